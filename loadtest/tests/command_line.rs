@@ -1,0 +1,97 @@
+//! The program as a shell sees it: what it prints and how it exits.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Output, Stdio};
+
+fn program() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_cutover-loadtest"))
+}
+
+fn output(arguments: &[&str]) -> Output {
+    program().args(arguments).output().expect("the program runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A backend process, ended with the test.
+struct BackendProcess {
+    child: Child,
+    url: String,
+}
+
+impl BackendProcess {
+    fn start(arguments: &[&str]) -> Self {
+        let mut child = program().args(["backend", "--name", "new"]).args(arguments).stdout(Stdio::piped()).spawn().expect("the program runs");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("its stdout")).read_line(&mut line).expect("a line");
+        let url = line.trim_end().strip_prefix("listening on ").unwrap_or_else(|| panic!("expected the address, found {line:?}")).to_owned();
+        Self { child, url }
+    }
+}
+
+impl Drop for BackendProcess {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn bad_usage_exits_with_2_and_says_what_was_expected() {
+    for (arguments, expected) in [
+        (vec!["run", "--target", "http://192.0.2.1:80"], "--allow-remote"),
+        (vec!["run", "--target", "http://127.0.0.1:1", "--duration", "5"], "such as \"250ms\""),
+        (vec!["run", "--target", "http://127.0.0.1:1", "--salt", "s"], "--percent"),
+        (vec!["run", "--target", "http://127.0.0.1:1", "--users", "0"], "expected 1 to"),
+        (vec!["run", "--target", "http://127.0.0.1:1", "--connections", "0"], "at least 1 connection"),
+        (vec!["run", "--target", "ftp://127.0.0.1"], "such as http://"),
+        (vec!["backend", "--name", "a\nb"], "expected a name"),
+        (vec!["backend", "--name", "new", "--error-rate", "101"], "expected a percentage"),
+        (vec!["backend"], "--name"),
+    ] {
+        let output = output(&arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {said}");
+        assert!(said.contains(expected), "{arguments:?}: {said}");
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn a_healthy_run_exits_with_0_and_prints_the_table() {
+    let backend = BackendProcess::start(&[]);
+    let output = output(&["run", "--target", &backend.url, "--rps", "500", "--duration", "200ms", "--users", "20", "--salt", "checkout", "--percent", "100", "--assert"]);
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for line in [
+        "requests       100 finished, 100 sent",
+        "statuses       2xx 100",
+        "failures       0 requests, 0 users hurt",
+        "sides          legacy 0, new 100, unnamed 0",
+        "hash           0 of 100 answers from the wrong side",
+        "expected 100.000% inside",
+    ] {
+        assert!(table.contains(line), "expected {line:?} in\n{table}");
+    }
+    assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn a_failing_run_exits_with_1_only_under_assert_and_says_which() {
+    let backend = BackendProcess::start(&["--error-rate", "100%"]);
+    let run = ["run", "--target", &backend.url, "--rps", "500", "--duration", "100ms", "--json"];
+    let plain = output(&run);
+    assert_eq!(plain.status.code(), Some(0));
+    let report: serde_json::Value = serde_json::from_slice(&plain.stdout).expect("json");
+    assert_eq!(report["failures"]["server_errors"], 50);
+    assert_eq!(report["statuses"]["5xx"], 50);
+
+    let asserted = output(&[&run[..], &["--assert"]].concat());
+    assert_eq!(asserted.status.code(), Some(1));
+    let said = text(&asserted.stderr);
+    assert!(said.contains("violation: 50 of 50 requests failed (5xx 50)"), "{said}");
+    serde_json::from_slice::<serde_json::Value>(&asserted.stdout).expect("json all the same");
+}

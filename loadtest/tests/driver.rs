@@ -1,0 +1,204 @@
+//! Whole runs of the generator against servers in this process that behave well or badly.
+//!
+//! Nothing here waits for the clock: runs are as long as their number of requests, and where a test
+//! has to step in, it follows the progress of the run.
+
+mod support;
+
+use cutover_loadtest::backend::{Backend, BackendConfig, Dial};
+use cutover_loadtest::driver::{Arrivals, Driver, RunPlan, UserKey};
+use cutover_loadtest::report::Report;
+use cutover_loadtest::units::Percent;
+use cutover_loadtest::users::{Oracle, Side};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+use support::{finish, plan, run, start_server, user_of};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpSocket};
+
+fn oracle(percent: &str) -> Oracle {
+    Oracle::new("checkout", Percent::parse(percent).expect("a percentage"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_splits_by_the_hash_has_no_wrong_side() {
+    let splitter = oracle("25");
+    let address = start_server(true, move |request, _| splitter.side(&user_of(request))).await;
+    let mut plan = plan(address).await;
+    plan.oracle = Some(oracle("25"));
+    let report = run(&plan).await;
+
+    assert_eq!(report.requests.finished, 400);
+    assert_eq!(report.requests.sent, 400);
+    assert_eq!(report.statuses["2xx"], 400);
+    assert_eq!(report.latency.count, 400);
+    let check = report.hash.as_ref().expect("a check");
+    assert_eq!((check.checked, check.wrong_answers), (400, 0));
+    assert_eq!(report.stickiness.users_on_both_sides, 0);
+    assert!(report.sides.new > 0 && report.sides.legacy > 0);
+    assert_eq!(report.shares.requests.expected_in_interval, Some(true));
+    assert_eq!(report.blast_radius, None);
+    assert_eq!(report.violations, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_splits_at_another_percentage_is_found_though_it_is_sticky() {
+    let splitter = oracle("60");
+    let address = start_server(true, move |request, _| splitter.side(&user_of(request))).await;
+    let mut plan = plan(address).await;
+    plan.oracle = Some(oracle("25"));
+    let report = run(&plan).await;
+
+    assert_eq!(report.stickiness.users_on_both_sides, 0);
+    let check = report.hash.as_ref().expect("a check");
+    assert!(check.wrong_users > 0);
+    assert!(check.examples.iter().all(|wrong| wrong.found == Side::New));
+    assert_eq!(report.violations.len(), 1, "{:?}", report.violations);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_is_not_sticky_shows_users_on_more_than_one_side() {
+    let address = start_server(true, |_, before| if before % 2 == 0 { Side::Legacy } else { Side::New }).await;
+    let plan = plan(address).await;
+    let report = run(&plan).await;
+
+    let found = &report.stickiness;
+    assert!(found.users_on_both_sides > 0);
+    assert!(found.switches >= found.users_on_both_sides);
+    assert_eq!(found.legacy_to_new + found.new_to_legacy + found.overlapping, found.switches);
+    assert!(report.violations[0].contains("more than one side"), "{:?}", report.violations);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cutover_in_the_middle_of_a_run_goes_from_legacy_to_new_only() {
+    let address = start_server(true, |_, before| if before < 200 { Side::Legacy } else { Side::New }).await;
+    let mut plan = plan(address).await;
+    // One connection has one request in flight, so that every direction is certain.
+    plan.connections = 1;
+    let report = run(&plan).await;
+
+    let found = &report.stickiness;
+    assert!(found.legacy_to_new > 0);
+    assert_eq!((found.new_to_legacy, found.overlapping), (0, 0));
+    assert_eq!(found.users_first_to_new, found.users_on_both_sides);
+    assert_eq!((report.sides.legacy, report.sides.new), (200, 200));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dial_turned_to_500_in_the_middle_of_a_run_shows_as_users_hurt() {
+    let backend = Backend::start(BackendConfig::named("new")).await.expect("a backend");
+    let mut plan = plan(backend.address()).await;
+    // Long enough that the test, not the clock, ends it.
+    plan.duration = Duration::from_secs(600);
+    let driver = Driver::start(plan.clone()).expect("a run");
+    let mut progress = driver.progress();
+    progress.wait_for(|progress| progress.finished >= 100).await.expect("progress");
+    let before = *progress.borrow();
+    backend.dial().set(Dial { status: Some(500), ..Dial::default() }).expect("a dial");
+    progress.wait_for(|progress| progress.failed >= 50).await.expect("failures");
+    let report = Report::new(&plan, finish(driver.stop_handle(), driver).await);
+
+    assert_eq!(before.failed, 0);
+    assert!(report.requests.stopped_early);
+    assert!(report.statuses["2xx"] >= 100);
+    assert!(report.statuses["5xx"] >= 50);
+    assert_eq!(report.failures.server_errors, report.statuses["5xx"]);
+    assert!((1..=40).contains(&report.failures.users_hurt));
+    assert!(report.blast_radius.is_some());
+    assert!(report.violations[0].contains("requests failed (5xx"), "{:?}", report.violations);
+    backend.stop().await;
+}
+
+async fn run_against_dial(dial: Dial, change: impl Fn(&mut RunPlan)) -> Report {
+    let backend = Backend::start(BackendConfig::named("new")).await.expect("a backend");
+    backend.dial().set(dial).expect("a dial");
+    let mut plan = plan(backend.address()).await;
+    change(&mut plan);
+    let report = run(&plan).await;
+    backend.stop().await;
+    report
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_closed_without_an_answer_are_resets() {
+    let dial = Dial { reset: true, ..Dial::default() };
+    let report = run_against_dial(dial, |_| {}).await;
+    assert_eq!(report.failures.transport["reset"], 400);
+    assert_eq!(report.latency.count, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn requests_that_hang_are_given_up_and_so_are_those_that_wait_behind_them() {
+    let dial = Dial { hang: true, ..Dial::default() };
+    let report = run_against_dial(dial, |plan| plan.timeout = Duration::from_secs(1)).await;
+    let transport = &report.failures.transport;
+    assert!(transport["timeout"] > 0);
+    assert_eq!(transport["timeout"] + transport["waiting"], 400);
+    assert_eq!(report.latency.count, 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_where_nobody_listens_is_a_connect_failure() {
+    // Bound but not listening: the port cannot be taken by another test.
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+    let plan = plan(socket.local_addr().expect("an address")).await;
+    let report = run(&plan).await;
+    assert_eq!(report.failures.transport["connect"], 400);
+    assert_eq!(report.requests.sent, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_not_http_is_a_protocol_failure() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(b"not http at all\r\n\r\n").await;
+                // Held until the client closes, so that the answer is not overtaken by a reset.
+                while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
+            });
+        }
+    });
+    let report = run(&plan(address).await).await;
+    assert_eq!(report.failures.transport["protocol"], 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_that_closes_after_every_answer_fails_nothing() {
+    let address = start_server(false, |_, _| Side::Legacy).await;
+    let report = run(&plan(address).await).await;
+    assert_eq!(report.sides.legacy, 400);
+    assert_eq!(report.violations, Vec::<String>::new());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_travel_in_a_cookie_when_asked_and_the_path_is_kept() {
+    let address = start_server(true, |request, _| {
+        let cookie = request.headers()["cookie"].to_str().expect("text");
+        assert!(cookie.starts_with("uid=user-"), "{cookie}");
+        assert!(!request.headers().contains_key("x-user-id"));
+        assert_eq!(request.uri(), "/checkout?step=1");
+        assert!(request.headers()["host"].to_str().is_ok_and(|host| host.starts_with("127.0.0.1:")));
+        Side::Legacy
+    })
+    .await;
+    let mut plan = plan(address).await;
+    plan.key = UserKey::Cookie("uid".to_owned());
+    plan.arrivals = Arrivals::Poisson;
+    let report = run(&plan).await;
+    assert!(report.requests.finished > 0);
+    assert_eq!(report.failures.requests, 0);
+    assert_eq!(report.sides.legacy, report.requests.finished);
+}
+
+#[tokio::test]
+async fn a_plan_that_cannot_be_remembered_is_refused() {
+    let mut plan = plan(([127, 0, 0, 1], 1).into()).await;
+    plan.duration = Duration::from_secs(1_000_000);
+    let message = Driver::start(plan).expect_err("too long").to_string();
+    assert!(message.contains("expected rate times duration"), "{message}");
+}

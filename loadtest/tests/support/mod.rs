@@ -1,0 +1,75 @@
+//! What the tests of a whole run share: a server whose sides a test decides, and a plan for it.
+
+use cutover_loadtest::driver::{Arrivals, Driver, Measurement, RunPlan, StopHandle, Target, UserKey};
+use cutover_loadtest::report::Report;
+use cutover_loadtest::users::Side;
+use http::uri::PathAndQuery;
+use http::{HeaderName, Request, Response};
+use http_body_util::Empty;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use std::convert::Infallible;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+/// Serves until the runtime of the test ends. `choose` gets each request and how many came before.
+pub async fn start_server(keep_alive: bool, choose: impl Fn(&Request<Incoming>, u64) -> Side + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let choose = Arc::new(choose);
+    let count = Arc::new(AtomicU64::new(0));
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let choose = Arc::clone(&choose);
+            let count = Arc::clone(&count);
+            let service = service_fn(move |request| {
+                let side = choose(&request, count.fetch_add(1, Ordering::SeqCst));
+                let response = Response::builder().header("x-served-by", side.name()).body(Empty::<Bytes>::new()).expect("a response");
+                std::future::ready(Ok::<_, Infallible>(response))
+            });
+            tokio::spawn(http1::Builder::new().keep_alive(keep_alive).serve_connection(TokioIo::new(stream), service));
+        }
+    });
+    address
+}
+
+/// The user that a request names in `x-user-id`.
+pub fn user_of(request: &Request<Incoming>) -> String {
+    request.headers().get("x-user-id").and_then(|user| user.to_str().ok()).expect("a user").to_owned()
+}
+
+/// 400 requests of 40 users over 4 connections, with a timeout that no test waits for.
+pub async fn plan(address: SocketAddr) -> RunPlan {
+    RunPlan {
+        target: Target::resolve(&format!("http://{address}"), false).await.expect("a loopback target"),
+        path: PathAndQuery::from_static("/checkout?step=1"),
+        key: UserKey::Header(HeaderName::from_static("x-user-id")),
+        side_header: HeaderName::from_static("x-served-by"),
+        rate: 2_000.0,
+        arrivals: Arrivals::Constant,
+        duration: Duration::from_millis(200),
+        users: 40,
+        connections: 4,
+        seed: 7,
+        timeout: Duration::from_secs(60),
+        oracle: None,
+    }
+}
+
+/// Runs a plan to its end.
+pub async fn run(plan: &RunPlan) -> Report {
+    let driver = Driver::start(plan.clone()).expect("a run");
+    Report::new(plan, driver.finish().await.expect("a measurement"))
+}
+
+/// Stops a run and waits for its end.
+#[allow(dead_code)] // Each test binary compiles this module; not all of them stop a run.
+pub async fn finish(stop: StopHandle, driver: Driver) -> Measurement {
+    stop.stop();
+    driver.finish().await.expect("a measurement")
+}

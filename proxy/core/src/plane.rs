@@ -1,0 +1,466 @@
+//! The control plane as one function: events in, effects out, in order.
+//!
+//! One task of the shell owns a [`ControlPlane`], feeds it ticks, settings and commands, and carries out the effects it returns one after the other. The order of effects is part of the
+//! behaviour: a drop is published before it is persisted and announced (stop the harm first), a raise is persisted before it is published (a crash in between leaves the smaller
+//! exposure). A change that lowers one rollout and raises another does both: first everything at the lower of the two, then persist, then the whole.
+//!
+//! Latches of rollouts that left the file are kept: taking a block out and putting it back does not lift its latch.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::guard::Verdict;
+use crate::percent::Percent;
+use crate::rollout::{Cause, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
+use crate::side::PerSide;
+use crate::split::Split;
+use crate::time::{Now, Wall};
+use crate::window::Totals;
+
+/// Something the control plane must know.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// Time passed: the cumulative totals of every recorder slot, by slot. Slots beyond the end have no traffic yet.
+    Tick(&'a [PerSide<Totals>]),
+    /// A valid file, the first one included.
+    Settings {
+        /// All rollouts in file order.
+        rollouts: Vec<RolloutSettings>,
+        /// Who changed the file, as far as known.
+        actor: Actor,
+        /// Why, as far as known.
+        reason: String,
+    },
+    /// Somebody wants something of one rollout.
+    Command {
+        /// Its id.
+        rollout: &'a str,
+        /// What.
+        command: Command,
+        /// Who.
+        actor: Actor,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What somebody can want of a rollout. A changed percentage is not among them: it goes through the file and arrives as settings.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Everybody to legacy, latched.
+    Rollback,
+    /// Lift the latch; the percentage of the file is in force again.
+    Rearm,
+}
+
+/// Who did something, and through which door.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    /// The name of a token, a user, or of the part of Cutover that acted.
+    pub name: String,
+    /// The door.
+    pub source: Source,
+}
+
+impl Actor {
+    /// The guard itself.
+    pub fn guard() -> Self {
+        Self { name: "guard".to_owned(), source: Source::Guard }
+    }
+
+    /// Whoever edited the file.
+    pub fn file() -> Self {
+        Self { name: "file".to_owned(), source: Source::File }
+    }
+}
+
+/// The door through which a change came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The watched file.
+    File,
+    /// The command line.
+    Cli,
+    /// The admin page.
+    Ui,
+    /// The admin API.
+    Api,
+    /// The guard.
+    Guard,
+    /// Start-up and what was found there.
+    Start,
+}
+
+impl Source {
+    /// The name in records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::Cli => "cli",
+            Self::Ui => "ui",
+            Self::Api => "api",
+            Self::Guard => "guard",
+            Self::Start => "start",
+        }
+    }
+}
+
+/// Something the shell must do, in the order given.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Put this split before the data path.
+    Publish(Split),
+    /// Make this durable.
+    Persist(Vec<Standing>),
+    /// Write it into the journal, the log and tell people.
+    Announce(Box<Announcement>),
+}
+
+/// Where one rollout stands, as it is made durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// The rollout.
+    pub id: Arc<str>,
+    /// The share asked for; `None` when the rollout is no longer in the file.
+    pub percent: Option<Percent>,
+    /// Holding, or latched and why.
+    pub phase: Phase,
+}
+
+/// One change, for the journal and for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Announcement {
+    /// When.
+    pub at: Wall,
+    /// Which rollout.
+    pub rollout: Arc<str>,
+    /// What changed.
+    pub change: Change,
+    /// Who changed it.
+    pub actor: Actor,
+    /// Why.
+    pub reason: String,
+    /// All of it in one sentence.
+    pub sentence: String,
+    /// The share of users on new from now on.
+    pub effective: Percent,
+}
+
+/// What changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// The process started with this rollout.
+    Started,
+    /// A rollout came into the file.
+    Added,
+    /// A rollout left the file.
+    Removed,
+    /// The share asked for changed.
+    Percent {
+        /// Before.
+        from: Percent,
+        /// From now on.
+        to: Percent,
+    },
+    /// Other settings changed.
+    Settings,
+    /// Latched at 0 %.
+    RolledBack(Trip),
+    /// The latch was lifted.
+    Rearmed,
+    /// The guard would have rolled back, were it not a dry run.
+    DryRunBreach,
+}
+
+impl Change {
+    /// The name in records.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Started => "started",
+            Self::Added => "added",
+            Self::Removed => "removed",
+            Self::Percent { .. } => "percent",
+            Self::Settings => "settings",
+            Self::RolledBack(_) => "rollback",
+            Self::Rearmed => "rearm",
+            Self::DryRunBreach => "dry_run_breach",
+        }
+    }
+}
+
+/// Why a command was refused. Nothing has changed then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandError {
+    /// No rollout has this id.
+    UnknownRollout {
+        /// The id asked for.
+        id: String,
+        /// The ids there are.
+        known: Vec<Arc<str>>,
+    },
+    /// Only a rolled-back rollout can be re-armed.
+    NotRolledBack {
+        /// The rollout.
+        id: String,
+    },
+}
+
+impl fmt::Display for CommandError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownRollout { id, known } => write!(f, "no rollout has the id `{id}`; there are: {}", known.join(", ")),
+            Self::NotRolledBack { id } => write!(f, "`{id}` is not rolled back, so there is nothing to re-arm"),
+        }
+    }
+}
+
+impl std::error::Error for CommandError {}
+
+/// What the saved state said at start.
+#[derive(Clone, Debug)]
+pub enum Restored {
+    /// There was none: the first start.
+    Fresh,
+    /// Where each rollout stood.
+    Known(Vec<Standing>),
+    /// It could not be read, for this reason: every rollout starts latched at 0 %.
+    Unreadable(String),
+}
+
+/// All rollouts and their latches. The one writer of the split.
+#[derive(Debug)]
+pub struct ControlPlane {
+    rollouts: Vec<Rollout>,
+    /// Latches of rollouts that are not in the file now.
+    absent: BTreeMap<Arc<str>, Latch>,
+    /// Recorder slots by id, for the life of the process.
+    slots: BTreeMap<Arc<str>, usize>,
+    revision: u64,
+    unreadable: Option<String>,
+    started: bool,
+}
+
+impl ControlPlane {
+    /// A control plane that knows what was restored but has no settings yet.
+    pub fn new(restored: Restored) -> Self {
+        let mut absent = BTreeMap::new();
+        let mut unreadable = None;
+        match restored {
+            Restored::Fresh => {}
+            Restored::Known(standings) => {
+                for standing in standings {
+                    if let Phase::RolledBack(latch) = standing.phase {
+                        absent.insert(standing.id, latch);
+                    }
+                }
+            }
+            Restored::Unreadable(why) => unreadable = Some(why),
+        }
+        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), revision: 0, unreadable, started: false }
+    }
+
+    /// The rollouts in file order.
+    pub fn rollouts(&self) -> &[Rollout] {
+        &self.rollouts
+    }
+
+    /// The rollout with this id.
+    pub fn rollout(&self, id: &str) -> Option<&Rollout> {
+        self.rollouts.iter().find(|rollout| &**rollout.id() == id)
+    }
+
+    /// The revision of the split published last.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Where everything stands, as it is made durable.
+    pub fn standings(&self) -> Vec<Standing> {
+        let present = self.rollouts.iter().map(|rollout| Standing { id: Arc::clone(rollout.id()), percent: Some(rollout.desired()), phase: rollout.phase().clone() });
+        let absent = self.absent.iter().map(|(id, latch)| Standing { id: Arc::clone(id), percent: None, phase: Phase::RolledBack(latch.clone()) });
+        present.chain(absent).collect()
+    }
+
+    /// Takes one event and returns what must be done, in order.
+    ///
+    /// # Errors
+    /// Only a command can be refused; nothing has changed then.
+    pub fn on(&mut self, event: Event<'_>, now: Now) -> Result<Vec<Effect>, CommandError> {
+        match event {
+            Event::Tick(totals) => Ok(self.on_tick(totals, now)),
+            Event::Settings { rollouts, actor, reason } => Ok(self.on_settings(rollouts, &actor, &reason, now)),
+            Event::Command { rollout, command, actor, reason } => self.on_command(rollout, command, actor, reason, now),
+        }
+    }
+
+    fn on_tick(&mut self, totals: &[PerSide<Totals>], now: Now) -> Vec<Effect> {
+        let none = PerSide::default();
+        let mut tripped = Vec::new();
+        let mut warned = Vec::new();
+        for rollout in &mut self.rollouts {
+            match rollout.tick(now, totals.get(rollout.slot()).unwrap_or(&none)) {
+                Judgement::Nothing => {}
+                Judgement::Trip { cause, sentence } => {
+                    let trip = rollout.trip(now, cause, sentence);
+                    tripped.push(rolled_back(rollout, trip, Actor::guard(), "the guard's rule was breached".to_owned(), now));
+                }
+                Judgement::WouldTrip(verdict) => warned.push(would_trip(rollout, &verdict, now)),
+            }
+        }
+        let mut effects = if tripped.is_empty() { Vec::new() } else { self.drop_effects(tripped) };
+        effects.extend(warned.into_iter().map(Effect::Announce));
+        effects
+    }
+
+    fn on_command(&mut self, id: &str, command: Command, actor: Actor, reason: String, now: Now) -> Result<Vec<Effect>, CommandError> {
+        let Some(at) = self.rollouts.iter().position(|rollout| &**rollout.id() == id) else {
+            let known = self.rollouts.iter().map(|rollout| Arc::clone(rollout.id())).collect();
+            return Err(CommandError::UnknownRollout { id: id.to_owned(), known });
+        };
+        let rollout = &mut self.rollouts[at];
+        match command {
+            Command::Rollback if rollout.latch().is_some() => Ok(Vec::new()),
+            Command::Rollback => {
+                let sentence = format!("{} sent everyone to legacy: {reason}", actor.name);
+                let trip = rollout.trip(now, Cause::Manual { actor: actor.name.clone(), reason: reason.clone() }, sentence);
+                let announcement = rolled_back(rollout, trip, actor, reason, now);
+                Ok(self.drop_effects([announcement]))
+            }
+            Command::Rearm if rollout.latch().is_none() => Err(CommandError::NotRolledBack { id: id.to_owned() }),
+            Command::Rearm => {
+                rollout.rearm();
+                let announcement = rearmed(rollout, &actor, &reason, now);
+                self.revision += 1;
+                Ok(vec![Effect::Persist(self.standings()), Effect::Publish(self.split()), Effect::Announce(announcement)])
+            }
+        }
+    }
+
+    fn on_settings(&mut self, settings: Vec<RolloutSettings>, actor: &Actor, reason: &str, now: Now) -> Vec<Effect> {
+        let before = self.split();
+        let mut announcements = Vec::new();
+        let mut previous: BTreeMap<Arc<str>, Rollout> = self.rollouts.drain(..).map(|rollout| (Arc::clone(rollout.id()), rollout)).collect();
+        for settings in settings {
+            let id = Arc::clone(&settings.id);
+            let next_slot = self.slots.len();
+            let slot = *self.slots.entry(Arc::clone(&id)).or_insert(next_slot);
+            let rollout = match previous.remove(&id) {
+                Some(mut rollout) => {
+                    let was = (rollout.settings().clone(), rollout.latch().is_some());
+                    rollout.apply(settings);
+                    announcements.extend(changed(&was.0, was.1, &rollout, actor, reason, now));
+                    rollout
+                }
+                None => {
+                    let rollout = self.arrive(settings, slot, now);
+                    announcements.extend(arrived(&rollout, self.started, actor, reason, now));
+                    rollout
+                }
+            };
+            self.rollouts.push(rollout);
+        }
+        for (id, gone) in previous {
+            announcements.push(announce(&gone, Change::Removed, actor, reason, format!("{id}: left the file; its requests go to the next match"), now));
+            if let Some(latch) = gone.latch() {
+                self.absent.insert(id, latch.clone());
+            }
+        }
+        self.started = true;
+        self.unreadable = None;
+        self.revision += 1;
+        let mut effects = self.change_effects(&before);
+        effects.extend(announcements.into_iter().map(Effect::Announce));
+        effects
+    }
+
+    /// A rollout that was not there before, with the latch it left behind, if any.
+    fn arrive(&mut self, settings: RolloutSettings, slot: usize, now: Now) -> Rollout {
+        let phase = match (self.absent.remove(&settings.id), &self.unreadable) {
+            (Some(latch), _) if settings.generation <= latch.generation => Phase::RolledBack(latch),
+            (None, Some(why)) => {
+                let sentence = format!("the saved state could not be read ({why}), so nobody knows whether it was rolled back");
+                let trip = Trip { at: now.wall, cause: Cause::State, from: settings.percent, sentence };
+                Phase::RolledBack(Latch { generation: settings.generation, trip })
+            }
+            (Some(_) | None, _) => Phase::Holding,
+        };
+        Rollout::new(settings, slot, phase)
+    }
+
+    /// Persist and publish in the order that the exposure demands.
+    fn change_effects(&mut self, before: &Split) -> Vec<Effect> {
+        let after = self.split();
+        let percent_before = |id: &str| before.rollouts.iter().find(|rollout| &*rollout.rule.id == id).map(|rollout| rollout.percent);
+        let raises = after.rollouts.iter().any(|rollout| percent_before(&rollout.rule.id).is_none_or(|before| before < rollout.percent));
+        let lowers = after.rollouts.iter().any(|rollout| percent_before(&rollout.rule.id).is_some_and(|before| before > rollout.percent));
+        let persist = Effect::Persist(self.standings());
+        match (lowers, raises) {
+            (true, false) => vec![Effect::Publish(after), persist],
+            (false, _) => vec![persist, Effect::Publish(after)],
+            (true, true) => {
+                let mut lower = after.clone();
+                for rollout in &mut lower.rollouts {
+                    rollout.percent = rollout.percent.min(percent_before(&rollout.rule.id).unwrap_or(Percent::ZERO));
+                }
+                self.revision += 1;
+                vec![Effect::Publish(lower), persist, Effect::Publish(self.split())]
+            }
+        }
+    }
+
+    fn drop_effects(&mut self, announcements: impl IntoIterator<Item = Box<Announcement>>) -> Vec<Effect> {
+        self.revision += 1;
+        let mut effects = vec![Effect::Publish(self.split()), Effect::Persist(self.standings())];
+        effects.extend(announcements.into_iter().map(Effect::Announce));
+        effects
+    }
+
+    /// What the data path should see now.
+    pub fn split(&self) -> Split {
+        Split { revision: self.revision, rollouts: self.rollouts.iter().map(Rollout::split).collect() }
+    }
+}
+
+fn announce(rollout: &Rollout, change: Change, actor: &Actor, reason: &str, sentence: String, now: Now) -> Box<Announcement> {
+    Box::new(Announcement { at: now.wall, rollout: Arc::clone(rollout.id()), change, actor: actor.clone(), reason: reason.to_owned(), sentence, effective: rollout.effective() })
+}
+
+fn rolled_back(rollout: &Rollout, trip: Trip, actor: Actor, reason: String, now: Now) -> Box<Announcement> {
+    let sentence = format!("{}: rolled back from {} % to 0 %: {}", rollout.id(), trip.from, trip.sentence);
+    announce(rollout, Change::RolledBack(trip), &actor, &reason, sentence, now)
+}
+
+fn rearmed(rollout: &Rollout, actor: &Actor, reason: &str, now: Now) -> Box<Announcement> {
+    let sentence = format!("{}: re-armed by {}, {} % of users are on new: {reason}", rollout.id(), actor.name, rollout.effective());
+    announce(rollout, Change::Rearmed, actor, reason, sentence, now)
+}
+
+fn would_trip(rollout: &Rollout, verdict: &Verdict, now: Now) -> Box<Announcement> {
+    let sentence = format!("{}: would roll back, but dry_run is on: {}", rollout.id(), verdict.sentence);
+    announce(rollout, Change::DryRunBreach, &Actor::guard(), verdict.rule.name(), sentence, now)
+}
+
+fn arrived(rollout: &Rollout, running: bool, actor: &Actor, reason: &str, now: Now) -> Option<Box<Announcement>> {
+    let change = if running { Change::Added } else { Change::Started };
+    let sentence = format!("{}: {}", rollout.id(), rollout.sentence());
+    Some(announce(rollout, change, actor, reason, sentence, now))
+}
+
+/// What a file did to a rollout that was there before; nothing when it says the same.
+fn changed(was: &RolloutSettings, was_latched: bool, rollout: &Rollout, actor: &Actor, reason: &str, now: Now) -> Option<Box<Announcement>> {
+    let is = rollout.settings();
+    let latched = rollout.latch().is_some();
+    if was_latched && !latched {
+        let generation = format!("generation {} is above the one that was rolled back", is.generation);
+        let reason = if reason.is_empty() { &generation } else { reason };
+        return Some(rearmed(rollout, actor, reason, now));
+    }
+    if was.percent != is.percent {
+        let held = if latched { ", but it is rolled back: 0 % of users stay on new" } else { "" };
+        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
+        let sentence = format!("{}: {} % -> {} % by {}{held}{why}", rollout.id(), was.percent, is.percent, actor.name);
+        return Some(announce(rollout, Change::Percent { from: was.percent, to: is.percent }, actor, reason, sentence, now));
+    }
+    (was != is).then(|| announce(rollout, Change::Settings, actor, reason, format!("{}: settings changed", rollout.id()), now))
+}

@@ -1,0 +1,399 @@
+//! Who goes where: the immutable snapshot the data path reads, and the decision for one request.
+//!
+//! A [`Split`] is built by the control plane and never changed; a request reads one from start to end. What is heavy (lists, keys, match rules) sits in an
+//! `Arc<RolloutRule>` shared from one split to the next, so that publishing a drop copies a few words.
+//!
+//! Deliberately absent: extraction of the user key from a request (the gateway's `identity`), and chance: a random bucket is an argument.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use crate::bucket::{Bucket, Salt};
+use crate::percent::Percent;
+use crate::side::{PerSide, Side};
+
+/// What the data path needs of all rollouts, in file order.
+#[derive(Clone, Debug, Default)]
+pub struct Split {
+    /// Grows with every published change.
+    pub revision: u64,
+    /// In file order: the first match wins.
+    pub rollouts: Vec<RolloutSplit>,
+}
+
+impl Split {
+    /// The first rollout that matches, by its place in `rollouts`.
+    pub fn rollout_for(&self, host: &str, path: &str, method: &str) -> Option<usize> {
+        self.rollouts.iter().position(|rollout| rollout.rule.matches.accepts(host, path, method))
+    }
+}
+
+/// One rollout as the data path sees it now.
+#[derive(Clone, Debug)]
+pub struct RolloutSplit {
+    /// What only a changed file changes.
+    pub rule: Arc<RolloutRule>,
+    /// The effective share of users on new: the file's, or zero while latched.
+    pub percent: Percent,
+    /// Rolled back: everybody is on legacy, lists included.
+    pub latched: bool,
+}
+
+/// The part of a rollout that only a changed file changes.
+#[derive(Clone, Debug)]
+pub struct RolloutRule {
+    /// The id of the rollout.
+    pub id: Arc<str>,
+    /// Its place in the recorder, the same for as long as the process lives.
+    pub slot: usize,
+    /// Which requests it takes.
+    pub matches: Match,
+    /// The salt of its hash.
+    pub salt: Salt,
+    /// Where the user key comes from; the first source that is not empty wins.
+    pub keys: Vec<KeySource>,
+    /// What happens to a request without a key.
+    pub anonymous: Anonymous,
+    /// Users on new whatever their bucket, unless rolled back.
+    pub always_new: UserList,
+    /// Users on legacy whatever their bucket.
+    pub always_legacy: UserList,
+    /// Names of the backends of the two sides.
+    pub backends: PerSide<Arc<str>>,
+}
+
+/// Which requests a rollout takes. Each part is optional; an absent one accepts everything.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Match {
+    /// Lower-case host without port, or `*.example.org` for any name below it.
+    pub host: Option<Box<str>>,
+    /// Path prefix by whole segments, beginning with `/` and without a closing one: `/shop` takes `/shop` and `/shop/1`, not `/shopping`.
+    pub path: Option<Box<str>>,
+    /// Upper-case methods; empty takes all.
+    pub methods: Vec<Box<str>>,
+}
+
+impl Match {
+    /// Whether a request is taken. `host` has no port, `path` is normalised and has no query.
+    pub fn accepts(&self, host: &str, path: &str, method: &str) -> bool {
+        self.accepts_host(host) && self.accepts_path(path) && (self.methods.is_empty() || self.methods.iter().any(|accepted| &**accepted == method))
+    }
+
+    fn accepts_host(&self, host: &str) -> bool {
+        match self.host.as_deref() {
+            None => true,
+            Some(wanted) => match wanted.strip_prefix('*') {
+                None => wanted.eq_ignore_ascii_case(host),
+                Some(suffix) => {
+                    let Some(at) = host.len().checked_sub(suffix.len()) else { return false };
+                    at > 0 && host.as_bytes()[at..].eq_ignore_ascii_case(suffix.as_bytes())
+                }
+            },
+        }
+    }
+
+    fn accepts_path(&self, path: &str) -> bool {
+        match self.path.as_deref() {
+            None | Some("" | "/") => true,
+            Some(prefix) => path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+        }
+    }
+}
+
+/// A place where the user key may be found in a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum KeySource {
+    /// A request header, lower case.
+    Header(Box<str>),
+    /// A cookie.
+    Cookie(Box<str>),
+    /// A claim of the bearer token, read without verifying its signature: for bucketing only.
+    Jwt(Box<str>),
+    /// A query parameter.
+    Query(Box<str>),
+    /// The N-th path segment, counted from 1.
+    Path(usize),
+    /// The client's address.
+    Ip,
+}
+
+impl KeySource {
+    /// The source as the file writes it, such as `header:x-user-id`.
+    pub fn text(&self) -> String {
+        match self {
+            Self::Header(name) => format!("header:{name}"),
+            Self::Cookie(name) => format!("cookie:{name}"),
+            Self::Jwt(claim) => format!("jwt:{claim}"),
+            Self::Query(name) => format!("query:{name}"),
+            Self::Path(segment) => format!("path:{segment}"),
+            Self::Ip => "ip".to_owned(),
+        }
+    }
+}
+
+/// What happens to a request without a user key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Anonymous {
+    /// Goes to legacy.
+    #[default]
+    Legacy,
+    /// Gets an id in a cookie and is bucketed by it, this very request included.
+    Cookie,
+    /// Is decided by chance, request by request.
+    Random,
+}
+
+/// User keys named by the operator. The map hashes in memory only, with fixed seeds: its order and output are never seen.
+#[derive(Clone, Debug)]
+pub struct UserList(HashSet<Box<[u8]>, ahash::RandomState>);
+
+impl UserList {
+    /// A list of these keys.
+    pub fn new<K: AsRef<[u8]>>(keys: impl IntoIterator<Item = K>) -> Self {
+        let mut list = HashSet::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
+        list.extend(keys.into_iter().map(|key| key.as_ref().into()));
+        Self(list)
+    }
+
+    /// Whether the key is named.
+    pub fn contains(&self, key: &[u8]) -> bool {
+        !self.0.is_empty() && self.0.contains(key)
+    }
+
+    /// How many keys are named.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether nobody is named.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Default for UserList {
+    fn default() -> Self {
+        Self::new(std::iter::empty::<&[u8]>())
+    }
+}
+
+impl PartialEq for UserList {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+pub enum UserKey<'a> {
+    /// A key that the request carries, or one minted for it just now.
+    Known(&'a [u8]),
+    /// No key, and chance decides: a bucket drawn by the shell.
+    Random(Bucket),
+    /// No key.
+    None,
+}
+
+/// One request, as far as the decision is concerned.
+#[derive(Clone, Copy, Debug)]
+pub struct Ask<'a> {
+    /// The user.
+    pub key: UserKey<'a>,
+    /// The side a tester asked for with a valid token.
+    pub override_to: Option<Side>,
+    /// Which backends have a server to send to.
+    pub available: PerSide<bool>,
+}
+
+/// Where a request goes, and why: shown by `explain`, the access log and the headers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The side that serves.
+    pub side: Side,
+    /// The user's bucket, when there is a user.
+    pub bucket: Option<Bucket>,
+    /// Which step decided.
+    pub reason: Reason,
+}
+
+/// The step of the decision that settled it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// A tester's override with a valid token.
+    Override,
+    /// Named in `always_legacy`.
+    AlwaysLegacy,
+    /// The rollout is rolled back: legacy for everybody.
+    RolledBack,
+    /// Named in `always_new`.
+    AlwaysNew,
+    /// No user key.
+    Anonymous,
+    /// The user's bucket against the percentage.
+    Bucket,
+    /// The backend of choice has no server to send to, so the other one serves.
+    Health,
+}
+
+impl Reason {
+    /// How many reasons there are.
+    pub const COUNT: usize = 7;
+    /// All reasons, in the order of their index.
+    pub const ALL: [Self; Self::COUNT] = [Self::Override, Self::AlwaysLegacy, Self::RolledBack, Self::AlwaysNew, Self::Anonymous, Self::Bucket, Self::Health];
+
+    /// The name used in headers, metrics, the access log and `explain`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Override => "override",
+            Self::AlwaysLegacy => "always_legacy",
+            Self::RolledBack => "rolled_back",
+            Self::AlwaysNew => "always_new",
+            Self::Anonymous => "anonymous",
+            Self::Bucket => "bucket",
+            Self::Health => "health",
+        }
+    }
+
+    /// The place of this reason in [`Reason::ALL`] and in arrays of counts.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// Whether what comes of the request is evidence on the backend. Testers are few and do odd things; users moved for lack of a server are no fair sample.
+    pub const fn counts_as_evidence(self) -> bool {
+        match self {
+            Self::Override | Self::Health => false,
+            Self::AlwaysLegacy | Self::RolledBack | Self::AlwaysNew | Self::Anonymous | Self::Bucket => true,
+        }
+    }
+}
+
+/// Decides one request by the order of the contract: override, `always_legacy`, rolled back, `always_new`, no key, bucket; then health.
+///
+/// Maintenance, the contract's first step, answers a request instead of sending it somewhere and so stands before this function.
+/// Health moves only those whom a list, chance or their bucket put there: a tester's override, `always_legacy` and a rollback are somebody's explicit word, and a
+/// rolled-back backend gets no user because legacy is down too.
+pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
+    let rule = &*rollout.rule;
+    let (key, bucket) = match ask.key {
+        UserKey::Known(key) => (Some(key), Some(rule.salt.bucket(key))),
+        UserKey::Random(bucket) => (None, Some(bucket)),
+        UserKey::None => (None, None),
+    };
+    let decision = |side, reason| Decision { side, bucket, reason };
+    if let Some(side) = ask.override_to {
+        return decision(side, Reason::Override);
+    }
+    if key.is_some_and(|key| rule.always_legacy.contains(key)) {
+        return decision(Side::Legacy, Reason::AlwaysLegacy);
+    }
+    if rollout.latched {
+        return decision(Side::Legacy, Reason::RolledBack);
+    }
+    let by_bucket = |bucket: Bucket| if bucket.is_within(rollout.percent) { Side::New } else { Side::Legacy };
+    let chosen = match (key, bucket) {
+        (Some(key), _) if rule.always_new.contains(key) => decision(Side::New, Reason::AlwaysNew),
+        (Some(_), Some(bucket)) => decision(by_bucket(bucket), Reason::Bucket),
+        (None, Some(bucket)) => decision(by_bucket(bucket), Reason::Anonymous),
+        (_, None) => decision(Side::Legacy, Reason::Anonymous),
+    };
+    if !ask.available[chosen.side] && ask.available[chosen.side.other()] {
+        return decision(chosen.side.other(), Reason::Health);
+    }
+    chosen
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rollout(percent: &str, latched: bool) -> RolloutSplit {
+        let rule = RolloutRule {
+            id: "checkout".into(),
+            slot: 0,
+            matches: Match::default(),
+            salt: Salt::new("checkout"),
+            keys: vec![],
+            anonymous: Anonymous::Legacy,
+            always_new: UserList::new(["qa-1", "both"]),
+            always_legacy: UserList::new(["vip", "both"]),
+            backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+        };
+        let percent = if latched { Percent::ZERO } else { Percent::parse(percent).expect("a percentage") };
+        RolloutSplit { rule: Arc::new(rule), percent, latched }
+    }
+
+    fn ask(key: Option<&str>) -> Ask<'_> {
+        Ask { key: key.map_or(UserKey::None, |key| UserKey::Known(key.as_bytes())), override_to: None, available: PerSide { legacy: true, new: true } }
+    }
+
+    fn check(rollout: &RolloutSplit, ask: &Ask<'_>, side: Side, reason: Reason) {
+        let decision = decide(rollout, ask);
+        assert_eq!((decision.side, decision.reason), (side, reason));
+    }
+
+    #[test]
+    fn each_step_decides_before_the_next() {
+        let full = rollout("100", false);
+        let none = rollout("0", false);
+        check(&full, &Ask { override_to: Some(Side::Legacy), ..ask(Some("qa-1")) }, Side::Legacy, Reason::Override);
+        check(&none, &Ask { override_to: Some(Side::New), ..ask(Some("vip")) }, Side::New, Reason::Override);
+        check(&full, &ask(Some("vip")), Side::Legacy, Reason::AlwaysLegacy);
+        check(&full, &ask(Some("both")), Side::Legacy, Reason::AlwaysLegacy);
+        check(&none, &ask(Some("qa-1")), Side::New, Reason::AlwaysNew);
+        check(&full, &ask(None), Side::Legacy, Reason::Anonymous);
+        check(&full, &ask(Some("u")), Side::New, Reason::Bucket);
+        check(&none, &ask(Some("u")), Side::Legacy, Reason::Bucket);
+    }
+
+    #[test]
+    fn a_rollback_is_above_lists_and_buckets_but_not_above_a_testers_override() {
+        let latched = rollout("100", true);
+        check(&latched, &ask(Some("qa-1")), Side::Legacy, Reason::RolledBack);
+        check(&latched, &ask(Some("u")), Side::Legacy, Reason::RolledBack);
+        check(&latched, &ask(None), Side::Legacy, Reason::RolledBack);
+        check(&latched, &Ask { override_to: Some(Side::New), ..ask(Some("u")) }, Side::New, Reason::Override);
+    }
+
+    #[test]
+    fn a_backend_without_a_server_is_replaced_unless_somebody_said_otherwise() {
+        let full = rollout("100", false);
+        let no_new = PerSide { legacy: true, new: false };
+        let no_legacy = PerSide { legacy: false, new: true };
+        check(&full, &Ask { available: no_new, ..ask(Some("u")) }, Side::Legacy, Reason::Health);
+        check(&full, &Ask { available: no_legacy, ..ask(None) }, Side::New, Reason::Health);
+        check(&full, &Ask { available: no_legacy, ..ask(Some("vip")) }, Side::Legacy, Reason::AlwaysLegacy);
+        check(&rollout("5", true), &Ask { available: no_legacy, ..ask(Some("u")) }, Side::Legacy, Reason::RolledBack);
+        check(&full, &Ask { available: PerSide { legacy: false, new: false }, ..ask(Some("u")) }, Side::New, Reason::Bucket);
+        check(&full, &Ask { available: no_new, override_to: Some(Side::New), ..ask(Some("u")) }, Side::New, Reason::Override);
+    }
+
+    #[test]
+    fn chance_is_bucketed_like_a_user() {
+        let half = rollout("50", false);
+        let low = UserKey::Random(Bucket::of_hash(0));
+        let high = UserKey::Random(Bucket::of_hash(u32::MAX));
+        check(&half, &Ask { key: low, ..ask(None) }, Side::New, Reason::Anonymous);
+        check(&half, &Ask { key: high, ..ask(None) }, Side::Legacy, Reason::Anonymous);
+    }
+
+    #[test]
+    fn a_match_takes_whole_segments_and_hosts() {
+        let matches = Match { host: Some("shop.example".into()), path: Some("/checkout".into()), methods: vec!["GET".into(), "POST".into()] };
+        for (host, path, method, accepted) in [
+            ("shop.example", "/checkout", "GET", true),
+            ("SHOP.example", "/checkout/1", "POST", true),
+            ("shop.example", "/checkouts", "GET", false),
+            ("shop.example", "/", "GET", false),
+            ("shop.example", "/checkout", "PUT", false),
+            ("evil-shop.example", "/checkout", "GET", false),
+        ] {
+            assert_eq!(matches.accepts(host, path, method), accepted, "{method} {host}{path}");
+        }
+        let below = Match { host: Some("*.example".into()), ..Match::default() };
+        assert!(below.accepts("shop.example", "/", "GET"));
+        assert!(!below.accepts("example", "/", "GET"));
+        assert!(!below.accepts(".example", "/", "GET"));
+        assert!(Match::default().accepts("", "/", "GET"));
+    }
+}

@@ -1,0 +1,380 @@
+//! The control plane on virtual time: whole lives of a rollout, and the order of effects.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use cutover_core::guard::Rule;
+use cutover_core::plane::{Change, Restored, Standing};
+use cutover_core::{
+    Actor, Anonymous, Command, CommandError, ControlPlane, Effect, Ending, Event, FailureKind, GuardSettings, KeySource, Match, Mono, Now, Outcome, PerSide, Percent, Phase, Rate,
+    RolloutSettings, Side, Source, Totals, UserList, Wall,
+};
+use proptest::prelude::*;
+
+const TICK: Duration = Duration::from_millis(250);
+
+fn percent(text: &str) -> Percent {
+    Percent::parse(text).expect("a percentage")
+}
+
+fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
+    RolloutSettings {
+        id: id.into(),
+        matches: Match::default(),
+        salt: id.into(),
+        keys: vec![KeySource::Header("x-user-id".into())],
+        anonymous: Anonymous::Legacy,
+        always_new: UserList::default(),
+        always_legacy: UserList::default(),
+        backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+        percent: percent(share),
+        generation,
+        guard: GuardSettings {
+            window: Duration::from_secs(10),
+            min_requests: 50,
+            rules: vec![Rule::ErrorsMax(Rate::from_ppm(10_000).expect("1 % is a rate"))],
+            ..GuardSettings::default()
+        },
+    }
+}
+
+fn cli() -> Actor {
+    Actor { name: "ana".to_owned(), source: Source::Cli }
+}
+
+/// A control plane, its clock, its traffic, and what the shell would have made of its effects.
+struct World {
+    plane: ControlPlane,
+    now: Now,
+    totals: Vec<PerSide<Totals>>,
+    published: Vec<(Arc<str>, Percent)>,
+    persisted: Vec<Standing>,
+    order: Vec<String>,
+    sentences: Vec<String>,
+}
+
+impl World {
+    fn new(restored: Restored) -> Self {
+        let now = Now { mono: Mono::default(), wall: Wall::from_millis(1_700_000_000_000) };
+        Self { plane: ControlPlane::new(restored), now, totals: vec![], published: vec![], persisted: vec![], order: vec![], sentences: vec![] }
+    }
+
+    fn with(rollouts: Vec<RolloutSettings>) -> Self {
+        let mut world = Self::new(Restored::Fresh);
+        world.settings(rollouts);
+        world
+    }
+
+    fn settings(&mut self, rollouts: Vec<RolloutSettings>) {
+        self.on(Event::Settings { rollouts, actor: Actor::file(), reason: String::new() }).expect("settings are never refused");
+    }
+
+    fn command(&mut self, rollout: &str, command: Command) -> Result<(), CommandError> {
+        self.on(Event::Command { rollout, command, actor: cli(), reason: "CHG-7".to_owned() })
+    }
+
+    fn on(&mut self, event: Event<'_>) -> Result<(), CommandError> {
+        self.order.clear();
+        for effect in self.plane.on(event, self.now)? {
+            match effect {
+                Effect::Publish(split) => {
+                    let shares: Vec<String> = split.rollouts.iter().map(|rollout| format!("{}={}", rollout.rule.id, rollout.percent)).collect();
+                    self.order.push(format!("publish {}", shares.join(" ")));
+                    assert!(split.rollouts.iter().all(|rollout| !rollout.latched || rollout.percent == Percent::ZERO));
+                    self.published = split.rollouts.iter().map(|rollout| (Arc::clone(&rollout.rule.id), rollout.percent)).collect();
+                }
+                Effect::Persist(standings) => {
+                    self.order.push("persist".to_owned());
+                    self.persisted = standings;
+                }
+                Effect::Announce(announcement) => {
+                    self.order.push(format!("announce {}", announcement.change.name()));
+                    self.sentences.push(announcement.sentence.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// One tick in which each side answered `requests`, of which `failed` failed.
+    fn tick(&mut self, traffic: PerSide<(u64, u64)>) {
+        self.totals.resize_with(1, PerSide::default);
+        for side in Side::BOTH {
+            let (requests, failed) = traffic[side];
+            for request in 0..requests {
+                let outcome = if request < failed { Outcome::Failure(FailureKind::Status) } else { Outcome::Success };
+                self.totals[0][side].record(&Ending { outcome, status: Some(200), latency_us: Some(5_000), evidence: true });
+            }
+        }
+        self.now.mono = self.now.mono.forward(TICK);
+        let totals = std::mem::take(&mut self.totals);
+        self.on(Event::Tick(&totals)).expect("ticks are never refused");
+        self.totals = totals;
+    }
+
+    fn share(&self, id: &str) -> String {
+        self.published.iter().find(|(known, _)| &**known == id).map_or_else(|| "gone".to_owned(), |(_, share)| share.to_string())
+    }
+
+    /// The same state in a new process.
+    fn restart(&self) -> Self {
+        Self::new(Restored::Known(self.persisted.clone()))
+    }
+}
+
+const HEALTHY: PerSide<(u64, u64)> = PerSide { legacy: (190, 0), new: (10, 0) };
+const BROKEN: PerSide<(u64, u64)> = PerSide { legacy: (190, 0), new: (10, 10) };
+
+fn tripped() -> World {
+    let mut world = World::with(vec![settings("checkout", "5", 1)]);
+    for _ in 0..50 {
+        world.tick(HEALTHY);
+    }
+    while world.share("checkout") == "5" {
+        world.tick(BROKEN);
+    }
+    world
+}
+
+#[test]
+fn a_breach_publishes_zero_first_then_persists_then_tells() {
+    let world = tripped();
+    assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
+    assert_eq!(
+        world.sentences.last().map(String::as_str),
+        Some("checkout: rolled back from 5 % to 0 %: new failed 10 of 400 requests (2.5 %), limit 1 %; legacy 0 of 7600 (0 %), in the last 10 s")
+    );
+}
+
+#[test]
+fn a_breach_is_noticed_within_window_arithmetic_and_one_tick() {
+    // 50 healthy requests are needed in the window, then more than 1 % of 400 must fail: 5 of them, all in the first broken tick.
+    let mut world = World::with(vec![settings("checkout", "5", 1)]);
+    for _ in 0..50 {
+        world.tick(HEALTHY);
+    }
+    let before = world.now.mono;
+    while world.share("checkout") == "5" {
+        world.tick(BROKEN);
+    }
+    assert_eq!(world.now.mono.since(before), TICK);
+}
+
+#[test]
+fn a_healthy_rollout_goes_on() {
+    let mut world = World::with(vec![settings("checkout", "5", 1)]);
+    for _ in 0..4_000 {
+        world.tick(PerSide { legacy: (190, 1), new: (200, 1) });
+    }
+    assert_eq!(world.share("checkout"), "5");
+}
+
+#[test]
+fn nothing_but_rearm_or_a_higher_generation_lifts_the_latch() {
+    let mut world = tripped();
+    let same = settings("checkout", "5", 1);
+    for settings in [same.clone(), settings("checkout", "50", 1), RolloutSettings { always_new: UserList::new(["qa"]), ..same.clone() }, settings("checkout", "100", 0)] {
+        world.settings(vec![settings]);
+        assert_eq!(world.share("checkout"), "0");
+    }
+    world.settings(vec![]);
+    world.settings(vec![same.clone()]);
+    assert_eq!(world.share("checkout"), "0", "taking the block out and putting it back is no re-arming");
+    let mut world = world.restart();
+    world.settings(vec![same]);
+    assert_eq!(world.share("checkout"), "0", "a restart is no re-arming");
+    for _ in 0..100 {
+        world.tick(HEALTHY);
+    }
+    assert_eq!(world.share("checkout"), "0", "time is no re-arming");
+
+    let mut by_generation = world.restart();
+    by_generation.settings(vec![settings("checkout", "5", 2)]);
+    assert_eq!(by_generation.share("checkout"), "5");
+
+    world.command("checkout", Command::Rearm).expect("it is rolled back");
+    assert_eq!(world.share("checkout"), "5");
+    assert_eq!(world.order, ["persist", "publish checkout=5", "announce rearm"]);
+}
+
+#[test]
+fn a_latch_survives_a_restart_while_its_rollout_is_out_of_the_file() {
+    let mut world = tripped();
+    world.settings(vec![settings("other", "1", 1)]);
+    let mut world = world.restart();
+    world.settings(vec![settings("other", "1", 1)]);
+    let mut world = world.restart();
+    world.settings(vec![settings("checkout", "5", 1)]);
+    assert_eq!(world.share("checkout"), "0");
+}
+
+#[test]
+fn a_rearmed_guard_starts_from_nothing() {
+    let mut world = tripped();
+    world.command("checkout", Command::Rearm).expect("it is rolled back");
+    for _ in 0..50 {
+        world.tick(HEALTHY);
+    }
+    assert_eq!(world.share("checkout"), "5", "what was bad before does not count again");
+    for _ in 0..2 {
+        world.tick(BROKEN);
+    }
+    assert_eq!(world.share("checkout"), "0", "and it trips again when it is bad again");
+}
+
+#[test]
+fn a_raise_is_durable_before_it_is_in_force_and_a_drop_the_other_way_round() {
+    let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
+    world.settings(vec![settings("a", "6", 1), settings("b", "50", 1)]);
+    assert_eq!(world.order, ["persist", "publish a=6 b=50", "announce percent"]);
+    world.settings(vec![settings("a", "4.5", 1), settings("b", "50", 1)]);
+    assert_eq!(world.order, ["publish a=4.5 b=50", "persist", "announce percent"]);
+    world.settings(vec![settings("a", "10", 1), settings("b", "20", 1), settings("c", "1", 1)]);
+    assert_eq!(world.order, ["publish a=4.5 b=20 c=0", "persist", "publish a=10 b=20 c=1", "announce percent", "announce percent", "announce added"]);
+}
+
+#[test]
+fn a_file_that_says_the_same_announces_nothing() {
+    let mut world = World::with(vec![settings("checkout", "5", 1)]);
+    world.settings(vec![settings("checkout", "5", 1)]);
+    assert_eq!(world.order, ["persist", "publish checkout=5"]);
+}
+
+#[test]
+fn a_person_can_roll_back_and_says_why() {
+    let mut world = World::with(vec![settings("checkout", "25", 1)]);
+    world.command("checkout", Command::Rollback).expect("it is there");
+    assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
+    assert_eq!(world.sentences.last().map(String::as_str), Some("checkout: rolled back from 25 % to 0 %: ana sent everyone to legacy: CHG-7"));
+    world.command("checkout", Command::Rollback).expect("twice is once");
+    assert!(world.order.is_empty());
+}
+
+#[test]
+fn commands_that_make_no_sense_change_nothing() {
+    let mut world = World::with(vec![settings("checkout", "25", 1)]);
+    let unknown = world.command("chekout", Command::Rollback).expect_err("there is no such rollout");
+    assert_eq!(unknown.to_string(), "no rollout has the id `chekout`; there are: checkout");
+    let nothing = world.command("checkout", Command::Rearm).expect_err("it is not rolled back");
+    assert_eq!(nothing.to_string(), "`checkout` is not rolled back, so there is nothing to re-arm");
+    assert_eq!(world.share("checkout"), "25");
+}
+
+#[test]
+fn an_unreadable_state_starts_everything_at_zero_and_says_so() {
+    let mut world = World::new(Restored::Unreadable("status.json: unexpected end".to_owned()));
+    world.settings(vec![settings("a", "5", 1), settings("b", "50", 3)]);
+    assert_eq!((world.share("a"), world.share("b")), ("0".to_owned(), "0".to_owned()));
+    assert!(world.sentences[0].contains("the saved state could not be read (status.json: unexpected end)"), "{}", world.sentences[0]);
+    assert!(world.persisted.iter().all(|standing| matches!(standing.phase, Phase::RolledBack(_))));
+    world.command("b", Command::Rearm).expect("it is rolled back");
+    assert_eq!((world.share("a"), world.share("b")), ("0".to_owned(), "50".to_owned()));
+    world.settings(vec![settings("a", "5", 1), settings("b", "50", 3), settings("late", "7", 1)]);
+    assert_eq!(world.share("late"), "7", "a rollout that comes later has no past to fear");
+}
+
+#[test]
+fn a_dry_run_reports_once_and_moves_nobody() {
+    let mut dry = settings("checkout", "5", 1);
+    dry.guard.dry_run = true;
+    let mut world = World::with(vec![dry]);
+    for _ in 0..50 {
+        world.tick(HEALTHY);
+    }
+    let before = world.sentences.len();
+    for _ in 0..20 {
+        world.tick(BROKEN);
+    }
+    assert_eq!(world.share("checkout"), "5");
+    assert_eq!(world.sentences.len() - before, 1);
+    assert!(world.sentences[before].starts_with("checkout: would roll back, but dry_run is on: new failed 10 of 400 requests"), "{}", world.sentences[before]);
+}
+
+#[test]
+fn a_changed_percentage_under_a_latch_says_that_nothing_moves() {
+    let mut world = tripped();
+    world.settings(vec![settings("checkout", "25", 1)]);
+    assert_eq!(world.sentences.last().map(String::as_str), Some("checkout: 5 % -> 25 % by file, but it is rolled back: 0 % of users stay on new"));
+    let rollout = world.plane.rollout("checkout").expect("it is there");
+    assert!(rollout.sentence().starts_with("25 % asked, rolled back and latched at generation 1: 0 % of users are on new"), "{}", rollout.sentence());
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    File { share: u32, generation: u64, present: bool },
+    Rollback,
+    Rearm,
+    Healthy,
+    Broken,
+    Restart,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        (0u32..=100_000, 1u64..4, prop::bool::weighted(0.9)).prop_map(|(share, generation, present)| Act::File { share, generation, present }),
+        Just(Act::Rollback),
+        Just(Act::Rearm),
+        Just(Act::Healthy),
+        Just(Act::Broken),
+        Just(Act::Restart),
+    ]
+}
+
+proptest! {
+    /// Whatever happens in whatever order: while latched the published share is zero, and only `rearm` or a higher generation ends that.
+    #[test]
+    fn the_latch_holds_through_every_history(acts in proptest::collection::vec(act(), 1..60)) {
+        let mut file = settings("checkout", "5", 1);
+        let mut world = World::with(vec![file.clone()]);
+        let mut latched_at: Option<u64> = None;
+        for act in acts {
+            match act {
+                Act::File { share, generation, present } => {
+                    file.percent = Percent::from_thousandths(share).expect("in range");
+                    file.generation = generation;
+                    world.settings(if present { vec![file.clone()] } else { vec![] });
+                    if present && latched_at.is_some_and(|latched| generation > latched) {
+                        latched_at = None;
+                    }
+                }
+                Act::Rollback => {
+                    if world.command("checkout", Command::Rollback).is_ok() && latched_at.is_none() {
+                        latched_at = Some(file.generation);
+                    }
+                }
+                Act::Rearm => {
+                    if world.command("checkout", Command::Rearm).is_ok() {
+                        latched_at = None;
+                    }
+                }
+                Act::Healthy | Act::Broken => {
+                    world.tick(if matches!(act, Act::Healthy) { HEALTHY } else { BROKEN });
+                    if world.order.contains(&"announce rollback".to_owned()) {
+                        latched_at = Some(file.generation);
+                    }
+                }
+                Act::Restart => {
+                    world = world.restart();
+                    world.settings(vec![file.clone()]);
+                    // The file is read anew: a generation that rose while the rollout was out of the file counts now.
+                    if latched_at.is_some_and(|latched| file.generation > latched) {
+                        latched_at = None;
+                    }
+                }
+            }
+            if world.plane.rollout("checkout").is_some() {
+                let expected = if latched_at.is_some() { Percent::ZERO } else { file.percent };
+                prop_assert_eq!(world.share("checkout"), expected.to_string());
+                let persisted = world.persisted.iter().any(|standing| matches!(standing.phase, Phase::RolledBack(_)));
+                prop_assert_eq!(persisted, latched_at.is_some(), "what is durable is what is in force");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_change_has_a_name() {
+    let trip = tripped().plane.rollout("checkout").and_then(|rollout| rollout.latch().cloned()).expect("latched").trip;
+    assert_eq!(trip.cause.label(), "errors_max");
+    assert_eq!(Change::RolledBack(trip).name(), "rollback");
+}

@@ -1,0 +1,106 @@
+//! One connection: the cap, the facts that hold for all of its requests, the deadline of its first head.
+//!
+//! The door stands before the engine. Today there is one engine, pingora's HTTP proxy with our adapter; a second one for plain HTTP/1.1 would be chosen here, per request, by handing
+//! the stream back and forth.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::protocols::Stream;
+use pingora::protocols::http::ServerSession;
+use pingora::proxy::HttpProxy;
+use pingora::server::ShutdownWatch;
+
+use super::adapter::Adapter;
+use super::gate::is_trusted;
+use super::head::Conn;
+
+/// Client connections: how many are open, and how many were turned away.
+#[derive(Debug, Default)]
+pub struct Connections {
+    open: AtomicUsize,
+    refused: AtomicU64,
+}
+
+impl Connections {
+    /// Open connections.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed at once because `max_connections` were open.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn enter(self: &Arc<Self>, max: usize) -> Option<OpenConnection> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= max {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(OpenConnection(Arc::clone(self)))
+    }
+}
+
+struct OpenConnection(Arc<Connections>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The application that pingora's listener runs for each connection.
+pub struct Door {
+    proxy: Arc<HttpProxy<Adapter>>,
+    connections: Arc<Connections>,
+    max_connections: usize,
+    trusted_proxies: Vec<ipnet::IpNet>,
+    header_timeout: Duration,
+}
+
+impl Door {
+    /// A door before this proxy.
+    pub fn new(proxy: HttpProxy<Adapter>, connections: Arc<Connections>, listen: &cutover_config::Listen) -> Self {
+        Self {
+            proxy: Arc::new(proxy),
+            connections,
+            max_connections: listen.max_connections,
+            trusted_proxies: listen.trusted_proxies.clone(),
+            header_timeout: listen.header_timeout,
+        }
+    }
+}
+
+#[async_trait]
+impl ServerApp for Door {
+    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+        let _open = self.connections.enter(self.max_connections)?;
+        let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().map(std::net::SocketAddr::ip)))?;
+        let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical())));
+
+        // The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
+        let mut session = ServerSession::new_http1(stream);
+        // While waiting for a first head this bounds each read; the adapter sets the time between requests.
+        session.set_keepalive(if *shutdown.borrow() { None } else { Some(self.header_timeout.as_secs().max(1)) });
+        session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
+        let mut served = self.proxy.process_new_http(session, shutdown).await;
+        while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
+            let mut session = ServerSession::new_http1(stream);
+            if let Some(persistent) = persistent {
+                persistent.apply_to_session(&mut session);
+            }
+            session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
+            served = self.proxy.process_new_http(session, shutdown).await;
+        }
+        None
+    }
+
+    async fn cleanup(&self) {
+        self.proxy.http_cleanup().await;
+    }
+}

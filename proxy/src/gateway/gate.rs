@@ -1,0 +1,689 @@
+//! Our logic about one request: identify, decide, edit, classify, record. One type, synchronous, without sockets and without pingora; time is an argument.
+//!
+//! ```text
+//! request(head, conn, now) -> (Exchange, Step)      what one request remembers, and: forward it, or answer it ourselves
+//! edits(x, head, conn, edits)                       headers to the backend
+//! answered(x, status, now) / client_edits(x, edits) the first final answer of the backend; headers to the client
+//! failed(x, failure, now) -> Reply                  what the client gets when the backend did not answer
+//! done(x, end)                                      exactly once: outcome, counters, one line of access log
+//! ```
+//!
+//! Requests that match no rollout go to the default backend and are counted under no rollout; they are evidence on nobody.
+
+use std::borrow::Cow;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use cutover_core::split::decide;
+use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, FailureKind, Mono, Outcome, Side, UserKey};
+use http::{HeaderName, HeaderValue, Method};
+use rand::Rng;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+
+use super::forward;
+use super::head::{Conn, Edits, Head};
+use super::identity::{self, Identity, MINTED_COOKIE};
+use super::reply::{Reply, wants_html};
+use crate::access_log::{AccessLog, Line};
+use crate::published::{Published, Snapshot};
+use crate::recorder::{InFlight, Recorder, UNMATCHED};
+use crate::upstream::Backend;
+
+/// The gate. One per process.
+#[derive(Debug)]
+pub struct Gate {
+    published: Arc<Published>,
+    recorder: Arc<Recorder>,
+    access_log: AccessLog,
+    limits: Limits,
+}
+
+/// Limits on one request.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// The largest request head in bytes.
+    pub max_header_bytes: usize,
+    /// The largest request body in bytes.
+    pub max_body: u64,
+}
+
+/// What to do with a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send it to [`Exchange::backend`].
+    Forward,
+    /// Answer it.
+    Reply(Reply),
+}
+
+/// What one request remembers from its start to its end.
+#[derive(Debug)]
+pub struct Exchange {
+    snapshot: Arc<Snapshot>,
+    rollout: Option<usize>,
+    decision: Option<Decision>,
+    backend: Arc<Backend>,
+    started: Mono,
+    answered: Option<Mono>,
+    status: Option<u16>,
+    failure: Option<Failure>,
+    client: IpAddr,
+    request_id: HeaderValue,
+    traceparent: Option<HeaderValue>,
+    set_cookie: Option<HeaderValue>,
+    wants_html: bool,
+    line: Option<(Method, Box<str>)>,
+    in_flight: Option<InFlight>,
+}
+
+/// How an attempt went wrong, as an engine sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Whose fault it is.
+    pub blame: Blame,
+    /// What happened.
+    pub kind: FailureKind,
+}
+
+/// Whose fault a failure is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Blame {
+    /// The backend's.
+    Backend,
+    /// The client's.
+    Client,
+    /// Ours.
+    Proxy,
+}
+
+/// What an engine knows at the end of a request.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct End {
+    /// The status the client got, if any.
+    pub status: Option<u16>,
+    /// Body bytes from the client.
+    pub bytes_in: u64,
+    /// Body bytes to the client.
+    pub bytes_out: u64,
+    /// The address of the server that was asked.
+    pub server: Option<SocketAddr>,
+    /// How many attempts were made.
+    pub attempts: u8,
+}
+
+impl Exchange {
+    /// Where the request goes.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    /// Whether the client is a browser that wants a page.
+    pub fn wants_html(&self) -> bool {
+        self.wants_html
+    }
+
+    fn slot(&self) -> usize {
+        self.rollout.map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
+    }
+
+    fn side(&self) -> Side {
+        self.decision.map_or(Side::Legacy, |decision| decision.side)
+    }
+}
+
+impl Gate {
+    /// A gate that reads what is published and counts into the recorder.
+    pub fn new(published: Arc<Published>, recorder: Arc<Recorder>, access_log: AccessLog, limits: Limits) -> Self {
+        Self { published, recorder, access_log, limits }
+    }
+
+    /// Takes a request in: who is it, and where does it go?
+    pub fn request(&self, head: &impl Head, conn: &Conn, now: Mono) -> (Exchange, Step) {
+        let snapshot = self.published.load();
+        let common = Arc::clone(&snapshot.common);
+        let client = forward::client_address(head, conn, |address| is_trusted(&common.settings.listen.trusted_proxies, address));
+        let request_id = head.first(&forward::REQUEST_ID).filter(|_| conn.trusted).and_then(|id| HeaderValue::from_bytes(id).ok()).unwrap_or_else(new_request_id);
+        let mut exchange = Exchange {
+            rollout: None,
+            decision: None,
+            backend: Arc::clone(&common.default_backend),
+            started: now,
+            answered: None,
+            status: None,
+            failure: None,
+            client,
+            request_id,
+            traceparent: None,
+            set_cookie: None,
+            wants_html: wants_html(head),
+            line: self.access_log.is_on().then(|| (head.method().clone(), head.path().into())),
+            in_flight: None,
+            snapshot,
+        };
+        let step = match self.refusal(head, &common.key_headers) {
+            Some(reply) => Step::Reply(reply),
+            None => self.decide(&mut exchange, head),
+        };
+        if step == Step::Forward {
+            if !head_has(head, &forward::TRACEPARENT) {
+                exchange.traceparent = Some(new_traceparent());
+            }
+            exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), exchange.decision.map(|decision| decision.reason)));
+        }
+        (exchange, step)
+    }
+
+    /// What is wrong with a request whoever sent it, if anything.
+    fn refusal(&self, head: &impl Head, key_headers: &[HeaderName]) -> Option<Reply> {
+        if head.size() > self.limits.max_header_bytes {
+            return Some(Reply::HEAD_TOO_LARGE);
+        }
+        if head.requires_host() && head.host().is_none_or(str::is_empty) {
+            return Some(Reply::bad_request("missing_host", "the request has no Host header"));
+        }
+        if head_has(head, &http::header::CONNECTION) && identity::nominates_a_key_header(head, key_headers) {
+            return Some(Reply::bad_request("key_nominated", "the Connection header names a header that identifies the user"));
+        }
+        let length = head.first(&http::header::CONTENT_LENGTH).and_then(|length| std::str::from_utf8(length).ok()?.trim().parse::<u64>().ok());
+        length.is_some_and(|length| length > self.limits.max_body).then_some(Reply::TOO_LARGE)
+    }
+
+    fn decide(&self, exchange: &mut Exchange, head: &impl Head) -> Step {
+        let snapshot = Arc::clone(&exchange.snapshot);
+        let path = normalised(head.path());
+        let Some(at) = snapshot.split.rollout_for(head.host().map_or("", forward::without_port), &path, head.method().as_str()) else {
+            return if exchange.backend.is_available() { Step::Forward } else { Step::Reply(Reply::NO_SERVER) };
+        };
+        let (rollout, prepared) = (&snapshot.split.rollouts[at], &snapshot.prepared[at]);
+        let mints = rollout.rule.anonymous == Anonymous::Cookie;
+        let minted;
+        let found;
+        let key = match identity::identify(head, &prepared.keys, exchange.client, mints) {
+            Identity::Refused(why) => return Step::Reply(Reply::bad_request("ambiguous_user", why)),
+            Identity::Key(key, _) => {
+                found = key;
+                UserKey::Known(&found)
+            }
+            Identity::Nobody => match rollout.rule.anonymous {
+                Anonymous::Legacy => UserKey::None,
+                Anonymous::Random => UserKey::Random(Bucket::of_hash(rand::rng().random())),
+                Anonymous::Cookie => {
+                    minted = hex(rand::rng().random::<u128>());
+                    exchange.set_cookie = set_cookie(&minted);
+                    UserKey::Known(minted.as_bytes())
+                }
+            },
+        };
+        let override_to = override_of(head, snapshot.common.settings.routing.override_token_sha256.as_ref());
+        let decision = decide(rollout, &Ask { key, override_to, available: snapshot.available(at) });
+        exchange.rollout = Some(at);
+        exchange.decision = Some(decision);
+        exchange.backend = Arc::clone(&prepared.backends[decision.side]);
+        if exchange.backend.is_available() {
+            return Step::Forward;
+        }
+        // Nobody was asked, but the users of this side get nothing: that is the backend's failure.
+        exchange.failure = Some(Failure { blame: Blame::Backend, kind: FailureKind::Connect });
+        Step::Reply(Reply::NO_SERVER)
+    }
+
+    /// Headers to the backend: forged ones out, ours in.
+    pub fn edits(&self, exchange: &Exchange, head: &impl Head, conn: &Conn, edits: &mut impl Edits) {
+        edits.remove(&forward::OVERRIDE);
+        match (exchange.rollout, exchange.decision) {
+            (Some(at), Some(decision)) => {
+                edits.set(forward::BACKEND.clone(), HeaderValue::from_static(decision.side.name()));
+                edits.set(forward::ROLLOUT.clone(), exchange.snapshot.prepared[at].id.clone());
+                edits.set(forward::REASON.clone(), HeaderValue::from_static(decision.reason.name()));
+                match decision.bucket {
+                    Some(bucket) => edits.set(forward::BUCKET.clone(), HeaderValue::from(bucket.number())),
+                    None => edits.remove(&forward::BUCKET),
+                }
+            }
+            _ => {
+                for name in [&forward::BACKEND, &forward::ROLLOUT, &forward::REASON, &forward::BUCKET] {
+                    edits.remove(name);
+                }
+            }
+        }
+        let host = head.host().and_then(|host| HeaderValue::from_str(host).ok());
+        let before = joined(head, &forward::FORWARDED_FOR);
+        forward::set_forwarding(edits, conn, host, before.as_deref());
+        edits.set(forward::REQUEST_ID.clone(), exchange.request_id.clone());
+        if let Some(traceparent) = &exchange.traceparent {
+            edits.set(forward::TRACEPARENT.clone(), traceparent.clone());
+        }
+    }
+
+    /// The backend's first final answer. Informational ones do not count.
+    pub fn answered(&self, exchange: &mut Exchange, status: u16, now: Mono) {
+        if status < 200 && status != 101 {
+            return;
+        }
+        exchange.answered.get_or_insert(now);
+        exchange.status = Some(status);
+    }
+
+    /// Headers to the client.
+    pub fn client_edits(&self, exchange: &Exchange, edits: &mut impl Edits) {
+        if let Some(cookie) = &exchange.set_cookie {
+            edits.append(http::header::SET_COOKIE, cookie.clone());
+        }
+        if let (true, Some(at), Some(decision)) = (exchange.snapshot.common.settings.routing.expose_decision, exchange.rollout, exchange.decision) {
+            edits.set(forward::BACKEND.clone(), HeaderValue::from_static(decision.side.name()));
+            edits.set(forward::ROLLOUT.clone(), exchange.snapshot.prepared[at].id.clone());
+        }
+    }
+
+    /// Remembers a failure and says what the client gets, if it can still be told.
+    pub fn failed(&self, exchange: &mut Exchange, failure: Failure) -> Reply {
+        exchange.failure = Some(failure);
+        match failure.blame {
+            Blame::Backend => match failure.kind {
+                FailureKind::Timeout => Reply::TIMEOUT,
+                FailureKind::Connect | FailureKind::Reset | FailureKind::Status | FailureKind::Truncated | FailureKind::Protocol => Reply::BAD_GATEWAY,
+            },
+            Blame::Client if failure.kind == FailureKind::Timeout => Reply::CLIENT_TIMEOUT,
+            Blame::Client => Reply::bad_request("bad_request", "the request is not valid"),
+            Blame::Proxy => Reply::INTERNAL,
+        }
+    }
+
+    /// Ends a request: its outcome, its counters, its line.
+    pub fn done(&self, mut exchange: Exchange, end: End, now: Mono) {
+        let outcome = outcome(&exchange);
+        let latency_us = match outcome {
+            Outcome::Failure(FailureKind::Timeout) => Some(now.since(exchange.started)),
+            Outcome::Success | Outcome::ClientError | Outcome::Failure(_) | Outcome::Aborted | Outcome::Ignored => exchange.answered.map(|at| at.since(exchange.started)),
+        };
+        let evidence = exchange.decision.is_some_and(|decision| decision.reason.counts_as_evidence());
+        let ending = Ending { outcome, status: end.status, latency_us: latency_us.map(cutover_core::time::micros), evidence };
+        self.recorder.record(exchange.slot(), exchange.side(), &ending);
+        if let Some((method, path)) = exchange.line.take() {
+            self.access_log.write(Line {
+                at: crate::clock::wall(),
+                method,
+                path,
+                status: end.status,
+                rollout: exchange.rollout.map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id)),
+                decision: exchange.decision,
+                outcome,
+                client: exchange.client,
+                server: end.server,
+                total: now.since(exchange.started),
+                upstream: exchange.answered.map(|at| at.since(exchange.started)),
+                bytes_in: end.bytes_in,
+                bytes_out: end.bytes_out,
+                attempts: end.attempts,
+                request_id: exchange.request_id.clone(),
+            });
+        }
+        drop(exchange.in_flight.take());
+    }
+}
+
+/// What a request says about its backend. A failure after the answer began is one all the same: the body was cut.
+fn outcome(exchange: &Exchange) -> Outcome {
+    match (exchange.failure, exchange.status) {
+        (Some(Failure { blame: Blame::Backend, kind }), _) => Outcome::Failure(kind),
+        // A client that hangs up on a backend that had answered 5xx already does not make that answer good.
+        (_, Some(500..)) => Outcome::Failure(FailureKind::Status),
+        (Some(Failure { blame: Blame::Client, .. }), _) => Outcome::Aborted,
+        (Some(Failure { blame: Blame::Proxy, .. }), _) | (None, None) => Outcome::Ignored,
+        (None, Some(400..=499)) => Outcome::ClientError,
+        (None, Some(_)) => Outcome::Success,
+    }
+}
+
+fn head_has(head: &impl Head, name: &HeaderName) -> bool {
+    head.first(name).is_some()
+}
+
+/// All values of a header joined by commas, as one forwarder would have written them.
+fn joined<'a>(head: &'a impl Head, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
+    let mut all: Option<Cow<'a, [u8]>> = None;
+    head.each(name, &mut |value| {
+        all = Some(match all.take() {
+            None => Cow::Borrowed(value),
+            Some(before) => Cow::Owned([&before, &b", "[..], value].concat()),
+        });
+    });
+    all
+}
+
+/// Whether a proxy at this address is believed.
+pub fn is_trusted(trusted: &[ipnet::IpNet], address: IpAddr) -> bool {
+    trusted.iter().any(|network| network.contains(&address))
+}
+
+/// The side a tester asks for, if the token is right. Constant time in the token.
+fn override_of(head: &impl Head, token_sha256: Option<&[u8; 32]>) -> Option<Side> {
+    let expected = token_sha256?;
+    let header = std::str::from_utf8(head.first(&forward::OVERRIDE)?).ok()?;
+    let (side, token) = header.trim().split_once(' ')?;
+    let side = Side::BOTH.into_iter().find(|known| known.name() == side)?;
+    let digest: [u8; 32] = Sha256::digest(token.trim()).into();
+    bool::from(digest.ct_eq(expected)).then_some(side)
+}
+
+/// The path that rules are matched on: percent-decoded, without empty and dot segments. The bytes forwarded are the client's own.
+fn normalised(path: &str) -> Cow<'_, str> {
+    if !path.contains('%') && !path.contains("//") && !path.contains("/.") {
+        return Cow::Borrowed(path);
+    }
+    let decoded = identity::decode(path, false);
+    let text = String::from_utf8_lossy(&decoded);
+    let mut segments: Vec<&str> = Vec::new();
+    for segment in text.split('/') {
+        match segment {
+            "" | "." => {}
+            ".." => drop(segments.pop()),
+            segment => segments.push(segment),
+        }
+    }
+    Cow::Owned(format!("/{}", segments.join("/")))
+}
+
+fn hex(number: u128) -> String {
+    format!("{number:032x}")
+}
+
+/// 128 random bits in hex.
+fn new_request_id() -> HeaderValue {
+    let mut digits = [0u8; 32];
+    write_hex(rand::rng().random(), &mut digits);
+    HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
+}
+
+/// A new W3C trace context that is not sampled: the backend decides.
+fn new_traceparent() -> HeaderValue {
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    let mut digits = [0u8; 32];
+    // The W3C forbids all-zero ids.
+    write_hex(rand::rng().random::<u128>() | 1, &mut digits);
+    text[3..35].copy_from_slice(&digits);
+    write_hex(u128::from(rand::rng().random::<u64>() | 1), &mut digits);
+    text[36..52].copy_from_slice(&digits[16..]);
+    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("00-0-0-00"))
+}
+
+fn write_hex(number: u128, digits: &mut [u8; 32]) {
+    for (at, digit) in digits.iter_mut().enumerate() {
+        *digit = b"0123456789abcdef"[(number >> (124 - 4 * at)) as usize & 0xf];
+    }
+}
+
+fn set_cookie(id: &str) -> Option<HeaderValue> {
+    HeaderValue::from_str(&format!("{MINTED_COOKIE}={id}; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000")).ok()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::recorder::{Reader, recorder};
+    use cutover_core::{ControlPlane, Event, Reason};
+    use cutover_core::plane::{Actor, Restored};
+    use std::time::Duration;
+
+    /// A request head for tests, without an engine.
+    pub(crate) struct TestHead {
+        method: Method,
+        path: String,
+        query: Option<String>,
+        headers: Vec<(HeaderName, Vec<u8>)>,
+    }
+
+    impl TestHead {
+        pub(crate) fn get(target: &str) -> Self {
+            let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query.to_owned())));
+            Self { method: Method::GET, path: path.to_owned(), query, headers: Vec::new() }
+        }
+
+        pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
+            self.headers.push((HeaderName::from_bytes(name.as_bytes()).expect("a header name"), value.as_bytes().to_vec()));
+            self
+        }
+    }
+
+    impl Head for TestHead {
+        fn method(&self) -> &Method {
+            &self.method
+        }
+        fn path(&self) -> &str {
+            &self.path
+        }
+        fn query(&self) -> Option<&str> {
+            self.query.as_deref()
+        }
+        fn host(&self) -> Option<&str> {
+            self.first(&http::header::HOST).and_then(|host| std::str::from_utf8(host).ok())
+        }
+        fn requires_host(&self) -> bool {
+            true
+        }
+        fn size(&self) -> usize {
+            self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+        }
+        fn first(&self, name: &HeaderName) -> Option<&[u8]> {
+            self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_slice())
+        }
+        fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
+            self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value));
+        }
+    }
+
+    impl Edits for TestHead {
+        fn set(&mut self, name: HeaderName, value: HeaderValue) {
+            self.remove(&name);
+            self.append(name, value);
+        }
+        fn append(&mut self, name: HeaderName, value: HeaderValue) {
+            self.headers.push((name, value.as_bytes().to_vec()));
+        }
+        fn remove(&mut self, name: &HeaderName) {
+            self.headers.retain(|(found, _)| found != name);
+        }
+        fn contains(&self, name: &HeaderName) -> bool {
+            self.first(name).is_some()
+        }
+    }
+
+    struct NoFiles;
+
+    impl cutover_config::Loader for NoFiles {
+        fn read(&self, path: &str) -> Result<String, String> {
+            Err(format!("no file {path}"))
+        }
+        fn glob(&self, _: &str) -> Result<Vec<String>, String> {
+            Ok(Vec::new())
+        }
+        fn env(&self, _: &str) -> Option<String> {
+            None
+        }
+    }
+
+    const FILE: &str = r#"
+        [listen]
+        trusted_proxies = ["10.0.0.0/8"]
+        max_header_bytes = "1KiB"
+        max_body = "1KiB"
+        [backend.legacy]
+        servers = ["127.0.0.1:1"]
+        [backend.new]
+        servers = ["127.0.0.1:2"]
+        [routing]
+        override_token_sha256 = "d0c04f4b1951e4aeaaec8223ed2039e542f3aae805a6fa7f6d794e5afff5d272"
+        expose_decision = true
+        [[rollout]]
+        id = "checkout"
+        match = { path = "/checkout" }
+        percent = 50
+        key = ["header:x-user-id"]
+        [[rollout]]
+        id = "mint"
+        match = { path = "/mint" }
+        percent = 100
+        key = ["cookie:uid"]
+        anonymous = "cookie"
+    "#;
+
+    fn gate() -> (Gate, Reader) {
+        let settings = cutover_config::parse("test.toml", FILE, &NoFiles).unwrap_or_else(|problems| panic!("{problems}"));
+        let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
+        let mut plane = ControlPlane::new(Restored::Fresh);
+        plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor: Actor::file(), reason: String::new() }, Default::default()).expect("settings are no command");
+        let common = Arc::new(crate::published::Common::new(settings, None));
+        let published = Arc::new(Published::new(Snapshot::new(plane.split(), common, None)));
+        let (recorder, reader) = recorder();
+        (Gate::new(published, recorder, AccessLog::off(), limits), reader)
+    }
+
+    fn conn() -> Conn {
+        Conn::new(IpAddr::from([192, 0, 2, 7]), false)
+    }
+
+    fn head(target: &str) -> TestHead {
+        TestHead::get(target).with("host", "shop.example:8080")
+    }
+
+    fn decision(gate: &Gate, head: &TestHead) -> Decision {
+        let (exchange, step) = gate.request(head, &conn(), Mono::default());
+        assert_eq!(step, Step::Forward);
+        exchange.decision.expect("a rollout matched")
+    }
+
+    fn refused(gate: &Gate, head: &TestHead) -> u16 {
+        match gate.request(head, &conn(), Mono::default()).1 {
+            Step::Forward => panic!("not refused"),
+            Step::Reply(reply) => reply.status.as_u16(),
+        }
+    }
+
+    #[test]
+    fn a_user_goes_to_the_side_of_the_bucket_and_the_backend_is_told() {
+        let (gate, _) = gate();
+        let head = head("/checkout/1").with("x-user-id", "user-1").with("x-cutover-backend", "forged").with("x-cutover-override", "new wrong").with("x-forwarded-for", "6.6.6.6");
+        let (exchange, step) = gate.request(&head, &conn(), Mono::default());
+        assert_eq!(step, Step::Forward);
+        let bucket = cutover_core::Salt::new("checkout").bucket(b"user-1");
+        let decision = exchange.decision.expect("a rollout matched");
+        assert_eq!(decision.bucket, Some(bucket));
+        let side = if bucket.number() < 50_000 { Side::New } else { Side::Legacy };
+        assert_eq!((decision.side, decision.reason), (side, Reason::Bucket));
+        let mut edited = TestHead::get("/");
+        edited.headers.clone_from(&head.headers);
+        gate.edits(&exchange, &head, &conn(), &mut edited);
+        let value = |name: &str| edited.first(&HeaderName::from_bytes(name.as_bytes()).expect("a name")).map(|value| String::from_utf8_lossy(value).into_owned());
+        assert_eq!(value("x-cutover-backend").as_deref(), Some(side.name()));
+        assert_eq!(value("x-cutover-rollout").as_deref(), Some("checkout"));
+        assert_eq!(value("x-cutover-bucket"), Some(bucket.to_string()));
+        assert_eq!(value("x-cutover-reason").as_deref(), Some("bucket"));
+        assert_eq!(value("x-cutover-override"), None);
+        assert_eq!(value("x-forwarded-for").as_deref(), Some("192.0.2.7"));
+        assert_eq!(value("x-forwarded-host").as_deref(), Some("shop.example:8080"));
+        assert_eq!(value("x-request-id").map(|id| id.len()), Some(32));
+        assert_eq!(value("traceparent").map(|id| id.len()), Some(55));
+    }
+
+    #[test]
+    fn forged_headers_do_not_arrive_even_where_no_rollout_matches() {
+        let (gate, _) = gate();
+        let head = head("/").with("x-cutover-bucket", "1").with("x-cutover-reason", "override");
+        let (exchange, step) = gate.request(&head, &conn(), Mono::default());
+        assert_eq!((step, exchange.decision), (Step::Forward, None));
+        let mut edited = TestHead::get("/");
+        edited.headers.clone_from(&head.headers);
+        gate.edits(&exchange, &head, &conn(), &mut edited);
+        assert!(!edited.headers.iter().any(|(name, _)| name.as_str().starts_with("x-cutover-")));
+    }
+
+    #[test]
+    fn a_tester_with_the_right_token_chooses_the_side() {
+        let (gate, _) = gate();
+        for side in Side::BOTH {
+            let right = head("/checkout").with("x-user-id", "u").with("x-cutover-override", &format!("{side} sesame"));
+            assert_eq!((decision(&gate, &right).side, decision(&gate, &right).reason), (side, Reason::Override));
+        }
+        for wrong in ["new wrong", "new", "sesame", "both sesame", "new sesame2"] {
+            assert_eq!(decision(&gate, &head("/checkout").with("x-user-id", "u").with("x-cutover-override", wrong)).reason, Reason::Bucket, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_told_apart_is_refused() {
+        let (gate, _) = gate();
+        assert_eq!(refused(&gate, &head("/checkout").with("x-user-id", "a").with("x-user-id", "b")), 400);
+        assert_eq!(refused(&gate, &head("/checkout").with("x-user-id", "a").with("connection", "close, X-User-ID")), 400);
+        assert_eq!(refused(&gate, &TestHead::get("/checkout").with("x-user-id", "a")), 400);
+        assert_eq!(refused(&gate, &head("/checkout").with("x-user-id", "a").with("content-length", "1025")), 413);
+        assert_eq!(refused(&gate, &head("/checkout").with("x-padding", &"p".repeat(1024))), 431);
+    }
+
+    #[test]
+    fn a_rule_matches_the_path_that_the_backend_will_understand() {
+        let (gate, _) = gate();
+        for path in ["/checkout", "/checkout/1", "//checkout", "/%63heckout", "/x/../checkout", "/./checkout/"] {
+            assert!(gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default()).0.rollout.is_some(), "{path}");
+        }
+        for path in ["/checkouts", "/checkout/../other", "/", "/other%2fcheckout"] {
+            assert!(gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default()).0.rollout.is_none(), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_user_without_a_key_gets_a_cookie_and_is_routed_by_it_at_once() {
+        let (gate, _) = gate();
+        let (exchange, _) = gate.request(&head("/mint"), &conn(), Mono::default());
+        let cookie = exchange.set_cookie.clone().expect("a cookie is minted");
+        let cookie = cookie.to_str().expect("ASCII");
+        assert!(cookie.ends_with("; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000"), "{cookie}");
+        let first = exchange.decision.expect("decided");
+        assert_eq!((first.side, first.reason), (Side::New, Reason::Bucket));
+        let again = gate.request(&head("/mint").with("cookie", cookie.split(';').next().expect("a pair")), &conn(), Mono::default()).0;
+        assert_eq!(again.decision, Some(first));
+        assert_eq!(again.set_cookie, None);
+        let mut response = TestHead::get("/");
+        gate.client_edits(&exchange, &mut response);
+        assert!(response.contains(&http::header::SET_COOKIE));
+        assert_eq!(response.first(&forward::BACKEND), Some(&b"new"[..]));
+    }
+
+    #[test]
+    fn blame_is_narrow() {
+        let (gate, mut reader) = gate();
+        let failure = |blame, kind| Some(Failure { blame, kind });
+        for (status, failure, expected) in [
+            (Some(200), None, Outcome::Success),
+            (Some(404), None, Outcome::ClientError),
+            (Some(503), None, Outcome::Failure(FailureKind::Status)),
+            (Some(503), failure(Blame::Client, FailureKind::Reset), Outcome::Failure(FailureKind::Status)),
+            (Some(200), failure(Blame::Client, FailureKind::Reset), Outcome::Aborted),
+            (None, failure(Blame::Client, FailureKind::Reset), Outcome::Aborted),
+            (None, failure(Blame::Proxy, FailureKind::Protocol), Outcome::Ignored),
+            (Some(200), failure(Blame::Backend, FailureKind::Truncated), Outcome::Failure(FailureKind::Truncated)),
+            (None, failure(Blame::Backend, FailureKind::Timeout), Outcome::Failure(FailureKind::Timeout)),
+            (None, None, Outcome::Ignored),
+        ] {
+            let (mut exchange, _) = gate.request(&head("/checkout").with("x-user-id", "u"), &conn(), Mono::default());
+            if let Some(status) = status {
+                gate.answered(&mut exchange, 103, Mono::from_micros(1));
+                gate.answered(&mut exchange, status, Mono::from_micros(5_000));
+            }
+            if let Some(failure) = failure {
+                gate.failed(&mut exchange, failure);
+            }
+            assert_eq!(outcome(&exchange), expected, "{status:?} {failure:?}");
+            gate.done(exchange, End { status, ..End::default() }, Mono::from_micros(9_000));
+        }
+        reader.read();
+        let slot = reader.slot(crate::recorder::slot_of(0)).expect("traffic");
+        let side = Side::BOTH.into_iter().find(|&side| slot.totals[side].counts.requests > 0).expect("one side has it all");
+        let totals = &slot.totals[side];
+        assert_eq!((totals.counts.requests, totals.counts.failed(), totals.counts.client_errors, totals.counts.aborts), (6, 4, 1, 2));
+        // Five answers at 5 ms, the truncated one among them, and a timeout after 9 ms.
+        assert_eq!((totals.latencies.total(), totals.counts.latency_sum_us), (6, 34_000));
+        assert_eq!(reader.in_flight(), 0);
+        assert_eq!(Duration::from_micros(totals.counts.latency_sum_us), Duration::from_millis(34));
+    }
+}

@@ -1,0 +1,224 @@
+//! Request -> user key: the first source of the rollout that is not empty wins.
+//!
+//! It must not be possible to be two users, or nobody, on purpose: a key header that comes twice, or a header carrying a key that the client nominates in `Connection`
+//! (so that the next hop would drop it), is refused. Keys are bytes as they arrived; cookies lose their quotes, query and path values their percent encoding.
+//!
+//! JWT claims are read without verifying the signature. They choose a bucket, nothing else: whoever forges one only chooses his own side.
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use cutover_core::KeySource;
+use http::header::{AUTHORIZATION, CONNECTION, COOKIE};
+
+use super::head::Head;
+use crate::published::PreparedKey;
+
+/// The longest user key in bytes. A longer one is refused rather than cut: cut keys would merge users.
+pub const MAX_KEY: usize = 1024;
+/// The longest token in bytes whose claims are read.
+const MAX_TOKEN: usize = 16 * 1024;
+/// The cookie that `anonymous = "cookie"` mints, and reads again after all sources of the rollout.
+pub const MINTED_COOKIE: &str = "cutover_id";
+
+/// Who sent a request.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Identity<'a> {
+    /// A user key, and which source of the rollout gave it; `None` is the minted cookie.
+    Key(Cow<'a, [u8]>, Option<usize>),
+    /// No source has one.
+    Nobody,
+    /// Refused, for this reason.
+    Refused(&'static str),
+}
+
+/// Finds the user key. `reads_minted` is whether the rollout mints cookies for users without a key.
+pub fn identify<'a>(head: &'a impl Head, keys: &[PreparedKey], client: IpAddr, reads_minted: bool) -> Identity<'a> {
+    for (at, key) in keys.iter().enumerate() {
+        let found = match (&key.source, &key.header) {
+            (KeySource::Header(_), Some(name)) => match head.first(name) {
+                Some(_) if head.count(name) > 1 => return Identity::Refused("the user key header comes more than once"),
+                found => found.map(Cow::Borrowed),
+            },
+            (KeySource::Cookie(name), _) => cookie(head, name.as_bytes()).map(Cow::Borrowed),
+            (KeySource::Jwt(claim), _) => jwt_claim(head, claim).map(Cow::Owned),
+            (KeySource::Query(name), _) => head.query().and_then(|query| query_value(query, name)),
+            (KeySource::Path(segment), _) => path_segment(head.path(), *segment),
+            (KeySource::Ip, _) => Some(Cow::Owned(client.to_string().into_bytes())),
+            (KeySource::Header(_), None) => None,
+        };
+        match found {
+            Some(key) if key.len() > MAX_KEY => return Identity::Refused("the user key is longer than 1024 bytes"),
+            Some(key) if !key.is_empty() => return Identity::Key(key, Some(at)),
+            Some(_) | None => {}
+        }
+    }
+    match cookie(head, MINTED_COOKIE.as_bytes()) {
+        Some(key) if reads_minted && !key.is_empty() && key.len() <= MAX_KEY => Identity::Key(Cow::Borrowed(key), None),
+        Some(_) | None => Identity::Nobody,
+    }
+}
+
+/// Whether the client asks the next hop to drop a header that carries a user key.
+pub fn nominates_a_key_header(head: &impl Head, key_headers: &[http::HeaderName]) -> bool {
+    let mut nominated = false;
+    head.each(&CONNECTION, &mut |value| {
+        nominated |= value.split(|&byte| byte == b',').any(|token| {
+            let token = token.trim_ascii();
+            key_headers.iter().any(|name| token.eq_ignore_ascii_case(name.as_str().as_bytes()))
+        });
+    });
+    nominated
+}
+
+/// The first non-empty value of a cookie over all `Cookie` headers (HTTP/2 may split them), without surrounding quotes.
+fn cookie<'a>(head: &'a impl Head, name: &[u8]) -> Option<&'a [u8]> {
+    let mut found = None;
+    head.each(&COOKIE, &mut |header| found = found.or_else(|| cookie_in(header, name)));
+    found
+}
+
+fn cookie_in<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    header.split(|&byte| byte == b';').find_map(|pair| {
+        let pair = pair.trim_ascii();
+        let value = pair.strip_prefix(name)?.strip_prefix(b"=")?.trim_ascii();
+        let unquoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        (!unquoted.is_empty()).then_some(unquoted)
+    })
+}
+
+/// A claim of the bearer token as text: strings as they are, numbers in decimal.
+fn jwt_claim(head: &impl Head, claim: &str) -> Option<Vec<u8>> {
+    let header = head.first(&AUTHORIZATION)?;
+    let (scheme, token) = (header.get(..7)?, header.get(7..)?);
+    if !scheme.eq_ignore_ascii_case(b"bearer ") || token.len() > MAX_TOKEN {
+        return None;
+    }
+    let payload = token.trim_ascii().split(|&byte| byte == b'.').nth(1)?;
+    let payload = payload.strip_suffix(b"==").or_else(|| payload.strip_suffix(b"=")).unwrap_or(payload);
+    let claims: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    match claims.get(claim)? {
+        serde_json::Value::String(text) => Some(text.clone().into_bytes()),
+        serde_json::Value::Number(number) => Some(number.to_string().into_bytes()),
+        serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,
+    }
+}
+
+/// The first non-empty value of a query parameter, percent-decoded, `+` as space.
+fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
+    query.split('&').find_map(|pair| {
+        let (found, value) = pair.split_once('=')?;
+        let same = found == name || (found.contains(['%', '+']) && *decode(found, true) == *name.as_bytes());
+        (same && !value.is_empty()).then(|| decode(value, true))
+    })
+}
+
+/// The N-th non-empty segment of a path, percent-decoded, counted from 1.
+fn path_segment(path: &str, number: usize) -> Option<Cow<'_, [u8]>> {
+    let segment = path.split('/').filter(|segment| !segment.is_empty()).nth(number.checked_sub(1)?)?;
+    Some(decode(segment, false))
+}
+
+/// Percent-decodes; what is no valid escape stays as it is.
+pub(super) fn decode(text: &str, plus_is_space: bool) -> Cow<'_, [u8]> {
+    if !text.bytes().any(|byte| byte == b'%' || (plus_is_space && byte == b'+')) {
+        return Cow::Borrowed(text.as_bytes());
+    }
+    let hex = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
+        match (byte, after) {
+            (b'%', [high, low, after @ ..]) => match (hex(*high), hex(*low)) {
+                (Some(high), Some(low)) => {
+                    decoded.push(high << 4 | low);
+                    rest = after;
+                }
+                _ => decoded.push(b'%'),
+            },
+            (b'+', _) if plus_is_space => decoded.push(b' '),
+            (byte, _) => decoded.push(byte),
+        }
+    }
+    Cow::Owned(decoded)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::gate::tests::TestHead;
+
+    fn keys(sources: &[KeySource]) -> Vec<PreparedKey> {
+        sources.iter().map(PreparedKey::new).collect()
+    }
+
+    fn check(head: &TestHead, source: KeySource, expected: Option<&str>) {
+        let keys = keys(&[source]);
+        let identity = identify(head, &keys, IpAddr::from([192, 0, 2, 7]), false);
+        match expected {
+            Some(expected) => assert_eq!(identity, Identity::Key(Cow::Borrowed(expected.as_bytes()), Some(0))),
+            None => assert_eq!(identity, Identity::Nobody),
+        }
+    }
+
+    #[test]
+    fn each_source_finds_its_key() {
+        let claims = URL_SAFE_NO_PAD.encode(br#"{"sub":"user-7","org":42,"admin":true}"#);
+        let head = TestHead::get("/shop/a%2Fb//7?user=a+b%21&empty=&user=second")
+            .with("x-user-id", "ana")
+            .with("cookie", "theme=dark; uid=\"q7\"; uid=other; blank=")
+            .with("authorization", &format!("Bearer e30.{claims}.c2ln"));
+        check(&head, KeySource::Header("x-user-id".into()), Some("ana"));
+        check(&head, KeySource::Cookie("uid".into()), Some("q7"));
+        check(&head, KeySource::Cookie("blank".into()), None);
+        check(&head, KeySource::Cookie("id".into()), None);
+        check(&head, KeySource::Jwt("sub".into()), Some("user-7"));
+        check(&head, KeySource::Jwt("org".into()), Some("42"));
+        check(&head, KeySource::Jwt("admin".into()), None);
+        check(&head, KeySource::Query("user".into()), Some("a b!"));
+        check(&head, KeySource::Query("empty".into()), None);
+        check(&head, KeySource::Path(1), Some("shop"));
+        check(&head, KeySource::Path(2), Some("a/b"));
+        check(&head, KeySource::Path(3), Some("7"));
+        check(&head, KeySource::Path(4), None);
+        check(&head, KeySource::Ip, Some("192.0.2.7"));
+    }
+
+    #[test]
+    fn the_first_source_that_is_not_empty_wins() {
+        let head = TestHead::get("/").with("x-user-id", "").with("cookie", "uid=q7");
+        let keys = keys(&[KeySource::Header("x-user-id".into()), KeySource::Cookie("uid".into()), KeySource::Ip]);
+        assert_eq!(identify(&head, &keys, IpAddr::from([192, 0, 2, 7]), false), Identity::Key(Cow::Borrowed(b"q7"), Some(1)));
+    }
+
+    #[test]
+    fn nobody_can_be_two_users_or_nobody_on_purpose() {
+        let header = keys(&[KeySource::Header("x-user-id".into())]);
+        let twice = TestHead::get("/").with("x-user-id", "a").with("x-user-id", "b");
+        assert!(matches!(identify(&twice, &header, IpAddr::from([1, 1, 1, 1]), false), Identity::Refused(_)));
+        let long = TestHead::get("/").with("x-user-id", &"k".repeat(MAX_KEY + 1));
+        assert!(matches!(identify(&long, &header, IpAddr::from([1, 1, 1, 1]), false), Identity::Refused(_)));
+        let names = [http::HeaderName::from_static("x-user-id")];
+        for (value, nominated) in [("keep-alive", false), ("close, X-User-Id", true), ("x-user-id", true), ("x-user-idx", false)] {
+            assert_eq!(nominates_a_key_header(&TestHead::get("/").with("connection", value), &names), nominated, "{value}");
+        }
+    }
+
+    #[test]
+    fn broken_tokens_and_escapes_are_nobody_and_never_a_panic() {
+        for token in ["Bearer", "Bearer ", "Bearer a.b.c", "Bearer ..", "Basic YTpi", "Bearer x.e30.y", "bearer x.W10.y"] {
+            check(&TestHead::get("/").with("authorization", token), KeySource::Jwt("sub".into()), None);
+        }
+        check(&TestHead::get("/?u=%zz%4"), KeySource::Query("u".into()), Some("%zz%4"));
+    }
+
+    #[test]
+    fn a_minted_cookie_is_read_only_where_cookies_are_minted() {
+        let head = TestHead::get("/").with("cookie", "cutover_id=abc");
+        assert_eq!(identify(&head, &[], IpAddr::from([1, 1, 1, 1]), true), Identity::Key(Cow::Borrowed(b"abc"), None));
+        assert_eq!(identify(&head, &[], IpAddr::from([1, 1, 1, 1]), false), Identity::Nobody);
+    }
+}

@@ -1,0 +1,27 @@
+//! The data path: from a client's connection to a backend's and back.
+//!
+//! ```text
+//! listener (pingora) -> Door: connection cap, facts of the connection, deadline of the first head
+//!                         '- Adapter: pingora's phases -> Gate          the only file that names pingora's request types
+//!                                                          Gate: our logic about one request, without sockets and without pingora
+//! ```
+//!
+//! | room | what |
+//! |---|---|
+//! | `door` | one connection |
+//! | `adapter` | pingora's callbacks, translated |
+//! | `gate` | one request: identify, decide, edit, classify, record |
+//! | `head` | what the gate may see of a message, and the edits it asks for |
+//! | `identity` | request -> user key |
+//! | `forward` | headers to the backend |
+//! | `reply` | answers of our own |
+//!
+//! Never here: a lock, a file, a wait for the control plane. A request reads one snapshot and adds to counters.
+
+pub mod adapter;
+pub mod door;
+pub mod forward;
+pub mod gate;
+pub mod head;
+pub mod identity;
+pub mod reply;
