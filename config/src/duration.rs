@@ -72,14 +72,14 @@ fn split(text: &str) -> Option<(u64, &str)> {
 /// Writes a duration as the file would, with the largest unit that divides it.
 pub(crate) fn write_duration(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    let (unit, size) = DURATION_UNITS.iter().rev().find(|(_, size)| millis != 0 && millis % size == 0).copied().unwrap_or(("s", 1_000));
+    let (unit, size) = DURATION_UNITS.iter().rev().find(|(_, size)| millis != 0 && millis.is_multiple_of(*size)).copied().unwrap_or(("s", 1_000));
     format!("{}{unit}", millis / size)
 }
 
 /// Writes a size as the file would, with the largest binary unit that divides it.
 pub(crate) fn write_size(bytes: u64) -> String {
     let units = [("TiB", 1u64 << 40), ("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-    let (unit, size) = units.into_iter().find(|(_, size)| bytes != 0 && bytes % size == 0).unwrap_or(("B", 1));
+    let (unit, size) = units.into_iter().find(|(_, size)| bytes != 0 && bytes.is_multiple_of(*size)).unwrap_or(("B", 1));
     format!("{}{unit}", bytes / size)
 }
 
@@ -89,7 +89,8 @@ mod tests {
 
     #[test]
     fn a_duration_is_one_whole_number_and_one_unit() {
-        for (text, millis) in [("0s", 0), ("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("48h", 172_800_000), ("7d", 604_800_000), ("30 s", 30_000), ("3650d", 315_360_000_000)] {
+        for (text, millis) in [("0s", 0), ("250ms", 250), ("30s", 30_000), ("5m", 300_000), ("48h", 172_800_000), ("7d", 604_800_000), ("30 s", 30_000), ("3650d", 315_360_000_000)]
+        {
             assert_eq!(parse_duration(text), Ok(Duration::from_millis(millis)), "{text}");
         }
     }
@@ -99,10 +100,7 @@ mod tests {
         for text in ["", "s", "30", "1.5s", "1h30m", "-1s", "30 seconds", "30S", "1w", " 30s", "3651d", "99999999999999999999s", "18446744073709551615d", "½s"] {
             assert!(parse_duration(text).is_err(), "{text:?}");
         }
-        assert_eq!(
-            parse_duration("30").expect_err("no unit"),
-            "expected a duration such as \"250ms\", \"30s\", \"5m\", \"48h\" or \"7d\", found \"30\": the unit is missing"
-        );
+        assert_eq!(parse_duration("30").expect_err("no unit"), "expected a duration such as \"250ms\", \"30s\", \"5m\", \"48h\" or \"7d\", found \"30\": the unit is missing");
     }
 
     #[test]

@@ -53,10 +53,8 @@ impl Problem {
         };
         let line = self.source.line_around(self.span.start);
         let span = self.span.start - line.start..self.span.end.clamp(self.span.start, line.end) - line.start;
-        let snippet = Snippet::source(&self.source.text[line])
-            .path(&*self.source.name)
-            .line_start(self.line)
-            .annotation(AnnotationKind::Primary.span(span).label(self.label.as_deref()));
+        let snippet =
+            Snippet::source(&self.source.text[line]).path(&*self.source.name).line_start(self.line).annotation(AnnotationKind::Primary.span(span).label(self.label.as_deref()));
         let mut group = level.primary_title(&*self.message).element(snippet);
         if let Some(hint) = &self.hint {
             group = group.element(Level::HELP.message(hint));
@@ -100,6 +98,10 @@ impl fmt::Display for Problem {
 pub struct Problems(Vec<Problem>);
 
 impl Problems {
+    pub(crate) fn only(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+
     /// All problems by position: the main file first, then the others in the order in which they were read.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()
@@ -144,11 +146,14 @@ pub(crate) struct Source {
     pub(crate) text: String,
     /// Its place among the files read, the main file first.
     order: usize,
+    /// Where lines begin, so that the place of a problem is not counted out each time.
+    line_starts: Vec<usize>,
 }
 
 impl Source {
     pub(crate) fn new(name: &str, text: String, order: usize) -> Arc<Self> {
-        Arc::new(Self { name: name.to_owned(), text, order })
+        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
+        Arc::new(Self { name: name.to_owned(), text, order, line_starts })
     }
 
     /// An error in this file.
@@ -176,9 +181,8 @@ impl Source {
 
     fn line_and_column(&self, at: usize) -> (usize, usize) {
         let at = floor_char_boundary(&self.text, at);
-        let before = &self.text[..at];
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+        let line = self.line_starts.partition_point(|start| *start <= at);
+        (line, self.text[self.line_starts[line - 1]..at].chars().count() + 1)
     }
 
     /// The line that holds this place, without its line end.
@@ -203,14 +207,17 @@ fn floor_char_boundary(text: &str, at: usize) -> usize {
 pub(crate) struct Report {
     problems: Vec<Problem>,
     errors: usize,
+    warnings: usize,
 }
 
 impl Report {
     pub(crate) fn push(&mut self, problem: Problem) {
-        if problem.severity == Severity::Error {
-            self.errors += 1;
-        }
-        if problem.severity == Severity::Warning || self.errors <= MAX_PROBLEMS {
+        let count = match problem.severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        *count += 1;
+        if *count <= MAX_PROBLEMS {
             self.problems.push(problem);
         }
     }
@@ -223,14 +230,13 @@ impl Report {
     pub(crate) fn finish(mut self) -> Result<Vec<Problem>, Problems> {
         self.problems.sort_by(Problem::position);
         self.problems.dedup();
-        if !self.has_errors() {
-            return Ok(self.problems);
+        for (count, severity, name) in [(self.warnings, Severity::Warning, "warnings"), (self.errors, Severity::Error, "errors")] {
+            if let (true, Some(last)) = (count > MAX_PROBLEMS, self.problems.last()) {
+                let more = format!("{} more {name} are not shown", count - MAX_PROBLEMS);
+                let more = last.source.problem(severity, last.span.clone(), more);
+                self.problems.push(more);
+            }
         }
-        if let (true, Some(last)) = (self.errors > MAX_PROBLEMS, self.problems.last()) {
-            let more = format!("{} more errors are not shown", self.errors - MAX_PROBLEMS);
-            let more = last.source.error(last.span.clone(), more);
-            self.problems.push(more);
-        }
-        Err(Problems(self.problems))
+        if self.has_errors() { Err(Problems(self.problems)) } else { Ok(self.problems) }
     }
 }

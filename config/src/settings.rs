@@ -46,17 +46,7 @@ impl Settings {
     /// The names of the keys that differ from the running settings and need a restart, such as `listen.http`. Empty when a reload is enough.
     pub fn restart_needed(&self, running: &Self) -> Vec<&'static str> {
         // Taken apart by name, so that a new field cannot be forgotten here.
-        let Listen {
-            http,
-            trusted_proxies,
-            max_connections,
-            max_header_bytes,
-            header_timeout,
-            body_idle_timeout,
-            write_timeout,
-            keepalive_timeout,
-            max_body,
-        } = &self.listen;
+        let Listen { http, trusted_proxies, max_connections, max_header_bytes, header_timeout, body_idle_timeout, write_timeout, keepalive_timeout, max_body } = &self.listen;
         let Admin { address, tokens } = &self.admin;
         let State { directory } = &self.state;
         let was = running;

@@ -4,8 +4,22 @@
 //! [`published::Published`], [`recorder::Recorder`] and [`control_handle::ControlHandle`].
 
 pub mod access_log;
+pub mod admin;
+pub mod assemble;
+pub mod cli;
 pub mod clock;
+pub mod control;
+pub mod control_handle;
+pub mod demo;
+pub mod disk;
+pub mod explain;
 pub mod gateway;
+pub mod journal;
+pub mod metrics;
 pub mod published;
 pub mod recorder;
+pub mod source;
+pub mod state_file;
+pub mod status;
 pub mod upstream;
+pub mod watch;

@@ -107,8 +107,7 @@ impl Common {
             })
             .collect();
         let default_backend = Arc::clone(&backends[&settings.routing.default_backend]);
-        let mut key_headers: Vec<HeaderName> =
-            settings.rollouts.iter().flat_map(|rollout| &rollout.keys).filter_map(|source| PreparedKey::new(source).header).collect();
+        let mut key_headers: Vec<HeaderName> = settings.rollouts.iter().flat_map(|rollout| &rollout.keys).filter_map(|source| PreparedKey::new(source).header).collect();
         key_headers.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         key_headers.dedup();
         Self { settings, backends, default_backend, key_headers }

@@ -22,7 +22,7 @@ use crate::window::Totals;
 #[derive(Debug)]
 pub enum Event<'a> {
     /// Time passed: the cumulative totals of every recorder slot, by slot. Slots beyond the end have no traffic yet.
-    Tick(&'a [PerSide<Totals>]),
+    Tick(&'a [&'a PerSide<Totals>]),
     /// A valid file, the first one included.
     Settings {
         /// All rollouts in file order.
@@ -294,12 +294,12 @@ impl ControlPlane {
         }
     }
 
-    fn on_tick(&mut self, totals: &[PerSide<Totals>], now: Now) -> Vec<Effect> {
+    fn on_tick(&mut self, totals: &[&PerSide<Totals>], now: Now) -> Vec<Effect> {
         let none = PerSide::default();
         let mut tripped = Vec::new();
         let mut warned = Vec::new();
         for rollout in &mut self.rollouts {
-            match rollout.tick(now, totals.get(rollout.slot()).unwrap_or(&none)) {
+            match rollout.tick(now, totals.get(rollout.slot()).copied().unwrap_or(&none)) {
                 Judgement::Nothing => {}
                 Judgement::Trip { cause, sentence } => {
                     let trip = rollout.trip(now, cause, sentence);

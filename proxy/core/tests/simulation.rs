@@ -108,7 +108,7 @@ impl World {
         }
         self.now.mono = self.now.mono.forward(TICK);
         let totals = std::mem::take(&mut self.totals);
-        self.on(Event::Tick(&totals)).expect("ticks are never refused");
+        self.on(Event::Tick(&totals.iter().collect::<Vec<_>>())).expect("ticks are never refused");
         self.totals = totals;
     }
 

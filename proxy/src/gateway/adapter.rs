@@ -164,7 +164,8 @@ impl ProxyHttp for Adapter {
             (Some(exchange), _) => self.gate.failed(exchange, failure),
             (None, _) => Reply::INTERNAL,
         };
-        let client_is_gone = failure.blame == Blame::Client && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
+        let client_is_gone =
+            failure.blame == Blame::Client && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
         let may_answer = session.response_written().is_none_or(|response| response.status.is_informational()) && !client_is_gone;
         let mut error_code = 0;
         if may_answer {
@@ -194,7 +195,8 @@ impl ProxyHttp for Adapter {
 /// Pingora's error as our failure. The one place where its sources and types are read.
 fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     use ErrorType::{
-        ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, H1Error, InvalidHTTPHeader, ReadTimedout, SocketError, TLSHandshakeTimedout, WriteTimedout,
+        ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, H1Error, InvalidHTTPHeader, ReadTimedout, SocketError, TLSHandshakeTimedout,
+        WriteTimedout,
     };
     let blame = match error.esource() {
         ErrorSource::Upstream => Blame::Backend,

@@ -368,7 +368,7 @@ fn override_of(head: &impl Head, token_sha256: Option<&[u8; 32]>) -> Option<Side
 }
 
 /// The path that rules are matched on: percent-decoded, without empty and dot segments. The bytes forwarded are the client's own.
-fn normalised(path: &str) -> Cow<'_, str> {
+pub fn normalised(path: &str) -> Cow<'_, str> {
     if !path.contains('%') && !path.contains("//") && !path.contains("/.") {
         return Cow::Borrowed(path);
     }
@@ -422,8 +422,8 @@ fn set_cookie(id: &str) -> Option<HeaderValue> {
 pub(crate) mod tests {
     use super::*;
     use crate::recorder::{Reader, recorder};
-    use cutover_core::{ControlPlane, Event, Reason};
     use cutover_core::plane::{Actor, Restored};
+    use cutover_core::{ControlPlane, Event, Reason};
     use std::time::Duration;
 
     /// A request head for tests, without an engine.

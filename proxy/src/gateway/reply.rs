@@ -41,10 +41,8 @@ impl Reply {
     pub fn body(&self, html: bool) -> (String, &'static str) {
         let (status, reason) = (self.status.as_u16(), self.status.canonical_reason().unwrap_or("Error"));
         if html {
-            let body = format!(
-                "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title><h1>{status} {reason}</h1><p>{}.</p></html>\n",
-                self.message
-            );
+            let body =
+                format!("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title><h1>{status} {reason}</h1><p>{}.</p></html>\n", self.message);
             (body, "text/html; charset=utf-8")
         } else {
             let body = serde_json::json!({"error": {"code": self.code, "message": self.message, "status": status}});

@@ -1,0 +1,177 @@
+//! What Cutover adds to a request, piece by piece, and what its control plane does four times a second.
+//!
+//! On the allocator of the product, since the pieces that allocate are judged too. Each figure has a target in README.md; nothing here fails when a target is missed, because time on a
+//! shared machine is no fact. Deliberately absent: sockets and pingora. The cost of the whole proxy is `proxy_cost`'s to say.
+
+use std::hint::black_box;
+use std::sync::{Arc, Barrier};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use cutover::control::TICK;
+use cutover::recorder::{Reader, Recorder, recorder, slot_of};
+use cutover_benches::fixture;
+use cutover_core::guard::LatencyPoint;
+use cutover_core::{ControlPlane, Effect, Ending, Event, GuardSettings, Mono, Now, PerSide, Reason, Rule, Side, Totals, UserList};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// `Split::rollout_for` and `decide`, with the user key at hand.
+fn decide(criterion: &mut Criterion) {
+    let split = fixture::split();
+    let mut group = criterion.benchmark_group("decide");
+    for (name, population) in [("by_bucket", fixture::REQUESTING), ("on_the_list", fixture::LISTED)] {
+        let users = fixture::users(population);
+        let mut users = users.iter().cycle();
+        group.bench_function(name, |bencher| {
+            bencher.iter(|| {
+                let user = users.next().map_or("", String::as_str);
+                fixture::decide_one(black_box(&split), black_box(fixture::HOST), black_box(fixture::PATH), black_box("GET"), black_box(user.as_bytes()))
+            });
+        });
+    }
+    group.finish();
+}
+
+/// One successful ending; then all the recorder does for a request.
+fn record(criterion: &mut Criterion) {
+    let (recorder, _reader) = recorder();
+    let endings: Vec<Ending> = fixture::endings(4_096, 3).into_iter().map(|ending| Ending { outcome: cutover_core::Outcome::Success, status: Some(200), ..ending }).collect();
+    let mut endings = endings.iter().cycle();
+    let mut group = criterion.benchmark_group("record");
+    group.bench_function("ending", |bencher| {
+        bencher.iter(|| {
+            if let Some(ending) = endings.next() {
+                recorder.record(black_box(slot_of(2)), black_box(Side::New), black_box(ending));
+            }
+        });
+    });
+    group.bench_function("begin_ending_drop", |bencher| {
+        bencher.iter(|| {
+            let in_flight = recorder.begin(black_box(slot_of(2)), black_box(Side::New), Some(black_box(Reason::Bucket)));
+            if let Some(ending) = endings.next() {
+                recorder.record(black_box(slot_of(2)), black_box(Side::New), black_box(ending));
+            }
+            drop(in_flight);
+        });
+    });
+    group.finish();
+}
+
+const ROLLOUTS: usize = 10;
+const THREADS: usize = 16;
+/// Requests that each thread adds to each rollout between two ticks: with the numbers above about 20,000 a second.
+const NEWS: usize = 32;
+
+/// Request threads that add news when told to, so that a tick finds all shards changed and last written by another thread.
+struct Workers {
+    begin: Arc<Barrier>,
+    done: Arc<Barrier>,
+    threads: Vec<thread::JoinHandle<()>>,
+    go_on: Arc<std::sync::atomic::AtomicBool>,
+}
+
+impl Workers {
+    fn start(recorder: &Arc<Recorder>) -> Self {
+        let (begin, done) = (Arc::new(Barrier::new(THREADS + 1)), Arc::new(Barrier::new(THREADS + 1)));
+        let go_on = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let threads = (0..THREADS)
+            .map(|thread| {
+                let (begin, done, go_on, recorder) = (Arc::clone(&begin), Arc::clone(&done), Arc::clone(&go_on), Arc::clone(recorder));
+                let endings = fixture::endings(8_192, thread as u64);
+                thread::spawn(move || {
+                    let mut endings = endings.iter().cycle();
+                    while {
+                        begin.wait();
+                        go_on.load(std::sync::atomic::Ordering::Relaxed)
+                    } {
+                        for rollout in 0..ROLLOUTS {
+                            for (request, ending) in endings.by_ref().take(NEWS).enumerate() {
+                                let side = Side::BOTH[request % 2];
+                                drop(recorder.begin(slot_of(rollout), side, Some(Reason::Bucket)));
+                                recorder.record(slot_of(rollout), side, ending);
+                            }
+                        }
+                        done.wait();
+                    }
+                })
+            })
+            .collect();
+        Self { begin, done, threads, go_on }
+    }
+
+    fn add_news(&self) {
+        self.begin.wait();
+        self.done.wait();
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.go_on.store(false, std::sync::atomic::Ordering::Relaxed);
+        self.begin.wait();
+        for thread in self.threads.drain(..) {
+            // A worker that panicked has said so on standard error already.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The calls of `cutover::control::tick`, with the time passed in: on the real clock a benchmark would squeeze thousands of ticks into a window that holds 120.
+fn tick_at(reader: &mut Reader, plane: &mut ControlPlane, now: Now) -> Vec<Effect> {
+    reader.read();
+    let totals: Vec<&PerSide<Totals>> = reader.rollouts().collect();
+    plane.on(Event::Tick(&totals), now).unwrap_or_default()
+}
+
+/// Sixteen threads and ten rollouts, all with news; windows as full as they are after a minute.
+fn tick(criterion: &mut Criterion) {
+    let mut guard = GuardSettings::default();
+    guard.rules.push(Rule::Latency(LatencyPoint::P99, 800_000));
+    let rollouts = (0..ROLLOUTS).map(|rollout| fixture::rollout(&format!("rollout-{rollout}"), UserList::default(), guard.clone())).collect();
+    let mut plane = fixture::plane(rollouts);
+    let (recorder, mut reader) = recorder();
+    let workers = Workers::start(&recorder);
+    let mut now = Now { mono: Mono::from_micros(1), ..Now::default() };
+    let mut timed_tick = || {
+        workers.add_news();
+        now.mono = now.mono.forward(TICK);
+        let begun = Instant::now();
+        let effects = black_box(tick_at(black_box(&mut reader), black_box(&mut plane), now));
+        let took = begun.elapsed();
+        assert!(effects.is_empty(), "a healthy backend must not trip the guard: a latched rollout is not judged any more");
+        took
+    };
+    for _ in 0..cutover_core::rollout::RECENT.as_millis() / TICK.as_millis() + 1 {
+        timed_tick();
+    }
+    criterion.benchmark_group("tick").bench_function("16_threads_10_rollouts", |bencher| {
+        bencher.iter_custom(|iterations| (0..iterations).map(|_| timed_tick()).sum::<Duration>());
+    });
+}
+
+/// One request through the whole gate. The copy of the headers that it edits is the engine's work and not timed.
+fn gate(criterion: &mut Criterion) {
+    let (gate, _reader) = fixture::gate();
+    let conn = fixture::conn();
+    let heads: Vec<fixture::MemoryHead> = fixture::users(fixture::REQUESTING).iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
+    let mut heads = heads.iter().cycle();
+    criterion.benchmark_group("gate").bench_function("request_edits_answered_done", |bencher| {
+        bencher.iter_batched(
+            || {
+                let head = heads.next().expect("a cycle of ten thousand does not end");
+                (head, head.copied())
+            },
+            |(head, mut edits)| {
+                fixture::pass(&gate, &conn, head, &mut edits);
+                edits
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+criterion_group!(engine, decide, record, tick, gate);
+criterion_main!(engine);

@@ -1,0 +1,54 @@
+//! An allocator that counts, so that "no allocation" is a test and not a hope.
+//!
+//! Counts are per thread: what the test harness or another test allocates meanwhile is not ours. Freeing is not counted, since whatever is freed was allocated.
+//! Install it with `#[global_allocator]` in a test of its own; the benchmarks run on the allocator of the product instead.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+thread_local! {
+    /// Built at compile time and without a destructor, so that reading it never allocates and works to the end of the thread.
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+/// The system's allocator with a counter before it.
+#[derive(Debug)]
+pub struct CountingAllocator;
+
+/// What `run` returns, and how many allocations and reallocations it made on this thread.
+pub fn counted<T>(run: impl FnOnce() -> T) -> (T, u64) {
+    let before = ALLOCATIONS.get();
+    let result = run();
+    (result, ALLOCATIONS.get() - before)
+}
+
+fn count() {
+    ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+}
+
+// SAFETY: every call goes unchanged to `System`, which keeps the contract; the counter beside it neither allocates nor unwinds.
+#[allow(unsafe_code)]
+unsafe impl GlobalAlloc for CountingAllocator {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: the caller keeps the contract of `alloc`, which is the one of `System`.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        count();
+        // SAFETY: as above, for `alloc_zeroed`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
+        count();
+        // SAFETY: as above, for `realloc`; `pointer` came from `System`, since nothing else allocates here.
+        unsafe { System.realloc(pointer, layout, new_size) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: as above, for `dealloc`.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}

@@ -1,0 +1,87 @@
+//! A proxy on pingora that does nothing: every request to one prepared peer. What Cutover costs beyond it is Cutover's own.
+//!
+//! Everything that is not Cutover's logic is kept as Cutover has it: allocator, runtime, read buffer, pool, timeouts of the peer, no modules. No callback but `upstream_peer`, and no handler
+//! for signals, so SIGTERM ends it at once.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::os::fd::IntoRawFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use clap::Parser;
+use parking_lot::Mutex;
+use pingora::listeners::{L4BufferSettings, ListenerConfig};
+use pingora::modules::http::HttpModules;
+use pingora::prelude::*;
+use pingora::proxy::{ProxyHttp, Session, http_proxy_service};
+use pingora::server::Fds;
+use pingora::server::configuration::ServerConf;
+use pingora::services::Service;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// A do-nothing proxy to compare with.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Where to listen; port 0 picks a free one.
+    #[arg(long)]
+    listen: SocketAddr,
+    /// Where every request goes.
+    #[arg(long)]
+    backend: SocketAddr,
+    /// Worker threads.
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+}
+
+struct DoNothing {
+    peer: HttpPeer,
+}
+
+#[async_trait]
+impl ProxyHttp for DoNothing {
+    type CTX = ();
+
+    fn new_ctx(&self) {}
+
+    fn init_downstream_modules(&self, _: &mut HttpModules) {}
+
+    async fn upstream_peer(&self, _: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
+        Ok(Box::new(self.peer.clone()))
+    }
+}
+
+/// A peer with the timeouts that a backend of a file has when the file does not say.
+fn peer(backend: SocketAddr) -> HttpPeer {
+    let (connect, response, idle) = (Duration::from_secs(1), Duration::from_secs(30), Duration::from_secs(30));
+    let mut peer = HttpPeer::new(backend, false, String::new());
+    peer.options.connection_timeout = Some(connect);
+    peer.options.total_connection_timeout = Some(connect);
+    peer.options.read_timeout = Some(response);
+    peer.options.write_timeout = Some(response);
+    peer.options.idle_timeout = Some(idle);
+    peer
+}
+
+fn main() -> std::io::Result<()> {
+    let arguments = Arguments::parse();
+    // Bound here and handed over, because pingora does not say which port it got.
+    let listener = std::net::TcpListener::bind(arguments.listen)?;
+    listener.set_nonblocking(true)?;
+    let address = listener.local_addr()?;
+    let mut listening = Fds::new();
+    listening.add(address.to_string(), listener.into_raw_fd());
+
+    let settings = Arc::new(ServerConf { threads: arguments.threads, upstream_keepalive_pool_size: 1024, max_retries: 2, ..ServerConf::default() });
+    let mut service = http_proxy_service(&settings, DoNothing { peer: peer(arguments.backend) });
+    service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(4096).write(1460)));
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(arguments.threads).thread_name("proxy").enable_all().build()?;
+    writeln!(std::io::stdout(), "listening on http://{address}")?;
+    let (_go_on, shutdown) = tokio::sync::watch::channel(false);
+    runtime.block_on(service.start_service(Some(Arc::new(Mutex::new(listening))), shutdown, 1));
+    Ok(())
+}

@@ -1,0 +1,68 @@
+//! The decision and the counting of a request allocate nothing. Allocations are counted, not timed, so this holds on any machine and in any build.
+//!
+//! A test binary of its own, because an allocator is chosen for a whole program.
+
+use std::io::Write;
+
+use cutover::recorder::{recorder, slot_of};
+use cutover_benches::allocations::{CountingAllocator, counted};
+use cutover_benches::fixture;
+use cutover_core::{Reason, Side};
+
+#[global_allocator]
+static ALLOCATOR: CountingAllocator = CountingAllocator;
+
+#[test]
+fn the_counter_counts() {
+    assert_eq!(counted(|| Box::new(1)).1, 1);
+    let mut grown = vec![1];
+    assert_eq!(counted(|| grown.extend(0..1_000)).1, 1);
+    assert_eq!(counted(|| ()).1, 0);
+}
+
+#[test]
+fn a_decision_allocates_nothing() {
+    let split = fixture::split();
+    for population in [fixture::REQUESTING, fixture::LISTED] {
+        let users = fixture::users(population);
+        let (decided, allocations) = counted(|| users.iter().filter_map(|user| fixture::decide_one(&split, fixture::HOST, fixture::PATH, "GET", user.as_bytes())).count());
+        assert_eq!((decided, allocations), (fixture::USERS, 0));
+    }
+}
+
+#[test]
+fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_rollout() {
+    let (recorder, _reader) = recorder();
+    let endings = fixture::endings(10_000, 3);
+    let slot = slot_of(2);
+    let (_, registering) = counted(|| recorder.record(slot, Side::New, &endings[0]));
+    assert!(registering > 0, "the first call makes the shard");
+    let (_, ending) = counted(|| endings.iter().for_each(|ending| recorder.record(slot, Side::New, ending)));
+    let (_, whole) = counted(|| {
+        for ending in &endings {
+            let in_flight = recorder.begin(slot, Side::Legacy, Some(Reason::Bucket));
+            recorder.record(slot, Side::Legacy, ending);
+            drop(in_flight);
+        }
+    });
+    assert_eq!((ending, whole), (0, 0));
+}
+
+#[test]
+fn the_allocations_of_a_whole_pass_are_known() {
+    let (gate, _reader) = fixture::gate();
+    let conn = fixture::conn();
+    let users = fixture::users(fixture::REQUESTING);
+    let passes: Vec<u64> = users
+        .iter()
+        .map(|user| {
+            let head = fixture::MemoryHead::of_user(user);
+            let mut edits = head.copied();
+            counted(|| fixture::pass(&gate, &conn, &head, &mut edits)).1
+        })
+        .collect();
+    // Not through the print macros: the harness would keep the figure to itself.
+    let (first, rest) = passes.split_first().expect("there are users");
+    let (least, most) = (rest.iter().min().copied().unwrap_or_default(), rest.iter().max().copied().unwrap_or_default());
+    writeln!(std::io::stderr(), "allocations of one request through the whole gate: {least} to {most} ({first} for the first of a thread)").expect("standard error takes a line");
+}

@@ -1,0 +1,277 @@
+//! `[[rollout]]` and its tables.
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use super::default;
+use super::value::{At, DurationText, Number, RateText};
+
+type Texts = Vec<At<String>>;
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+#[schemars(extend("anyOf" = [{ "required": ["percent"] }, { "required": ["plan"] }]))]
+pub(crate) struct RolloutTable {
+    /// Its name: lower-case letters, digits, `.`, `_`, `-`; at most 64.
+    #[schemars(required, extend("pattern" = "^[a-z0-9][a-z0-9._-]{0,63}$|\\$\\{", "examples" = ["checkout"]))]
+    pub(crate) id: Option<At<String>>,
+    /// Which requests it takes. Each part is optional; an absent one takes everything.
+    #[serde(rename = "match")]
+    #[schemars(extend("examples" = [{ "path": "/checkout" }]))]
+    pub(crate) matches: Option<At<MatchTable>>,
+    /// The backend that users come from.
+    #[schemars(extend("default" = default::LEGACY))]
+    pub(crate) legacy: Option<At<String>>,
+    /// The backend that users are moved to.
+    #[schemars(extend("default" = default::NEW))]
+    pub(crate) new: Option<At<String>>,
+    /// The share of users on new, from 0 to 100 with at most three decimals.
+    #[schemars(extend("minimum" = 0, "maximum" = 100, "examples" = [5]))]
+    pub(crate) percent: Option<At<Number>>,
+    /// What the hash of a user starts with; default: the id. The same salt in two rollouts moves the same users.
+    pub(crate) salt: Option<At<String>>,
+    /// Where the user's key comes from: header:NAME, cookie:NAME, jwt:CLAIM, query:NAME, path:N or ip. The first that is not empty wins.
+    #[schemars(required, extend("minItems" = 1, "examples" = [["header:x-user-id", "cookie:uid"]]))]
+    pub(crate) key: Option<At<Texts>>,
+    /// What happens to a request without a key.
+    #[schemars(extend("default" = "legacy"))]
+    pub(crate) anonymous: Option<AnonymousText>,
+    /// Users on new whatever their bucket: keys, or `file:PATH` with one key per line.
+    #[schemars(extend("default" = [], "examples" = [["qa-1", "file:beta-users.txt"]]))]
+    pub(crate) always_new: Option<At<Texts>>,
+    /// Users on legacy whatever their bucket. Wins over `always_new`.
+    #[schemars(extend("default" = []))]
+    pub(crate) always_legacy: Option<At<Texts>>,
+    /// Raise it by one to re-arm after a rollback.
+    #[schemars(extend("default" = default::GENERATION, "minimum" = 1, "maximum" = 1_000_000_000))]
+    pub(crate) generation: Option<u64>,
+    /// Percent of users kept on legacy at 100 %, as a control group. Anything but 0 is not supported yet.
+    #[schemars(extend("default" = 0, "minimum" = 0, "maximum" = 100))]
+    pub(crate) holdback: Option<At<Number>>,
+    /// Whether a request that fails on new is answered by legacy. Anything but `off` is not supported yet.
+    #[schemars(extend("default" = "off"))]
+    pub(crate) failover: Option<At<FailoverText>>,
+    /// Paths below which a file that is missing on one side is fetched from the other. Anything but `[]` is not supported yet.
+    #[schemars(extend("default" = []))]
+    pub(crate) fallback_on_404: Option<At<Texts>>,
+    /// After a rollback, WebSockets and streams on new are closed after this. Not supported yet.
+    pub(crate) drain_on_rollback: Option<At<DurationText>>,
+    /// When new counts as worse, so that everybody goes back to legacy.
+    pub(crate) guard: Option<At<GuardTable>>,
+    /// Stages that raise the percentage by themselves, instead of `percent`. Not supported yet.
+    pub(crate) plan: Option<At<PlanTable>>,
+    /// Requests that must succeed on new before a stage is left. Not supported yet.
+    pub(crate) check: Option<At<Vec<CheckTable>>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct MatchTable {
+    /// A host without port, or `*.example.org` for all names below it.
+    #[schemars(extend("examples" = ["shop.example"]))]
+    pub(crate) host: Option<At<String>>,
+    /// A path prefix by whole segments: `/shop` takes `/shop` and `/shop/1`, not `/shopping`.
+    #[schemars(extend("examples" = ["/checkout"]))]
+    pub(crate) path: Option<At<String>>,
+    /// Methods in upper case.
+    #[schemars(extend("minItems" = 1, "examples" = [["GET", "POST"]]))]
+    pub(crate) methods: Option<Texts>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum AnonymousText {
+    /// Goes to legacy.
+    Legacy,
+    /// Gets an id in a cookie and is bucketed by it.
+    Cookie,
+    /// Is decided by chance, request by request.
+    Random,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FailoverText {
+    /// Never.
+    Off,
+    /// When the connection could not be made. Not supported yet.
+    Connect,
+    /// Also GET, HEAD and OPTIONS that failed. Not supported yet.
+    Safe,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct GuardTable {
+    /// How it judges.
+    #[schemars(extend("default" = "threshold"))]
+    pub(crate) mode: Option<At<ModeText>>,
+    /// Judge and report, but never roll back.
+    #[schemars(extend("default" = false))]
+    pub(crate) dry_run: Option<bool>,
+    /// Limits on failures: 5xx, connect errors, timeouts, resets, truncated bodies. `max = "1%"` unless the section names any rule.
+    #[schemars(extend("minProperties" = 1, "examples" = [{ "max": "1%" }]))]
+    pub(crate) errors: Option<ErrorsTable>,
+    /// Limits on the time to the response header.
+    #[schemars(extend("minProperties" = 1, "examples" = [{ "p99": "800ms" }]))]
+    pub(crate) latency: Option<LatencyTable>,
+    /// A limit on 4xx answers.
+    #[schemars(extend("minProperties" = 1, "examples" = [{ "vs_legacy": 2 }]))]
+    pub(crate) client_errors: Option<VsLegacyTable>,
+    /// A limit on clients that gave up.
+    #[schemars(extend("minProperties" = 1, "examples" = [{ "vs_legacy": 2 }]))]
+    pub(crate) aborts: Option<VsLegacyTable>,
+    /// Requests that hang. Not supported yet.
+    pub(crate) hang: Option<At<HangTable>>,
+    /// Health checks as evidence. Not supported yet.
+    pub(crate) health: Option<At<DownTable>>,
+    /// Failures in a row. Not supported yet.
+    #[schemars(extend("minimum" = 1, "maximum" = 1_000_000))]
+    pub(crate) dead_after: Option<At<u64>>,
+    /// Distinct users that must be hurt. Not supported yet.
+    #[schemars(extend("minimum" = 1, "maximum" = 1_000_000))]
+    pub(crate) min_users: Option<At<u64>>,
+    /// How rarely a healthy backend may be rolled back. Not supported yet.
+    pub(crate) false_alarm_every: Option<At<DurationText>>,
+    /// What happens when both sides are bad at once. Not supported yet.
+    pub(crate) shared_cause: Option<At<SharedCauseText>>,
+    /// How far back a rule looks, from 1s to 1h.
+    #[schemars(extend("default" = "30s"))]
+    pub(crate) window: Option<At<DurationText>>,
+    /// With fewer requests than this on new within the window, a rule says nothing.
+    #[schemars(extend("default" = 200, "minimum" = 1, "maximum" = 1_000_000_000))]
+    pub(crate) min_requests: Option<u64>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum ModeText {
+    /// Rules over a window.
+    Threshold,
+    /// No judging; only people roll back.
+    Off,
+    /// A sequential test with few false alarms. Not supported yet.
+    Sequential,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ErrorsTable {
+    /// More than this share of the requests to new failed.
+    #[schemars(extend("examples" = ["1%"]))]
+    pub(crate) max: Option<At<RateText>>,
+    /// The failure rate of new is more than this many times legacy's.
+    #[schemars(extend("minimum" = 1, "maximum" = 1000, "examples" = [2]))]
+    pub(crate) vs_legacy: Option<At<Number>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LatencyTable {
+    /// Half of the requests are slower than this.
+    #[schemars(extend("examples" = ["100ms"]))]
+    pub(crate) p50: Option<At<DurationText>>,
+    /// More than 5 % of the requests are slower than this.
+    #[schemars(extend("examples" = ["300ms"]))]
+    pub(crate) p95: Option<At<DurationText>>,
+    /// More than 1 % of the requests are slower than this.
+    #[schemars(extend("examples" = ["800ms"]))]
+    pub(crate) p99: Option<At<DurationText>>,
+    /// The mean is above this.
+    #[schemars(extend("examples" = ["200ms"]))]
+    pub(crate) mean: Option<At<DurationText>>,
+    /// The p95 of new is more than this many times legacy's.
+    #[schemars(extend("minimum" = 1, "maximum" = 1000, "examples" = [1.5]))]
+    pub(crate) vs_legacy: Option<At<Number>>,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct VsLegacyTable {
+    /// The rate on new is more than this many times legacy's.
+    #[schemars(extend("minimum" = 1, "maximum" = 1000, "examples" = [2]))]
+    pub(crate) vs_legacy: Option<At<Number>>,
+}
+
+#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct HangTable {
+    /// Without an answer for this long.
+    #[schemars(extend("default" = "10s"))]
+    older_than: Option<DurationText>,
+}
+
+#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct DownTable {
+    /// No healthy server for this long.
+    #[schemars(extend("default" = "10s"))]
+    down_for: Option<DurationText>,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SharedCauseText {
+    /// Freeze raises and alert.
+    Hold,
+    /// Roll back.
+    Rollback,
+}
+
+#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PlanTable {
+    /// One after the other.
+    #[schemars(required, extend("minItems" = 1, "examples" = [[{ "percent": 1, "hold": "1h" }]]))]
+    stages: Option<Vec<StageTable>>,
+    /// When the percentage may be raised, such as `Mon-Thu 09:00-16:00 Europe/Berlin`.
+    raise_only: Option<String>,
+}
+
+#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct StageTable {
+    /// The share of users on new.
+    #[schemars(required, extend("minimum" = 0, "maximum" = 100, "examples" = [1]))]
+    percent: Option<Number>,
+    /// How long it stays there at least.
+    hold: Option<DurationText>,
+    /// How many requests new must have served by then.
+    min_requests: Option<u64>,
+    /// Names of `[[rollout.check]]` that must pass.
+    checks: Option<Vec<String>>,
+    /// Whether a person must say go.
+    approval: Option<bool>,
+}
+
+#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CheckTable {
+    /// How stages speak of it.
+    #[schemars(required, extend("examples" = ["smoke"]))]
+    name: Option<String>,
+    /// Method and path.
+    #[schemars(required, extend("examples" = ["GET /api/ping"]))]
+    request: Option<String>,
+    /// What the answer must be.
+    #[schemars(extend("examples" = [{ "status": 200 }]))]
+    expect: Option<ExpectTable>,
+}
+
+#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ExpectTable {
+    /// The status.
+    #[schemars(extend("minimum" = 100, "maximum" = 599))]
+    status: Option<u64>,
+    /// A text in the body.
+    body_contains: Option<String>,
+    /// The longest it may take.
+    within: Option<DurationText>,
+}

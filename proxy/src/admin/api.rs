@@ -1,0 +1,329 @@
+//! The JSON API. Every error has the same shape: `{"error": {"code": "…", "message": "…", "hint": "…"}}`.
+
+use axum::Json;
+use axum::extract::rejection::JsonRejection;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use cutover_core::{Actor, Command, CommandError, Percent, Source};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::Admin;
+use super::auth::{Caller, Operator, Viewer};
+use crate::control_handle::{Applied, Gone, Refusal};
+use crate::explain::Question;
+use crate::source::SetError;
+use crate::status::Status;
+
+/// The longest reason in characters.
+const MAX_REASON: usize = 500;
+
+/// An error as the API tells it.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    hint: String,
+}
+
+impl ApiError {
+    /// An error with a stable code, a sentence, and what to do.
+    pub fn new(status: StatusCode, code: &'static str, message: &str, hint: &str) -> Self {
+        Self { status, code, message: message.to_owned(), hint: hint.to_owned() }
+    }
+
+    /// Something does not exist.
+    pub fn not_found(message: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message, "")
+    }
+
+    /// Something failed on our side.
+    pub fn internal(error: &dyn std::error::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &error.to_string(), "see the log")
+    }
+
+    fn bad_request(code: &'static str, message: &str, hint: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message, hint)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
+        (self.status, Json(body)).into_response()
+    }
+}
+
+impl From<Gone> for ApiError {
+    fn from(gone: Gone) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", &gone.to_string(), "try again on another instance")
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            Refusal::Command(CommandError::UnknownRollout { .. }) => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
+            Refusal::Command(CommandError::NotRolledBack { .. }) => Self::new(StatusCode::CONFLICT, "not_rolled_back", &message, "nothing has to be done"),
+            Refusal::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "revision_mismatch", &message, "read the status again and decide anew"),
+        }
+    }
+}
+
+impl From<SetError> for ApiError {
+    fn from(error: SetError) -> Self {
+        let message = error.to_string();
+        match error {
+            SetError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
+            SetError::Broken(_) | SetError::Rejected(_) | SetError::Edit(_) => {
+                Self::new(StatusCode::CONFLICT, "file_not_usable", &message, "mend the file; `cutover check` shows its problems")
+            }
+            SetError::Unwritable { .. } => Self::new(StatusCode::CONFLICT, "file_not_writable", &message, "a rollback needs no file: `cutover rollback`"),
+        }
+    }
+}
+
+/// What a writing request carries.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Wish {
+    /// Why; required.
+    #[serde(default)]
+    reason: String,
+    /// The share asked for, for `set` and `rearm`.
+    percent: Option<serde_json::Number>,
+    /// Say what would happen, do nothing.
+    #[serde(default)]
+    dry_run: bool,
+    /// Who, where there are no tokens to tell.
+    actor: Option<String>,
+}
+
+/// What a writing request is answered.
+#[derive(Debug, Serialize)]
+struct Done {
+    revision: u64,
+    durable: bool,
+    dry_run: bool,
+    sentence: String,
+}
+
+/// `GET /api/v1/rollouts`
+pub async fn rollouts(Viewer(_): Viewer, State(admin): State<Admin>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let status = admin.control.report().await?.status;
+    tagged(&headers, status.revision, &status)
+}
+
+/// `GET /api/v1/rollouts/ID`
+pub async fn rollout(Viewer(_): Viewer, State(admin): State<Admin>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let Status { revision, rollouts, .. } = admin.control.report().await?.status;
+    let known = rollouts.iter().map(|rollout| rollout.id.as_str()).collect::<Vec<_>>().join(", ");
+    let Some(rollout) = rollouts.iter().find(|rollout| rollout.id == id) else {
+        return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_rollout", &format!("no rollout has the id `{id}`; there are: {known}"), ""));
+    };
+    tagged(&headers, revision, rollout)
+}
+
+fn tagged(headers: &HeaderMap, revision: u64, body: &impl Serialize) -> Result<Response, ApiError> {
+    let tag = format!("\"{revision}\"");
+    if headers.get(header::IF_NONE_MATCH).is_some_and(|seen| seen.as_bytes() == tag.as_bytes()) {
+        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
+    }
+    let body = serde_json::to_value(body).map_err(|error| ApiError::internal(&error))?;
+    Ok(([(header::ETAG, tag)], Json(body)).into_response())
+}
+
+/// `POST /api/v1/rollouts/ID/VERB`
+pub async fn act(
+    Operator(caller): Operator,
+    State(admin): State<Admin>,
+    Path((id, verb)): Path<(String, String)>,
+    headers: HeaderMap,
+    wish: Result<Json<Wish>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let Wish { reason, percent, dry_run, actor } = read(wish)?;
+    let actor = actor_of(caller, actor);
+    let if_revision = if_match(&headers)?;
+    let percent = percent.map(|number| Percent::parse(&number.to_string()).map_err(|error| (number, error))).transpose();
+    let percent = percent.map_err(|(number, error)| {
+        ApiError::bad_request("bad_percent", &format!("expected a percentage from 0 to 100 with at most three decimals, found {number}: {error}"), "such as 12.5")
+    })?;
+    let reason = checked(reason)?;
+    match (verb.as_str(), percent) {
+        ("set", None) => Err(ApiError::bad_request("missing_percent", "`percent` is missing", "such as {\"percent\": 10, \"reason\": \"CHG-7\"}")),
+        ("set", Some(percent)) => {
+            expect_revision(&admin, if_revision).await?;
+            let applied = admin.watch.set_percent(id.clone(), percent, dry_run, actor, reason).await??;
+            answer(&admin, &id, applied, dry_run, || format!("{id}: would be set to {percent} %")).await
+        }
+        ("rollback", None) if dry_run => dry(&admin, &id, |id| format!("{id}: everyone would be sent to legacy")).await,
+        ("rearm", _) if dry_run => dry(&admin, &id, |id| format!("{id}: the latch would be lifted")).await,
+        ("rollback", None) => {
+            let applied = admin.control.command(id.clone(), Command::Rollback, actor, reason, if_revision).await??;
+            answer(&admin, &id, applied, false, String::new).await
+        }
+        ("rearm", percent) => {
+            if let Some(percent) = percent {
+                expect_latched(&admin, &id).await?;
+                expect_revision(&admin, if_revision).await?;
+                // While latched a percentage moves nobody: first the smaller share is in the file, then the latch is lifted.
+                admin.watch.set_percent(id.clone(), percent, false, actor.clone(), reason.clone()).await??;
+            }
+            let if_revision = if percent.is_some() { None } else { if_revision };
+            let applied = admin.control.command(id.clone(), Command::Rearm, actor, reason, if_revision).await??;
+            answer(&admin, &id, applied, false, String::new).await
+        }
+        ("rollback", Some(_)) => Err(ApiError::bad_request("unexpected_percent", "a rollback always goes to 0 %", "leave `percent` out, or use `set`")),
+        ("advance" | "pause" | "resume", _) => {
+            Err(ApiError::new(StatusCode::NOT_IMPLEMENTED, "not_supported", &format!("`{verb}` is not supported yet"), "use `set` and `rollback`"))
+        }
+        (verb, _) => Err(ApiError::not_found(&format!("`{verb}` is none of set, rollback, rearm"))),
+    }
+}
+
+/// `POST /api/v1/reload`
+pub async fn reload(Operator(caller): Operator, State(admin): State<Admin>, wish: Result<Option<Json<Wish>>, JsonRejection>) -> Result<Response, ApiError> {
+    let (reason, actor) = match wish.transpose() {
+        Some(wish) => {
+            let Wish { reason, actor, .. } = read(wish)?;
+            (if reason.is_empty() { reason } else { checked(reason)? }, actor)
+        }
+        None => (String::new(), None),
+    };
+    match admin.watch.reload(actor_of(caller, actor), reason).await? {
+        Ok(Applied { revision, durable }) => Ok(Json(Done { revision, durable, dry_run: false, sentence: "the file is in force".to_owned() }).into_response()),
+        Err(problems) => Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_rejected", &problems, "the last good file stays in force")),
+    }
+}
+
+/// What `explain` is asked.
+#[derive(Debug, Deserialize)]
+pub struct ExplainQuery {
+    user: Option<String>,
+    host: Option<String>,
+    path: Option<String>,
+    method: Option<String>,
+    header: Option<String>,
+}
+
+/// `GET /api/v1/explain`
+pub async fn explain(Viewer(_): Viewer, State(admin): State<Admin>, query: Result<Query<ExplainQuery>, axum::extract::rejection::QueryRejection>) -> Result<Response, ApiError> {
+    let Query(query) = query.map_err(|error| ApiError::bad_request("bad_query", &error.body_text(), "user= host= path= method= header=K:V"))?;
+    let headers = query.header.iter().flat_map(|lines| lines.split('\n')).filter(|line| !line.is_empty()).map(str::to_owned).collect::<Vec<_>>();
+    let question = question(query.user, query.host, query.path, query.method.as_deref(), &headers).map_err(|message| ApiError::bad_request("bad_query", &message, ""))?;
+    let snapshot = admin.published.load();
+    let default_backend = &snapshot.common.settings.routing.default_backend;
+    let explanation = crate::explain::explain(&snapshot.split, default_backend, &question, |at| snapshot.available(at));
+    Ok(Json(explanation).into_response())
+}
+
+/// Builds a question from the words of the command line or of a URL.
+///
+/// # Errors
+/// Says which word is not valid.
+pub fn question(user: Option<String>, host: Option<String>, path: Option<String>, method: Option<&str>, headers: &[String]) -> Result<Question, String> {
+    let method = method.unwrap_or("GET");
+    let method = Method::from_bytes(method.as_bytes()).map_err(|_| format!("`{method}` is no method"))?;
+    let target = path.unwrap_or_else(|| "/".to_owned());
+    if !target.starts_with('/') {
+        return Err(format!("expected a path that begins with `/`, found `{target}`"));
+    }
+    let headers = headers.iter().map(|header| {
+        let (name, value) = header.split_once(':').ok_or_else(|| format!("expected a header as `name: value`, found `{header}`"))?;
+        let name = HeaderName::from_bytes(name.trim().as_bytes()).map_err(|_| format!("`{name}` is no header name"))?;
+        Ok((name, HeaderValue::from_str(value.trim()).map_err(|_| format!("the value of `{header}` is not valid"))?))
+    });
+    Ok(Question { user, method, host: host.unwrap_or_default(), target, headers: headers.collect::<Result<_, String>>()? })
+}
+
+/// What `history` is asked.
+#[derive(Debug, Deserialize)]
+pub struct HistoryQuery {
+    rollout: Option<String>,
+    limit: Option<usize>,
+}
+
+/// `GET /api/v1/history`: the newest first.
+pub async fn history(Viewer(_): Viewer, State(admin): State<Admin>, query: Result<Query<HistoryQuery>, axum::extract::rejection::QueryRejection>) -> Result<Response, ApiError> {
+    let Query(HistoryQuery { rollout, limit }) = query.map_err(|error| ApiError::bad_request("bad_query", &error.body_text(), "rollout= limit="))?;
+    let directory = admin.state_directory.clone();
+    let read = tokio::task::spawn_blocking(move || crate::journal::read(&directory)).await.map_err(|error| ApiError::internal(&error))?;
+    let (mut records, wrong) = read.map_err(|error| ApiError::internal(&error))?;
+    records.retain(|record| rollout.as_ref().is_none_or(|rollout| record.rollout == *rollout));
+    records.reverse();
+    records.truncate(limit.unwrap_or(100));
+    Ok(Json(json!({"records": records, "chain": {"intact": wrong.is_none(), "problem": wrong}})).into_response())
+}
+
+fn read(wish: Result<Json<Wish>, JsonRejection>) -> Result<Wish, ApiError> {
+    wish.map(|Json(wish)| wish).map_err(|rejection| {
+        let status = rejection.status();
+        ApiError::new(status, "bad_body", &rejection.body_text(), "send JSON with `Content-Type: application/json`, such as {\"reason\": \"CHG-7\"}")
+    })
+}
+
+fn checked(reason: String) -> Result<String, ApiError> {
+    let trimmed = reason.trim();
+    if trimmed.is_empty() {
+        return Err(ApiError::bad_request("missing_reason", "`reason` is missing", "say why, such as {\"reason\": \"CHG-7\"}: it goes into the journal"));
+    }
+    if trimmed.chars().count() > MAX_REASON || trimmed.chars().any(char::is_control) {
+        return Err(ApiError::bad_request("bad_reason", "a reason is one line of at most 500 characters", ""));
+    }
+    Ok(trimmed.to_owned())
+}
+
+/// A token's name is proof, so it goes before what the caller says of himself.
+fn actor_of(caller: Caller, said: Option<String>) -> Actor {
+    let said = said.map(|name| name.chars().filter(|c| !c.is_control()).take(64).collect::<String>()).filter(|name| !name.is_empty());
+    Actor { name: caller.name.or(said).unwrap_or_else(|| "local".to_owned()), source: if caller.is_cli { Source::Cli } else { Source::Api } }
+}
+
+fn if_match(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
+    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
+    let revision = value.to_str().ok().map(str::trim);
+    match revision {
+        Some("*") => Ok(None),
+        Some(tag) => {
+            tag.trim_matches('"').parse().map(Some).map_err(|_| ApiError::bad_request("bad_if_match", "`If-Match` must be the ETag of a status", "such as \"7\" with its quotes"))
+        }
+        None => Err(ApiError::bad_request("bad_if_match", "`If-Match` is not text", "")),
+    }
+}
+
+async fn expect_revision(admin: &Admin, expected: Option<u64>) -> Result<(), ApiError> {
+    let Some(expected) = expected else { return Ok(()) };
+    let found = admin.control.report().await?.status.revision;
+    if expected == found { Ok(()) } else { Err(Refusal::Revision { expected, found }.into()) }
+}
+
+async fn expect_latched(admin: &Admin, id: &str) -> Result<(), ApiError> {
+    let status = admin.control.report().await?.status;
+    match status.rollouts.iter().find(|rollout| rollout.id == id) {
+        Some(rollout) if rollout.latch.is_none() => Err(Refusal::Command(CommandError::NotRolledBack { id: id.to_owned() }).into()),
+        Some(_) => Ok(()),
+        None => {
+            let known = status.rollouts.iter().map(|rollout| rollout.id.as_str().into()).collect();
+            Err(Refusal::Command(CommandError::UnknownRollout { id: id.to_owned(), known }).into())
+        }
+    }
+}
+
+async fn dry(admin: &Admin, id: &str, sentence: impl Fn(&str) -> String) -> Result<Response, ApiError> {
+    let status = admin.control.report().await?.status;
+    if !status.rollouts.iter().any(|rollout| rollout.id == id) {
+        let known = status.rollouts.iter().map(|rollout| rollout.id.as_str().into()).collect();
+        return Err(Refusal::Command(CommandError::UnknownRollout { id: id.to_owned(), known }).into());
+    }
+    Ok(Json(Done { revision: status.revision, durable: status.latch_durable, dry_run: true, sentence: sentence(id) }).into_response())
+}
+
+async fn answer(admin: &Admin, id: &str, applied: Applied, dry_run: bool, planned: impl Fn() -> String) -> Result<Response, ApiError> {
+    let status = admin.control.report().await?.status;
+    let sentence =
+        if dry_run { planned() } else { status.rollouts.iter().find(|rollout| rollout.id == id).map(|rollout| format!("{id}: {}", rollout.sentence)).unwrap_or_default() };
+    Ok(Json(Done { revision: status.revision, durable: applied.durable, dry_run, sentence }).into_response())
+}

@@ -1,0 +1,131 @@
+//! The admin port: its own listener, its own thread, its own runtime, so that neither a scrape nor a slow page costs a request anything.
+//!
+//! | route | what | role |
+//! |---|---|---|
+//! | `GET /` | where to find what | - |
+//! | `GET /livez` | the process answers | - |
+//! | `GET /readyz` | requests may be sent here; 503 before the start is complete and from the moment a stop begins | - |
+//! | `GET /metrics` | Prometheus text | - |
+//! | `GET /api/v1/rollouts[/ID]` | status; `ETag` is the revision | viewer |
+//! | `POST /api/v1/rollouts/ID/set` | `{"percent": 10, "reason": "…"}`, written into the file | operator |
+//! | `POST /api/v1/rollouts/ID/rollback` | `{"reason": "…"}` | operator |
+//! | `POST /api/v1/rollouts/ID/rearm` | `{"reason": "…", "percent": 1}`; the percentage is optional | operator |
+//! | `POST /api/v1/reload` | reads the file now | operator |
+//! | `GET /api/v1/explain` | `user= host= path= method= header=K:V` | viewer |
+//! | `GET /api/v1/history` | `rollout= limit=` | viewer |
+//!
+//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately absent: the page, maintenance, events, the flag protocol.
+
+pub mod api;
+pub mod auth;
+
+use std::net::TcpListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use tokio::sync::watch;
+
+use crate::access_log::AccessLog;
+use crate::control_handle::ControlHandle;
+use crate::gateway::door::Connections;
+use crate::published::Published;
+use crate::watch::WatchHandle;
+use api::ApiError;
+use auth::Auth;
+
+/// Everything the admin may ask.
+#[derive(Clone, Debug)]
+pub struct Admin {
+    /// To the control loop.
+    pub control: ControlHandle,
+    /// To the watched file.
+    pub watch: WatchHandle,
+    /// What is in force, for `explain`.
+    pub published: Arc<Published>,
+    /// Client connections.
+    pub connections: Arc<Connections>,
+    /// The access log, for its drops.
+    pub access_log: AccessLog,
+    /// Whether requests may be sent here.
+    pub ready: Arc<AtomicBool>,
+    /// Where the journal is.
+    pub state_directory: PathBuf,
+    /// Who may do what.
+    pub auth: Arc<Auth>,
+}
+
+/// Serves the admin port on a thread of its own until `stop` turns true.
+///
+/// # Errors
+/// When the thread or its runtime cannot be started.
+pub fn start(listener: TcpListener, admin: Admin, mut stop: watch::Receiver<bool>) -> std::io::Result<std::thread::JoinHandle<()>> {
+    listener.set_nonblocking(true)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            let listener = match tokio::net::TcpListener::from_std(listener) {
+                Ok(listener) => listener,
+                Err(error) => return tracing::error!(%error, "the admin port cannot be served"),
+            };
+            let stopped = async move {
+                let _ = stop.wait_for(|stopped| *stopped).await;
+            };
+            tokio::select! {
+                served = axum::serve(listener, router(admin)) => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, "the admin port is not served any more");
+                    }
+                }
+                () = stopped => {}
+            }
+        });
+    })
+}
+
+fn router(admin: Admin) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/api/v1/rollouts", get(api::rollouts))
+        .route("/api/v1/rollouts/{id}", get(api::rollout))
+        .route("/api/v1/rollouts/{id}/{verb}", post(api::act))
+        .route("/api/v1/reload", post(api::reload))
+        .route("/api/v1/explain", get(api::explain))
+        .route("/api/v1/history", get(api::history))
+        .fallback(async || ApiError::not_found("no such route; `GET /` lists them"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route does not take this method", "`GET /` lists the routes")
+        })
+        .layer(axum::middleware::from_fn_with_state(admin.clone(), auth::check_origin))
+        .with_state(admin)
+}
+
+async fn index() -> &'static str {
+    "Cutover admin\n\n\
+     GET  /livez  /readyz  /metrics\n\
+     GET  /api/v1/rollouts  /api/v1/rollouts/ID\n\
+     POST /api/v1/rollouts/ID/set       {\"percent\": 10, \"reason\": \"...\"}\n\
+     POST /api/v1/rollouts/ID/rollback  {\"reason\": \"...\"}\n\
+     POST /api/v1/rollouts/ID/rearm     {\"reason\": \"...\"}\n\
+     POST /api/v1/reload                {\"reason\": \"...\"}\n\
+     GET  /api/v1/explain?user=U&host=H&path=P\n\
+     GET  /api/v1/history?rollout=ID&limit=N\n"
+}
+
+async fn readyz(State(admin): State<Admin>) -> Response {
+    if admin.ready.load(Ordering::Acquire) { "ready\n".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response() }
+}
+
+async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {
+    let report = admin.control.report().await?;
+    let text = crate::metrics::render(&report, &admin.connections, &admin.access_log).map_err(|error| ApiError::internal(&error))?;
+    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+}

@@ -1,0 +1,345 @@
+//! The only file that knows all rooms: it starts them in the right order, and stops them in the reverse.
+//!
+//! Start: read the file (or the last good one) -> read the saved state -> bind both ports -> publish -> control, watch, admin -> accept. A port that is in use is an error here, at once: pingora
+//! would retry for half a minute and then panic inside a task while the process lives on. So the sockets are ours and are handed over.
+//!
+//! Stop: readiness falls -> the listeners close, idle connections with them -> requests in flight finish, as long as the bound allows -> state and log are written -> done. A process without work
+//! ends at once.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::IntoRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use cutover_config::Settings;
+use cutover_core::plane::Restored;
+use cutover_core::{Actor, ControlPlane, Event};
+use pingora::listeners::ListenerConfig;
+use pingora::protocols::l4::stream::L4BufferSettings;
+use pingora::server::configuration::ServerConf;
+use pingora::server::{Fds, ListenFds};
+use pingora::services::Service as _;
+use pingora::services::listening::Service;
+use tokio::sync::watch;
+
+use crate::access_log::AccessLog;
+use crate::admin::auth::Auth;
+use crate::admin::{self, Admin};
+use crate::clock;
+use crate::control::Control;
+use crate::control_handle::ControlHandle;
+use crate::disk::Disk;
+use crate::gateway::adapter::Adapter;
+use crate::gateway::door::{Connections, Door};
+use crate::gateway::gate::{Gate, Limits};
+use crate::journal::Journal;
+use crate::published::{Common, Published, Snapshot};
+use crate::recorder::recorder;
+use crate::source::{LAST_GOOD, Source, SourceError};
+use crate::status::ConfigStatus;
+use crate::watch::{self as file_watch, WatchHandle};
+
+/// Attempts for one request: the first, and one more where nothing can have been done yet.
+const MAX_ATTEMPTS: usize = 2;
+/// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the cost of a request.
+const POOL_PER_THREAD: usize = 1_024;
+/// Read buffer of a client connection in bytes: pingora's default of 64 KiB would be pinned by every idle client.
+const READ_BUFFER: usize = 4 * 1024;
+/// Write buffer of a client connection in bytes: pingora's default.
+const WRITE_BUFFER: usize = 1_460;
+/// How often the names of backends are resolved again.
+const RESOLVE: Duration = Duration::from_secs(5);
+/// How often a stopping process looks whether it is idle.
+const DRAIN_LOOK: Duration = Duration::from_millis(10);
+
+/// Why the proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// There is no usable configuration: the exit code is 2.
+    #[error("{0}")]
+    Config(SourceError),
+    /// A port cannot be bound.
+    #[error("cannot listen on {address} ({key}): {error}{}", hint(.error))]
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// Where the file says it.
+        key: &'static str,
+        /// Why.
+        error: io::Error,
+    },
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory {} ([state] directory): {error}\nhint: a rollback must survive a restart, so this directory must exist and be writable", directory.display())]
+    State {
+        /// The directory.
+        directory: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The operating system refused a thread or a runtime.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+fn hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::AddrInUse => "\nhint: another process listens there; `ss -ltnp` shows which",
+        io::ErrorKind::PermissionDenied => "\nhint: ports below 1024 need CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "\nhint: this machine has no such address",
+        _ => "",
+    }
+}
+
+/// How to start.
+pub struct Start {
+    /// The file.
+    pub file: PathBuf,
+    /// Request threads; `None` is one for each core.
+    pub threads: Option<usize>,
+    /// Where the access log goes.
+    pub access_out: Box<dyn Write + Send>,
+}
+
+/// A running proxy. Dropping it without [`Running::stop`] leaves its threads behind.
+#[derive(Debug)]
+pub struct Running {
+    /// The addresses that requests come to; real ports where the file says 0.
+    pub http: Vec<SocketAddr>,
+    /// The address of the admin port.
+    pub admin: SocketAddr,
+    /// To the control loop.
+    pub control: ControlHandle,
+    /// To the watched file.
+    pub watch: WatchHandle,
+    ready: Arc<AtomicBool>,
+    connections: Arc<Connections>,
+    stop_accepting: watch::Sender<bool>,
+    stop: watch::Sender<bool>,
+    stop_resolver: mpsc::Sender<()>,
+    runtime: tokio::runtime::Runtime,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// A configuration, and where it came from.
+struct Loaded {
+    settings: Settings,
+    text: String,
+    source: Source,
+    /// Why the file itself was not used.
+    problems: Option<String>,
+}
+
+impl Start {
+    /// Starts everything and returns when requests are accepted.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub fn start(self) -> Result<Running, StartError> {
+        let mut source = Source::new(&self.file);
+        let loaded = match source.load() {
+            Ok((settings, text)) => Loaded { settings, text, source, problems: None },
+            Err(error) => last_good(source, error)?,
+        };
+        let Loaded { settings, text, source, problems } = loaded;
+        let directory = PathBuf::from(&settings.state.directory);
+        let (restored, journal) = open_state(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+
+        let admin_listener = bind(settings.admin.address, "[admin] address")?;
+        let http_listeners = settings.listen.http.iter().map(|address| bind(*address, "[listen] http")).collect::<Result<Vec<_>, _>>()?;
+        let admin_address = admin_listener.local_addr()?;
+        let http = http_listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+
+        let mut plane = ControlPlane::new(restored);
+        let actor = Actor { name: "start".to_owned(), source: cutover_core::Source::Start };
+        // Settings are never refused.
+        let effects = plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor, reason: String::new() }, clock::now()).unwrap_or_default();
+        let common = Arc::new(Common::new(settings, None));
+        let settings = &common.settings;
+        for warning in &settings.warnings {
+            tracing::warn!("{warning}");
+        }
+        let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::clone(&common), None)));
+        let (recorder, reader) = recorder();
+        let (disk, disk_thread) = Disk::start(directory.clone(), journal)?;
+        if problems.is_none() {
+            disk.keep_last_good(source.self_contained(&text));
+        }
+        let (access_log, log_thread) = AccessLog::start(settings.log.access, settings.log.format, self.access_out)?;
+
+        let (control, inbox) = ControlHandle::new();
+        let (stop, stopped) = watch::channel(false);
+        let config = ConfigStatus {
+            file: source.path().display().to_string(),
+            digest: settings.digest.clone(),
+            last_reload_successful: problems.is_none(),
+            last_success_at: clock::rfc3339(clock::wall()),
+            problems,
+            restart_needed: Vec::new(),
+        };
+        let mut control_loop = Control::new(plane, reader, Arc::clone(&published), Arc::clone(&common), disk.clone(), config);
+        let control_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let control_stopped = stopped.clone();
+        let control_thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
+            control_runtime.block_on(async {
+                control_loop.begin(effects).await;
+                control_loop.run(inbox, control_stopped).await;
+            });
+        })?;
+        let (watch_handle, watch_thread) = file_watch::start(source, Arc::clone(&common), control.clone(), disk)?;
+        let (stop_resolver, resolver_stopped) = mpsc::channel();
+        let resolver_thread = start_resolver(Arc::clone(&published), resolver_stopped)?;
+
+        let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
+        let gate = Arc::new(Gate::new(Arc::clone(&published), recorder, access_log.clone(), limits));
+        let connections: Arc<Connections> = Arc::default();
+        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("proxy").enable_all().build()?;
+        let (stop_accepting, accepting) = watch::channel(false);
+        let mut service = listening(&gate, &connections, settings, threads, &http);
+        let fds = hand_over(http_listeners, &http)?;
+        runtime.spawn(async move { service.start_service(Some(fds), accepting, 1).await });
+
+        let ready = Arc::new(AtomicBool::new(true));
+        let admin_state = Admin {
+            control: control.clone(),
+            watch: watch_handle.clone(),
+            published,
+            connections: Arc::clone(&connections),
+            access_log,
+            ready: Arc::clone(&ready),
+            state_directory: directory,
+            auth: Arc::new(Auth::new(settings.admin.tokens.clone())),
+        };
+        let admin_thread = admin::start(admin_listener, admin_state, stopped)?;
+        let threads = vec![control_thread, watch_thread, resolver_thread, admin_thread, disk_thread, log_thread];
+        Ok(Running { http, admin: admin_address, control, watch: watch_handle, ready, connections, stop_accepting, stop, stop_resolver, runtime, threads })
+    }
+}
+
+impl Running {
+    /// Stops: finishes what is in flight, at most for `grace`, and says how many connections had to be cut. `hurry` ends the wait.
+    pub fn stop(self, grace: Duration, hurry: impl Fn() -> bool) -> usize {
+        self.ready.store(false, Ordering::Release);
+        let _ = self.stop_accepting.send(true);
+        let started = clock::mono();
+        while self.connections.open() > 0 && clock::mono().since(started) < grace && !hurry() {
+            std::thread::sleep(DRAIN_LOOK);
+        }
+        let cut = self.connections.open();
+        self.runtime.shutdown_timeout(Duration::from_millis(100));
+        self.watch.stop();
+        // The admin answered until here: whoever waits for readiness to fall has seen it fall.
+        let _ = self.stop.send(true);
+        drop((self.control, self.watch, self.stop_resolver));
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread ended in a panic");
+            }
+        }
+        cut
+    }
+
+    /// Whether requests may be sent here.
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Acquire)
+    }
+}
+
+/// The last accepted file, for a start with a broken one.
+fn last_good(mut source: Source, error: SourceError) -> Result<Loaded, StartError> {
+    // Where the state is stands in the broken file. Only if that much can be read is there something to fall back on.
+    let Some(directory) = std::fs::read_to_string(source.path()).ok().and_then(|text| state_directory_of(&text)) else { return Err(StartError::Config(error)) };
+    let kept = Path::new(&directory).join(LAST_GOOD);
+    let Ok(text) = std::fs::read_to_string(&kept) else { return Err(StartError::Config(error)) };
+    let settings = match source.parse(&kept.display().to_string(), &text) {
+        Ok(settings) => settings,
+        Err(_) => return Err(StartError::Config(error)),
+    };
+    let problems = error.render(false);
+    tracing::error!(file = %source.path().display(), last_good = %kept.display(), problems, "the file cannot be used; starting with the last good one");
+    Ok(Loaded { settings, text, source, problems: Some(problems) })
+}
+
+/// The state directory as far as a broken file still says it: by line, since the file may not parse.
+fn state_directory_of(text: &str) -> Option<String> {
+    let in_state = text.lines().skip_while(|line| line.trim() != "[state]").skip(1).take_while(|line| !line.trim_start().starts_with('['));
+    let line = in_state.into_iter().find_map(|line| line.trim().strip_prefix("directory")?.trim_start().strip_prefix('='));
+    match line {
+        Some(value) => value.trim().strip_prefix('"')?.split('"').next().map(str::to_owned),
+        None => Some("/var/lib/cutover".to_owned()),
+    }
+}
+
+fn open_state(directory: &Path) -> io::Result<(Restored, Journal)> {
+    std::fs::create_dir_all(directory)?;
+    let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
+    let restored = crate::state_file::restore(directory, had_a_life);
+    if let Restored::Unreadable(why) = &restored {
+        tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed");
+    }
+    let (journal, torn) = Journal::open(directory)?;
+    if torn > 0 {
+        tracing::warn!(bytes = torn, "the journal ended in the middle of a line; that line was cut off");
+    }
+    Ok((restored, journal))
+}
+
+fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
+    TcpListener::bind(address).map_err(|error| StartError::Bind { address, key, error })
+}
+
+/// The listening service with our door before pingora's proxy.
+fn listening(gate: &Arc<Gate>, connections: &Arc<Connections>, settings: &Settings, threads: usize, addresses: &[SocketAddr]) -> Service<Door> {
+    let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
+    let mut proxy = pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(gate), &settings.listen));
+    proxy.handle_init_modules();
+    let mut service = Service::new("cutover".to_owned(), Door::new(proxy, Arc::clone(connections), &settings.listen));
+    for address in addresses {
+        let buffers = L4BufferSettings::default().read(READ_BUFFER).write(WRITE_BUFFER);
+        service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffers));
+    }
+    service
+}
+
+/// Hands bound sockets to pingora under the names it will ask for.
+fn hand_over(listeners: Vec<TcpListener>, addresses: &[SocketAddr]) -> io::Result<ListenFds> {
+    let mut fds = Fds::new();
+    for (listener, address) in listeners.into_iter().zip(addresses) {
+        listener.set_nonblocking(true)?;
+        fds.add(address.to_string(), listener.into_raw_fd());
+    }
+    Ok(Arc::new(parking_lot::Mutex::new(fds)))
+}
+
+/// Resolves the names of backends again and again, off the request path. A name that fails keeps its last good addresses.
+fn start_resolver(published: Arc<Published>, stopped: mpsc::Receiver<()>) -> io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
+        let mut complained: HashMap<String, String> = HashMap::new();
+        while stopped.recv_timeout(RESOLVE) == Err(mpsc::RecvTimeoutError::Timeout) {
+            let failed: HashMap<String, String> = published.load().common.backends.values().flat_map(|backend| backend.resolve()).collect();
+            for (server, error) in failed.iter().filter(|(server, error)| complained.get(*server) != Some(error)) {
+                tracing::warn!(server, error, "the name of a server does not resolve; its last good addresses stay");
+            }
+            complained = failed;
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_directory_is_found_in_a_file_that_does_not_parse() {
+        let directory = |text: &str| state_directory_of(text);
+        assert_eq!(directory("[state]\ndirectory = \"/srv/state\" # here\n[backend.legacy\n").as_deref(), Some("/srv/state"));
+        assert_eq!(directory("[[rollout]\npercent = 5%").as_deref(), Some("/var/lib/cutover"));
+        assert_eq!(directory("[state]\n[log]\ndirectory = \"/no\"").as_deref(), Some("/var/lib/cutover"));
+    }
+}

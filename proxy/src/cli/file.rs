@@ -1,0 +1,163 @@
+//! Commands about files: no running proxy is asked.
+
+use std::io::IsTerminal;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use cutover_config::Settings;
+use cutover_core::{BUCKETS, KeySource, Mode, Percent, RolloutSettings};
+use serde_json::json;
+
+use super::{Failed, file_or_default, note, out};
+use crate::source::Source;
+use crate::status::percent;
+
+/// `cutover check`
+#[derive(Debug, clap::Args)]
+pub(super) struct Check {
+    /// The file
+    file: Option<PathBuf>,
+    /// Exit with 3 when there are warnings
+    #[arg(long)]
+    strict: bool,
+    /// Print the summary as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// `cutover diff`
+#[derive(Debug, clap::Args)]
+pub(super) struct Diff {
+    /// The file in force
+    old: PathBuf,
+    /// The file that would replace it
+    new: PathBuf,
+    /// Print the differences as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Reads a file as a reload does. Problems end the command with 2.
+pub(super) fn load(file: &Path) -> Result<Settings, Failed> {
+    let color = std::io::stderr().is_terminal();
+    Source::new(file).load().map(|(settings, _)| settings).map_err(|error| Failed::usage(error.render(color)))
+}
+
+impl Check {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let file = file_or_default(self.file);
+        let settings = load(&file)?;
+        for warning in &settings.warnings {
+            note(&format!("warning: {warning}"));
+        }
+        if self.json {
+            let rollouts: Vec<_> =
+                settings.rollouts.iter().map(|rollout| json!({"id": &*rollout.id, "percent": percent(rollout.percent), "generation": rollout.generation})).collect();
+            let warnings: Vec<_> = settings.warnings.iter().map(ToString::to_string).collect();
+            out(&json!({"file": file.display().to_string(), "valid": true, "digest": settings.digest, "rollouts": rollouts, "warnings": warnings}).to_string())?;
+        } else {
+            out(&format!("{}: valid", file.display()))?;
+            summary(&settings)?;
+        }
+        Ok(if self.strict && !settings.warnings.is_empty() { ExitCode::from(3) } else { ExitCode::SUCCESS })
+    }
+}
+
+fn summary(settings: &Settings) -> Result<(), Failed> {
+    let listen: Vec<String> = settings.listen.http.iter().map(ToString::to_string).collect();
+    out(&format!("  listens on {}; admin on {}; state in {}", listen.join(", "), settings.admin.address, settings.state.directory))?;
+    for backend in &settings.backends {
+        let servers: Vec<String> = backend.servers.iter().map(ToString::to_string).collect();
+        out(&format!("  backend {}: {}", backend.name, servers.join(", ")))?;
+    }
+    for rollout in &settings.rollouts {
+        let keys: Vec<String> = rollout.keys.iter().map(KeySource::text).collect();
+        out(&format!(
+            "  rollout {}: {} % of users on `{}`, the others on `{}`; key {}",
+            rollout.id,
+            rollout.percent,
+            rollout.backends.new,
+            rollout.backends.legacy,
+            keys.join(", then ")
+        ))?;
+        let guard = &rollout.guard;
+        match guard.mode {
+            Mode::Off => out("    guard: off")?,
+            Mode::Threshold => {
+                let rules: Vec<&str> = guard.rules.iter().map(|rule| rule.name()).collect();
+                let dry = if guard.dry_run { ", reports only (dry_run)" } else { "" };
+                out(&format!("    guard: {} over {} s, at least {} requests{dry}", rules.join(", "), guard.window.as_secs_f64(), guard.min_requests))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Diff {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let (old, new) = (load(&self.old)?, load(&self.new)?);
+        let find = |settings: &Settings, id: &str| settings.rollouts.iter().find(|rollout| &*rollout.id == id).cloned();
+        let mut ids: Vec<_> = new.rollouts.iter().chain(&old.rollouts).map(|rollout| rollout.id.clone()).collect();
+        let mut seen = std::collections::BTreeSet::new();
+        ids.retain(|id| seen.insert(id.clone()));
+        let moves: Vec<Move> = ids.iter().map(|id| Move::between(id, find(&old, id).as_ref(), find(&new, id).as_ref())).collect();
+        let restart = new.restart_needed(&old);
+        if self.json {
+            let rollouts: Vec<_> = moves
+                .iter()
+                .map(|moved| json!({"id": moved.id, "to_new_percent": percent(moved.to_new), "to_legacy_percent": percent(moved.to_legacy), "sentence": moved.sentence}))
+                .collect();
+            out(&json!({"rollouts": rollouts, "restart_needed": restart}).to_string())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        for moved in &moves {
+            out(&format!("{}: {}", moved.id, moved.sentence))?;
+        }
+        if !restart.is_empty() {
+            out(&format!("needs a restart: {}", restart.join(", ")))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// How many users a change moves, as shares of all users.
+struct Move {
+    id: String,
+    to_new: Percent,
+    to_legacy: Percent,
+    sentence: String,
+}
+
+impl Move {
+    fn between(id: &str, old: Option<&RolloutSettings>, new: Option<&RolloutSettings>) -> Self {
+        let share = |rollout: Option<&RolloutSettings>| rollout.map_or(Percent::ZERO, |rollout| rollout.percent);
+        let (before, after) = (share(old), share(new));
+        let same_users = match (old, new) {
+            (Some(old), Some(new)) => old.salt == new.salt && old.keys == new.keys && old.anonymous == new.anonymous,
+            _ => true,
+        };
+        let less = |a: Percent, b: Percent| Percent::from_thousandths(a.thousandths().saturating_sub(b.thousandths())).unwrap_or_default();
+        let (to_new, to_legacy) = if same_users {
+            (less(after, before), less(before, after))
+        } else {
+            // Two independent hashes: whoever is on new after but was not before, by the product of the shares.
+            let product = |on: Percent, off: Percent| {
+                let share = u64::from(on.thousandths()) * u64::from(BUCKETS - off.thousandths()) / u64::from(BUCKETS);
+                Percent::from_thousandths(share as u32).unwrap_or_default()
+            };
+            (product(after, before), product(before, after))
+        };
+        let moved = match (old.is_some(), new.is_some()) {
+            (true, true) if same_users && before == after && old == new => "no change".to_owned(),
+            (true, true) => format!("{before} % -> {after} %: {to_new} % of users move legacy -> new, {to_legacy} % move new -> legacy"),
+            (false, _) => format!("comes into the file at {after} %: {to_new} % of its users move to new"),
+            (true, false) => format!("leaves the file: {to_legacy} % of its users move off new, to whatever matches next"),
+        };
+        let why = if same_users { "" } else { " (salt, key or anonymous changed: everybody is hashed anew)" };
+        let generation = match (old, new) {
+            (Some(old), Some(new)) if new.generation > old.generation => format!("; generation {} -> {} re-arms it after a rollback", old.generation, new.generation),
+            _ => String::new(),
+        };
+        Self { id: id.to_owned(), to_new, to_legacy, sentence: format!("{moved}{why}{generation}") }
+    }
+}

@@ -1,0 +1,323 @@
+//! Commands about a running proxy.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use cutover_core::plane::Restored;
+use cutover_core::{Actor, ControlPlane, Event, PerSide, Percent};
+use serde_json::{Value, json};
+
+use super::client::encoded;
+use super::{AdminAddress, Failed, file, note, out};
+use crate::admin::api::question;
+use crate::clock;
+use crate::journal::Record;
+use crate::source::Source;
+use crate::status::{RolloutStatus, SideStatus};
+
+/// `cutover explain`
+#[derive(Debug, clap::Args)]
+pub(super) struct Explain {
+    /// The user key
+    #[arg(long)]
+    user: Option<String>,
+    /// The host asked for
+    #[arg(long)]
+    host: Option<String>,
+    /// The path asked for, with its query if there is one
+    #[arg(long)]
+    path: Option<String>,
+    /// The method
+    #[arg(long)]
+    method: Option<String>,
+    /// A request header as `name: value`; may be given several times
+    #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// Explain by this file instead of asking a running proxy; knows of no rollback
+    #[arg(long, short = 'c', value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminAddress,
+}
+
+impl Explain {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let asked = question(self.user.clone(), self.host.clone(), self.path.clone(), self.method.as_deref(), &self.headers).map_err(Failed::usage)?;
+        let explanation = match &self.config {
+            Some(file) => {
+                let settings = file::load(file)?;
+                let mut plane = ControlPlane::new(Restored::Fresh);
+                let event = Event::Settings { rollouts: settings.rollouts, actor: Actor::file(), reason: String::new() };
+                // Settings are never refused.
+                let _ = plane.on(event, clock::now());
+                let explanation = crate::explain::explain(&plane.split(), &settings.routing.default_backend, &asked, |_| PerSide { legacy: true, new: true });
+                serde_json::to_value(explanation).map_err(|error| Failed::new(error.to_string()))?
+            }
+            None => {
+                let mut query: Vec<String> = Vec::new();
+                let header = self.headers.join("\n");
+                let parts = [("user", &self.user), ("host", &self.host), ("path", &self.path), ("method", &self.method), ("header", &(!header.is_empty()).then_some(header))];
+                for (name, value) in parts {
+                    query.extend(value.as_ref().map(|value| format!("{name}={}", encoded(value))));
+                }
+                self.admin.client()?.get(&format!("/api/v1/explain?{}", query.join("&")))?
+            }
+        };
+        if self.json {
+            out(&explanation.to_string())?;
+        } else {
+            for step in explanation["steps"].as_array().into_iter().flatten() {
+                out(step.as_str().unwrap_or_default())?;
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// `cutover status`
+#[derive(Debug, clap::Args)]
+pub(super) struct Status {
+    /// Only this rollout
+    rollout: Option<String>,
+    /// Show it anew every second
+    #[arg(long, short = 'w')]
+    watch: bool,
+    /// Print JSON; with --watch a line each second
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminAddress,
+}
+
+impl Status {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let client = self.admin.client()?;
+        loop {
+            let value = client.get("/api/v1/rollouts")?;
+            let mut status: crate::status::Status =
+                serde_json::from_value(value).map_err(|error| Failed::new(format!("the answer is not a status ({error}): do versions differ?")))?;
+            if let Some(id) = &self.rollout {
+                let known = status.rollouts.iter().map(|rollout| rollout.id.clone()).collect::<Vec<_>>().join(", ");
+                status.rollouts.retain(|rollout| rollout.id == *id);
+                if status.rollouts.is_empty() {
+                    return Err(Failed::new(format!("no rollout has the id `{id}`; there are: {known}")));
+                }
+            }
+            if self.json {
+                out(&serde_json::to_string(&status).map_err(|error| Failed::new(error.to_string()))?)?;
+            } else {
+                if self.watch {
+                    // Clear the screen and go to its top.
+                    out("\u{1b}[2J\u{1b}[H")?;
+                }
+                show(&status)?;
+            }
+            if !self.watch {
+                return Ok(ExitCode::SUCCESS);
+            }
+            std::thread::sleep(Duration::from_secs(1));
+        }
+    }
+}
+
+fn show(status: &crate::status::Status) -> Result<(), Failed> {
+    let bad = Style::new().fg_color(Some(AnsiColor::Red.into())).bold();
+    let good = Style::new().fg_color(Some(AnsiColor::Green.into()));
+    let bold = Style::new().bold();
+    if let Some(problems) = &status.config.problems {
+        note(&format!("{bad}the file has problems; the last good one stays in force{bad:#}\n{}", problems.trim_end()));
+    }
+    if !status.latch_durable {
+        note(&format!("{bad}the state cannot be written: a rollback would not survive a restart{bad:#}"));
+    }
+    if !status.config.restart_needed.is_empty() {
+        note(&format!("these keys changed but need a restart: {}", status.config.restart_needed.join(", ")));
+    }
+    for rollout in &status.rollouts {
+        let style = if rollout.latch.is_some() { bad } else { good };
+        out(&format!("{bold}{}{bold:#}  {style}{}{style:#}  {}", rollout.id, rollout.phase.replace('_', " "), rollout.sentence))?;
+        table(rollout)?;
+        for rule in &rollout.guard.rules {
+            let style = if rule.verdict == "breach" { bad } else { Style::new() };
+            out(&format!("  {style}{:<13}{style:#} {}: {}", rule.verdict, rule.rule, rule.sentence))?;
+        }
+        match (rollout.guard.mode.as_str(), rollout.guard.dry_run) {
+            ("off", _) => out("  guard off: only people roll back")?,
+            (_, true) => out("  dry run: the guard reports and does not roll back")?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn table(rollout: &RolloutStatus) -> Result<(), Failed> {
+    out("  last 60 s      rps    requests    errors        p50        p95        p99  in flight")?;
+    for (name, side) in [("legacy", &rollout.legacy), ("new", &rollout.new)] {
+        out(&format!(
+            "  {name:<8} {:>9.1} {:>11} {:>9} {:>10} {:>10} {:>10} {:>10}",
+            side.rps,
+            side.requests,
+            if side.requests == 0 { "-".to_owned() } else { side.errors() },
+            SideStatus::latency(side.p50_ms),
+            SideStatus::latency(side.p95_ms),
+            SideStatus::latency(side.p99_ms),
+            side.in_flight
+        ))?;
+    }
+    Ok(())
+}
+
+/// What every command that changes something takes.
+#[derive(Debug, clap::Args)]
+struct Why {
+    /// Why; it goes into the journal
+    #[arg(long, short = 'm')]
+    reason: String,
+    /// Say what would happen, do nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminAddress,
+}
+
+impl Why {
+    fn act(&self, rollout: &str, verb: &str, percent: Option<Percent>) -> Result<ExitCode, Failed> {
+        let mut body = json!({"reason": self.reason, "dry_run": self.dry_run, "actor": who()});
+        if let Some(percent) = percent {
+            body["percent"] = json!(crate::status::percent(percent));
+        }
+        let done = self.admin.client()?.post(&format!("/api/v1/rollouts/{}/{verb}", encoded(rollout)), &body)?;
+        if self.json {
+            out(&done.to_string())?;
+        } else {
+            out(done["sentence"].as_str().unwrap_or("done"))?;
+        }
+        if done["durable"] == Value::Bool(false) {
+            note("warning: the state cannot be written, so this would not survive a restart; see the log of the proxy");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn who() -> Option<String> {
+    ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+}
+
+fn percentage(text: &str) -> Result<Percent, String> {
+    Percent::parse(text.trim_end_matches('%').trim_end()).map_err(|error| format!("expected a percentage from 0 to 100 with at most three decimals: {error}"))
+}
+
+/// `cutover set`
+#[derive(Debug, clap::Args)]
+pub(super) struct Set {
+    /// The rollout
+    rollout: String,
+    /// The share of users on new, 0 to 100, at most three decimals
+    #[arg(value_parser = percentage)]
+    percent: Percent,
+    /// Edit this file directly instead of asking a running proxy, which follows its file
+    #[arg(long, short = 'c', value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    why: Why,
+}
+
+impl Set {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let Some(file) = &self.config else { return self.why.act(&self.rollout, "set", Some(self.percent)) };
+        Source::new(file).set_percent(&self.rollout, self.percent, self.why.dry_run).map_err(|error| Failed::usage(error.to_string()))?;
+        let done = if self.why.dry_run { "would be set" } else { "is set" };
+        out(&format!("{}: {done} to {} % in {}", self.rollout, self.percent, file.display()))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// `cutover rollback`
+#[derive(Debug, clap::Args)]
+pub(super) struct Rollback {
+    /// The rollout
+    rollout: String,
+    #[command(flatten)]
+    why: Why,
+}
+
+impl Rollback {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        self.why.act(&self.rollout, "rollback", None)
+    }
+}
+
+/// `cutover rearm`
+#[derive(Debug, clap::Args)]
+pub(super) struct Rearm {
+    /// The rollout
+    rollout: String,
+    /// Start at this share instead of the file's; it is written into the file
+    #[arg(long, value_parser = percentage)]
+    percent: Option<Percent>,
+    #[command(flatten)]
+    why: Why,
+}
+
+impl Rearm {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        self.why.act(&self.rollout, "rearm", self.percent)
+    }
+}
+
+/// `cutover history`
+#[derive(Debug, clap::Args)]
+pub(super) struct History {
+    /// Only this rollout
+    rollout: Option<String>,
+    /// The newest so many
+    #[arg(long, default_value_t = 50)]
+    limit: usize,
+    /// Read the journal of this state directory instead of asking a running proxy
+    #[arg(long, value_name = "DIRECTORY")]
+    state: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    admin: AdminAddress,
+}
+
+impl History {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let answer = match &self.state {
+            Some(directory) => {
+                let (mut records, wrong) = crate::journal::read(directory)?;
+                records.retain(|record| self.rollout.as_ref().is_none_or(|rollout| record.rollout == *rollout));
+                records.reverse();
+                records.truncate(self.limit);
+                json!({"records": records, "chain": {"intact": wrong.is_none(), "problem": wrong}})
+            }
+            None => {
+                let rollout = self.rollout.as_ref().map(|rollout| format!("&rollout={}", encoded(rollout))).unwrap_or_default();
+                self.admin.client()?.get(&format!("/api/v1/history?limit={}{rollout}", self.limit))?
+            }
+        };
+        if self.json {
+            out(&answer.to_string())?;
+        } else {
+            let records: Vec<Record> = serde_json::from_value(answer["records"].clone()).map_err(|error| Failed::new(error.to_string()))?;
+            for record in &records {
+                let why = if record.reason.is_empty() { String::new() } else { format!(" ({})", record.reason) };
+                out(&format!("{}  {:<8} {:<6} {}{why}", record.at, record.change, record.source, record.sentence))?;
+            }
+        }
+        match answer["chain"]["problem"].as_str() {
+            Some(problem) => Err(Failed::new(format!("the journal was altered: {problem}"))),
+            None => Ok(ExitCode::SUCCESS),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The command line: arguments, exit codes, one file for each group of commands.
+//!
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or invalid configuration, 3 valid with warnings (`check --strict`).
+//! An error ends with what to do next.
+
+mod client;
+mod file;
+mod live;
+mod run;
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use client::Client;
+
+/// Moves live users from an old stack to a new one: splits by a sticky hash, watches both sides, and drops to 0 % by itself when the new one is worse.
+#[derive(Debug, Parser)]
+#[command(name = "cutover", version, max_term_width = 110, arg_required_else_help = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy in the foreground. SIGTERM drains and a second one ends it; SIGHUP reads the file again
+    Run(run::Run),
+    /// Everything on one machine: two sample backends, simulated users, a ramp, a breakdown and the drop to 0 %
+    Demo(crate::demo::Demo),
+    /// Parse and validate a file exactly as a reload does, and show every problem
+    Check(file::Check),
+    /// What a changed file would do: how many users move, and in which direction
+    Diff(file::Diff),
+    /// Why a request goes where it goes
+    Explain(live::Explain),
+    /// How things stand
+    Status(live::Status),
+    /// Change the share of users on new, in the watched file
+    Set(live::Set),
+    /// Send everyone to legacy, at once, until re-armed
+    #[command(alias = "abort")]
+    Rollback(live::Rollback),
+    /// Lift the latch after a rollback: the percentage of the file is in force again
+    #[command(alias = "retry")]
+    Rearm(live::Rearm),
+    /// Who changed what, when and why; verifies that nothing was altered
+    History(live::History),
+    /// Print the JSON Schema of the file
+    Schema,
+    /// Print completions for a shell
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// How to reach a running proxy.
+#[derive(Clone, Debug, clap::Args)]
+struct AdminAddress {
+    /// The admin address of a running proxy. The token, if one is needed, is read from CUTOVER_TOKEN
+    #[arg(long, env = "CUTOVER_ADMIN", default_value = "http://127.0.0.1:9090", value_name = "URL")]
+    admin: String,
+}
+
+impl AdminAddress {
+    fn client(&self) -> Result<Client, Failed> {
+        Client::new(&self.admin, std::env::var("CUTOVER_TOKEN").ok())
+    }
+}
+
+/// The default path of the file.
+const FILE: &str = "cutover.toml";
+
+fn file_or_default(file: Option<PathBuf>) -> PathBuf {
+    file.unwrap_or_else(|| PathBuf::from(FILE))
+}
+
+/// Why a command failed.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    code: u8,
+    message: String,
+}
+
+impl Failed {
+    /// Exit code 1.
+    pub(crate) fn new(message: impl Into<String>) -> Self {
+        Self { code: 1, message: message.into() }
+    }
+
+    /// Exit code 2.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self { code: 2, message: message.into() }
+    }
+}
+
+impl From<std::io::Error> for Failed {
+    fn from(error: std::io::Error) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// Parses the arguments and runs the command.
+pub fn main() -> ExitCode {
+    let done = match Arguments::parse().command {
+        Command::Run(run) => run.run(),
+        Command::Demo(demo) => demo.run().map_err(Failed::new),
+        Command::Check(check) => check.run(),
+        Command::Diff(diff) => diff.run(),
+        Command::Explain(explain) => explain.run(),
+        Command::Status(status) => status.run(),
+        Command::Set(set) => set.run(),
+        Command::Rollback(rollback) => rollback.run(),
+        Command::Rearm(rearm) => rearm.run(),
+        Command::History(history) => history.run(),
+        Command::Schema => out(cutover_config::schema().trim_end()).map(|()| ExitCode::SUCCESS),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Arguments::command(), "cutover", &mut script);
+            out(String::from_utf8_lossy(&script).trim_end()).map(|()| ExitCode::SUCCESS)
+        }
+    };
+    done.unwrap_or_else(|failed| {
+        if !failed.message.is_empty() {
+            let text = failed.message.trim_end();
+            let prefixed = if text.starts_with("error") { text.to_owned() } else { format!("error: {text}") };
+            let _ = writeln!(anstream::stderr(), "{prefixed}");
+        }
+        ExitCode::from(failed.code)
+    })
+}
+
+/// Writes a line to stdout. A reader that went away (`| head`) ends the program quietly.
+pub(crate) fn out(line: &str) -> Result<(), Failed> {
+    match writeln!(anstream::stdout(), "{line}") {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failed { code: 0, message: String::new() }),
+        written => written.map_err(Failed::from),
+    }
+}
+
+/// Writes a line for people to stderr.
+pub(crate) fn note(line: &str) {
+    let _ = writeln!(anstream::stderr(), "{line}");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Arguments::command().debug_assert();
+    }
+}

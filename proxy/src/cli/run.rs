@@ -1,0 +1,94 @@
+//! `cutover run`: the proxy in the foreground, and the signals that steer it.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use cutover_config::LogFormat;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::{FILE, Failed};
+use crate::assemble::{Start, StartError};
+use crate::source::Source;
+
+/// What is logged by default. Pingora's own errors name raw bytes of requests and come once per request in an outage; ours are counted and in the access log.
+const LOG_FILTER: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::protocols=off,pingora_core::apps=off";
+
+/// `cutover run`
+#[derive(Debug, clap::Args)]
+pub(super) struct Run {
+    /// The file to follow
+    #[arg(long, short = 'c', default_value = FILE, value_name = "FILE")]
+    config: PathBuf,
+    /// Request threads; one for each core by default
+    #[arg(long)]
+    threads: Option<usize>,
+    /// How long requests in flight may take to finish when stopping
+    #[arg(long, default_value = "30s", value_parser = cutover_config::parse_duration, value_name = "DURATION")]
+    grace: Duration,
+}
+
+enum Signal {
+    Stop,
+    Reload,
+}
+
+impl Run {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        // The format stands in the file; a file that cannot be read is told in the end anyway.
+        let format = Source::new(&self.config).load().map_or(LogFormat::Json, |(settings, _)| settings.log.format);
+        log_to_stdout(format);
+        let signals = signals()?;
+        let start = Start { file: self.config, threads: self.threads, access_out: Box::new(std::io::stdout()) };
+        let running = start.start().map_err(|error| match error {
+            StartError::Config(error) => Failed::usage(error.render(std::io::IsTerminal::is_terminal(&std::io::stderr()))),
+            other => Failed::new(other.to_string()),
+        })?;
+        let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).collect();
+        tracing::info!(http = http.join(", "), admin = format!("http://{}", running.admin), version = env!("CARGO_PKG_VERSION"), "cutover is ready");
+        while let Ok(Signal::Reload) = signals.recv() {
+            running.watch.reload_soon();
+        }
+        tracing::info!("stopping: no new connections; requests in flight may finish");
+        let cut = running.stop(self.grace, || matches!(signals.try_recv(), Ok(Signal::Stop)));
+        if cut > 0 {
+            tracing::warn!(connections = cut, "stopped with connections still open");
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+fn log_to_stdout(format: LogFormat) {
+    let filter = EnvFilter::try_from_env("CUTOVER_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    match format {
+        LogFormat::Json => subscriber.json().flatten_event(true).init(),
+        LogFormat::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout())).init(),
+    }
+}
+
+/// Signals as a channel, from a thread of their own.
+fn signals() -> Result<Receiver<Signal>, Failed> {
+    let (sender, receiver) = channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let _guard = runtime.enter();
+    let (mut terminate, mut interrupt, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+    drop(_guard);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async move {
+            loop {
+                let signal = tokio::select! {
+                    _ = terminate.recv() => Signal::Stop,
+                    _ = interrupt.recv() => Signal::Stop,
+                    _ = hangup.recv() => Signal::Reload,
+                };
+                if sender.send(signal).is_err() {
+                    return;
+                }
+            }
+        });
+    })?;
+    Ok(receiver)
+}

@@ -1,0 +1,192 @@
+//! The one loop that moves users: ticks, files and commands in; published splits, durable state and announcements out.
+//!
+//! It owns the [`ControlPlane`] and is the only writer of what is [`Published`]. Every decision is the plane's; this file carries out its effects in the order given. It never reads or writes a
+//! file and never resolves a name itself: a slow disk or DNS server must not hold up the judging of the next tick.
+//!
+//! A raise waits for its persistence, at most two seconds. If the disk cannot take it, the smaller exposure stays in force and the raise is published as soon as the state is durable.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cutover_core::plane::Change;
+use cutover_core::{ControlPlane, Effect, Event, PerSide, Split, Totals};
+use tokio::sync::{mpsc, watch};
+use tokio::time::MissedTickBehavior;
+
+use crate::clock;
+use crate::control_handle::{Applied, Message, Refusal};
+use crate::disk::Disk;
+use crate::journal::Record;
+use crate::published::{Common, Published, Snapshot};
+use crate::recorder::{Reader, SlotTotals, UNMATCHED, slot_of};
+use crate::status::{ConfigStatus, Measured, Report, recent_quantiles, status_of};
+
+/// How often the guard looks.
+pub const TICK: Duration = Duration::from_millis(250);
+/// How long a raise waits for the disk.
+const PERSIST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The control loop and everything it owns.
+#[derive(Debug)]
+pub struct Control {
+    plane: ControlPlane,
+    reader: Reader,
+    published: Arc<Published>,
+    common: Arc<Common>,
+    disk: Disk,
+    config: ConfigStatus,
+    rollbacks: BTreeMap<(Arc<str>, String), u64>,
+    /// A split that waits for its persistence.
+    held: Option<Split>,
+}
+
+impl Control {
+    /// The loop for a plane whose first settings are already published as `common`.
+    pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus) -> Self {
+        Self { plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None }
+    }
+
+    /// Carries out the effects of the first settings: they are published already.
+    pub async fn begin(&mut self, effects: Vec<Effect>) {
+        self.carry_out(effects).await;
+    }
+
+    /// Runs until `stopped` turns true or every handle is gone.
+    pub async fn run(mut self, mut inbox: mpsc::Receiver<Message>, mut stopped: watch::Receiver<bool>) {
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = stopped.wait_for(|stopped| *stopped) => return,
+                _ = ticks.tick() => self.tick().await,
+                message = inbox.recv() => match message {
+                    Some(message) => self.take(message).await,
+                    None => return,
+                },
+            }
+        }
+    }
+
+    async fn tick(&mut self) {
+        self.reader.read();
+        let effects = tick(&mut self.plane, &self.reader);
+        self.carry_out(effects).await;
+        if self.disk.is_durable()
+            && let Some(split) = self.held.take()
+        {
+            tracing::info!("the state is durable again: what was raised meanwhile is now in force");
+            self.publish(split);
+        }
+    }
+
+    async fn take(&mut self, message: Message) {
+        match message {
+            Message::Settings { common, restart_needed, actor, reason, reply } => {
+                let rollouts = common.settings.rollouts.clone();
+                self.common = common;
+                let event = Event::Settings { rollouts, actor, reason };
+                let effects = self.plane.on(event, clock::now()).unwrap_or_default();
+                let durable = self.carry_out(effects).await;
+                self.accepted(restart_needed);
+                let _ = reply.send(Applied { revision: self.plane.revision(), durable });
+            }
+            Message::Rejected { problems } => {
+                // Said once for each different set of problems.
+                if self.config.problems.as_ref() != Some(&problems) {
+                    tracing::error!(file = %self.config.file, problems, "the file cannot be used; the last good one stays in force");
+                }
+                self.config.last_reload_successful = false;
+                self.config.problems = Some(problems);
+            }
+            Message::Command { rollout, command, actor, reason, if_revision, reply } => {
+                let answer = match if_revision {
+                    Some(expected) if expected != self.plane.revision() => Err(Refusal::Revision { expected, found: self.plane.revision() }),
+                    Some(_) | None => match self.plane.on(Event::Command { rollout: &rollout, command, actor, reason }, clock::now()) {
+                        Ok(effects) => {
+                            let durable = self.carry_out(effects).await;
+                            Ok(Applied { revision: self.plane.revision(), durable })
+                        }
+                        Err(refused) => Err(refused.into()),
+                    },
+                };
+                let _ = reply.send(answer);
+            }
+            Message::Report(reply) => {
+                self.reader.read();
+                let _ = reply.send(self.report());
+            }
+        }
+    }
+
+    /// Carries out effects in order, and says whether the state is durable.
+    async fn carry_out(&mut self, effects: Vec<Effect>) -> bool {
+        let mut durable = true;
+        for effect in effects {
+            match effect {
+                // Only what was to be persisted first is held back; a drop is published before.
+                Effect::Publish(split) if !durable => self.held = Some(split),
+                Effect::Publish(split) => {
+                    self.held = None;
+                    self.publish(split);
+                }
+                Effect::Persist(standings) => {
+                    durable = matches!(tokio::time::timeout(PERSIST_TIMEOUT, self.disk.save(standings)).await, Ok(Ok(true)));
+                }
+                Effect::Announce(announcement) => {
+                    if let Change::RolledBack(trip) = &announcement.change {
+                        *self.rollbacks.entry((Arc::clone(&announcement.rollout), trip.cause.label().to_owned())).or_default() += 1;
+                        tracing::error!(rollout = %announcement.rollout, change = "rollback", rule = trip.cause.label(), "{}", announcement.sentence);
+                    } else {
+                        tracing::info!(rollout = %announcement.rollout, change = announcement.change.name(), actor = announcement.actor.name, "{}", announcement.sentence);
+                    }
+                    self.disk.append(Record::new(&announcement));
+                }
+            }
+        }
+        durable
+    }
+
+    fn publish(&self, split: Split) {
+        let before = self.published.load();
+        self.published.swap(Snapshot::new(split, Arc::clone(&self.common), Some(&before)));
+    }
+
+    fn accepted(&mut self, restart_needed: Vec<&'static str>) {
+        let digest = self.common.settings.digest.clone();
+        if !restart_needed.is_empty() {
+            tracing::warn!(keys = restart_needed.join(", "), "these keys changed in the file but need a restart; the running values stay");
+        }
+        for warning in &self.common.settings.warnings {
+            tracing::warn!(file = %self.config.file, "{warning}");
+        }
+        tracing::info!(file = %self.config.file, digest, rollouts = self.common.settings.rollouts.len(), revision = self.plane.revision(), "the file is in force");
+        let file = std::mem::take(&mut self.config.file);
+        self.config = ConfigStatus {
+            file,
+            digest,
+            last_reload_successful: true,
+            last_success_at: clock::rfc3339(clock::wall()),
+            problems: None,
+            restart_needed: restart_needed.into_iter().map(str::to_owned).collect(),
+        };
+    }
+
+    fn report(&self) -> Report {
+        let totals = |slot: usize| self.reader.slot(slot_of(slot)).cloned().unwrap_or_default();
+        Report {
+            status: status_of(&self.plane, self.config.clone(), self.disk.is_durable(), totals),
+            measured: self.plane.rollouts().iter().map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout) }).collect(),
+            unmatched: self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default),
+            common: Arc::clone(&self.common),
+            rollbacks: self.rollbacks.iter().map(|((rollout, label), count)| (Arc::clone(rollout), label.clone(), *count)).collect(),
+        }
+    }
+}
+
+/// One tick over what the reader has read: what the loop does four times a second, on its own for the benchmark.
+pub fn tick(plane: &mut ControlPlane, reader: &Reader) -> Vec<Effect> {
+    let totals: Vec<&PerSide<Totals>> = reader.rollouts().collect();
+    // Ticks are never refused.
+    plane.on(Event::Tick(&totals), clock::now()).unwrap_or_default()
+}

@@ -1,0 +1,132 @@
+//! The door to the control plane: send it something, await the answer. Cheap to clone; everything that changes a rollout goes through here or through the file.
+
+use std::sync::Arc;
+
+use cutover_core::{Actor, Command, CommandError};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::published::Common;
+use crate::status::Report;
+
+/// How many messages may wait. Senders wait for room; the data path never sends.
+const QUEUE: usize = 64;
+
+/// Sends messages to the control loop.
+#[derive(Clone, Debug)]
+pub struct ControlHandle(mpsc::Sender<Message>);
+
+/// What can be told to the control loop.
+#[derive(Debug)]
+pub enum Message {
+    /// A valid file.
+    Settings {
+        /// The file, prepared.
+        common: Arc<Common>,
+        /// Changed keys that need a restart and so were not taken.
+        restart_needed: Vec<&'static str>,
+        /// Who changed it.
+        actor: Actor,
+        /// Why.
+        reason: String,
+        /// Told when it is in force.
+        reply: oneshot::Sender<Applied>,
+    },
+    /// A file that cannot be used. What is in force stays.
+    Rejected {
+        /// The problems as text.
+        problems: String,
+    },
+    /// Somebody wants something of a rollout.
+    Command {
+        /// Which rollout.
+        rollout: String,
+        /// What.
+        command: Command,
+        /// Who.
+        actor: Actor,
+        /// Why.
+        reason: String,
+        /// Only at this revision.
+        if_revision: Option<u64>,
+        /// The answer.
+        reply: oneshot::Sender<Result<Applied, Refusal>>,
+    },
+    /// Somebody wants to know how things stand.
+    Report(oneshot::Sender<Report>),
+}
+
+/// Something was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The revision from which on it is in force.
+    pub revision: u64,
+    /// Whether it is durable, too.
+    pub durable: bool,
+}
+
+/// Something was not done; nothing has changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Refusal {
+    /// The command makes no sense now.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// Somebody else was faster.
+    #[error("expected revision {expected}, found {found}: somebody changed it meanwhile")]
+    Revision {
+        /// What the caller had seen.
+        expected: u64,
+        /// What is in force.
+        found: u64,
+    },
+}
+
+/// The control loop has ended: the process is going down.
+#[derive(Debug, thiserror::Error)]
+#[error("the proxy is shutting down")]
+pub struct Gone;
+
+impl ControlHandle {
+    /// A handle and the inbox of the loop it leads to.
+    pub fn new() -> (Self, mpsc::Receiver<Message>) {
+        let (sender, inbox) = mpsc::channel(QUEUE);
+        (Self(sender), inbox)
+    }
+
+    /// Puts a valid file in force, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn settings_blocking(&self, common: Arc<Common>, restart_needed: Vec<&'static str>, actor: Actor, reason: String) -> Result<Applied, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.blocking_send(Message::Settings { common, restart_needed, actor, reason, reply }).map_err(|_| Gone)?;
+        answer.blocking_recv().map_err(|_| Gone)
+    }
+
+    /// Tells of a file that cannot be used, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn rejected_blocking(&self, problems: String) -> Result<(), Gone> {
+        self.0.blocking_send(Message::Rejected { problems }).map_err(|_| Gone)
+    }
+
+    /// Rolls back or re-arms.
+    ///
+    /// # Errors
+    /// When the loop has ended; inside, when the command is refused.
+    pub async fn command(&self, rollout: String, command: Command, actor: Actor, reason: String, if_revision: Option<u64>) -> Result<Result<Applied, Refusal>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Message::Command { rollout, command, actor, reason, if_revision, reply }).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// How things stand now.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub async fn report(&self) -> Result<Report, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Message::Report(reply)).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+}

@@ -1,0 +1,109 @@
+//! Every metric's name, once. Dashboards, alerts, documents and tests read this list; it depends on nothing.
+//!
+//! Base units, ratios from 0 to 1. Never a user, a path or a raw status as a label.
+
+/// One metric: its name without suffixes, its type, its labels and how to read it.
+#[derive(Clone, Copy, Debug)]
+pub struct Name {
+    /// As Prometheus has it.
+    pub name: &'static str,
+    /// `counter`, `gauge`, `histogram` or `summary`.
+    pub kind: &'static str,
+    /// Its labels; a summary's `quantile` and a histogram's `le` come on top.
+    pub labels: &'static [&'static str],
+    /// How to read it.
+    pub help: &'static str,
+}
+
+const fn name(name: &'static str, kind: &'static str, labels: &'static [&'static str], help: &'static str) -> Name {
+    Name { name, kind, labels, help }
+}
+
+/// Answers given to clients.
+pub const REQUESTS: Name = name(
+    "cutover_requests_total",
+    "counter",
+    &["rollout", "backend", "code_class"],
+    "Answers given to clients, by the side that was decided and the class of the status; code_class \"none\" got no answer. rollout \"\" matched no rollout.",
+);
+/// Failures that count as evidence.
+pub const FAILURES: Name = name(
+    "cutover_failures_total",
+    "counter",
+    &["rollout", "backend", "kind"],
+    "Requests that failed by the backend's fault. What clients caused, testers and refused requests are not among them.",
+);
+/// Latencies.
+pub const DURATION: Name = name(
+    "cutover_request_duration_seconds",
+    "histogram",
+    &["rollout", "backend"],
+    "Time from the request to the backend's response header. Timeouts count with the time waited; other failures without an answer do not count.",
+);
+/// Recent quantiles.
+pub const LATENCY: Name = name(
+    "cutover_latency_seconds",
+    "summary",
+    &["rollout", "backend"],
+    "Quantiles of the last 60 s from the HDR histogram, to two digits; absent without requests. Count and sum are since the start.",
+);
+/// Requests in flight.
+pub const INFLIGHT: Name = name("cutover_inflight", "gauge", &["rollout", "backend"], "Requests that have started and not finished.");
+/// Shares.
+pub const SPLIT: Name =
+    name("cutover_split_ratio", "gauge", &["rollout", "kind"], "Share of users on new: \"desired\" by the file, \"effective\" in force. They differ while rolled back.");
+/// Phases.
+pub const PHASE: Name = name("cutover_phase", "gauge", &["rollout", "phase"], "1 for the phase a rollout is in, 0 for the others.");
+/// Latches.
+pub const TRIPPED: Name = name("cutover_guard_tripped", "gauge", &["rollout"], "1 while a rollout is latched at 0 %, whatever latched it.");
+/// Rollbacks.
+pub const ROLLBACKS: Name = name("cutover_rollbacks_total", "counter", &["rollout", "rule"], "Rollbacks since the start, by the rule that tripped or \"manual\".");
+/// Decisions.
+pub const DECISIONS: Name = name("cutover_decisions_total", "counter", &["rollout", "reason"], "Requests sent to a backend, by the step that decided.");
+/// Servers.
+pub const SERVERS: Name = name(
+    "cutover_backend_healthy_servers",
+    "gauge",
+    &["backend"],
+    "Servers of a backend that requests are sent to. Until active health checks exist: those whose name has an address.",
+);
+/// Connections.
+pub const CONNECTIONS: Name = name("cutover_connections", "gauge", &["state"], "Client connections that are open.");
+/// Refused connections.
+pub const CONNECTIONS_REFUSED: Name = name("cutover_connections_refused_total", "counter", &[], "Client connections closed at once because max_connections were open.");
+/// The file.
+pub const RELOAD_SUCCESSFUL: Name =
+    name("cutover_config_last_reload_successful", "gauge", &[], "1 when the file as it is now is in force, 0 when it has problems and the last good one stays.");
+/// The file.
+pub const RELOAD_TIMESTAMP: Name = name("cutover_config_last_reload_success_timestamp_seconds", "gauge", &[], "When the file in force was read, in seconds since 1970.");
+/// The file.
+pub const CONFIG: Name = name("cutover_config_info", "gauge", &["digest"], "SHA-256 over everything that was read for the file in force.");
+/// Durability.
+pub const DURABLE: Name = name("cutover_latch_durable", "gauge", &[], "1 when the latches are on disk; 0 when a rollback would not survive a restart.");
+/// The access log.
+pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], "Lines of the access log dropped because the writer was behind.");
+/// The build.
+pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
+
+/// All of them, in the order in which they are written. `process_*` follow.
+pub const ALL: [Name; 19] = [
+    REQUESTS,
+    FAILURES,
+    DURATION,
+    LATENCY,
+    INFLIGHT,
+    SPLIT,
+    PHASE,
+    TRIPPED,
+    ROLLBACKS,
+    DECISIONS,
+    SERVERS,
+    CONNECTIONS,
+    CONNECTIONS_REFUSED,
+    RELOAD_SUCCESSFUL,
+    RELOAD_TIMESTAMP,
+    CONFIG,
+    DURABLE,
+    LOG_DROPPED,
+    BUILD,
+];

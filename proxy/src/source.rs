@@ -1,0 +1,335 @@
+//! The files behind a configuration: reading them, telling whether they changed, and editing a percentage in them.
+//!
+//! A [`Source`] knows the main file and everything its last reading touched (includes, lists, patterns), so that a poll can tell "nothing changed" by content alone. Times of modification
+//! are never compared: they lie on network file systems and in containers.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use cutover_config::{Loader, Problems, Settings};
+use cutover_core::Percent;
+use sha2::{Digest, Sha256};
+
+use crate::state_file;
+
+/// The name under which the last accepted file is kept in the state directory.
+pub const LAST_GOOD: &str = "last-good.toml";
+/// The largest list of users that is read: about a million keys.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// The main file and what it drew in when it was last read.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    touched: Touched,
+}
+
+/// What one reading touched.
+#[derive(Clone, Debug, Default)]
+struct Touched {
+    files: BTreeSet<String>,
+    patterns: BTreeSet<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The main file cannot be read.
+    #[error("{path}: {reason}")]
+    Unreadable {
+        /// Its path.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// It says something that cannot be used.
+    #[error("{0}")]
+    Problems(Problems),
+}
+
+impl SourceError {
+    /// The whole message, with colours for a terminal if wanted.
+    pub fn render(&self, color: bool) -> String {
+        match self {
+            Self::Unreadable { .. } => format!("error: {self}\n"),
+            Self::Problems(problems) => problems.render(color),
+        }
+    }
+}
+
+/// Why a percentage was not changed in the file.
+#[derive(Debug, thiserror::Error)]
+pub enum SetError {
+    /// The file as it is now has problems; they come first.
+    #[error("the file has problems of its own; mend them first:\n{0}")]
+    Broken(SourceError),
+    /// The rollout does not stand in the file.
+    #[error("no rollout has the id `{id}`; there are: {known}")]
+    Unknown {
+        /// The id asked for.
+        id: String,
+        /// The ids there are.
+        known: String,
+    },
+    /// The rollout's percentage cannot be set.
+    #[error("{0}")]
+    Edit(cutover_config::EditError),
+    /// The file would have problems with the new percentage.
+    #[error("the file would not be valid with this percentage:\n{0}")]
+    Rejected(SourceError),
+    /// The file cannot be written, as with a mounted configuration map.
+    #[error("{path} cannot be written ({error}): change it where it comes from")]
+    Unwritable {
+        /// The file that holds the rollout.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+impl Source {
+    /// The configuration in this file. Nothing is read yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into(), touched: Touched::default() }
+    }
+
+    /// The main file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads and parses everything.
+    ///
+    /// # Errors
+    /// When the main file cannot be read, or anything in it or drawn in by it cannot be used.
+    pub fn load(&mut self) -> Result<(Settings, String), SourceError> {
+        let name = self.path.display().to_string();
+        let text = read_regular(&self.path).map_err(|reason| SourceError::Unreadable { path: name.clone(), reason })?;
+        let settings = self.parse(&name, &text)?;
+        Ok((settings, text))
+    }
+
+    /// Parses a text as if it stood in the main file.
+    ///
+    /// # Errors
+    /// When anything in it or drawn in by it cannot be used.
+    pub fn parse(&mut self, name: &str, text: &str) -> Result<Settings, SourceError> {
+        let files = Files { base: self.base(), touched: RefCell::default() };
+        let parsed = cutover_config::parse(name, text, &files);
+        self.touched = files.touched.into_inner();
+        parsed.map_err(SourceError::Problems)
+    }
+
+    /// A hash over everything the last reading touched, as it is now. What cannot be read counts as such.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let mut add = |what: &str, content: Result<String, String>| {
+            let (mark, content) = match content {
+                Ok(content) => (b'+', content),
+                Err(reason) => (b'-', reason),
+            };
+            hash.update([mark]);
+            hash.update((what.len() as u64).to_le_bytes());
+            hash.update(what);
+            hash.update((content.len() as u64).to_le_bytes());
+            hash.update(content);
+        };
+        add("", read_regular(&self.path));
+        let files = Files { base: self.base(), touched: RefCell::default() };
+        for file in &self.touched.files {
+            add(file, files.read(file));
+        }
+        for pattern in &self.touched.patterns {
+            add(pattern, files.glob(pattern).map(|found| found.join("\n")));
+        }
+        hash.finalize().into()
+    }
+
+    /// The directories in which a change may show: of every file touched and, where they are links, of what they lead to.
+    pub fn directories(&self) -> BTreeSet<PathBuf> {
+        let base = self.base();
+        let files = self.touched.files.iter().chain(&self.touched.patterns).map(|file| base.join(file)).chain([self.path.clone()]);
+        let with_targets = files.flat_map(|file| fs::canonicalize(&file).ok().into_iter().chain([file]));
+        with_targets
+            .filter_map(|file| file.parent().map(|parent| if parent.as_os_str().is_empty() { PathBuf::from(".") } else { parent.to_owned() }))
+            .filter(|directory| directory.is_dir())
+            .collect()
+    }
+
+    /// Writes a new percentage into the file that holds the rollout, keeping everything else, and returns the settings that are then in it. A file that is a link is changed where it leads.
+    ///
+    /// # Errors
+    /// When the file is not usable as it is or would not be with the new percentage, or cannot be written. It is unchanged then.
+    pub fn set_percent(&mut self, rollout: &str, percent: Percent, dry_run: bool) -> Result<(Settings, String), SetError> {
+        let (settings, main) = self.load().map_err(SetError::Broken)?;
+        let Some(file) = settings.rollout_files.get(rollout) else {
+            let known = settings.rollouts.iter().map(|rollout| &*rollout.id).collect::<Vec<_>>().join(", ");
+            return Err(SetError::Unknown { id: rollout.to_owned(), known });
+        };
+        let main_name = self.path.display().to_string();
+        let in_main = *file == main_name;
+        let path = if in_main { self.path.clone() } else { self.base().join(file) };
+        let before = if in_main { main.clone() } else { read_regular(&path).map_err(|reason| SetError::Broken(SourceError::Unreadable { path: file.clone(), reason }))? };
+        let after = cutover_config::set_percent(&before, rollout, percent).map_err(SetError::Edit)?;
+        if in_main {
+            self.parse(&main_name, &after).map_err(SetError::Rejected)?;
+        }
+        if dry_run {
+            return Ok((settings, main));
+        }
+        let target = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+        state_file::replace(&target, after.as_bytes()).map_err(|error| SetError::Unwritable { path: path.display().to_string(), error })?;
+        self.load().map_err(SetError::Rejected)
+    }
+
+    /// The main text with its includes drawn in, so that it stands alone.
+    pub fn self_contained(&self, main: &str) -> String {
+        let Ok(mut document) = main.parse::<toml_edit::DocumentMut>() else { return main.to_owned() };
+        if document.remove("include").is_none() {
+            return main.to_owned();
+        }
+        let files = Files { base: self.base(), touched: RefCell::default() };
+        let included = self.touched.files.iter().filter(|file| file.ends_with(".toml")).filter_map(|file| files.read(file).ok());
+        // An included file holds nothing but `[[rollout]]` blocks, so it may simply follow.
+        std::iter::once(document.to_string()).chain(included).collect::<Vec<_>>().join("\n")
+    }
+
+    fn base(&self) -> PathBuf {
+        self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
+    }
+}
+
+/// Reads files beside the main one, and remembers which.
+struct Files {
+    base: PathBuf,
+    touched: RefCell<Touched>,
+}
+
+impl Loader for Files {
+    fn read(&self, path: &str) -> Result<String, String> {
+        self.touched.borrow_mut().files.insert(path.to_owned());
+        read_regular(&self.base.join(path))
+    }
+
+    /// Patterns have `*` in their last part only: one directory, names by prefix and suffix.
+    fn glob(&self, pattern: &str) -> Result<Vec<String>, String> {
+        self.touched.borrow_mut().patterns.insert(pattern.to_owned());
+        let (directory, name) = pattern.rsplit_once('/').map_or(("", pattern), |(directory, name)| (directory, name));
+        if directory.contains('*') {
+            return Err("`*` may stand in the file name only".to_owned());
+        }
+        let Some((prefix, suffix)) = name.split_once('*') else { return Ok(vec![pattern.to_owned()]) };
+        if suffix.contains('*') {
+            return Err("only one `*` may stand in a pattern".to_owned());
+        }
+        let entries = match fs::read_dir(self.base.join(directory)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry.map_err(|error| error.to_string())?.file_name().to_string_lossy().into_owned();
+            let hidden = name.starts_with('.');
+            if !hidden && name.len() >= prefix.len() + suffix.len() && name.starts_with(prefix) && name.ends_with(suffix) {
+                found.push(if directory.is_empty() { name } else { format!("{directory}/{name}") });
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn env(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// Reads a regular file of bounded size as UTF-8. A pipe or device is refused before it is opened: it could block for ever.
+fn read_regular(path: &Path) -> Result<String, String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    if metadata.is_dir() {
+        return Err("is a directory, not a file".to_owned());
+    }
+    if !metadata.is_file() {
+        return Err("is not a regular file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err("is larger than 64 MiB".to_owned());
+    }
+    String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 text: byte {} is out of place", error.utf8_error().valid_up_to()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKENDS: &str = "[backend.legacy]\nservers = [\"127.0.0.1:1\"]\n[backend.new]\nservers = [\"127.0.0.1:2\"]\n";
+
+    fn rollout(id: &str, percent: &str) -> String {
+        format!("[[rollout]]\nid = \"{id}\"\nmatch = {{ path = \"/{id}\" }}\npercent = {percent} # keep me\nkey = [\"header:x-user-id\"]\n")
+    }
+
+    #[test]
+    fn a_fingerprint_changes_with_anything_the_file_draws_in() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("rollouts")).expect("a directory");
+        fs::write(at("cutover.toml"), format!("include = [\"rollouts/*.toml\"]\n{BACKENDS}")).expect("written");
+        fs::write(at("rollouts/a.toml"), format!("{}always_new = [\"file:../users.txt\"]\n", rollout("a", "5"))).expect("written");
+        fs::write(at("users.txt"), "ana\n").expect("written");
+        fs::write(at("rollouts/users.txt"), "ana\n").expect("written");
+        let mut source = Source::new(at("cutover.toml"));
+        let _ = source.load();
+        let mut seen = vec![source.fingerprint()];
+        assert_eq!(source.fingerprint(), seen[0]);
+        fs::write(at("rollouts/a.toml"), rollout("a", "6")).expect("written");
+        seen.push(source.fingerprint());
+        fs::write(at("rollouts/b.toml"), rollout("b", "6")).expect("written");
+        seen.push(source.fingerprint());
+        fs::remove_file(at("cutover.toml")).expect("removed");
+        seen.push(source.fingerprint());
+        let distinct: BTreeSet<[u8; 32]> = seen.iter().copied().collect();
+        assert_eq!(distinct.len(), seen.len());
+    }
+
+    #[test]
+    fn a_percentage_is_set_where_the_rollout_stands() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("rollouts")).expect("a directory");
+        fs::write(at("cutover.toml"), format!("include = [\"rollouts/*.toml\"]\n{BACKENDS}{}", rollout("main", "5"))).expect("written");
+        fs::write(at("rollouts/a.toml"), rollout("a", "5")).expect("written");
+        let mut source = Source::new(at("cutover.toml"));
+        let percent = Percent::parse("12.5").expect("a percentage");
+        for (id, file) in [("main", "cutover.toml"), ("a", "rollouts/a.toml")] {
+            let before = fs::read_to_string(at(file)).expect("text");
+            source.set_percent(id, percent, true).expect("a dry run");
+            assert_eq!(fs::read_to_string(at(file)).expect("text"), before);
+            let (settings, _) = source.set_percent(id, percent, false).expect("set");
+            assert!(settings.rollouts.iter().any(|rollout| &*rollout.id == id && rollout.percent == percent));
+            assert_eq!(fs::read_to_string(at(file)).expect("text"), before.replace("percent = 5 ", "percent = 12.5 "));
+        }
+        assert!(matches!(source.set_percent("nobody", percent, false), Err(SetError::Unknown { .. })));
+        let standalone = source.self_contained(&fs::read_to_string(at("cutover.toml")).expect("text"));
+        let alone = Source::new(at("alone.toml")).parse("alone.toml", &standalone).unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(alone.rollouts.len(), 2);
+    }
+
+    #[test]
+    fn what_is_no_readable_text_is_told_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("cutover.toml");
+        let problem = |path: &Path| Source::new(path).load().expect_err("not usable").to_string();
+        assert!(problem(&path).contains("No such file"));
+        assert!(problem(directory.path()).contains("is a directory"));
+        assert!(problem(Path::new("/dev/null")).contains("not a regular file"));
+        fs::write(&path, [b'a', 0xff, 0xfe]).expect("written");
+        assert!(problem(&path).contains("is not UTF-8 text: byte 1"));
+    }
+}

@@ -1,0 +1,243 @@
+//! `status.json`: where every rollout stands, durable. It is read before the port opens.
+//!
+//! Written as a temporary file in the same directory, synced, renamed over the old one, and the directory synced: a crash at any point leaves the old state or the new one, never a half.
+//! A checksum tells a file that was edited or damaged. What cannot be read is never guessed at: every rollout then starts at 0 %, and the unreadable file is kept beside the new one.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use cutover_core::plane::{Restored, Standing};
+use cutover_core::{Cause, Latch, PerSide, Percent, Phase, Trip};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::clock;
+use crate::status::{LatchStatus, TripStatus, percent};
+
+/// The name of the file in the state directory.
+pub const NAME: &str = "status.json";
+const VERSION: u32 = 1;
+
+#[derive(Serialize, Deserialize)]
+struct OnDisk {
+    version: u32,
+    checksum: String,
+    state: State,
+}
+
+#[derive(Serialize, Deserialize)]
+struct State {
+    written_at: String,
+    rollouts: Vec<RolloutState>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RolloutState {
+    id: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    percent: Option<f64>,
+    phase: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    latch: Option<LatchStatus>,
+}
+
+/// Makes the standings durable.
+///
+/// # Errors
+/// Any failure of the file system; the old state is whole then.
+pub fn save(directory: &Path, standings: &[Standing]) -> io::Result<()> {
+    let rollouts = standings.iter().map(|standing| RolloutState {
+        id: standing.id.to_string(),
+        percent: standing.percent.map(percent),
+        phase: standing.phase.name().to_owned(),
+        latch: match &standing.phase {
+            Phase::Holding => None,
+            Phase::RolledBack(latch) => Some(LatchStatus { generation: latch.generation, trip: TripStatus::new(&latch.trip) }),
+        },
+    });
+    let state = State { written_at: clock::rfc3339(clock::wall()), rollouts: rollouts.collect() };
+    let mut text = serde_json::to_string_pretty(&OnDisk { version: VERSION, checksum: checksum(&state)?, state })?;
+    text.push('\n');
+    replace(&directory.join(NAME), text.as_bytes())
+}
+
+/// Reads what was saved. `had_a_life` is whether other traces of an earlier run are there: then a missing file is no first start.
+pub fn restore(directory: &Path, had_a_life: bool) -> Restored {
+    let path = directory.join(NAME);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !had_a_life => return Restored::Fresh,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Restored::Unreadable(format!("{NAME} is missing although there is a journal of an earlier run")),
+        Err(error) => return Restored::Unreadable(format!("{NAME}: {error}")),
+    };
+    match parse(&text) {
+        Ok(standings) => Restored::Known(standings),
+        Err(why) => {
+            // Kept for whoever has to find out; failing to keep it changes nothing.
+            let _ = fs::rename(&path, unreadable_copy(&path));
+            Restored::Unreadable(format!("{NAME}: {why}"))
+        }
+    }
+}
+
+fn unreadable_copy(path: &Path) -> PathBuf {
+    path.with_file_name(format!("{NAME}.unreadable-{}", clock::wall().as_millis()))
+}
+
+fn parse(text: &[u8]) -> Result<Vec<Standing>, String> {
+    let on_disk: OnDisk = serde_json::from_slice(text).map_err(|error| error.to_string())?;
+    if on_disk.version != VERSION {
+        return Err(format!("expected version {VERSION}, found {}", on_disk.version));
+    }
+    if checksum(&on_disk.state).map_err(|error| error.to_string())? != on_disk.checksum {
+        return Err("the checksum does not fit: the file was edited or damaged".to_owned());
+    }
+    on_disk.state.rollouts.into_iter().map(standing).collect()
+}
+
+fn standing(state: RolloutState) -> Result<Standing, String> {
+    let phase = match (state.phase.as_str(), state.latch) {
+        ("holding", None) => Phase::Holding,
+        ("rolled_back", Some(latch)) => Phase::RolledBack(Latch { generation: latch.generation, trip: trip(latch.trip)? }),
+        (phase, latch) => return Err(format!("rollout {}: phase {phase:?} with{} a latch", state.id, if latch.is_some() { "" } else { "out" })),
+    };
+    Ok(Standing { id: Arc::from(state.id), percent: state.percent.map(restore_percent).transpose()?, phase })
+}
+
+fn restore_percent(number: f64) -> Result<Percent, String> {
+    Percent::parse(&number.to_string()).map_err(|error| format!("percent {number}: {error}"))
+}
+
+fn trip(trip: TripStatus) -> Result<Trip, String> {
+    let cause = match (trip.cause.as_str(), trip.numbers) {
+        ("manual", _) => Cause::Manual { actor: trip.actor.unwrap_or_default(), reason: trip.reason.unwrap_or_default() },
+        ("state", _) => Cause::State,
+        (rule, numbers) => {
+            let numbers = numbers.map_or_else(PerSide::default, |numbers| PerSide { legacy: numbers.legacy.restore(), new: numbers.new.restore() });
+            Cause::Guard { rule: rule.to_owned(), numbers }
+        }
+    };
+    let at = clock::parse_rfc3339(&trip.at).ok_or_else(|| format!("{:?} is no time", trip.at))?;
+    Ok(Trip { at, cause, from: restore_percent(trip.from_percent)?, sentence: trip.sentence })
+}
+
+/// SHA-256 over the state in its compact form.
+fn checksum(state: &State) -> serde_json::Result<String> {
+    Ok(format!("{:x}", Sha256::digest(serde_json::to_vec(state)?)))
+}
+
+/// Replaces a file durably: temporary file beside it, sync, rename, sync of the directory. Some file systems lose a rename that is not synced.
+///
+/// # Errors
+/// Any failure of the file system; the old file is whole then.
+pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let temporary = directory.join(format!(".{name}.{}.tmp", std::process::id()));
+    let written = (|| {
+        let mut file = File::create(&temporary)?;
+        file.write_all(content)?;
+        if let Ok(metadata) = fs::metadata(path) {
+            file.set_permissions(metadata.permissions())?;
+        }
+        file.sync_all()?;
+        fs::rename(&temporary, path)?;
+        File::open(directory)?.sync_all()
+    })();
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cutover_core::Wall;
+    use cutover_core::rollout::TripNumbers;
+
+    fn standings() -> Vec<Standing> {
+        let latch = |cause| {
+            let trip = Trip { at: Wall::from_millis(1_795_169_730_250), cause, from: Percent::parse("12.5").expect("a percentage"), sentence: "new failed".to_owned() };
+            Phase::RolledBack(Latch { generation: 7, trip })
+        };
+        let numbers = PerSide { legacy: TripNumbers::default(), new: TripNumbers { requests: 61, failed: 14, p95_us: Some(3), ..TripNumbers::default() } };
+        let guard = Cause::Guard { rule: "errors_max".to_owned(), numbers };
+        let manual = Cause::Manual { actor: "ana".to_owned(), reason: "CHG-7".to_owned() };
+        vec![
+            Standing { id: "a".into(), percent: Percent::parse("0.125").ok(), phase: Phase::Holding },
+            Standing { id: "b".into(), percent: Some(Percent::FULL), phase: latch(guard) },
+            Standing { id: "gone".into(), percent: None, phase: latch(manual) },
+            Standing { id: "lost".into(), percent: Some(Percent::ZERO), phase: latch(Cause::State) },
+        ]
+    }
+
+    fn restored(directory: &Path) -> Vec<Standing> {
+        match restore(directory, true) {
+            Restored::Known(standings) => standings,
+            other => panic!("not readable: {other:?}"),
+        }
+    }
+
+    fn unreadable(directory: &Path) -> String {
+        match restore(directory, true) {
+            Restored::Unreadable(why) => why,
+            other => panic!("readable: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_restored() {
+        let directory = tempfile::tempdir().expect("a directory");
+        assert!(matches!(restore(directory.path(), false), Restored::Fresh));
+        save(directory.path(), &standings()).expect("saved");
+        assert_eq!(restored(directory.path()), standings());
+        save(directory.path(), &[]).expect("saved");
+        assert_eq!(restored(directory.path()), []);
+        assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn damage_of_any_kind_is_told_and_never_guessed_at() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(NAME);
+        save(directory.path(), &standings()).expect("saved");
+        let good = fs::read_to_string(&path).expect("text");
+        for (damage, why) in [
+            (String::new(), "EOF"),
+            (good[..good.len() / 2].to_owned(), "EOF"),
+            (good.replace("rolled_back", "holding"), "checksum"),
+            (good.replace("\"version\": 1", "\"version\": 9"), "expected version 1, found 9"),
+            ("\0\0\0\0".to_owned(), "expected value"),
+        ] {
+            fs::write(&path, damage).expect("written");
+            let found = unreadable(directory.path());
+            assert!(found.contains(why), "{found}");
+            assert!(!path.exists(), "the unreadable file was set aside");
+        }
+        assert!(unreadable(directory.path()).contains("missing although there is a journal"));
+    }
+
+    #[test]
+    fn every_cut_of_the_file_is_unreadable_or_the_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        save(directory.path(), &standings()).expect("saved");
+        let good = fs::read(directory.path().join(NAME)).expect("bytes");
+        for cut in 0..good.len() - 2 {
+            assert!(parse(&good[..cut]).is_err(), "cut at {cut}");
+        }
+        assert_eq!(parse(&good), Ok(standings()));
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_written_leaves_the_old_state_whole() {
+        let directory = tempfile::tempdir().expect("a directory");
+        save(directory.path(), &standings()).expect("saved");
+        // A directory where the temporary file should be: this fails for every user, root included.
+        fs::create_dir(directory.path().join(format!(".{NAME}.{}.tmp", std::process::id()))).expect("a directory");
+        assert!(save(directory.path(), &[]).is_err());
+        assert_eq!(restored(directory.path()), standings());
+    }
+}

@@ -1,0 +1,307 @@
+//! What is, as data for people and programs: the shape of `GET /api/v1/rollouts` and of `cutover status --json`. The edge's mirror of the core's types.
+
+use std::sync::Arc;
+
+use cutover_core::guard::{Mode, millis, share};
+use cutover_core::rollout::{Cause, RECENT, TripNumbers};
+use cutover_core::{ControlPlane, PerSide, Rollout, Span, Trip};
+use serde::{Deserialize, Serialize};
+
+use crate::clock;
+use crate::published::Common;
+use crate::recorder::SlotTotals;
+
+/// What the control loop hands out: the status, and the counts behind it for the metrics.
+#[derive(Debug)]
+pub struct Report {
+    /// For people and programs.
+    pub status: Status,
+    /// Counts and latencies of each rollout, in the order of the status, and of requests that match none.
+    pub measured: Vec<Measured>,
+    /// Counts of requests that match no rollout.
+    pub unmatched: SlotTotals,
+    /// The file in force.
+    pub common: Arc<Common>,
+    /// Rollbacks since the start by rollout and label.
+    pub rollbacks: Vec<(Arc<str>, String, u64)>,
+}
+
+/// The counts of one rollout.
+#[derive(Debug)]
+pub struct Measured {
+    /// Since the start of the process.
+    pub totals: SlotTotals,
+    /// p50, p95 and p99 of the last minute in seconds.
+    pub recent_quantiles: PerSide<Option<[f64; 3]>>,
+}
+
+/// How the whole process stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// Of the program.
+    pub version: String,
+    /// Of the split in force.
+    pub revision: u64,
+    /// The file.
+    pub config: ConfigStatus,
+    /// Whether the latches are on disk.
+    pub latch_durable: bool,
+    /// All rollouts in file order.
+    pub rollouts: Vec<RolloutStatus>,
+}
+
+/// How the file stands.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// Its path.
+    pub file: String,
+    /// SHA-256 over everything that was read for the file in force.
+    pub digest: String,
+    /// Whether the file as it is now is the one in force.
+    pub last_reload_successful: bool,
+    /// When the file in force was read.
+    pub last_success_at: String,
+    /// What is wrong with the file as it is now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problems: Option<String>,
+    /// Keys that changed in the file but need a restart.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub restart_needed: Vec<String>,
+}
+
+/// How one rollout stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RolloutStatus {
+    /// Its id.
+    pub id: String,
+    /// All of it in one sentence.
+    pub sentence: String,
+    /// The share the file asks for, in percent.
+    pub desired_percent: f64,
+    /// The share in force, in percent.
+    pub effective_percent: f64,
+    /// `holding` or `rolled_back`.
+    pub phase: String,
+    /// Of the file.
+    pub generation: u64,
+    /// Why it is latched at 0 %.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latch: Option<LatchStatus>,
+    /// The last minute of both sides.
+    pub legacy: SideStatus,
+    /// The last minute of both sides.
+    pub new: SideStatus,
+    /// The guard.
+    pub guard: GuardStatus,
+}
+
+/// A latch.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LatchStatus {
+    /// The generation that tripped.
+    pub generation: u64,
+    /// What happened.
+    #[serde(flatten)]
+    pub trip: TripStatus,
+}
+
+/// A trip.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TripStatus {
+    /// When, RFC 3339.
+    pub at: String,
+    /// A rule's name, `manual` or `state`.
+    pub cause: String,
+    /// The share in force before, in percent.
+    pub from_percent: f64,
+    /// What happened, with its numbers.
+    pub sentence: String,
+    /// Who rolled back, if a person did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub actor: Option<String>,
+    /// Why, if a person did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason: Option<String>,
+    /// The counts that forced it, if a rule did.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub numbers: Option<NumbersBySide>,
+}
+
+/// The counts of both sides over a rule's window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct NumbersBySide {
+    /// Of legacy.
+    pub legacy: Numbers,
+    /// Of new.
+    pub new: Numbers,
+}
+
+/// The counts of one side over a rule's window.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Numbers {
+    /// Requests that count.
+    pub requests: u64,
+    /// Failures among them.
+    pub failed: u64,
+    /// 4xx answers among them.
+    pub client_errors: u64,
+    /// Clients that gave up.
+    pub aborts: u64,
+    /// p95 latency in microseconds.
+    pub p95_us: Option<u64>,
+}
+
+impl Numbers {
+    fn new(numbers: &TripNumbers) -> Self {
+        let TripNumbers { requests, failed, client_errors, aborts, p95_us } = *numbers;
+        Self { requests, failed, client_errors, aborts, p95_us }
+    }
+
+    /// Back to the core's type.
+    pub fn restore(&self) -> TripNumbers {
+        let Self { requests, failed, client_errors, aborts, p95_us } = *self;
+        TripNumbers { requests, failed, client_errors, aborts, p95_us }
+    }
+}
+
+impl TripStatus {
+    /// Mirrors a trip.
+    pub fn new(trip: &Trip) -> Self {
+        let (actor, reason, numbers) = match &trip.cause {
+            Cause::Guard { numbers, .. } => (None, None, Some(NumbersBySide { legacy: Numbers::new(&numbers.legacy), new: Numbers::new(&numbers.new) })),
+            Cause::Manual { actor, reason } => (Some(actor.clone()), Some(reason.clone()), None),
+            Cause::State => (None, None, None),
+        };
+        Self { at: clock::rfc3339(trip.at), cause: trip.cause.label().to_owned(), from_percent: percent(trip.from), sentence: trip.sentence.clone(), actor, reason, numbers }
+    }
+}
+
+/// The last minute of one side.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SideStatus {
+    /// Requests that count as evidence.
+    pub requests: u64,
+    /// Requests per second.
+    pub rps: f64,
+    /// Failures.
+    pub failed: u64,
+    /// Failures per request, `0..=1`; `null` without requests.
+    pub error_rate: Option<f64>,
+    /// 4xx answers.
+    pub client_errors: u64,
+    /// Clients that gave up.
+    pub aborts: u64,
+    /// Latency to the response header in milliseconds.
+    pub p50_ms: Option<f64>,
+    /// Latency to the response header in milliseconds.
+    pub p95_ms: Option<f64>,
+    /// Latency to the response header in milliseconds.
+    pub p99_ms: Option<f64>,
+    /// Requests that have started and not finished.
+    pub in_flight: u64,
+}
+
+impl SideStatus {
+    fn new(span: &Span, in_flight: u64) -> Self {
+        let counts = &span.counts;
+        let seconds = span.covers.as_secs_f64().min(RECENT.as_secs_f64());
+        let quantiles = span.latencies.quantiles(&[0.5, 0.95, 0.99]);
+        let quantile = |at: usize| quantiles.as_ref().map(|values| values[at] as f64 / 1e3);
+        Self {
+            requests: counts.requests,
+            rps: if seconds > 0.0 { (counts.requests as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 },
+            failed: counts.failed(),
+            error_rate: (counts.requests > 0).then(|| counts.failed() as f64 / counts.requests as f64),
+            client_errors: counts.client_errors,
+            aborts: counts.aborts,
+            p50_ms: quantile(0),
+            p95_ms: quantile(1),
+            p99_ms: quantile(2),
+            in_flight,
+        }
+    }
+
+    /// Failures as people write them.
+    pub fn errors(&self) -> String {
+        share(self.failed, self.requests)
+    }
+
+    /// A latency as people write it.
+    pub fn latency(value_ms: Option<f64>) -> String {
+        value_ms.map_or_else(|| "-".to_owned(), |ms| millis((ms * 1e3).round() as u64))
+    }
+}
+
+/// What the guard says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct GuardStatus {
+    /// `threshold` or `off`.
+    pub mode: String,
+    /// Whether it only reports.
+    pub dry_run: bool,
+    /// Each rule.
+    pub rules: Vec<RuleStatus>,
+}
+
+/// What one rule says.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RuleStatus {
+    /// Its name.
+    pub rule: String,
+    /// `pass`, `breach` or `inconclusive`.
+    pub verdict: String,
+    /// The numbers behind it.
+    pub sentence: String,
+}
+
+/// A percentage as a number: at most three decimals, so the shortest form of the float is exact.
+pub fn percent(percent: cutover_core::Percent) -> f64 {
+    f64::from(percent.thousandths()) / 1e3
+}
+
+impl RolloutStatus {
+    /// Mirrors a rollout.
+    pub fn new(rollout: &Rollout, totals: &SlotTotals) -> Self {
+        let recent = rollout.recent();
+        let guard = &rollout.settings().guard;
+        Self {
+            id: rollout.id().to_string(),
+            sentence: rollout.sentence(),
+            desired_percent: percent(rollout.desired()),
+            effective_percent: percent(rollout.effective()),
+            phase: rollout.phase().name().to_owned(),
+            generation: rollout.settings().generation,
+            latch: rollout.latch().map(|latch| LatchStatus { generation: latch.generation, trip: TripStatus::new(&latch.trip) }),
+            legacy: SideStatus::new(recent.legacy, totals.in_flight.legacy),
+            new: SideStatus::new(recent.new, totals.in_flight.new),
+            guard: GuardStatus {
+                mode: guard.mode.name().to_owned(),
+                dry_run: guard.dry_run && guard.mode != Mode::Off,
+                rules: rollout
+                    .verdicts()
+                    .into_iter()
+                    .map(|verdict| RuleStatus { rule: verdict.rule.name().to_owned(), verdict: verdict.answer.name().to_owned(), sentence: verdict.sentence })
+                    .collect(),
+            },
+        }
+    }
+}
+
+/// The recent quantiles of a rollout in seconds.
+pub fn recent_quantiles(rollout: &Rollout) -> PerSide<Option<[f64; 3]>> {
+    rollout.recent().map(|span| {
+        let values = span.latencies.quantiles(&[0.5, 0.95, 0.99])?;
+        Some([values[0] as f64 / 1e6, values[1] as f64 / 1e6, values[2] as f64 / 1e6])
+    })
+}
+
+/// Mirrors the control plane.
+pub fn status_of(plane: &ControlPlane, config: ConfigStatus, latch_durable: bool, totals: impl Fn(usize) -> SlotTotals) -> Status {
+    Status {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: plane.revision(),
+        config,
+        latch_durable,
+        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, &totals(rollout.slot()))).collect(),
+    }
+}

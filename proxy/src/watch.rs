@@ -1,0 +1,250 @@
+//! The watched file: what operators edit becomes settings, or a clear "no".
+//!
+//! The poll is the truth, notify is the wake-up: once a second, and whenever anything happens in a directory that matters, the same function compares contents. So it works on network
+//! file systems, in containers and when the kernel's queue overflows; and it follows atomic saves, renames and the `..data` swap of a configuration map, because directories
+//! are watched and not files.
+//!
+//! A change is taken when two readings in a row agree, since a file written in place may be caught half-way. A file that does not parse gets a longer second look before it is called broken.
+//! A broken file changes nothing: the last good one stays in force.
+//!
+//! This thread is the only reader and writer of the file; reading may block (network file systems), and must not hold up the control loop.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use cutover_config::Settings;
+use cutover_core::{Actor, Percent};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::oneshot;
+
+use crate::control_handle::{Applied, ControlHandle, Gone};
+use crate::disk::Disk;
+use crate::published::Common;
+use crate::source::{SetError, Source, SourceError};
+
+/// How often contents are compared without being told.
+const POLL: Duration = Duration::from_secs(1);
+/// How long a change must stand before it is read.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How long a broken file must stand before it is called broken.
+const SETTLE_BROKEN: Duration = Duration::from_millis(200);
+/// How often a file that keeps changing is looked at in a row before it is left to the next poll.
+const LOOKS: usize = 25;
+
+/// Sends wishes to the watching thread. It ends when the last clone is gone and the process stops.
+#[derive(Clone, Debug)]
+pub struct WatchHandle(Sender<Wish>);
+
+#[derive(Debug)]
+enum Wish {
+    /// Something may have changed.
+    Look,
+    /// Somebody wants the file read now.
+    Reload { actor: Actor, reason: String, reply: Option<oneshot::Sender<Result<Applied, String>>> },
+    /// Somebody wants a percentage in the file.
+    Set(Set),
+    /// The process goes down.
+    Stop,
+}
+
+#[derive(Debug)]
+struct Set {
+    rollout: String,
+    percent: Percent,
+    dry_run: bool,
+    actor: Actor,
+    reason: String,
+    reply: oneshot::Sender<Result<Applied, SetError>>,
+}
+
+impl WatchHandle {
+    /// Reads the file now, changed or not.
+    ///
+    /// # Errors
+    /// The problems of the file as text; or that the process is going down.
+    pub async fn reload(&self, actor: Actor, reason: String) -> Result<Result<Applied, String>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Wish::Reload { actor, reason, reply: Some(reply) }).map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Reads the file now and waits for nothing: for signals.
+    pub fn reload_soon(&self) {
+        let _ = self.0.send(Wish::Reload { actor: Actor::file(), reason: String::new(), reply: None });
+    }
+
+    /// Writes a percentage into the file and puts it in force.
+    ///
+    /// # Errors
+    /// Why the file was not changed; or that the process is going down.
+    pub async fn set_percent(&self, rollout: String, percent: Percent, dry_run: bool, actor: Actor, reason: String) -> Result<Result<Applied, SetError>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Wish::Set(Set { rollout, percent, dry_run, actor, reason, reply })).map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Ends the thread.
+    pub fn stop(&self) {
+        let _ = self.0.send(Wish::Stop);
+    }
+}
+
+/// Starts the watching thread for a source whose settings are in force as `common`.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(source: Source, common: Arc<Common>, control: ControlHandle, disk: Disk) -> std::io::Result<(WatchHandle, std::thread::JoinHandle<()>)> {
+    let (sender, wishes) = channel();
+    let wake = sender.clone();
+    // Without notify the poll alone does the work, a little later.
+    let on_event = move |event: notify::Result<notify::Event>| {
+        if !event.is_ok_and(|event| is_a_reading(&event)) {
+            drop(wake.send(Wish::Look));
+        }
+    };
+    let watcher = notify::recommended_watcher(on_event).map_err(|error| tracing::warn!(%error, "file events are not available; the file is compared every second")).ok();
+    let seen = source.fingerprint();
+    let running = common.settings.clone();
+    let watch = Watch { source, seen, running, common, control, disk, watcher, watched: BTreeSet::new() };
+    let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || watch.run(&wishes))?;
+    Ok((WatchHandle(sender), thread))
+}
+
+/// Whether an event tells only that somebody read: our own comparisons would wake us for ever. Everything else is a reason to look, errors and overflows included.
+fn is_a_reading(event: &notify::Event) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    matches!(event.kind, EventKind::Access(AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read))) && !event.need_rescan()
+}
+
+struct Watch {
+    source: Source,
+    /// The content that was last taken or refused.
+    seen: [u8; 32],
+    /// The settings the process was started with: what needs a restart keeps these values.
+    running: Settings,
+    common: Arc<Common>,
+    control: ControlHandle,
+    disk: Disk,
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+}
+
+impl Watch {
+    fn run(mut self, wishes: &Receiver<Wish>) {
+        self.follow_directories();
+        loop {
+            let wish = match wishes.recv_timeout(POLL) {
+                Ok(wish) => wish,
+                Err(RecvTimeoutError::Timeout) => Wish::Look,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let done = match wish {
+                Wish::Look => self.look(),
+                Wish::Reload { actor, reason, reply } => {
+                    let answer = self.take(&actor, &reason);
+                    if let (Some(reply), Ok(answer)) = (reply, &answer) {
+                        let _ = reply.send(answer.clone());
+                    }
+                    answer.map(drop)
+                }
+                Wish::Set(set) => self.set(set),
+                Wish::Stop => return,
+            };
+            if let Err(Gone) = done {
+                return;
+            }
+            self.follow_directories();
+        }
+    }
+
+    /// Takes the file if its content changed and stands still.
+    fn look(&mut self) -> Result<(), Gone> {
+        let mut last = self.source.fingerprint();
+        if last == self.seen {
+            return Ok(());
+        }
+        for _ in 0..LOOKS {
+            std::thread::sleep(SETTLE);
+            let now = self.source.fingerprint();
+            if now != std::mem::replace(&mut last, now) {
+                continue;
+            }
+            if now == self.seen {
+                return Ok(());
+            }
+            if self.source.load().is_err() {
+                std::thread::sleep(SETTLE_BROKEN);
+                let later = self.source.fingerprint();
+                if later != std::mem::replace(&mut last, later) {
+                    continue;
+                }
+            }
+            return self.take(&Actor::file(), "").map(drop);
+        }
+        Ok(())
+    }
+
+    /// Reads the file and puts it in force, or tells what is wrong with it.
+    fn take(&mut self, actor: &Actor, reason: &str) -> Result<Result<Applied, String>, Gone> {
+        let loaded = self.source.load();
+        self.seen = self.source.fingerprint();
+        match loaded {
+            Ok((settings, text)) => self.put_in_force(settings, &text, actor, reason).map(Ok),
+            Err(error) => {
+                self.reject(&error)?;
+                Ok(Err(error.render(false)))
+            }
+        }
+    }
+
+    fn set(&mut self, set: Set) -> Result<(), Gone> {
+        let Set { rollout, percent, dry_run, actor, reason, reply } = set;
+        // What somebody else saved meanwhile comes first and under its own name.
+        self.look()?;
+        let answer = match self.source.set_percent(&rollout, percent, dry_run) {
+            Ok(_) if dry_run => Ok(Applied { revision: 0, durable: true }),
+            Ok((settings, text)) => {
+                self.seen = self.source.fingerprint();
+                Ok(self.put_in_force(settings, &text, &actor, &reason)?)
+            }
+            Err(error) => Err(error),
+        };
+        let _ = reply.send(answer);
+        Ok(())
+    }
+
+    fn put_in_force(&mut self, mut settings: Settings, text: &str, actor: &Actor, reason: &str) -> Result<Applied, Gone> {
+        let restart_needed = settings.restart_needed(&self.running);
+        settings.listen = self.running.listen.clone();
+        settings.admin = self.running.admin.clone();
+        settings.state = self.running.state.clone();
+        let common = Arc::new(Common::new(settings, Some(&self.common)));
+        let applied = self.control.settings_blocking(Arc::clone(&common), restart_needed, actor.clone(), reason.to_owned())?;
+        self.common = common;
+        self.disk.keep_last_good(self.source.self_contained(text));
+        Ok(applied)
+    }
+
+    fn reject(&self, error: &SourceError) -> Result<(), Gone> {
+        self.control.rejected_blocking(error.render(false))
+    }
+
+    /// Watches the directories that matter now. A directory that cannot be watched is left to the poll.
+    fn follow_directories(&mut self) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let wanted = self.source.directories();
+        for gone in self.watched.difference(&wanted) {
+            let _ = watcher.unwatch(gone);
+        }
+        let mut watched = BTreeSet::new();
+        for directory in wanted {
+            if self.watched.contains(&directory) || watcher.watch(&directory, RecursiveMode::NonRecursive).is_ok() {
+                watched.insert(directory);
+            }
+        }
+        self.watched = watched;
+    }
+}
