@@ -27,6 +27,30 @@ fn every_default_written_in_the_reference_is_the_default_of_the_code() {
 }
 
 #[test]
+fn every_default_that_editors_show_is_the_one_of_the_reference() {
+    fn compare(schema: &Value, written: &Value, path: &str, compared: &mut usize) {
+        for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{key}");
+            let Some(written) = written.get(key) else { continue };
+            if let Some(default) = property.get("default") {
+                assert_eq!(written, default, "{path}");
+                *compared += 1;
+            }
+            compare(property, written, &path, compared);
+            compare(&property["items"], &written[0], &path, compared);
+            for written in written.as_object().into_iter().flat_map(|tables| tables.values()) {
+                compare(&property["additionalProperties"], written, &path, compared);
+            }
+        }
+    }
+    let schema: Value = serde_json::from_str(&schema()).expect("the schema is JSON");
+    let written: Value = toml::from_str(reference()).expect("the reference is TOML");
+    let mut compared = 0;
+    compare(&schema, &written, "", &mut compared);
+    assert!(compared > 30, "{compared}");
+}
+
+#[test]
 fn every_supported_key_is_in_the_reference() {
     fn missing(schema: &Value, path: &str, uncommented: &[String], missing_keys: &mut Vec<String>) {
         for (key, property) in schema["properties"].as_object().into_iter().flatten() {

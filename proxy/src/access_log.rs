@@ -122,7 +122,7 @@ fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
     let request_id = String::from_utf8_lossy(line.request_id.as_bytes());
     let side = line.decision.map(|decision| decision.side.name());
     let reason = line.decision.map(|decision| decision.reason.name());
-    let bucket = line.decision.and_then(|decision| decision.bucket).map(|bucket| bucket.number());
+    let bucket = line.decision.and_then(|decision| decision.bucket).map(cutover_core::Bucket::number);
     let error = match line.outcome {
         Outcome::Failure(kind) => Some(kind.name()),
         Outcome::Aborted => Some("aborted"),

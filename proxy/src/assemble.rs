@@ -159,6 +159,8 @@ impl Start {
         let actor = Actor { name: "start".to_owned(), source: cutover_core::Source::Start };
         // Settings are never refused.
         let effects = plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor, reason: String::new() }, clock::now()).unwrap_or_default();
+        // A state directory that cannot be written must show now, not at the first rollback.
+        crate::state_file::save(&directory, &plane.standings()).map_err(|error| StartError::State { directory: directory.clone(), error })?;
         let common = Arc::new(Common::new(settings, None));
         let settings = &common.settings;
         for warning in &settings.warnings {

@@ -89,6 +89,7 @@ impl Control {
                 let effects = self.plane.on(event, clock::now()).unwrap_or_default();
                 let durable = self.carry_out(effects).await;
                 self.accepted(restart_needed);
+                self.journal_written().await;
                 let _ = reply.send(Applied { revision: self.plane.revision(), durable });
             }
             Message::Rejected { problems } => {
@@ -105,6 +106,7 @@ impl Control {
                     Some(_) | None => match self.plane.on(Event::Command { rollout: &rollout, command, actor, reason }, clock::now()) {
                         Ok(effects) => {
                             let durable = self.carry_out(effects).await;
+                            self.journal_written().await;
                             Ok(Applied { revision: self.plane.revision(), durable })
                         }
                         Err(refused) => Err(refused.into()),
@@ -145,6 +147,12 @@ impl Control {
             }
         }
         durable
+    }
+
+    /// Waits until the journal has what was announced, so that an answered command is never missing from it.
+    async fn journal_written(&self) {
+        // A disk that is slower than this is told of by `latch_durable`.
+        let _ = tokio::time::timeout(PERSIST_TIMEOUT, self.disk.flush()).await;
     }
 
     fn publish(&self, split: Split) {

@@ -30,6 +30,7 @@ enum Job {
     Save(Vec<Standing>, oneshot::Sender<bool>),
     Append(Box<Record>),
     LastGood(String),
+    Flush(oneshot::Sender<()>),
 }
 
 impl Disk {
@@ -61,6 +62,13 @@ impl Disk {
     /// Keeps the accepted file for a start with a broken one.
     pub fn keep_last_good(&self, text: String) {
         let _ = self.sender.send(Job::LastGood(text));
+    }
+
+    /// Answers when everything asked for before has been written or has failed once.
+    pub fn flush(&self) -> oneshot::Receiver<()> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.sender.send(Job::Flush(done));
+        answer
     }
 
     /// Whether everything asked for so far is on disk.
@@ -101,6 +109,7 @@ impl Writer {
                     self.last_good = Some(text);
                     self.work();
                 }
+                Ok(Job::Flush(done)) => drop(done.send(())),
                 Err(RecvTimeoutError::Timeout) => self.work(),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.work();

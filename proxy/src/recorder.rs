@@ -48,9 +48,12 @@ pub fn recorder() -> (Arc<Recorder>, Reader) {
     (Arc::new(recorder), Reader { registry, known: Vec::new(), slots: Vec::new() })
 }
 
+/// The shards of one thread by slot.
+type BySlot = Vec<Option<Arc<PerSide<Shard>>>>;
+
 thread_local! {
     /// Shards of this thread by recorder and slot. Almost always one recorder; tests run several in a process.
-    static SHARDS: RefCell<Vec<(usize, Vec<Option<Arc<PerSide<Shard>>>>)>> = const { RefCell::new(Vec::new()) };
+    static SHARDS: RefCell<Vec<(usize, BySlot)>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Recorder {

@@ -7,6 +7,7 @@ use cutover_core::guard::LatencyPoint;
 use cutover_core::{GuardSettings, Mode, Percent, Rate, Ratio, Rule};
 
 use super::{Fault, Lower};
+use crate::duration::write_duration;
 use crate::schema::{At, DurationText, ErrorsTable, GuardTable, LatencyTable, ModeText, Number, RateText, VsLegacyTable};
 use crate::shape::RATE_SHAPE;
 
@@ -68,7 +69,7 @@ impl Lower<'_> {
         GuardSettings {
             mode,
             dry_run: dry_run.unwrap_or(defaults.dry_run),
-            window: self.duration(window.as_ref(), "guard.window", "30s", WINDOW.0, WINDOW.1),
+            window: self.duration(window.as_ref(), "guard.window", &write_duration(defaults.window), WINDOW.0, WINDOW.1),
             min_requests: min_requests.unwrap_or(defaults.min_requests),
             rules,
         }

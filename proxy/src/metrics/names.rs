@@ -107,3 +107,18 @@ pub const ALL: [Name; 19] = [
     LOG_DROPPED,
     BUILD,
 ];
+
+/// The metrics document, made from this list so that it cannot fall behind.
+pub fn document() -> String {
+    let mut text = String::from(
+        "# Metrics\n\nMade from `proxy/src/metrics/names.rs` (`UPDATE=1 cargo test -p cutover --test it every_metric` writes it anew). `GET /metrics` on the admin port; base units, ratios from 0 to 1.\n\
+         Every label pair of a rollout exists from its start. No user, path or raw status is ever a label, so the number of series depends on the file alone.\n\n\
+         | metric | type | labels | how to read it |\n|---|---|---|---|\n",
+    );
+    for name in ALL {
+        let labels = name.labels.iter().map(|label| format!("`{label}`")).collect::<Vec<_>>().join(" ");
+        text.push_str(&format!("| `{}` | {} | {labels} | {} |\n", name.name, name.kind, name.help));
+    }
+    text.push_str("| `process_*` | | | CPU, memory, file descriptors and start time of the process, as Prometheus' own libraries export them. |\n");
+    text
+}

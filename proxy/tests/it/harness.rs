@@ -1,0 +1,425 @@
+//! Scripted backends, a proxy with a file of its own, a client that shows every byte.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use cutover::assemble::{Running, Start};
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take that has to happen.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Looks until it holds; fails the test after [`PATIENCE`].
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(3));
+    }
+}
+
+/// What a scripted backend does with a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Behaviour {
+    /// Answers with this status.
+    Answer(u16),
+    /// Closes the connection without a byte.
+    Close,
+    /// Reads and never answers.
+    Hang,
+    /// Sends something that is not HTTP.
+    Garbage,
+    /// Announces 100 bytes and sends 10.
+    Truncate,
+}
+
+/// A backend that says who it is and does as it is told.
+pub struct Backend {
+    pub address: SocketAddr,
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    name: &'static str,
+    behaviour: Mutex<Behaviour>,
+    heads: Mutex<Vec<String>>,
+    connections: AtomicUsize,
+    requests: AtomicUsize,
+}
+
+impl Backend {
+    pub fn start(name: &'static str) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let inner =
+            Arc::new(Inner { name, behaviour: Mutex::new(Behaviour::Answer(200)), heads: Mutex::default(), connections: AtomicUsize::default(), requests: AtomicUsize::default() });
+        let serving = Arc::clone(&inner);
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                serving.connections.fetch_add(1, Ordering::SeqCst);
+                let inner = Arc::clone(&serving);
+                std::thread::spawn(move || drop(serve(stream, &inner)));
+            }
+        });
+        Self { address, inner }
+    }
+
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self.inner.behaviour.lock().unwrap() = behaviour;
+    }
+
+    pub fn requests(&self) -> usize {
+        self.inner.requests.load(Ordering::SeqCst)
+    }
+
+    pub fn connections(&self) -> usize {
+        self.inner.connections.load(Ordering::SeqCst)
+    }
+
+    /// The head of the last request, as it came.
+    pub fn last_head(&self) -> String {
+        self.inner.heads.lock().unwrap().last().cloned().unwrap_or_default()
+    }
+}
+
+fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
+    let mut reader = BufReader::new(stream.try_clone()?);
+    let mut stream = stream;
+    loop {
+        let Some(message) = Message::read(&mut reader, false)? else { return Ok(()) };
+        inner.requests.fetch_add(1, Ordering::SeqCst);
+        {
+            let mut heads = inner.heads.lock().unwrap();
+            if heads.len() > 100 {
+                heads.clear();
+            }
+            heads.push(message.head.clone());
+        }
+        let behaviour = *inner.behaviour.lock().unwrap();
+        match behaviour {
+            Behaviour::Answer(status) => {
+                let body = format!("{} {}", inner.name, message.body.len());
+                let no_body = message.start.starts_with("HEAD ") || status == 204;
+                let length = if status == 204 { String::new() } else { format!("content-length: {}\r\n", body.len()) };
+                let head = format!("HTTP/1.1 {status} X\r\nx-served-by: {}\r\n{length}\r\n", inner.name);
+                stream.write_all(format!("{head}{}", if no_body { "" } else { &body }).as_bytes())?;
+            }
+            Behaviour::Close => return Ok(()),
+            Behaviour::Hang => {
+                // Until the other side gives up.
+                let _ = reader.read(&mut [0]);
+                return Ok(());
+            }
+            Behaviour::Garbage => return stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
+            Behaviour::Truncate => return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789"),
+        }
+    }
+}
+
+/// A request or an answer as it came over the wire.
+#[derive(Clone, Debug, Default)]
+pub struct Message {
+    pub start: String,
+    pub head: String,
+    pub headers: BTreeMap<String, Vec<String>>,
+    pub body: Vec<u8>,
+    /// Whether the body was as long as announced.
+    pub whole: bool,
+}
+
+impl Message {
+    fn read(reader: &mut impl BufRead, answer_to_head: bool) -> std::io::Result<Option<Self>> {
+        let mut message = Self { whole: true, ..Self::default() };
+        loop {
+            let mut line = String::new();
+            if reader.read_line(&mut line)? == 0 {
+                return Ok(None);
+            }
+            message.head.push_str(&line);
+            let line = line.trim_end();
+            if line.is_empty() {
+                break;
+            }
+            if message.start.is_empty() {
+                message.start = line.to_owned();
+            } else if let Some((name, value)) = line.split_once(':') {
+                message.headers.entry(name.to_ascii_lowercase()).or_default().push(value.trim().to_owned());
+            }
+        }
+        if answer_to_head || message.status() == 204 {
+            return Ok(Some(message));
+        }
+        if message.header("transfer-encoding") == Some("chunked") {
+            loop {
+                let mut size = String::new();
+                if reader.read_line(&mut size)? == 0 {
+                    message.whole = false;
+                    break;
+                }
+                let size = usize::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
+                let mut chunk = vec![0; size + 2];
+                reader.read_exact(&mut chunk)?;
+                message.body.extend_from_slice(&chunk[..size]);
+                if size == 0 {
+                    break;
+                }
+            }
+        } else if let Some(length) = message.header("content-length").and_then(|length| length.parse().ok()) {
+            reader.take(length).read_to_end(&mut message.body)?;
+            message.whole = message.body.len() as u64 == length;
+        }
+        Ok(Some(message))
+    }
+
+    pub fn status(&self) -> u16 {
+        self.start.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name)?.first().map(String::as_str)
+    }
+
+    pub fn side(&self) -> &str {
+        self.header("x-served-by").unwrap_or("nobody")
+    }
+
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.body).into_owned()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+    }
+}
+
+/// A client connection.
+pub struct Client {
+    stream: TcpStream,
+    reader: BufReader<TcpStream>,
+}
+
+impl Client {
+    pub fn connect(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_nodelay(true).unwrap();
+        let reader = BufReader::new(stream.try_clone().unwrap());
+        Self { stream, reader }
+    }
+
+    /// Sends these bytes.
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Reads an answer; `None` when the connection was closed instead.
+    pub fn answer(&mut self, to_head: bool) -> Option<Message> {
+        Message::read(&mut self.reader, to_head).unwrap_or_default()
+    }
+
+    /// Sends a request and reads its answer.
+    pub fn ask(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Message> {
+        let host = if headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) { "" } else { "host: shop.example\r\n" };
+        let length = if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
+        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        let head = format!("{method} {target} HTTP/1.1\r\n{host}{headers}{length}\r\n");
+        self.stream.write_all(&[head.as_bytes(), body].concat()).ok()?;
+        self.answer(method == "HEAD")
+    }
+}
+
+/// A running proxy with a file and a state directory of its own.
+pub struct Proxy {
+    pub legacy: Backend,
+    pub new: Backend,
+    pub directory: TempDir,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
+    running: Option<Running>,
+}
+
+/// A rollout block; `more` is written below it.
+pub fn rollout(id: &str, percent: &str, more: &str) -> String {
+    format!("[[rollout]]\nid = \"{id}\"\npercent = {percent}\nkey = [\"header:x-user-id\"]\n{more}\n")
+}
+
+/// A guard that trips within a tick of the fiftieth request.
+pub const QUICK_GUARD: &str = "[rollout.guard]\nmode = \"threshold\"\nwindow = \"10s\"\nmin_requests = 50\nerrors = { max = \"1%\" }\n";
+
+impl Proxy {
+    /// A proxy with the rollouts given.
+    pub fn start(rollouts: &str) -> Self {
+        Self::start_with("", rollouts)
+    }
+
+    /// A proxy with other tables, too.
+    pub fn start_with(tables: &str, rollouts: &str) -> Self {
+        let (legacy, new) = (Backend::start("legacy"), Backend::start("new"));
+        let directory = tempfile::tempdir().unwrap();
+        let text = file(directory.path(), &legacy, &new, tables, rollouts);
+        std::fs::write(directory.path().join("cutover.toml"), text).unwrap();
+        let mut proxy = Self { legacy, new, directory, http: ([127, 0, 0, 1], 0).into(), admin: ([127, 0, 0, 1], 0).into(), running: None };
+        proxy.launch();
+        proxy
+    }
+
+    /// Starts it again on the same files. Ports change.
+    pub fn restart(&mut self) {
+        self.stop();
+        self.launch();
+    }
+
+    pub fn stop(&mut self) {
+        if let Some(running) = self.running.take() {
+            running.stop(Duration::from_secs(1), || false);
+        }
+    }
+
+    fn launch(&mut self) {
+        let start = Start { file: self.file(), threads: Some(2), access_out: Box::new(std::io::sink()) };
+        let running = start.start().unwrap_or_else(|error| panic!("{error}"));
+        (self.http, self.admin) = (running.http[0], running.admin);
+        self.running = Some(running);
+    }
+
+    pub fn file(&self) -> PathBuf {
+        self.directory.path().join("cutover.toml")
+    }
+
+    pub fn text(&self) -> String {
+        std::fs::read_to_string(self.file()).unwrap()
+    }
+
+    /// The text of the file with other tables and rollouts.
+    pub fn text_with(&self, tables: &str, rollouts: &str) -> String {
+        file(self.directory.path(), &self.legacy, &self.new, tables, rollouts)
+    }
+
+    /// Writes rollouts into the file and waits until they are in force.
+    pub fn save(&self, rollouts: &str) {
+        std::fs::write(self.file(), self.text_with("", rollouts)).unwrap();
+        self.reload();
+    }
+
+    pub fn reload(&self) {
+        let answer = self.post("/api/v1/reload", &serde_json::json!({}));
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.http)
+    }
+
+    /// One request on a connection of its own.
+    pub fn get(&self, target: &str, headers: &[(&str, &str)]) -> Message {
+        self.client().ask("GET", target, headers, b"").expect("an answer")
+    }
+
+    /// The side that serves a user.
+    pub fn side_of(&self, user: &str) -> String {
+        self.get("/", &[("x-user-id", user)]).side().to_owned()
+    }
+
+    pub fn admin_ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Message {
+        let mut all = vec![("host", "127.0.0.1")];
+        if headers.iter().any(|(name, _)| *name == "host") {
+            all.clear();
+        }
+        all.extend_from_slice(headers);
+        Client::connect(self.admin).ask(method, target, &all, body).expect("an answer of the admin")
+    }
+
+    pub fn post(&self, target: &str, body: &Value) -> Message {
+        self.admin_ask("POST", target, &[("content-type", "application/json")], body.to_string().as_bytes())
+    }
+
+    pub fn status(&self) -> Value {
+        let answer = self.admin_ask("GET", "/api/v1/rollouts", &[], b"");
+        assert_eq!(answer.status(), 200, "{}", answer.text());
+        answer.json()
+    }
+
+    /// The first rollout's status.
+    pub fn rollout(&self) -> Value {
+        self.status()["rollouts"][0].clone()
+    }
+
+    pub fn metric(&self, line: &str) -> Option<f64> {
+        let text = self.admin_ask("GET", "/metrics", &[], b"").text();
+        text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A whole file on free ports.
+pub fn file(directory: &Path, legacy: &Backend, new: &Backend, tables: &str, rollouts: &str) -> String {
+    let listen = if tables.contains("[listen]") { "" } else { "[listen]\nhttp = [\"127.0.0.1:0\"]\n" };
+    let admin = if tables.contains("[admin]") { "" } else { "[admin]\naddress = \"127.0.0.1:0\"\n" };
+    let legacy_more = if tables.contains("[backend.legacy]") { String::new() } else { format!("[backend.legacy]\nservers = [\"{}\"]\n", legacy.address) };
+    let new_more = if tables.contains("[backend.new]") { String::new() } else { format!("[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"300ms\"\n", new.address) };
+    format!("{listen}{admin}[state]\ndirectory = \"{}\"\n{legacy_more}{new_more}{tables}\n{rollouts}", directory.join("state").display())
+}
+
+/// Requests in the background until it is dropped: how many, and every one that failed.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    failed: Arc<Mutex<Vec<String>>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+impl Load {
+    /// Connections that each send one request after the other, a new user each time.
+    pub fn start(address: SocketAddr, connections: usize) -> Self {
+        let (stop, answered, failed): (Arc<AtomicBool>, Arc<AtomicUsize>, Arc<Mutex<Vec<String>>>) = Default::default();
+        let threads = (0..connections)
+            .map(|connection| {
+                let (stop, answered, failed) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&failed));
+                std::thread::spawn(move || {
+                    let mut client = Client::connect(address);
+                    for request in 0.. {
+                        if stop.load(Ordering::SeqCst) {
+                            return;
+                        }
+                        let user = format!("user-{}", request % 1000 * connections + connection);
+                        match client.ask("GET", "/load", &[("x-user-id", &user)], b"") {
+                            Some(answer) if answer.status() == 200 && answer.whole => drop(answered.fetch_add(1, Ordering::SeqCst)),
+                            other => {
+                                failed.lock().unwrap().push(format!("{user}: {:?}", other.map(|answer| answer.start)));
+                                client = Client::connect(address);
+                            }
+                        }
+                    }
+                })
+            })
+            .collect();
+        Self { stop, answered, failed, threads }
+    }
+
+    pub fn answered(&self) -> usize {
+        self.answered.load(Ordering::SeqCst)
+    }
+
+    /// Ends the load and returns what failed.
+    pub fn end(mut self) -> Vec<String> {
+        self.stop.store(true, Ordering::SeqCst);
+        for thread in self.threads.drain(..) {
+            thread.join().unwrap();
+        }
+        self.failed.lock().unwrap().clone()
+    }
+}
