@@ -170,7 +170,8 @@ impl Start {
         let (recorder, reader) = recorder();
         let (disk, disk_thread) = Disk::start(directory.clone(), journal)?;
         if problems.is_none() {
-            disk.keep_last_good(source.self_contained(&text));
+            let kept = directory.join(LAST_GOOD);
+            crate::state_file::replace(&kept, source.self_contained(&text).as_bytes()).map_err(|error| StartError::State { directory: directory.clone(), error })?;
         }
         let (access_log, log_thread) = AccessLog::start(settings.log.access, settings.log.format, self.access_out)?;
 
@@ -299,8 +300,7 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartErro
 /// The listening service with our door before pingora's proxy.
 fn listening(gate: &Arc<Gate>, connections: &Arc<Connections>, settings: &Settings, threads: usize, addresses: &[SocketAddr]) -> Service<Door> {
     let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
-    let mut proxy = pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(gate), &settings.listen));
-    proxy.handle_init_modules();
+    let proxy = pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(gate), &settings.listen));
     let mut service = Service::new("cutover".to_owned(), Door::new(proxy, Arc::clone(connections), &settings.listen));
     for address in addresses {
         let buffers = L4BufferSettings::default().read(READ_BUFFER).write(WRITE_BUFFER);

@@ -128,6 +128,11 @@ impl Control {
             match effect {
                 // Only what was to be persisted first is held back; a drop is published before.
                 Effect::Publish(split) if !durable => self.held = Some(split),
+                // A drop while a raise is held back: the drop at once, the raise still only when it is durable.
+                Effect::Publish(split) if self.held.is_some() && !self.disk.is_durable() => {
+                    self.publish(split.clone().capped_by(&self.published.load().split));
+                    self.held = Some(split);
+                }
                 Effect::Publish(split) => {
                     self.held = None;
                     self.publish(split);

@@ -215,6 +215,7 @@ fn summary(rows: &[Row]) -> String {
     if calm.is_empty() {
         text += &format!("\n\nin no round was every proxy busy for {percent:.0} % of the time: other work took their core, or the load is too small");
     } else if calm.len() < rounds {
+        text.push('\n');
         text += &table(&format!("the {} rounds in which every proxy was busy for at least {percent:.0} % of the time", calm.len()), rows, &calm);
     }
     text

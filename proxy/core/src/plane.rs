@@ -15,7 +15,7 @@ use crate::percent::Percent;
 use crate::rollout::{Cause, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
 use crate::side::PerSide;
 use crate::split::Split;
-use crate::time::{Now, Wall};
+use crate::time::{Mono, Now, Wall};
 use crate::window::Totals;
 
 /// Something the control plane must know.
@@ -345,6 +345,7 @@ impl ControlPlane {
             let id = Arc::clone(&settings.id);
             let next_slot = self.slots.len();
             let slot = *self.slots.entry(Arc::clone(&id)).or_insert(next_slot);
+            let new_since = (slot == next_slot).then_some(now.mono);
             let rollout = match previous.remove(&id) {
                 Some(mut rollout) => {
                     let was = (rollout.settings().clone(), rollout.latch().is_some());
@@ -353,7 +354,7 @@ impl ControlPlane {
                     rollout
                 }
                 None => {
-                    let rollout = self.arrive(settings, slot, now);
+                    let rollout = self.arrive(settings, slot, new_since, now);
                     announcements.extend(arrived(&rollout, self.started, actor, reason, now));
                     rollout
                 }
@@ -375,7 +376,7 @@ impl ControlPlane {
     }
 
     /// A rollout that was not there before, with the latch it left behind, if any.
-    fn arrive(&mut self, settings: RolloutSettings, slot: usize, now: Now) -> Rollout {
+    fn arrive(&mut self, settings: RolloutSettings, slot: usize, new_since: Option<Mono>, now: Now) -> Rollout {
         let phase = match (self.absent.remove(&settings.id), &self.unreadable) {
             (Some(latch), _) if settings.generation <= latch.generation => Phase::RolledBack(latch),
             (None, Some(why)) => {
@@ -385,7 +386,7 @@ impl ControlPlane {
             }
             (Some(_) | None, _) => Phase::Holding,
         };
-        Rollout::new(settings, slot, phase)
+        Rollout::new(settings, slot, phase, new_since)
     }
 
     /// Persist and publish in the order that the exposure demands.
@@ -399,10 +400,7 @@ impl ControlPlane {
             (true, false) => vec![Effect::Publish(after), persist],
             (false, _) => vec![persist, Effect::Publish(after)],
             (true, true) => {
-                let mut lower = after.clone();
-                for rollout in &mut lower.rollouts {
-                    rollout.percent = rollout.percent.min(percent_before(&rollout.rule.id).unwrap_or(Percent::ZERO));
-                }
+                let lower = after.capped_by(before);
                 self.revision += 1;
                 vec![Effect::Publish(lower), persist, Effect::Publish(self.split())]
             }

@@ -12,7 +12,7 @@ use crate::guard::{Guard, GuardSettings, Verdict};
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
 use crate::split::{Anonymous, KeySource, Match, RolloutRule, RolloutSplit, UserList};
-use crate::time::{Now, Wall};
+use crate::time::{Mono, Now, Wall};
 use crate::window::{Span, Totals, Window};
 
 /// One rollout as the file means it.
@@ -155,10 +155,10 @@ pub struct Rollout {
 }
 
 impl Rollout {
-    /// A rollout with these settings, standing where `phase` says.
-    pub(crate) fn new(settings: RolloutSettings, slot: usize, phase: Phase) -> Self {
-        let window = |length: Duration| PerSide::from_fn(|_| Window::new(length));
-        Self { rule: Arc::new(rule_of(&settings, slot)), phase, judged: window(settings.guard.window), recent: window(RECENT), settings, dry_run_breach: None }
+    /// A rollout with these settings, standing where `phase` says. `new_since` is now for a slot that has never counted anything; a slot with a past begins with its next tick.
+    pub(crate) fn new(settings: RolloutSettings, slot: usize, phase: Phase, new_since: Option<Mono>) -> Self {
+        let windows = |length: Duration| PerSide::from_fn(|_| new_since.map_or_else(|| Window::new(length), |now| Window::from_nothing(length, now)));
+        Self { rule: Arc::new(rule_of(&settings, slot)), phase, judged: windows(settings.guard.window), recent: windows(RECENT), settings, dry_run_breach: None }
     }
 
     /// The id.

@@ -28,6 +28,22 @@ impl Split {
     }
 }
 
+impl Split {
+    /// This split with nobody exposed who is not exposed under `in_force`: shares at the lower of the two, latches kept, rollouts that are new at zero.
+    pub fn capped_by(mut self, in_force: &Self) -> Self {
+        for rollout in &mut self.rollouts {
+            match in_force.rollouts.iter().find(|before| before.rule.id == rollout.rule.id) {
+                Some(before) => {
+                    rollout.percent = rollout.percent.min(before.percent);
+                    rollout.latched |= before.latched;
+                }
+                None => rollout.percent = Percent::ZERO,
+            }
+        }
+        self
+    }
+}
+
 /// One rollout as the data path sees it now.
 #[derive(Clone, Debug)]
 pub struct RolloutSplit {

@@ -135,6 +135,11 @@ impl Window {
         Self { length, seen: None, ticks: VecDeque::new(), sum: Span::default() }
     }
 
+    /// A window that begins now, for totals that are all zero now.
+    pub fn from_nothing(length: Duration, now: Mono) -> Self {
+        Self { seen: Some(Seen { at: now, totals: Totals::default() }), ..Self::new(length) }
+    }
+
     /// Its full length.
     pub fn length(&self) -> Duration {
         self.length

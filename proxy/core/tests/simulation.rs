@@ -234,6 +234,19 @@ fn a_raise_is_durable_before_it_is_in_force_and_a_drop_the_other_way_round() {
 }
 
 #[test]
+fn a_rollout_re_armed_beside_a_lowered_one_stays_latched_until_that_is_durable() {
+    let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
+    world.command("a", Command::Rollback).expect("it is there");
+    let event = Event::Settings { rollouts: vec![settings("a", "20", 2), settings("b", "10", 1)], actor: Actor::file(), reason: String::new() };
+    let effects = world.plane.on(event, world.now).expect("settings are never refused");
+    let [Effect::Publish(lower), Effect::Persist(_), Effect::Publish(whole), ..] = &effects[..] else { panic!("publish, persist, publish: {effects:?}") };
+    let state = |split: &cutover_core::Split| split.rollouts.iter().map(|rollout| (rollout.percent.to_string(), rollout.latched)).collect::<Vec<_>>();
+    assert_eq!(state(lower), [("0".to_owned(), true), ("10".to_owned(), false)], "lists of users on new do not count either while latched");
+    assert_eq!(state(whole), [("20".to_owned(), false), ("10".to_owned(), false)]);
+    assert!(lower.revision < whole.revision);
+}
+
+#[test]
 fn a_file_that_says_the_same_announces_nothing() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     world.settings(vec![settings("checkout", "5", 1)]);

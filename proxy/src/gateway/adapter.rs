@@ -89,6 +89,7 @@ impl ProxyHttp for Adapter {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
         let Some(conn) = context.conn.clone() else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
+        conn.head_came();
         if session.get_keepalive().is_some() {
             session.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
         }

@@ -1,4 +1,7 @@
-//! One connection: the cap, the facts that hold for all of its requests, the deadline of its first head.
+//! One connection: the cap, the facts that hold for all of its requests, the deadline for a whole request head.
+//!
+//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a connection for hours. A watchdog, one timer for each connection and not one for each request,
+//! closes a connection whose first head is not complete after `header_timeout`, or a later one after `keepalive_timeout` and `header_timeout` together (at most twice that).
 //!
 //! The door stands before the engine. Today there is one engine, pingora's HTTP proxy with our adapter; a second one for plain HTTP/1.1 would be chosen here, per request, by handing
 //! the stream back and forth.
@@ -17,6 +20,7 @@ use pingora::server::ShutdownWatch;
 use super::adapter::Adapter;
 use super::gate::is_trusted;
 use super::head::Conn;
+use crate::clock;
 
 /// Client connections: how many are open, and how many were turned away.
 #[derive(Debug, Default)]
@@ -61,6 +65,7 @@ pub struct Door {
     max_connections: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
     header_timeout: Duration,
+    keepalive_timeout: Duration,
 }
 
 impl Door {
@@ -72,6 +77,7 @@ impl Door {
             max_connections: listen.max_connections,
             trusted_proxies: listen.trusted_proxies.clone(),
             header_timeout: listen.header_timeout,
+            keepalive_timeout: listen.keepalive_timeout,
         }
     }
 }
@@ -83,24 +89,48 @@ impl ServerApp for Door {
         let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().map(std::net::SocketAddr::ip)))?;
         let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical())));
 
-        // The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
-        let mut session = ServerSession::new_http1(stream);
-        // While waiting for a first head this bounds each read; the adapter sets the time between requests.
-        session.set_keepalive(if *shutdown.borrow() { None } else { Some(self.header_timeout.as_secs().max(1)) });
-        session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
-        let mut served = self.proxy.process_new_http(session, shutdown).await;
-        while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
-            let mut session = ServerSession::new_http1(stream);
-            if let Some(persistent) = persistent {
-                persistent.apply_to_session(&mut session);
-            }
-            session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
-            served = self.proxy.process_new_http(session, shutdown).await;
+        conn.await_head(clock::mono());
+        tokio::select! {
+            biased;
+            () = self.serve(stream, &conn, shutdown) => {}
+            () = self.watch_heads(&conn) => {}
         }
         None
     }
 
     async fn cleanup(&self) {
         self.proxy.http_cleanup().await;
+    }
+}
+
+impl Door {
+    /// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
+    async fn serve(&self, stream: Stream, conn: &Arc<Conn>, shutdown: &ShutdownWatch) {
+        let mut session = ServerSession::new_http1(stream);
+        // The time between requests is set by the adapter.
+        session.set_keepalive(if *shutdown.borrow() { None } else { Some(self.header_timeout.as_secs().max(1)) });
+        session.set_connection_user_context(Some(Box::new(Arc::clone(conn))));
+        let mut served = self.proxy.process_new_http(session, shutdown).await;
+        while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
+            conn.await_head(clock::mono());
+            let mut session = ServerSession::new_http1(stream);
+            if let Some(persistent) = persistent {
+                persistent.apply_to_session(&mut session);
+            }
+            session.set_connection_user_context(Some(Box::new(Arc::clone(conn))));
+            served = self.proxy.process_new_http(session, shutdown).await;
+        }
+    }
+
+    /// Ends when a request head has been awaited for too long.
+    async fn watch_heads(&self, conn: &Conn) {
+        let mut limit = self.header_timeout;
+        loop {
+            tokio::time::sleep(limit).await;
+            if conn.awaited_for(clock::mono()).is_some_and(|awaited| awaited >= limit) {
+                return;
+            }
+            limit = self.keepalive_timeout + self.header_timeout;
+        }
     }
 }

@@ -1,7 +1,10 @@
 //! What the gate may see of a message, and the edits it asks for. Two small traits, so that the engine that moves bytes can change.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use cutover_core::Mono;
 use http::{HeaderName, HeaderValue, Method};
 
 /// The head of a request as an engine holds it.
@@ -52,6 +55,8 @@ pub struct Conn {
     pub peer_value: HeaderValue,
     /// Whether its forwarding headers are believed.
     pub trusted: bool,
+    /// Since when a request head is awaited, in microseconds of the monotonic clock plus one; zero while a request is served.
+    awaiting_head: AtomicU64,
 }
 
 impl Conn {
@@ -59,6 +64,22 @@ impl Conn {
     pub fn new(peer: IpAddr, trusted: bool) -> Self {
         let peer = peer.to_canonical();
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, peer_value, trusted }
+        Self { peer, peer_value, trusted, awaiting_head: AtomicU64::new(0) }
+    }
+
+    /// From now on a request head is awaited.
+    pub fn await_head(&self, now: Mono) {
+        self.awaiting_head.store(now.as_micros() + 1, Ordering::Relaxed);
+    }
+
+    /// A request head has come.
+    pub fn head_came(&self) {
+        self.awaiting_head.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long a request head has been awaited; `None` while a request is served.
+    pub fn awaited_for(&self, now: Mono) -> Option<Duration> {
+        let since = self.awaiting_head.load(Ordering::Relaxed).checked_sub(1)?;
+        Some(now.since(Mono::from_micros(since)))
     }
 }

@@ -277,3 +277,18 @@ fn more_connections_than_allowed_are_closed_and_counted() {
     drop(kept);
     until("room again", || proxy.client().ask("GET", "/", &[("x-user-id", "u")], b"").map(drop));
 }
+
+#[test]
+fn a_head_that_drips_is_cut_at_its_deadline_whatever_each_read_brings() {
+    let proxy = Proxy::start_with("[listen]\nhttp = [\"127.0.0.1:0\"]\nheader_timeout = \"400ms\"\nkeepalive_timeout = \"1s\"\n", &rollout("checkout", "0", ""));
+    let mut dripping = proxy.client();
+    dripping.send(b"GET / HTTP/1.1\r\nhost: h\r\n");
+    // A byte now and then keeps every single read short; only the whole head is late.
+    until("the connection to be closed", || (!dripping.drip(b"x")).then_some(()));
+    let mut silent = proxy.client();
+    assert!(silent.answer(false).is_none(), "a client that says nothing is let go");
+    let mut kept = proxy.client();
+    assert_eq!(kept.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().status(), 200);
+    assert!(kept.answer(false).is_none(), "an idle connection is let go after its keepalive");
+    until("all connections to be gone", || (proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0)).then_some(()));
+}

@@ -221,6 +221,11 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
+    /// Sends these bytes, and says whether the connection still takes them.
+    pub fn drip(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
     /// Reads an answer; `None` when the connection was closed instead.
     pub fn answer(&mut self, to_head: bool) -> Option<Message> {
         Message::read(&mut self.reader, to_head).unwrap_or_default()

@@ -1,0 +1,71 @@
+# Two commands do all set-up on a fresh Debian machine with Rust: `make demo` and `make test`.
+#
+# What is missing of Debian's packages is installed when we may (root, or sudo without a password) and named when we may not.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+CARGO ?= cargo
+CONFIG ?= cutover.toml
+ARGS ?=
+
+# command:package, for building, and for the tests beside that
+BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
+TEST_TOOLS := nginx:nginx-light wrk:wrk python3:python3 curl:curl
+
+.PHONY: help demo run test lint unit doc acceptance bench cost release packages build-packages clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
+
+demo: build-packages ## the main job on one machine: split, ramp, break, drop (ARGS="--headless --assert --json")
+	$(CARGO) run --quiet --locked -p cutover -- demo $(ARGS)
+
+run: build-packages ## the proxy, following CONFIG (cutover.toml)
+	$(CARGO) run --release --locked -p cutover -- run -c $(CONFIG) $(ARGS)
+
+test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk
+	$(CARGO) run --quiet --locked -p cutover -- demo --headless --assert
+	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48"
+	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
+
+lint: build-packages ## format and lints
+	$(CARGO) fmt --all -- --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+
+unit: build-packages ## all tests of the workspace
+	$(CARGO) test --workspace --locked
+
+doc: build-packages ## documents of the code, links checked
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
+
+release: build-packages ## the release binary: target/release/cutover
+	$(CARGO) build --release --locked -p cutover
+
+CUTOVER ?= target/release/cutover
+acceptance: packages ## real input: nginx and Python's http.server as backends, wrk with 10,000 users, edits, breach, broken files
+	@test -x $(CUTOVER) || $(CARGO) build --release --locked -p cutover
+	python3 loadtest/acceptance/acceptance.py --cutover $(CUTOVER) $(ARGS)
+
+bench: build-packages ## decision, recorder, tick and gate (criterion)
+	$(CARGO) bench --locked -p cutover-benches $(ARGS)
+
+cost: build-packages ## CPU time per request against a do-nothing pingora proxy, interleaved
+	$(CARGO) build --release --locked -p cutover -p cutover-benches
+	target/release/proxy_cost --cutover target/release/cutover --minipingora target/release/minipingora $(ARGS)
+
+build-packages: TOOLS := $(BUILD_TOOLS)
+packages: TOOLS := $(BUILD_TOOLS) $(TEST_TOOLS)
+build-packages packages:
+	@missing=""; \
+	for pair in $(TOOLS); do \
+	  command -v "$${pair%%:*}" >/dev/null || test -x "/usr/sbin/$${pair%%:*}" || missing="$$missing $${pair##*:}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then run=""; elif sudo -n true 2>/dev/null; then run="sudo"; else echo "missing packages, please install them: apt-get install$$missing" >&2; exit 1; fi; \
+	  command -v apt-get >/dev/null || { echo "missing tools, please install what provides:$$missing" >&2; exit 1; }; \
+	  echo "installing$$missing"; \
+	  $$run apt-get update -qq; $$run env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-recommends $$missing >/dev/null; \
+	fi
+
+clean: ## remove what was built
+	$(CARGO) clean
