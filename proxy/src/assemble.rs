@@ -7,6 +7,7 @@
 //! ends at once.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
@@ -124,6 +125,8 @@ pub struct Running {
     stop_resolver: mpsc::Sender<()>,
     runtime: tokio::runtime::Runtime,
     threads: Vec<JoinHandle<()>>,
+    /// Held while the state directory is ours.
+    _lock: File,
 }
 
 /// A configuration, and where it came from.
@@ -148,7 +151,7 @@ impl Start {
         };
         let Loaded { settings, text, source, problems } = loaded;
         let directory = PathBuf::from(&settings.state.directory);
-        let (restored, journal) = open_state(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+        let (lock, restored, journal) = open_state(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
 
         let admin_listener = bind(settings.admin.address, "[admin] address")?;
         let http_listeners = settings.listen.http.iter().map(|address| bind(*address, "[listen] http")).collect::<Result<Vec<_>, _>>()?;
@@ -221,7 +224,7 @@ impl Start {
         };
         let admin_thread = admin::start(admin_listener, admin_state, stopped)?;
         let threads = vec![control_thread, watch_thread, resolver_thread, admin_thread, disk_thread, log_thread];
-        Ok(Running { http, admin: admin_address, control, watch: watch_handle, ready, connections, stop_accepting, stop, stop_resolver, runtime, threads })
+        Ok(Running { http, admin: admin_address, control, watch: watch_handle, ready, connections, stop_accepting, stop, stop_resolver, runtime, threads, _lock: lock })
     }
 }
 
@@ -279,8 +282,13 @@ fn state_directory_of(text: &str) -> Option<String> {
     }
 }
 
-fn open_state(directory: &Path) -> io::Result<(Restored, Journal)> {
+/// The name of the file that is locked while a process uses a state directory.
+const LOCK: &str = "lock";
+
+fn open_state(directory: &Path) -> io::Result<(File, Restored, Journal)> {
     std::fs::create_dir_all(directory)?;
+    let lock = File::create(directory.join(LOCK))?;
+    lock.try_lock().map_err(|_| io::Error::other("another cutover process is using it"))?;
     let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
     let restored = crate::state_file::restore(directory, had_a_life);
     if let Restored::Unreadable(why) = &restored {
@@ -290,7 +298,7 @@ fn open_state(directory: &Path) -> io::Result<(Restored, Journal)> {
     if torn > 0 {
         tracing::warn!(bytes = torn, "the journal ended in the middle of a line; that line was cut off");
     }
-    Ok((restored, journal))
+    Ok((lock, restored, journal))
 }
 
 fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {

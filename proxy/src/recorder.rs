@@ -264,9 +264,9 @@ impl Reader {
                 add_news(&known.shards[side], &mut known.seen[side], slot, side);
             }
         }
-        // A shard that only we still hold belonged to a thread that has ended. Nobody can write it any more, and what it counted is in the sums. The count is read
-        // before the last look would be needed: a thread ending in between is let go at the next read.
-        self.known.retain(|known| Arc::strong_count(&known.shards) > 1 || known.shards.legacy.differs(&known.seen.legacy) || known.shards.new.differs(&known.seen.new));
+        // A shard that only we still hold belonged to a thread that has ended: nobody can write it any more (`get_mut` makes its last writes visible). It is let go once all it
+        // counted is in the sums; a thread that ended since the look above is let go at the next read.
+        self.known.retain_mut(|known| Arc::get_mut(&mut known.shards).is_none_or(|shards| shards.legacy.differs(&known.seen.legacy) || shards.new.differs(&known.seen.new)));
         for slot in &mut self.slots {
             // Started is summed with finished of the same pass, but other threads go on meanwhile: never below zero.
             slot.sum.in_flight = PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
@@ -353,22 +353,24 @@ mod tests {
     #[test]
     fn what_many_threads_count_is_read_completely() {
         let (recorder, mut reader) = recorder();
-        std::thread::scope(|scope| {
-            for thread in 0..8u64 {
-                let recorder = &recorder;
-                scope.spawn(move || {
+        let threads: Vec<_> = (0..8u64)
+            .map(|thread| {
+                let recorder = Arc::clone(&recorder);
+                std::thread::spawn(move || {
                     for request in 0..10_000u64 {
                         let in_flight = recorder.begin(1, Side::New, Some(Reason::Bucket));
                         let outcome = if request % 10 == 0 { Outcome::Failure(FailureKind::Status) } else { Outcome::Success };
                         recorder.record(1, Side::New, &ending(outcome, thread * 1_000 + request));
                         drop(in_flight);
                     }
-                });
-            }
-            for _ in 0..50 {
-                reader.read();
-            }
-        });
+                })
+            })
+            .collect();
+        while threads.iter().any(|thread| !thread.is_finished()) {
+            reader.read();
+        }
+        // Joined, not only finished: a thread lets its shards go after its last line.
+        threads.into_iter().for_each(|thread| thread.join().expect("the thread ends"));
         reader.read();
         let slot = reader.slot(1).expect("the slot has traffic");
         assert_eq!(slot.totals.new.counts.requests, 80_000);

@@ -164,6 +164,18 @@ fn a_port_in_use_is_a_clear_error_at_once() {
 }
 
 #[test]
+fn two_processes_do_not_share_a_state_directory() {
+    let world = World::new(&rollout("checkout", "50", ""));
+    let process = Process::start(world.path());
+    let output = command(world.path()).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("another cutover process is using it") && stderr.contains("[state] directory"), "{stderr}");
+    process.kill();
+    Process::start(world.path()).kill();
+}
+
+#[test]
 fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
     let world = World::new(&rollout("checkout", "100", ""));
     let mut process = Process::start(world.path());
