@@ -47,9 +47,10 @@ impl Control {
         Self { plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None }
     }
 
-    /// Carries out the effects of the first settings: they are published already.
+    /// Tells of the first settings. Persisted and published they are already: before the ports opened.
     pub async fn begin(&mut self, effects: Vec<Effect>) {
-        self.carry_out(effects).await;
+        let announcements = effects.into_iter().filter(|effect| matches!(effect, Effect::Announce(_))).collect();
+        self.carry_out(announcements).await;
     }
 
     /// Runs until `stopped` turns true or every handle is gone.

@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
 use super::Admin;
-use super::api::ApiError;
+use super::error::ApiError;
 use crate::gateway::forward::without_port;
 
 /// The tokens of the file.

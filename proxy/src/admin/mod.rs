@@ -18,6 +18,7 @@
 
 pub mod api;
 pub mod auth;
+pub mod error;
 
 use std::net::TcpListener;
 use std::path::PathBuf;
@@ -36,8 +37,8 @@ use crate::control_handle::ControlHandle;
 use crate::gateway::door::Connections;
 use crate::published::Published;
 use crate::watch::WatchHandle;
-use api::ApiError;
 use auth::Auth;
+use error::ApiError;
 
 /// Everything the admin may ask.
 #[derive(Clone, Debug)]

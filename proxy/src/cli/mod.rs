@@ -8,13 +8,14 @@ mod file;
 mod live;
 mod run;
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
 use client::Client;
+
+use crate::terminal::{self, note};
 
 /// Moves live users from an old stack to a new one: splits by a sticky hash, watches both sides, and drops to 0 % by itself when the new one is worse.
 #[derive(Debug, Parser)]
@@ -80,19 +81,19 @@ fn file_or_default(file: Option<PathBuf>) -> PathBuf {
 
 /// Why a command failed.
 #[derive(Debug)]
-pub(crate) struct Failed {
+struct Failed {
     code: u8,
     message: String,
 }
 
 impl Failed {
     /// Exit code 1.
-    pub(crate) fn new(message: impl Into<String>) -> Self {
+    fn new(message: impl Into<String>) -> Self {
         Self { code: 1, message: message.into() }
     }
 
     /// Exit code 2.
-    pub(crate) fn usage(message: impl Into<String>) -> Self {
+    fn usage(message: impl Into<String>) -> Self {
         Self { code: 2, message: message.into() }
     }
 }
@@ -127,23 +128,15 @@ pub fn main() -> ExitCode {
         if !failed.message.is_empty() {
             let text = failed.message.trim_end();
             let prefixed = if text.starts_with("error") { text.to_owned() } else { format!("error: {text}") };
-            let _ = writeln!(anstream::stderr(), "{prefixed}");
+            terminal::note(&prefixed);
         }
         ExitCode::from(failed.code)
     })
 }
 
 /// Writes a line to stdout. A reader that went away (`| head`) ends the program quietly.
-pub(crate) fn out(line: &str) -> Result<(), Failed> {
-    match writeln!(anstream::stdout(), "{line}") {
-        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Err(Failed { code: 0, message: String::new() }),
-        written => written.map_err(Failed::from),
-    }
-}
-
-/// Writes a line for people to stderr.
-pub(crate) fn note(line: &str) {
-    let _ = writeln!(anstream::stderr(), "{line}");
+fn out(line: &str) -> Result<(), Failed> {
+    terminal::out(line).map_err(|error| if error.kind() == std::io::ErrorKind::BrokenPipe { Failed { code: 0, message: String::new() } } else { error.into() })
 }
 
 #[cfg(test)]

@@ -7,14 +7,10 @@ use std::time::Duration;
 
 use cutover_config::LogFormat;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing_subscriber::EnvFilter;
 
 use super::{FILE, Failed};
 use crate::assemble::{Start, StartError};
 use crate::source::Source;
-
-/// What is logged by default. Pingora's own errors name raw bytes of requests and come once per request in an outage; ours are counted and in the access log.
-const LOG_FILTER: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::protocols=off,pingora_core::apps=off";
 
 /// `cutover run`
 #[derive(Debug, clap::Args)]
@@ -39,7 +35,7 @@ impl Run {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
         // The format stands in the file; a file that cannot be read is told in the end anyway.
         let format = Source::new(&self.config).load().map_or(LogFormat::Json, |(settings, _)| settings.log.format);
-        log_to_stdout(format);
+        let event_log = crate::event_log::to_stdout(format)?;
         let signals = signals()?;
         let start = Start { file: self.config, threads: self.threads, access_out: Box::new(std::io::stdout()) };
         let running = start.start().map_err(|error| match error {
@@ -56,16 +52,8 @@ impl Run {
         if cut > 0 {
             tracing::warn!(connections = cut, "stopped with connections still open");
         }
+        drop(event_log);
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-fn log_to_stdout(format: LogFormat) {
-    let filter = EnvFilter::try_from_env("CUTOVER_LOG").unwrap_or_else(|_| EnvFilter::new(LOG_FILTER));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    match format {
-        LogFormat::Json => subscriber.json().flatten_event(true).init(),
-        LogFormat::Text => subscriber.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stdout())).init(),
     }
 }
 

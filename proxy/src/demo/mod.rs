@@ -19,9 +19,9 @@ pub use backend::SampleBackend;
 use users::Users;
 
 use crate::assemble::{Running, Start};
-use crate::cli::{note, out};
 use crate::clock;
 use crate::status::RolloutStatus;
+use crate::terminal::{note, out};
 
 /// How many simulated users there are.
 const USERS: u32 = 400;

@@ -72,7 +72,7 @@ pub fn render(report: &Report, connections: &Connections, access_log: &AccessLog
     families.add(names::RELOAD_TIMESTAMP, &[], Value::Gauge(read_at));
     families.add(names::CONFIG, &[&status.config.digest], Value::Gauge(1.0));
     families.add(names::DURABLE, &[], Value::Gauge(f64::from(status.latch_durable)));
-    families.add(names::LOG_DROPPED, &[], Value::Counter(access_log.dropped()));
+    families.add(names::LOG_DROPPED, &[], Value::Counter(access_log.dropped() + crate::event_log::dropped()));
     families.add(names::BUILD, &[&status.version], Value::Gauge(1.0));
 
     let mut text = Vec::with_capacity(64 * 1024);

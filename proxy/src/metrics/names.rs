@@ -81,7 +81,7 @@ pub const CONFIG: Name = name("cutover_config_info", "gauge", &["digest"], "SHA-
 /// Durability.
 pub const DURABLE: Name = name("cutover_latch_durable", "gauge", &[], "1 when the latches are on disk; 0 when a rollback would not survive a restart.");
 /// The access log.
-pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], "Lines of the access log dropped because the writer was behind.");
+pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], "Lines of the access log and the event log dropped because their reader was behind.");
 /// The build.
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 

@@ -301,3 +301,19 @@ fn every_line_of_the_log_is_json_and_requests_are_in_it() {
     assert!(!line.to_string().contains("ana") && !line.to_string().contains("secret"), "{line}");
     process.kill();
 }
+
+#[test]
+fn a_log_that_nobody_reads_holds_up_neither_requests_nor_a_rollback() {
+    let world = World::new(&rollout("checkout", "50", QUICK_GUARD));
+    let path = world.path().join("cutover.toml");
+    let text = fs::read_to_string(&path).unwrap().replace("access = \"off\"", "access = \"all\"");
+    fs::write(&path, text).unwrap();
+    // After `start` nobody reads the pipe any more, and it holds 64 KiB.
+    let process = Process::start(world.path());
+    let load = Load::start(process.http, 4);
+    until("more lines than a pipe holds", || (load.answered() > 3_000).then_some(()));
+    world.new.behave(Behaviour::Answer(500));
+    until("the drop", || (process.rollout()["phase"] == "rolled_back").then_some(()));
+    load.end();
+    process.kill();
+}

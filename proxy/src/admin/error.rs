@@ -1,0 +1,78 @@
+//! Errors as the API tells them: every one has the same shape, `{"error": {"code": "…", "message": "…", "hint": "…"}}`.
+
+use axum::Json;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+use cutover_core::CommandError;
+use serde_json::json;
+
+use crate::control_handle::{Gone, Refusal};
+use crate::source::SetError;
+
+/// An error as the API tells it.
+#[derive(Debug)]
+pub struct ApiError {
+    status: StatusCode,
+    code: &'static str,
+    message: String,
+    hint: String,
+}
+
+impl ApiError {
+    /// An error with a stable code, a sentence, and what to do.
+    pub fn new(status: StatusCode, code: &'static str, message: &str, hint: &str) -> Self {
+        Self { status, code, message: message.to_owned(), hint: hint.to_owned() }
+    }
+
+    /// Something does not exist.
+    pub fn not_found(message: &str) -> Self {
+        Self::new(StatusCode::NOT_FOUND, "not_found", message, "")
+    }
+
+    /// Something failed on our side.
+    pub fn internal(error: &dyn std::error::Error) -> Self {
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &error.to_string(), "see the log")
+    }
+
+    /// The request is wrong.
+    pub fn bad_request(code: &'static str, message: &str, hint: &str) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, code, message, hint)
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let body = json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
+        (self.status, Json(body)).into_response()
+    }
+}
+
+impl From<Gone> for ApiError {
+    fn from(gone: Gone) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", &gone.to_string(), "try again on another instance")
+    }
+}
+
+impl From<Refusal> for ApiError {
+    fn from(refusal: Refusal) -> Self {
+        let message = refusal.to_string();
+        match refusal {
+            Refusal::Command(CommandError::UnknownRollout { .. }) => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
+            Refusal::Command(CommandError::NotRolledBack { .. }) => Self::new(StatusCode::CONFLICT, "not_rolled_back", &message, "nothing has to be done"),
+            Refusal::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "revision_mismatch", &message, "read the status again and decide anew"),
+        }
+    }
+}
+
+impl From<SetError> for ApiError {
+    fn from(error: SetError) -> Self {
+        let message = error.to_string();
+        match error {
+            SetError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
+            SetError::Broken(_) | SetError::Rejected(_) | SetError::Edit(_) => {
+                Self::new(StatusCode::CONFLICT, "file_not_usable", &message, "mend the file; `cutover check` shows its problems")
+            }
+            SetError::Unwritable { .. } => Self::new(StatusCode::CONFLICT, "file_not_writable", &message, "a rollback needs no file: `cutover rollback`"),
+        }
+    }
+}
