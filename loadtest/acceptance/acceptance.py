@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Acceptance with components users have: nginx and Python's http.server as the two backends, wrk as the client, and the hash computed by Python.
 
-    loadtest/acceptance/acceptance.py [--cutover PATH] [--edits N] [--only NAME ...] [--json]
+    loadtest/acceptance/acceptance.py [--cutover PATH] [--edits N] [--only NAME ...] [--timing] [--json]
 
 Checks, each printed with its figures; the exit code is 1 if any does not hold:
 
@@ -338,7 +338,7 @@ def check_edits(world, report, options):
     detail = "; ".join(f"{name} {statistics.median(all_ms):.0f}/{max(all_ms):.0f}" for name, all_ms in took.items())
     report(
         f"{options.edits} edits under load",
-        not failed and statistics.median(every) < 100,
+        not failed and (not options.timing or max(every) < 100),
         f"{len(failed)} of {load.answered} requests failed; visible after {statistics.median(every):.0f} ms (median), {max(every):.0f} ms (max); by way, median/max ms: {detail}",
     )
 
@@ -346,7 +346,7 @@ def check_edits(world, report, options):
 GUARD = '[rollout.guard]\nmode = "threshold"\nwindow = "10s"\nmin_requests = 50\nerrors = { max = "1%" }\n'
 
 
-def check_breach(world, report, _):
+def check_breach(world, report, options):
     world.start(25, GUARD)
     load = Load(world.http_port, connections=8, rate=1000)
     until("traffic", lambda: world.rollout()["new"]["requests"] > 500, 0.05)
@@ -358,7 +358,7 @@ def check_breach(world, report, _):
     failed = load.end()
     hurt = len({user for user, _ in failed})
     sentence = world.rollout()["latch"]["sentence"]
-    report("breach at 1,000 req/s, 25 % on new", took < 1.0, f"0 % after {took * 1000:.0f} ms; last answer of new {max(0.0, load.last_new - broke) * 1000:.0f} ms after the fault; {len(failed)} bad answers, {hurt} users hurt; {sentence}")
+    report("breach at 1,000 req/s, 25 % on new", not options.timing or took < 0.5, f"0 % after {took * 1000:.0f} ms; last answer of new {max(0.0, load.last_new - broke) * 1000:.0f} ms after the fault; {len(failed)} bad answers, {hurt} users hurt; {sentence}")
     New.status = 200
 
     def effective():
@@ -427,6 +427,7 @@ def main():
     arguments.add_argument("--cutover", default=str(ROOT / "target/release/cutover"))
     arguments.add_argument("--edits", type=int, default=200)
     arguments.add_argument("--only", nargs="*", choices=CHECKS, default=list(CHECKS))
+    arguments.add_argument("--timing", action="store_true", help="judge times, too: an edit visible in < 100 ms, a total breakdown dropped in < 0.5 s; for a quiet machine")
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()
     for tool in ("wrk", "nginx"):

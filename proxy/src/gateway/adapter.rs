@@ -16,7 +16,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use super::gate::{Blame, End, Exchange, Failure, Gate, Step};
 use super::head::{Conn, Edits, Head};
-use super::reply::Reply;
+use super::reply::{Reply, wants_html};
 use crate::clock;
 
 /// The proxy application. One per process.
@@ -54,9 +54,8 @@ impl Adapter {
         Self { gate, timeouts, max_body: listen.max_body }
     }
 
-    async fn reply(&self, session: &mut Session, context: &mut Context, reply: Reply) -> Result<()> {
-        let html = context.exchange.as_ref().is_some_and(Exchange::wants_html);
-        let (body, content_type) = reply.body(html);
+    async fn reply(&self, session: &mut Session, reply: Reply) -> Result<()> {
+        let (body, content_type) = reply.body(wants_html(&RequestHead { head: session.req_header(), size: 0 }));
         let head_only = session.req_header().method == Method::HEAD;
         let mut response = ResponseHeader::build(reply.status, Some(4))?;
         response.insert_header(http::header::CONTENT_TYPE, content_type)?;
@@ -102,7 +101,7 @@ impl ProxyHttp for Adapter {
         match step {
             Step::Forward => Ok(false),
             Step::Reply(reply) => {
-                self.reply(session, context, reply).await?;
+                self.reply(session, reply).await?;
                 Ok(true)
             }
         }
@@ -171,7 +170,7 @@ impl ProxyHttp for Adapter {
         let mut error_code = 0;
         if may_answer {
             // A client that went away meanwhile needs no answer.
-            error_code = self.reply(session, context, reply).await.map_or(0, |()| reply.status.as_u16());
+            error_code = self.reply(session, reply).await.map_or(0, |()| reply.status.as_u16());
         }
         FailToProxy { error_code, can_reuse_downstream: false }
     }
@@ -189,7 +188,11 @@ impl ProxyHttp for Adapter {
         let Some(exchange) = context.exchange.take() else { return };
         let status = session.response_written().map(|response| response.status.as_u16());
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
-        self.gate.done(exchange, End { status, bytes_in, bytes_out, ..context.end }, clock::mono());
+        let now = clock::mono();
+        self.gate.done(exchange, End { status, bytes_in, bytes_out, ..context.end }, now);
+        if let Some(conn) = &context.conn {
+            conn.await_head(now);
+        }
     }
 }
 

@@ -90,11 +90,9 @@ impl ServerApp for Door {
         let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical())));
 
         conn.await_head(clock::mono());
-        tokio::select! {
-            biased;
-            () = self.serve(stream, &conn, shutdown) => {}
-            () = self.watch_heads(&conn) => {}
-        }
+        // A task of its own, so that the watchdog is polled when its timer rings and not at every turn of a request.
+        let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), shutdown.clone(), self.header_timeout));
+        self.watch_heads(&conn, serving).await;
         None
     }
 
@@ -103,34 +101,42 @@ impl ServerApp for Door {
     }
 }
 
-impl Door {
-    /// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
-    async fn serve(&self, stream: Stream, conn: &Arc<Conn>, shutdown: &ShutdownWatch) {
+/// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
+async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, shutdown: ShutdownWatch, header_timeout: Duration) {
+    let mut session = ServerSession::new_http1(stream);
+    // The time between requests is set by the adapter.
+    session.set_keepalive(if *shutdown.borrow() { None } else { Some(header_timeout.as_secs().max(1)) });
+    session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
+    let mut served = proxy.process_new_http(session, &shutdown).await;
+    while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
         let mut session = ServerSession::new_http1(stream);
-        // The time between requests is set by the adapter.
-        session.set_keepalive(if *shutdown.borrow() { None } else { Some(self.header_timeout.as_secs().max(1)) });
-        session.set_connection_user_context(Some(Box::new(Arc::clone(conn))));
-        let mut served = self.proxy.process_new_http(session, shutdown).await;
-        while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
-            conn.await_head(clock::mono());
-            let mut session = ServerSession::new_http1(stream);
-            if let Some(persistent) = persistent {
-                persistent.apply_to_session(&mut session);
-            }
-            session.set_connection_user_context(Some(Box::new(Arc::clone(conn))));
-            served = self.proxy.process_new_http(session, shutdown).await;
+        if let Some(persistent) = persistent {
+            persistent.apply_to_session(&mut session);
         }
+        session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
+        served = proxy.process_new_http(session, &shutdown).await;
     }
+}
 
-    /// Ends when a request head has been awaited for too long.
-    async fn watch_heads(&self, conn: &Conn) {
+impl Door {
+    /// Ends with the connection, or ends the connection when a request head has been awaited for too long.
+    async fn watch_heads(&self, conn: &Conn, serving: tokio::task::JoinHandle<()>) {
+        // However this ends (a dropped runtime included), the connection ends with it.
+        let mut serving = AbortOnDrop(serving);
         let mut limit = self.header_timeout;
-        loop {
-            tokio::time::sleep(limit).await;
+        while tokio::time::timeout(limit, &mut serving.0).await.is_err() {
             if conn.awaited_for(clock::mono()).is_some_and(|awaited| awaited >= limit) {
                 return;
             }
             limit = self.keepalive_timeout + self.header_timeout;
         }
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

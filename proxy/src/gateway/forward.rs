@@ -55,9 +55,9 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
     address.map(|address: IpAddr| address.to_canonical())
 }
 
-/// Sets `X-Forwarded-*`: appended to what a trusted proxy sent, replaced for anybody else.
+/// Sets `X-Forwarded-*`: appended to what a trusted proxy sent (`before`), replaced for anybody else.
 pub fn set_forwarding(edits: &mut impl Edits, conn: &Conn, host: Option<HeaderValue>, before: Option<&[u8]>) {
-    match before.filter(|_| conn.trusted) {
+    match before {
         Some(before) => {
             let chain = [before, b", ", conn.peer_value.as_bytes()].concat();
             edits.set(FORWARDED_FOR.clone(), HeaderValue::from_bytes(&chain).unwrap_or_else(|_| conn.peer_value.clone()));

@@ -24,7 +24,7 @@ use subtle::ConstantTimeEq;
 use super::forward;
 use super::head::{Conn, Edits, Head};
 use super::identity::{self, Identity, MINTED_COOKIE};
-use super::reply::{Reply, wants_html};
+use super::reply::Reply;
 use crate::access_log::{AccessLog, Line};
 use crate::published::{Published, Snapshot};
 use crate::recorder::{InFlight, Recorder, UNMATCHED};
@@ -72,7 +72,6 @@ pub struct Exchange {
     request_id: HeaderValue,
     traceparent: Option<HeaderValue>,
     set_cookie: Option<HeaderValue>,
-    wants_html: bool,
     line: Option<(Method, Box<str>)>,
     in_flight: Option<InFlight>,
 }
@@ -118,11 +117,6 @@ impl Exchange {
         &self.backend
     }
 
-    /// Whether the client is a browser that wants a page.
-    pub fn wants_html(&self) -> bool {
-        self.wants_html
-    }
-
     fn slot(&self) -> usize {
         self.rollout.map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
     }
@@ -143,7 +137,8 @@ impl Gate {
         let snapshot = self.published.load();
         let common = Arc::clone(&snapshot.common);
         let client = forward::client_address(head, conn, |address| is_trusted(&common.settings.listen.trusted_proxies, address));
-        let request_id = head.first(&forward::REQUEST_ID).filter(|_| conn.trusted).and_then(|id| HeaderValue::from_bytes(id).ok()).unwrap_or_else(new_request_id);
+        let kept_id = if conn.trusted { head.first(&forward::REQUEST_ID) } else { None };
+        let request_id = kept_id.and_then(|id| HeaderValue::from_bytes(id).ok()).unwrap_or_else(new_request_id);
         let mut exchange = Exchange {
             rollout: None,
             decision: None,
@@ -156,14 +151,14 @@ impl Gate {
             request_id,
             traceparent: None,
             set_cookie: None,
-            wants_html: wants_html(head),
             line: self.access_log.is_on().then(|| (head.method().clone(), head.path().into())),
             in_flight: None,
             snapshot,
         };
-        let step = match self.refusal(head, &common.key_headers) {
+        let host = head.host();
+        let step = match self.refusal(head, host, &common.key_headers) {
             Some(reply) => Step::Reply(reply),
-            None => self.decide(&mut exchange, head),
+            None => self.decide(&mut exchange, head, host.unwrap_or_default()),
         };
         if step == Step::Forward {
             if !head_has(head, &forward::TRACEPARENT) {
@@ -175,11 +170,11 @@ impl Gate {
     }
 
     /// What is wrong with a request whoever sent it, if anything.
-    fn refusal(&self, head: &impl Head, key_headers: &[HeaderName]) -> Option<Reply> {
+    fn refusal(&self, head: &impl Head, host: Option<&str>, key_headers: &[HeaderName]) -> Option<Reply> {
         if head.size() > self.limits.max_header_bytes {
             return Some(Reply::HEAD_TOO_LARGE);
         }
-        if head.requires_host() && head.host().is_none_or(str::is_empty) {
+        if head.requires_host() && host.is_none_or(str::is_empty) {
             return Some(Reply::bad_request("missing_host", "the request has no Host header"));
         }
         if head_has(head, &http::header::CONNECTION) && identity::nominates_a_key_header(head, key_headers) {
@@ -189,10 +184,10 @@ impl Gate {
         length.is_some_and(|length| length > self.limits.max_body).then_some(Reply::TOO_LARGE)
     }
 
-    fn decide(&self, exchange: &mut Exchange, head: &impl Head) -> Step {
+    fn decide(&self, exchange: &mut Exchange, head: &impl Head, host: &str) -> Step {
         let snapshot = Arc::clone(&exchange.snapshot);
         let path = normalised(head.path());
-        let Some(at) = snapshot.split.rollout_for(head.host().map_or("", forward::without_port), &path, head.method().as_str()) else {
+        let Some(at) = snapshot.split.rollout_for(forward::without_port(host), &path, head.method().as_str()) else {
             return if exchange.backend.is_available() { Step::Forward } else { Step::Reply(Reply::NO_SERVER) };
         };
         let (rollout, prepared) = (&snapshot.split.rollouts[at], &snapshot.prepared[at]);
@@ -230,7 +225,9 @@ impl Gate {
 
     /// Headers to the backend: forged ones out, ours in.
     pub fn edits(&self, exchange: &Exchange, head: &impl Head, conn: &Conn, edits: &mut impl Edits) {
-        edits.remove(&forward::OVERRIDE);
+        if edits.contains(&forward::OVERRIDE) {
+            edits.remove(&forward::OVERRIDE);
+        }
         match (exchange.rollout, exchange.decision) {
             (Some(at), Some(decision)) => {
                 edits.set(forward::BACKEND.clone(), HeaderValue::from_static(decision.side.name()));
@@ -248,7 +245,7 @@ impl Gate {
             }
         }
         let host = head.host().and_then(|host| HeaderValue::from_str(host).ok());
-        let before = joined(head, &forward::FORWARDED_FOR);
+        let before = if conn.trusted { joined(head, &forward::FORWARDED_FOR) } else { None };
         forward::set_forwarding(edits, conn, host, before.as_deref());
         edits.set(forward::REQUEST_ID.clone(), exchange.request_id.clone());
         if let Some(traceparent) = &exchange.traceparent {

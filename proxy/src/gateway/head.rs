@@ -25,13 +25,6 @@ pub trait Head {
     fn first(&self, name: &HeaderName) -> Option<&[u8]>;
     /// Calls back with every value of a header, in order.
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8]));
-
-    /// How often a header comes.
-    fn count(&self, name: &HeaderName) -> usize {
-        let mut count = 0;
-        self.each(name, &mut |_| count += 1);
-        count
-    }
 }
 
 /// Changes to a head, in the order asked for.

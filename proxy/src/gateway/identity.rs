@@ -38,10 +38,17 @@ pub enum Identity<'a> {
 pub fn identify<'a>(head: &'a impl Head, keys: &[PreparedKey], client: IpAddr, reads_minted: bool) -> Identity<'a> {
     for (at, key) in keys.iter().enumerate() {
         let found = match (&key.source, &key.header) {
-            (KeySource::Header(_), Some(name)) => match head.first(name) {
-                Some(_) if head.count(name) > 1 => return Identity::Refused("the user key header comes more than once"),
-                found => found.map(Cow::Borrowed),
-            },
+            (KeySource::Header(_), Some(name)) => {
+                let (mut first, mut more) = (None, false);
+                head.each(name, &mut |value| {
+                    more |= first.is_some();
+                    first = first.or(Some(value));
+                });
+                if more {
+                    return Identity::Refused("the user key header comes more than once");
+                }
+                first.map(Cow::Borrowed)
+            }
             (KeySource::Cookie(name), _) => cookie(head, name.as_bytes()).map(Cow::Borrowed),
             (KeySource::Jwt(claim), _) => jwt_claim(head, claim).map(Cow::Owned),
             (KeySource::Query(name), _) => head.query().and_then(|query| query_value(query, name)),
