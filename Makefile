@@ -55,6 +55,7 @@ cost: build-packages ## CPU time per request against a do-nothing pingora proxy,
 
 build-packages: TOOLS := $(BUILD_TOOLS)
 packages: TOOLS := $(BUILD_TOOLS) $(TEST_TOOLS)
+packages: ## the Debian packages that building and testing need
 build-packages packages:
 	@missing=""; \
 	for pair in $(TOOLS); do \

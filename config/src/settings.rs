@@ -49,6 +49,8 @@ impl Settings {
         let Listen { http, trusted_proxies, max_connections, max_header_bytes, header_timeout, body_idle_timeout, write_timeout, keepalive_timeout, max_body } = &self.listen;
         let Admin { address, tokens } = &self.admin;
         let State { directory } = &self.state;
+        // `access` is read anew for each request.
+        let Log { format, access: _ } = &self.log;
         let was = running;
         [
             ("listen.http", *http != was.listen.http),
@@ -63,6 +65,7 @@ impl Settings {
             ("admin.address", *address != was.admin.address),
             ("admin.tokens", *tokens != was.admin.tokens),
             ("state.directory", *directory != was.state.directory),
+            ("log.format", *format != was.log.format),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))

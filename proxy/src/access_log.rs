@@ -24,7 +24,6 @@ const COLLECT: Duration = Duration::from_millis(5);
 /// The sending half: cheap to clone, never blocks.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
-    which: Which,
     sender: Option<SyncSender<Line>>,
     dropped: Arc<AtomicU64>,
 }
@@ -67,27 +66,27 @@ pub struct Line {
 impl AccessLog {
     /// A log that takes nothing.
     pub fn off() -> Self {
-        Self { which: Which::Off, sender: None, dropped: Arc::default() }
+        Self { sender: None, dropped: Arc::default() }
     }
 
     /// A log written to `out` by a thread of its own, which ends, everything written, when the last clone of the log is gone.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(which: Which, format: LogFormat, out: impl Write + Send + 'static) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+    pub fn start(format: LogFormat, out: impl Write + Send + 'static) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, receiver) = sync_channel(QUEUE);
         let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&receiver, format, out))?;
-        Ok((Self { which, sender: Some(sender), dropped: Arc::default() }, writer))
+        Ok((Self { sender: Some(sender), dropped: Arc::default() }, writer))
     }
 
     /// Whether any line would be taken.
-    pub fn is_on(&self) -> bool {
-        self.which != Which::Off && self.sender.is_some()
+    pub fn is_on(&self, which: Which) -> bool {
+        which != Which::Off && self.sender.is_some()
     }
 
-    /// Takes a line, or drops it when the writer is behind.
-    pub fn write(&self, line: Line) {
-        let wanted = match self.which {
+    /// Takes a line if it is among those asked for, or drops it when the writer is behind.
+    pub fn write(&self, which: Which, line: Line) {
+        let wanted = match which {
             Which::All => true,
             Which::Errors => matches!(line.outcome, Outcome::Failure(_)) || line.status.is_none_or(|status| status >= 500),
             Which::Off => false,
@@ -215,8 +214,8 @@ mod tests {
 
     fn written(which: Which, format: LogFormat, lines: Vec<Line>) -> String {
         let memory = Memory::default();
-        let (log, writer) = AccessLog::start(which, format, memory.clone()).expect("a thread starts");
-        lines.into_iter().for_each(|line| log.write(line));
+        let (log, writer) = AccessLog::start(format, memory.clone()).expect("a thread starts");
+        lines.into_iter().for_each(|line| log.write(which, line));
         drop(log);
         writer.join().expect("the writer ends");
         let bytes = memory.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -258,9 +257,9 @@ mod tests {
             }
         }
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
-        let (log, writer) = AccessLog::start(Which::All, LogFormat::Text, Stuck(Arc::clone(&gate))).expect("a thread starts");
+        let (log, writer) = AccessLog::start(LogFormat::Text, Stuck(Arc::clone(&gate))).expect("a thread starts");
         for _ in 0..4 * QUEUE {
-            log.write(line("/", Outcome::Success));
+            log.write(Which::All, line("/", Outcome::Success));
         }
         let dropped = log.dropped();
         assert!(dropped > 0 && dropped < 4 * QUEUE as u64, "{dropped}");

@@ -76,7 +76,7 @@ pub enum StartError {
         error: io::Error,
     },
     /// The state directory cannot be used.
-    #[error("cannot use the state directory {} ([state] directory): {error}\nhint: a rollback must survive a restart, so this directory must exist and be writable", directory.display())]
+    #[error("cannot use the state directory {} ([state] directory): {error}\nhint: {}", directory.display(), state_hint(.error))]
     State {
         /// The directory.
         directory: PathBuf,
@@ -94,6 +94,13 @@ fn hint(error: &io::Error) -> &'static str {
         io::ErrorKind::PermissionDenied => "\nhint: ports below 1024 need CAP_NET_BIND_SERVICE",
         io::ErrorKind::AddrNotAvailable => "\nhint: this machine has no such address",
         _ => "",
+    }
+}
+
+fn state_hint(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::ResourceBusy => "give each process a directory of its own, or stop the other one",
+        _ => "a rollback must survive a restart, so this directory must exist and be writable",
     }
 }
 
@@ -150,7 +157,7 @@ impl Start {
             Err(error) => last_good(source, error)?,
         };
         let Loaded { settings, text, source, problems } = loaded;
-        let directory = PathBuf::from(&settings.state.directory);
+        let directory = source.base().join(&settings.state.directory);
         let (lock, restored, journal) = open_state(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
 
         let admin_listener = bind(settings.admin.address, "[admin] address")?;
@@ -176,7 +183,7 @@ impl Start {
             let kept = directory.join(LAST_GOOD);
             crate::state_file::replace(&kept, source.self_contained(&text).as_bytes()).map_err(|error| StartError::State { directory: directory.clone(), error })?;
         }
-        let (access_log, log_thread) = AccessLog::start(settings.log.access, settings.log.format, self.access_out)?;
+        let (access_log, log_thread) = AccessLog::start(settings.log.format, self.access_out)?;
 
         let (control, inbox) = ControlHandle::new();
         let (stop, stopped) = watch::channel(false);
@@ -261,7 +268,7 @@ impl Running {
 fn last_good(mut source: Source, error: SourceError) -> Result<Loaded, StartError> {
     // Where the state is stands in the broken file. Only if that much can be read is there something to fall back on.
     let Some(directory) = std::fs::read_to_string(source.path()).ok().and_then(|text| state_directory_of(&text)) else { return Err(StartError::Config(error)) };
-    let kept = Path::new(&directory).join(LAST_GOOD);
+    let kept = source.base().join(directory).join(LAST_GOOD);
     let Ok(text) = std::fs::read_to_string(&kept) else { return Err(StartError::Config(error)) };
     let settings = match source.parse(&kept.display().to_string(), &text) {
         Ok(settings) => settings,
@@ -288,7 +295,7 @@ const LOCK: &str = "lock";
 fn open_state(directory: &Path) -> io::Result<(File, Restored, Journal)> {
     std::fs::create_dir_all(directory)?;
     let lock = File::create(directory.join(LOCK))?;
-    lock.try_lock().map_err(|_| io::Error::other("another cutover process is using it"))?;
+    lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another cutover process is using it"))?;
     let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
     let restored = crate::state_file::restore(directory, had_a_life);
     if let Restored::Unreadable(why) = &restored {

@@ -76,7 +76,11 @@ impl Control {
         if self.disk.is_durable()
             && let Some(split) = self.held.take()
         {
-            tracing::info!("the state is durable again: what was raised meanwhile is now in force");
+            let in_force = self.published.load();
+            let raises = split.rollouts.iter().any(|rollout| in_force.split.rollouts.iter().any(|now| now.rule.id == rollout.rule.id && now.percent < rollout.percent));
+            if raises {
+                tracing::info!("the state is durable again: the raise that was held back is now in force");
+            }
             self.publish(split);
         }
     }
@@ -189,7 +193,7 @@ impl Control {
     fn report(&self) -> Report {
         let totals = |slot: usize| self.reader.slot(slot_of(slot)).cloned().unwrap_or_default();
         Report {
-            status: status_of(&self.plane, self.config.clone(), self.disk.is_durable(), totals),
+            status: status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), totals),
             measured: self.plane.rollouts().iter().map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout) }).collect(),
             unmatched: self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default),
             common: Arc::clone(&self.common),

@@ -197,7 +197,8 @@ impl Source {
         std::iter::once(document.to_string()).chain(included).collect::<Vec<_>>().join("\n")
     }
 
-    fn base(&self) -> PathBuf {
+    /// The folder of the main file, where relative paths begin.
+    pub fn base(&self) -> PathBuf {
         self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
     }
 }

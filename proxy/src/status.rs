@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use cutover_core::guard::{Mode, millis, share};
 use cutover_core::rollout::{Cause, RECENT, TripNumbers};
-use cutover_core::{ControlPlane, PerSide, Rollout, Span, Trip};
+use cutover_core::{ControlPlane, PerSide, Percent, Rollout, Span, Split, Trip};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -255,20 +255,22 @@ pub struct RuleStatus {
 }
 
 /// A percentage as a number: at most three decimals, so the shortest form of the float is exact.
-pub fn percent(percent: cutover_core::Percent) -> f64 {
+pub fn percent(percent: Percent) -> f64 {
     f64::from(percent.thousandths()) / 1e3
 }
 
 impl RolloutStatus {
-    /// Mirrors a rollout.
-    pub fn new(rollout: &Rollout, totals: &SlotTotals) -> Self {
+    /// Mirrors a rollout. `in_force` is the share that requests see, which is smaller than the plane's while a raise waits for the disk.
+    pub fn new(rollout: &Rollout, totals: &SlotTotals, in_force: Percent) -> Self {
         let recent = rollout.recent();
+        let sentence =
+            if in_force < rollout.effective() { format!("{} % asked, held at {in_force} % until the state can be written to disk", rollout.desired()) } else { rollout.sentence() };
         let guard = &rollout.settings().guard;
         Self {
             id: rollout.id().to_string(),
-            sentence: rollout.sentence(),
+            sentence,
             desired_percent: percent(rollout.desired()),
-            effective_percent: percent(rollout.effective()),
+            effective_percent: percent(in_force),
             phase: rollout.phase().name().to_owned(),
             generation: rollout.settings().generation,
             latch: rollout.latch().map(|latch| LatchStatus { generation: latch.generation, trip: TripStatus::new(&latch.trip) }),
@@ -296,12 +298,13 @@ pub fn recent_quantiles(rollout: &Rollout) -> PerSide<Option<[f64; 3]>> {
 }
 
 /// Mirrors the control plane.
-pub fn status_of(plane: &ControlPlane, config: ConfigStatus, latch_durable: bool, totals: impl Fn(usize) -> SlotTotals) -> Status {
+pub fn status_of(plane: &ControlPlane, in_force: &Split, config: ConfigStatus, latch_durable: bool, totals: impl Fn(usize) -> SlotTotals) -> Status {
+    let share = |rollout: &Rollout| in_force.rollouts.iter().find(|split| split.rule.id == *rollout.id()).map_or(Percent::ZERO, |split| split.percent);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision: plane.revision(),
         config,
         latch_durable,
-        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, &totals(rollout.slot()))).collect(),
+        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, &totals(rollout.slot()), share(rollout))).collect(),
     }
 }

@@ -47,12 +47,15 @@ impl Backend {
         self.peers.load().len()
     }
 
-    /// The next server in turn; `None` when no name has resolved to an address.
-    pub fn next_peer(&self) -> Option<Box<HttpPeer>> {
+    /// The next server in turn, or, after `tried` failed, the one behind it. `None` when no name has resolved to an address.
+    pub fn next_peer(&self, tried: Option<SocketAddr>) -> Option<Box<HttpPeer>> {
         let peers = self.peers.load();
-        let turn = if peers.len() > 1 { self.next.fetch_add(1, Ordering::Relaxed) } else { 0 };
-        let at = turn.checked_rem(peers.len())?;
-        peers.get(at).map(|peer| Box::new(peer.clone()))
+        let at = match tried.and_then(|tried| peers.iter().position(|peer| peer._address.as_inet() == Some(&tried))) {
+            Some(failed) => failed + 1,
+            None if peers.len() > 1 => self.next.fetch_add(1, Ordering::Relaxed),
+            None => 0,
+        };
+        peers.get(at.checked_rem(peers.len())?).map(|peer| Box::new(peer.clone()))
     }
 
     /// Resolves the names again and returns those that failed, with the reason. May block on DNS.

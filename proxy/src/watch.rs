@@ -221,6 +221,7 @@ impl Watch {
         settings.listen = self.running.listen.clone();
         settings.admin = self.running.admin.clone();
         settings.state = self.running.state.clone();
+        settings.log.format = self.running.log.format;
         let common = Arc::new(Common::new(settings, Some(&self.common)));
         let applied = self.control.settings_blocking(Arc::clone(&common), restart_needed, actor.clone(), reason.to_owned())?;
         self.common = common;

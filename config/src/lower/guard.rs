@@ -66,6 +66,11 @@ impl Lower<'_> {
             let problem = self.warning(header, "guard", "at 100 % nobody is on legacy, so a guard of only vs_legacy rules has nothing to compare with and never trips");
             self.report.push(problem.label("percent = 100").hint("add errors = { max = \"1%\" } to [rollout.guard]"));
         }
+        let judges_errors = |rule: &Rule| matches!(rule, Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_));
+        if mode == Mode::Threshold && !rules.is_empty() && !rules.iter().any(judges_errors) {
+            let problem = self.warning(header, "guard", "no rule is about errors: with any rule written, the default of errors.max = \"1%\" does not apply");
+            self.report.push(problem.label("its guard has no errors rule").hint("add errors = { max = \"1%\" } to [rollout.guard]"));
+        }
         GuardSettings {
             mode,
             dry_run: dry_run.unwrap_or(defaults.dry_run),

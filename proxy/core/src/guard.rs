@@ -78,6 +78,9 @@ impl LatencyPoint {
 /// The point at which the sides' latencies are compared: high enough to see a slow tail, low enough to hold samples.
 pub const COMPARED_POINT: LatencyPoint = LatencyPoint::P95;
 
+/// A comparison of counts needs at least this many events on new: with fewer, one request that somebody made on purpose would decide while legacy happens to have none.
+pub const MIN_COMPARED_EVENTS: u64 = 10;
+
 /// One condition under which new counts as worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rule {
@@ -127,10 +130,10 @@ impl Rule {
         let (n, m) = (&new.counts, &legacy.counts);
         match self {
             Self::ErrorsMax(max) => max.is_exceeded_by(n.failed(), n.requests),
-            Self::ErrorsVsLegacy(ratio) => ratio.is_exceeded_by(n.failed(), n.requests, m.failed(), m.requests),
-            Self::ClientErrorsVsLegacy(ratio) => ratio.is_exceeded_by(n.client_errors, n.requests, m.client_errors, m.requests),
+            Self::ErrorsVsLegacy(ratio) => is_exceeded(ratio, (n.failed(), n.requests), (m.failed(), m.requests)),
+            Self::ClientErrorsVsLegacy(ratio) => is_exceeded(ratio, (n.client_errors, n.requests), (m.client_errors, m.requests)),
             // Aborted requests are not among `requests`, so the base is both together.
-            Self::AbortsVsLegacy(ratio) => ratio.is_exceeded_by(n.aborts, n.requests + n.aborts, m.aborts, m.requests + m.aborts),
+            Self::AbortsVsLegacy(ratio) => is_exceeded(ratio, (n.aborts, n.requests + n.aborts), (m.aborts, m.requests + m.aborts)),
             Self::Latency(point, limit_us) => point_is_above(point, new, limit_us),
             Self::LatencyVsLegacy(ratio) => match COMPARED_POINT.of(legacy) {
                 None => false,
@@ -175,6 +178,11 @@ impl Rule {
             ),
         }
     }
+}
+
+/// Whether new's events per request are more than `ratio` times legacy's. Legacy without an event counts as if it had one: its sample cannot show a smaller rate.
+fn is_exceeded(ratio: Ratio, (new_events, new_total): (u64, u64), (legacy_events, legacy_total): (u64, u64)) -> bool {
+    new_events >= MIN_COMPARED_EVENTS && ratio.is_exceeded_by(new_events, new_total, legacy_events.max(1), legacy_total)
 }
 
 fn point_is_above(point: LatencyPoint, span: &Span, limit_us: u64) -> bool {
@@ -427,6 +435,13 @@ mod tests {
         check(rule, &span(100, 5, 0, 10), &span(100, 10, 0, 10), Answer::Pass);
         check(rule, &span(100, 5, 0, 10), &span(100, 11, 0, 10), Answer::Breach);
         check(Rule::ClientErrorsVsLegacy(ratio("2")), &span(100, 0, 5, 10), &span(100, 0, 11, 10), Answer::Breach);
+    }
+
+    #[test]
+    fn a_handful_of_requests_made_on_purpose_does_not_decide_a_comparison() {
+        let rule = Rule::ClientErrorsVsLegacy(ratio("2"));
+        check(rule, &span(500, 0, 0, 10), &span(500, 0, MIN_COMPARED_EVENTS - 1, 10), Answer::Pass);
+        check(rule, &span(500, 0, 0, 10), &span(500, 0, MIN_COMPARED_EVENTS, 10), Answer::Breach);
     }
 
     #[test]

@@ -102,22 +102,40 @@ impl Diff {
         ids.retain(|id| seen.insert(id.clone()));
         let moves: Vec<Move> = ids.iter().map(|id| Move::between(id, find(&old, id).as_ref(), find(&new, id).as_ref())).collect();
         let restart = new.restart_needed(&old);
+        let backends = changed_backends(&old, &new);
         if self.json {
             let rollouts: Vec<_> = moves
                 .iter()
                 .map(|moved| json!({"id": moved.id, "to_new_percent": percent(moved.to_new), "to_legacy_percent": percent(moved.to_legacy), "sentence": moved.sentence}))
                 .collect();
-            out(&json!({"rollouts": rollouts, "restart_needed": restart}).to_string())?;
+            out(&json!({"rollouts": rollouts, "backends": backends, "restart_needed": restart}).to_string())?;
             return Ok(ExitCode::SUCCESS);
         }
         for moved in &moves {
             out(&format!("{}: {}", moved.id, moved.sentence))?;
+        }
+        for backend in &backends {
+            out(backend)?;
         }
         if !restart.is_empty() {
             out(&format!("needs a restart: {}", restart.join(", ")))?;
         }
         Ok(ExitCode::SUCCESS)
     }
+}
+
+/// What happens to backends, a sentence each.
+fn changed_backends(old: &Settings, new: &Settings) -> Vec<String> {
+    let servers = |backend: &cutover_config::Backend| backend.servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let find = |settings: &'_ Settings, name: &str| settings.backends.iter().find(|backend| &*backend.name == name).cloned();
+    let of_new = new.backends.iter().filter_map(|backend| match find(old, &backend.name) {
+        None => Some(format!("backend {}: comes into the file with {}", backend.name, servers(backend))),
+        Some(before) if before.servers != backend.servers => Some(format!("backend {}: {} -> {}", backend.name, servers(&before), servers(backend))),
+        Some(before) if before != *backend => Some(format!("backend {}: timeouts change", backend.name)),
+        Some(_) => None,
+    });
+    let gone = old.backends.iter().filter(|backend| find(new, &backend.name).is_none()).map(|backend| format!("backend {}: leaves the file", backend.name));
+    of_new.chain(gone).collect()
 }
 
 /// How many users a change moves, as shares of all users.

@@ -201,7 +201,9 @@ impl Why {
             out(done["sentence"].as_str().unwrap_or("done"))?;
         }
         if done["durable"] == Value::Bool(false) {
-            note("warning: the state cannot be written, so this would not survive a restart; see the log of the proxy");
+            note(
+                "warning: the state cannot be written to disk: a drop is in force but would not survive a restart, a raise waits until it can be written; see the log of the proxy",
+            );
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -236,6 +238,7 @@ impl Set {
         Source::new(file).set_percent(&self.rollout, self.percent, self.why.dry_run).map_err(|error| Failed::usage(error.to_string()))?;
         let done = if self.why.dry_run { "would be set" } else { "is set" };
         out(&format!("{}: {done} to {} % in {}", self.rollout, self.percent, file.display()))?;
+        note("the file was edited directly: a proxy that follows it records the change without the reason");
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -295,6 +298,9 @@ impl History {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
         let answer = match &self.state {
             Some(directory) => {
+                if !crate::journal::path(directory).is_file() {
+                    return Err(Failed::new(format!("there is no journal in {}\nhint: it is in the [state] directory of the file", directory.display())));
+                }
                 let (mut records, wrong) = crate::journal::read(directory)?;
                 records.retain(|record| self.rollout.as_ref().is_none_or(|rollout| record.rollout == *rollout));
                 records.reverse();
@@ -311,7 +317,7 @@ impl History {
         } else {
             let records: Vec<Record> = serde_json::from_value(answer["records"].clone()).map_err(|error| Failed::new(error.to_string()))?;
             for record in &records {
-                let why = if record.reason.is_empty() { String::new() } else { format!(" ({})", record.reason) };
+                let why = if record.reason.is_empty() || record.sentence.contains(&record.reason) { String::new() } else { format!(" ({})", record.reason) };
                 out(&format!("{}  {:<8} {:<6} {}{why}", record.at, record.change, record.source, record.sentence))?;
             }
         }

@@ -73,12 +73,17 @@ impl Demo {
         let directory = std::env::temp_dir().join(format!("cutover-demo-{}", std::process::id()));
         let cleanup = CleanUp(directory.clone());
         let mut stage = runtime.block_on(Stage::set_up(&directory, began, self.json))?;
-        runtime.block_on(stage.play())?;
-        let failed = self.assert && !stage.wrong.is_empty();
+        let interrupted = runtime.block_on(async {
+            tokio::select! {
+                played = stage.play() => played.map(|()| false),
+                _ = tokio::signal::ctrl_c() => Ok(true),
+            }
+        })?;
+        let failed = self.assert && (interrupted || !stage.wrong.is_empty());
         for wrong in &stage.wrong {
             note(&format!("not as it should be: {wrong}"));
         }
-        if !self.headless {
+        if !self.headless && !interrupted {
             stage.tell("play", &format!("now it is yours: edit `percent` or raise `generation` in {}, save, and watch. Ctrl-C ends the demo", stage.file.display()));
             stage.tell("play", &format!("try: cutover status --watch --admin http://{}", stage.running.admin));
             stage.tell("play", &format!("     cutover rearm {ROLLOUT} --percent 1 --reason 'fixed' --admin http://{}", stage.running.admin));

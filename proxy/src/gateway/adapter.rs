@@ -109,7 +109,8 @@ impl ProxyHttp for Adapter {
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         let backend = context.exchange.as_ref().map(Exchange::backend);
-        let Some(peer) = backend.and_then(|backend| backend.next_peer()) else {
+        // A second attempt goes to another server than the first, and takes no turn from anybody.
+        let Some(peer) = backend.and_then(|backend| backend.next_peer(context.end.server)) else {
             return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("no server has an address".into()), None));
         };
         context.end.server = peer._address.as_inet().copied();
@@ -134,6 +135,8 @@ impl ProxyHttp for Adapter {
     }
 
     async fn upstream_response_filter(&self, _: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+        // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
+        response.set_version(Version::HTTP_11);
         if let Some(exchange) = &mut context.exchange {
             self.gate.answered(exchange, response.status.as_u16(), clock::mono());
         }
@@ -151,6 +154,18 @@ impl ProxyHttp for Adapter {
     fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
         // Nothing was sent, so another server of the same backend may try. How often is bounded by pingora's `max_retries`.
         error.set_retry(context.exchange.as_ref().is_some_and(|exchange| exchange.backend().servers() > 1));
+        error
+    }
+
+    /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
+    /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
+    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
+        let is_safe = matches!(session.req_header().method, Method::GET | Method::HEAD | Method::OPTIONS);
+        if is_safe && !context.answer_begun && session.response_written().is_none() && !session.as_ref().retry_buffer_truncated() {
+            error.retry.decide_reuse(reused);
+        } else {
+            error.set_retry(false);
+        }
         error
     }
 

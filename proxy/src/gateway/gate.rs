@@ -151,7 +151,7 @@ impl Gate {
             request_id,
             traceparent: None,
             set_cookie: None,
-            line: self.access_log.is_on().then(|| (head.method().clone(), head.path().into())),
+            line: self.access_log.is_on(common.settings.log.access).then(|| (head.method().clone(), head.path().into())),
             in_flight: None,
             snapshot,
         };
@@ -298,7 +298,7 @@ impl Gate {
         let ending = Ending { outcome, status: end.status, latency_us: latency_us.map(cutover_core::time::micros), evidence };
         self.recorder.record(exchange.slot(), exchange.side(), &ending);
         if let Some((method, path)) = exchange.line.take() {
-            self.access_log.write(Line {
+            let line = Line {
                 at: crate::clock::wall(),
                 method,
                 path,
@@ -314,7 +314,8 @@ impl Gate {
                 bytes_out: end.bytes_out,
                 attempts: end.attempts,
                 request_id: exchange.request_id.clone(),
-            });
+            };
+            self.access_log.write(exchange.snapshot.common.settings.log.access, line);
         }
         drop(exchange.in_flight.take());
     }

@@ -292,3 +292,46 @@ fn a_head_that_drips_is_cut_at_its_deadline_whatever_each_read_brings() {
     assert!(kept.answer(false).is_none(), "an idle connection is let go after its keepalive");
     until("all connections to be gone", || (proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0)).then_some(()));
 }
+
+#[test]
+fn a_request_that_may_have_been_acted_on_is_sent_once() {
+    let proxy = Proxy::start(&rollout("checkout", "100", "[rollout.guard]\nmode = \"off\"\n"));
+    for (method, status, sent) in [("GET", 200, 2), ("HEAD", 200, 2), ("OPTIONS", 200, 2), ("POST", 502, 1), ("PUT", 502, 1), ("DELETE", 502, 1)] {
+        // A kept connection that the backend will close at its next request, without a byte of an answer.
+        proxy.new.behave(Behaviour::CloseKept);
+        let mut client = proxy.client();
+        assert_eq!(client.ask("GET", "/first", &[("x-user-id", "u")], b"").unwrap().status(), 200);
+        let before = proxy.new.requests();
+        let answer = client.ask(method, "/second", &[("x-user-id", "u")], b"").unwrap();
+        assert_eq!((answer.status(), proxy.new.requests() - before), (status, sent), "{method}");
+        proxy.new.behave(Behaviour::Close);
+        // Whatever is still kept is used up, so that the next round begins with a fresh connection.
+        proxy.get("/", &[("x-user-id", "u")]);
+    }
+}
+
+#[test]
+fn a_dead_server_among_several_costs_an_attempt_and_no_request() {
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let proxy = Proxy::start(&rollout("checkout", "0", ""));
+    let text = proxy.text().replace(&format!("servers = [\"{}\"]", proxy.legacy.address), &format!("servers = [\"{dead}\", \"{}\"]", proxy.legacy.address));
+    std::fs::write(proxy.file(), text).unwrap();
+    proxy.reload();
+    for _ in 0..20 {
+        assert_eq!(proxy.client().ask("POST", "/", &[("x-user-id", "u")], b"once").unwrap().status(), 200);
+    }
+    assert_eq!(proxy.legacy.requests(), 20);
+    assert_eq!(proxy.rollout()["legacy"]["failed"], 0);
+}
+
+#[test]
+fn a_backend_that_speaks_http_1_0_is_relayed_in_http_1_1_with_its_body_framed() {
+    let proxy = Proxy::start(&rollout("checkout", "100", ""));
+    proxy.new.behave(Behaviour::Http10);
+    let mut client = proxy.client();
+    for _ in 0..2 {
+        let answer = client.ask("GET", "/", &[("x-user-id", "u")], b"").expect("the connection is kept");
+        assert!(answer.start.starts_with("HTTP/1.1 200"), "{}", answer.head);
+        assert_eq!((answer.text().as_str(), answer.header("transfer-encoding")), ("until the end", Some("chunked")), "{}", answer.head);
+    }
+}

@@ -40,6 +40,10 @@ pub enum Behaviour {
     Garbage,
     /// Announces 100 bytes and sends 10.
     Truncate,
+    /// Answers the first request on a connection and closes at the second without a byte.
+    CloseKept,
+    /// Answers in HTTP/1.0, without a length, and closes.
+    Http10,
 }
 
 /// A backend that says who it is and does as it is told.
@@ -94,7 +98,7 @@ impl Backend {
 fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
-    loop {
+    for on_this_connection in 0.. {
         let Some(message) = Message::read(&mut reader, false)? else { return Ok(()) };
         inner.requests.fetch_add(1, Ordering::SeqCst);
         {
@@ -104,8 +108,14 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
             }
             heads.push(message.head.clone());
         }
-        let behaviour = *inner.behaviour.lock().unwrap();
+        let behaviour = match *inner.behaviour.lock().unwrap() {
+            Behaviour::CloseKept if on_this_connection == 0 => Behaviour::Answer(200),
+            Behaviour::CloseKept => Behaviour::Close,
+            other => other,
+        };
         match behaviour {
+            Behaviour::CloseKept => {}
+            Behaviour::Http10 => return stream.write_all(b"HTTP/1.0 200 OK\r\nx-served-by: old\r\n\r\nuntil the end"),
             Behaviour::Answer(status) => {
                 let body = format!("{} {}", inner.name, message.body.len());
                 let no_body = message.start.starts_with("HEAD ") || status == 204;
@@ -123,6 +133,7 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
             Behaviour::Truncate => return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789"),
         }
     }
+    Ok(())
 }
 
 /// A request or an answer as it came over the wire.

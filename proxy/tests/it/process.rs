@@ -47,6 +47,14 @@ impl Process {
     }
 }
 
+/// A test that fails leaves no process behind.
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 fn command(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
     command.args(["run", "--threads", "2", "-c"]).arg(directory.join("cutover.toml")).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -286,8 +294,10 @@ fn every_line_of_the_log_is_json_and_requests_are_in_it() {
     let world = World::new(&rollout("checkout", "100", ""));
     let path = world.path().join("cutover.toml");
     let text = fs::read_to_string(&path).unwrap().replace("access = \"off\"", "access = \"all\"");
-    fs::write(&path, text).unwrap();
     let mut process = Process::start(world.path());
+    // Which requests are logged is followed like everything else in the file.
+    fs::write(&path, text).unwrap();
+    assert_eq!(process.admin_ask("POST", "/api/v1/reload", &json!({})).status(), 200);
     Client::connect(process.http).ask("GET", "/a?secret=1", &[("x-user-id", "ana")], b"").unwrap();
     let line = loop {
         let mut line = String::new();
