@@ -254,11 +254,11 @@ impl Head for MemoryHead {
 pub struct MemoryEdits(pub HeaderMap);
 
 impl Edits for MemoryEdits {
-    fn set(&mut self, name: HeaderName, value: HeaderValue) {
+    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
         self.0.insert(name, value);
     }
 
-    fn append(&mut self, name: HeaderName, value: HeaderValue) {
+    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
         self.0.append(name, value);
     }
 
@@ -282,7 +282,7 @@ pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut MemoryEdits
     gate.edits(&exchange, head, conn, edits);
     let ended = started.forward(Duration::from_millis(20));
     gate.answered(&mut exchange, 200, ended);
-    gate.done(exchange, End { status: Some(200), bytes_in: 0, bytes_out: 1024, server: None, attempts: 1 }, ended);
+    gate.done(exchange, End { status: Some(200), bytes_in: 0, bytes_out: 1024, server: None, attempts: 1 }, || ended);
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
+use super::door::NO_TIMER;
 use super::gate::{Blame, End, Exchange, Failure, Gate, Step};
 use super::head::{Conn, Edits, Head};
 use super::reply::{Reply, wants_html};
@@ -33,8 +34,6 @@ pub struct ClientTimeouts {
     pub body_idle: Duration,
     /// For a client that does not read.
     pub write: Duration,
-    /// For the next request.
-    pub keepalive: Duration,
 }
 
 /// What pingora carries for us through one request.
@@ -50,7 +49,7 @@ pub struct Context {
 impl Adapter {
     /// An adapter to this gate.
     pub fn new(gate: Arc<Gate>, listen: &cutover_config::Listen) -> Self {
-        let timeouts = ClientTimeouts { body_idle: listen.body_idle_timeout, write: listen.write_timeout, keepalive: listen.keepalive_timeout };
+        let timeouts = ClientTimeouts { body_idle: listen.body_idle_timeout, write: listen.write_timeout };
         Self { gate, timeouts, max_body: listen.max_body }
     }
 
@@ -90,9 +89,11 @@ impl ProxyHttp for Adapter {
         let Some(conn) = context.conn.clone() else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
         conn.head_came();
         if session.get_keepalive().is_some() {
-            session.set_keepalive(Some(self.timeouts.keepalive.as_secs().max(1)));
+            session.set_keepalive(NO_TIMER);
         }
-        session.set_read_timeout(Some(self.timeouts.body_idle));
+        if !session.is_body_empty() {
+            session.set_read_timeout(Some(self.timeouts.body_idle));
+        }
         session.set_write_timeout(Some(self.timeouts.write));
         session.set_total_drain_timeout(Some(self.timeouts.body_idle));
         let size = session.as_downstream().as_http1().map_or(0, |h1| h1.get_headers_raw_bytes().len());
@@ -203,10 +204,9 @@ impl ProxyHttp for Adapter {
         let Some(exchange) = context.exchange.take() else { return };
         let status = session.response_written().map(|response| response.status.as_u16());
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
-        let now = clock::mono();
-        self.gate.done(exchange, End { status, bytes_in, bytes_out, ..context.end }, now);
+        self.gate.done(exchange, End { status, bytes_in, bytes_out, ..context.end }, clock::mono);
         if let Some(conn) = &context.conn {
-            conn.await_head(now);
+            conn.await_head();
         }
     }
 }
@@ -255,6 +255,13 @@ impl Head for RequestHead<'_> {
         of_target.or_else(|| self.head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()))
     }
 
+    fn host_value(&self) -> Option<HeaderValue> {
+        match self.head.uri.authority() {
+            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
+            None => self.head.headers.get(http::header::HOST).cloned(),
+        }
+    }
+
     fn requires_host(&self) -> bool {
         self.head.version >= Version::HTTP_11
     }
@@ -281,14 +288,14 @@ macro_rules! edits {
         }
 
         impl Edits for $edits<'_> {
-            fn set(&mut self, name: HeaderName, value: HeaderValue) {
-                if let Err(error) = self.head.insert_header(name, value) {
+            fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
+                if let Err(error) = self.head.insert_header(name.as_str(), value) {
                     self.failed.get_or_insert(error);
                 }
             }
 
-            fn append(&mut self, name: HeaderName, value: HeaderValue) {
-                if let Err(error) = self.head.append_header(name, value) {
+            fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
+                if let Err(error) = self.head.append_header(name.as_str(), value) {
                     self.failed.get_or_insert(error);
                 }
             }

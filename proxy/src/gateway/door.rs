@@ -1,7 +1,8 @@
 //! One connection: the cap, the facts that hold for all of its requests, the deadline for a whole request head.
 //!
-//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a connection for hours. A watchdog, one timer for each connection and not one for each request,
-//! closes a connection whose first head is not complete after `header_timeout`, or a later one after `keepalive_timeout` and `header_timeout` together (at most twice that).
+//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a connection for hours; between requests it would register a timer for each. Here a watchdog looks at a
+//! connection a few times in the span of its limit, and closes it when it has been waiting for a whole request head for `header_timeout` (the first one) or `keepalive_timeout` (later ones),
+//! at most a quarter longer.
 //!
 //! The door stands before the engine. Today there is one engine, pingora's HTTP proxy with our adapter; a second one for plain HTTP/1.1 would be chosen here, per request, by handing
 //! the stream back and forth.
@@ -20,7 +21,6 @@ use pingora::server::ShutdownWatch;
 use super::adapter::Adapter;
 use super::gate::is_trusted;
 use super::head::Conn;
-use crate::clock;
 
 /// Client connections: how many are open, and how many were turned away.
 #[derive(Debug, Default)]
@@ -89,9 +89,8 @@ impl ServerApp for Door {
         let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().map(std::net::SocketAddr::ip)))?;
         let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical())));
 
-        conn.await_head(clock::mono());
         // A task of its own, so that the watchdog is polled when its timer rings and not at every turn of a request.
-        let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), shutdown.clone(), self.header_timeout));
+        let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), shutdown.clone()));
         self.watch_heads(&conn, serving).await;
         None
     }
@@ -102,10 +101,9 @@ impl ServerApp for Door {
 }
 
 /// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
-async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, shutdown: ShutdownWatch, header_timeout: Duration) {
+async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, shutdown: ShutdownWatch) {
     let mut session = ServerSession::new_http1(stream);
-    // The time between requests is set by the adapter.
-    session.set_keepalive(if *shutdown.borrow() { None } else { Some(header_timeout.as_secs().max(1)) });
+    session.set_keepalive(if *shutdown.borrow() { None } else { NO_TIMER });
     session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
     let mut served = proxy.process_new_http(session, &shutdown).await;
     while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
@@ -123,15 +121,31 @@ impl Door {
     async fn watch_heads(&self, conn: &Conn, serving: tokio::task::JoinHandle<()>) {
         // However this ends (a dropped runtime included), the connection ends with it.
         let mut serving = AbortOnDrop(serving);
-        let mut limit = self.header_timeout;
-        while tokio::time::timeout(limit, &mut serving.0).await.is_err() {
-            if conn.awaited_for(clock::mono()).is_some_and(|awaited| awaited >= limit) {
+        let (mut seen, mut waited) = (conn.turn(), Duration::ZERO);
+        loop {
+            let limit = if seen.is_first() { self.header_timeout } else { self.keepalive_timeout };
+            let step = limit / LOOKS;
+            if tokio::time::timeout(step, &mut serving.0).await.is_ok() {
                 return;
             }
-            limit = self.keepalive_timeout + self.header_timeout;
+            let turn = conn.turn();
+            if turn != seen || !turn.awaits_a_head() {
+                (seen, waited) = (turn, Duration::ZERO);
+                continue;
+            }
+            waited += step;
+            if waited >= limit {
+                return;
+            }
         }
     }
 }
+
+/// How often the watchdog looks at a waiting connection within its limit.
+const LOOKS: u32 = 4;
+
+/// Pingora's word for "kept, without a timer of its own": the watchdog is the timer.
+pub(super) const NO_TIMER: Option<u64> = Some(0);
 
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 

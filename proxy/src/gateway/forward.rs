@@ -26,6 +26,8 @@ pub static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-pr
 pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// The id of this request.
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// A cookie for the client.
+pub static SET_COOKIE: HeaderName = http::header::SET_COOKIE;
 /// W3C trace context.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
@@ -60,16 +62,16 @@ pub fn set_forwarding(edits: &mut impl Edits, conn: &Conn, host: Option<HeaderVa
     match before {
         Some(before) => {
             let chain = [before, b", ", conn.peer_value.as_bytes()].concat();
-            edits.set(FORWARDED_FOR.clone(), HeaderValue::from_bytes(&chain).unwrap_or_else(|_| conn.peer_value.clone()));
+            edits.set(&FORWARDED_FOR, HeaderValue::from_bytes(&chain).unwrap_or_else(|_| conn.peer_value.clone()));
         }
-        None => edits.set(FORWARDED_FOR.clone(), conn.peer_value.clone()),
+        None => edits.set(&FORWARDED_FOR, conn.peer_value.clone()),
     }
     if !conn.trusted || !edits.contains(&FORWARDED_PROTO) {
-        edits.set(FORWARDED_PROTO.clone(), HeaderValue::from_static("http"));
+        edits.set(&FORWARDED_PROTO, HeaderValue::from_static("http"));
     }
     if !conn.trusted || !edits.contains(&FORWARDED_HOST) {
         match host {
-            Some(host) => edits.set(FORWARDED_HOST.clone(), host),
+            Some(host) => edits.set(&FORWARDED_HOST, host),
             None => edits.remove(&FORWARDED_HOST),
         }
     }

@@ -5,7 +5,7 @@
 //! edits(x, head, conn, edits)                       headers to the backend
 //! answered(x, status, now) / client_edits(x, edits) the first final answer of the backend; headers to the client
 //! failed(x, failure, now) -> Reply                  what the client gets when the backend did not answer
-//! done(x, end)                                      exactly once: outcome, counters, one line of access log
+//! done(x, end, clock)                               exactly once: outcome, counters, one line of access log
 //! ```
 //!
 //! Requests that match no rollout go to the default backend and are counted under no rollout; they are evidence on nobody.
@@ -230,11 +230,11 @@ impl Gate {
         }
         match (exchange.rollout, exchange.decision) {
             (Some(at), Some(decision)) => {
-                edits.set(forward::BACKEND.clone(), HeaderValue::from_static(decision.side.name()));
-                edits.set(forward::ROLLOUT.clone(), exchange.snapshot.prepared[at].id.clone());
-                edits.set(forward::REASON.clone(), HeaderValue::from_static(decision.reason.name()));
+                edits.set(&forward::BACKEND, HeaderValue::from_static(decision.side.name()));
+                edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
+                edits.set(&forward::REASON, HeaderValue::from_static(decision.reason.name()));
                 match decision.bucket {
-                    Some(bucket) => edits.set(forward::BUCKET.clone(), HeaderValue::from(bucket.number())),
+                    Some(bucket) => edits.set(&forward::BUCKET, HeaderValue::from(bucket.number())),
                     None => edits.remove(&forward::BUCKET),
                 }
             }
@@ -244,12 +244,12 @@ impl Gate {
                 }
             }
         }
-        let host = head.host().and_then(|host| HeaderValue::from_str(host).ok());
+        let host = head.host_value();
         let before = if conn.trusted { joined(head, &forward::FORWARDED_FOR) } else { None };
         forward::set_forwarding(edits, conn, host, before.as_deref());
-        edits.set(forward::REQUEST_ID.clone(), exchange.request_id.clone());
+        edits.set(&forward::REQUEST_ID, exchange.request_id.clone());
         if let Some(traceparent) = &exchange.traceparent {
-            edits.set(forward::TRACEPARENT.clone(), traceparent.clone());
+            edits.set(&forward::TRACEPARENT, traceparent.clone());
         }
     }
 
@@ -265,11 +265,11 @@ impl Gate {
     /// Headers to the client.
     pub fn client_edits(&self, exchange: &Exchange, edits: &mut impl Edits) {
         if let Some(cookie) = &exchange.set_cookie {
-            edits.append(http::header::SET_COOKIE, cookie.clone());
+            edits.append(&forward::SET_COOKIE, cookie.clone());
         }
         if let (true, Some(at), Some(decision)) = (exchange.snapshot.common.settings.routing.expose_decision, exchange.rollout, exchange.decision) {
-            edits.set(forward::BACKEND.clone(), HeaderValue::from_static(decision.side.name()));
-            edits.set(forward::ROLLOUT.clone(), exchange.snapshot.prepared[at].id.clone());
+            edits.set(&forward::BACKEND, HeaderValue::from_static(decision.side.name()));
+            edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
         }
     }
 
@@ -287,11 +287,11 @@ impl Gate {
         }
     }
 
-    /// Ends a request: its outcome, its counters, its line.
-    pub fn done(&self, mut exchange: Exchange, end: End, now: Mono) {
+    /// Ends a request: its outcome, its counters, its line. The clock is read only where somebody wants to know.
+    pub fn done(&self, mut exchange: Exchange, end: End, clock: impl Fn() -> Mono) {
         let outcome = outcome(&exchange);
         let latency_us = match outcome {
-            Outcome::Failure(FailureKind::Timeout) => Some(now.since(exchange.started)),
+            Outcome::Failure(FailureKind::Timeout) => Some(clock().since(exchange.started)),
             Outcome::Success | Outcome::ClientError | Outcome::Failure(_) | Outcome::Aborted | Outcome::Ignored => exchange.answered.map(|at| at.since(exchange.started)),
         };
         let evidence = exchange.decision.is_some_and(|decision| decision.reason.counts_as_evidence());
@@ -308,7 +308,7 @@ impl Gate {
                 outcome,
                 client: exchange.client,
                 server: end.server,
-                total: now.since(exchange.started),
+                total: clock().since(exchange.started),
                 upstream: exchange.answered.map(|at| at.since(exchange.started)),
                 bytes_in: end.bytes_in,
                 bytes_out: end.bytes_out,
@@ -472,12 +472,12 @@ pub(crate) mod tests {
     }
 
     impl Edits for TestHead {
-        fn set(&mut self, name: HeaderName, value: HeaderValue) {
-            self.remove(&name);
+        fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
+            self.remove(name);
             self.append(name, value);
         }
-        fn append(&mut self, name: HeaderName, value: HeaderValue) {
-            self.headers.push((name, value.as_bytes().to_vec()));
+        fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
+            self.headers.push((name.clone(), value.as_bytes().to_vec()));
         }
         fn remove(&mut self, name: &HeaderName) {
             self.headers.retain(|(found, _)| found != name);
@@ -672,7 +672,7 @@ pub(crate) mod tests {
                 gate.failed(&mut exchange, failure);
             }
             assert_eq!(outcome(&exchange), expected, "{status:?} {failure:?}");
-            gate.done(exchange, End { status, ..End::default() }, Mono::from_micros(9_000));
+            gate.done(exchange, End { status, ..End::default() }, || Mono::from_micros(9_000));
         }
         reader.read();
         let slot = reader.slot(crate::recorder::slot_of(0)).expect("traffic");

@@ -2,9 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
-use cutover_core::Mono;
 use http::{HeaderName, HeaderValue, Method};
 
 /// The head of a request as an engine holds it.
@@ -17,6 +15,10 @@ pub trait Head {
     fn query(&self) -> Option<&str>;
     /// The host asked for, with its port if one was sent: of the target for the absolute form, otherwise of the `Host` header.
     fn host(&self) -> Option<&str>;
+    /// The same as a header value; without a copy where the engine has one.
+    fn host_value(&self) -> Option<HeaderValue> {
+        self.host().and_then(|host| HeaderValue::from_str(host).ok())
+    }
     /// Whether this is HTTP/1.1 or later, where a host is required.
     fn requires_host(&self) -> bool;
     /// How many bytes the head had on the wire; zero where the engine cannot tell.
@@ -27,12 +29,12 @@ pub trait Head {
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8]));
 }
 
-/// Changes to a head, in the order asked for.
+/// Changes to a head, in the order asked for. Names are statics, so that no engine has to copy them.
 pub trait Edits {
     /// Replaces every value of a header by this one.
-    fn set(&mut self, name: HeaderName, value: HeaderValue);
+    fn set(&mut self, name: &'static HeaderName, value: HeaderValue);
     /// Adds a value.
-    fn append(&mut self, name: HeaderName, value: HeaderValue);
+    fn append(&mut self, name: &'static HeaderName, value: HeaderValue);
     /// Removes every value of a header.
     fn remove(&mut self, name: &HeaderName);
     /// Whether a header is there.
@@ -48,8 +50,8 @@ pub struct Conn {
     pub peer_value: HeaderValue,
     /// Whether its forwarding headers are believed.
     pub trusted: bool,
-    /// Since when a request head is awaited, in microseconds of the monotonic clock plus one; zero while a request is served.
-    awaiting_head: AtomicU64,
+    /// Counts the turns of the connection: even while a request head is awaited, odd while a request is served. Written by the task of the connection alone.
+    turn: AtomicU64,
 }
 
 impl Conn {
@@ -57,22 +59,55 @@ impl Conn {
     pub fn new(peer: IpAddr, trusted: bool) -> Self {
         let peer = peer.to_canonical();
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, peer_value, trusted, awaiting_head: AtomicU64::new(0) }
+        Self { peer, peer_value, trusted, turn: AtomicU64::new(0) }
     }
 
-    /// From now on a request head is awaited.
-    pub fn await_head(&self, now: Mono) {
-        self.awaiting_head.store(now.as_micros() + 1, Ordering::Relaxed);
-    }
-
-    /// A request head has come.
+    /// A request head has come; its request is served now.
     pub fn head_came(&self) {
-        self.awaiting_head.store(0, Ordering::Relaxed);
+        self.turn.store(self.turn.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
     }
 
-    /// For how long a request head has been awaited; `None` while a request is served.
-    pub fn awaited_for(&self, now: Mono) -> Option<Duration> {
-        let since = self.awaiting_head.load(Ordering::Relaxed).checked_sub(1)?;
-        Some(now.since(Mono::from_micros(since)))
+    /// The request is over; the next head is awaited.
+    pub fn await_head(&self) {
+        self.turn.store((self.turn.load(Ordering::Relaxed) | 1) + 1, Ordering::Relaxed);
+    }
+
+    /// Which turn the connection is in.
+    pub fn turn(&self) -> Turn {
+        Turn(self.turn.load(Ordering::Relaxed))
+    }
+}
+
+/// One turn of a connection: awaiting a request head, or serving a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turn(u64);
+
+impl Turn {
+    /// Whether a request head is awaited.
+    pub fn awaits_a_head(self) -> bool {
+        self.0.is_multiple_of(2)
+    }
+
+    /// Whether it is the first head of the connection.
+    pub fn is_first(self) -> bool {
+        self.0 == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_takes_turns() {
+        let conn = Conn::new(IpAddr::from([192, 0, 2, 7]), false);
+        assert!(conn.turn().is_first() && conn.turn().awaits_a_head());
+        conn.head_came();
+        assert!(!conn.turn().awaits_a_head());
+        conn.await_head();
+        let awaiting = conn.turn();
+        assert!(awaiting.awaits_a_head() && !awaiting.is_first());
+        conn.await_head();
+        assert!(conn.turn().awaits_a_head() && conn.turn() != awaiting, "a request that was never told of is a turn all the same");
     }
 }
