@@ -20,15 +20,20 @@ pub const LAST_GOOD: &str = "last-good.toml";
 /// The largest list of users that is read: about a million keys.
 const MAX_FILE: u64 = 64 * 1024 * 1024;
 
+/// How often a file that draws in something else at each reading is read. What is left then shows as a change at the next look.
+const READINGS: usize = 3;
+
 /// The main file and what it drew in when it was last read.
 #[derive(Debug)]
 pub struct Source {
     path: PathBuf,
     touched: Touched,
+    /// The fingerprint just before the last reading. Taken before and not after, so that a file saved meanwhile still counts as changed.
+    read_at: [u8; 32],
 }
 
 /// What one reading touched.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 struct Touched {
     files: BTreeSet<String>,
     patterns: BTreeSet<String>,
@@ -80,6 +85,9 @@ pub enum SetError {
     /// The file would have problems with the new percentage.
     #[error("the file would not be valid with this percentage:\n{0}")]
     Rejected(SourceError),
+    /// Somebody saved a broken file at the same moment.
+    #[error("the percentage was written, but the file cannot be used now:\n{0}")]
+    ChangedMeanwhile(String),
     /// The file cannot be written, as with a mounted configuration map.
     #[error("{path} cannot be written ({error}): change it where it comes from")]
     Unwritable {
@@ -93,7 +101,7 @@ pub enum SetError {
 impl Source {
     /// The configuration in this file. Nothing is read yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), touched: Touched::default() }
+        Self { path: path.into(), touched: Touched::default(), read_at: [0; 32] }
     }
 
     /// The main file.
@@ -106,6 +114,24 @@ impl Source {
     /// # Errors
     /// When the main file cannot be read, or anything in it or drawn in by it cannot be used.
     pub fn load(&mut self) -> Result<(Settings, String), SourceError> {
+        // What a file draws in is known only once it is read: then once more, so that the fingerprint is over all of it.
+        for _ in 0..READINGS {
+            self.read_at = self.fingerprint();
+            let drawn_in = self.touched.clone();
+            let loaded = self.load_once();
+            if self.touched == drawn_in {
+                return loaded;
+            }
+        }
+        self.load_once()
+    }
+
+    /// Whether anything differs from what the last [`Source::load`] found.
+    pub fn has_changed(&self) -> bool {
+        self.fingerprint() != self.read_at
+    }
+
+    fn load_once(&mut self) -> Result<(Settings, String), SourceError> {
         let name = self.path.display().to_string();
         let text = read_regular(&self.path).map_err(|reason| SourceError::Unreadable { path: name.clone(), reason })?;
         let settings = self.parse(&name, &text)?;
@@ -297,6 +323,24 @@ mod tests {
         seen.push(source.fingerprint());
         let distinct: BTreeSet<[u8; 32]> = seen.iter().copied().collect();
         assert_eq!(distinct.len(), seen.len());
+    }
+
+    #[test]
+    fn a_change_while_or_right_after_reading_still_shows() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::write(at("cutover.toml"), format!("include = [\"*.inc.toml\"]\n{BACKENDS}")).expect("written");
+        fs::write(at("a.inc.toml"), rollout("a", "5")).expect("written");
+        let mut source = Source::new(at("cutover.toml"));
+        source.load().unwrap_or_else(|error| panic!("{error}"));
+        assert!(!source.has_changed(), "what an include says is part of the first reading");
+        fs::write(at("a.inc.toml"), rollout("a", "6")).expect("written");
+        assert!(source.has_changed());
+        assert!(source.has_changed(), "looking is not reading");
+        source.load().unwrap_or_else(|error| panic!("{error}"));
+        assert!(!source.has_changed());
+        fs::write(at("cutover.toml"), "broken").expect("written");
+        assert!(source.load().is_err() && !source.has_changed(), "a broken file is read once");
     }
 
     #[test]

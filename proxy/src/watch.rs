@@ -106,9 +106,8 @@ pub fn start(source: Source, common: Arc<Common>, control: ControlHandle, disk: 
         }
     };
     let watcher = notify::recommended_watcher(on_event).map_err(|error| tracing::warn!(%error, "file events are not available; the file is compared every second")).ok();
-    let seen = source.fingerprint();
     let running = common.settings.clone();
-    let watch = Watch { source, seen, running, common, control, disk, watcher, watched: BTreeSet::new() };
+    let watch = Watch { source, running, common, control, disk, watcher, watched: BTreeSet::new() };
     let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || watch.run(&wishes))?;
     Ok((WatchHandle(sender), thread))
 }
@@ -121,8 +120,6 @@ fn is_a_reading(event: &notify::Event) -> bool {
 
 struct Watch {
     source: Source,
-    /// The content that was last taken or refused.
-    seen: [u8; 32],
     /// The settings the process was started with: what needs a restart keeps these values.
     running: Settings,
     common: Arc<Common>,
@@ -162,20 +159,21 @@ impl Watch {
 
     /// Takes the file if its content changed and stands still.
     fn look(&mut self) -> Result<(), Gone> {
-        let mut last = self.source.fingerprint();
-        if last == self.seen {
+        if !self.source.has_changed() {
             return Ok(());
         }
+        let mut last = self.source.fingerprint();
         for _ in 0..LOOKS {
             std::thread::sleep(SETTLE);
             let now = self.source.fingerprint();
             if now != std::mem::replace(&mut last, now) {
                 continue;
             }
-            if now == self.seen {
+            if !self.source.has_changed() {
                 return Ok(());
             }
-            if self.source.load().is_err() {
+            // A look by another pair of eyes: only `take` may mark the file as read.
+            if Source::new(self.source.path()).load().is_err() {
                 std::thread::sleep(SETTLE_BROKEN);
                 let later = self.source.fingerprint();
                 if later != std::mem::replace(&mut last, later) {
@@ -189,9 +187,7 @@ impl Watch {
 
     /// Reads the file and puts it in force, or tells what is wrong with it.
     fn take(&mut self, actor: &Actor, reason: &str) -> Result<Result<Applied, String>, Gone> {
-        let loaded = self.source.load();
-        self.seen = self.source.fingerprint();
-        match loaded {
+        match self.source.load() {
             Ok((settings, text)) => self.put_in_force(settings, &text, actor, reason).map(Ok),
             Err(error) => {
                 self.reject(&error)?;
@@ -204,12 +200,10 @@ impl Watch {
         let Set { rollout, percent, dry_run, actor, reason, reply } = set;
         // What somebody else saved meanwhile comes first and under its own name.
         self.look()?;
-        let answer = match self.source.set_percent(&rollout, percent, dry_run) {
+        // The edit is made beside the watched source, so that a change nobody has taken yet still counts as one.
+        let answer = match Source::new(self.source.path()).set_percent(&rollout, percent, dry_run) {
             Ok(_) if dry_run => Ok(Applied { revision: 0, durable: true }),
-            Ok((settings, text)) => {
-                self.seen = self.source.fingerprint();
-                Ok(self.put_in_force(settings, &text, &actor, &reason)?)
-            }
+            Ok(_) => self.take(&actor, &reason)?.map_err(SetError::ChangedMeanwhile),
             Err(error) => Err(error),
         };
         let _ = reply.send(answer);

@@ -69,7 +69,7 @@ impl From<SetError> for ApiError {
         let message = error.to_string();
         match error {
             SetError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
-            SetError::Broken(_) | SetError::Rejected(_) | SetError::Edit(_) => {
+            SetError::Broken(_) | SetError::Rejected(_) | SetError::Edit(_) | SetError::ChangedMeanwhile(_) => {
                 Self::new(StatusCode::CONFLICT, "file_not_usable", &message, "mend the file; `cutover check` shows its problems")
             }
             SetError::Unwritable { .. } => Self::new(StatusCode::CONFLICT, "file_not_writable", &message, "a rollback needs no file: `cutover rollback`"),

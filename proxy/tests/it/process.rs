@@ -327,3 +327,18 @@ fn a_log_that_nobody_reads_holds_up_neither_requests_nor_a_rollback() {
     load.end();
     process.kill();
 }
+
+#[test]
+fn a_file_saved_while_the_proxy_starts_is_followed() {
+    let world = World::new(&rollout("checkout", "5", ""));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The lock appears when the file has been read and before it is watched.
+            until("the start to have read the file", || world.path().join("state/lock").exists().then_some(()));
+            world.write(&rollout("checkout", "7", ""));
+        });
+        let process = Process::start(world.path());
+        until("the file saved meanwhile", || (process.rollout()["desired_percent"] == 7.0).then_some(()));
+        process.kill();
+    });
+}
