@@ -12,6 +12,7 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
@@ -29,6 +30,8 @@ use crate::source::{SetError, Source, SourceError};
 const POLL: Duration = Duration::from_secs(1);
 /// How long a change must stand before it is read.
 const SETTLE: Duration = Duration::from_millis(20);
+/// How long to rest after a look that found nothing: something else in the directory is busy.
+const BREATHER: Duration = Duration::from_millis(5);
 /// How long a broken file must stand before it is called broken.
 const SETTLE_BROKEN: Duration = Duration::from_millis(200);
 /// How often a file that keeps changing is looked at in a row before it is left to the next poll.
@@ -99,15 +102,18 @@ impl WatchHandle {
 pub fn start(source: Source, common: Arc<Common>, control: ControlHandle, disk: Disk) -> std::io::Result<(WatchHandle, std::thread::JoinHandle<()>)> {
     let (sender, wishes) = channel();
     let wake = sender.clone();
+    let look_wanted = Arc::new(AtomicBool::new(false));
+    let wanted = Arc::clone(&look_wanted);
     // Without notify the poll alone does the work, a little later.
     let on_event = move |event: notify::Result<notify::Event>| {
-        if !event.is_ok_and(|event| is_a_reading(&event)) {
+        // One look answers any number of events: a busy log beside the file must not fill the queue.
+        if !event.is_ok_and(|event| is_a_reading(&event)) && !wanted.swap(true, Ordering::AcqRel) {
             drop(wake.send(Wish::Look));
         }
     };
     let watcher = notify::recommended_watcher(on_event).map_err(|error| tracing::warn!(%error, "file events are not available; the file is compared every second")).ok();
     let running = common.settings.clone();
-    let watch = Watch { source, running, common, control, disk, watcher, watched: BTreeSet::new() };
+    let watch = Watch { source, look_wanted, running, common, control, disk, watcher, watched: BTreeSet::new() };
     let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || watch.run(&wishes))?;
     Ok((WatchHandle(sender), thread))
 }
@@ -120,6 +126,8 @@ fn is_a_reading(event: &notify::Event) -> bool {
 
 struct Watch {
     source: Source,
+    /// A look has been asked for by an event and has not begun.
+    look_wanted: Arc<AtomicBool>,
     /// The settings the process was started with: what needs a restart keeps these values.
     running: Settings,
     common: Arc<Common>,
@@ -159,7 +167,9 @@ impl Watch {
 
     /// Takes the file if its content changed and stands still.
     fn look(&mut self) -> Result<(), Gone> {
+        self.look_wanted.store(false, Ordering::Release);
         if !self.source.has_changed() {
+            std::thread::sleep(BREATHER);
             return Ok(());
         }
         let mut last = self.source.fingerprint();

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Instant;
 
-use crate::harness::{Load, Proxy, rollout, until};
+use crate::harness::{Load, PATIENCE, Proxy, rollout, until};
 
 fn desired(proxy: &Proxy) -> f64 {
     proxy.rollout()["desired_percent"].as_f64().unwrap()
@@ -179,4 +179,26 @@ fn a_request_sees_one_version_of_the_file_while_it_is_swapped_a_hundred_times() 
         proxy.save(&rollout("checkout", if round % 2 == 0 { "0" } else { "100" }, ""));
     }
     assert_eq!(load.end(), Vec::<String>::new(), "in {:?}", began.elapsed());
+}
+
+#[test]
+fn a_busy_log_beside_the_file_hides_no_edit() {
+    let proxy = Proxy::start(&rollout("checkout", "0", ""));
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut log = fs::File::create(proxy.directory.path().join("busy.log")).unwrap();
+            // Bounded, so that a failing test ends, too.
+            let deadline = Instant::now() + PATIENCE;
+            while !stop.load(std::sync::atomic::Ordering::SeqCst) && Instant::now() < deadline {
+                std::io::Write::write_all(&mut log, b"a line\n").unwrap();
+                log.set_len(0).unwrap();
+            }
+        });
+        for percent in 1..=20u32 {
+            fs::write(proxy.file(), proxy.text_with("", &rollout("checkout", &percent.to_string(), ""))).unwrap();
+            is_followed(&proxy, f64::from(percent), "an edit beside a busy log");
+        }
+        stop.store(true, std::sync::atomic::Ordering::SeqCst);
+    });
 }
