@@ -140,6 +140,10 @@ struct Watch {
 impl Watch {
     fn run(mut self, wishes: &Receiver<Wish>) {
         self.follow_directories();
+        // What was saved before the directories were watched told nobody.
+        if self.look().is_err() {
+            return;
+        }
         loop {
             let wish = match wishes.recv_timeout(POLL) {
                 Ok(wish) => wish,
