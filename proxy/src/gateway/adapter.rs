@@ -7,8 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cutover_core::FailureKind;
-use http::{HeaderName, HeaderValue, Method, Version};
-use pingora::http::{RequestHeader, ResponseHeader};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use pingora::http::{HeaderNameVariant, RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -121,8 +121,16 @@ impl ProxyHttp for Adapter {
 
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
         let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
+        let head = RequestHead { head: session.req_header(), size: 0 };
+        if is_plain(upstream) {
+            let mut parts = http::request::Parts::from(std::mem::replace(upstream, RequestHeader::from(http::Request::new(()).into_parts().0)));
+            parts.headers.reserve(OUR_HEADERS);
+            self.gate.edits(exchange, &head, conn, &mut parts.headers);
+            *upstream = RequestHeader::from(parts);
+            return Ok(());
+        }
         let mut edits = RequestEdits { head: upstream, failed: None };
-        self.gate.edits(exchange, &RequestHead { head: session.req_header(), size: 0 }, conn, &mut edits);
+        self.gate.edits(exchange, &head, conn, &mut edits);
         edits.failed.map_or(Ok(()), Err)
     }
 
@@ -276,6 +284,60 @@ impl Head for RequestHead<'_> {
 
     fn each<'b>(&'b self, name: &HeaderName, found: &mut dyn FnMut(&'b [u8])) {
         self.head.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
+    }
+}
+
+/// How many headers the gate sets at most.
+const OUR_HEADERS: usize = 9;
+
+/// Names that pingora writes in this case when it keeps no record of what the client wrote.
+const CANONICAL: [&[u8]; 12] = [
+    b"Host",
+    b"Connection",
+    b"Content-Length",
+    b"Content-Type",
+    b"Content-Encoding",
+    b"Transfer-Encoding",
+    b"Cache-Control",
+    b"Date",
+    b"Accept-Ranges",
+    b"Age",
+    b"Server",
+    b"Set-Cookie",
+];
+
+/// Whether nothing is lost without pingora's record of the client's own spelling: names in lower case, as behind anything that speaks HTTP/2, and a target that its URI gives back byte for
+/// byte. Edits then need one map instead of two, which is most of what they cost. Any other spelling is kept, for backends that depend on it.
+fn is_plain(head: &RequestHeader) -> bool {
+    let mut plain = head.uri.authority().is_none() && head.uri.path_and_query().is_some_and(|target| target.as_str().as_bytes() == head.raw_path());
+    if plain && head.has_case() {
+        let looked_at = head.map(|name, _| {
+            if let HeaderNameVariant::Case(name) = name {
+                let name = name.as_slice();
+                plain &= !name.iter().any(u8::is_ascii_uppercase) || CANONICAL.contains(&name);
+            }
+            Ok(())
+        });
+        plain &= looked_at.is_ok();
+    }
+    plain
+}
+
+impl Edits for HeaderMap {
+    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
+        self.insert(name, value);
+    }
+
+    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
+        Self::append(self, name, value);
+    }
+
+    fn remove(&mut self, name: &HeaderName) {
+        Self::remove(self, name);
+    }
+
+    fn contains(&self, name: &HeaderName) -> bool {
+        self.contains_key(name)
     }
 }
 

@@ -335,3 +335,29 @@ fn a_backend_that_speaks_http_1_0_is_relayed_in_http_1_1_with_its_body_framed() 
         assert_eq!((answer.text().as_str(), answer.header("transfer-encoding")), ("until the end", Some("chunked")), "{}", answer.head);
     }
 }
+
+#[test]
+fn a_backend_gets_header_names_and_targets_as_the_client_wrote_them() {
+    let proxy = Proxy::start(&rollout("checkout", "100", ""));
+    let cases: [(&str, &[&str]); 5] = [
+        ("GET /a%20b?c=%2F HTTP/1.1\r\nHost: h\r\nx-user-id: u\r\nx-custom: 1\r\n\r\n", &["GET /a%20b?c=%2F HTTP/1.1", "Host: h", "x-user-id: u", "x-custom: 1"]),
+        ("GET /x HTTP/1.1\r\nHost: h\r\nX-User-Id: u\r\nX-CuStOm: 1\r\nx-lower: 2\r\n\r\n", &["GET /x HTTP/1.1", "X-User-Id: u", "X-CuStOm: 1", "x-lower: 2"]),
+        ("GET /x?a=1&b=%zz HTTP/1.1\r\nHost: h\r\nx-user-id: u\r\nAccept: */*\r\n\r\n", &["GET /x?a=1&b=%zz HTTP/1.1", "Accept: */*"]),
+        ("OPTIONS * HTTP/1.1\r\nHost: h\r\nx-user-id: u\r\n\r\n", &["OPTIONS * HTTP/1.1"]),
+        (
+            "POST /x HTTP/1.1\r\nHost: h\r\nx-user-id: u\r\nContent-Length: 2\r\nx-twice: 1\r\nx-twice: 2\r\n\r\nok",
+            &["POST /x HTTP/1.1", "Content-Length: 2", "x-twice: 1", "x-twice: 2"],
+        ),
+    ];
+    for (request, lines) in cases {
+        let mut client = proxy.client();
+        client.send(request.as_bytes());
+        let answer = client.answer(false).expect("an answer");
+        assert_eq!(answer.status(), 200, "{request}: {}", answer.text());
+        let head = if answer.side() == "new" { proxy.new.last_head() } else { proxy.legacy.last_head() };
+        for line in lines {
+            assert!(head.lines().any(|found| found == *line), "{line} is missing in\n{head}");
+        }
+        assert!(head.contains("x-cutover-backend: new\r\n") && head.contains("x-request-id: "), "{head}");
+    }
+}
