@@ -119,7 +119,7 @@ impl Drop for Workers {
     }
 }
 
-/// The calls of `cutover::control::tick`, with the time passed in: on the real clock a benchmark would squeeze thousands of ticks into a window that holds 120.
+/// What the control loop calls at each tick, with the time passed in: on the real clock a benchmark would squeeze thousands of ticks into a window that holds 120.
 fn tick_at(reader: &mut Reader, plane: &mut ControlPlane, now: Now) -> Vec<Effect> {
     reader.read();
     let totals: Vec<&PerSide<Totals>> = reader.rollouts().collect();

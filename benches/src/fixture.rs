@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cutover::access_log::AccessLog;
 use cutover::gateway::gate::{End, Gate, Limits, Step};
-use cutover::gateway::head::{Conn, Edits, Head};
+use cutover::gateway::head::{Conn, Head};
 use cutover::published::{Common, Published, Snapshot};
 use cutover::recorder::{Reader, recorder};
 use cutover_config::Settings;
@@ -210,8 +210,8 @@ impl MemoryHead {
     }
 
     /// The headers that an engine would send on, before ours are added.
-    pub fn copied(&self) -> MemoryEdits {
-        MemoryEdits(self.headers.clone())
+    pub fn copied(&self) -> HeaderMap {
+        self.headers.clone()
     }
 }
 
@@ -249,33 +249,11 @@ impl Head for MemoryHead {
     }
 }
 
-/// Headers that the gate changes.
-#[derive(Clone, Debug, Default)]
-pub struct MemoryEdits(pub HeaderMap);
-
-impl Edits for MemoryEdits {
-    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        self.0.insert(name, value);
-    }
-
-    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        self.0.append(name, value);
-    }
-
-    fn remove(&mut self, name: &HeaderName) {
-        self.0.remove(name);
-    }
-
-    fn contains(&self, name: &HeaderName) -> bool {
-        self.0.contains_key(name)
-    }
-}
-
 /// One request through the whole gate, from its head to its counters. The backend answers after 20 ms on the clock that is passed in.
 ///
 /// # Panics
 /// When the gate would not forward it: then the figure would be of something else.
-pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut MemoryEdits) {
+pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) {
     let started = Mono::from_micros(1_000_000);
     let (mut exchange, step) = gate.request(head, conn, started);
     assert_eq!(step, Step::Forward);
@@ -317,7 +295,7 @@ mod tests {
         let mut edits = head.copied();
         pass(&gate, &conn(), &head, &mut edits);
         reader.read();
-        let told = edits.0.get("x-cutover-backend").and_then(|side| side.to_str().ok());
+        let told = edits.get("x-cutover-backend").and_then(|side| side.to_str().ok());
         let slot = reader.slot(cutover::recorder::slot_of(2)).expect("the third rollout has traffic");
         let counted = Side::BOTH.into_iter().find(|&side| slot.totals[side].counts.requests == 1).map(Side::name);
         assert_eq!(counted, told);

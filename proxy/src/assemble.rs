@@ -257,11 +257,6 @@ impl Running {
         }
         cut
     }
-
-    /// Whether requests may be sent here.
-    pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Acquire)
-    }
 }
 
 /// The last accepted file, for a start with a broken one.

@@ -71,7 +71,9 @@ impl Control {
 
     async fn tick(&mut self) {
         self.reader.read();
-        let effects = tick(&mut self.plane, &self.reader);
+        let totals: Vec<&PerSide<Totals>> = self.reader.rollouts().collect();
+        // Ticks are never refused.
+        let effects = self.plane.on(Event::Tick(&totals), clock::now()).unwrap_or_default();
         self.carry_out(effects).await;
         if self.disk.is_durable()
             && let Some(split) = self.held.take()
@@ -200,11 +202,4 @@ impl Control {
             rollbacks: self.rollbacks.iter().map(|((rollout, label), count)| (Arc::clone(rollout), label.clone(), *count)).collect(),
         }
     }
-}
-
-/// One tick over what the reader has read: what the loop does four times a second, on its own for the benchmark.
-pub fn tick(plane: &mut ControlPlane, reader: &Reader) -> Vec<Effect> {
-    let totals: Vec<&PerSide<Totals>> = reader.rollouts().collect();
-    // Ticks are never refused.
-    plane.on(Event::Tick(&totals), clock::now()).unwrap_or_default()
 }
