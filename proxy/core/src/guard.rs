@@ -1,4 +1,4 @@
-//! Is the new backend worse? Rules over a window, and a verdict that reads as a sentence.
+//! When new counts as worse: the settings of a guard, its rules, and the plain judging of mode `threshold`. The sequential judging is in [`crate::judge`].
 //!
 //! Mode `threshold` is the plain rule: over `window`, with at least `min_requests` on new, strictly above the limit. It is exact at its limits: counts are compared as
 //! integers, and a latency limit is judged by how many requests were slower than it ("p99 above 800 ms" is "more than 1 % of requests above 800 ms"), never by a rounded quantile.
@@ -16,6 +16,8 @@ use crate::window::Span;
 /// How the guard judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
+    /// A sequential test per rule: see [`crate::judge`].
+    Sequential,
     /// Rules over a window.
     Threshold,
     /// No judging; only people roll back.
@@ -26,6 +28,7 @@ impl Mode {
     /// The name the file uses.
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Sequential => "sequential",
             Self::Threshold => "threshold",
             Self::Off => "off",
         }
@@ -66,6 +69,11 @@ impl LatencyPoint {
         }
     }
 
+    /// The share of requests that may be slower, as a fraction; a half for the mean, which has no such share.
+    pub fn slower_share(self) -> f64 {
+        self.slower_ppm().map_or(0.5, |ppm| ppm as f64 / 1e6)
+    }
+
     /// The value of this point in a span, in microseconds.
     pub fn of(self, span: &Span) -> Option<u64> {
         match self.slower_ppm() {
@@ -96,12 +104,50 @@ pub enum Rule {
     ClientErrorsVsLegacy(Ratio),
     /// The rate of clients that gave up is more than this many times legacy's.
     AbortsVsLegacy(Ratio),
+    /// Too many requests have waited longer than this many microseconds for an answer, and still wait.
+    Hang(u64),
+    /// No server has been available for this many microseconds.
+    Health(u64),
+    /// This many requests failed in a row, with no success between.
+    Dead(u32),
+}
+
+/// What happens when both sides are bad at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum SharedCause {
+    /// Raises are frozen and people are told; nobody is moved, unless the percentage was raised in the last ten minutes.
+    #[default]
+    Hold,
+    /// New is rolled back all the same.
+    Rollback,
+}
+
+impl SharedCause {
+    /// The name the file uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Hold => "hold",
+            Self::Rollback => "rollback",
+        }
+    }
 }
 
 impl Rule {
     /// All names a rule can have, `manual` and `state` apart.
-    pub const NAMES: [&'static str; 9] =
-        ["errors_max", "errors_vs_legacy", "latency_p50", "latency_p95", "latency_p99", "latency_mean", "latency_vs_legacy", "client_errors_vs_legacy", "aborts_vs_legacy"];
+    pub const NAMES: [&'static str; 12] = [
+        "errors_max",
+        "errors_vs_legacy",
+        "latency_p50",
+        "latency_p95",
+        "latency_p99",
+        "latency_mean",
+        "latency_vs_legacy",
+        "client_errors_vs_legacy",
+        "aborts_vs_legacy",
+        "hang",
+        "health",
+        "dead",
+    ];
 
     /// The name used in metrics, records and `status`.
     pub const fn name(self) -> &'static str {
@@ -115,12 +161,20 @@ impl Rule {
             Self::LatencyVsLegacy(_) => "latency_vs_legacy",
             Self::ClientErrorsVsLegacy(_) => "client_errors_vs_legacy",
             Self::AbortsVsLegacy(_) => "aborts_vs_legacy",
+            Self::Hang(_) => "hang",
+            Self::Health(_) => "health",
+            Self::Dead(_) => "dead",
         }
+    }
+
+    /// Whether the rule looks at what is now and not at counts over a window: it works alike in all modes but `off`.
+    pub const fn is_immediate(self) -> bool {
+        matches!(self, Self::Hang(_) | Self::Health(_) | Self::Dead(_))
     }
 
     const fn needs_legacy(self) -> bool {
         match self {
-            Self::ErrorsMax(_) | Self::Latency(..) => false,
+            Self::ErrorsMax(_) | Self::Latency(..) | Self::Hang(_) | Self::Health(_) | Self::Dead(_) => false,
             Self::ErrorsVsLegacy(_) | Self::LatencyVsLegacy(_) | Self::ClientErrorsVsLegacy(_) | Self::AbortsVsLegacy(_) => true,
         }
     }
@@ -139,6 +193,7 @@ impl Rule {
                 None => false,
                 Some(legacy_us) => point_is_above(COMPARED_POINT, new, scaled(legacy_us, ratio)),
             },
+            Self::Hang(_) | Self::Health(_) | Self::Dead(_) => false,
         }
     }
 
@@ -176,6 +231,7 @@ impl Rule {
                 millis_or_none(COMPARED_POINT.of(spans.legacy)),
                 spans.legacy.latencies.total()
             ),
+            Self::Hang(_) | Self::Health(_) | Self::Dead(_) => String::new(),
         }
     }
 }
@@ -204,29 +260,70 @@ pub struct GuardSettings {
     pub mode: Mode,
     /// Judge and report, but never roll back.
     pub dry_run: bool,
-    /// How far back a rule looks.
+    /// How far back a rule looks. Threshold mode only.
     pub window: Duration,
-    /// Fewer requests than this on new within the window say nothing.
+    /// Fewer requests than this on new within the window say nothing. Threshold mode only.
     pub min_requests: u64,
     /// The conditions, each by itself sufficient.
     pub rules: Vec<Rule>,
+    /// How many users must be hurt before a rule may trip; never more than new has served lately. `1..=1000`.
+    pub min_users: u32,
+    /// How rarely a healthy backend may be rolled back, over all sequential rules together.
+    pub false_alarm_every: Duration,
+    /// What happens when both sides are bad at once.
+    pub shared_cause: SharedCause,
+}
+
+impl GuardSettings {
+    /// The rules that a sequential guard has where the file says nothing else.
+    pub fn default_rules() -> Vec<Rule> {
+        let ratio = |thousandths| Ratio::from_thousandths(thousandths).expect("the defaults are ratios");
+        vec![
+            Rule::ErrorsMax(Rate::from_ppm(10_000).expect("1 % is a rate")),
+            Rule::ErrorsVsLegacy(ratio(2_000)),
+            Rule::LatencyVsLegacy(ratio(1_500)),
+            Rule::ClientErrorsVsLegacy(ratio(2_000)),
+            Rule::AbortsVsLegacy(ratio(2_000)),
+            Rule::Hang(10_000_000),
+            Rule::Health(10_000_000),
+            Rule::Dead(20),
+        ]
+    }
+
+    /// The share of requests that may hang: as many as may fail.
+    pub fn hang_limit(&self) -> f64 {
+        self.rules.iter().find_map(|rule| if let Rule::ErrorsMax(max) = rule { Some(max.fraction()) } else { None }).unwrap_or(0.01)
+    }
+
+    /// How many rules gather evidence, and so share the budget of false alarms.
+    pub fn gathering(&self) -> usize {
+        self.rules.iter().filter(|rule| self.judges(**rule) && !matches!(rule, Rule::Health(_) | Rule::Dead(_))).count().max(1)
+    }
+
+    /// The rule of this name, if the guard has it.
+    pub fn rule(&self, name: &str) -> Option<Rule> {
+        self.rules.iter().copied().find(|rule| rule.name() == name)
+    }
 }
 
 impl Default for GuardSettings {
-    /// What a rollout without a guard section gets: errors above 1 % over 30 s and at least 200 requests.
+    /// What a rollout without a guard section gets.
     fn default() -> Self {
         Self {
-            mode: Mode::Threshold,
+            mode: Mode::Sequential,
             dry_run: false,
             window: Duration::from_secs(30),
             min_requests: 200,
-            rules: vec![Rule::ErrorsMax(Rate::from_ppm(10_000).expect("1 % is a rate"))],
+            rules: Self::default_rules(),
+            min_users: 3,
+            false_alarm_every: Duration::from_secs(30 * 24 * 3600),
+            shared_cause: SharedCause::Hold,
         }
     }
 }
 
 /// What one rule says now.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// The rule.
     pub rule: Rule,
@@ -234,6 +331,8 @@ pub struct Verdict {
     pub answer: Answer,
     /// The numbers behind it, in one sentence.
     pub sentence: String,
+    /// The decimal logarithm of the evidence that new is worse, for rules that gather evidence.
+    pub evidence_log10: Option<f64>,
 }
 
 /// Whether new is worse.
@@ -245,6 +344,10 @@ pub enum Answer {
     Breach,
     /// Too few requests to say.
     Inconclusive,
+    /// Beyond the limit, and legacy is, too: nobody's fault in particular.
+    SharedCause,
+    /// Beyond the limit, but too few users, networks or clients say so.
+    Held,
 }
 
 impl Answer {
@@ -254,6 +357,8 @@ impl Answer {
             Self::Pass => "pass",
             Self::Breach => "breach",
             Self::Inconclusive => "inconclusive",
+            Self::SharedCause => "shared_cause",
+            Self::Held => "held",
         }
     }
 }
@@ -283,9 +388,9 @@ impl<'a> Guard<'a> {
     fn rules(&self) -> impl Iterator<Item = Rule> + 'a {
         let rules: &'a [Rule] = match self.settings.mode {
             Mode::Threshold => &self.settings.rules,
-            Mode::Off => &[],
+            Mode::Sequential | Mode::Off => &[],
         };
-        rules.iter().copied()
+        rules.iter().copied().filter(|rule| !rule.is_immediate())
     }
 
     fn answer(&self, rule: Rule, spans: PerSide<&Span>) -> Answer {
@@ -303,7 +408,7 @@ impl<'a> Guard<'a> {
         let base = |side: Side| match rule {
             Rule::AbortsVsLegacy(_) => spans[side].counts.requests + spans[side].counts.aborts,
             Rule::Latency(..) | Rule::LatencyVsLegacy(_) => spans[side].latencies.total(),
-            Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) => spans[side].counts.requests,
+            _ => spans[side].counts.requests,
         };
         // Zero requests say nothing even where the file asks for none.
         let too_few = |side: &Side| base(*side) < self.settings.min_requests.max(1);
@@ -318,7 +423,7 @@ impl<'a> Guard<'a> {
             Some((side, have)) => format!("not enough data: {have} of {} requests on {side} in the last {window}", self.settings.min_requests.max(1)),
             None => format!("{}, in the last {window}", rule.describe(spans)),
         };
-        Verdict { rule, answer, sentence }
+        Verdict { rule, answer, sentence, evidence_log10: None }
     }
 }
 
@@ -382,14 +487,14 @@ mod tests {
             } else {
                 Outcome::Success
             };
-            totals.record(&Ending { outcome, status: None, latency_us: Some(latency_us), evidence: true });
+            totals.record(&Ending { outcome, status: None, latency_us: Some(latency_us), evidence: true }, crate::witness::Counted::default());
         }
         window.tick(Mono::from_micros(1), &totals);
         window.span().clone()
     }
 
     fn settings(rule: Rule) -> GuardSettings {
-        GuardSettings { min_requests: 50, window: Duration::from_secs(10), rules: vec![rule], ..GuardSettings::default() }
+        GuardSettings { mode: Mode::Threshold, min_requests: 50, window: Duration::from_secs(10), rules: vec![rule], ..GuardSettings::default() }
     }
 
     fn check(rule: Rule, legacy: &Span, new: &Span, answer: Answer) -> String {

@@ -7,20 +7,26 @@
 //! Deliberately absent: anything that knows HTTP, TOML, JSON, files, sockets or threads. `clippy.toml` and `Cargo.toml` of this crate enforce it.
 
 pub mod bucket;
+pub mod evidence;
+pub mod forecast;
 pub mod guard;
 pub mod histogram;
+pub mod judge;
 pub mod outcome;
 pub mod percent;
 pub mod plane;
 pub mod rollout;
 pub mod side;
+pub mod simulate;
 pub mod split;
 pub mod time;
 pub mod window;
+pub mod witness;
 
 pub use bucket::{BUCKETS, Bucket, Salt};
-pub use guard::{Guard, GuardSettings, Mode, Rule, Verdict};
+pub use guard::{Guard, GuardSettings, Mode, Rule, SharedCause, Verdict};
 pub use histogram::Latencies;
+pub use judge::{Judge, Observed, Waited};
 pub use outcome::{Ending, FailureKind, Outcome};
 pub use percent::{Percent, Rate, Ratio};
 pub use plane::{Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Source};
@@ -29,3 +35,4 @@ pub use side::{PerSide, Side};
 pub use split::{Anonymous, Ask, Decision, KeySource, Match, Reason, RolloutRule, RolloutSplit, Split, UserKey, UserList};
 pub use time::{Mono, Now, Wall};
 pub use window::{Span, Totals, Window};
+pub use witness::{Aims, Class, Counted, Crowd, TICK, Watch, Who, Witness};

@@ -55,6 +55,11 @@ impl Rate {
         if ppm <= 1_000_000 { Some(Self(ppm)) } else { None }
     }
 
+    /// The share as a fraction, for statistics.
+    pub fn fraction(self) -> f64 {
+        f64::from(self.0) / 1e6
+    }
+
     /// Parts per million.
     pub const fn ppm(self) -> u32 {
         self.0
@@ -102,6 +107,11 @@ impl Ratio {
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
         let thousandths = decimal(text, 3, u64::from(Self::MAX_THOUSANDTHS))?;
         Self::from_thousandths(thousandths as u32).ok_or(DecimalError::OutOfRange)
+    }
+
+    /// The factor as a float, for statistics.
+    pub fn factor(self) -> f64 {
+        f64::from(self.0) / 1e3
     }
 
     /// Thousandths.

@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::guard::Verdict;
+use crate::guard::Rule;
+use crate::judge::Observed;
 use crate::percent::Percent;
 use crate::rollout::{Cause, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
 use crate::side::PerSide;
@@ -21,8 +22,10 @@ use crate::window::Totals;
 /// Something the control plane must know.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Time passed: the cumulative totals of every recorder slot, by slot. Slots beyond the end have no traffic yet.
-    Tick(&'a [&'a PerSide<Totals>]),
+    /// Time passed: what was seen of every recorder slot, by slot. Slots beyond the end have no traffic yet.
+    Tick(&'a [Observed<'a>]),
+    /// A request to new has failed, between ticks: the same, but without latencies and hanging requests.
+    Failure(&'a [Observed<'a>]),
     /// A valid file, the first one included.
     Settings {
         /// All rollouts in file order.
@@ -171,6 +174,12 @@ pub enum Change {
     Rearmed,
     /// The guard would have rolled back, were it not a dry run.
     DryRunBreach,
+    /// Both sides are bad at once: raises are frozen.
+    SharedCause,
+    /// Both sides are not bad at once any more: raises go through.
+    SharedCauseEnded,
+    /// The evidence is there, but too few are hurt to roll back.
+    Held,
 }
 
 impl Change {
@@ -185,6 +194,9 @@ impl Change {
             Self::RolledBack(_) => "rollback",
             Self::Rearmed => "rearm",
             Self::DryRunBreach => "dry_run_breach",
+            Self::SharedCause => "shared_cause",
+            Self::SharedCauseEnded => "shared_cause_ended",
+            Self::Held => "held",
         }
     }
 }
@@ -288,28 +300,54 @@ impl ControlPlane {
     /// Only a command can be refused; nothing has changed then.
     pub fn on(&mut self, event: Event<'_>, now: Now) -> Result<Vec<Effect>, CommandError> {
         match event {
-            Event::Tick(totals) => Ok(self.on_tick(totals, now)),
+            Event::Tick(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.tick(now, observed))),
+            Event::Failure(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.wake(now, observed).into_iter().collect())),
             Event::Settings { rollouts, actor, reason } => Ok(self.on_settings(rollouts, &actor, &reason, now)),
             Event::Command { rollout, command, actor, reason } => self.on_command(rollout, command, actor, reason, now),
         }
     }
 
-    fn on_tick(&mut self, totals: &[&PerSide<Totals>], now: Now) -> Vec<Effect> {
-        let none = PerSide::default();
+    fn on_look(&mut self, observed: &[Observed<'_>], now: Now, look: impl Fn(&mut Rollout, &Observed<'_>) -> Vec<Judgement>) -> Vec<Effect> {
+        let none = PerSide::<Totals>::default();
         let mut tripped = Vec::new();
-        let mut warned = Vec::new();
-        for rollout in &mut self.rollouts {
-            match rollout.tick(now, totals.get(rollout.slot()).copied().unwrap_or(&none)) {
-                Judgement::Nothing => {}
-                Judgement::Trip { cause, sentence } => {
-                    let trip = rollout.trip(now, cause, sentence);
-                    tripped.push(rolled_back(rollout, trip, Actor::guard(), "the guard's rule was breached".to_owned(), now));
+        let mut said = Vec::new();
+        let mut thawed = None;
+        for at in 0..self.rollouts.len() {
+            let rollout = &mut self.rollouts[at];
+            let judgements = look(rollout, &observed.get(rollout.slot()).copied().unwrap_or_else(|| Observed::of(&none)));
+            for judgement in judgements {
+                let rollout = &mut self.rollouts[at];
+                match judgement {
+                    Judgement::Trip { cause, sentence } => {
+                        let trip = rollout.trip(now, cause, sentence);
+                        tripped.push(rolled_back(rollout, trip, Actor::guard(), "the guard's rule was breached".to_owned(), now));
+                    }
+                    Judgement::WouldTrip(case) => said.push(would_trip(rollout, case.rule, &case.sentence, now)),
+                    Judgement::SharedCause(sentence) => {
+                        let sentence = format!("{}: both sides are bad at once, raises are frozen at {} %: {sentence}", rollout.id(), rollout.effective());
+                        said.push(announce(rollout, Change::SharedCause, &Actor::guard(), "shared cause", sentence, now));
+                    }
+                    Judgement::SharedCauseEnded => {
+                        let sentence = format!("{}: both sides are not bad at once any more, {} % of users are on new", rollout.id(), rollout.effective());
+                        said.push(announce(rollout, Change::SharedCauseEnded, &Actor::guard(), "shared cause", sentence, now));
+                        thawed = Some(at);
+                    }
+                    Judgement::Held(sentence) => {
+                        said.push(announce(rollout, Change::Held, &Actor::guard(), "too few are hurt", format!("{}: {sentence}", rollout.id()), now));
+                    }
                 }
-                Judgement::WouldTrip(verdict) => warned.push(would_trip(rollout, &verdict, now)),
             }
         }
-        let mut effects = if tripped.is_empty() { Vec::new() } else { self.drop_effects(tripped) };
-        effects.extend(warned.into_iter().map(Effect::Announce));
+        let mut effects = match (tripped.is_empty(), thawed) {
+            (false, _) => self.drop_effects(tripped),
+            // A raise that was frozen goes through now, and is durable first, as every raise.
+            (true, Some(_)) => {
+                self.revision += 1;
+                vec![Effect::Persist(self.standings()), Effect::Publish(self.split())]
+            }
+            (true, None) => Vec::new(),
+        };
+        effects.extend(said.into_iter().map(Effect::Announce));
         effects
     }
 
@@ -329,7 +367,7 @@ impl ControlPlane {
             }
             Command::Rearm if rollout.latch().is_none() => Err(CommandError::NotRolledBack { id: id.to_owned() }),
             Command::Rearm => {
-                rollout.rearm();
+                rollout.rearm(now.mono);
                 let announcement = rearmed(rollout, &actor, &reason, now);
                 self.revision += 1;
                 Ok(vec![Effect::Persist(self.standings()), Effect::Publish(self.split()), Effect::Announce(announcement)])
@@ -349,7 +387,7 @@ impl ControlPlane {
             let rollout = match previous.remove(&id) {
                 Some(mut rollout) => {
                     let was = (rollout.settings().clone(), rollout.latch().is_some());
-                    rollout.apply(settings);
+                    rollout.apply(settings, now.mono);
                     announcements.extend(changed(&was.0, was.1, &rollout, actor, reason, now));
                     rollout
                 }
@@ -381,7 +419,7 @@ impl ControlPlane {
             (Some(latch), _) if settings.generation <= latch.generation => Phase::RolledBack(latch),
             (None, Some(why)) => {
                 let sentence = format!("the saved state could not be read ({why}), so nobody knows whether it was rolled back");
-                let trip = Trip { at: now.wall, cause: Cause::State, from: settings.percent, sentence };
+                let trip = Trip { at: now.wall, cause: Cause::State, from: settings.percent, sentence, history: Vec::new() };
                 Phase::RolledBack(Latch { generation: settings.generation, trip })
             }
             (Some(_) | None, _) => Phase::Holding,
@@ -434,9 +472,9 @@ fn rearmed(rollout: &Rollout, actor: &Actor, reason: &str, now: Now) -> Box<Anno
     announce(rollout, Change::Rearmed, actor, reason, sentence, now)
 }
 
-fn would_trip(rollout: &Rollout, verdict: &Verdict, now: Now) -> Box<Announcement> {
-    let sentence = format!("{}: would roll back, but dry_run is on: {}", rollout.id(), verdict.sentence);
-    announce(rollout, Change::DryRunBreach, &Actor::guard(), verdict.rule.name(), sentence, now)
+fn would_trip(rollout: &Rollout, rule: Rule, why: &str, now: Now) -> Box<Announcement> {
+    let sentence = format!("{}: would roll back, but dry_run is on: {why}", rollout.id());
+    announce(rollout, Change::DryRunBreach, &Actor::guard(), rule.name(), sentence, now)
 }
 
 fn arrived(rollout: &Rollout, running: bool, actor: &Actor, reason: &str, now: Now) -> Option<Box<Announcement>> {

@@ -2,18 +2,23 @@
 //!
 //! The latch is a phase. [`Phase::RolledBack`] is left only by `rearm` or by a generation above the one it tripped at: not by a restart, a re-applied file, a touch, a
 //! reformat or a changed percentage. Plans, stages and gates will be phases of their own beside it.
+//!
+//! While both sides are bad at once the share is frozen: it may fall, but a raise waits until that is over.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bucket::Salt;
-use crate::guard::{Guard, GuardSettings, Verdict};
+use crate::guard::{Guard, GuardSettings, Mode, Verdict, seconds};
+use crate::judge::{Case, Finding, Judge, Observed, SHARED_LASTS};
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
 use crate::split::{Anonymous, KeySource, Match, RolloutRule, RolloutSplit, UserList};
 use crate::time::{Mono, Now, Wall};
-use crate::window::{Span, Totals, Window};
+use crate::window::{Counts, Span, Window};
+use crate::witness::{Aims, Class};
 
 /// One rollout as the file means it.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,6 +43,8 @@ pub struct RolloutSettings {
     pub percent: Percent,
     /// Raised by an operator to re-arm after a rollback.
     pub generation: u64,
+    /// The share of users kept on legacy even at 100 %, as a control group.
+    pub holdback: Percent,
     /// When new counts as worse.
     pub guard: GuardSettings,
 }
@@ -84,6 +91,48 @@ pub struct Trip {
     pub from: Percent,
     /// What happened, with its numbers, as a person says it.
     pub sentence: String,
+    /// The last minute, tick by tick, the newest last; of trips by the guard only.
+    pub history: Vec<TickNumbers>,
+}
+
+/// What both sides did in one tick.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TickNumbers {
+    /// When the tick ended.
+    pub at: Wall,
+    /// Each side.
+    pub sides: PerSide<SideNumbers>,
+}
+
+/// What one side did in one tick.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SideNumbers {
+    /// Requests that count.
+    pub requests: u64,
+    /// Failures among them.
+    pub failed: u64,
+    /// Failures as far as they counted: at most so many of each user.
+    pub counted: u64,
+    /// 4xx answers.
+    pub client_errors: u64,
+    /// Clients that gave up.
+    pub aborts: u64,
+    /// Sum of the latencies in microseconds.
+    pub latency_sum_us: u64,
+}
+
+impl SideNumbers {
+    /// The same of whole counts.
+    pub fn of(counts: &Counts) -> Self {
+        Self {
+            requests: counts.requests,
+            failed: counts.failed(),
+            counted: counts.counted[Class::Failure.index()],
+            client_errors: counts.client_errors,
+            aborts: counts.aborts,
+            latency_sum_us: counts.latency_sum_us,
+        }
+    }
 }
 
 /// What sent a rollout to 0 %.
@@ -134,7 +183,7 @@ pub struct TripNumbers {
 }
 
 impl TripNumbers {
-    fn of(span: &Span) -> Self {
+    pub(crate) fn of(span: &Span) -> Self {
         let counts = &span.counts;
         Self { requests: counts.requests, failed: counts.failed(), client_errors: counts.client_errors, aborts: counts.aborts, p95_us: span.latencies.quantile(0.95) }
     }
@@ -142,6 +191,15 @@ impl TripNumbers {
 
 /// How far back the numbers of `status` and the metrics' quantiles look.
 pub const RECENT: Duration = Duration::from_secs(60);
+
+/// How many ticks a trip remembers.
+const HISTORY: usize = 240;
+
+/// When both sides turn bad within this time of a raise, the raise is undone: it may be what broke them, and undoing it is cheap.
+pub const RAISE_SUSPECT: Duration = Duration::from_secs(600);
+
+/// A second report of a dry run is a new one after this pause.
+const QUIET: Duration = Duration::from_secs(60);
 
 /// A running rollout. Owned by the control plane alone.
 #[derive(Clone, Debug)]
@@ -151,14 +209,38 @@ pub struct Rollout {
     phase: Phase,
     judged: PerSide<Window>,
     recent: PerSide<Window>,
-    dry_run_breach: Option<&'static str>,
+    judge: Judge,
+    history: VecDeque<TickNumbers>,
+    raised_at: Option<Mono>,
+    shared: Option<Shared>,
+    dry_run_breach: Option<Mono>,
+}
+
+/// Both sides are bad at once.
+#[derive(Clone, Debug)]
+struct Shared {
+    /// The share that was in force when it began, or less.
+    frozen: Percent,
+    last: Mono,
+    sentence: String,
 }
 
 impl Rollout {
     /// A rollout with these settings, standing where `phase` says. `new_since` is now for a slot that has never counted anything; a slot with a past begins with its next tick.
     pub(crate) fn new(settings: RolloutSettings, slot: usize, phase: Phase, new_since: Option<Mono>) -> Self {
         let windows = |length: Duration| PerSide::from_fn(|_| new_since.map_or_else(|| Window::new(length), |now| Window::from_nothing(length, now)));
-        Self { rule: Arc::new(rule_of(&settings, slot)), phase, judged: windows(settings.guard.window), recent: windows(RECENT), settings, dry_run_breach: None }
+        Self {
+            rule: Arc::new(rule_of(&settings, slot)),
+            phase,
+            judged: windows(settings.guard.window),
+            recent: windows(RECENT),
+            judge: Judge::new(&settings.guard, new_since.is_some(), new_since.unwrap_or_default()),
+            history: VecDeque::with_capacity(HISTORY),
+            settings,
+            raised_at: None,
+            shared: None,
+            dry_run_breach: None,
+        }
     }
 
     /// The id.
@@ -194,12 +276,24 @@ impl Rollout {
         self.settings.percent
     }
 
-    /// The share of users in force: the one asked for, or zero while rolled back.
+    /// The share of users in force: zero while rolled back, else the one asked for, less those held back and what a shared cause freezes.
     pub fn effective(&self) -> Percent {
-        match &self.phase {
-            Phase::Holding => self.settings.percent,
-            Phase::RolledBack(_) => Percent::ZERO,
+        match (&self.phase, &self.shared) {
+            (Phase::RolledBack(_), _) => Percent::ZERO,
+            (Phase::Holding, None) => self.wanted(),
+            (Phase::Holding, Some(shared)) => self.wanted().min(shared.frozen),
         }
+    }
+
+    /// The share asked for, without the control group.
+    fn wanted(&self) -> Percent {
+        let most = Percent::FULL.thousandths() - self.settings.holdback.thousandths();
+        self.settings.percent.min(Percent::from_thousandths(most).unwrap_or_default())
+    }
+
+    /// Whether both sides are bad at once, and raises are frozen.
+    pub fn has_shared_cause(&self) -> bool {
+        self.shared.is_some()
     }
 
     /// What the last minute looked like.
@@ -209,76 +303,153 @@ impl Rollout {
 
     /// What every rule of the guard says now.
     pub fn verdicts(&self) -> Vec<Verdict> {
-        Guard::new(&self.settings.guard).verdicts(self.judged())
+        let mut verdicts = Guard::new(&self.settings.guard).verdicts(self.judged());
+        verdicts.extend(self.judge.verdicts(self.recent()));
+        verdicts
+    }
+
+    /// What the request path must watch for it.
+    pub fn aims(&self) -> &Aims {
+        self.judge.aims()
     }
 
     /// Where it stands, in one sentence.
     pub fn sentence(&self) -> String {
-        match &self.phase {
-            Phase::Holding => format!("{} % of users are on new", self.desired()),
-            Phase::RolledBack(latch) => format!(
-                "{} % asked, rolled back and latched at generation {}: 0 % of users are on new. {}. `rearm` or a generation above {} lifts it",
-                self.desired(),
-                latch.generation,
-                latch.trip.sentence,
-                latch.generation
+        let desired = self.desired();
+        match (&self.phase, &self.shared) {
+            (Phase::RolledBack(latch), _) => format!(
+                "{desired} % asked, rolled back and latched at generation {}: 0 % of users are on new. {}. `rearm` or a generation above {} lifts it",
+                latch.generation, latch.trip.sentence, latch.generation
             ),
+            (Phase::Holding, Some(shared)) => {
+                format!("{desired} % asked, {} % of users are on new and raises are frozen, because both sides are bad at once: {}", self.effective(), shared.sentence)
+            }
+            (Phase::Holding, None) if self.wanted() < desired => {
+                format!("{desired} % asked, {} % of users are on new: {} % are held back as a control group", self.wanted(), self.settings.holdback)
+            }
+            (Phase::Holding, None) => format!("{desired} % of users are on new"),
         }
     }
 
     /// What the data path needs of it.
     pub(crate) fn split(&self) -> RolloutSplit {
-        RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some() }
+        RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some(), epoch: self.aims().epoch }
     }
 
-    /// Takes the totals of one tick, and says what it sees: a trip that must happen, or the first breach under `dry_run`.
-    pub(crate) fn tick(&mut self, now: Now, totals: &PerSide<Totals>) -> Judgement {
+    /// Takes what was seen in one tick, and says what must happen.
+    pub(crate) fn tick(&mut self, now: Now, observed: &Observed<'_>) -> Vec<Judgement> {
         for side in Side::BOTH {
-            self.judged[side].tick(now.mono, &totals[side]);
-            self.recent[side].tick(now.mono, &totals[side]);
+            self.judged[side].tick(now.mono, &observed.totals[side]);
+            self.recent[side].tick(now.mono, &observed.totals[side]);
         }
-        if self.latch().is_some() {
-            return Judgement::Nothing;
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
         }
-        let Some(verdict) = Guard::new(&self.settings.guard).breach(self.judged()) else {
-            self.dry_run_breach = None;
-            return Judgement::Nothing;
-        };
-        let rule = verdict.rule.name();
-        if self.settings.guard.dry_run {
-            let first = self.dry_run_breach.replace(rule) != Some(rule);
-            return if first { Judgement::WouldTrip(Box::new(verdict)) } else { Judgement::Nothing };
+        self.history.push_back(TickNumbers { at: now.wall, sides: self.recent.map(|window| SideNumbers::of(&window.last_counts())) });
+        let recent = PerSide { legacy: self.recent.legacy.span(), new: self.recent.new.span() };
+        if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
+            self.judge.skip(observed, recent, now.mono);
+            return Vec::new();
         }
-        let cause = Cause::Guard { rule: rule.to_owned(), numbers: self.judged().map(|span| TripNumbers::of(span)) };
-        Judgement::Trip { cause, sentence: verdict.sentence }
+        let finding = self.judge.tick(observed, recent, self.recent.new.last_latencies(), now.mono);
+        let mut judgements = Vec::new();
+        if let Some(shared) = &self.shared
+            && now.mono.since(shared.last) > SHARED_LASTS
+        {
+            self.shared = None;
+            judgements.push(Judgement::SharedCauseEnded);
+        }
+        let breach = Guard::new(&self.settings.guard).breach(self.judged()).map(|verdict| {
+            let numbers = self.judged().map(|span| TripNumbers::of(span));
+            Finding::Worse(Case { rule: verdict.rule, sentence: verdict.sentence, numbers })
+        });
+        judgements.extend(breach.or(finding).and_then(|finding| self.weigh(finding, now)));
+        judgements
+    }
+
+    /// A failure has just happened: looks at failures only.
+    pub(crate) fn wake(&mut self, now: Now, observed: &Observed<'_>) -> Option<Judgement> {
+        if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
+            return None;
+        }
+        let recent = PerSide { legacy: self.recent.legacy.span(), new: self.recent.new.span() };
+        let finding = self.judge.wake(observed, recent, now.mono)?;
+        self.weigh(finding, now)
+    }
+
+    /// What a finding comes to, under the settings and after what was done lately.
+    fn weigh(&mut self, finding: Finding, now: Now) -> Option<Judgement> {
+        match finding {
+            Finding::Held(case) => Some(Judgement::Held(case.sentence)),
+            Finding::Worse(case) => self.act_on(case, now),
+            Finding::StillShared => {
+                if let Some(shared) = &mut self.shared {
+                    shared.last = now.mono;
+                }
+                None
+            }
+            Finding::Shared(mut case) => {
+                if let Some(raised_at) = self.raised_at.filter(|raised_at| now.mono.since(*raised_at) < RAISE_SUSPECT) {
+                    let ago = seconds(Duration::from_secs(now.mono.since(raised_at).as_secs()));
+                    case.sentence.push_str(&format!(". Rolled back all the same, because the share was raised {ago} ago"));
+                    return self.act_on(case, now);
+                }
+                let frozen = self.effective();
+                let was_known = self.shared.replace(Shared { frozen, last: now.mono, sentence: case.sentence.clone() }).is_some();
+                (!was_known).then_some(Judgement::SharedCause(case.sentence))
+            }
+        }
+    }
+
+    fn act_on(&mut self, case: Case, now: Now) -> Option<Judgement> {
+        if !self.settings.guard.dry_run {
+            return Some(Judgement::Trip { cause: Cause::Guard { rule: case.rule.name().to_owned(), numbers: case.numbers }, sentence: case.sentence });
+        }
+        self.judge.forget(case.rule, now.mono);
+        let said = self.dry_run_breach.replace(now.mono);
+        let is_news = said.is_none_or(|at| now.mono.since(at) > QUIET);
+        is_news.then_some(Judgement::WouldTrip(case))
     }
 
     /// Sends everybody to legacy and latches at the present generation.
     pub(crate) fn trip(&mut self, now: Now, cause: Cause, sentence: String) -> Trip {
-        let trip = Trip { at: now.wall, cause, from: self.effective(), sentence };
+        let history = if matches!(cause, Cause::Guard { .. }) { self.history.iter().copied().collect() } else { Vec::new() };
+        let trip = Trip { at: now.wall, cause, from: self.effective(), sentence, history };
         self.phase = Phase::RolledBack(Latch { generation: self.settings.generation, trip: trip.clone() });
+        self.shared = None;
         trip
     }
 
     /// Lifts the latch; the guard starts from nothing.
-    pub(crate) fn rearm(&mut self) {
+    pub(crate) fn rearm(&mut self, now: Mono) {
         self.phase = Phase::Holding;
         self.dry_run_breach = None;
+        self.raised_at = Some(now);
+        self.judge.restart(now);
         for side in Side::BOTH {
             self.judged[side].restart();
         }
     }
 
     /// Takes changed settings. A latch stays unless the generation rose above it.
-    pub(crate) fn apply(&mut self, settings: RolloutSettings) {
+    pub(crate) fn apply(&mut self, settings: RolloutSettings, now: Mono) {
         let slot = self.slot();
         for side in Side::BOTH {
             self.judged[side].set_length(settings.guard.window);
         }
+        self.judge.set(&settings.guard, now);
+        let before = self.effective();
         self.settings = settings;
         self.rule = Arc::new(rule_of(&self.settings, slot));
         if self.latch().is_some_and(|latch| self.settings.generation > latch.generation) {
-            self.rearm();
+            self.rearm(now);
+        }
+        let after = self.effective();
+        if let Some(shared) = &mut self.shared {
+            shared.frozen = after;
+        }
+        if after > before {
+            self.raised_at = Some(now);
         }
     }
 
@@ -289,8 +460,6 @@ impl Rollout {
 
 /// What a tick makes of a rollout.
 pub(crate) enum Judgement {
-    /// Carry on.
-    Nothing,
     /// Roll back.
     Trip {
         /// The rule and its numbers.
@@ -299,7 +468,13 @@ pub(crate) enum Judgement {
         sentence: String,
     },
     /// The guard would roll back if it were not a dry run. Said once per breach.
-    WouldTrip(Box<Verdict>),
+    WouldTrip(Case),
+    /// Both sides have become bad at once: raises are frozen.
+    SharedCause(String),
+    /// That is over.
+    SharedCauseEnded,
+    /// Something is wrong for too few to roll back.
+    Held(String),
 }
 
 impl fmt::Display for Trip {

@@ -53,6 +53,8 @@ pub struct RolloutSplit {
     pub percent: Percent,
     /// Rolled back: everybody is on legacy, lists included.
     pub latched: bool,
+    /// Changes when the rollout is re-armed. Outcomes of requests decided under another epoch are no evidence.
+    pub epoch: u64,
 }
 
 /// The part of a rollout that only a changed file changes.
@@ -336,7 +338,7 @@ mod tests {
             backends: PerSide { legacy: "legacy".into(), new: "new".into() },
         };
         let percent = if latched { Percent::ZERO } else { Percent::parse(percent).expect("a percentage") };
-        RolloutSplit { rule: Arc::new(rule), percent, latched }
+        RolloutSplit { rule: Arc::new(rule), percent, latched, epoch: 0 }
     }
 
     fn ask(key: Option<&str>) -> Ask<'_> {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::histogram::Latencies;
 use crate::outcome::{CODE_CLASSES, Ending, FailureKind, Outcome, code_class};
 use crate::time::Mono;
+use crate::witness::{Class, Counted};
 
 /// Everything one side has done since the process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -33,6 +34,10 @@ pub struct Counts {
     pub client_errors: u64,
     /// Clients that gave up; not among `requests`.
     pub aborts: u64,
+    /// Users seen for the first time in a tick: what the counted bad events are compared with.
+    pub appearances: u64,
+    /// Bad events as far as they count: at most so many of each user and network. By [`Class::index`].
+    pub counted: [u64; Class::COUNT],
     /// Sum of the latencies in microseconds, for the mean.
     pub latency_sum_us: u64,
 }
@@ -48,7 +53,11 @@ impl Counts {
         for (mine, theirs) in self.failures.iter_mut().zip(other.failures) {
             *mine = op(*mine, theirs);
         }
+        for (mine, theirs) in self.counted.iter_mut().zip(other.counted) {
+            *mine = op(*mine, theirs);
+        }
         self.client_errors = op(self.client_errors, other.client_errors);
+        self.appearances = op(self.appearances, other.appearances);
         self.aborts = op(self.aborts, other.aborts);
         self.latency_sum_us = op(self.latency_sum_us, other.latency_sum_us);
         self
@@ -56,11 +65,15 @@ impl Counts {
 }
 
 impl Totals {
-    /// Adds one ended request. The recorder does the same with atomics; this is the meaning of it.
-    pub fn record(&mut self, ending: &Ending) {
+    /// Adds one ended request that counts in these classes of bad events. The recorder does the same with atomics; this is the meaning of it.
+    pub fn record(&mut self, ending: &Ending, counted: Counted) {
         self.code_classes[code_class(ending.status)] += 1;
         if !ending.evidence {
             return;
+        }
+        self.counts.appearances += u64::from(counted.is_appearance());
+        for class in counted.indexes() {
+            self.counts.counted[class] += 1;
         }
         match ending.outcome {
             Outcome::Success => self.counts.requests += 1,
@@ -182,6 +195,16 @@ impl Window {
         self.sum.covers = self.ticks.front().map_or(Duration::ZERO, |tick| now.since(tick.start));
     }
 
+    /// The latencies of the last tick, as counters and how many fell into each.
+    pub fn last_latencies(&self) -> &[(u16, u64)] {
+        self.ticks.back().map_or(&[], |tick| &tick.latencies)
+    }
+
+    /// The counts of the last tick.
+    pub fn last_counts(&self) -> Counts {
+        self.ticks.back().map_or_else(Counts::default, |tick| tick.counts)
+    }
+
     /// What happened in the window up to the last tick.
     pub fn span(&self) -> &Span {
         &self.sum
@@ -215,7 +238,7 @@ mod tests {
         let mut window = Window::new(Duration::from_secs(10));
         window.tick(at(0), &totals);
         for second in 1..=30 {
-            totals.record(&ending(if second % 2 == 0 { Outcome::Success } else { Outcome::Failure(FailureKind::Status) }, second * 1_000));
+            totals.record(&ending(if second % 2 == 0 { Outcome::Success } else { Outcome::Failure(FailureKind::Status) }, second * 1_000), Counted::default());
             window.tick(at(second), &totals);
             let expected = second.min(10);
             assert_eq!(window.span().counts.requests, expected);
@@ -230,9 +253,9 @@ mod tests {
     fn what_happened_before_a_window_begins_is_past() {
         let mut totals = Totals::default();
         let mut window = Window::new(Duration::from_secs(10));
-        totals.record(&ending(Outcome::Failure(FailureKind::Reset), 10));
+        totals.record(&ending(Outcome::Failure(FailureKind::Reset), 10), Counted::default());
         window.tick(at(0), &totals);
-        totals.record(&ending(Outcome::Failure(FailureKind::Reset), 10));
+        totals.record(&ending(Outcome::Failure(FailureKind::Reset), 10), Counted::default());
         window.tick(at(1), &totals);
         assert_eq!(window.span().counts.failed(), 1);
         window.restart();
@@ -246,9 +269,9 @@ mod tests {
         let mut totals = Totals::default();
         let mut window = Window::new(Duration::from_secs(10));
         window.tick(at(0), &totals);
-        totals.record(&ending(Outcome::Success, 5));
+        totals.record(&ending(Outcome::Success, 5), Counted::default());
         window.tick(at(1), &totals);
-        totals.record(&ending(Outcome::Success, 5));
+        totals.record(&ending(Outcome::Success, 5), Counted::default());
         window.tick(at(60), &totals);
         assert_eq!(window.span().counts.requests, 1);
         assert_eq!(window.span().covers, Duration::from_secs(59));
@@ -257,9 +280,9 @@ mod tests {
     #[test]
     fn what_is_no_evidence_shows_in_the_answers_only() {
         let mut totals = Totals::default();
-        totals.record(&Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1), evidence: false });
-        totals.record(&Ending { outcome: Outcome::Ignored, status: Some(400), latency_us: None, evidence: true });
-        totals.record(&Ending { outcome: Outcome::Aborted, status: None, latency_us: Some(7), evidence: true });
+        totals.record(&Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1), evidence: false }, Counted::default());
+        totals.record(&Ending { outcome: Outcome::Ignored, status: Some(400), latency_us: None, evidence: true }, Counted::default());
+        totals.record(&Ending { outcome: Outcome::Aborted, status: None, latency_us: Some(7), evidence: true }, Counted::default());
         assert_eq!(totals.code_classes, [1, 0, 0, 0, 1, 1]);
         assert_eq!(totals.counts, Counts { aborts: 1, ..Counts::default() });
         assert_eq!(totals.latencies.total(), 0);

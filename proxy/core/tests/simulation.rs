@@ -6,8 +6,8 @@ use std::time::Duration;
 use cutover_core::guard::Rule;
 use cutover_core::plane::{Change, Restored, Standing};
 use cutover_core::{
-    Actor, Anonymous, Command, CommandError, ControlPlane, Effect, Ending, Event, FailureKind, GuardSettings, KeySource, Match, Mono, Now, Outcome, PerSide, Percent, Phase, Rate,
-    RolloutSettings, Side, Source, Totals, UserList, Wall,
+    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, FailureKind, GuardSettings, KeySource, Match, Mode, Mono, Now, Observed, Outcome,
+    PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
 };
 use proptest::prelude::*;
 
@@ -29,7 +29,9 @@ fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
         backends: PerSide { legacy: "legacy".into(), new: "new".into() },
         percent: percent(share),
         generation,
+        holdback: Percent::ZERO,
         guard: GuardSettings {
+            mode: Mode::Threshold,
             window: Duration::from_secs(10),
             min_requests: 50,
             rules: vec![Rule::ErrorsMax(Rate::from_ppm(10_000).expect("1 % is a rate"))],
@@ -103,12 +105,12 @@ impl World {
             let (requests, failed) = traffic[side];
             for request in 0..requests {
                 let outcome = if request < failed { Outcome::Failure(FailureKind::Status) } else { Outcome::Success };
-                self.totals[0][side].record(&Ending { outcome, status: Some(200), latency_us: Some(5_000), evidence: true });
+                self.totals[0][side].record(&Ending { outcome, status: Some(200), latency_us: Some(5_000), evidence: true }, Counted::default());
             }
         }
         self.now.mono = self.now.mono.forward(TICK);
         let totals = std::mem::take(&mut self.totals);
-        self.on(Event::Tick(&totals.iter().collect::<Vec<_>>())).expect("ticks are never refused");
+        self.on(Event::Tick(&totals.iter().map(Observed::of).collect::<Vec<_>>())).expect("ticks are never refused");
         self.totals = totals;
     }
 
@@ -319,6 +321,7 @@ enum Act {
     Rearm,
     Healthy,
     Broken,
+    Failure,
     Restart,
 }
 
@@ -329,6 +332,7 @@ fn act() -> impl Strategy<Value = Act> {
         Just(Act::Rearm),
         Just(Act::Healthy),
         Just(Act::Broken),
+        Just(Act::Failure),
         Just(Act::Restart),
     ]
 }
@@ -365,6 +369,10 @@ proptest! {
                     if world.order.contains(&"announce rollback".to_owned()) {
                         latched_at = Some(file.generation);
                     }
+                }
+                Act::Failure => {
+                    let totals = world.totals.clone();
+                    world.on(Event::Failure(&totals.iter().map(Observed::of).collect::<Vec<_>>())).expect("looks are never refused");
                 }
                 Act::Restart => {
                     world = world.restart();

@@ -1,0 +1,398 @@
+//! Evidence: an e-detector, one number that grows while new behaves as no healthy backend would.
+//!
+//! Each component multiplies e-values, the likelihood ratios of one worse world against the worst healthy one, and starts anew all the time (Shiryaev-Roberts:
+//! `M = (M + 1) * e` once per tick). If every e-value has a mean of at most 1 while new is healthy, the mean time until the average of the components reaches `c` is at least `c` ticks
+//! (Shin, Ramdas, Rinaldo: E-detectors, NEJSDS 2024). Components are kept as logarithms, so a clear case cannot overflow and a long quiet time cannot get stuck: the "+ 1" is the restart.
+//!
+//! Within a tick any number of e-values may be multiplied in without a further "+ 1": `M - ticks begun` stays a supermartingale. [`Detector::fold`] is that multiplication,
+//! [`Detector::begin_tick`] the "+ 1".
+//!
+//! Each component also remembers since when it has grown (the last time its CUSUM was at zero, Page 1954): the numbers of a verdict are those since then.
+//!
+//! Deliberately absent: tests that begin at zero and never restart (mSPRT, confidence sequences). After ten healthy minutes they need minutes to see a failure of five per cent.
+
+use crate::time::Mono;
+
+/// Evidence beyond this is no better: it keeps sums finite.
+const MAX_LOG: f64 = 650.0;
+
+/// Counts of both sides: how many were tried, and how many of them were bad.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Tally {
+    /// Tried on new.
+    pub n: u64,
+    /// Bad on new, as far as they count.
+    pub x: u64,
+    /// Tried on legacy.
+    pub m: u64,
+    /// Bad on legacy, as far as they count.
+    pub y: u64,
+    /// Bad on new, all of them.
+    pub all_x: u64,
+    /// Bad on legacy, all of them.
+    pub all_y: u64,
+    /// Requests to new, where what is tried is not requests.
+    pub all_n: u64,
+    /// Requests to legacy.
+    pub all_m: u64,
+    /// Connections to new that could not be made: what no client can cause.
+    pub connects: u64,
+}
+
+impl Tally {
+    /// What came between an earlier tally and this one.
+    pub fn since(&self, earlier: &Self) -> Self {
+        Self {
+            n: self.n.saturating_sub(earlier.n),
+            x: self.x.saturating_sub(earlier.x),
+            m: self.m.saturating_sub(earlier.m),
+            y: self.y.saturating_sub(earlier.y),
+            all_x: self.all_x.saturating_sub(earlier.all_x),
+            all_y: self.all_y.saturating_sub(earlier.all_y),
+            all_n: self.all_n.saturating_sub(earlier.all_n),
+            all_m: self.all_m.saturating_sub(earlier.all_m),
+            connects: self.connects.saturating_sub(earlier.connects),
+        }
+    }
+
+    /// Both together.
+    pub fn plus(&self, other: &Self) -> Self {
+        Self {
+            n: self.n + other.n,
+            x: self.x + other.x,
+            m: self.m + other.m,
+            y: self.y + other.y,
+            all_x: self.all_x + other.all_x,
+            all_y: self.all_y + other.all_y,
+            all_n: self.all_n + other.all_n,
+            all_m: self.all_m + other.all_m,
+            connects: self.connects + other.connects,
+        }
+    }
+
+    /// New's part of what was tried on both sides, `0..=1`.
+    pub fn share_of_new(&self) -> f64 {
+        if self.n + self.m == 0 { 0.0 } else { self.n as f64 / (self.n + self.m) as f64 }
+    }
+}
+
+/// What counts as healthy, and which worse worlds are looked for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Test {
+    /// Bad events on new are at most this share of what is tried. Worse: higher rates. Each e-value is `(r/r0)^x * ((1-r)/(1-r0))^(n-x)`.
+    Absolute {
+        /// `r0`, above 0 and below 1.
+        limit: f64,
+        /// The rates looked for, each above the limit.
+        rates: Vec<f64>,
+    },
+    /// Bad events on new come at most this many times as often as on legacy in the same tick. Given their sum, their split between the sides is then at most binomial (Hoeffding 1963,
+    /// theorem 4), whatever the common rate does: `(psi/rho)^x * ((1-w+w*rho)/(1-w+w*psi))^(x+y)` with `w` new's part of what was tried.
+    Relative {
+        /// `rho`, at least 1.
+        tolerated: f64,
+        /// The ratios looked for, each above `tolerated`.
+        ratios: Vec<f64>,
+    },
+    /// The mean on new is at most a limit, values being bounded: a betting martingale `prod 1 + f * (value/limit - 1)` with stakes `f` below 1 (Waudby-Smith and Ramdas 2024).
+    Mean {
+        /// The limit.
+        limit: f64,
+        /// The stakes.
+        stakes: Vec<f64>,
+    },
+}
+
+impl Test {
+    /// Rates above an absolute limit, evenly spread over its odds, so that they fit any limit. A limit of 0 is taken as one in a million, of 1 as just below.
+    pub fn absolute(limit: f64) -> Self {
+        let limit = limit.clamp(1e-6, 0.999_999);
+        let odds = limit / (1.0 - limit);
+        let rates = [1.5, 2.0, 5.0, 10.0, 30.0, 100.0, 900.0].iter().map(|times| odds * times / (1.0 + odds * times)).collect();
+        Self::Absolute { limit, rates }
+    }
+
+    /// Ratios above what is tolerated.
+    pub fn relative(tolerated: f64) -> Self {
+        let tolerated = tolerated.max(1.0);
+        let ratios = [1.25, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0].iter().map(|times| tolerated * times).collect();
+        Self::Relative { tolerated, ratios }
+    }
+
+    /// Stakes on the mean.
+    pub fn mean(limit: f64) -> Self {
+        Self::Mean { limit: limit.max(1.0), stakes: vec![0.02, 0.05, 0.1, 0.2, 0.4, 0.8] }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Absolute { rates, .. } => rates.len(),
+            Self::Relative { ratios, .. } => ratios.len(),
+            Self::Mean { stakes, .. } => stakes.len(),
+        }
+    }
+
+    /// The logarithm of the e-value of component `k`.
+    fn log_e(&self, k: usize, tally: &Tally) -> f64 {
+        // Counted events may belong to requests of the tick before: never more bad than tried.
+        let n = tally.n.max(tally.x) as f64;
+        let (x, y) = (tally.x as f64, tally.y as f64);
+        match self {
+            Self::Absolute { limit, rates } => x * (rates[k] / limit).ln() + (n - x) * ((1.0 - rates[k]) / (1.0 - limit)).ln(),
+            Self::Relative { tolerated, ratios } if x + y > 0.0 => {
+                let w = n / (n + tally.m.max(tally.y) as f64);
+                x * (ratios[k] / tolerated).ln() + (x + y) * ((1.0 - w + w * tolerated) / (1.0 - w + w * ratios[k])).ln()
+            }
+            Self::Relative { .. } | Self::Mean { .. } => 0.0,
+        }
+    }
+
+    /// What one bad event on new is worth to component `k`, as a logarithm.
+    fn worth(&self, k: usize, tally: &Tally) -> f64 {
+        match self {
+            Self::Absolute { limit, rates } => (rates[k] / limit).ln(),
+            Self::Relative { tolerated, ratios } => {
+                let w = tally.share_of_new();
+                (ratios[k] / tolerated * (1.0 - w + w * tolerated) / (1.0 - w + w * ratios[k])).ln()
+            }
+            Self::Mean { .. } => 0.0,
+        }
+    }
+}
+
+/// One test and its evidence.
+#[derive(Clone, Debug)]
+pub struct Detector {
+    test: Test,
+    components: Vec<Component>,
+    total: Tally,
+}
+
+#[derive(Clone, Debug)]
+struct Component {
+    log_m: f64,
+    cusum: f64,
+    onset: Onset,
+}
+
+/// Where a component began to grow.
+#[derive(Clone, Copy, Debug, Default)]
+struct Onset {
+    at: Mono,
+    total: Tally,
+}
+
+/// What a detector has seen since its evidence began to grow.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Excursion {
+    /// Since when.
+    pub since: Mono,
+    /// What was counted since then.
+    pub tally: Tally,
+}
+
+impl Detector {
+    /// A detector without evidence.
+    pub fn new(test: Test, now: Mono) -> Self {
+        let component = Component { log_m: 0.0, cusum: 0.0, onset: Onset { at: now, total: Tally::default() } };
+        Self { components: vec![component; test.len()], test, total: Tally::default() }
+    }
+
+    /// What it tests.
+    pub fn test(&self) -> &Test {
+        &self.test
+    }
+
+    /// Forgets everything.
+    pub fn restart(&mut self, now: Mono) {
+        *self = Self::new(self.test.clone(), now);
+    }
+
+    /// The "+ 1" of a new tick.
+    pub fn begin_tick(&mut self) {
+        for component in &mut self.components {
+            component.log_m = log_plus_one(component.log_m);
+        }
+    }
+
+    /// Multiplies in what happened since the last call.
+    pub fn fold(&mut self, tally: &Tally, now: Mono) {
+        self.total = self.total.plus(tally);
+        if tally.n + tally.x + tally.y == 0 {
+            return;
+        }
+        for k in 0..self.components.len() {
+            let log_e = self.test.log_e(k, tally);
+            self.components[k].add(log_e, self.total, now);
+        }
+    }
+
+    /// Multiplies in values on new, each with how often it occurred: for [`Test::Mean`].
+    pub fn fold_values(&mut self, values: impl Iterator<Item = (f64, u64)> + Clone, tally: &Tally, now: Mono) {
+        self.total = self.total.plus(tally);
+        let Test::Mean { limit, stakes } = &self.test else { return };
+        for (component, stake) in self.components.iter_mut().zip(stakes) {
+            let log_e = values.clone().map(|(value, count)| count as f64 * (stake * (value / limit - 1.0)).ln_1p()).sum();
+            component.add(log_e, self.total, now);
+        }
+    }
+
+    /// The natural logarithm of the evidence: the mean over the components.
+    pub fn log_evidence(&self) -> f64 {
+        log_mean(self.components.iter().map(|component| component.log_m))
+    }
+
+    /// The same if `share` of the bad events on new since each component's onset had not been.
+    pub fn log_evidence_without(&self, share: f64) -> f64 {
+        log_mean(self.components.iter().enumerate().map(|(k, component)| {
+            let since = self.total.since(&component.onset.total);
+            component.log_m - share * since.x as f64 * self.test.worth(k, &since)
+        }))
+    }
+
+    /// What the component with the most evidence has seen since it began to grow.
+    pub fn excursion(&self) -> Excursion {
+        let strongest = self.components.iter().max_by(|a, b| a.log_m.total_cmp(&b.log_m));
+        strongest
+            .map_or(Excursion { since: Mono::default(), tally: self.total }, |component| Excursion { since: component.onset.at, tally: self.total.since(&component.onset.total) })
+    }
+}
+
+impl Component {
+    fn add(&mut self, log_e: f64, total: Tally, now: Mono) {
+        self.log_m = (self.log_m + log_e).min(MAX_LOG);
+        self.cusum += log_e;
+        if self.cusum <= 0.0 {
+            self.cusum = 0.0;
+            self.onset = Onset { at: now, total };
+        }
+    }
+}
+
+/// `ln(exp(log) + 1)`.
+fn log_plus_one(log: f64) -> f64 {
+    if log > 40.0 { log } else { log.exp().ln_1p() }
+}
+
+/// The logarithm of the mean of numbers given as logarithms.
+pub fn log_mean(logs: impl Iterator<Item = f64> + Clone) -> f64 {
+    let largest = logs.clone().fold(f64::NEG_INFINITY, f64::max);
+    if largest == f64::NEG_INFINITY {
+        return largest;
+    }
+    let count = logs.clone().count() as f64;
+    largest + (logs.map(|log| (log - largest).exp()).sum::<f64>() / count).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tally(n: u64, x: u64, m: u64, y: u64) -> Tally {
+        Tally { n, x, m, y, all_x: x, all_y: y, all_n: n, all_m: m, connects: 0 }
+    }
+
+    #[test]
+    fn an_e_value_has_a_mean_of_at_most_one_at_the_limit() {
+        // Over all outcomes of 12 requests at exactly the limit, the binomial mean of each e-value is 1.
+        let test = Test::absolute(0.05);
+        let choose = |n: u64, k: u64| (0..k).map(|i| (n - i) as f64 / (i + 1) as f64).product::<f64>();
+        for k in 0..test.len() {
+            let mean: f64 = (0..=12).map(|x| choose(12, x) * 0.05f64.powi(x as i32) * 0.95f64.powi(12 - x as i32) * test.log_e(k, &tally(12, x, 0, 0)).exp()).sum();
+            assert!((mean - 1.0).abs() < 1e-9, "{k}: {mean}");
+        }
+    }
+
+    #[test]
+    fn a_relative_e_value_has_a_mean_of_at_most_one_when_the_sides_are_alike() {
+        // Given 6 bad events in 20 of new and 60 of legacy, how many are new's is hypergeometric.
+        let test = Test::relative(1.0);
+        let choose = |n: u64, k: u64| (0..k).map(|i| (n - i) as f64 / (i + 1) as f64).product::<f64>();
+        for k in 0..test.len() {
+            let mean: f64 = (0..=6).map(|x| choose(20, x) * choose(60, 6 - x) / choose(80, 6) * test.log_e(k, &tally(20, x, 60, 6 - x)).exp()).sum();
+            assert!(mean <= 1.0 + 1e-9, "{k}: {mean}");
+        }
+    }
+
+    #[test]
+    fn without_a_control_group_a_comparison_says_nothing() {
+        let mut detector = Detector::new(Test::relative(2.0), Mono::default());
+        detector.fold(&tally(100, 100, 0, 0), Mono::default());
+        assert!(detector.log_evidence().abs() < 1e-9);
+    }
+
+    #[test]
+    fn a_detector_is_as_quick_after_a_quiet_hour() {
+        let ticks_to_trip = |quiet: usize| {
+            let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
+            for _ in 0..quiet {
+                detector.fold(&tally(12, 0, 238, 0), Mono::default());
+                detector.begin_tick();
+            }
+            let mut ticks = 0;
+            while detector.log_evidence() < 18.0 {
+                detector.fold(&tally(12, 6, 238, 0), Mono::default());
+                detector.begin_tick();
+                ticks += 1;
+            }
+            ticks
+        };
+        assert_eq!(ticks_to_trip(0), ticks_to_trip(14_400));
+        assert!(ticks_to_trip(0) <= 2);
+    }
+
+    #[test]
+    fn an_excursion_tells_what_happened_since_it_went_wrong() {
+        let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
+        let at = |tick: u64| Mono::from_micros(tick * 250_000);
+        for tick in 1..=100 {
+            detector.fold(&tally(10, 0, 90, 0), at(tick));
+            detector.begin_tick();
+        }
+        for tick in 101..=102 {
+            detector.fold(&tally(10, 5, 90, 0), at(tick));
+            detector.begin_tick();
+        }
+        let excursion = detector.excursion();
+        assert_eq!((excursion.since, excursion.tally), (at(100), tally(20, 10, 180, 0)));
+    }
+
+    #[test]
+    fn evidence_without_one_culprit_is_less() {
+        let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
+        detector.fold(&tally(20, 8, 0, 0), Mono::default());
+        let whole = detector.log_evidence();
+        assert!(whole > 20.0);
+        assert!(detector.log_evidence_without(0.0) == whole);
+        assert!(detector.log_evidence_without(0.9) < 5.0);
+    }
+
+    #[test]
+    fn the_mean_is_judged_by_bets_and_one_outlier_does_not_decide() {
+        let mut detector = Detector::new(Test::mean(100_000.0), Mono::default());
+        for _ in 0..40 {
+            detector.fold_values([(60_000.0, 200)].into_iter(), &Tally::default(), Mono::default());
+            detector.begin_tick();
+        }
+        detector.fold_values([(60_000.0, 200), (60_000_000.0, 1)].into_iter(), &Tally::default(), Mono::default());
+        assert!(detector.log_evidence() < 10.0, "{}", detector.log_evidence());
+        for _ in 0..8 {
+            detector.fold_values([(160_000.0, 50)].into_iter(), &Tally::default(), Mono::default());
+            detector.begin_tick();
+        }
+        assert!(detector.log_evidence() > 18.0, "{}", detector.log_evidence());
+    }
+
+    #[test]
+    fn numbers_stay_finite() {
+        let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
+        for _ in 0..10 {
+            detector.fold(&tally(1_000_000, 1_000_000, 0, 0), Mono::default());
+            detector.begin_tick();
+        }
+        assert!(detector.log_evidence().is_finite());
+        detector.fold(&tally(u64::from(u32::MAX), 0, 0, 0), Mono::default());
+        detector.begin_tick();
+        assert!(detector.log_evidence().is_finite());
+    }
+}
