@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use common::{Folder, folder};
 use cutover_config::{Problems, Settings, Severity};
-use cutover_core::{KeySource, RolloutSettings};
+use cutover_core::{KeySource, Mode, Percent, RolloutSettings};
 
 fn files(kind: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder("tests").join(kind)).expect("the corpus").flatten().map(|entry| entry.path()).collect();
@@ -51,13 +51,20 @@ fn describe(settings: &Settings) -> String {
     let token = routing.override_token_sha256.map_or("none".to_owned(), |sha256| hex(&sha256));
     let _ = writeln!(text, "default backend {:?}, override token {token}, expose decision {}", routing.default_backend, routing.expose_decision);
     for rollout in rollouts {
-        let RolloutSettings { id, matches, salt, keys, anonymous, always_new, always_legacy, backends, percent, generation, guard } = rollout;
+        let RolloutSettings { id, matches, salt, keys, anonymous, always_new, always_legacy, backends, percent, generation, holdback, guard } = rollout;
         let keys: Vec<String> = keys.iter().map(KeySource::text).collect();
         let _ =
             writeln!(text, "\nrollout {id:?} in {}: {percent} % from {:?} to {:?}, salt {salt:?}, generation {generation}", rollout_files[&**id], backends.legacy, backends.new);
         let _ = writeln!(text, "  host {:?}, path {:?}, methods {:?}", matches.host, matches.path, matches.methods);
         let _ = writeln!(text, "  keys {}; anonymous {anonymous:?}; {} always new, {} always legacy", keys.join(", "), always_new.len(), always_legacy.len());
-        let _ = writeln!(text, "  guard {}, dry run {}, window {:?}, at least {} requests", guard.mode.name(), guard.dry_run, guard.window, guard.min_requests);
+        if *holdback > Percent::ZERO {
+            let _ = writeln!(text, "  holdback {holdback}");
+        }
+        let _ = write!(text, "  guard {}, dry run {}, ", guard.mode.name(), guard.dry_run);
+        let _ = match guard.mode {
+            Mode::Sequential => writeln!(text, "{} users, a false alarm every {:?}, shared cause {}", guard.min_users, guard.false_alarm_every, guard.shared_cause.name()),
+            Mode::Threshold | Mode::Off => writeln!(text, "window {:?}, at least {} requests", guard.window, guard.min_requests),
+        };
         for rule in &guard.rules {
             let _ = writeln!(text, "    {rule:?}");
         }

@@ -33,7 +33,7 @@ fn check(text: &str) -> Result<Settings, Problems> {
 }
 
 /// Values of all types, right for some keys and wrong for most.
-const VALUES: [&str; 40] = [
+const VALUES: [&str; 43] = [
     "1",
     "0",
     "-1",
@@ -73,6 +73,9 @@ const VALUES: [&str; 40] = [
     "{}",
     "{ a = 1 }",
     "{ max = \"2%\" }",
+    "{ older_than = \"5s\" }",
+    "{ down_for = \"5s\" }",
+    "\"threshold\"",
     "{ path = \"/x\" }",
 ];
 

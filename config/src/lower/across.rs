@@ -1,13 +1,18 @@
-//! What one rollout does to another: the same id, the same users, or nothing left to match.
+//! What one rollout does to another: the same id, the same users, or nothing left to match. And what a backend does to the guard of a rollout.
 
-use cutover_core::{Match, RolloutSettings};
+use std::time::Duration;
+
+use cutover_core::{Match, Mode, RolloutSettings, Rule};
 
 use super::rollout::Draft;
-use crate::error::Report;
+use crate::duration::write_duration;
+use crate::error::{Problem, Report};
+use crate::settings::Backend;
+use crate::shape::rollout_context;
 use crate::text::quote;
 
-/// Compares all rollouts, in the order in which they are tried.
-pub(super) fn check(drafts: &[Draft], report: &mut Report) {
+/// Compares all rollouts, in the order in which they are tried, and each with the backend it moves users to.
+pub(super) fn check(drafts: &[Draft], backends: &[Backend], report: &mut Report) {
     for (index, later) in drafts.iter().enumerate() {
         let earlier = &drafts[..index];
         if let Some(id) = &later.id
@@ -18,6 +23,9 @@ pub(super) fn check(drafts: &[Draft], report: &mut Report) {
             continue;
         }
         let Some(settings) = &later.settings else { continue };
+        if let Some(problem) = never_hangs(later, settings, backends) {
+            report.push(problem);
+        }
         let read = || earlier.iter().filter_map(|first| first.settings.as_ref().map(|settings| (first, settings)));
         if let Some((_, first)) = read().find(|(_, first)| first.salt == settings.salt) {
             let message = format!("rollouts {:?} and {:?} share the salt {}: they move the same users", &*first.id, &*settings.id, quote(&settings.salt));
@@ -30,7 +38,26 @@ pub(super) fn check(drafts: &[Draft], report: &mut Report) {
     }
 }
 
-fn shadowed(later: &Draft, settings: &RolloutSettings, first: &RolloutSettings, place: &str) -> crate::Problem {
+/// A written hang rule that a response timeout always forestalls. The default one is no mistake of anybody's: the failures count then.
+fn never_hangs(draft: &Draft, settings: &RolloutSettings, backends: &[Backend]) -> Option<Problem> {
+    let span = draft.hang_span.clone()?;
+    let older_than = settings.guard.rules.iter().find_map(|rule| if let Rule::Hang(us) = rule { Some(Duration::from_micros(*us)) } else { None })?;
+    let backend = backends.iter().find(|backend| backend.name == settings.backends.new)?;
+    if settings.guard.mode == Mode::Off || older_than < backend.response_timeout {
+        return None;
+    }
+    let (older_than, timeout) = (write_duration(older_than), write_duration(backend.response_timeout));
+    let context = rollout_context(Some(&settings.id), 0);
+    let message = format!(
+        "{context}guard.hang.older_than: {older_than} is not below response_timeout of backend {:?} ({timeout}): the timeout comes first, so this rule never sees a hang",
+        &*backend.name
+    );
+    let problem = draft.source.warning(span, message).label("never reached");
+    let less = if backend.response_timeout > Duration::from_secs(1) { format!("write less than {timeout}, or remove it") } else { "remove it".to_owned() };
+    Some(problem.hint(format!("{less}: requests that time out count as failures")))
+}
+
+fn shadowed(later: &Draft, settings: &RolloutSettings, first: &RolloutSettings, place: &str) -> Problem {
     let message = format!("rollout {:?} never gets a request: rollout {:?} at {place} comes first and takes all that it matches", &*settings.id, &*first.id);
     let problem = later.source.warning(later.header.clone(), message).label("never reached");
     problem.hint(format!("put it before {:?}, or narrow the match of that one", &*first.id))

@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::time::Duration;
 
 use cutover_core::guard::LatencyPoint;
-use cutover_core::{GuardSettings, Mode, Percent, Rate, Ratio, Rule};
+use cutover_core::{GuardSettings, Mode, Percent, Rate, Ratio, Rule, SharedCause};
 
 use super::{Fault, Lower};
-use crate::duration::write_duration;
-use crate::schema::{At, DurationText, ErrorsTable, GuardTable, LatencyTable, ModeText, Number, RateText, VsLegacyTable};
+use crate::duration::{MAX_DURATION, write_duration};
+use crate::schema::{At, DownTable, DurationText, ErrorsTable, GuardTable, HangTable, LatencyTable, ModeText, Number, RateText, SharedCauseText, VsLegacyTable};
 use crate::shape::RATE_SHAPE;
 
 /// A shorter window holds too few requests to judge by, and a longer one would judge the hour before the change.
@@ -17,67 +17,126 @@ const WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// A latency limit above this is not one.
 const MAX_LATENCY: Duration = Duration::from_secs(3600);
 
+/// A request that waits longer has met its response timeout, or is not waited for by anybody. A shorter wait is not a hang.
+const HANG: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+
+/// A server that is started again may be away for a second, and nobody waits for an hour to act.
+const DOWN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
+
+/// A false alarm more often than this is a guard nobody leaves on.
+const MIN_FALSE_ALARM: Duration = Duration::from_secs(3600);
+
+/// The rules that are written, and the defaults of those that are not: in the order of all names.
+fn with_defaults(mut rules: Vec<Rule>) -> Vec<Rule> {
+    rules.extend(GuardSettings::default_rules().into_iter().filter(|default| rules.iter().all(|rule| rule.name() != default.name())).collect::<Vec<_>>());
+    rules.sort_by_key(|rule| Rule::NAMES.iter().position(|name| *name == rule.name()));
+    rules
+}
+
+/// A number that the schema keeps small.
+fn count(at: &At<u64>) -> u32 {
+    u32::try_from(at.value).unwrap_or(u32::MAX)
+}
+
 impl Lower<'_> {
-    /// The guard of a rollout whose block begins at `header`.
+    /// The guard of a rollout whose block begins at `header`; `percent` is the share on new that is in force.
     pub(super) fn guard(&mut self, table: Option<At<GuardTable>>, header: &Range<usize>, percent: Option<Percent>) -> GuardSettings {
         let defaults = GuardSettings::default();
         let Some(At { value: table, span }) = table else { return defaults };
         let GuardTable { mode, dry_run, errors, latency, client_errors, aborts, hang, health, dead_after, min_users, false_alarm_every, shared_cause, window, min_requests } =
             table;
-        for (span, key) in [
-            (hang.map(|at| at.span), "guard.hang"),
-            (health.map(|at| at.span), "guard.health"),
-            (dead_after.map(|at| at.span), "guard.dead_after"),
-            (min_users.map(|at| at.span), "guard.min_users"),
-            (false_alarm_every.map(|at| at.span), "guard.false_alarm_every"),
-            (shared_cause.map(|at| at.span), "guard.shared_cause"),
-        ] {
-            if let Some(span) = span {
-                self.refuse(span, key, "remove it; what can be set are mode, dry_run, window, min_requests and the limits of errors, latency, client_errors, aborts");
-            }
-        }
-        let names_a_rule = errors.is_some() || latency.is_some() || client_errors.is_some() || aborts.is_some();
-        let mut rules = self.rules(errors.unwrap_or_default(), latency.unwrap_or_default(), client_errors.unwrap_or_default(), aborts.unwrap_or_default());
-        if !names_a_rule && mode.is_none() {
-            rules = defaults.rules;
-        }
         let mode_span = mode.as_ref().map_or(span, |at| at.span.clone());
-        let mode = match mode.map(|at| at.value) {
-            Some(ModeText::Sequential) => {
-                self.refuse(mode_span.clone(), "guard.mode = \"sequential\"", "write mode = \"threshold\" and errors = { max = \"1%\" }");
-                Mode::Threshold
-            }
-            Some(ModeText::Off) => {
-                self.warn_unguarded(&mode_span, percent);
-                Mode::Off
-            }
-            Some(ModeText::Threshold) if !names_a_rule => {
-                let problem = self.error(&mode_span, "guard", "a threshold guard needs at least one rule").label("no rule in this section");
-                self.report.push(problem.hint("add errors = { max = \"1%\" }, or remove mode to get that rule by default"));
-                Mode::Threshold
-            }
-            Some(ModeText::Threshold) | None => Mode::Threshold,
+        let mode = match mode.map_or(ModeText::Sequential, |at| at.value) {
+            ModeText::Sequential => Mode::Sequential,
+            ModeText::Threshold => Mode::Threshold,
+            ModeText::Off => Mode::Off,
         };
-        let compares_only = |rule: &Rule| match rule {
-            Rule::ErrorsMax(_) | Rule::Latency(..) => false,
-            Rule::ErrorsVsLegacy(_) | Rule::LatencyVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) | Rule::AbortsVsLegacy(_) => true,
-        };
-        if mode == Mode::Threshold && percent == Some(Percent::FULL) && !rules.is_empty() && rules.iter().all(compares_only) {
-            let problem = self.warning(header, "guard", "at 100 % nobody is on legacy, so a guard of only vs_legacy rules has nothing to compare with and never trips");
-            self.report.push(problem.label("percent = 100").hint("add errors = { max = \"1%\" } to [rollout.guard]"));
+        match mode {
+            Mode::Sequential => {
+                self.warn_of_threshold_key("guard.window", window.as_ref().map(|at| &at.span));
+                self.warn_of_threshold_key("guard.min_requests", min_requests.as_ref().map(|at| &at.span));
+            }
+            Mode::Threshold => {
+                // The rules about the moment are judged as in sequential mode, each by those of these keys that matter to it.
+                let (hang, health, dead) = (hang.is_some(), health.is_some(), dead_after.is_some());
+                let keys = [
+                    ("guard.min_users", min_users.as_ref().map(|at| &at.span), hang || dead, "hang or dead_after"),
+                    ("guard.false_alarm_every", false_alarm_every.as_ref().map(|at| &at.span), hang, "hang"),
+                    ("guard.shared_cause", shared_cause.as_ref().map(|at| &at.span), hang || health || dead, "hang, health or dead_after"),
+                ];
+                for (key, span, _, users) in keys.into_iter().filter(|(_, _, is_used, _)| !is_used) {
+                    self.warn_of_sequential_key(key, span, users);
+                }
+            }
+            Mode::Off => {}
         }
-        let judges_errors = |rule: &Rule| matches!(rule, Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_));
-        if mode == Mode::Threshold && !rules.is_empty() && !rules.iter().any(judges_errors) {
-            let problem = self.warning(header, "guard", "no rule is about errors: with any rule written, the default of errors.max = \"1%\" does not apply");
-            self.report.push(problem.label("its guard has no errors rule").hint("add errors = { max = \"1%\" } to [rollout.guard]"));
+
+        let errors_are_written = errors.is_some();
+        let is_a_rule_written =
+            errors_are_written || latency.is_some() || client_errors.is_some() || aborts.is_some() || hang.is_some() || health.is_some() || dead_after.is_some();
+        let immediate = [hang.map(|at| self.hang(at.value)), health.map(|at| self.health(at.value)), dead_after.map(|at| Rule::Dead(count(&at)))];
+        let mut rules = self.rules(errors.unwrap_or_default(), latency.unwrap_or_default(), client_errors.unwrap_or_default(), aborts.unwrap_or_default());
+        rules.extend(immediate.into_iter().flatten());
+        match mode {
+            Mode::Sequential => rules = with_defaults(rules),
+            Mode::Off => self.warn_unguarded(&mode_span, percent),
+            Mode::Threshold if !is_a_rule_written => {
+                let problem = self.error(&mode_span, "guard", "a threshold guard needs at least one rule").label("no rule in this section");
+                self.report.push(problem.hint("add errors = { max = \"1%\" }, or remove mode to get the rules of a sequential guard"));
+            }
+            Mode::Threshold => self.warn_of_gaps(&rules, errors_are_written, header, percent),
         }
         GuardSettings {
             mode,
             dry_run: dry_run.unwrap_or(defaults.dry_run),
             window: self.duration(window.as_ref(), "guard.window", &write_duration(defaults.window), WINDOW.0, WINDOW.1),
-            min_requests: min_requests.unwrap_or(defaults.min_requests),
+            min_requests: min_requests.map_or(defaults.min_requests, |at| at.value),
             rules,
+            min_users: min_users.map_or(defaults.min_users, |at| count(&at)),
+            false_alarm_every: self.duration(false_alarm_every.as_ref(), "guard.false_alarm_every", &write_duration(defaults.false_alarm_every), MIN_FALSE_ALARM, MAX_DURATION),
+            shared_cause: match shared_cause.map(|at| at.value) {
+                Some(SharedCauseText::Rollback) => SharedCause::Rollback,
+                Some(SharedCauseText::Hold) | None => SharedCause::Hold,
+            },
         }
+    }
+
+    fn warn_of_threshold_key(&mut self, key: &str, span: Option<&Range<usize>>) {
+        if let Some(span) = span {
+            let problem = self.warning(span, key, "has no effect in sequential mode, it belongs to mode = \"threshold\"");
+            self.report.push(problem.label("no effect").hint("remove it: a sequential guard needs no window; or write mode = \"threshold\""));
+        }
+    }
+
+    /// `users` are the rules for which the key would matter in threshold mode, too.
+    fn warn_of_sequential_key(&mut self, key: &str, span: Option<&Range<usize>>, users: &str) {
+        if let Some(span) = span {
+            let problem = self.warning(span, key, format!("has no effect in threshold mode without {users}, it belongs to mode = \"sequential\""));
+            self.report.push(problem.label("no effect").hint("remove it, or write mode = \"sequential\""));
+        }
+    }
+
+    /// What a threshold guard cannot see.
+    fn warn_of_gaps(&mut self, rules: &[Rule], errors_are_written: bool, header: &Range<usize>, percent: Option<Percent>) {
+        let compares = |rule: &Rule| matches!(rule, Rule::ErrorsVsLegacy(_) | Rule::LatencyVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) | Rule::AbortsVsLegacy(_));
+        if percent == Some(Percent::FULL) && !rules.is_empty() && rules.iter().all(compares) {
+            let problem = self.warning(header, "guard", "at 100 % nobody is on legacy, so a guard of only vs_legacy rules has nothing to compare with and never trips");
+            self.report.push(problem.label("percent = 100").hint("add errors = { max = \"1%\" } to [rollout.guard]"));
+        }
+        if !errors_are_written {
+            let problem = self.warning(header, "guard", "no rule is about errors: in threshold mode only the rules that are written apply");
+            self.report.push(problem.label("its guard has no errors rule").hint("add errors = { max = \"1%\" } to [rollout.guard]"));
+        }
+    }
+
+    fn hang(&mut self, table: HangTable) -> Rule {
+        let older_than = self.duration(table.older_than.as_ref(), "guard.hang.older_than", "10s", HANG.0, HANG.1);
+        Rule::Hang(u64::try_from(older_than.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    fn health(&mut self, table: DownTable) -> Rule {
+        let down_for = self.duration(table.down_for.as_ref(), "guard.health.down_for", "10s", DOWN.0, DOWN.1);
+        Rule::Health(u64::try_from(down_for.as_micros()).unwrap_or(u64::MAX))
     }
 
     fn warn_unguarded(&mut self, span: &Range<usize>, percent: Option<Percent>) {
@@ -86,7 +145,7 @@ impl Lower<'_> {
             _ => "off: once users are on new, nothing but a person will roll back".to_owned(),
         };
         let problem = self.warning(span, "guard", what).label("no guard");
-        self.report.push(problem.hint("write mode = \"threshold\"; with dry_run = true it judges and reports without acting"));
+        self.report.push(problem.hint("write mode = \"sequential\"; with dry_run = true it judges and reports without acting"));
     }
 
     /// The rules that are written, in the order of the contract.
@@ -133,5 +192,194 @@ impl Lower<'_> {
         let at = at?;
         let limit = self.duration(Some(&at), &format!("guard.latency.{}", point.name()), "1s", Duration::from_millis(1), MAX_LATENCY);
         Some(Rule::Latency(point, u64::try_from(limit.as_micros()).unwrap_or(u64::MAX)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Loader, Settings, parse};
+
+    struct Nothing;
+
+    impl Loader for Nothing {
+        fn read(&self, _: &str) -> Result<String, String> {
+            Err("no such file".to_owned())
+        }
+
+        fn glob(&self, _: &str) -> Result<Vec<String>, String> {
+            Ok(Vec::new())
+        }
+
+        fn env(&self, _: &str) -> Option<String> {
+            None
+        }
+    }
+
+    fn settings(new: &str, rollout: &str) -> Settings {
+        let backends = format!("[backend.legacy]\nservers = [\"a:1\"]\n[backend.new]\nservers = [\"b:1\"]\n{new}\n");
+        let text = format!("{backends}[[rollout]]\nid = \"a\"\nkey = [\"cookie:uid\"]\n{rollout}");
+        parse("cutover.toml", &text, &Nothing).unwrap_or_else(|problems| panic!("{text}\n{problems}"))
+    }
+
+    fn guard(text: &str) -> GuardSettings {
+        settings("", &format!("percent = 5\n[rollout.guard]\n{text}\n")).rollouts.remove(0).guard
+    }
+
+    /// The keys that are warned of, with the rollout's name taken off.
+    fn warned(new: &str, text: &str) -> Vec<String> {
+        let key = |message: &str| message.trim_start_matches("rollout \"a\": ").split(": ").next().unwrap_or_default().to_owned();
+        settings(new, &format!("percent = 5\n[rollout.guard]\n{text}\n")).warnings.iter().map(|warning| key(&warning.message)).collect()
+    }
+
+    fn ratio(thousandths: u32) -> Ratio {
+        Ratio::from_thousandths(thousandths).expect("a ratio")
+    }
+
+    fn rate(ppm: u32) -> Rate {
+        Rate::from_ppm(ppm).expect("a rate")
+    }
+
+    #[test]
+    fn without_a_section_and_with_an_empty_one_the_guard_is_the_default() {
+        assert_eq!(settings("", "percent = 5\n").rollouts[0].guard, GuardSettings::default());
+        assert_eq!(guard(""), GuardSettings::default());
+        assert_eq!(guard("mode = \"sequential\""), GuardSettings::default());
+        assert_eq!(GuardSettings::default().mode, Mode::Sequential);
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_contract() {
+        let rules = vec![
+            Rule::ErrorsMax(rate(10_000)),
+            Rule::ErrorsVsLegacy(ratio(2_000)),
+            Rule::LatencyVsLegacy(ratio(1_500)),
+            Rule::ClientErrorsVsLegacy(ratio(2_000)),
+            Rule::AbortsVsLegacy(ratio(2_000)),
+            Rule::Hang(10_000_000),
+            Rule::Health(10_000_000),
+            Rule::Dead(20),
+        ];
+        let GuardSettings { dry_run, min_users, false_alarm_every, shared_cause, window, min_requests, rules: found, mode } = guard("");
+        assert_eq!((mode, dry_run, min_users, false_alarm_every, shared_cause), (Mode::Sequential, false, 3, Duration::from_secs(30 * 24 * 3600), SharedCause::Hold));
+        assert_eq!((window, min_requests), (Duration::from_secs(30), 200));
+        assert_eq!(found, rules);
+    }
+
+    #[test]
+    fn in_sequential_mode_each_written_key_replaces_one_default() {
+        for (text, rule) in [
+            ("errors = { max = \"0.5%\" }", Rule::ErrorsMax(rate(5_000))),
+            ("errors = { vs_legacy = 3 }", Rule::ErrorsVsLegacy(ratio(3_000))),
+            ("latency = { vs_legacy = 1.25 }", Rule::LatencyVsLegacy(ratio(1_250))),
+            ("client_errors = { vs_legacy = 4.5 }", Rule::ClientErrorsVsLegacy(ratio(4_500))),
+            ("aborts = { vs_legacy = 10 }", Rule::AbortsVsLegacy(ratio(10_000))),
+            ("hang = { older_than = \"1s\" }", Rule::Hang(1_000_000)),
+            ("hang = { older_than = \"29s\" }", Rule::Hang(29_000_000)),
+            ("health = { down_for = \"1s\" }", Rule::Health(1_000_000)),
+            ("health = { down_for = \"1h\" }", Rule::Health(3_600_000_000)),
+            ("dead_after = 2", Rule::Dead(2)),
+            ("dead_after = 1000000", Rule::Dead(1_000_000)),
+        ] {
+            let expected: Vec<Rule> = GuardSettings::default_rules().into_iter().map(|default| if default.name() == rule.name() { rule } else { default }).collect();
+            assert_eq!(guard(text), GuardSettings { rules: expected, ..GuardSettings::default() }, "{text}");
+        }
+        assert_eq!(guard("min_users = 1000"), GuardSettings { min_users: 1_000, ..GuardSettings::default() });
+        assert_eq!(guard("false_alarm_every = \"1h\"").false_alarm_every, Duration::from_secs(3600));
+        assert_eq!(guard("false_alarm_every = \"3650d\"").false_alarm_every, MAX_DURATION);
+        assert_eq!(guard("shared_cause = \"rollback\"").shared_cause, SharedCause::Rollback);
+    }
+
+    #[test]
+    fn a_latency_limit_is_added_to_the_defaults_and_rules_stand_in_the_order_of_their_names() {
+        // Written from the last to the first.
+        let text = "dead_after = 5\nhealth = { down_for = \"2s\" }\nlatency = { mean = \"4ms\", p99 = \"3ms\", p95 = \"2ms\", p50 = \"1ms\" }\nerrors = { vs_legacy = 2 }";
+        let names: Vec<&str> = guard(text).rules.iter().map(|rule| rule.name()).collect();
+        assert_eq!(names, Rule::NAMES);
+        let text = format!("mode = \"threshold\"\n{text}");
+        let names: Vec<&str> = guard(&text).rules.iter().map(|rule| rule.name()).collect();
+        assert_eq!(names, ["errors_vs_legacy", "latency_p50", "latency_p95", "latency_p99", "latency_mean", "health", "dead"]);
+    }
+
+    #[test]
+    fn in_threshold_mode_only_what_is_written_is_a_rule() {
+        for (text, rule) in [
+            ("errors = { max = \"2%\" }", Rule::ErrorsMax(rate(20_000))),
+            ("latency = { p99 = \"800ms\" }", Rule::Latency(LatencyPoint::P99, 800_000)),
+            ("hang = { older_than = \"5s\" }", Rule::Hang(5_000_000)),
+            ("health = { down_for = \"5s\" }", Rule::Health(5_000_000)),
+            ("dead_after = 7", Rule::Dead(7)),
+        ] {
+            assert_eq!(guard(&format!("mode = \"threshold\"\n{text}")).rules, [rule], "{text}");
+        }
+        assert!(guard("mode = \"off\"").rules.is_empty());
+    }
+
+    #[test]
+    fn a_key_is_warned_of_exactly_where_it_has_no_effect() {
+        let sequential = "min_users = 5\nfalse_alarm_every = \"7d\"\nshared_cause = \"hold\"";
+        let threshold = "window = \"10s\"\nmin_requests = 50";
+        let (of_sequential, of_threshold) = (["guard.min_users", "guard.false_alarm_every", "guard.shared_cause"], ["guard.window", "guard.min_requests"]);
+        let none: [&str; 0] = [];
+        assert_eq!(warned("", sequential), none);
+        assert_eq!(warned("", threshold), of_threshold);
+        let errors = "mode = \"threshold\"\nerrors = { max = \"1%\" }";
+        assert_eq!(warned("", &format!("{errors}\n{threshold}")), none);
+        assert_eq!(warned("", &format!("{errors}\n{sequential}")), of_sequential);
+        assert_eq!(warned("", &format!("{errors}\n{sequential}\nhang = {{ older_than = \"5s\" }}")), none);
+        assert_eq!(warned("", &format!("{errors}\n{sequential}\ndead_after = 5")), of_sequential[1..2]);
+        assert_eq!(warned("", &format!("{errors}\n{sequential}\nhealth = {{ down_for = \"5s\" }}")), of_sequential[..2]);
+        // The one warning is about the mode.
+        assert_eq!(warned("", &format!("mode = \"off\"\n{sequential}\n{threshold}")), ["guard"]);
+    }
+
+    #[test]
+    fn a_hang_that_is_written_must_come_before_the_response_timeout() {
+        let hang = |older_than: &str| format!("hang = {{ older_than = \"{older_than}\" }}");
+        let warning = ["guard.hang.older_than"];
+        let none: [&str; 0] = [];
+        assert_eq!(warned("", &hang("29s")), none);
+        assert_eq!(warned("", &hang("30s")), warning);
+        assert_eq!(warned("response_timeout = \"60s\"", &hang("30s")), none);
+        assert_eq!(warned("response_timeout = \"5s\"", &hang("10s")), warning);
+        assert_eq!(warned("response_timeout = \"5s\"", &format!("mode = \"threshold\"\nerrors = {{ max = \"1%\" }}\n{}", hang("10s"))), warning);
+        // The default is nobody's mistake, and a guard that is off has been warned of.
+        assert_eq!(warned("response_timeout = \"5s\"", ""), none);
+        assert_eq!(warned("response_timeout = \"5s\"", &format!("mode = \"off\"\n{}", hang("10s"))), ["guard"]);
+        // Only the backend that users are moved to matters.
+        assert_eq!(warned("[backend.other]\nservers = [\"c:1\"]\nresponse_timeout = \"1s\"", &hang("10s")), none);
+    }
+
+    #[test]
+    fn what_a_window_cannot_compare_at_100_percent_a_sequential_guard_can() {
+        let at_100 = |text: &str| settings("", &format!("percent = 100\n[rollout.guard]\n{text}\n")).warnings.len();
+        assert_eq!(at_100("mode = \"threshold\"\nerrors = { vs_legacy = 2 }"), 1);
+        assert_eq!(at_100("mode = \"threshold\"\nerrors = { vs_legacy = 2 }\ndead_after = 5"), 0);
+        assert_eq!(at_100("errors = { vs_legacy = 2 }"), 0);
+        let with_control_group = settings("", "percent = 100\nholdback = 1\n[rollout.guard]\nmode = \"threshold\"\nerrors = { vs_legacy = 2 }\n");
+        assert!(with_control_group.warnings.is_empty(), "a control group is something to compare with");
+        assert_eq!(at_100("latency = { p99 = \"1s\" }"), 0);
+    }
+
+    #[test]
+    fn a_holdback_is_warned_of_where_it_bites_below_100_percent() {
+        let of = |percent: &str, holdback: &str| settings("", &format!("percent = {percent}\nholdback = {holdback}\n"));
+        for (percent, holdback, warnings) in [
+            ("5", "0", 0),
+            ("5", "0.125", 0),
+            ("99", "1", 0),
+            ("100", "1", 0),
+            ("0", "50", 0),
+            ("99.001", "1", 1),
+            ("99", "1.001", 1),
+            ("5", "100", 1),
+            ("0", "100", 1),
+            ("100", "100", 1),
+        ] {
+            let settings = of(percent, holdback);
+            assert_eq!(Some(settings.rollouts[0].holdback), Percent::parse(holdback).ok(), "{holdback}");
+            assert_eq!(settings.warnings.len(), warnings, "{percent} and {holdback}");
+        }
+        assert_eq!(settings("", "percent = 5\n").rollouts[0].holdback, Percent::ZERO);
     }
 }

@@ -82,7 +82,7 @@ pub(crate) fn lower(main: &Arc<Source>, mut world: World<'_>, report: &mut Repor
         let problem = source.error(0..0, "there is no [[rollout]]: nothing would ever move");
         report.push(problem.label("the whole file").hint("write a [[rollout]] with id, percent and key; percent = 0 keeps everybody on legacy"));
     }
-    across::check(&drafts, report);
+    across::check(&drafts, backends.as_deref().unwrap_or_default(), report);
 
     let rollout_files: BTreeMap<String, String> = drafts.iter().filter_map(|draft| Some((draft.id.clone()?, draft.source.name.clone()))).collect();
     let rollouts = drafts.into_iter().map(|draft| draft.settings).collect::<Option<Vec<_>>>();

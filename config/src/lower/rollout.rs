@@ -27,6 +27,8 @@ pub(super) struct Draft {
     pub(super) id_span: Range<usize>,
     /// Its `salt`, or else the header.
     pub(super) salt_span: Range<usize>,
+    /// The `older_than` of its guard, if that is written.
+    pub(super) hang_span: Option<Range<usize>>,
     pub(super) settings: Option<RolloutSettings>,
 }
 
@@ -54,7 +56,7 @@ impl Lower<'_> {
             check,
         } = table;
         self.context = rollout_context(id.as_ref().map(|id| id.value.as_str()), index);
-        self.refuse_what_is_to_come(holdback, failover, fallback_on_404, drain_on_rollback.map(|at| at.span), plan.map(|at| at.span), check.map(|at| at.span));
+        self.refuse_what_is_to_come(failover, fallback_on_404, drain_on_rollback.map(|at| at.span), plan.map(|at| at.span), check.map(|at| at.span));
 
         let id_span = id.as_ref().map_or(header.clone(), |id| id.span.clone());
         let salt_span = salt.as_ref().map_or(header.clone(), |salt| salt.span.clone());
@@ -65,14 +67,20 @@ impl Lower<'_> {
         };
         let matches = self.matches(matches);
         let keys = key.as_ref().and_then(|key| self.keys(key));
-        let percent = percent.as_ref().and_then(|at| self.percent(at));
+        let percent = percent.as_ref().and_then(|at| self.percent(at, "percent"));
+        let holdback = match &holdback {
+            Some(at) => self.holdback(at, percent),
+            None => Some(Percent::ZERO),
+        };
         let sides = self.sides(legacy.as_ref(), new.as_ref(), &header, backends);
         let on_new = self.users(always_new.as_ref(), "always_new", world);
         let on_legacy = self.users(always_legacy.as_ref(), "always_legacy", world);
         if let (Some(on_new), Some(on_legacy), Some(at)) = (&on_new, &on_legacy, &always_new) {
             self.warn_of_users_in_both(on_new, on_legacy, &at.span);
         }
-        let guard = self.guard(guard, &header, percent);
+        let hang_span = guard.as_ref().and_then(|at| at.value.hang.as_ref()?.value.older_than.as_ref()).map(|at| at.span.clone());
+        let in_force = percent.and_then(|percent| Some(percent.min(beside(holdback?)?)));
+        let guard = self.guard(guard, &header, in_force);
         let anonymous = match anonymous.unwrap_or(AnonymousText::Legacy) {
             AnonymousText::Legacy => Anonymous::Legacy,
             AnonymousText::Cookie => Anonymous::Cookie,
@@ -90,26 +98,23 @@ impl Lower<'_> {
                 backends: sides?,
                 percent: percent?,
                 generation: generation.unwrap_or(default::GENERATION),
+                holdback: holdback?,
                 guard,
             })
         };
-        let draft = Draft { id: id.map(|id| id.value), source: Arc::clone(self.source), header, id_span, salt_span, settings: settings() };
+        let draft = Draft { id: id.map(|id| id.value), source: Arc::clone(self.source), header, id_span, salt_span, hang_span, settings: settings() };
         self.context.clear();
         draft
     }
 
     fn refuse_what_is_to_come(
         &mut self,
-        holdback: Option<At<Number>>,
         failover: Option<At<FailoverText>>,
         fallback_on_404: Option<At<Vec<At<String>>>>,
         drain_on_rollback: Option<Range<usize>>,
         plan: Option<Range<usize>>,
         check: Option<Range<usize>>,
     ) {
-        if let Some(at) = holdback.filter(|at| Percent::parse(&self.digits(at)) != Ok(Percent::ZERO)) {
-            self.refuse(at.span, "holdback", "write holdback = 0, or remove the line");
-        }
         if let Some(at) = failover.filter(|at| at.value != FailoverText::Off) {
             self.refuse(at.span, "failover", "write failover = \"off\", or remove the line");
         }
@@ -127,16 +132,31 @@ impl Lower<'_> {
         }
     }
 
-    fn percent(&mut self, at: &At<Number>) -> Option<Percent> {
+    /// Users kept on legacy. Warns where that is felt below 100 %, which is what it is for.
+    fn holdback(&mut self, at: &At<Number>, percent: Option<Percent>) -> Option<Percent> {
+        let holdback = self.percent(at, "holdback")?;
+        let most = beside(holdback)?;
+        let problem = match percent {
+            _ if most == Percent::ZERO => self.warning(&at.span, "holdback", "everybody is held back, so nobody is ever on new"),
+            Some(percent) if percent > most && percent < Percent::FULL => {
+                self.warning(&at.span, "holdback", format!("percent = {percent} and holdback = {holdback} are more than 100 together: {most} % of users are on new"))
+            }
+            _ => return Some(holdback),
+        };
+        self.report.push(problem.label("held back").hint("a control group of 1 is enough"));
+        Some(holdback)
+    }
+
+    fn percent(&mut self, at: &At<Number>, key: &str) -> Option<Percent> {
         let digits = self.digits(at);
         let result = Percent::parse(&digits).map_err(|error| {
             let rounded = digits.parse::<f64>().ok().filter(|number| (0.0..=100.0).contains(number)).map(|number| (number * 1000.0).round() / 1000.0);
             Fault {
                 what: format!("expected a number from 0 to 100 with at most three decimals, found {digits}: {error}"),
-                hint: rounded.map(|number| format!("write percent = {number}")),
+                hint: rounded.map(|number| format!("write {key} = {number}")),
             }
         });
-        self.settle(&at.span, "percent", result)
+        self.settle(&at.span, key, result)
     }
 
     fn sides(&mut self, legacy: Option<&At<String>>, new: Option<&At<String>>, header: &Range<usize>, backends: &[String]) -> Option<PerSide<Arc<str>>> {
@@ -206,6 +226,11 @@ impl Lower<'_> {
         let problem = self.warning(span, "always_new", format!("{named} in always_legacy too, which wins")).label("overruled");
         self.report.push(problem.hint("name a user in one of the two lists"));
     }
+}
+
+/// The largest share on new that a control group leaves.
+fn beside(holdback: Percent) -> Option<Percent> {
+    Percent::from_thousandths(Percent::FULL.thousandths().checked_sub(holdback.thousandths())?)
 }
 
 fn rollout_id(text: &str) -> Result<String, Fault> {

@@ -16,7 +16,9 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 pub(crate) use file::{AccessText, AdminTable, BackendTable, EngineText, File, IncludedFile, ListenTable, LogFormatText, LogTable, RoleText, RoutingTable, StateTable, TokenTable};
-pub(crate) use rollout::{AnonymousText, ErrorsTable, FailoverText, GuardTable, LatencyTable, MatchTable, ModeText, RolloutTable, VsLegacyTable};
+pub(crate) use rollout::{
+    AnonymousText, DownTable, ErrorsTable, FailoverText, GuardTable, HangTable, LatencyTable, MatchTable, ModeText, RolloutTable, SharedCauseText, VsLegacyTable,
+};
 pub(crate) use value::{At, DURATION_PATTERN, DurationText, Number, RATE_PATTERN, RateText, SIZE_PATTERN, SizeText};
 
 /// The defaults of the file, as the file would write them: in the schema for editors, and read by `lower` like anything else.

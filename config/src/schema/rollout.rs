@@ -45,7 +45,7 @@ pub(crate) struct RolloutTable {
     /// Raise it by one to re-arm after a rollback.
     #[schemars(extend("default" = default::GENERATION, "minimum" = 1, "maximum" = 1_000_000_000))]
     pub(crate) generation: Option<u64>,
-    /// Percent of users kept on legacy at 100 %, as a control group. Anything but 0 is not supported yet.
+    /// Percent of users kept on legacy even at 100 %, as a control group for the guard.
     #[schemars(extend("default" = 0, "minimum" = 0, "maximum" = 100))]
     pub(crate) holdback: Option<At<Number>>,
     /// Whether a request that fails on new is answered by legacy. Anything but `off` is not supported yet.
@@ -104,12 +104,12 @@ pub(crate) enum FailoverText {
 #[serde(deny_unknown_fields)]
 pub(crate) struct GuardTable {
     /// How it judges.
-    #[schemars(extend("default" = "threshold"))]
+    #[schemars(extend("default" = "sequential"))]
     pub(crate) mode: Option<At<ModeText>>,
     /// Judge and report, but never roll back.
     #[schemars(extend("default" = false))]
     pub(crate) dry_run: Option<bool>,
-    /// Limits on failures: 5xx, connect errors, timeouts, resets, truncated bodies. `max = "1%"` unless the section names any rule.
+    /// Limits on failures: 5xx, connect errors, timeouts, resets, truncated bodies. Here and below, a sequential guard has the default where nothing is written, a threshold guard has no rule.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "max": "1%" }]))]
     pub(crate) errors: Option<ErrorsTable>,
     /// Limits on the time to the response header.
@@ -121,47 +121,51 @@ pub(crate) struct GuardTable {
     /// A limit on clients that gave up.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "vs_legacy": 2 }]))]
     pub(crate) aborts: Option<VsLegacyTable>,
-    /// Requests that hang. Not supported yet.
+    /// Requests that wait too long for an answer, noticed while they wait.
+    #[schemars(extend("minProperties" = 1, "examples" = [{ "older_than": "10s" }]))]
     pub(crate) hang: Option<At<HangTable>>,
-    /// Health checks as evidence. Not supported yet.
+    /// A backend without any server to send to.
+    #[schemars(extend("minProperties" = 1, "examples" = [{ "down_for": "10s" }]))]
     pub(crate) health: Option<At<DownTable>>,
-    /// Failures in a row. Not supported yet.
-    #[schemars(extend("minimum" = 1, "maximum" = 1_000_000))]
+    /// So many failures of new in a row, with no success between.
+    #[schemars(extend("default" = 20, "minimum" = 2, "maximum" = 1_000_000))]
     pub(crate) dead_after: Option<At<u64>>,
-    /// Distinct users that must be hurt. Not supported yet.
-    #[schemars(extend("minimum" = 1, "maximum" = 1_000_000))]
+    /// How many users must be hurt before a rule may trip; never more than new has served in the last minute. In threshold mode for hang and dead_after only.
+    #[schemars(extend("default" = 3, "minimum" = 1, "maximum" = 1_000))]
     pub(crate) min_users: Option<At<u64>>,
-    /// How rarely a healthy backend may be rolled back. Not supported yet.
+    /// How rarely a healthy backend may be rolled back, over all rules together; from 1h to 10 years. In threshold mode for hang only.
+    #[schemars(extend("default" = "30d"))]
     pub(crate) false_alarm_every: Option<At<DurationText>>,
-    /// What happens when both sides are bad at once. Not supported yet.
+    /// What happens when both sides are bad at once. In threshold mode for hang, health and dead_after only.
+    #[schemars(extend("default" = "hold"))]
     pub(crate) shared_cause: Option<At<SharedCauseText>>,
-    /// How far back a rule looks, from 1s to 1h.
+    /// How far back a rule looks, from 1s to 1h. Threshold mode only.
     #[schemars(extend("default" = "30s"))]
     pub(crate) window: Option<At<DurationText>>,
-    /// With fewer requests than this on new within the window, a rule says nothing.
+    /// With fewer requests than this on new within the window, a rule says nothing. Threshold mode only.
     #[schemars(extend("default" = 200, "minimum" = 1, "maximum" = 1_000_000_000))]
-    pub(crate) min_requests: Option<u64>,
+    pub(crate) min_requests: Option<At<u64>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum ModeText {
-    /// Rules over a window.
+    /// A sequential test for each rule: quick, and with a known rate of false alarms.
+    Sequential,
+    /// Limits over a window: only the rules that are written, and no control of false alarms.
     Threshold,
     /// No judging; only people roll back.
     Off,
-    /// A sequential test with few false alarms. Not supported yet.
-    Sequential,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ErrorsTable {
     /// More than this share of the requests to new failed.
-    #[schemars(extend("examples" = ["1%"]))]
+    #[schemars(extend("default" = "1%"))]
     pub(crate) max: Option<At<RateText>>,
     /// The failure rate of new is more than this many times legacy's.
-    #[schemars(extend("minimum" = 1, "maximum" = 1000, "examples" = [2]))]
+    #[schemars(extend("default" = 2.0, "minimum" = 1, "maximum" = 1000))]
     pub(crate) vs_legacy: Option<At<Number>>,
 }
 
@@ -180,8 +184,8 @@ pub(crate) struct LatencyTable {
     /// The mean is above this.
     #[schemars(extend("examples" = ["200ms"]))]
     pub(crate) mean: Option<At<DurationText>>,
-    /// The p95 of new is more than this many times legacy's.
-    #[schemars(extend("minimum" = 1, "maximum" = 1000, "examples" = [1.5]))]
+    /// New is more than this many times as slow as legacy: at the p95, in sequential mode also at the p50 and p90.
+    #[schemars(extend("default" = 1.5, "minimum" = 1, "maximum" = 1000))]
     pub(crate) vs_legacy: Option<At<Number>>,
 }
 
@@ -189,26 +193,24 @@ pub(crate) struct LatencyTable {
 #[serde(deny_unknown_fields)]
 pub(crate) struct VsLegacyTable {
     /// The rate on new is more than this many times legacy's.
-    #[schemars(extend("minimum" = 1, "maximum" = 1000, "examples" = [2]))]
+    #[schemars(extend("default" = 2.0, "minimum" = 1, "maximum" = 1000))]
     pub(crate) vs_legacy: Option<At<Number>>,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HangTable {
-    /// Without an answer for this long.
+    /// Without an answer for this long, from 1s to 60s; below the backend's response_timeout.
     #[schemars(extend("default" = "10s"))]
-    older_than: Option<DurationText>,
+    pub(crate) older_than: Option<At<DurationText>>,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct DownTable {
-    /// No healthy server for this long.
+    /// No server for this long, from 1s to 1h.
     #[schemars(extend("default" = "10s"))]
-    down_for: Option<DurationText>,
+    pub(crate) down_for: Option<At<DurationText>>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
