@@ -3,14 +3,19 @@
 //! It owns the [`ControlPlane`] and is the only writer of what is [`Published`]. Every decision is the plane's; this file carries out its effects in the order given. It never reads or writes a
 //! file and never resolves a name itself: a slow disk or DNS server must not hold up the judging of the next tick.
 //!
+//! A failure on new is looked at as soon as it happens, at most every [`LOOK_PAUSE`]: a dead backend must not go on until the next tick.
+//!
 //! A raise waits for its persistence, at most two seconds. If the disk cannot take it, the smaller exposure stays in force and the raise is published as soon as the state is durable.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cutover_core::plane::Change;
-use cutover_core::{ControlPlane, Effect, Event, PerSide, Split, Totals};
+use cutover_core::simulate::WAKE_PAUSE;
+use cutover_core::witness::tick_of;
+use cutover_core::{ControlPlane, Effect, Event, Mono, Observed, PerSide, Rule, Split, TICK, Totals};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -19,11 +24,11 @@ use crate::control_handle::{Applied, Message, Refusal};
 use crate::disk::Disk;
 use crate::journal::Record;
 use crate::published::{Common, Published, Snapshot};
-use crate::recorder::{Reader, SlotTotals, UNMATCHED, slot_of};
+use crate::recorder::{Look, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
 use crate::status::{ConfigStatus, Measured, Report, recent_quantiles, status_of};
 
-/// How often the guard looks.
-pub const TICK: Duration = Duration::from_millis(250);
+/// The shortest time between two looks.
+const LOOK_PAUSE: Duration = WAKE_PAUSE;
 /// How long a raise waits for the disk.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -39,12 +44,14 @@ pub struct Control {
     rollbacks: BTreeMap<(Arc<str>, String), u64>,
     /// A split that waits for its persistence.
     held: Option<Split>,
+    /// By control-plane slot: up to which tick the age of waiting requests has been read.
+    waited_until: Vec<u64>,
 }
 
 impl Control {
     /// The loop for a plane whose first settings are already published as `common`.
     pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus) -> Self {
-        Self { plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None }
+        Self { plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None, waited_until: Vec::new() }
     }
 
     /// Tells of the first settings. Persisted and published they are already: before the ports opened.
@@ -57,10 +64,19 @@ impl Control {
     pub async fn run(mut self, mut inbox: mpsc::Receiver<Message>, mut stopped: watch::Receiver<bool>) {
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let failed = self.reader.failed();
+        let mut has_failed = false;
+        let mut looks = tokio::time::interval(LOOK_PAUSE);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = stopped.wait_for(|stopped| *stopped) => return,
                 _ = ticks.tick() => self.tick().await,
+                () = failed.notified(), if !has_failed => has_failed = true,
+                _ = looks.tick(), if has_failed => {
+                    has_failed = false;
+                    self.look_at_failures().await;
+                }
                 message = inbox.recv() => match message {
                     Some(message) => self.take(message).await,
                     None => return,
@@ -71,9 +87,7 @@ impl Control {
 
     async fn tick(&mut self) {
         self.reader.read();
-        let totals: Vec<&PerSide<Totals>> = self.reader.rollouts().collect();
-        // Ticks are never refused.
-        let effects = self.plane.on(Event::Tick(&totals), clock::now()).unwrap_or_default();
+        let effects = self.judge(true);
         self.carry_out(effects).await;
         if self.disk.is_durable()
             && let Some(split) = self.held.take()
@@ -87,6 +101,62 @@ impl Control {
         }
     }
 
+    async fn look_at_failures(&mut self) {
+        self.reader.read_counts();
+        let effects = self.judge(false);
+        self.carry_out(effects).await;
+    }
+
+    /// Shows the plane what has been counted, and hands what it aims at to the request path.
+    fn judge(&mut self, is_tick: bool) -> Vec<Effect> {
+        let now = clock::now();
+        let seen = self.see(now.mono, is_tick);
+        let nothing = PerSide::<Totals>::default();
+        let totals: Vec<&PerSide<Totals>> = self.reader.rollouts().collect();
+        let observed: Vec<Observed<'_>> =
+            seen.iter().enumerate().map(|(slot, (look, available))| look.observed(totals.get(slot).copied().unwrap_or(&nothing), *available)).collect();
+        let event = if is_tick { Event::Tick(&observed) } else { Event::Failure(&observed) };
+        // Looks are never refused.
+        let effects = self.plane.on(event, now).unwrap_or_default();
+        self.aim();
+        effects
+    }
+
+    /// By control-plane slot: what was seen beside the totals, and which sides have a server.
+    fn see(&mut self, now: Mono, is_tick: bool) -> Vec<(Look, PerSide<bool>)> {
+        let slots = self.plane.rollouts().iter().map(|rollout| rollout.slot() + 1).max().unwrap_or_default();
+        self.waited_until.resize(slots.max(self.waited_until.len()), tick_of(now));
+        let snapshot = self.published.load();
+        (0..slots)
+            .map(|slot| {
+                let rollout = self.plane.rollouts().iter().find(|rollout| rollout.slot() == slot);
+                let at = rollout.and_then(|rollout| snapshot.split.rollouts.iter().position(|split| split.rule.id == *rollout.id()));
+                let available = at.map_or(PerSide { legacy: true, new: true }, |at| snapshot.available(at));
+                let hang = rollout.and_then(|rollout| rollout.settings().guard.rule("hang"));
+                let aged = is_tick.then(|| match hang {
+                    Some(Rule::Hang(older_than_us)) => self.aged(slot, now, older_than_us),
+                    _ => 0..0,
+                });
+                (self.reader.look(slot_of(slot), now, aged), available)
+            })
+            .collect()
+    }
+
+    /// The ticks all of whose requests have reached this age since the last call.
+    fn aged(&mut self, slot: usize, now: Mono, older_than_us: u64) -> Range<u64> {
+        let until = tick_of(now).saturating_sub(older_than_us.div_ceil(TICK.as_micros() as u64));
+        let from = self.waited_until[slot].max(until.saturating_sub(WAIT_TICKS as u64 / 2));
+        self.waited_until[slot] = until.max(self.waited_until[slot]);
+        from..until
+    }
+
+    /// Before anything is published: a re-armed rollout is to be judged by its first request.
+    fn aim(&self) {
+        for rollout in self.plane.rollouts() {
+            self.reader.watch(slot_of(rollout.slot())).aim(rollout.aims());
+        }
+    }
+
     async fn take(&mut self, message: Message) {
         match message {
             Message::Settings { common, restart_needed, actor, reason, reply } => {
@@ -94,6 +164,7 @@ impl Control {
                 self.common = common;
                 let event = Event::Settings { rollouts, actor, reason };
                 let effects = self.plane.on(event, clock::now()).unwrap_or_default();
+                self.aim();
                 let durable = self.carry_out(effects).await;
                 self.accepted(restart_needed);
                 self.journal_written().await;
@@ -112,6 +183,7 @@ impl Control {
                     Some(expected) if expected != self.plane.revision() => Err(Refusal::Revision { expected, found: self.plane.revision() }),
                     Some(_) | None => match self.plane.on(Event::Command { rollout: &rollout, command, actor, reason }, clock::now()) {
                         Ok(effects) => {
+                            self.aim();
                             let durable = self.carry_out(effects).await;
                             self.journal_written().await;
                             Ok(Applied { revision: self.plane.revision(), durable })
@@ -151,6 +223,8 @@ impl Control {
                     if let Change::RolledBack(trip) = &announcement.change {
                         *self.rollbacks.entry((Arc::clone(&announcement.rollout), trip.cause.label().to_owned())).or_default() += 1;
                         tracing::error!(rollout = %announcement.rollout, change = "rollback", rule = trip.cause.label(), "{}", announcement.sentence);
+                    } else if matches!(announcement.change, Change::SharedCause | Change::Held | Change::DryRunBreach) {
+                        tracing::warn!(rollout = %announcement.rollout, change = announcement.change.name(), "{}", announcement.sentence);
                     } else {
                         tracing::info!(rollout = %announcement.rollout, change = announcement.change.name(), actor = announcement.actor.name, "{}", announcement.sentence);
                     }

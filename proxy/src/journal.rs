@@ -26,7 +26,7 @@ pub struct Record {
     pub at: String,
     /// Which rollout.
     pub rollout: String,
-    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`.
+    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`, `shared_cause`, `shared_cause_ended`, held.
     pub change: String,
     /// Who.
     pub actor: String,
@@ -58,7 +58,15 @@ impl Record {
         let (from, to, trip) = match &announcement.change {
             Change::Percent { from, to } => (Some(percent(*from)), Some(percent(*to)), None),
             Change::RolledBack(trip) => (None, None, Some(TripStatus::new(trip))),
-            Change::Started | Change::Added | Change::Removed | Change::Settings | Change::Rearmed | Change::DryRunBreach => (None, None, None),
+            Change::Started
+            | Change::Added
+            | Change::Removed
+            | Change::Settings
+            | Change::Rearmed
+            | Change::DryRunBreach
+            | Change::SharedCause
+            | Change::SharedCauseEnded
+            | Change::Held => (None, None, None),
         };
         Self {
             at: clock::rfc3339(announcement.at),

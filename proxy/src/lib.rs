@@ -19,6 +19,7 @@ pub mod journal;
 pub mod metrics;
 pub mod published;
 pub mod recorder;
+pub mod replay;
 pub mod source;
 pub mod state_file;
 pub mod status;

@@ -7,15 +7,22 @@
 //! changed, so that idle shards cost twenty loads. A shard whose thread has ended is read one last time and let go; its counts stay in the totals.
 //!
 //! In flight is started minus finished. The two may be counted by different threads, since a task moves between them; each count still has one writer.
+//!
+//! Who was hurt is counted by the core's [`Watch`], one for each rollout, shared by all threads: bad and slow requests pay for it. A failure on new also rings a bell, so that the judge need not
+//! wait for its tick. Requests without an answer are counted by the tick in which they began to wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without
+//! looking at any request.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cutover_core::histogram::{COUNTERS, OCTAVE, OCTAVES, index_of};
 use cutover_core::outcome::{CODE_CLASSES, code_class};
 use cutover_core::window::Totals;
-use cutover_core::{Ending, FailureKind, Outcome, PerSide, Reason, Side};
+use cutover_core::witness::tick_of;
+use cutover_core::{Class, Counted, Crowd, Ending, FailureKind, Mono, Observed, Outcome, PerSide, Reason, Side, Waited, Watch, Who, Witness};
+use tokio::sync::Notify;
 
 /// The slot of requests that match no rollout. Rollouts follow after it: see [`slot_of`].
 pub const UNMATCHED: usize = 0;
@@ -32,12 +39,49 @@ pub struct Recorder {
     registry: Arc<Registry>,
 }
 
-type Registry = Mutex<Vec<Registered>>;
+/// What the two halves share.
+#[derive(Debug, Default)]
+struct Registry {
+    shards: Mutex<Vec<Registered>>,
+    /// By slot.
+    watches: Mutex<Vec<Arc<Watch>>>,
+    /// Rung by each failure on new.
+    failed: Arc<Notify>,
+}
+
+impl Registry {
+    fn watch(&self, slot: usize) -> Arc<Watch> {
+        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
+        if watches.len() <= slot {
+            watches.resize_with(slot + 1, Arc::default);
+        }
+        Arc::clone(&watches[slot])
+    }
+}
 
 #[derive(Debug)]
 struct Registered {
     slot: usize,
     shards: Arc<PerSide<Shard>>,
+}
+
+/// How many ticks the ring of waiting requests holds. One that waits longer is taken for one of the present round, which is why a hang is noticed at a minute at the latest.
+pub const WAIT_TICKS: usize = 256;
+/// Into how many places waiting requests are told apart.
+const PLACES: usize = 16;
+const WAIT_CELLS: usize = WAIT_TICKS * PLACES;
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin<'a> {
+    /// Who sent it.
+    pub who: Who,
+    /// What was asked for.
+    pub path: &'a str,
+    /// The epoch of the rollout it was decided under.
+    pub epoch: u64,
+    /// When it ended.
+    pub at: Mono,
 }
 
 /// A recorder and its one reader.
@@ -48,8 +92,15 @@ pub fn recorder() -> (Arc<Recorder>, Reader) {
     (Arc::new(recorder), Reader { registry, known: Vec::new(), slots: Vec::new() })
 }
 
-/// The shards of one thread by slot.
-type BySlot = Vec<Option<Arc<PerSide<Shard>>>>;
+/// What one thread has of a slot.
+#[derive(Debug)]
+struct Local {
+    shards: Arc<PerSide<Shard>>,
+    watch: Arc<Watch>,
+}
+
+/// The same by slot.
+type BySlot = Vec<Option<Local>>;
 
 thread_local! {
     /// Shards of this thread by recorder and slot. Almost always one recorder; tests run several in a process.
@@ -59,22 +110,31 @@ thread_local! {
 impl Recorder {
     /// Counts a request as started on `side`; dropping the guard counts it as finished, however the request ends.
     pub fn begin(self: &Arc<Self>, slot: usize, side: Side, reason: Option<Reason>) -> InFlight {
-        self.with(slot, |shards| {
-            let shard = &shards[side];
+        self.with(slot, |local| {
+            let shard = &local.shards[side];
             bump(&shard.started, 1);
             if let Some(reason) = reason {
                 bump(&shard.reasons[reason.index()], 1);
             }
         });
-        InFlight { recorder: Arc::clone(self), slot, side }
+        InFlight { recorder: Arc::clone(self), slot, side, waiting: None, is_finished: false }
     }
 
-    /// Counts the end of a request on `side`.
-    pub fn record(&self, slot: usize, side: Side, ending: &Ending) {
-        self.with(slot, |shards| shards[side].record(ending));
+    /// Counts the end of a request on `side`. Of a rollout that was re-armed since it was decided, it is no evidence.
+    pub fn record(&self, slot: usize, side: Side, ending: &Ending, origin: &Origin<'_>) {
+        self.with(slot, |local| self.record_locally(local, side, ending, origin));
     }
 
-    fn with(&self, slot: usize, use_shards: impl FnOnce(&PerSide<Shard>)) {
+    fn record_locally(&self, local: &Local, side: Side, ending: &Ending, origin: &Origin<'_>) {
+        let ending = Ending { evidence: ending.evidence && local.watch.is_of(origin.epoch), ..*ending };
+        let counted = local.watch.see(side, &ending, origin.who, origin.path, origin.at);
+        local.shards[side].record(&ending, counted);
+        if side == Side::New && ending.evidence && matches!(ending.outcome, Outcome::Failure(_)) {
+            self.registry.failed.notify_one();
+        }
+    }
+
+    fn with(&self, slot: usize, use_local: impl FnOnce(&Local)) {
         // A thread that is being torn down has no shards any more; what it would have counted is lost with the process.
         let _ = SHARDS.try_with(|recorders| {
             let mut recorders = recorders.borrow_mut();
@@ -89,14 +149,14 @@ impl Recorder {
             if slots.len() <= slot {
                 slots.resize_with(slot + 1, || None);
             }
-            use_shards(slots[slot].get_or_insert_with(|| self.register(slot)));
+            use_local(slots[slot].get_or_insert_with(|| self.register(slot)));
         });
     }
 
-    fn register(&self, slot: usize) -> Arc<PerSide<Shard>> {
+    fn register(&self, slot: usize) -> Local {
         let shards = Arc::new(PerSide::from_fn(|_| Shard::default()));
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, shards: Arc::clone(&shards) });
-        shards
+        self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, shards: Arc::clone(&shards) });
+        Local { shards, watch: self.registry.watch(slot) }
     }
 }
 
@@ -106,11 +166,52 @@ pub struct InFlight {
     recorder: Arc<Recorder>,
     slot: usize,
     side: Side,
+    /// The cell of the ring it waits in.
+    waiting: Option<usize>,
+    is_finished: bool,
+}
+
+impl InFlight {
+    /// Counts the end of the request, and that it is no longer in flight.
+    pub fn end(mut self, ending: &Ending, origin: &Origin<'_>) {
+        self.is_finished = true;
+        self.recorder.with(self.slot, |local| {
+            let shard = &local.shards[self.side];
+            if let Some(cell) = self.waiting {
+                bump16(&shard.waits_ended[cell]);
+            }
+            self.recorder.record_locally(local, self.side, ending, origin);
+            bump(&shard.finished, 1);
+        });
+    }
+
+    /// Counts the request as waiting for an answer from now on: all of it has been sent.
+    pub fn waits(&mut self, who: Who, at: Mono) {
+        if self.waiting.is_some() {
+            return;
+        }
+        self.recorder.with(self.slot, |local| {
+            let place = if local.watch.tells_networks_apart() { who.network } else { who.user };
+            let cell = tick_of(at) as usize % WAIT_TICKS * PLACES + place as usize % PLACES;
+            bump16(&local.shards[self.side].waits_begun[cell]);
+            self.waiting = Some(cell);
+        });
+    }
+
+    /// Counts the request as answered.
+    pub fn is_answered(&mut self) {
+        if let Some(cell) = self.waiting.take() {
+            self.recorder.with(self.slot, |local| bump16(&local.shards[self.side].waits_ended[cell]));
+        }
+    }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.recorder.with(self.slot, |shards| bump(&shards[self.side].finished, 1));
+        if !self.is_finished {
+            self.is_answered();
+            self.recorder.with(self.slot, |local| bump(&local.shards[self.side].finished, 1));
+        }
     }
 }
 
@@ -125,9 +226,14 @@ struct Shard {
     failures: [AtomicU64; FailureKind::COUNT],
     client_errors: AtomicU64,
     aborts: AtomicU64,
+    appearances: AtomicU64,
+    counted: [AtomicU64; Class::COUNT],
     latency_sum_us: AtomicU64,
     octaves: [AtomicU32; OCTAVES],
     latencies: Box<[AtomicU32]>,
+    /// By tick and place. They wrap; their difference does not.
+    waits_begun: Box<[AtomicU16]>,
+    waits_ended: Box<[AtomicU16]>,
 }
 
 impl Default for Shard {
@@ -141,20 +247,28 @@ impl Default for Shard {
             failures: Default::default(),
             client_errors: AtomicU64::default(),
             aborts: AtomicU64::default(),
+            appearances: AtomicU64::default(),
+            counted: Default::default(),
             latency_sum_us: AtomicU64::default(),
             octaves: Default::default(),
             latencies: (0..COUNTERS).map(|_| AtomicU32::new(0)).collect(),
+            waits_begun: (0..WAIT_CELLS).map(|_| AtomicU16::new(0)).collect(),
+            waits_ended: (0..WAIT_CELLS).map(|_| AtomicU16::new(0)).collect(),
         }
     }
 }
 
 impl Shard {
     /// The meaning is that of [`Totals::record`]; a test holds the two against each other.
-    fn record(&self, ending: &Ending) {
+    fn record(&self, ending: &Ending, counted: Counted) {
         bump(&self.code_classes[code_class(ending.status)], 1);
         if !ending.evidence {
             return;
         }
+        if counted.is_appearance() {
+            bump(&self.appearances, 1);
+        }
+        counted.indexes().for_each(|class| bump(&self.counted[class], 1));
         match ending.outcome {
             Outcome::Success => {}
             Outcome::ClientError => bump(&self.client_errors, 1),
@@ -182,6 +296,11 @@ fn bump32(counter: &AtomicU32) {
     counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
 }
 
+/// Adds one on the only thread that writes this counter.
+fn bump16(counter: &AtomicU16) {
+    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+}
+
 /// Everything a slot has counted, as the reader last saw it.
 #[derive(Clone, Debug, Default)]
 pub struct SlotTotals {
@@ -191,6 +310,22 @@ pub struct SlotTotals {
     pub reasons: [u64; Reason::COUNT],
     /// Requests that have started and not finished.
     pub in_flight: PerSide<u64>,
+}
+
+/// What one look sees of a slot, beside its totals.
+#[derive(Debug, Default)]
+pub struct Look {
+    streaks: PerSide<u32>,
+    waited: PerSide<Waited>,
+    witnesses: Vec<Witness>,
+    crowd: Option<Crowd>,
+}
+
+impl Look {
+    /// The same for the judge.
+    pub fn observed<'a>(&'a self, totals: &'a PerSide<Totals>, available: PerSide<bool>) -> Observed<'a> {
+        Observed { totals, streaks: self.streaks, available, waited: self.waited, witnesses: &self.witnesses, crowd: self.crowd }
+    }
 }
 
 /// The reading half: sums the shards of all threads. Owned by the control plane.
@@ -206,6 +341,26 @@ struct Slot {
     sum: SlotTotals,
     started: PerSide<u64>,
     finished: PerSide<u64>,
+    waits: PerSide<Waits>,
+    crowd: Crowd,
+}
+
+/// What the reader knows of the ring of waiting requests of one side.
+#[derive(Clone, Debug)]
+struct Waits {
+    /// Of threads that have ended.
+    retired_begun: Box<[u16]>,
+    retired_ended: Box<[u16]>,
+    /// What had begun, and what still waited, when a cell was read last: a round of the ring ago.
+    begun: Box<[u16]>,
+    stuck: Box<[u16]>,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        let cells = || vec![0; WAIT_CELLS].into_boxed_slice();
+        Self { retired_begun: cells(), retired_ended: cells(), begun: cells(), stuck: cells() }
+    }
 }
 
 #[derive(Debug)]
@@ -226,6 +381,8 @@ struct Seen {
     failures: [u64; FailureKind::COUNT],
     client_errors: u64,
     aborts: u64,
+    appearances: u64,
+    counted: [u64; Class::COUNT],
     latency_sum_us: u64,
     octaves: [u32; OCTAVES],
     latencies: Box<[u32]>,
@@ -242,6 +399,8 @@ impl Default for Seen {
             failures: Default::default(),
             client_errors: 0,
             aborts: 0,
+            appearances: 0,
+            counted: [0; Class::COUNT],
             latency_sum_us: 0,
             octaves: Default::default(),
             latencies: vec![0; COUNTERS].into_boxed_slice(),
@@ -252,7 +411,33 @@ impl Default for Seen {
 impl Reader {
     /// Adds what has been counted since the last call.
     pub fn read(&mut self) {
-        for registered in self.registry.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        self.add_all(true);
+        let Self { known, slots, .. } = self;
+        // A shard that only we still hold belonged to a thread that has ended: nobody can write it any more (`get_mut` makes its last writes visible). It is let go once all it
+        // counted is in the sums; a thread that ended since the look above is let go at the next read.
+        known.retain_mut(|known| {
+            let Some(shards) = Arc::get_mut(&mut known.shards) else { return true };
+            let keep = shards.legacy.differs(&known.seen.legacy) || shards.new.differs(&known.seen.new);
+            if !keep {
+                for side in Side::BOTH {
+                    slots[known.slot].waits[side].retire(&shards[side]);
+                }
+            }
+            keep
+        });
+        for slot in slots {
+            // Started is summed with finished of the same pass, but other threads go on meanwhile: never below zero.
+            slot.sum.in_flight = PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
+        }
+    }
+
+    /// The same for counts only: latencies stay where they were. Cheap enough for every failure.
+    pub fn read_counts(&mut self) {
+        self.add_all(false);
+    }
+
+    fn add_all(&mut self, with_latencies: bool) {
+        for registered in self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
             self.known.push(Known { slot: registered.slot, shards: registered.shards, seen: PerSide::default() });
         }
         for known in &mut self.known {
@@ -261,16 +446,66 @@ impl Reader {
             }
             let slot = &mut self.slots[known.slot];
             for side in Side::BOTH {
-                add_news(&known.shards[side], &mut known.seen[side], slot, side);
+                add_news(&known.shards[side], &mut known.seen[side], slot, side, with_latencies);
             }
         }
-        // A shard that only we still hold belonged to a thread that has ended: nobody can write it any more (`get_mut` makes its last writes visible). It is let go once all it
-        // counted is in the sums; a thread that ended since the look above is let go at the next read.
-        self.known.retain_mut(|known| Arc::get_mut(&mut known.shards).is_none_or(|shards| shards.legacy.differs(&known.seen.legacy) || shards.new.differs(&known.seen.new)));
-        for slot in &mut self.slots {
-            // Started is summed with finished of the same pass, but other threads go on meanwhile: never below zero.
-            slot.sum.in_flight = PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
+    }
+
+    /// The bell that each failure on new rings.
+    pub fn failed(&self) -> Arc<Notify> {
+        Arc::clone(&self.registry.failed)
+    }
+
+    /// The watch of a slot.
+    pub fn watch(&self, slot: usize) -> Arc<Watch> {
+        self.registry.watch(slot)
+    }
+
+    /// What is seen of a slot beside its totals. At a tick, `aged` are the ticks whose requests have now reached the age at which they hang.
+    pub fn look(&mut self, slot: usize, now: Mono, aged: Option<Range<u64>>) -> Look {
+        let watch = self.registry.watch(slot);
+        let known = self.slots.get_mut(slot);
+        // Once a second, and not for all slots at once. While there are few, how many matters to who may trip a rule: then at every look.
+        let is_due = aged.is_some() && (tick_of(now) as usize + slot).is_multiple_of(4);
+        let crowd = (is_due || known.as_ref().is_some_and(|slot| slot.crowd.is_small())).then(|| watch.crowd(now));
+        if let (Some(slot), Some(crowd)) = (known, crowd) {
+            slot.crowd = crowd;
         }
+        Look {
+            streaks: watch.streaks(),
+            witnesses: watch.drain(),
+            crowd,
+            waited: aged.filter(|ticks| !ticks.is_empty()).map_or_else(PerSide::default, |ticks| self.waited(slot, ticks)),
+        }
+    }
+
+    /// The requests that began to wait in these ticks, and those of them that still wait. Each tick is to be asked for once, within a round of the ring.
+    fn waited(&mut self, slot: usize, ticks: Range<u64>) -> PerSide<Waited> {
+        let Some(sums) = self.slots.get_mut(slot) else { return PerSide::default() };
+        let shards: Vec<&PerSide<Shard>> = self.known.iter().filter(|known| known.slot == slot).map(|known| &*known.shards).collect();
+        PerSide::from_fn(|side| {
+            let waits = &mut sums.waits[side];
+            let mut places = [0u64; PLACES];
+            let mut started = 0;
+            for tick in ticks.clone() {
+                for (place, hung) in places.iter_mut().enumerate() {
+                    let cell = tick as usize % WAIT_TICKS * PLACES + place;
+                    let sum = |cells: fn(&Shard) -> &[AtomicU16], retired: u16| {
+                        shards.iter().fold(retired, |sum, shards| sum.wrapping_add(cells(&shards[side])[cell].load(Ordering::Relaxed)))
+                    };
+                    // Ended before begun, so that a request between the two reads counts as waiting and not as minus one.
+                    let ended = sum(|shard| &shard.waits_ended, waits.retired_ended[cell]);
+                    let begun = sum(|shard| &shard.waits_begun, waits.retired_begun[cell]);
+                    let waiting = begun.wrapping_sub(ended);
+                    let news = begun.wrapping_sub(std::mem::replace(&mut waits.begun[cell], begun));
+                    started += u64::from(news);
+                    *hung += u64::from(waiting.saturating_sub(std::mem::replace(&mut waits.stuck[cell], waiting)).min(news));
+                }
+            }
+            let hung: u64 = places.iter().sum();
+            let top = places.iter().max().copied().unwrap_or_default();
+            Waited { started, hung, places: places.iter().filter(|count| **count > 0).count() as u32, top_place: if hung == 0 { 0.0 } else { top as f64 / hung as f64 } }
+        })
     }
 
     /// The sums of one slot as of the last [`Reader::read`]; `None` before its first request.
@@ -298,7 +533,18 @@ impl Shard {
     }
 }
 
-fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, side: Side) {
+impl Waits {
+    /// Takes over what a thread that has ended had counted.
+    fn retire(&mut self, shard: &Shard) {
+        for (retired, cells) in [(&mut self.retired_begun, &shard.waits_begun), (&mut self.retired_ended, &shard.waits_ended)] {
+            for (sum, cell) in retired.iter_mut().zip(cells) {
+                *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+            }
+        }
+    }
+}
+
+fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, side: Side, with_latencies: bool) {
     // Finished before started, so that a request between the two reads counts as in flight and not as minus one.
     slot.finished[side] += news(&shard.finished, &mut seen.finished);
     slot.started[side] += news(&shard.started, &mut seen.started);
@@ -314,9 +560,16 @@ fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, side: Side) {
     for (sum, (counter, seen)) in counts.failures.iter_mut().zip(shard.failures.iter().zip(&mut seen.failures)) {
         *sum += news(counter, seen);
     }
+    for (sum, (counter, seen)) in counts.counted.iter_mut().zip(shard.counted.iter().zip(&mut seen.counted)) {
+        *sum += news(counter, seen);
+    }
+    counts.appearances += news(&shard.appearances, &mut seen.appearances);
     counts.client_errors += news(&shard.client_errors, &mut seen.client_errors);
     counts.aborts += news(&shard.aborts, &mut seen.aborts);
     counts.requests += news(&shard.requests, &mut seen.requests);
+    if !with_latencies {
+        return;
+    }
     counts.latency_sum_us += news(&shard.latency_sum_us, &mut seen.latency_sum_us);
     for (octave, (counter, seen_octave)) in shard.octaves.iter().zip(&mut seen.octaves).enumerate() {
         let count = counter.load(Ordering::Acquire);
@@ -360,7 +613,7 @@ mod tests {
                     for request in 0..10_000u64 {
                         let in_flight = recorder.begin(1, Side::New, Some(Reason::Bucket));
                         let outcome = if request % 10 == 0 { Outcome::Failure(FailureKind::Status) } else { Outcome::Success };
-                        recorder.record(1, Side::New, &ending(outcome, thread * 1_000 + request));
+                        recorder.record(1, Side::New, &ending(outcome, thread * 1_000 + request), &Origin::default());
                         drop(in_flight);
                     }
                 })
@@ -394,11 +647,78 @@ mod tests {
         assert_eq!(reader.in_flight(), 0);
     }
 
+    fn tick(number: u64) -> Mono {
+        Mono::from_micros(number * 250_000)
+    }
+
+    #[test]
+    fn requests_that_still_wait_at_an_age_are_told_by_the_tick_they_began_in() {
+        let (recorder, mut reader) = recorder();
+        let mut waiting = Vec::new();
+        for user in 0..40 {
+            let mut in_flight = recorder.begin(1, Side::New, None);
+            in_flight.waits(Who { user, network: 0 }, tick(7));
+            if user % 4 == 0 {
+                in_flight.is_answered();
+            }
+            waiting.push(in_flight);
+        }
+        reader.read();
+        assert_eq!(reader.waited(1, 6..7).new, Waited::default());
+        let waited = reader.waited(1, 7..8).new;
+        assert_eq!((waited.started, waited.hung, waited.places), (40, 30, 12), "{waited:?}");
+        assert_eq!(reader.waited(1, 7..8).new, Waited::default(), "each request is told once");
+        // A round of the ring later: those of before still wait, and are not told again.
+        let mut late = recorder.begin(1, Side::New, None);
+        late.waits(Who { user: 1, network: 0 }, tick(7 + WAIT_TICKS as u64));
+        reader.read();
+        let waited = reader.waited(1, 263..264).new;
+        assert_eq!((waited.started, waited.hung), (1, 1));
+    }
+
+    #[test]
+    fn waits_of_threads_that_have_ended_are_not_forgotten() {
+        let (recorder, mut reader) = recorder();
+        let begin = |user| {
+            let recorder = Arc::clone(&recorder);
+            std::thread::spawn(move || {
+                let mut in_flight = recorder.begin(1, Side::New, None);
+                in_flight.waits(Who { user, network: 0 }, tick(3));
+                in_flight
+            })
+            .join()
+            .expect("the thread ends")
+        };
+        let waiting = [begin(1), begin(2), begin(3)];
+        reader.read();
+        reader.read();
+        std::thread::spawn(move || drop(waiting)).join().expect("the thread ends");
+        reader.read();
+        reader.read();
+        let waited = reader.waited(1, 3..4).new;
+        assert_eq!((waited.started, waited.hung), (3, 0));
+    }
+
+    #[test]
+    fn what_was_decided_before_a_re_arming_is_no_evidence_after_it() {
+        let (recorder, mut reader) = recorder();
+        let failure = ending(Outcome::Failure(FailureKind::Status), 5);
+        recorder.record(1, Side::New, &failure, &Origin::default());
+        reader.watch(1).aim(&cutover_core::Aims { epoch: 1, ..Default::default() });
+        recorder.record(1, Side::New, &failure, &Origin::default());
+        recorder.record(1, Side::New, &failure, &Origin { epoch: 1, who: Who { user: 9, network: 9 }, ..Origin::default() });
+        reader.read();
+        let slot = reader.slot(1).expect("the slot has traffic");
+        assert_eq!(slot.totals.new.counts.failed(), 2);
+        assert_eq!(slot.totals.new.code_classes[2], 3, "the answers are counted all the same");
+    }
+
     proptest! {
         #[test]
         fn the_recorder_counts_what_totals_mean(endings in proptest::collection::vec((0usize..10, 100u16..600, 0u64..70_000_000, any::<bool>()), 0..200)) {
             let (recorder, mut reader) = recorder();
             let mut expected = Totals::default();
+            let watch = Watch::default();
             for (outcome, status, latency_us, evidence) in endings {
                 let outcome = match outcome {
                     0 => Outcome::Success,
@@ -408,8 +728,9 @@ mod tests {
                     kind => Outcome::Failure(FailureKind::ALL[kind - 4]),
                 };
                 let ending = Ending { outcome, status: Some(status), latency_us: Some(latency_us), evidence };
-                expected.record(&ending);
-                recorder.record(3, Side::New, &ending);
+                let counted = watch.see(Side::New, &ending, Who::default(), "", Mono::default());
+                expected.record(&ending, counted);
+                recorder.record(3, Side::New, &ending, &Origin::default());
             }
             reader.read();
             let found = reader.slot(3).map(|slot| slot.totals.new.clone()).unwrap_or_default();

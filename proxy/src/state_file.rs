@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock;
-use crate::status::{LatchStatus, TripStatus, percent};
+use crate::status::{LatchStatus, TickStatus, TripStatus, percent};
 
 /// The name of the file in the state directory.
 pub const NAME: &str = "status.json";
@@ -120,7 +120,7 @@ fn trip(trip: TripStatus) -> Result<Trip, String> {
         }
     };
     let at = clock::parse_rfc3339(&trip.at).ok_or_else(|| format!("{:?} is no time", trip.at))?;
-    Ok(Trip { at, cause, from: restore_percent(trip.from_percent)?, sentence: trip.sentence })
+    Ok(Trip { at, cause, from: restore_percent(trip.from_percent)?, history: trip.history.iter().map(TickStatus::restore).collect(), sentence: trip.sentence })
 }
 
 /// SHA-256 over the state in its compact form.
@@ -156,11 +156,14 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 mod tests {
     use super::*;
     use cutover_core::Wall;
-    use cutover_core::rollout::TripNumbers;
+    use cutover_core::rollout::{SideNumbers, TickNumbers, TripNumbers};
 
     fn standings() -> Vec<Standing> {
         let latch = |cause| {
-            let trip = Trip { at: Wall::from_millis(1_795_169_730_250), cause, from: Percent::parse("12.5").expect("a percentage"), sentence: "new failed".to_owned() };
+            let new = SideNumbers { requests: 61, failed: 14, counted: 13, latency_sum_us: 9_000_000_000, ..SideNumbers::default() };
+            let history = vec![TickNumbers { at: Wall::from_millis(1_795_169_730_000), sides: PerSide { legacy: SideNumbers::default(), new } }];
+            let from = Percent::parse("12.5").expect("a percentage");
+            let trip = Trip { at: Wall::from_millis(1_795_169_730_250), cause, from, sentence: "new failed".to_owned(), history };
             Phase::RolledBack(Latch { generation: 7, trip })
         };
         let numbers = PerSide { legacy: TripNumbers::default(), new: TripNumbers { requests: 61, failed: 14, p95_us: Some(3), ..TripNumbers::default() } };

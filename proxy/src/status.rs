@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use cutover_core::guard::{Mode, millis, share};
-use cutover_core::rollout::{Cause, RECENT, TripNumbers};
-use cutover_core::{ControlPlane, PerSide, Percent, Rollout, Span, Split, Trip};
+use cutover_core::rollout::{Cause, RECENT, SideNumbers, TickNumbers, TripNumbers};
+use cutover_core::{ControlPlane, PerSide, Percent, Rollout, Span, Split, Trip, Wall};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -82,11 +82,17 @@ pub struct RolloutStatus {
     pub effective_percent: f64,
     /// `holding` or `rolled_back`.
     pub phase: String,
+    /// Whether both sides are bad at once, so that raises are frozen.
+    #[serde(default)]
+    pub shared_cause: bool,
     /// Of the file.
     pub generation: u64,
     /// Why it is latched at 0 %.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latch: Option<LatchStatus>,
+    /// Everything since the start: for `cutover simulate --replay`, which takes the differences of what `cutover status --watch --json` wrote.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub totals: Option<TickStatus>,
     /// The last minute of both sides.
     pub legacy: SideStatus,
     /// The last minute of both sides.
@@ -125,6 +131,40 @@ pub struct TripStatus {
     /// The counts that forced it, if a rule did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub numbers: Option<NumbersBySide>,
+    /// The minute before it, tick by tick, if a rule did. The status leaves it out; the journal and the saved state have it.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub history: Vec<TickStatus>,
+}
+
+/// What both sides did in one tick of a quarter of a second.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TickStatus {
+    /// When it ended, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// Of legacy.
+    pub legacy: TickSide,
+    /// Of new.
+    pub new: TickSide,
+}
+
+/// Requests, failures, failures as far as they counted, 4xx answers, clients that gave up, and the sum of the latencies in microseconds.
+pub type TickSide = [u64; 6];
+
+fn tick_side(numbers: &SideNumbers) -> TickSide {
+    let SideNumbers { requests, failed, counted, client_errors, aborts, latency_sum_us } = *numbers;
+    [requests, failed, counted, client_errors, aborts, latency_sum_us]
+}
+
+impl TickStatus {
+    fn new(tick: &TickNumbers) -> Self {
+        Self { at_ms: tick.at.as_millis(), legacy: tick_side(&tick.sides.legacy), new: tick_side(&tick.sides.new) }
+    }
+
+    /// Back to the core's type.
+    pub fn restore(&self) -> TickNumbers {
+        let side = |[requests, failed, counted, client_errors, aborts, latency_sum_us]: TickSide| SideNumbers { requests, failed, counted, client_errors, aborts, latency_sum_us };
+        TickNumbers { at: Wall::from_millis(self.at_ms), sides: PerSide { legacy: side(self.legacy), new: side(self.new) } }
+    }
 }
 
 /// The counts of both sides over a rule's window.
@@ -172,7 +212,16 @@ impl TripStatus {
             Cause::Manual { actor, reason } => (Some(actor.clone()), Some(reason.clone()), None),
             Cause::State => (None, None, None),
         };
-        Self { at: clock::rfc3339(trip.at), cause: trip.cause.label().to_owned(), from_percent: percent(trip.from), sentence: trip.sentence.clone(), actor, reason, numbers }
+        Self {
+            at: clock::rfc3339(trip.at),
+            cause: trip.cause.label().to_owned(),
+            from_percent: percent(trip.from),
+            sentence: trip.sentence.clone(),
+            actor,
+            reason,
+            numbers,
+            history: trip.history.iter().map(TickStatus::new).collect(),
+        }
     }
 }
 
@@ -235,7 +284,7 @@ impl SideStatus {
 /// What the guard says.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GuardStatus {
-    /// `threshold` or `off`.
+    /// `sequential`, `threshold` or `off`.
     pub mode: String,
     /// Whether it only reports.
     pub dry_run: bool,
@@ -248,10 +297,13 @@ pub struct GuardStatus {
 pub struct RuleStatus {
     /// Its name.
     pub rule: String,
-    /// `pass`, `breach` or `inconclusive`.
+    /// `pass`, `breach`, `inconclusive`, `shared_cause` or `held`.
     pub verdict: String,
     /// The numbers behind it.
     pub sentence: String,
+    /// The decimal logarithm of the evidence that new is worse, of rules that gather evidence.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub evidence_log10: Option<f64>,
 }
 
 /// A percentage as a number: at most three decimals, so the shortest form of the float is exact.
@@ -272,8 +324,14 @@ impl RolloutStatus {
             desired_percent: percent(rollout.desired()),
             effective_percent: percent(in_force),
             phase: rollout.phase().name().to_owned(),
+            shared_cause: rollout.has_shared_cause(),
             generation: rollout.settings().generation,
-            latch: rollout.latch().map(|latch| LatchStatus { generation: latch.generation, trip: TripStatus::new(&latch.trip) }),
+            latch: rollout.latch().map(|latch| LatchStatus { generation: latch.generation, trip: TripStatus { history: Vec::new(), ..TripStatus::new(&latch.trip) } }),
+            totals: Some(TickStatus {
+                at_ms: clock::wall().as_millis(),
+                legacy: tick_side(&SideNumbers::of(&totals.totals.legacy.counts)),
+                new: tick_side(&SideNumbers::of(&totals.totals.new.counts)),
+            }),
             legacy: SideStatus::new(recent.legacy, totals.in_flight.legacy),
             new: SideStatus::new(recent.new, totals.in_flight.new),
             guard: GuardStatus {
@@ -282,7 +340,12 @@ impl RolloutStatus {
                 rules: rollout
                     .verdicts()
                     .into_iter()
-                    .map(|verdict| RuleStatus { rule: verdict.rule.name().to_owned(), verdict: verdict.answer.name().to_owned(), sentence: verdict.sentence })
+                    .map(|verdict| RuleStatus {
+                        rule: verdict.rule.name().to_owned(),
+                        verdict: verdict.answer.name().to_owned(),
+                        sentence: verdict.sentence,
+                        evidence_log10: verdict.evidence_log10.map(|log| (log * 1e3).round() / 1e3),
+                    })
                     .collect(),
             },
         }

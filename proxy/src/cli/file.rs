@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cutover_config::Settings;
+use cutover_core::forecast::{Forecast, SHARES, forecast};
+use cutover_core::simulate::Traffic;
 use cutover_core::{BUCKETS, KeySource, Mode, Percent, RolloutSettings};
 use serde_json::json;
 
@@ -20,6 +22,9 @@ pub(super) struct Check {
     /// Exit with 3 when there are warnings
     #[arg(long)]
     strict: bool,
+    /// Requests per second over both sides of each rollout, for the forecast of the guard
+    #[arg(long, default_value_t = 100.0, value_parser = super::simulate::rps)]
+    rps: f64,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -50,27 +55,94 @@ impl Check {
         for warning in &settings.warnings {
             note(&format!("warning: {warning}"));
         }
+        let traffic = Traffic { rps: self.rps, ..Traffic::default() };
+        let forecasts: Vec<Vec<Forecast>> = settings.rollouts.iter().map(|rollout| forecast(&rollout.guard, &traffic, in_force(rollout))).collect();
+        let mut warned = !settings.warnings.is_empty();
+        for (rollout, forecasts) in settings.rollouts.iter().zip(&forecasts).filter(|(rollout, _)| rollout.percent > Percent::ZERO) {
+            for (forecast, why) in forecasts.iter().filter_map(|forecast| Some((forecast, forecast.cannot_work.as_ref()?))) {
+                warned = true;
+                note(&format!("warning: rollout {:?}: the rule {} cannot work at {} requests per second: {why}", &*rollout.id, forecast.rule.name(), self.rps));
+            }
+        }
         if self.json {
-            let rollouts: Vec<_> =
-                settings.rollouts.iter().map(|rollout| json!({"id": &*rollout.id, "percent": percent(rollout.percent), "generation": rollout.generation})).collect();
+            let rollouts: Vec<_> = settings
+                .rollouts
+                .iter()
+                .zip(&forecasts)
+                .map(|(rollout, forecasts)| {
+                    let rules: Vec<_> = forecasts.iter().map(forecast_json).collect();
+                    json!({"id": &*rollout.id, "percent": percent(rollout.percent), "generation": rollout.generation, "forecast": {"rps": self.rps, "rules": rules}})
+                })
+                .collect();
             let warnings: Vec<_> = settings.warnings.iter().map(ToString::to_string).collect();
             out(&json!({"file": file.display().to_string(), "valid": true, "digest": settings.digest, "rollouts": rollouts, "warnings": warnings}).to_string())?;
         } else {
             out(&format!("{}: valid", file.display()))?;
-            summary(&settings)?;
+            summary(&settings, &forecasts, self.rps)?;
         }
-        Ok(if self.strict && !settings.warnings.is_empty() { ExitCode::from(3) } else { ExitCode::SUCCESS })
+        Ok(if self.strict && warned { ExitCode::from(3) } else { ExitCode::SUCCESS })
     }
 }
 
-fn summary(settings: &Settings) -> Result<(), Failed> {
+/// The share of users on new; one per cent where nobody is yet.
+fn in_force(rollout: &RolloutSettings) -> Percent {
+    let most = Percent::from_thousandths(Percent::FULL.thousandths() - rollout.holdback.thousandths()).unwrap_or_default();
+    let share = if rollout.percent == Percent::ZERO { Percent::from_thousandths(1_000).unwrap_or_default() } else { rollout.percent };
+    share.min(most)
+}
+
+fn forecast_json(forecast: &Forecast) -> serde_json::Value {
+    let delays: Vec<_> = SHARES
+        .iter()
+        .zip(&forecast.delays)
+        .map(|(share, delay)| json!({"bad": share, "median_seconds": delay.map(|delay| delay.median_s), "p95_seconds": delay.and_then(|delay| delay.p95_s.is_finite().then_some(delay.p95_s)), "requests_to_new": delay.map(|delay| delay.requests)}))
+        .collect();
+    json!({"rule": forecast.rule.name(), "false_alarms_per_30_days": forecast.false_alarms_30d, "delays": delays, "cannot_work": forecast.cannot_work})
+}
+
+fn forecast_table(rollout: &RolloutSettings, forecasts: &[Forecast], rps: f64) -> Result<(), Failed> {
+    let share = in_force(rollout);
+    let per_second = rps * f64::from(share.thousandths()) / 1e5;
+    out(&format!("    at {rps} requests per second ({per_second:.1} to new at {share} %), while 0.1 % fail, 1 % are 4xx and latency is half of its limit, a rule"))?;
+    out("    rolls back a healthy backend    and notices (median / p95, requests to new) when this share of new's requests is bad")?;
+    out(&format!("    {:<25}{:<13}{:<26}{:<26}{:<24}{}", "", "in 30 days", "2 %", "5 %", "50 %", "100 %"))?;
+    for forecast in forecasts {
+        let alarms = match forecast.false_alarms_30d {
+            alarms if alarms >= 10.0 => format!("about {alarms:.0}"),
+            alarms if alarms >= 0.01 => format!("{alarms:.2}"),
+            _ => "never".to_owned(),
+        };
+        let cells = forecast.delays.map(|delay| match delay {
+            None => "-".to_owned(),
+            Some(delay) => format!("{} / {} ({:.0})", time(delay.median_s), time(delay.p95_s), delay.requests),
+        });
+        let line = match &forecast.cannot_work {
+            Some(why) => format!("cannot work: {why}"),
+            None => format!("{alarms:<13}{:<26}{:<26}{:<24}{}", cells[0], cells[1], cells[2], cells[3]),
+        };
+        out(&format!("    {:<25}{}", forecast.rule.name(), line.trim_end()))?;
+    }
+    Ok(())
+}
+
+/// Seconds for people.
+fn time(seconds: f64) -> String {
+    match seconds {
+        _ if !seconds.is_finite() => "> 10 min".to_owned(),
+        0.0..10.0 => format!("{} s", (seconds * 100.0).round() / 100.0),
+        10.0..120.0 => format!("{seconds:.0} s"),
+        _ => format!("{:.1} min", seconds / 60.0),
+    }
+}
+
+fn summary(settings: &Settings, forecasts: &[Vec<Forecast>], rps: f64) -> Result<(), Failed> {
     let listen: Vec<String> = settings.listen.http.iter().map(ToString::to_string).collect();
     out(&format!("  listens on {}; admin on {}; state in {}", listen.join(", "), settings.admin.address, settings.state.directory))?;
     for backend in &settings.backends {
         let servers: Vec<String> = backend.servers.iter().map(ToString::to_string).collect();
         out(&format!("  backend {}: {}", backend.name, servers.join(", ")))?;
     }
-    for rollout in &settings.rollouts {
+    for (rollout, forecasts) in settings.rollouts.iter().zip(forecasts) {
         let keys: Vec<String> = rollout.keys.iter().map(KeySource::text).collect();
         out(&format!(
             "  rollout {}: {} % of users on `{}`, the others on `{}`; key {}",
@@ -83,10 +155,17 @@ fn summary(settings: &Settings) -> Result<(), Failed> {
         let guard = &rollout.guard;
         match guard.mode {
             Mode::Off => out("    guard: off")?,
+            Mode::Sequential => {
+                let dry = if guard.dry_run { ", reports only (dry_run)" } else { "" };
+                let every = guard.false_alarm_every.as_secs() / 3600;
+                out(&format!("    guard: sequential, at most one false alarm in {every} hours, at least {} users hurt{dry}", guard.min_users))?;
+                forecast_table(rollout, forecasts, rps)?;
+            }
             Mode::Threshold => {
                 let rules: Vec<&str> = guard.rules.iter().map(|rule| rule.name()).collect();
                 let dry = if guard.dry_run { ", reports only (dry_run)" } else { "" };
                 out(&format!("    guard: {} over {} s, at least {} requests{dry}", rules.join(", "), guard.window.as_secs_f64(), guard.min_requests))?;
+                forecast_table(rollout, forecasts, rps)?;
             }
         }
     }

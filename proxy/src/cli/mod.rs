@@ -7,6 +7,7 @@ mod client;
 mod file;
 mod live;
 mod run;
+mod simulate;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -35,6 +36,8 @@ enum Command {
     Check(file::Check),
     /// What a changed file would do: how many users move, and in which direction
     Diff(file::Diff),
+    /// What a guard would do, by the real engine on virtual time: with made-up traffic and faults, or with recorded numbers
+    Simulate(simulate::Simulate),
     /// Why a request goes where it goes
     Explain(live::Explain),
     /// How things stand
@@ -111,6 +114,7 @@ pub fn main() -> ExitCode {
         Command::Demo(demo) => demo.run().map_err(Failed::new),
         Command::Check(check) => check.run(),
         Command::Diff(diff) => diff.run(),
+        Command::Simulate(simulate) => simulate.run(),
         Command::Explain(explain) => explain.run(),
         Command::Status(status) => status.run(),
         Command::Set(set) => set.run(),

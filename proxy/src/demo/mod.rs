@@ -312,11 +312,10 @@ percent = 0                      # share of users on new
 key = ["header:x-user-id"]
 generation = 1                   # raise it to re-arm after a rollback
 
-[rollout.guard]
-mode = "threshold"
-window = "10s"
-min_requests = 50
-errors = {{ max = "5%" }}
+[rollout.guard]                  # all of these are the defaults
+mode = "sequential"
+errors = {{ max = "1%", vs_legacy = 2.0 }}
+latency = {{ vs_legacy = 1.5 }}
 "#,
         directory.join("state").display(),
         legacy.address,

@@ -97,7 +97,11 @@ impl ProxyHttp for Adapter {
         session.set_write_timeout(Some(self.timeouts.write));
         session.set_total_drain_timeout(Some(self.timeouts.body_idle));
         let size = session.as_downstream().as_http1().map_or(0, |h1| h1.get_headers_raw_bytes().len());
-        let (exchange, step) = self.gate.request(&RequestHead { head: session.req_header(), size }, &conn, clock::mono());
+        let now = clock::mono();
+        let (mut exchange, step) = self.gate.request(&RequestHead { head: session.req_header(), size }, &conn, now);
+        if session.is_body_empty() {
+            self.gate.sent(&mut exchange, now);
+        }
         context.exchange = Some(exchange);
         match step {
             Step::Forward => Ok(false),
@@ -134,11 +138,14 @@ impl ProxyHttp for Adapter {
         edits.failed.map_or(Ok(()), Err)
     }
 
-    async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, _end_of_stream: bool, context: &mut Context) -> Result<()> {
+    async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Context) -> Result<()> {
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
         if context.body_bytes > self.max_body {
             // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the request body is larger than max_body").into_down());
+        }
+        if let (true, Some(exchange)) = (end_of_stream, &mut context.exchange) {
+            self.gate.sent(exchange, clock::mono());
         }
         Ok(())
     }
@@ -179,7 +186,11 @@ impl ProxyHttp for Adapter {
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
-        let failure = failure_of(error, context.answer_begun);
+        let mut failure = failure_of(error, context.answer_begun);
+        // The backend cannot answer what it does not have yet: a client that uploads slowly ran into its timeout, not the backend.
+        if *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
+            failure.blame = Blame::Client;
+        }
         let reply = match (&mut context.exchange, error.etype()) {
             (Some(exchange), ErrorType::HTTPStatus(413)) => {
                 self.gate.failed(exchange, failure);
@@ -212,7 +223,7 @@ impl ProxyHttp for Adapter {
         let Some(exchange) = context.exchange.take() else { return };
         let status = session.response_written().map(|response| response.status.as_u16());
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
-        self.gate.done(exchange, End { status, bytes_in, bytes_out, ..context.end }, clock::mono);
+        self.gate.done(exchange, session.req_header().uri.path(), End { status, bytes_in, bytes_out, ..context.end }, clock::mono);
         if let Some(conn) = &context.conn {
             conn.await_head();
         }

@@ -50,6 +50,20 @@ pub fn client_address(head: &impl Head, conn: &Conn, is_trusted: impl Fn(IpAddr)
     client
 }
 
+/// The network of a client: the first 24 bits of an IPv4 address, the first 48 of an IPv6 one. One customer of an access provider rarely has more than that.
+pub fn network_of(address: IpAddr) -> [u8; 7] {
+    match address.to_canonical() {
+        IpAddr::V4(v4) => {
+            let [a, b, c, _] = v4.octets();
+            [4, a, b, c, 0, 0, 0]
+        }
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, e, f, ..] = v6.octets();
+            [6, a, b, c, d, e, f]
+        }
+    }
+}
+
 /// An address as forwarders write it: bare, in brackets, or with a port.
 fn parse_hop(hop: &str) -> Option<IpAddr> {
     let bare = hop.strip_prefix('[').and_then(|hop| hop.split_once(']')).map_or(hop, |(address, _)| address);

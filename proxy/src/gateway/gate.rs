@@ -5,7 +5,8 @@
 //! edits(x, head, conn, edits)                       headers to the backend
 //! answered(x, status, now) / client_edits(x, edits) the first final answer of the backend; headers to the client
 //! failed(x, failure, now) -> Reply                  what the client gets when the backend did not answer
-//! done(x, end, clock)                               exactly once: outcome, counters, one line of access log
+//! sent(x, now)                                      all of the request is with the backend: the wait for its answer begins
+//! done(x, path, end, clock)                         exactly once: outcome, counters, one line of access log
 //! ```
 //!
 //! Requests that match no rollout go to the default backend and are counted under no rollout; they are evidence on nobody.
@@ -14,8 +15,9 @@ use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use ahash::RandomState;
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, FailureKind, Mono, Outcome, Side, UserKey};
+use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, FailureKind, Mono, Outcome, Side, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -27,7 +29,7 @@ use super::identity::{self, Identity, MINTED_COOKIE};
 use super::reply::Reply;
 use crate::access_log::{AccessLog, Line};
 use crate::published::{Published, Snapshot};
-use crate::recorder::{InFlight, Recorder, UNMATCHED};
+use crate::recorder::{InFlight, Origin, Recorder, UNMATCHED};
 use crate::upstream::Backend;
 
 /// The gate. One per process.
@@ -37,6 +39,8 @@ pub struct Gate {
     recorder: Arc<Recorder>,
     access_log: AccessLog,
     limits: Limits,
+    /// Tells users and networks apart in memory; nobody outside can foresee it.
+    hasher: RandomState,
 }
 
 /// Limits on one request.
@@ -74,6 +78,9 @@ pub struct Exchange {
     set_cookie: Option<HeaderValue>,
     line: Option<(Method, Box<str>)>,
     in_flight: Option<InFlight>,
+    who: Who,
+    /// Whether the backend has all of the request.
+    is_sent: bool,
 }
 
 /// How an attempt went wrong, as an engine sees it.
@@ -117,6 +124,11 @@ impl Exchange {
         &self.backend
     }
 
+    /// Whether the backend has all of the request.
+    pub fn is_sent(&self) -> bool {
+        self.is_sent
+    }
+
     fn slot(&self) -> usize {
         self.rollout.map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
     }
@@ -129,7 +141,7 @@ impl Exchange {
 impl Gate {
     /// A gate that reads what is published and counts into the recorder.
     pub fn new(published: Arc<Published>, recorder: Arc<Recorder>, access_log: AccessLog, limits: Limits) -> Self {
-        Self { published, recorder, access_log, limits }
+        Self { published, recorder, access_log, limits, hasher: RandomState::with_seeds(rand::rng().random(), rand::rng().random(), rand::rng().random(), rand::rng().random()) }
     }
 
     /// Takes a request in: who is it, and where does it go?
@@ -153,6 +165,8 @@ impl Gate {
             set_cookie: None,
             line: self.access_log.is_on(common.settings.log.access).then(|| (head.method().clone(), head.path().into())),
             in_flight: None,
+            who: Who::default(),
+            is_sent: false,
             snapshot,
         };
         let host = head.host();
@@ -214,6 +228,7 @@ impl Gate {
         let decision = decide(rollout, &Ask { key, override_to, available: snapshot.available(at) });
         exchange.rollout = Some(at);
         exchange.decision = Some(decision);
+        exchange.who = self.who(key, exchange.client);
         exchange.backend = Arc::clone(&prepared.backends[decision.side]);
         if exchange.backend.is_available() {
             return Step::Forward;
@@ -221,6 +236,24 @@ impl Gate {
         // Nobody was asked, but the users of this side get nothing: that is the backend's failure.
         exchange.failure = Some(Failure { blame: Blame::Backend, kind: FailureKind::Connect });
         Step::Reply(Reply::NO_SERVER)
+    }
+
+    /// Who asks: the user, or without a key the client's address; and the network, since made-up ids are cheap and addresses are not.
+    fn who(&self, key: UserKey<'_>, client: IpAddr) -> Who {
+        let user = match key {
+            UserKey::Known(key) => self.hasher.hash_one(key),
+            UserKey::Random(_) | UserKey::None => self.hasher.hash_one(client),
+        };
+        Who { user: user as u32, network: self.hasher.hash_one(forward::network_of(client)) as u32 }
+    }
+
+    /// All of the request has been sent: from now on the backend makes the client wait.
+    pub fn sent(&self, exchange: &mut Exchange, now: Mono) {
+        exchange.is_sent = true;
+        let counts = exchange.answered.is_none() && exchange.decision.is_some_and(|decision| decision.reason.counts_as_evidence());
+        if let Some(in_flight) = exchange.in_flight.as_mut().filter(|_| counts) {
+            in_flight.waits(exchange.who, now);
+        }
     }
 
     /// Headers to the backend: forged ones out, ours in.
@@ -260,6 +293,9 @@ impl Gate {
         }
         exchange.answered.get_or_insert(now);
         exchange.status = Some(status);
+        if let Some(in_flight) = &mut exchange.in_flight {
+            in_flight.is_answered();
+        }
     }
 
     /// Headers to the client.
@@ -288,7 +324,7 @@ impl Gate {
     }
 
     /// Ends a request: its outcome, its counters, its line. The clock is read only where somebody wants to know.
-    pub fn done(&self, mut exchange: Exchange, end: End, clock: impl Fn() -> Mono) {
+    pub fn done(&self, mut exchange: Exchange, path: &str, end: End, clock: impl Fn() -> Mono) {
         let outcome = outcome(&exchange);
         let latency_us = match outcome {
             Outcome::Failure(FailureKind::Timeout) => Some(clock().since(exchange.started)),
@@ -296,7 +332,14 @@ impl Gate {
         };
         let evidence = exchange.decision.is_some_and(|decision| decision.reason.counts_as_evidence());
         let ending = Ending { outcome, status: end.status, latency_us: latency_us.map(cutover_core::time::micros), evidence };
-        self.recorder.record(exchange.slot(), exchange.side(), &ending);
+        // Without a latency there was no answer, so the end is now; else it is known without asking the clock.
+        let at = latency_us.map_or_else(&clock, |latency| exchange.started.forward(latency));
+        let epoch = exchange.rollout.map_or(0, |at| exchange.snapshot.split.rollouts[at].epoch);
+        let origin = Origin { who: exchange.who, path, epoch, at };
+        match exchange.in_flight.take() {
+            Some(in_flight) => in_flight.end(&ending, &origin),
+            None => self.recorder.record(exchange.slot(), exchange.side(), &ending, &origin),
+        }
         if let Some((method, path)) = exchange.line.take() {
             let line = Line {
                 at: crate::clock::wall(),
@@ -317,7 +360,6 @@ impl Gate {
             };
             self.access_log.write(exchange.snapshot.common.settings.log.access, line);
         }
-        drop(exchange.in_flight.take());
     }
 }
 
@@ -672,7 +714,7 @@ pub(crate) mod tests {
                 gate.failed(&mut exchange, failure);
             }
             assert_eq!(outcome(&exchange), expected, "{status:?} {failure:?}");
-            gate.done(exchange, End { status, ..End::default() }, || Mono::from_micros(9_000));
+            gate.done(exchange, "/", End { status, ..End::default() }, || Mono::from_micros(9_000));
         }
         reader.read();
         let slot = reader.slot(crate::recorder::slot_of(0)).expect("traffic");

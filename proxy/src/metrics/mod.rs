@@ -53,6 +53,15 @@ pub fn render(report: &Report, connections: &Connections, access_log: &AccessLog
             families.add(names::PHASE, &[id, phase], Value::Gauge(f64::from(rollout.phase == phase)));
         }
         families.add(names::TRIPPED, &[id], Value::Gauge(f64::from(rollout.latch.is_some())));
+        families.add(names::SHARED_CAUSE, &[id], Value::Gauge(f64::from(rollout.shared_cause)));
+        for rule in &rollout.guard.rules {
+            if let Some(evidence) = rule.evidence_log10 {
+                families.add(names::EVIDENCE, &[id, &rule.rule], Value::Gauge(evidence));
+            }
+        }
+        if let Some(guard) = guard {
+            families.add(names::THRESHOLD, &[id], Value::Gauge(cutover_core::judge::log_threshold(guard) / std::f64::consts::LN_10));
+        }
         for rule in Rule::NAMES.into_iter().chain(["manual", "state"]) {
             let count = report.rollbacks.iter().find(|(rollout, label, _)| **rollout == *id && label == rule).map_or(0, |(_, _, count)| *count);
             families.add(names::ROLLBACKS, &[id, rule], Value::Counter(count));
@@ -87,7 +96,8 @@ pub fn render(report: &Report, connections: &Connections, access_log: &AccessLog
 fn bounds(guard: Option<&GuardSettings>) -> Vec<u64> {
     let limits = guard.into_iter().flat_map(|guard| &guard.rules).filter_map(|rule| match rule {
         Rule::Latency(_, limit_us) => Some(*limit_us),
-        Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_) | Rule::LatencyVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) | Rule::AbortsVsLegacy(_) => None,
+        Rule::Hang(limit_us) => Some(*limit_us),
+        Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_) | Rule::LatencyVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) | Rule::AbortsVsLegacy(_) | Rule::Health(_) | Rule::Dead(_) => None,
     });
     BUCKETS_US.into_iter().chain(limits).collect::<BTreeSet<u64>>().into_iter().collect()
 }

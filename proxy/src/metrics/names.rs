@@ -56,6 +56,22 @@ pub const SPLIT: Name =
 pub const PHASE: Name = name("cutover_phase", "gauge", &["rollout", "phase"], "1 for the phase a rollout is in, 0 for the others.");
 /// Latches.
 pub const TRIPPED: Name = name("cutover_guard_tripped", "gauge", &["rollout"], "1 while a rollout is latched at 0 %, whatever latched it.");
+/// Evidence.
+pub const EVIDENCE: Name = name(
+    "cutover_guard_evidence_log10",
+    "gauge",
+    &["rollout", "rule"],
+    "Decimal logarithm of the evidence that new is worse, by rules that gather evidence. Around 0 and below is healthy; what a rollback needs is cutover_guard_threshold_log10.",
+);
+/// The evidence that a rollback needs.
+pub const THRESHOLD: Name = name(
+    "cutover_guard_threshold_log10",
+    "gauge",
+    &["rollout"],
+    "Decimal logarithm of the evidence at which a rule rolls back; a healthy backend gets there once in false_alarm_every.",
+);
+/// Shared causes.
+pub const SHARED_CAUSE: Name = name("cutover_guard_shared_cause", "gauge", &["rollout"], "1 while both sides are bad at once, so that raises are frozen.");
 /// Rollbacks.
 pub const ROLLBACKS: Name = name("cutover_rollbacks_total", "counter", &["rollout", "rule"], "Rollbacks since the start, by the rule that tripped or \"manual\".");
 /// Decisions.
@@ -86,7 +102,7 @@ pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], 
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 19] = [
+pub const ALL: [Name; 22] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -95,6 +111,9 @@ pub const ALL: [Name; 19] = [
     SPLIT,
     PHASE,
     TRIPPED,
+    EVIDENCE,
+    THRESHOLD,
+    SHARED_CAUSE,
     ROLLBACKS,
     DECISIONS,
     SERVERS,

@@ -19,7 +19,12 @@ fn check_shows_every_problem_and_its_exit_code_says_which_kind() {
     let file = proxy.file().display().to_string();
     let (code, stdout, stderr) = said(&cutover(&["check", &file]));
     assert_eq!(code, Some(0), "{stderr}");
-    assert!(stdout.contains("rollout checkout: 5 % of users on `new`") && stdout.contains("errors_max over 30 s, at least 200 requests"), "{stdout}");
+    assert!(
+        stdout.contains("rollout checkout: 5 % of users on `new`")
+            && stdout.contains("guard: sequential, at most one false alarm in 720 hours")
+            && stdout.contains("    errors_max               0.17"),
+        "{stdout}"
+    );
 
     let broken = proxy.directory.path().join("broken.toml");
     fs::write(&broken, proxy.text().replace("percent = 5", "percnt = 5").replace("[state]", "[stat]")).unwrap();

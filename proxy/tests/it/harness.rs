@@ -30,7 +30,7 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
 /// What a scripted backend does with a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
-    /// Answers with this status.
+    /// Answers with this status; below `/bad` always with 500.
     Answer(u16),
     /// Closes the connection without a byte.
     Close,
@@ -111,6 +111,7 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         let behaviour = match *inner.behaviour.lock().unwrap() {
             Behaviour::CloseKept if on_this_connection == 0 => Behaviour::Answer(200),
             Behaviour::CloseKept => Behaviour::Close,
+            Behaviour::Answer(_) if message.start.contains(" /bad") => Behaviour::Answer(500),
             other => other,
         };
         match behaviour {

@@ -10,6 +10,7 @@ mod cli;
 mod demo;
 mod gateway;
 mod harness;
+mod judge;
 mod process;
 mod reload;
 mod tidy;

@@ -104,7 +104,7 @@ fn a_broken_file_changes_nothing_and_says_what_is_wrong() {
         ("an unclosed string", good.replace("id = \"checkout\"", "id = \"checkout")),
         ("binary", "\u{0}\u{1}\u{2}".to_owned()),
         ("no rollouts", good.split("[[rollout]]").next().unwrap().to_owned()),
-        ("a guard that is not supported yet", format!("{good}\n[rollout.guard]\nmode = \"sequential\"\n")),
+        ("a guard with a misspelt mode", format!("{good}\n[rollout.guard]\nmode = \"sequentiel\"\n")),
         ("no key", good.replace("key = [\"header:x-user-id\"]", "")),
     ];
     for (what, text) in &broken {

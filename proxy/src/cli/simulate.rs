@@ -1,0 +1,285 @@
+//! `cutover simulate`: what the guard of a file would do, without a proxy and without waiting.
+//!
+//! With `--fault` the real engine runs on virtual time, with made-up traffic from a seed. With `--replay` it judges numbers that were recorded: the minute before each rollback in a
+//! journal, or the lines of `cutover status --watch --json`, so that another policy can be tried on last week.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use cutover_config::{Settings, parse_duration};
+use cutover_core::plane::Change;
+use cutover_core::simulate::{Fault, FaultKind, Scenario, Traffic, World, notice};
+use cutover_core::{Percent, Rate, RolloutSettings, Side};
+use serde_json::json;
+
+use super::{Failed, file, out};
+use crate::replay;
+
+/// `cutover simulate`
+#[derive(Debug, clap::Args)]
+pub(super) struct Simulate {
+    /// The file whose guard is tried
+    file: PathBuf,
+    /// Which rollout of it; the first unless given
+    #[arg(long)]
+    rollout: Option<String>,
+    /// Requests per second over both sides
+    #[arg(long, default_value_t = 100.0, value_parser = rps)]
+    rps: f64,
+    /// The share of users on new; that of the file unless given
+    #[arg(long, value_parser = percent)]
+    percent: Option<Percent>,
+    /// What goes wrong: "SIDE KIND [AMOUNT] [at TIME] [for TIME]" with SIDE new, legacy or both and KIND errors 5%, refused, hang, slow 3, 4xx 20% or down. At 1m and to the end unless said
+    /// otherwise; may be given several times
+    #[arg(long = "fault", value_name = "FAULT", value_parser = fault)]
+    faults: Vec<Fault>,
+    /// How long to simulate
+    #[arg(long = "for", default_value = "10m", value_parser = duration, value_name = "TIME")]
+    lasts: Duration,
+    /// How many users there are
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    users: u32,
+    /// How many client networks they come from
+    #[arg(long, default_value_t = 2_500, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    networks: u32,
+    /// The share of requests that fail on a healthy backend
+    #[arg(long, default_value = "0.1%", value_parser = rate)]
+    errors: f64,
+    /// The median latency of a healthy backend
+    #[arg(long, default_value = "40ms", value_parser = duration)]
+    latency: Duration,
+    /// The seed of all chance: the same seed, the same story
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Run it so many times with seeds from --seed on, and print how long the first fault took to be noticed
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    runs: Option<u32>,
+    /// Judge recorded numbers instead: a journal.jsonl, or lines of `cutover status --watch --json`; may be given several times
+    #[arg(long, value_name = "RECORDING", conflicts_with_all = ["faults", "runs"])]
+    replay: Vec<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// The longest time that is simulated at once, so that a slip of the hand ends.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// The most requests per second that are simulated.
+const MOST_RPS: f64 = 100_000.0;
+
+pub(super) fn rps(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|rps: &f64| *rps > 0.0 && *rps <= MOST_RPS).ok_or_else(|| format!("expected a number above 0 and at most {MOST_RPS}"))
+}
+
+fn percent(text: &str) -> Result<Percent, String> {
+    Percent::parse(text.trim_end_matches('%').trim_end()).map_err(|error| format!("expected a number from 0 to 100: {error}"))
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    parse_duration(text)
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    Rate::parse(text).map(Rate::fraction).map_err(|error| format!("expected a share such as 5%: {error}"))
+}
+
+/// Reads a fault as people say it.
+fn fault(text: &str) -> Result<Fault, String> {
+    let mut words = text.split_whitespace();
+    let side = match words.next() {
+        Some("new") => Some(Side::New),
+        Some("legacy") => Some(Side::Legacy),
+        Some("both") => None,
+        other => return Err(format!("begins with new, legacy or both, found {:?}", other.unwrap_or_default())),
+    };
+    let mut amount = |what: &str| words.next().ok_or_else(|| format!("{what} is missing"));
+    let kind = match amount("what goes wrong")? {
+        "errors" => FaultKind::Errors(rate(amount("the share of errors, such as errors 5%,")?)?),
+        "4xx" => FaultKind::ClientErrors(rate(amount("the share of 4xx, such as 4xx 20%,")?)?),
+        "slow" => {
+            let factor = amount("how many times slower, such as slow 3,")?;
+            FaultKind::Slow(factor.parse().ok().filter(|factor: &f64| *factor >= 1.0 && *factor <= 1e6).ok_or_else(|| format!("expected a factor from 1 on, found {factor:?}"))?)
+        }
+        "refused" => FaultKind::Refused,
+        "hang" => FaultKind::Hang,
+        "down" => FaultKind::NoServer,
+        other => return Err(format!("expected errors, refused, hang, slow, 4xx or down, found {other:?}")),
+    };
+    let (mut from, mut lasts) = (Duration::from_secs(60), Duration::MAX);
+    while let Some(word) = words.next() {
+        let time = words.next().ok_or_else(|| format!("a time such as 5m is missing after {word:?}"))?;
+        match word {
+            "at" => from = parse_duration(time)?,
+            "for" => lasts = parse_duration(time)?,
+            other => return Err(format!("expected at TIME or for TIME, found {other:?}")),
+        }
+    }
+    Ok(Fault { side, kind, from, lasts })
+}
+
+impl Simulate {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let settings = file::load(&self.file)?;
+        let mut rollout = self.pick(&settings)?;
+        if let Some(percent) = self.percent {
+            rollout.percent = percent;
+        }
+        if !self.replay.is_empty() {
+            return self.replay(&rollout);
+        }
+        if self.lasts > LONGEST {
+            return Err(Failed::usage("--for: at most 7d are simulated at once"));
+        }
+        let timeout = settings.backends.iter().find(|backend| backend.name == rollout.backends.new).map_or(Duration::from_secs(30), |backend| backend.response_timeout);
+        let traffic = Traffic { rps: self.rps, users: self.users, networks: self.networks, errors: self.errors, median_us: self.latency.as_micros() as f64, ..Traffic::default() };
+        let scenario = Scenario { settings: rollout, traffic, faults: self.faults.clone(), seed: self.seed, between_ticks: true, timeout };
+        match self.runs {
+            Some(runs) => self.many(scenario, runs),
+            None => self.story(scenario),
+        }
+    }
+
+    fn pick(&self, settings: &Settings) -> Result<RolloutSettings, Failed> {
+        let found = match &self.rollout {
+            Some(id) => settings.rollouts.iter().find(|rollout| *rollout.id == **id),
+            None => settings.rollouts.first(),
+        };
+        found.cloned().ok_or_else(|| {
+            let ids: Vec<&str> = settings.rollouts.iter().map(|rollout| &*rollout.id).collect();
+            Failed::usage(format!("no rollout has the id {:?}; there are: {}", self.rollout.as_deref().unwrap_or_default(), ids.join(", ")))
+        })
+    }
+
+    /// One run, with everything that is announced.
+    fn story(&self, scenario: Scenario) -> Result<ExitCode, Failed> {
+        let mut world = World::new(scenario);
+        let mut events = Vec::new();
+        let mut rollbacks = 0;
+        while world.elapsed() < self.lasts {
+            for announcement in world.tick() {
+                let at = world.elapsed().as_secs_f64();
+                rollbacks += u32::from(matches!(announcement.change, Change::RolledBack(_)));
+                if self.json {
+                    events.push(json!({"at_seconds": at, "change": announcement.change.name(), "sentence": announcement.sentence}));
+                } else {
+                    out(&format!("{at:>9.2} s  {}", announcement.sentence))?;
+                }
+            }
+        }
+        let (requests, bad) = world.on_new();
+        let verdicts = world.plane().rollouts().first().map(|rollout| (rollout.sentence(), rollout.verdicts()));
+        let (sentence, verdicts) = verdicts.unwrap_or_default();
+        if self.json {
+            let rules: Vec<_> = verdicts.iter().map(|verdict| json!({"rule": verdict.rule.name(), "verdict": verdict.answer.name(), "sentence": verdict.sentence})).collect();
+            out(&json!({"seed": self.seed, "seconds": self.lasts.as_secs_f64(), "rollbacks": rollbacks, "requests_to_new": requests, "bad_answers_of_new": bad, "events": events, "rules": rules}).to_string())?;
+        } else {
+            out(&format!("{:>9.2} s  end: {sentence}", self.lasts.as_secs_f64()))?;
+            if rollbacks == 0 {
+                for verdict in verdicts {
+                    out(&format!("             {}: {}: {}", verdict.rule.name(), verdict.answer.name(), verdict.sentence))?;
+                }
+            }
+            out(&format!("new answered {requests} requests, {bad} of them badly; seed {}", self.seed))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    /// The first fault many times: how long until it is noticed, and what it costs.
+    fn many(&self, scenario: Scenario, runs: u32) -> Result<ExitCode, Failed> {
+        let Some(first) = scenario.faults.first().copied() else { return Err(Failed::usage("--runs needs a --fault to be noticed")) };
+        let mut noticed = Vec::new();
+        let (mut missed, mut early) = (0, 0);
+        for run in 0..runs {
+            let scenario = Scenario { seed: self.seed + u64::from(run), faults: scenario.faults[1..].to_vec(), ..scenario.clone() };
+            match notice(scenario, first.from, first, self.lasts) {
+                Ok(Some(found)) => noticed.push(found),
+                Ok(None) => missed += 1,
+                Err(_) => early += 1,
+            }
+        }
+        let mut delays: Vec<f64> = noticed.iter().map(|found| found.delay.as_secs_f64()).collect();
+        delays.sort_by(f64::total_cmp);
+        let mut bad: Vec<u64> = noticed.iter().map(|found| found.bad).collect();
+        bad.sort_unstable();
+        let mut rules = std::collections::BTreeMap::<&str, u32>::new();
+        noticed.iter().for_each(|found| *rules.entry(&found.rule).or_default() += 1);
+        let at = |part: f64| ((noticed.len() as f64 * part) as usize).min(noticed.len().saturating_sub(1));
+        if self.json {
+            let of = |part: f64| (!noticed.is_empty()).then(|| json!({"seconds": delays[at(part)], "bad_answers": bad[at(part)]}));
+            out(&json!({"runs": runs, "noticed": noticed.len(), "missed": missed, "before_the_fault": early, "median": of(0.5), "p95": of(0.95), "max": of(1.0), "rules": rules})
+                .to_string())?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        out(&format!("{} of {runs} runs rolled back, {missed} did not in {} s, {early} did before anything was wrong", noticed.len(), self.lasts.as_secs()))?;
+        if !noticed.is_empty() {
+            for (name, part) in [("median", 0.5), ("p95", 0.95), ("max", 1.0)] {
+                out(&format!("  {name:<7} {:.2} s, {} bad answers", delays[at(part)], bad[at(part)]))?;
+            }
+            let rules: Vec<String> = rules.iter().map(|(rule, count)| format!("{rule} {count}")).collect();
+            out(&format!("  by {}", rules.join(", ")))?;
+            out(&format!("  such as: {}", noticed[0].sentence))?;
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+
+    fn replay(&self, rollout: &RolloutSettings) -> Result<ExitCode, Failed> {
+        let mut recording = replay::Recording::default();
+        for path in &self.replay {
+            let text = std::fs::read_to_string(path).map_err(|error| Failed::usage(format!("{}: {error}", path.display())))?;
+            recording.add(&text, &rollout.id).map_err(|why| Failed::usage(format!("{}: {why}", path.display())))?;
+        }
+        let story = replay::judge(&recording, rollout);
+        if self.json {
+            let events: Vec<_> = story.events.iter().map(|(at, sentence)| json!({"at": at, "sentence": sentence})).collect();
+            out(
+                &json!({"looks": story.looks, "seconds": story.covers.as_secs_f64(), "rollbacks": story.rollbacks, "events": events, "not_judged": replay::NOT_JUDGED}).to_string()
+            )?;
+            return Ok(ExitCode::SUCCESS);
+        }
+        for (at, sentence) in &story.events {
+            out(&format!("{at}  {sentence}"))?;
+        }
+        let times = match story.rollbacks {
+            0 => "never".to_owned(),
+            1 => "once".to_owned(),
+            2 => "twice".to_owned(),
+            more => format!("{more} times"),
+        };
+        out(&format!(
+            "this guard would have rolled back {times}: {} looks over {:.0} s of recorded traffic, re-armed after each rollback",
+            story.looks,
+            story.covers.as_secs_f64()
+        ))?;
+        out(&format!("not judged, since a recording has no such numbers: {}", replay::NOT_JUDGED.join(", ")))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_reads_as_it_is_said() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(fault("new errors 5% at 30s for 5m"), Ok(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.05), from: minute / 2, lasts: minute * 5 }));
+        assert_eq!(fault("both slow 2.5"), Ok(Fault { side: None, kind: FaultKind::Slow(2.5), from: minute, lasts: Duration::MAX }));
+        assert_eq!(fault("legacy hang for 1s").map(|fault| fault.kind), Ok(FaultKind::Hang));
+        for (text, why) in [
+            ("", "begins with new, legacy or both"),
+            ("canary errors 5%", "begins with new, legacy or both"),
+            ("new", "what goes wrong is missing"),
+            ("new errors", "the share of errors"),
+            ("new errors 5", "the percent sign is missing"),
+            ("new slow 0.5", "expected a factor from 1 on"),
+            ("new burns", "expected errors, refused, hang, slow, 4xx or down"),
+            ("new hang at", "a time such as 5m is missing"),
+            ("new hang on 5m", "expected at TIME or for TIME"),
+            ("new hang at noon", "expected a duration"),
+        ] {
+            let error = fault(text).expect_err(text);
+            assert!(error.contains(why), "{text:?}: {error}");
+        }
+    }
+}
