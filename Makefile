@@ -12,7 +12,7 @@ ARGS ?=
 BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
 TEST_TOOLS := nginx:nginx-light wrk:wrk python3:python3 curl:curl
 
-.PHONY: help demo run test lint unit doc acceptance bench cost release packages build-packages clean
+.PHONY: instructions help demo run test lint unit doc judge acceptance bench cost release packages build-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,7 +25,7 @@ run: build-packages ## the proxy, following CONFIG (cutover.toml)
 
 test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk
 	$(CARGO) run --quiet --locked -p cutover -- demo --headless --assert
-	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48"
+	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
 lint: build-packages ## format and lints
@@ -48,6 +48,15 @@ acceptance: packages ## real input: nginx and Python's http.server as backends, 
 
 bench: build-packages ## decision, recorder, tick and gate (criterion)
 	$(CARGO) bench --locked -p cutover-benches $(ARGS)
+
+judge: build-packages ## the sequential judge on virtual time: its delays beside the design's table, and two healthy backends for DAYS (100) days
+	$(CARGO) build --release --locked -p cutover-benches --bin judge
+	target/release/judge delays --assert $(ARGS)
+	target/release/judge aa --days $(or $(DAYS),100) --assert
+
+instructions: build-packages ## instructions per request of recorder and gate, counted by valgrind
+	$(CARGO) build --release --locked -p cutover-benches --bin instructions
+	python3 benches/instructions.py
 
 cost: build-packages ## CPU time per request against a do-nothing pingora proxy, interleaved
 	$(CARGO) build --release --locked -p cutover -p cutover-benches

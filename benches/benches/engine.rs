@@ -9,11 +9,11 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
-use cutover::control::TICK;
-use cutover::recorder::{Reader, Recorder, recorder, slot_of};
+use cutover::recorder::{Look, Origin, Reader, Recorder, recorder, slot_of};
 use cutover_benches::fixture;
 use cutover_core::guard::LatencyPoint;
-use cutover_core::{ControlPlane, Effect, Ending, Event, GuardSettings, Mono, Now, PerSide, Reason, Rule, Side, Totals, UserList};
+use cutover_core::witness::tick_of;
+use cutover_core::{ControlPlane, Effect, Ending, Event, GuardSettings, Mono, Now, Observed, PerSide, Reason, Rule, Side, TICK, UserList};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -40,11 +40,12 @@ fn record(criterion: &mut Criterion) {
     let (recorder, _reader) = recorder();
     let endings: Vec<Ending> = fixture::endings(4_096, 3).into_iter().map(|ending| Ending { outcome: cutover_core::Outcome::Success, status: Some(200), ..ending }).collect();
     let mut endings = endings.iter().cycle();
+    let origin = fixture::origin(7);
     let mut group = criterion.benchmark_group("record");
     group.bench_function("ending", |bencher| {
         bencher.iter(|| {
             if let Some(ending) = endings.next() {
-                recorder.record(black_box(slot_of(2)), black_box(Side::New), black_box(ending));
+                recorder.record(black_box(slot_of(2)), black_box(Side::New), black_box(ending), black_box(&origin));
             }
         });
     });
@@ -52,9 +53,8 @@ fn record(criterion: &mut Criterion) {
         bencher.iter(|| {
             let in_flight = recorder.begin(black_box(slot_of(2)), black_box(Side::New), Some(black_box(Reason::Bucket)));
             if let Some(ending) = endings.next() {
-                recorder.record(black_box(slot_of(2)), black_box(Side::New), black_box(ending));
+                in_flight.end(black_box(ending), black_box(&origin));
             }
-            drop(in_flight);
         });
     });
     group.finish();
@@ -71,16 +71,20 @@ struct Workers {
     done: Arc<Barrier>,
     threads: Vec<thread::JoinHandle<()>>,
     go_on: Arc<std::sync::atomic::AtomicBool>,
+    /// The time on the virtual clock, for the ends of requests.
+    at: Arc<std::sync::atomic::AtomicU64>,
 }
 
 impl Workers {
     fn start(recorder: &Arc<Recorder>) -> Self {
         let (begin, done) = (Arc::new(Barrier::new(THREADS + 1)), Arc::new(Barrier::new(THREADS + 1)));
         let go_on = Arc::new(std::sync::atomic::AtomicBool::new(true));
+        let at = Arc::new(std::sync::atomic::AtomicU64::new(1));
         let threads = (0..THREADS)
             .map(|thread| {
                 let (begin, done, go_on, recorder) = (Arc::clone(&begin), Arc::clone(&done), Arc::clone(&go_on), Arc::clone(recorder));
                 let endings = fixture::endings(8_192, thread as u64);
+                let (at, seed) = (Arc::clone(&at), thread as u32 * 1_000);
                 thread::spawn(move || {
                     let mut endings = endings.iter().cycle();
                     while {
@@ -91,7 +95,8 @@ impl Workers {
                             for (request, ending) in endings.by_ref().take(NEWS).enumerate() {
                                 let side = Side::BOTH[request % 2];
                                 drop(recorder.begin(slot_of(rollout), side, Some(Reason::Bucket)));
-                                recorder.record(slot_of(rollout), side, ending);
+                                let origin = Origin { at: Mono::from_micros(at.load(std::sync::atomic::Ordering::Relaxed)), ..fixture::origin(seed + request as u32) };
+                                recorder.record(slot_of(rollout), side, ending, &origin);
                             }
                         }
                         done.wait();
@@ -99,7 +104,7 @@ impl Workers {
                 })
             })
             .collect();
-        Self { begin, done, threads, go_on }
+        Self { begin, done, threads, go_on, at }
     }
 
     fn add_news(&self) {
@@ -122,8 +127,14 @@ impl Drop for Workers {
 /// What the control loop calls at each tick, with the time passed in: on the real clock a benchmark would squeeze thousands of ticks into a window that holds 120.
 fn tick_at(reader: &mut Reader, plane: &mut ControlPlane, now: Now) -> Vec<Effect> {
     reader.read();
-    let totals: Vec<&PerSide<Totals>> = reader.rollouts().collect();
-    plane.on(Event::Tick(&totals), now).unwrap_or_default()
+    let tick = tick_of(now.mono);
+    let looks: Vec<Look> = (0..ROLLOUTS).map(|rollout| reader.look(slot_of(rollout), now.mono, Some(tick.saturating_sub(41)..tick.saturating_sub(40)))).collect();
+    let observed: Vec<Observed<'_>> = reader.rollouts().zip(&looks).map(|(totals, look)| look.observed(totals, PerSide { legacy: true, new: true })).collect();
+    let effects = plane.on(Event::Tick(&observed), now).unwrap_or_default();
+    for rollout in plane.rollouts() {
+        reader.watch(slot_of(rollout.slot())).aim(rollout.aims());
+    }
+    effects
 }
 
 /// Sixteen threads and ten rollouts, all with news; windows as full as they are after a minute.
@@ -136,12 +147,13 @@ fn tick(criterion: &mut Criterion) {
     let workers = Workers::start(&recorder);
     let mut now = Now { mono: Mono::from_micros(1), ..Now::default() };
     let mut timed_tick = || {
+        workers.at.store(now.mono.as_micros(), std::sync::atomic::Ordering::Relaxed);
         workers.add_news();
         now.mono = now.mono.forward(TICK);
         let begun = Instant::now();
         let effects = black_box(tick_at(black_box(&mut reader), black_box(&mut plane), now));
         let took = begun.elapsed();
-        assert!(effects.is_empty(), "a healthy backend must not trip the guard: a latched rollout is not judged any more");
+        assert!(effects.is_empty(), "a healthy backend must not trip the guard, since a latched rollout is not judged any more: {effects:?}");
         took
     };
     for _ in 0..cutover_core::rollout::RECENT.as_millis() / TICK.as_millis() + 1 {

@@ -11,13 +11,14 @@ use cutover::access_log::AccessLog;
 use cutover::gateway::gate::{End, Gate, Limits, Step};
 use cutover::gateway::head::{Conn, Head};
 use cutover::published::{Common, Published, Snapshot};
-use cutover::recorder::{Reader, recorder};
+use cutover::recorder::{Origin, Reader, recorder};
 use cutover_config::Settings;
+use cutover_core::bucket::murmur3_x86_32;
 use cutover_core::plane::{Actor, Restored};
 use cutover_core::split::decide;
 use cutover_core::{
     Anonymous, Ask, ControlPlane, Decision, Ending, Event, FailureKind, GuardSettings, KeySource, Match, Mono, Now, Outcome, PerSide, Percent, RolloutSettings, Split, UserKey,
-    UserList,
+    UserList, Who,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -79,6 +80,7 @@ pub fn rollout(id: &str, always_new: UserList, guard: GuardSettings) -> RolloutS
         always_legacy: UserList::default(),
         backends: PerSide { legacy: "legacy".into(), new: "new".into() },
         percent: Percent::parse("50").expect("50 is a percentage"),
+        holdback: Percent::ZERO,
         generation: 1,
         guard,
     }
@@ -102,6 +104,12 @@ pub fn split() -> Split {
 pub fn decide_one(split: &Split, host: &str, path: &str, method: &str, key: &[u8]) -> Option<Decision> {
     let at = split.rollout_for(host, path, method)?;
     Some(decide(&split.rollouts[at], &Ask { key: UserKey::Known(key), override_to: None, available: PerSide { legacy: true, new: true } }))
+}
+
+/// Where a request of this user comes from.
+pub fn origin(user: u32) -> Origin<'static> {
+    let user = murmur3_x86_32(&user.to_le_bytes());
+    Origin { who: Who { user, network: user >> 2 }, path: PATH, epoch: 0, at: Mono::from_micros(1_000_000) }
 }
 
 /// The ends of requests as a healthy backend makes them: latencies around 20 ms with a slow tail (log-normal, a sigma of 0.6: p99 near 80 ms), 4 % of 4xx and 0.2 % of 5xx.
@@ -260,7 +268,7 @@ pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) 
     gate.edits(&exchange, head, conn, edits);
     let ended = started.forward(Duration::from_millis(20));
     gate.answered(&mut exchange, 200, ended);
-    gate.done(exchange, End { status: Some(200), bytes_in: 0, bytes_out: 1024, server: None, attempts: 1 }, || ended);
+    gate.done(exchange, head.path(), End { status: Some(200), bytes_in: 0, bytes_out: 1024, server: None, attempts: 1 }, || ended);
 }
 
 #[cfg(test)]

@@ -35,13 +35,13 @@ fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_roll
     let (recorder, _reader) = recorder();
     let endings = fixture::endings(10_000, 3);
     let slot = slot_of(2);
-    let (_, registering) = counted(|| recorder.record(slot, Side::New, &endings[0]));
+    let (_, registering) = counted(|| recorder.record(slot, Side::New, &endings[0], &fixture::origin(1)));
     assert!(registering > 0, "the first call makes the shard");
-    let (_, ending) = counted(|| endings.iter().for_each(|ending| recorder.record(slot, Side::New, ending)));
+    let (_, ending) = counted(|| endings.iter().for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1))));
     let (_, whole) = counted(|| {
         for ending in &endings {
             let in_flight = recorder.begin(slot, Side::Legacy, Some(Reason::Bucket));
-            recorder.record(slot, Side::Legacy, ending);
+            recorder.record(slot, Side::Legacy, ending, &fixture::origin(1));
             drop(in_flight);
         }
     });

@@ -13,12 +13,14 @@ Checks, each printed with its figures; the exit code is 1 if any does not hold:
 The backends are told apart by the `Server` header they send. Everything listens on free loopback ports and is ended by pid.
 """
 import argparse
+import datetime
 import http.client
 import http.server
 import json
 import math
 import os
 import pathlib
+import re
 import shutil
 import signal
 import socket
@@ -401,7 +403,7 @@ def check_broken(world, report, _):
         "an unclosed string": good.replace('id = "checkout"', 'id = "checkout'),
         "no rollouts": good.split("[[rollout]]")[0],
         "two rollouts with one id": good + "[[rollout]]" + good.split("[[rollout]]")[1],
-        "not supported yet": good + '[rollout.guard]\nmode = "sequential"\n',
+        "not supported yet": good + 'failover = "safe"\n',
         "binary": "\x00\x01\x02",
     }
     for name, text in kinds.items():
@@ -419,13 +421,87 @@ def check_broken(world, report, _):
     report("requests meanwhile", not failed, f"{len(failed)} of {load.answered} failed")
 
 
-CHECKS = {"share": check_share, "edits": check_edits, "breach": check_breach, "broken": check_broken}
+class Sample:
+    """A sample backend of the load kit, with its fault dial."""
+
+    def __init__(self, kit, name, port=0):
+        self.process = subprocess.Popen([kit, "backend", "--name", name, "--listen", f"127.0.0.1:{port}"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        line = self.process.stdout.readline()
+        self.port = int(re.search(r"127\.0\.0\.1:(\d+)", line).group(1))
+
+    def dial(self, setting):
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
+        connection.request("PUT", "/__dial", json.dumps(setting))
+        assert connection.getresponse().status < 300
+        connection.close()
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+def check_judge(world, report, options):
+    """New breaks at once, in four ways, under the guard that a file without a guard section has: what does it cost?"""
+    kit = str(pathlib.Path(options.cutover).with_name("cutover-loadtest"))
+    if not pathlib.Path(kit).exists():
+        raise SystemExit(f"{kit} is missing: cargo build -p cutover-loadtest (--release)")
+    legacy, new = Sample(kit, "legacy"), Sample(kit, "new")
+    world.legacy_port, world.server_port = legacy.port, new.port
+    guard = '[rollout.guard]\nhang = { older_than = "2s" }\n'
+    text = world.text(50, guard=guard).replace(f'servers = ["127.0.0.1:{world.server.server_port}"]', f'servers = ["127.0.0.1:{new.port}"]')
+    world.file.write_text(text)
+    world.launch()
+    faults = {"all 500": {"status": 500}, "refused": None, "reset": {"reset": True}, "hang": {"hang": True}}
+    try:
+        for name, setting in faults.items():
+            bad, delays, rules = [], [], {}
+            for run in range(options.runs):
+                seconds = 6 if name == "hang" else 3
+                load = subprocess.Popen(
+                    [kit, "run", "--target", f"http://127.0.0.1:{world.http_port}", "--rps", str(options.rps), "--duration", f"{seconds}s", "--connections", "512", "--timeout", "4s", "--poisson", "--seed", str(run), "--json"],
+                    stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                )
+                until("traffic on both sides", lambda: world.rollout()["new"]["rps"] > 0 and world.rollout()["new"]["requests"] > options.rps * 0.3, 0.02)
+                time.sleep(0.05 * (run % 7))
+                broke = time.time()
+                if setting is None:
+                    new.end()
+                else:
+                    new.dial(setting)
+                until("the drop", lambda: world.rollout()["phase"] == "rolled_back", 0.005)
+                latch = world.rollout()["latch"]
+                tripped = datetime.datetime.fromisoformat(latch["at"].replace("Z", "+00:00")).timestamp()
+                delays.append(tripped - broke)
+                rules[latch["cause"]] = rules.get(latch["cause"], 0) + 1
+                sentence = latch["sentence"]
+                result = json.loads(load.communicate(timeout=PATIENCE)[0])
+                bad.append(result["failures"]["requests"])
+                if setting is None:
+                    new = Sample(kit, "new", new.port)
+                else:
+                    new.dial({})
+                until("a quiet new", lambda: world.rollout()["new"]["in_flight"] == 0, 0.05)
+                world.ask("POST", "/api/v1/rollouts/checkout/rearm", {"reason": "next run"})
+            figures = f"{options.runs} runs at {options.rps} req/s, half on new: rolled back after {statistics.median(delays) * 1000:.0f} ms (median), {max(delays) * 1000:.0f} ms (max); bad answers {statistics.median(bad):.0f} (median), {max(bad)} (max); by {rules}; {sentence}"
+            if name == "hang":
+                # What hangs has been sent and is in flight: the time counts.
+                report(f"judge: {name}", not options.timing or max(delays) < 2.6, figures)
+            else:
+                report(f"judge: {name}", statistics.median(bad) <= 20 or not options.timing, figures)
+    finally:
+        legacy.end()
+        new.end()
+
+
+CHECKS = {"share": check_share, "edits": check_edits, "breach": check_breach, "broken": check_broken, "judge": check_judge}
 
 
 def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--cutover", default=str(ROOT / "target/release/cutover"))
     arguments.add_argument("--edits", type=int, default=200)
+    arguments.add_argument("--runs", type=int, default=20, help="runs of each fault of the judge")
+    arguments.add_argument("--rps", type=int, default=2000, help="requests per second of the judge's runs")
     arguments.add_argument("--only", nargs="*", choices=CHECKS, default=list(CHECKS))
     arguments.add_argument("--timing", action="store_true", help="judge times, too: an edit visible in < 100 ms, a total breakdown dropped in < 0.5 s; for a quiet machine")
     arguments.add_argument("--json", action="store_true")

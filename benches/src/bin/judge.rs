@@ -1,0 +1,235 @@
+//! What the sequential judge promises, measured on virtual time with the real engine: how long it takes to notice, and how often it cries wolf.
+//!
+//! `delays` prints the table that the design was chosen by (a thousand requests per second, a twentieth of them to new, and low traffic) beside what this engine does. `aa` lets two healthy
+//! backends run for days and counts rollbacks. Every run names its seeds. `make judge` calls both.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use clap::{Parser, Subcommand};
+use cutover_core::plane::Change;
+use cutover_core::simulate::{Fault, FaultKind, Scenario, Traffic, World, notice};
+use cutover_core::{Anonymous, Command, GuardSettings, Match, PerSide, Percent, RolloutSettings, Rule, Side, UserList};
+
+#[derive(Debug, Parser)]
+#[command(about = "The sequential judge on virtual time: delays and false alarms")]
+struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// How long until a fault is noticed, beside the table of the design
+    Delays {
+        /// Runs of each cell
+        #[arg(long, default_value_t = 200)]
+        runs: u64,
+        /// Exit with 1 when a median is slower than the table by more than 30 %
+        #[arg(long)]
+        assert: bool,
+    },
+    /// Two healthy backends: how often is new rolled back?
+    Aa {
+        /// Days of virtual time in total
+        #[arg(long, default_value_t = 100.0)]
+        days: f64,
+        /// Threads
+        #[arg(long, default_value_t = 2)]
+        threads: usize,
+        /// Exit with 1 when there are more rollbacks than promised
+        #[arg(long)]
+        assert: bool,
+    },
+}
+
+fn settings(percent: &str, guard: GuardSettings) -> RolloutSettings {
+    RolloutSettings {
+        id: "checkout".into(),
+        matches: Match::default(),
+        salt: "checkout".into(),
+        keys: vec![],
+        anonymous: Anonymous::Legacy,
+        always_new: UserList::default(),
+        always_legacy: UserList::default(),
+        backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+        percent: Percent::parse(percent).expect("a percentage"),
+        generation: 1,
+        holdback: Percent::ZERO,
+        guard,
+    }
+}
+
+fn scenario(settings: RolloutSettings, traffic: Traffic, seed: u64, between_ticks: bool) -> Scenario {
+    Scenario { settings, traffic, faults: vec![], seed, between_ticks, timeout: Duration::from_secs(30) }
+}
+
+/// One row of the design's table: traffic, the rule by itself, and the medians in seconds for four failure rates of new; 0 where the table has none.
+struct Row {
+    rps: f64,
+    percent: &'static str,
+    rule: &'static str,
+    medians: [f64; 4],
+}
+
+const RATES: [f64; 4] = [0.02, 0.05, 0.5, 1.0];
+const TABLE: [Row; 5] = [
+    Row { rps: 1_000.0, percent: "5", rule: "errors_max", medians: [67.0, 7.3, 0.25, 0.25] },
+    Row { rps: 1_000.0, percent: "5", rule: "errors_vs_legacy", medians: [13.0, 4.0, 0.5, 0.25] },
+    Row { rps: 1_000.0, percent: "50", rule: "errors_vs_legacy", medians: [2.8, 0.0, 0.0, 0.0] },
+    Row { rps: 20.0, percent: "5", rule: "errors_max", medians: [0.0, 0.0, 9.8, 3.8] },
+    Row { rps: 20.0, percent: "5", rule: "errors_vs_legacy", medians: [0.0, 0.0, 20.0, 10.5] },
+];
+
+/// Seconds to the rollback, sorted, and bad answers of new, sorted. A run that did not notice counts as endless.
+fn measure(rps: f64, percent: &str, rule: Option<&str>, rate: f64, between_ticks: bool, runs: u64) -> (Vec<f64>, Vec<u64>) {
+    let (mut seconds, mut bad) = (Vec::new(), Vec::new());
+    for seed in 0..runs {
+        let mut guard = GuardSettings::default();
+        if let Some(rule) = rule {
+            guard.rules.retain(|known| known.name() == rule);
+            if rule == "errors_vs_legacy" && percent == "50" {
+                // This row of the table tolerates no more than legacy's own rate.
+                guard.rules = vec![Rule::ErrorsVsLegacy(cutover_core::Ratio::from_thousandths(1_000).expect("a ratio"))];
+            }
+        }
+        let traffic = Traffic { rps, ..Traffic::default() };
+        let fault = Fault { side: Some(Side::New), kind: FaultKind::Errors(rate), from: Duration::ZERO, lasts: Duration::MAX };
+        match notice(scenario(settings(percent, guard), traffic, seed * 7_919 + 13, between_ticks), Duration::from_secs(120), fault, Duration::from_secs(600)) {
+            Ok(Some(found)) => {
+                seconds.push(found.delay.as_secs_f64());
+                bad.push(found.bad);
+            }
+            Ok(None) => seconds.push(f64::INFINITY),
+            Err(early) => eprintln!("seed {seed}: rolled back before anything was wrong: {early}"),
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    bad.sort_unstable();
+    (seconds, bad)
+}
+
+fn at<T: Copy>(sorted: &[T], part: f64) -> Option<T> {
+    sorted.get(((sorted.len() as f64 * part) as usize).min(sorted.len().saturating_sub(1))).copied()
+}
+
+#[expect(clippy::print_stdout, reason = "a command's output")]
+fn delays(runs: u64) -> bool {
+    println!(
+        "Delay to the rollback, median / p95 in seconds, of {runs} runs per cell (seeds 13, 7932, ...), each after two healthy minutes; 0.1 % of requests fail on a healthy backend."
+    );
+    println!("Behind it the median of the design's table, which looked at ticks of 250 ms only, and the deviation from it.");
+    let mut within = true;
+    for row in TABLE {
+        println!("{} requests per second, {} % to new, {} alone", row.rps, row.percent, row.rule);
+        for (rate, expected) in RATES.into_iter().zip(row.medians).filter(|(_, expected)| *expected > 0.0) {
+            let (seconds, _) = measure(row.rps, row.percent, Some(row.rule), rate, true, runs);
+            let (median, p95) = (at(&seconds, 0.5).unwrap_or_default(), at(&seconds, 0.95).unwrap_or_default());
+            let deviation = median / expected - 1.0;
+            // Faster is no fault: the table's grain is a tick, and failures are looked at between ticks.
+            within &= deviation <= 0.3;
+            println!("  {:>5} %: {median:>7.2} / {p95:<7.2} design {expected:>6.2}  {:>+6.0} %", rate * 100.0, deviation * 100.0);
+        }
+    }
+    println!("The whole default guard as it runs in the proxy, failures looked at when they happen:");
+    for (rps, percent) in [(1_000.0, "5"), (1_000.0, "50"), (20.0, "5")] {
+        println!("{rps} requests per second, {percent} % to new");
+        for rate in RATES {
+            let (seconds, bad) = measure(rps, percent, None, rate, true, runs);
+            let (median, p95) = (at(&seconds, 0.5).unwrap_or_default(), at(&seconds, 0.95).unwrap_or_default());
+            println!("  {:>5} %: {median:>7.2} / {p95:<7.2} bad answers {} (median), {} (max)", rate * 100.0, at(&bad, 0.5).unwrap_or_default(), at(&bad, 1.0).unwrap_or_default());
+        }
+    }
+    within
+}
+
+/// The upper end of a one-sided 95 % interval for the mean of a Poisson count.
+fn upper_bound(count: u64) -> f64 {
+    // The mean at which so few are seen in one of twenty cases, by bisection.
+    let at_most = |mean: f64| {
+        let mut term = (-mean).exp();
+        (0..=count).fold(0.0, |sum, k| {
+            let sum = sum + term;
+            term *= mean / (k + 1) as f64;
+            sum
+        })
+    };
+    let (mut low, mut high) = (0.0, 10.0 + 3.0 * count as f64);
+    for _ in 0..60 {
+        let middle = (low + high) / 2.0;
+        if at_most(middle) > 0.05 { low = middle } else { high = middle }
+    }
+    high
+}
+
+/// Healthy worlds: the share of requests that fail on either side, and the share of users on new.
+const WORLDS: [(f64, &str); 6] = [(0.0, "5"), (0.001, "5"), (0.005, "5"), (0.0, "50"), (0.001, "50"), (0.005, "50")];
+
+#[expect(clippy::print_stdout, reason = "a command's output")]
+fn aa(days: f64, threads: usize) -> bool {
+    // Half days, so that the threads end together.
+    let parts: Vec<(usize, u64)> = (0..(days * 2.0).ceil() as u64).map(|part| ((part % 6) as usize, part)).collect();
+    let each = Duration::from_secs_f64(days * 86_400.0 / parts.len() as f64);
+    println!("Two backends alike, {days} days in total at 1000 requests per second, heavy-tailed latency (log-normal, sigma 1), the default guard; seeds 0 to {}", parts.len() - 1);
+    let next = AtomicU64::new(0);
+    let found: Mutex<Vec<(usize, u64, String)>> = Mutex::default();
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            scope.spawn(|| {
+                while let Some(&(world_at, seed)) = parts.get(next.fetch_add(1, Ordering::Relaxed) as usize) {
+                    let (errors, percent) = WORLDS[world_at];
+                    let traffic = Traffic { rps: 1_000.0, errors, ..Traffic::default() };
+                    let mut world = World::new(scenario(settings(percent, GuardSettings::default()), traffic, seed, true));
+                    while world.elapsed() < each {
+                        for announcement in world.tick() {
+                            if matches!(announcement.change, Change::RolledBack(_) | Change::SharedCause) {
+                                found.lock().unwrap_or_else(PoisonError::into_inner).push((world_at, seed, announcement.sentence));
+                            }
+                        }
+                        if world.is_rolled_back() {
+                            let _ = world.command(Command::Rearm);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (at, (errors, percent)) in WORLDS.into_iter().enumerate() {
+        let days = each.as_secs_f64() / 86_400.0 * parts.iter().filter(|(world, _)| *world == at).count() as f64;
+        println!("  {:>4} % fail, {percent:>2} % on new: {} alarms in {days:.1} days", errors * 100.0, found.iter().filter(|(world, ..)| *world == at).count());
+    }
+    for (_, seed, sentence) in &found {
+        println!("  seed {seed}: {sentence}");
+    }
+    let promised = days / 30.0;
+    let count = found.len() as u64;
+    println!(
+        "{count} alarms in {days} days; 95 % upper bound {:.1}; promised: one in 30 days, {promised:.1} in this time (and 95 % of the time at most {})",
+        upper_bound(count),
+        most(promised)
+    );
+    count <= most(promised)
+}
+
+/// The count that a Poisson variable of this mean exceeds in one of twenty cases at most.
+fn most(mean: f64) -> u64 {
+    let mut term = (-mean).exp();
+    let mut sum = term;
+    let mut count = 0;
+    while sum < 0.95 {
+        count += 1;
+        term *= mean / count as f64;
+        sum += term;
+    }
+    count
+}
+
+fn main() -> std::process::ExitCode {
+    let (holds, assert) = match Arguments::parse().what {
+        What::Delays { runs, assert } => (delays(runs), assert),
+        What::Aa { days, threads, assert } => (aa(days, threads), assert),
+    };
+    if assert && !holds { std::process::ExitCode::FAILURE } else { std::process::ExitCode::SUCCESS }
+}
