@@ -11,7 +11,12 @@
 //!
 //! Deliberately absent: tests that begin at zero and never restart (mSPRT, confidence sequences). After ten healthy minutes they need minutes to see a failure of five per cent.
 
+use std::time::Duration;
+
 use crate::time::Mono;
+
+/// Without a bad event on new for so long, evidence begins anew. The "+ 1"s alone would else add up over quiet weeks, until a single event decided. Forgetting never makes an alarm likelier.
+const QUIET: Duration = Duration::from_secs(600);
 
 /// Evidence beyond this is no better: it keeps sums finite.
 const MAX_LOG: f64 = 650.0;
@@ -166,6 +171,8 @@ pub struct Detector {
     test: Test,
     components: Vec<Component>,
     total: Tally,
+    /// When something bad on new was last counted, or evidence begun anew.
+    last_bad: Mono,
 }
 
 #[derive(Clone, Debug)]
@@ -195,7 +202,7 @@ impl Detector {
     /// A detector without evidence.
     pub fn new(test: Test, now: Mono) -> Self {
         let component = Component { log_m: 0.0, cusum: 0.0, onset: Onset { at: now, total: Tally::default() } };
-        Self { components: vec![component; test.len()], test, total: Tally::default() }
+        Self { components: vec![component; test.len()], test, total: Tally::default(), last_bad: now }
     }
 
     /// What it tests.
@@ -218,6 +225,12 @@ impl Detector {
     /// Multiplies in what happened since the last call.
     pub fn fold(&mut self, tally: &Tally, now: Mono) {
         self.total = self.total.plus(tally);
+        if tally.x > 0 {
+            self.last_bad = now;
+        } else if now.since(self.last_bad) > QUIET {
+            self.last_bad = now;
+            self.components.iter_mut().for_each(|component| component.log_m = component.log_m.min(0.0));
+        }
         if tally.n + tally.x + tally.y == 0 {
             return;
         }
@@ -240,6 +253,11 @@ impl Detector {
     /// The natural logarithm of the evidence: the mean over the components.
     pub fn log_evidence(&self) -> f64 {
         log_mean(self.components.iter().map(|component| component.log_m))
+    }
+
+    /// How much of the evidence comes of what was seen, and not of the time that passed: the largest log-likelihood ratio since an onset. 0 while nothing is wrong.
+    pub fn log_accusation(&self) -> f64 {
+        self.components.iter().map(|component| component.cusum).fold(0.0, f64::max)
     }
 
     /// The same if `share` of the bad events on new since each component's onset had not been.
@@ -339,6 +357,17 @@ mod tests {
         };
         assert_eq!(ticks_to_trip(0), ticks_to_trip(14_400));
         assert!(ticks_to_trip(0) <= 2);
+    }
+
+    #[test]
+    fn quiet_weeks_are_no_evidence() {
+        let mut detector = Detector::new(Test::relative(2.0), Mono::default());
+        for tick in 0..4 * 3600 * 24 * 7u64 {
+            detector.fold(&tally(50, 0, 50, 0), Mono::from_micros(tick * 250_000));
+            detector.begin_tick();
+        }
+        assert!(detector.log_evidence() < (4.0f64 * 601.0).ln() + 0.1, "{}", detector.log_evidence());
+        assert_eq!(detector.log_accusation(), 0.0);
     }
 
     #[test]

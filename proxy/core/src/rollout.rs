@@ -342,10 +342,7 @@ impl Rollout {
             self.judged[side].tick(now.mono, &observed.totals[side]);
             self.recent[side].tick(now.mono, &observed.totals[side]);
         }
-        if self.history.len() == HISTORY {
-            self.history.pop_front();
-        }
-        self.history.push_back(TickNumbers { at: now.wall, sides: self.recent.map(|window| SideNumbers::of(&window.last_counts())) });
+        self.remember(TickNumbers { at: now.wall, sides: self.recent.map(|window| SideNumbers::of(&window.last_counts())) });
         let recent = PerSide { legacy: self.recent.legacy.span(), new: self.recent.new.span() };
         if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
             self.judge.skip(observed, recent, now.mono);
@@ -374,7 +371,20 @@ impl Rollout {
         }
         let recent = PerSide { legacy: self.recent.legacy.span(), new: self.recent.new.span() };
         let finding = self.judge.wake(observed, recent, now.mono)?;
-        self.weigh(finding, now)
+        let judgement = self.weigh(finding, now)?;
+        if matches!(judgement, Judgement::Trip { .. }) {
+            // The failures that decided are those since the last tick.
+            let sides = PerSide::from_fn(|side| SideNumbers::of(&self.recent[side].since_last(&observed.totals[side])));
+            self.remember(TickNumbers { at: now.wall, sides });
+        }
+        Some(judgement)
+    }
+
+    fn remember(&mut self, tick: TickNumbers) {
+        if self.history.len() == HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(tick);
     }
 
     /// What a finding comes to, under the settings and after what was done lately.

@@ -205,6 +205,11 @@ impl Window {
         self.ticks.back().map_or_else(Counts::default, |tick| tick.counts)
     }
 
+    /// What has been counted since the last tick.
+    pub fn since_last(&self, totals: &Totals) -> Counts {
+        self.seen.as_ref().map_or_else(Counts::default, |seen| totals.counts.zip(&seen.totals.counts, u64::saturating_sub))
+    }
+
     /// What happened in the window up to the last tick.
     pub fn span(&self) -> &Span {
         &self.sum

@@ -717,7 +717,8 @@ impl Judge {
 
     /// The part of the evidence that a rollback needs, `0..=1`, of a rule that gathers evidence.
     fn progress(&self, rule: &RuleState) -> Option<f64> {
-        (!rule.parts.is_empty()).then(|| (rule.log_evidence() / self.log_threshold).clamp(0.0, 1.0))
+        let accusation = rule.parts.iter().map(|part| part.in_force().log_accusation()).fold(0.0, f64::max);
+        (!rule.parts.is_empty()).then(|| (accusation / self.log_threshold).clamp(0.0, 1.0))
     }
 }
 
