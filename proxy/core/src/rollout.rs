@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use crate::bucket::Salt;
 use crate::guard::{Guard, GuardSettings, Mode, Verdict, seconds};
+pub use crate::judge::TripNumbers;
 use crate::judge::{Case, Finding, Judge, Observed, SHARED_LASTS};
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
@@ -164,28 +165,6 @@ impl Cause {
             Self::Manual { .. } => "manual",
             Self::State => "state",
         }
-    }
-}
-
-/// The counts of one side that forced a trip.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TripNumbers {
-    /// Requests that count.
-    pub requests: u64,
-    /// Failures among them.
-    pub failed: u64,
-    /// 4xx answers among them.
-    pub client_errors: u64,
-    /// Clients that gave up.
-    pub aborts: u64,
-    /// p95 latency in microseconds.
-    pub p95_us: Option<u64>,
-}
-
-impl TripNumbers {
-    pub(crate) fn of(span: &Span) -> Self {
-        let counts = &span.counts;
-        Self { requests: counts.requests, failed: counts.failed(), client_errors: counts.client_errors, aborts: counts.aborts, p95_us: span.latencies.quantile(0.95) }
     }
 }
 

@@ -23,7 +23,7 @@ pub(super) struct Check {
     #[arg(long)]
     strict: bool,
     /// Requests per second over both sides of each rollout, for the forecast of the guard
-    #[arg(long, default_value_t = 100.0, value_parser = super::simulate::rps)]
+    #[arg(long, default_value_t = 100.0, value_parser = super::rps)]
     rps: f64,
     /// Print the summary as JSON
     #[arg(long)]

@@ -82,6 +82,14 @@ fn file_or_default(file: Option<PathBuf>) -> PathBuf {
     file.unwrap_or_else(|| PathBuf::from(FILE))
 }
 
+/// The most requests per second that commands reckon with.
+const MOST_RPS: f64 = 100_000.0;
+
+/// Reads a number of requests per second.
+fn rps(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|rps: &f64| *rps > 0.0 && *rps <= MOST_RPS).ok_or_else(|| format!("expected a number above 0 and at most {MOST_RPS}"))
+}
+
 /// Why a command failed.
 #[derive(Debug)]
 struct Failed {

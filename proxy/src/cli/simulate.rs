@@ -25,7 +25,7 @@ pub(super) struct Simulate {
     #[arg(long)]
     rollout: Option<String>,
     /// Requests per second over both sides
-    #[arg(long, default_value_t = 100.0, value_parser = rps)]
+    #[arg(long, default_value_t = 100.0, value_parser = super::rps)]
     rps: f64,
     /// The share of users on new; that of the file unless given
     #[arg(long, value_parser = percent)]
@@ -65,12 +65,6 @@ pub(super) struct Simulate {
 
 /// The longest time that is simulated at once, so that a slip of the hand ends.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
-/// The most requests per second that are simulated.
-const MOST_RPS: f64 = 100_000.0;
-
-pub(super) fn rps(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|rps: &f64| *rps > 0.0 && *rps <= MOST_RPS).ok_or_else(|| format!("expected a number above 0 and at most {MOST_RPS}"))
-}
 
 fn percent(text: &str) -> Result<Percent, String> {
     Percent::parse(text.trim_end_matches('%').trim_end()).map_err(|error| format!("expected a number from 0 to 100: {error}"))

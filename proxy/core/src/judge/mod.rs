@@ -22,7 +22,6 @@ use crate::guard::{Answer, GuardSettings, LatencyPoint, Rule, SharedCause, Verdi
 use crate::histogram::lowest_of;
 use crate::outcome::FailureKind;
 use crate::percent::Ratio;
-use crate::rollout::TripNumbers;
 use crate::side::{PerSide, Side};
 use crate::time::{Mono, micros};
 use crate::window::{Span, Totals};
@@ -123,6 +122,28 @@ pub struct Case {
     pub sentence: String,
     /// Its numbers.
     pub numbers: PerSide<TripNumbers>,
+}
+
+/// The counts of one side that forced a trip.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TripNumbers {
+    /// Requests that count.
+    pub requests: u64,
+    /// Failures among them.
+    pub failed: u64,
+    /// 4xx answers among them.
+    pub client_errors: u64,
+    /// Clients that gave up.
+    pub aborts: u64,
+    /// p95 latency in microseconds.
+    pub p95_us: Option<u64>,
+}
+
+impl TripNumbers {
+    pub(crate) fn of(span: &Span) -> Self {
+        let counts = &span.counts;
+        Self { requests: counts.requests, failed: counts.failed(), client_errors: counts.client_errors, aborts: counts.aborts, p95_us: span.latencies.quantile(0.95) }
+    }
 }
 
 /// The judge of one rollout.

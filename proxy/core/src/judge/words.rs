@@ -1,10 +1,9 @@
 //! What the judge says, in sentences with the numbers in them.
 
 use super::hurt::{Needed, Summary};
-use super::{Baseline, Case, Judge, LADDER, MIN_LADDER, Part, RuleState, Source};
+use super::{Baseline, Case, Judge, LADDER, MIN_LADDER, Part, RuleState, Source, TripNumbers};
 use crate::guard::{Answer, LatencyPoint, Rule, Verdict, millis, seconds, share};
 use crate::judge::Observed;
-use crate::rollout::TripNumbers;
 use crate::side::PerSide;
 use crate::time::Mono;
 use crate::window::Span;
