@@ -7,7 +7,7 @@ use std::io::Write;
 use cutover::recorder::{recorder, slot_of};
 use cutover_benches::allocations::{CountingAllocator, counted};
 use cutover_benches::fixture;
-use cutover_core::{Reason, Side};
+use cutover_core::{Outcome, Reason, Side};
 
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
@@ -33,7 +33,7 @@ fn a_decision_allocates_nothing() {
 #[test]
 fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_rollout() {
     let (recorder, _reader) = recorder();
-    let endings = fixture::endings(10_000, 3);
+    let (endings, bad): (Vec<_>, Vec<_>) = fixture::endings(10_000, 3).into_iter().partition(|ending| ending.outcome == Outcome::Success);
     let slot = slot_of(2);
     let (_, registering) = counted(|| recorder.record(slot, Side::New, &endings[0], &fixture::origin(1)));
     assert!(registering > 0, "the first call makes the shard");
@@ -46,6 +46,11 @@ fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_roll
         }
     });
     assert_eq!((ending, whole), (0, 0));
+    // What goes wrong is remembered: tables for its kind the first time, then a witness at most, and of one user only one.
+    let (_, first) = counted(|| bad.iter().for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1))));
+    let (_, again) = counted(|| bad.iter().for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1))));
+    assert!(first > 0 && first <= 12, "{first}");
+    assert_eq!(again, 0);
 }
 
 #[test]

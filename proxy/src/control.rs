@@ -3,7 +3,7 @@
 //! It owns the [`ControlPlane`] and is the only writer of what is [`Published`]. Every decision is the plane's; this file carries out its effects in the order given. It never reads or writes a
 //! file and never resolves a name itself: a slow disk or DNS server must not hold up the judging of the next tick.
 //!
-//! A failure on new is looked at as soon as it happens, at most every [`LOOK_PAUSE`]: a dead backend must not go on until the next tick.
+//! A failure on new is looked at as soon as it happens, at most every 2 ms: a dead backend must not go on until the next tick.
 //!
 //! A raise waits for its persistence, at most two seconds. If the disk cannot take it, the smaller exposure stays in force and the raise is published as soon as the state is durable.
 
