@@ -1,6 +1,6 @@
 //! Who was hurt: the request path's part of the judge, written by all request threads, read by the control plane.
 //!
-//! Statistics over requests can be fooled by one client. So of each user only so many bad events count in ten seconds, and of each client network too ([`Sheet`]); both numbers come from
+//! Statistics over requests can be fooled by one client. So of each user only so many bad events count in ten seconds, and of each client network too; both numbers come from
 //! what an average user or network does ([`fair_share`]), so that few users with many requests are not muted. What is counted is remembered for a while as a [`Witness`], so that
 //! a verdict can say how many users were hurt and whether one of them, or one network, did it alone.
 //!
