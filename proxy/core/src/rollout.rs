@@ -415,6 +415,7 @@ impl Rollout {
         self.dry_run_breach = None;
         self.raised_at = Some(now);
         self.judge.restart(now);
+        self.judge.share_changed(now);
         for side in Side::BOTH {
             self.judged[side].restart();
         }
@@ -439,6 +440,9 @@ impl Rollout {
         }
         if after > before {
             self.raised_at = Some(now);
+        }
+        if after != before {
+            self.judge.share_changed(now);
         }
     }
 

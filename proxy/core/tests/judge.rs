@@ -528,3 +528,19 @@ proptest! {
         prop_assert!(idle.log_evidence() <= ((before + between + 1) as f64).ln() + 1e-9, "one for each tick and no more");
     }
 }
+
+#[test]
+fn a_cold_start_after_a_raise_and_fractions_of_a_millisecond_are_no_evidence() {
+    for seed in 0..5 {
+        let mut cold = scenario("10", 400.0, seed);
+        cold.traffic = Traffic { median_us: 200.0, sigma: 0.5, ..cold.traffic };
+        let mut world = World::new(cold);
+        run(&mut world, MINUTE);
+        world.set(settings("50"));
+        // Connections are opened and caches filled: fifty times as slow for a second and a half, and then twice as slow for good.
+        let from = world.elapsed();
+        world.fault(Fault { side: Some(Side::New), kind: FaultKind::Slow(50.0), from, lasts: Duration::from_millis(1_500) });
+        world.fault(Fault { side: Some(Side::New), kind: FaultKind::Slow(2.0), from, lasts: FOREVER });
+        assert_eq!(run(&mut world, 3 * MINUTE), [], "seed {seed}");
+    }
+}

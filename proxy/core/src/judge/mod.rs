@@ -49,6 +49,10 @@ const LEGACY_DEAD: u64 = 3;
 const MIN_COMPARED: u64 = 8;
 /// ... but not more than these.
 const MAX_PENDING_TICKS: u32 = 4;
+/// After a changed share sides are not compared for so long: new opens connections and fills caches, and fast answers of the new users come before their slow ones.
+const GRACE: Duration = Duration::from_secs(2);
+/// A latency is slower than legacy's only by at least so much, in microseconds: between fractions of a millisecond no user can tell.
+const SLOWER_BY_US: u64 = 2_000;
 /// How often limits and shares are made anew.
 const AIM_EVERY: Duration = Duration::from_secs(1);
 
@@ -157,6 +161,7 @@ pub struct Judge {
     /// New's requests at the ticks of the last ten seconds.
     requests: VecDeque<(Mono, u64)>,
     baseline: Option<Baseline>,
+    compares_from: Option<Mono>,
     legacy_requests: u64,
     legacy_seen: Option<Mono>,
     alone: bool,
@@ -338,6 +343,7 @@ impl Judge {
             crowd: Crowd::default(),
             requests: VecDeque::new(),
             baseline: None,
+            compares_from: None,
             legacy_requests: 0,
             legacy_seen: None,
             alone: false,
@@ -384,6 +390,11 @@ impl Judge {
         self.aims.epoch += 1;
     }
 
+    /// The share of users on new has changed.
+    pub fn share_changed(&mut self, now: Mono) {
+        self.compares_from = Some(now.forward(GRACE));
+    }
+
     /// Forgets the evidence of one rule.
     pub fn forget(&mut self, rule: Rule, now: Mono) {
         self.rules.iter_mut().filter(|state| state.rule == rule).for_each(|state| state.restart(now));
@@ -404,6 +415,9 @@ impl Judge {
                 let total = part.source.tally(observed.totals, part.is_relative());
                 let news = total.since(&std::mem::replace(&mut part.seen, total));
                 if !was_started {
+                    continue;
+                }
+                if part.is_relative() && self.compares_from.is_some_and(|from| now < from) {
                     continue;
                 }
                 match part.source {
@@ -701,7 +715,7 @@ impl Judge {
                     let points = LADDER.map(|slower| 1.0 - slower);
                     for (step, limit_us) in of_legacy.latencies.quantiles(&points).into_iter().flatten().enumerate() {
                         self.aims.slow.legacy[step] = limit_us;
-                        self.aims.slow.new[step] = (limit_us as f64 * ratio.factor()) as u64;
+                        self.aims.slow.new[step] = ((limit_us as f64 * ratio.factor()) as u64).max(limit_us + SLOWER_BY_US);
                     }
                 }
                 Rule::Latency(point, limit_us) => {

@@ -118,7 +118,11 @@ impl Judge {
             (Rule::LatencyVsLegacy(ratio), Class::Slow(step)) => {
                 let limit_us = self.aims.slow.new[usize::from(step)];
                 let point = LADDER.get(usize::from(step)).map_or(50.0, |slower| (1.0 - slower) * 100.0);
-                format!("new took more than {} ({ratio} times legacy's p{point:.0}) for {}{who} {while_}, {against}", millis(limit_us), of(tally.x, tally.all_n))
+                format!(
+                    "new took more than {} ({ratio} times legacy's p{point:.0}, at least 2 ms more) for {}{who} {while_}, {against}",
+                    millis(limit_us),
+                    of(tally.x, tally.all_n)
+                )
             }
             (Rule::Latency(point, limit_us), _) => {
                 format!("new took more than {} for {}{who} {while_}, limit {} of requests, {against}", millis(limit_us), of(tally.x, tally.all_n), allowed(point))
