@@ -17,8 +17,8 @@ use cutover_core::bucket::murmur3_x86_32;
 use cutover_core::plane::{Actor, Restored};
 use cutover_core::split::decide;
 use cutover_core::{
-    Anonymous, Ask, ControlPlane, Decision, Ending, Event, FailureKind, GuardSettings, KeySource, Match, Mono, Now, Outcome, PerSide, Percent, RolloutSettings, Split, UserKey,
-    UserList, Who,
+    Anonymous, Ask, ControlPlane, Decision, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Match, Mono, Now, Outcome, PerSide, Percent, RolloutSettings, Split,
+    UserKey, UserList, Who,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -81,6 +81,9 @@ pub fn rollout(id: &str, always_new: UserList, guard: GuardSettings) -> RolloutS
         backends: PerSide { legacy: "legacy".into(), new: "new".into() },
         percent: Percent::parse("50").expect("50 is a percentage"),
         holdback: Percent::ZERO,
+        failover: Failover::Off,
+        fallback_on_404: Vec::new(),
+        drain_on_rollback: Duration::from_secs(60),
         generation: 1,
         guard,
     }
@@ -188,7 +191,7 @@ pub fn gate() -> (Gate, Reader) {
 
 /// The connection that all requests come over.
 pub fn conn() -> Conn {
-    Conn::new(IpAddr::from([192, 0, 2, 7]), false)
+    Conn::new(IpAddr::from([192, 0, 2, 7]), false, false)
 }
 
 /// A request in memory, as an engine would hold it.
@@ -267,7 +270,7 @@ pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) 
     assert_eq!(step, Step::Forward);
     gate.edits(&exchange, head, conn, edits);
     let ended = started.forward(Duration::from_millis(20));
-    gate.answered(&mut exchange, 200, ended);
+    gate.answered(&mut exchange, 200, head, true, ended);
     gate.done(exchange, head.path(), End { status: Some(200), bytes_in: 0, bytes_out: 1024, server: None, attempts: 1 }, || ended);
 }
 

@@ -46,7 +46,21 @@ impl Settings {
     /// The names of the keys that differ from the running settings and need a restart, such as `listen.http`. Empty when a reload is enough.
     pub fn restart_needed(&self, running: &Self) -> Vec<&'static str> {
         // Taken apart by name, so that a new field cannot be forgotten here.
-        let Listen { http, trusted_proxies, max_connections, max_header_bytes, header_timeout, body_idle_timeout, write_timeout, keepalive_timeout, max_body } = &self.listen;
+        // Certificates are read anew whenever they change.
+        let Listen {
+            http,
+            https,
+            certificates: _,
+            h2c,
+            trusted_proxies,
+            max_connections,
+            max_header_bytes,
+            header_timeout,
+            body_idle_timeout,
+            write_timeout,
+            keepalive_timeout,
+            max_body,
+        } = &self.listen;
         let Admin { address, tokens } = &self.admin;
         let State { directory } = &self.state;
         // `access` is read anew for each request.
@@ -54,6 +68,8 @@ impl Settings {
         let was = running;
         [
             ("listen.http", *http != was.listen.http),
+            ("listen.https", *https != was.listen.https),
+            ("listen.h2c", *h2c != was.listen.h2c),
             ("listen.trusted_proxies", *trusted_proxies != was.listen.trusted_proxies),
             ("listen.max_connections", *max_connections != was.listen.max_connections),
             ("listen.max_header_bytes", *max_header_bytes != was.listen.max_header_bytes),
@@ -76,8 +92,14 @@ impl Settings {
 /// `[listen]`: where requests come in, and the limits on them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Addresses for cleartext HTTP/1.1; at least one. Port 0 lets the system choose.
+    /// Addresses without TLS. Port 0 lets the system choose.
     pub http: Vec<SocketAddr>,
+    /// Addresses with TLS; at least one here or in `http`.
+    pub https: Vec<SocketAddr>,
+    /// Chosen by server name; the first is the default. Not empty where `https` is not.
+    pub certificates: Vec<Certificate>,
+    /// Whether cleartext HTTP/2 is understood on the `http` addresses.
+    pub h2c: bool,
     /// Networks whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Client connections held at once, `1..=1_000_000`.
@@ -94,6 +116,15 @@ pub struct Listen {
     pub keepalive_timeout: Duration,
     /// The largest request body in bytes, at least 1.
     pub max_body: u64,
+}
+
+/// One entry of `listen.certificates`: two paths, relative to the folder of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Certificate {
+    /// The chain, PEM.
+    pub cert: String,
+    /// The private key, PEM.
+    pub key: String,
 }
 
 /// `[admin]`: the port for people, programs and metrics.
@@ -187,19 +218,45 @@ pub struct Backend {
     pub response_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
+    /// Whether the servers are spoken to in HTTP/2, and in nothing else.
+    pub http2: bool,
+    /// The name that certificates of its servers must be for; `None` is the host of each.
+    pub server_name: Option<String>,
+    /// What certificates of its servers must be signed by, as DER; `None` is what the system trusts.
+    pub ca: Option<Vec<Vec<u8>>>,
+    /// Active health checks.
+    pub health: Option<HealthCheck>,
+    /// How long a server that has come back takes to its full share; zero is at once.
+    pub slow_start: Duration,
 }
 
-/// One server of a backend. Displays as `host:port`, an IPv6 address in brackets.
+/// `health` of a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthCheck {
+    /// What is asked for; begins with `/`.
+    pub path: String,
+    /// From 10 ms to an hour.
+    pub interval: Duration,
+    /// Failures in a row that make a server unhealthy, `1..=1000`.
+    pub unhealthy_after: u32,
+    /// Successes in a row that make it healthy again, `1..=1000`.
+    pub healthy_after: u32,
+}
+
+/// One server of a backend. Displays as `host:port`, an IPv6 address in brackets, with `https://` before it where TLS is spoken.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Server {
     /// A lower-case name, or an IP address without brackets.
     pub host: String,
     /// `1..=65535`.
     pub port: u16,
+    /// Whether TLS is spoken.
+    pub tls: bool,
 }
 
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.tls { "https://" } else { "" })?;
         if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
     }
 }
@@ -221,8 +278,8 @@ mod tests {
 
     #[test]
     fn a_server_is_displayed_as_it_is_dialled() {
-        assert_eq!(Server { host: "10.0.0.1".into(), port: 3000 }.to_string(), "10.0.0.1:3000");
-        assert_eq!(Server { host: "::1".into(), port: 3000 }.to_string(), "[::1]:3000");
+        assert_eq!(Server { host: "10.0.0.1".into(), port: 3000, tls: false }.to_string(), "10.0.0.1:3000");
+        assert_eq!(Server { host: "::1".into(), port: 3000, tls: true }.to_string(), "https://[::1]:3000");
     }
 
     #[test]

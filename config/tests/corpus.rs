@@ -47,11 +47,34 @@ fn describe(settings: &Settings) -> String {
         let servers: Vec<String> = backend.servers.iter().map(ToString::to_string).collect();
         let (connect, response, idle) = (backend.connect_timeout, backend.response_timeout, backend.idle_timeout);
         let _ = writeln!(text, "backend {:?}: {}; connect {connect:?}, response {response:?}, idle {idle:?}", backend.name, servers.join(", "));
+        let ca = backend.ca.as_ref().map_or(0, Vec::len);
+        if backend.http2 || ca > 0 || backend.server_name.is_some() || !backend.slow_start.is_zero() {
+            let _ = writeln!(text, "  http2 {}, server name {:?}, {ca} authorities, slow start {:?}", backend.http2, backend.server_name, backend.slow_start);
+        }
+        if let Some(health) = &backend.health {
+            let _ = writeln!(text, "  {health:?}");
+        }
     }
     let token = routing.override_token_sha256.map_or("none".to_owned(), |sha256| hex(&sha256));
     let _ = writeln!(text, "default backend {:?}, override token {token}, expose decision {}", routing.default_backend, routing.expose_decision);
     for rollout in rollouts {
-        let RolloutSettings { id, matches, salt, keys, anonymous, always_new, always_legacy, backends, percent, generation, holdback, guard } = rollout;
+        let RolloutSettings {
+            id,
+            matches,
+            salt,
+            keys,
+            anonymous,
+            always_new,
+            always_legacy,
+            backends,
+            percent,
+            generation,
+            holdback,
+            failover,
+            fallback_on_404,
+            drain_on_rollback,
+            guard,
+        } = rollout;
         let keys: Vec<String> = keys.iter().map(KeySource::text).collect();
         let _ =
             writeln!(text, "\nrollout {id:?} in {}: {percent} % from {:?} to {:?}, salt {salt:?}, generation {generation}", rollout_files[&**id], backends.legacy, backends.new);
@@ -60,6 +83,7 @@ fn describe(settings: &Settings) -> String {
         if *holdback > Percent::ZERO {
             let _ = writeln!(text, "  holdback {holdback}");
         }
+        let _ = writeln!(text, "  failover {}, fallback on 404 {fallback_on_404:?}, drain {drain_on_rollback:?}", failover.name());
         let _ = write!(text, "  guard {}, dry run {}, ", guard.mode.name(), guard.dry_run);
         let _ = match guard.mode {
             Mode::Sequential => writeln!(text, "{} users, a false alarm every {:?}, shared cause {}", guard.min_users, guard.false_alarm_every, guard.shared_cause.name()),

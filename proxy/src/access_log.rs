@@ -43,6 +43,8 @@ pub struct Line {
     pub rollout: Option<Arc<str>>,
     /// Where it went and why.
     pub decision: Option<Decision>,
+    /// Why the other side was asked than the one decided, if it was.
+    pub moved: Option<&'static str>,
     /// What it says about the backend.
     pub outcome: Outcome,
     /// The client's address.
@@ -140,6 +142,7 @@ fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
                 "cutover.backend": side,
                 "cutover.reason": reason,
                 "cutover.bucket": bucket,
+                "cutover.moved": line.moved,
                 "error.kind": error,
                 "client.address": line.client.to_string(),
                 "server.address": line.server.map(|server| server.to_string()),
@@ -154,7 +157,7 @@ fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
         }
         LogFormat::Text => write!(
             text,
-            "{} {} {} {:?} {} {}/{} {:.1}ms{} id={:?}",
+            "{} {} {} {:?} {} {}/{} {:.1}ms{}{} id={:?}",
             clock::rfc3339(line.at),
             line.client,
             line.method,
@@ -164,6 +167,7 @@ fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
             side.unwrap_or("-"),
             millis(line.total),
             error.map(|error| format!(" error={error}")).unwrap_or_default(),
+            line.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
             request_id,
         ),
     };
@@ -187,6 +191,7 @@ mod tests {
             status: Some(if outcome == Outcome::Success { 200 } else { 502 }),
             rollout: Some("checkout".into()),
             decision: Some(Decision { side: Side::New, bucket: Some(Salt::new("checkout").bucket(b"u")), reason: Reason::Bucket }),
+            moved: None,
             outcome,
             client: IpAddr::from([192, 0, 2, 7]),
             server: Some(([127, 0, 0, 1], 3000).into()),

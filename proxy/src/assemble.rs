@@ -6,7 +6,6 @@
 //! Stop: readiness falls -> the listeners close, idle connections with them -> requests in flight finish, as long as the bound allows -> state and log are written -> done. A process without work
 //! ends at once.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -22,6 +21,7 @@ use cutover_config::Settings;
 use cutover_core::plane::Restored;
 use cutover_core::{Actor, ControlPlane, Event};
 use pingora::listeners::ListenerConfig;
+use pingora::listeners::tls::Acceptor;
 use pingora::protocols::l4::stream::L4BufferSettings;
 use pingora::server::configuration::ServerConf;
 use pingora::server::{Fds, ListenFds};
@@ -32,12 +32,13 @@ use tokio::sync::watch;
 use crate::access_log::AccessLog;
 use crate::admin::auth::Auth;
 use crate::admin::{self, Admin};
+use crate::certificates::{Certificates, Unusable};
 use crate::clock;
 use crate::control::Control;
 use crate::control_handle::ControlHandle;
 use crate::disk::Disk;
-use crate::gateway::adapter::Adapter;
-use crate::gateway::door::{Connections, Door};
+use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
+use crate::gateway::door::{Connections, Door, Entrance};
 use crate::gateway::gate::{Gate, Limits};
 use crate::journal::Journal;
 use crate::published::{Common, Published, Snapshot};
@@ -46,16 +47,12 @@ use crate::source::{LAST_GOOD, Source, SourceError};
 use crate::status::ConfigStatus;
 use crate::watch::{self as file_watch, WatchHandle};
 
-/// Attempts for one request: the first, and one more where nothing can have been done yet.
-const MAX_ATTEMPTS: usize = 2;
 /// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the cost of a request.
 const POOL_PER_THREAD: usize = 1_024;
 /// Read buffer of a client connection in bytes: pingora's default of 64 KiB would be pinned by every idle client.
 const READ_BUFFER: usize = 4 * 1024;
 /// Write buffer of a client connection in bytes: pingora's default.
 const WRITE_BUFFER: usize = 1_460;
-/// How often the names of backends are resolved again.
-const RESOLVE: Duration = Duration::from_secs(5);
 /// How often a stopping process looks whether it is idle.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
@@ -75,6 +72,12 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// A certificate cannot be used.
+    #[error("{0}")]
+    Certificate(#[from] Unusable),
+    /// TLS cannot be set up.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
     /// The state directory cannot be used.
     #[error("cannot use the state directory {} ([state] directory): {error}\nhint: {}", directory.display(), state_hint(.error))]
     State {
@@ -117,8 +120,10 @@ pub struct Start {
 /// A running proxy. Dropping it without [`Running::stop`] leaves its threads behind.
 #[derive(Debug)]
 pub struct Running {
-    /// The addresses that requests come to; real ports where the file says 0.
+    /// The addresses that requests come to without TLS; real ports where the file says 0.
     pub http: Vec<SocketAddr>,
+    /// The same with TLS.
+    pub https: Vec<SocketAddr>,
     /// The address of the admin port.
     pub admin: SocketAddr,
     /// To the control loop.
@@ -129,7 +134,8 @@ pub struct Running {
     connections: Arc<Connections>,
     stop_accepting: watch::Sender<bool>,
     stop: watch::Sender<bool>,
-    stop_resolver: mpsc::Sender<()>,
+    closing: watch::Sender<bool>,
+    stop_certificates: mpsc::Sender<()>,
     runtime: tokio::runtime::Runtime,
     threads: Vec<JoinHandle<()>>,
     /// Held while the state directory is ours.
@@ -162,8 +168,12 @@ impl Start {
 
         let admin_listener = bind(settings.admin.address, "[admin] address")?;
         let http_listeners = settings.listen.http.iter().map(|address| bind(*address, "[listen] http")).collect::<Result<Vec<_>, _>>()?;
+        let https_listeners = settings.listen.https.iter().map(|address| bind(*address, "[listen] https")).collect::<Result<Vec<_>, _>>()?;
+        let certificates = Certificates::load(&source.base(), &settings.listen.certificates)?;
         let admin_address = admin_listener.local_addr()?;
         let http = http_listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+        let https = https_listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+        let base = source.base();
 
         let mut plane = ControlPlane::new(restored);
         let actor = Actor { name: "start".to_owned(), source: cutover_core::Source::Start };
@@ -205,8 +215,9 @@ impl Start {
             });
         })?;
         let (watch_handle, watch_thread) = file_watch::start(source, Arc::clone(&common), control.clone(), disk)?;
-        let (stop_resolver, resolver_stopped) = mpsc::channel();
-        let resolver_thread = start_resolver(Arc::clone(&published), resolver_stopped)?;
+        let (stop_certificates, certificates_stopped) = mpsc::channel();
+        let certificates_thread = certificates.follow(base, Arc::clone(&published), certificates_stopped)?;
+        let health_thread = crate::health::start(Arc::clone(&published), stopped.clone())?;
 
         let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
         let gate = Arc::new(Gate::new(Arc::clone(&published), recorder, access_log.clone(), limits));
@@ -214,9 +225,19 @@ impl Start {
         let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("proxy").enable_all().build()?;
         let (stop_accepting, accepting) = watch::channel(false);
-        let mut service = listening(&gate, &connections, settings, threads, &http);
-        let fds = hand_over(http_listeners, &http)?;
-        runtime.spawn(async move { service.start_service(Some(fds), accepting, 1).await });
+        let (closing, is_closing) = watch::channel(false);
+        let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
+        let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), &settings.listen)));
+        let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), is_closing.clone(), &settings.listen);
+        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(http_listeners, &http)?)];
+        if !https.is_empty() {
+            let acceptor = Acceptor::from_server_config(Arc::new(certificates.server_config()?));
+            services.push((listening(door(Entrance::Tls(acceptor)), &https), hand_over(https_listeners, &https)?));
+        }
+        for (mut service, fds) in services {
+            let accepting = accepting.clone();
+            runtime.spawn(async move { service.start_service(Some(fds), accepting, 1).await });
+        }
 
         let ready = Arc::new(AtomicBool::new(true));
         let admin_state = Admin {
@@ -224,14 +245,30 @@ impl Start {
             watch: watch_handle.clone(),
             published,
             connections: Arc::clone(&connections),
+            certificates,
             access_log,
             ready: Arc::clone(&ready),
             state_directory: directory,
             auth: Arc::new(Auth::new(settings.admin.tokens.clone())),
         };
         let admin_thread = admin::start(admin_listener, admin_state, stopped)?;
-        let threads = vec![control_thread, watch_thread, resolver_thread, admin_thread, disk_thread, log_thread];
-        Ok(Running { http, admin: admin_address, control, watch: watch_handle, ready, connections, stop_accepting, stop, stop_resolver, runtime, threads, _lock: lock })
+        let threads = vec![control_thread, watch_thread, certificates_thread, health_thread, admin_thread, disk_thread, log_thread];
+        Ok(Running {
+            http,
+            https,
+            admin: admin_address,
+            control,
+            watch: watch_handle,
+            ready,
+            connections,
+            stop_accepting,
+            stop,
+            closing,
+            stop_certificates,
+            runtime,
+            threads,
+            _lock: lock,
+        })
     }
 }
 
@@ -249,7 +286,7 @@ impl Running {
         self.watch.stop();
         // The admin answered until here: whoever waits for readiness to fall has seen it fall.
         let _ = self.stop.send(true);
-        drop((self.control, self.watch, self.stop_resolver));
+        drop((self.control, self.watch, self.stop_certificates));
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread ended in a panic");
@@ -307,11 +344,9 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartErro
     TcpListener::bind(address).map_err(|error| StartError::Bind { address, key, error })
 }
 
-/// The listening service with our door before pingora's proxy.
-fn listening(gate: &Arc<Gate>, connections: &Arc<Connections>, settings: &Settings, threads: usize, addresses: &[SocketAddr]) -> Service<Door> {
-    let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
-    let proxy = pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(gate), &settings.listen));
-    let mut service = Service::new("cutover".to_owned(), Door::new(proxy, Arc::clone(connections), &settings.listen));
+/// The listening service of one kind of port, with its door.
+fn listening(door: Door, addresses: &[SocketAddr]) -> Service<Door> {
+    let mut service = Service::new("cutover".to_owned(), door);
     for address in addresses {
         let buffers = L4BufferSettings::default().read(READ_BUFFER).write(WRITE_BUFFER);
         service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffers));
@@ -327,20 +362,6 @@ fn hand_over(listeners: Vec<TcpListener>, addresses: &[SocketAddr]) -> io::Resul
         fds.add(address.to_string(), listener.into_raw_fd());
     }
     Ok(Arc::new(parking_lot::Mutex::new(fds)))
-}
-
-/// Resolves the names of backends again and again, off the request path. A name that fails keeps its last good addresses.
-fn start_resolver(published: Arc<Published>, stopped: mpsc::Receiver<()>) -> io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name("resolver".to_owned()).spawn(move || {
-        let mut complained: HashMap<String, String> = HashMap::new();
-        while stopped.recv_timeout(RESOLVE) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let failed: HashMap<String, String> = published.load().common.backends.values().flat_map(|backend| backend.resolve()).collect();
-            for (server, error) in failed.iter().filter(|(server, error)| complained.get(*server) != Some(error)) {
-                tracing::warn!(server, error, "the name of a server does not resolve; its last good addresses stay");
-            }
-            complained = failed;
-        }
-    })
 }
 
 #[cfg(test)]

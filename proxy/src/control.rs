@@ -87,6 +87,7 @@ impl Control {
 
     async fn tick(&mut self) {
         self.reader.read();
+        self.reader.hand_out_permits(clock::mono());
         let effects = self.judge(true);
         self.carry_out(effects).await;
         if self.disk.is_durable()
@@ -270,7 +271,12 @@ impl Control {
         let totals = |slot: usize| self.reader.slot(slot_of(slot)).cloned().unwrap_or_default();
         Report {
             status: status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), totals),
-            measured: self.plane.rollouts().iter().map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout) }).collect(),
+            measured: self
+                .plane
+                .rollouts()
+                .iter()
+                .map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout), savings: self.reader.savings(slot_of(rollout.slot())) })
+                .collect(),
             unmatched: self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default),
             common: Arc::clone(&self.common),
             rollbacks: self.rollbacks.iter().map(|((rollout, label), count)| (Arc::clone(rollout), label.clone(), *count)).collect(),

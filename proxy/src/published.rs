@@ -101,8 +101,9 @@ impl Common {
             .backends
             .iter()
             .map(|backend| {
-                let same = before.and_then(|before| before.backends.get(&backend.name)).filter(|running| running.settings() == backend);
-                let backend = same.cloned().unwrap_or_else(|| Arc::new(Backend::new(backend.clone())));
+                let running = before.and_then(|before| before.backends.get(&backend.name));
+                let same = running.filter(|running| running.settings() == backend);
+                let backend = same.cloned().unwrap_or_else(|| Arc::new(Backend::new(backend.clone(), running.map(|running| &**running))));
                 (Arc::clone(&backend.settings().name), backend)
             })
             .collect();

@@ -24,6 +24,8 @@ use cutover_core::witness::tick_of;
 use cutover_core::{Class, Counted, Crowd, Ending, FailureKind, Mono, Observed, Outcome, PerSide, Reason, Side, Waited, Watch, Who, Witness};
 use tokio::sync::Notify;
 
+use crate::rescue::{Ration, Rescue};
+
 /// The slot of requests that match no rollout. Rollouts follow after it: see [`slot_of`].
 pub const UNMATCHED: usize = 0;
 
@@ -44,18 +46,22 @@ pub struct Recorder {
 struct Registry {
     shards: Mutex<Vec<Registered>>,
     /// By slot.
-    watches: Mutex<Vec<Arc<Watch>>>,
+    watches: Mutex<Vec<(Arc<Watch>, Arc<Rescue>)>>,
     /// Rung by each failure on new.
     failed: Arc<Notify>,
 }
 
 impl Registry {
     fn watch(&self, slot: usize) -> Arc<Watch> {
+        self.shared(slot).0
+    }
+
+    fn shared(&self, slot: usize) -> (Arc<Watch>, Arc<Rescue>) {
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
         if watches.len() <= slot {
-            watches.resize_with(slot + 1, Arc::default);
+            watches.resize_with(slot + 1, Default::default);
         }
-        Arc::clone(&watches[slot])
+        watches[slot].clone()
     }
 }
 
@@ -97,6 +103,7 @@ pub fn recorder() -> (Arc<Recorder>, Reader) {
 struct Local {
     shards: Arc<PerSide<Shard>>,
     watch: Arc<Watch>,
+    rescue: Arc<Rescue>,
 }
 
 /// The same by slot.
@@ -134,6 +141,13 @@ impl Recorder {
         }
     }
 
+    /// The permits and counts of requests of a slot that legacy may save. Only for requests that have failed.
+    pub fn rescue(&self, slot: usize) -> Arc<Rescue> {
+        let mut found = None;
+        self.with(slot, |local| found = Some(Arc::clone(&local.rescue)));
+        found.unwrap_or_default()
+    }
+
     fn with(&self, slot: usize, use_local: impl FnOnce(&Local)) {
         // A thread that is being torn down has no shards any more; what it would have counted is lost with the process.
         let _ = SHARDS.try_with(|recorders| {
@@ -156,7 +170,8 @@ impl Recorder {
     fn register(&self, slot: usize) -> Local {
         let shards = Arc::new(PerSide::from_fn(|_| Shard::default()));
         self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, shards: Arc::clone(&shards) });
-        Local { shards, watch: self.registry.watch(slot) }
+        let (watch, rescue) = self.registry.shared(slot);
+        Local { shards, watch, rescue }
     }
 }
 
@@ -343,6 +358,7 @@ struct Slot {
     finished: PerSide<u64>,
     waits: PerSide<Waits>,
     crowd: Crowd,
+    ration: Ration,
 }
 
 /// What the reader knows of the ring of waiting requests of one side.
@@ -459,6 +475,18 @@ impl Reader {
     /// The watch of a slot.
     pub fn watch(&self, slot: usize) -> Arc<Watch> {
         self.registry.watch(slot)
+    }
+
+    /// Hands out the permits to save failing requests until the next tick.
+    pub fn hand_out_permits(&mut self, now: Mono) {
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            slot.ration.hand_out(&self.registry.shared(at).1, slot.started.new, now);
+        }
+    }
+
+    /// What became of failing requests that could be saved, in the order of [`Saving::ALL`](crate::rescue::Saving::ALL).
+    pub fn savings(&self, slot: usize) -> [u64; 3] {
+        self.registry.shared(slot).1.counts()
     }
 
     /// What is seen of a slot beside its totals. At a tick, `aged` are the ticks whose requests have now reached the age at which they hang.

@@ -133,7 +133,7 @@ pub fn judge(recording: &Recording, rollout: &RolloutSettings) -> Story {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cutover_core::{Anonymous, GuardSettings, Match, Mode, UserList};
+    use cutover_core::{Anonymous, Failover, GuardSettings, Match, Mode, UserList};
 
     fn rollout(guard: GuardSettings) -> RolloutSettings {
         RolloutSettings {
@@ -148,6 +148,9 @@ mod tests {
             percent: Percent::FULL,
             generation: 1,
             holdback: Percent::ZERO,
+            failover: Failover::Off,
+            fallback_on_404: Vec::new(),
+            drain_on_rollback: Duration::from_secs(60),
             guard,
         }
     }

@@ -33,6 +33,8 @@ pub struct Measured {
     pub totals: SlotTotals,
     /// p50, p95 and p99 of the last minute in seconds.
     pub recent_quantiles: PerSide<Option<[f64; 3]>>,
+    /// What became of requests that failed on new and could be saved, in the order of [`Saving::ALL`](crate::rescue::Saving::ALL).
+    pub savings: [u64; 3],
 }
 
 /// How the whole process stands.

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use cutover_core::plane::Change;
 use cutover_core::simulate::{Fault, FaultKind, Scenario, Traffic, World, notice};
-use cutover_core::{Anonymous, Command, GuardSettings, Match, PerSide, Percent, RolloutSettings, Rule, Side, UserList};
+use cutover_core::{Anonymous, Command, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Rule, Side, UserList};
 
 #[derive(Debug, Parser)]
 #[command(about = "The sequential judge on virtual time: delays and false alarms")]
@@ -57,6 +57,9 @@ fn settings(percent: &str, guard: GuardSettings) -> RolloutSettings {
         percent: Percent::parse(percent).expect("a percentage"),
         generation: 1,
         holdback: Percent::ZERO,
+        failover: Failover::Off,
+        fallback_on_404: Vec::new(),
+        drain_on_rollback: Duration::from_secs(60),
         guard,
     }
 }

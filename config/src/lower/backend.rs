@@ -3,11 +3,21 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
 use std::ops::Range;
+use std::time::Duration;
+
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{Fault, Lower};
-use crate::schema::{At, BackendTable, default};
-use crate::settings::{Backend, Server};
-use crate::text::{key as toml_key, quote};
+use crate::document::not_a_text;
+use crate::schema::{At, BackendTable, HealthTable, default};
+use crate::settings::{Backend, HealthCheck, Server};
+use crate::text::{clip, key as toml_key, quote};
+use crate::world::World;
+
+/// A bundle of certificates may be long, but not endless.
+const MAX_CA: usize = 4 << 20;
 
 /// What names of backends and rollouts look like: they are labels of metrics and parts of URLs.
 pub(super) fn is_name(text: &str) -> bool {
@@ -23,34 +33,85 @@ pub(super) fn as_name(text: &str) -> Option<String> {
 
 impl Lower<'_> {
     /// All backends in file order.
-    pub(super) fn backends(&mut self, tables: BTreeMap<At<String>, BackendTable>) -> Option<Vec<Backend>> {
+    pub(super) fn backends(&mut self, tables: BTreeMap<At<String>, BackendTable>, world: &mut World<'_>) -> Option<Vec<Backend>> {
         let mut tables: Vec<_> = tables.into_iter().collect();
         tables.sort_by_key(|(name, _)| name.span.start);
-        let backends: Vec<Option<Backend>> = tables.into_iter().map(|(name, table)| self.backend(name, table)).collect();
+        let backends: Vec<Option<Backend>> = tables.into_iter().map(|(name, table)| self.backend(name, table, world)).collect();
         backends.into_iter().collect()
     }
 
-    fn backend(&mut self, name: At<String>, table: BackendTable) -> Option<Backend> {
-        let BackendTable { servers, http2, connect_timeout, response_timeout, idle_timeout, health } = table;
+    fn backend(&mut self, name: At<String>, table: BackendTable, world: &mut World<'_>) -> Option<Backend> {
+        let BackendTable { servers, http2, server_name, ca, connect_timeout, response_timeout, idle_timeout, health, slow_start } = table;
         let path = format!("backend.{}", toml_key(&name.value));
         if !is_name(&name.value) {
             let problem = self.error(&name.span, &path, "expected a name of at most 64 lower-case letters, digits, . _ and -").label("this name");
             self.report.push(problem.maybe_hint(as_name(&name.value).map(|name| format!("write [backend.{}]", toml_key(&name)))));
         }
-        if let Some(At { value: true, span }) = http2 {
-            self.refuse(span, &format!("{path}.http2 = true"), "write http2 = false, or remove the line: servers are spoken to in HTTP/1.1");
-        }
-        if let Some(health) = health {
-            self.refuse(health.span, &format!("{path}.health"), "remove it");
-        }
         let servers = servers.and_then(|servers| self.servers(&servers, &path));
+        if let (Some(servers), Some(at)) = (&servers, server_name.as_ref().or(ca.as_ref()))
+            && servers.iter().all(|server| !server.tls)
+        {
+            let key = if server_name.is_some() { "server_name" } else { "ca" };
+            let problem = self.error(&at.span, &format!("{path}.{key}"), "no server of this backend is spoken to with TLS").label("means nothing here");
+            self.report.push(problem.hint("write https:// before the servers, or remove this line"));
+        }
+        let server_name = match server_name {
+            None => Some(None),
+            Some(at) => self.settle(&at.span, &format!("{path}.server_name"), host_name(&at.value)).map(Some),
+        };
+        let ca = match ca {
+            None => Some(None),
+            Some(at) => self.authorities(&at, &format!("{path}.ca"), world).map(Some),
+        };
+        let health = match health {
+            None => Some(None),
+            Some(table) => self.health_check(table, &format!("{path}.health")).map(Some),
+        };
         Some(Backend {
+            http2: http2.unwrap_or(false),
+            server_name: server_name?,
+            ca: ca?,
+            health: health?,
+            slow_start: self.duration(slow_start.as_ref(), &format!("{path}.slow_start"), default::SLOW_START, Duration::ZERO, Duration::from_secs(3600)),
             connect_timeout: self.timeout(connect_timeout.as_ref(), &format!("{path}.connect_timeout"), default::CONNECT_TIMEOUT),
             response_timeout: self.timeout(response_timeout.as_ref(), &format!("{path}.response_timeout"), default::RESPONSE_TIMEOUT),
             idle_timeout: self.timeout(idle_timeout.as_ref(), &format!("{path}.idle_timeout"), default::IDLE_TIMEOUT),
             servers: servers?,
             name: name.value.into(),
         })
+    }
+
+    fn health_check(&mut self, table: HealthTable, path: &str) -> Option<HealthCheck> {
+        let HealthTable { path: asked, interval, unhealthy_after, healthy_after } = table;
+        let interval = self.duration(interval.as_ref(), &format!("{path}.interval"), default::HEALTH_INTERVAL, Duration::from_millis(10), Duration::from_secs(3600));
+        let asked = asked.and_then(|at| self.settle(&at.span, &format!("{path}.path"), health_path(&at.value)));
+        let times = |written: Option<u64>, default: u64| u32::try_from(written.unwrap_or(default)).unwrap_or(u32::MAX);
+        Some(HealthCheck { path: asked?, interval, unhealthy_after: times(unhealthy_after, default::UNHEALTHY_AFTER), healthy_after: times(healthy_after, default::HEALTHY_AFTER) })
+    }
+
+    /// The certificates of a PEM file.
+    fn authorities(&mut self, at: &At<String>, key: &str, world: &mut World<'_>) -> Option<Vec<Vec<u8>>> {
+        let path = at.value.as_str();
+        let read = if path.is_empty() { Err("the path is missing".to_owned()) } else { world.read(path) };
+        let source = match read {
+            Ok(source) => source,
+            Err(reason) => {
+                let what = format!("cannot read {}: {reason}", quote(&clip(path)));
+                return self.settle(&at.span, key, Err(Fault::new(what, "paths are relative to the folder of the main file")));
+            }
+        };
+        if let Some(problem) = not_a_text(&source, MAX_CA, "4 MiB") {
+            self.report.push(problem.hint(format!("named at {} as certificates", self.source.place(at.span.start))));
+            return None;
+        }
+        let found: Result<Vec<Vec<u8>>, _> = CertificateDer::pem_slice_iter(source.text.as_bytes()).map(|found| found.map(|der| der.to_vec())).collect();
+        let result = match found {
+            Ok(found) if found.iter().any(|der| X509Certificate::from_der(der).is_err()) => Err(format!("a certificate in {} cannot be read", quote(&clip(path)))),
+            Ok(found) if found.is_empty() => Err(format!("there is no certificate in {}", quote(&clip(path)))),
+            Ok(found) => Ok(found),
+            Err(error) => Err(format!("a certificate in {} cannot be read: {error}", quote(&clip(path)))),
+        };
+        self.settle(&at.span, key, result.map_err(|what| Fault::new(what, "a PEM file has blocks that begin with -----BEGIN CERTIFICATE-----")))
     }
 
     fn servers(&mut self, texts: &[At<String>], path: &str) -> Option<Vec<Server>> {
@@ -70,20 +131,16 @@ impl Lower<'_> {
     }
 }
 
-/// `host:port`, with or without `http://` before it.
+/// `host:port`, with or without a scheme before it.
 fn server(text: &str) -> Result<Server, Fault> {
     let fault = |hint: String| Fault::new(format!("expected host:port, found {}", quote(text)), hint);
-    if text.to_ascii_lowercase().starts_with("https://") {
-        let rest = &text["https://".len()..];
-        return Err(Fault::new(
-            format!("https:// servers are not supported yet, found {}", quote(text)),
-            format!("write the server's cleartext port, like \"{}\"", with_port(rest)),
-        ));
-    }
-    let bare = text.strip_prefix("http://").unwrap_or(text);
-    if bare.contains("://") {
-        return Err(fault("only http:// may stand before host:port".to_owned()));
-    }
+    let (tls, bare) = match text.split_once("://") {
+        Some((scheme, bare)) if scheme.eq_ignore_ascii_case("https") => (true, bare),
+        Some((scheme, bare)) if scheme.eq_ignore_ascii_case("http") => (false, bare),
+        Some(_) => return Err(fault("only http:// or https:// may stand before host:port".to_owned())),
+        None => (false, text),
+    };
+    let with_port = |host: &str| format!("{}{}", if tls { "https://" } else { "" }, with_port(host, if tls { 443 } else { 80 }));
     let bare = bare.strip_suffix('/').unwrap_or(bare);
     if bare.contains(['/', '?', '#', '@']) {
         let authority = bare.split(['/', '?', '#']).next().unwrap_or_default();
@@ -103,21 +160,43 @@ fn server(text: &str) -> Result<Server, Fault> {
         None if host.contains(':') => return Err(fault(format!("write an IPv6 address in brackets: \"[{host}]:{port}\""))),
         None => host.to_ascii_lowercase(),
     };
-    let is_label = |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
-    let is_host = host.parse::<IpAddr>().is_ok() || host.strip_suffix('.').unwrap_or(&host).split('.').all(is_label);
-    if !is_host || host.len() > 253 {
+    if !is_host(&host) {
         return Err(fault("a host is an IP address, or a name of letters, digits, - and .".to_owned()));
     }
-    Ok(Server { host, port })
+    Ok(Server { host, port, tls })
+}
+
+fn is_host(text: &str) -> bool {
+    let is_label = |label: &str| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_');
+    text.len() <= 253 && (text.parse::<IpAddr>().is_ok() || text.strip_suffix('.').unwrap_or(text).split('.').all(is_label))
+}
+
+/// A name in a certificate.
+fn host_name(text: &str) -> Result<String, Fault> {
+    if is_host(text) {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err(Fault::new(format!("expected a host name, found {}", quote(text)), "write it like \"shop.internal\", without scheme and port"))
+    }
+}
+
+/// The target of a health check.
+fn health_path(text: &str) -> Result<String, Fault> {
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+    if text.starts_with('/') && plain {
+        Ok(text.to_owned())
+    } else {
+        Err(Fault::new(format!("expected a path such as \"/healthz\", found {}", quote(text)), "it begins with / and has no spaces"))
+    }
 }
 
 /// The same with a port, for hints.
-fn with_port(host: &str) -> String {
+fn with_port(host: &str, port: u16) -> String {
     let host = host.split('/').next().unwrap_or_default();
     match host {
-        "" => "10.0.0.1:80".to_owned(),
+        "" => format!("10.0.0.1:{port}"),
         host if host.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok()) => host.to_owned(),
-        host => format!("{host}:80"),
+        host => format!("{host}:{port}"),
     }
 }
 
@@ -130,31 +209,15 @@ mod tests {
         for (text, shown) in [
             ("10.0.1.1:3000", "10.0.1.1:3000"),
             ("http://Shop.internal:80", "shop.internal:80"),
+            ("https://Shop.internal:443", "https://shop.internal:443"),
+            ("https://[::1]:443/", "https://[::1]:443"),
             ("http://shop:80/", "shop:80"),
             ("[::1]:3000", "[::1]:3000"),
             ("a_b-c.d.:1", "a_b-c.d.:1"),
         ] {
             assert_eq!(server(text).map(|server| server.to_string()).ok().as_deref(), Some(shown), "{text}");
         }
-        for text in [
-            "",
-            ":",
-            "shop",
-            "shop:",
-            ":80",
-            "shop:0",
-            "shop:65536",
-            "https://shop:443",
-            "ftp://shop:1",
-            "shop:80/x",
-            "u@shop:80",
-            "::1:80",
-            "::1",
-            "[x]:80",
-            "a b:80",
-            "ä:80",
-            "a..b:1",
-        ] {
+        for text in ["", ":", "shop", "shop:", ":80", "shop:0", "shop:65536", "ftp://shop:1", "shop:80/x", "u@shop:80", "::1:80", "::1", "[x]:80", "a b:80", "ä:80", "a..b:1"] {
             assert!(server(text).is_err(), "{text:?}");
         }
     }

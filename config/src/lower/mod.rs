@@ -50,7 +50,7 @@ pub(crate) fn lower(main: &Arc<Source>, mut world: World<'_>, report: &mut Repor
     let listen = lower.listen(listen.unwrap_or_default(), admin.as_ref());
     let state = lower.state(state.unwrap_or_default());
     let log = lower.log(log.unwrap_or_default());
-    let backends = lower.backends(backend.unwrap_or_default());
+    let backends = lower.backends(backend.unwrap_or_default(), &mut world);
     for notify in notify.iter().flatten() {
         lower.refuse(notify.span.clone(), "[[notify]]", "remove it; `cutover history` and the log say what happened");
     }

@@ -1,12 +1,13 @@
 //! `[listen]`, `[admin]`, `[state]`, `[log]`, `[routing]`: what the process is, apart from what it routes.
 
 use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
 
 use ipnet::IpNet;
 
 use super::{Fault, Lower};
-use crate::schema::{AccessText, AdminTable, At, EngineText, ListenTable, LogFormatText, LogTable, RoleText, RoutingTable, StateTable, TokenTable, default};
-use crate::settings::{AccessLog, Admin, Listen, Log, LogFormat, Role, Routing, State, Token};
+use crate::schema::{AccessText, AdminTable, At, CertificateTable, EngineText, ListenTable, LogFormatText, LogTable, RoleText, RoutingTable, StateTable, TokenTable, default};
+use crate::settings::{AccessLog, Admin, Certificate, Listen, Log, LogFormat, Role, Routing, State, Token};
 use crate::text::quote;
 
 /// SHA-256 of nothing, and of a single line end: what comes of `echo -n "$TOKEN" | sha256sum` and `echo "$TOKEN" | sha256sum` while TOKEN is not set.
@@ -32,22 +33,25 @@ impl Lower<'_> {
             keepalive_timeout,
             max_body,
         } = table;
-        if let Some(https) = https {
-            self.refuse(https.span, "listen.https", "remove it, and let something in front end TLS: add its address to trusted_proxies");
-        }
-        if let Some(certificates) = certificates {
-            self.refuse(certificates.span, "listen.certificates", "remove it, and let something in front end TLS");
-        }
-        if let Some(At { value: true, span }) = h2c {
-            self.refuse(span, "listen.h2c = true", "write h2c = false, or remove the line");
-        }
         if let Some(At { value: EngineText::Auto, span }) = engine {
             self.refuse(span, "listen.engine = \"auto\"", "write engine = \"proxy\", or remove the line");
         }
-        let http = match http {
+        let has_https = https.as_ref().is_some_and(|https| !https.value.is_empty());
+        let http = match &http {
             None => default::HTTP.parse().ok().map(|address| vec![address]),
-            Some(http) => self.addresses(&http.value, admin),
+            Some(http) if has_https && http.value.is_empty() => Some(Vec::new()),
+            Some(http) if http.value.is_empty() => {
+                let problem = self.error(&http.span, "listen.http", "nothing listens: expected an address here or in https").label("an empty list");
+                self.report.push(problem.hint(format!("write http = [{:?}]", default::HTTP)));
+                None
+            }
+            Some(http) => self.addresses(&http.value, "listen.http", admin, &[]),
         };
+        let https_addresses = match &https {
+            Some(https) if has_https => self.addresses(&https.value, "listen.https", admin, http.as_deref().unwrap_or_default()),
+            Some(_) | None => Some(Vec::new()),
+        };
+        let certificates = self.certificates(certificates, https.as_ref().filter(|_| has_https).map(|https| &https.span));
         Some(Listen {
             trusted_proxies: self.networks(trusted_proxies.as_deref().unwrap_or_default()),
             max_connections: usize::try_from(max_connections.unwrap_or(default::MAX_CONNECTIONS)).unwrap_or(usize::MAX),
@@ -57,20 +61,25 @@ impl Lower<'_> {
             write_timeout: self.timeout(write_timeout.as_ref(), "listen.write_timeout", default::WRITE_TIMEOUT),
             keepalive_timeout: self.timeout(keepalive_timeout.as_ref(), "listen.keepalive_timeout", default::KEEPALIVE_TIMEOUT),
             max_body: self.size(max_body.as_ref(), "listen.max_body", default::MAX_BODY, 1, u64::MAX),
+            h2c: h2c.unwrap_or(false),
+            certificates: certificates?,
+            https: https_addresses?,
             http: http?,
         })
     }
 
     /// Addresses to listen on, each once, and none of them the admin's.
-    fn addresses(&mut self, texts: &[At<String>], admin: Option<&Admin>) -> Option<Vec<SocketAddr>> {
+    fn addresses(&mut self, texts: &[At<String>], key: &str, admin: Option<&Admin>, others: &[SocketAddr]) -> Option<Vec<SocketAddr>> {
         let mut addresses: Vec<SocketAddr> = Vec::new();
         for (index, text) in texts.iter().enumerate() {
-            let key = format!("listen.http[{}]", index + 1);
+            let key = format!("{key}[{}]", index + 1);
             let Some(address) = self.settle(&text.span, &key, address(&text.value, "0.0.0.0")) else { continue };
             let taken = if address.port() == 0 {
                 None
             } else if addresses.contains(&address) {
                 Some("is in the list twice")
+            } else if others.contains(&address) {
+                Some("is in listen.http, too")
             } else if admin.is_some_and(|admin| admin.address == address) {
                 Some("is the admin address")
             } else {
@@ -83,6 +92,35 @@ impl Lower<'_> {
             addresses.push(address);
         }
         (!addresses.is_empty()).then_some(addresses)
+    }
+
+    /// Certificates as pairs of paths; they are there exactly where something listens for TLS.
+    fn certificates(&mut self, tables: Option<At<Vec<CertificateTable>>>, https: Option<&Range<usize>>) -> Option<Vec<Certificate>> {
+        let (span, tables) = tables.map_or((None, Vec::new()), |at| (Some(at.span), at.value));
+        match (https, &span) {
+            (Some(https), _) if tables.is_empty() => {
+                let problem = self.error(https, "listen.https", "there is no certificate").label("TLS without a certificate");
+                self.report.push(problem.hint("add certificates = [{ cert = \"site.pem\", key = \"site.key\" }]"));
+            }
+            (None, Some(span)) if !tables.is_empty() => {
+                let problem = self.warning(span, "listen.certificates", "nothing listens for TLS").label("not used");
+                self.report.push(problem.hint("add https = [\"0.0.0.0:8443\"]"));
+            }
+            (Some(_) | None, _) => {}
+        }
+        let mut certificates = Some(Vec::new());
+        for (index, CertificateTable { cert, key }) in tables.into_iter().enumerate() {
+            let mut path = |at: Option<At<String>>, name: &str| {
+                let at = at?;
+                let fault = at.value.trim().is_empty().then(|| Fault::new("expected a path, found an empty string", "paths are relative to the folder of the file"));
+                self.settle(&at.span, &format!("listen.certificates[{}].{name}", index + 1), fault.map_or(Ok(at.value), Err))
+            };
+            match (path(cert, "cert"), path(key, "key")) {
+                (Some(cert), Some(key)) => certificates.iter_mut().for_each(|all: &mut Vec<Certificate>| all.push(Certificate { cert: cert.clone(), key: key.clone() })),
+                _ => certificates = None,
+            }
+        }
+        certificates
     }
 
     fn networks(&mut self, texts: &[At<String>]) -> Vec<IpNet> {

@@ -39,6 +39,18 @@ impl Lower<'_> {
         Some(Match { host: host?, path: path?, methods: methods? })
     }
 
+    /// Path prefixes in the form in which requests are compared. `None` if one cannot be used.
+    pub(super) fn prefixes(&mut self, texts: Option<&At<Vec<At<String>>>>, key: &str) -> Option<Vec<Box<str>>> {
+        let mut prefixes = Some(Vec::new());
+        for (index, at) in texts.into_iter().flat_map(|at| &at.value).enumerate() {
+            match self.settle(&at.span, &format!("{key}[{}]", index + 1), path(&at.value)) {
+                Some(prefix) => prefixes.iter_mut().for_each(|all: &mut Vec<Box<str>>| all.push(prefix.clone().unwrap_or_else(|| "/".into()))),
+                None => prefixes = None,
+            }
+        }
+        prefixes
+    }
+
     pub(super) fn keys(&mut self, texts: &At<Vec<At<String>>>) -> Option<Vec<KeySource>> {
         let mut sources = Some(Vec::new());
         for (index, at) in texts.value.iter().enumerate() {
@@ -95,18 +107,18 @@ fn path(text: &str) -> Result<Option<Box<str>>, Fault> {
     let fault = |hint: String| Fault::new(format!("expected a path such as \"/checkout\", found {}", quote(text)), hint);
     if !text.starts_with('/') {
         let after_host = text.split_once("://").and_then(|(_, rest)| rest.split_once('/')).map_or(text, |(_, path)| path);
-        return Err(fault(format!("write path = {:?}", format!("/{after_host}"))));
+        return Err(fault(format!("write {:?}", format!("/{after_host}"))));
     }
     if let Some((before, mark)) = ['?', '#'].into_iter().find_map(|mark| text.split_once(mark).map(|(before, _)| (before, mark))) {
-        return Err(fault(format!("write path = {before:?}: what follows {mark} is not part of a path")));
+        return Err(fault(format!("write {before:?}: what follows {mark} is not part of a path")));
     }
     if let Some((before, _)) = text.split_once('*') {
         let before = before.rfind('/').map_or("/", |slash| if slash == 0 { "/" } else { &before[..slash] });
-        return Err(fault(format!("write path = {before:?}: a path takes everything below it, and * is not special")));
+        return Err(fault(format!("write {before:?}: a path takes everything below it, and * is not special")));
     }
     if text.contains('%') {
         let hint = match decoded(text) {
-            Some(decoded) if path(&decoded).is_ok() => format!("write path = {decoded:?}: requests are compared after decoding"),
+            Some(decoded) if path(&decoded).is_ok() => format!("write {decoded:?}: requests are compared after decoding"),
             _ => "requests are compared after decoding, so a % never matches; match a shorter prefix".to_owned(),
         };
         return Err(fault(hint));
@@ -116,7 +128,7 @@ fn path(text: &str) -> Result<Option<Box<str>>, Fault> {
         while single.contains("//") {
             single = single.replace("//", "/");
         }
-        return Err(fault(format!("write path = {single:?}: double slashes are put together before requests are compared")));
+        return Err(fault(format!("write {single:?}: double slashes are put together before requests are compared")));
     }
     if text.split('/').any(|segment| segment == "." || segment == "..") {
         return Err(fault("write the path without . and .. segments: they are resolved before requests are compared".to_owned()));

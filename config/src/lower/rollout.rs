@@ -2,8 +2,9 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
-use cutover_core::{Anonymous, PerSide, Percent, RolloutSettings, UserList};
+use cutover_core::{Anonymous, Failover, PerSide, Percent, RolloutSettings, UserList};
 
 use super::backend::{as_name, is_name};
 use super::{Fault, Lower};
@@ -16,6 +17,8 @@ use crate::world::World;
 
 /// A list of users may be long, but not endless.
 const MAX_LIST: usize = 16 << 20;
+/// A stream that may stay on a bad backend for longer than this was not meant to be closed.
+const MAX_DRAIN: Duration = Duration::from_secs(86_400);
 
 /// A rollout as far as it could be read, and where it stands.
 pub(super) struct Draft {
@@ -56,7 +59,7 @@ impl Lower<'_> {
             check,
         } = table;
         self.context = rollout_context(id.as_ref().map(|id| id.value.as_str()), index);
-        self.refuse_what_is_to_come(failover, fallback_on_404, drain_on_rollback.map(|at| at.span), plan.map(|at| at.span), check.map(|at| at.span));
+        self.refuse_what_is_to_come(plan.map(|at| at.span), check.map(|at| at.span));
 
         let id_span = id.as_ref().map_or(header.clone(), |id| id.span.clone());
         let salt_span = salt.as_ref().map_or(header.clone(), |salt| salt.span.clone());
@@ -86,6 +89,13 @@ impl Lower<'_> {
             AnonymousText::Cookie => Anonymous::Cookie,
             AnonymousText::Random => Anonymous::Random,
         };
+        let failover = match failover.unwrap_or(FailoverText::Safe) {
+            FailoverText::Off => Failover::Off,
+            FailoverText::Connect => Failover::Connect,
+            FailoverText::Safe => Failover::Safe,
+        };
+        let fallback_on_404 = self.prefixes(fallback_on_404.as_ref(), "fallback_on_404");
+        let drain_on_rollback = self.duration(drain_on_rollback.as_ref(), "drain_on_rollback", default::DRAIN_ON_ROLLBACK, Duration::ZERO, MAX_DRAIN);
         let settings = || {
             Some(RolloutSettings {
                 id: name?.into(),
@@ -99,6 +109,9 @@ impl Lower<'_> {
                 percent: percent?,
                 generation: generation.unwrap_or(default::GENERATION),
                 holdback: holdback?,
+                failover,
+                fallback_on_404: fallback_on_404?,
+                drain_on_rollback,
                 guard,
             })
         };
@@ -107,23 +120,7 @@ impl Lower<'_> {
         draft
     }
 
-    fn refuse_what_is_to_come(
-        &mut self,
-        failover: Option<At<FailoverText>>,
-        fallback_on_404: Option<At<Vec<At<String>>>>,
-        drain_on_rollback: Option<Range<usize>>,
-        plan: Option<Range<usize>>,
-        check: Option<Range<usize>>,
-    ) {
-        if let Some(at) = failover.filter(|at| at.value != FailoverText::Off) {
-            self.refuse(at.span, "failover", "write failover = \"off\", or remove the line");
-        }
-        if let Some(at) = fallback_on_404.filter(|at| !at.value.is_empty()) {
-            self.refuse(at.span, "fallback_on_404", "remove it");
-        }
-        if let Some(span) = drain_on_rollback {
-            self.refuse(span, "drain_on_rollback", "remove it");
-        }
+    fn refuse_what_is_to_come(&mut self, plan: Option<Range<usize>>, check: Option<Range<usize>>) {
         if let Some(span) = plan {
             self.refuse(span, "plan", "remove it, write percent = N, and raise that by hand or with `cutover set`");
         }

@@ -46,19 +46,21 @@ pub(crate) struct IncludedFile {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ListenTable {
-    /// (restart) Addresses for cleartext HTTP/1.1.
-    #[schemars(extend("default" = [default::HTTP], "minItems" = 1))]
+    /// (restart) Addresses without TLS; may be empty where there is `https`.
+    #[schemars(extend("default" = [default::HTTP]))]
     pub(crate) http: Option<At<Texts>>,
-    /// (restart) Addresses for TLS. Not supported yet.
+    /// (restart) Addresses for TLS: HTTP/2 or HTTP/1.1, as the client chooses.
+    #[schemars(extend("default" = [], "examples" = [["0.0.0.0:8443"]]))]
     pub(crate) https: Option<At<Texts>>,
-    /// Certificates, chosen by server name. Not supported yet.
+    /// Certificates, chosen by server name; the first is for clients that name none or an unknown one. Read again when their files change.
+    #[schemars(extend("default" = [], "examples" = [[{ "cert": "site.pem", "key": "site.key" }]]))]
     pub(crate) certificates: Option<At<Vec<CertificateTable>>>,
     /// (restart) Networks or addresses whose X-Forwarded-For is believed.
     #[schemars(extend("default" = [], "examples" = [["10.0.0.0/8"]]))]
     pub(crate) trusted_proxies: Option<Texts>,
-    /// (restart) Cleartext HTTP/2 on the http ports. `true` is not supported yet.
+    /// (restart) Cleartext HTTP/2 on the http ports, for clients that begin with it; HTTP/1.1 goes on working there.
     #[schemars(extend("default" = false))]
-    pub(crate) h2c: Option<At<bool>>,
+    pub(crate) h2c: Option<bool>,
     /// (restart) The way bytes are moved: `auto` adds a fast lane for plain HTTP/1.1. `auto` is not supported yet.
     #[schemars(extend("default" = "proxy"))]
     pub(crate) engine: Option<At<EngineText>>,
@@ -94,16 +96,15 @@ pub(crate) enum EngineText {
     Auto,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CertificateTable {
-    /// Certificate chain, PEM.
+    /// Certificate chain, PEM, the site's own first. Relative to the folder of the file.
     #[schemars(required, extend("examples" = ["site.pem"]))]
-    cert: Option<String>,
+    pub(crate) cert: Option<At<String>>,
     /// Private key, PEM.
     #[schemars(required, extend("examples" = ["site.key"]))]
-    key: Option<String>,
+    pub(crate) key: Option<At<String>>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -184,12 +185,18 @@ pub(crate) enum AccessText {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BackendTable {
-    /// `host:port`; names are resolved again and again.
+    /// `host:port`, or `https://host:port` for TLS; names are resolved again and again.
     #[schemars(required, extend("minItems" = 1, "examples" = [["10.0.1.1:3000"]]))]
     pub(crate) servers: Option<Texts>,
-    /// HTTP/2 to the servers. `true` is not supported yet.
+    /// HTTP/2 to the servers, as gRPC needs it: over TLS, or without TLS for servers that speak nothing else.
     #[schemars(extend("default" = false))]
-    pub(crate) http2: Option<At<bool>>,
+    pub(crate) http2: Option<bool>,
+    /// The name that the servers' certificates are for; default: the host of each.
+    #[schemars(extend("examples" = ["shop.internal"]))]
+    pub(crate) server_name: Option<At<String>>,
+    /// Certificates, PEM, that the servers' are signed by; default: those of the system.
+    #[schemars(extend("examples" = ["internal-ca.pem"]))]
+    pub(crate) ca: Option<At<String>>,
     /// To make a connection.
     #[schemars(extend("default" = default::CONNECT_TIMEOUT))]
     pub(crate) connect_timeout: Option<At<DurationText>>,
@@ -199,26 +206,28 @@ pub(crate) struct BackendTable {
     /// How long an unused connection is kept. Keep it below the server's own.
     #[schemars(extend("default" = default::IDLE_TIMEOUT))]
     pub(crate) idle_timeout: Option<At<DurationText>>,
-    /// Active health checks. Not supported yet.
-    pub(crate) health: Option<At<HealthTable>>,
+    /// Active health checks. Without them a server counts as well until requests to it fail.
+    pub(crate) health: Option<HealthTable>,
+    /// Over this time a server that has come back gets more and more of its share.
+    #[schemars(extend("default" = default::SLOW_START))]
+    pub(crate) slow_start: Option<At<DurationText>>,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct HealthTable {
-    /// What is asked for.
+    /// What is asked for, with GET. An answer from 200 to 399 is good.
     #[schemars(required, extend("examples" = ["/healthz"]))]
-    path: Option<String>,
-    /// How often.
-    #[schemars(extend("default" = "2s"))]
-    interval: Option<DurationText>,
-    /// Failures in a row until a server gets no requests.
-    #[schemars(extend("default" = 3, "minimum" = 1, "maximum" = 1000))]
-    unhealthy_after: Option<u64>,
+    pub(crate) path: Option<At<String>>,
+    /// How often, from 10ms to 1h; also how long an answer may take, between 1s and 10s.
+    #[schemars(extend("default" = default::HEALTH_INTERVAL))]
+    pub(crate) interval: Option<At<DurationText>>,
+    /// Failures in a row until a server gets no requests. The first check of all counts alone.
+    #[schemars(extend("default" = default::UNHEALTHY_AFTER, "minimum" = 1, "maximum" = 1000))]
+    pub(crate) unhealthy_after: Option<u64>,
     /// Successes in a row until it gets some again.
-    #[schemars(extend("default" = 2, "minimum" = 1, "maximum" = 1000))]
-    healthy_after: Option<u64>,
+    #[schemars(extend("default" = default::HEALTHY_AFTER, "minimum" = 1, "maximum" = 1000))]
+    pub(crate) healthy_after: Option<u64>,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

@@ -15,7 +15,10 @@ use schemars::JsonSchema;
 use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
-pub(crate) use file::{AccessText, AdminTable, BackendTable, EngineText, File, IncludedFile, ListenTable, LogFormatText, LogTable, RoleText, RoutingTable, StateTable, TokenTable};
+pub(crate) use file::{
+    AccessText, AdminTable, BackendTable, CertificateTable, EngineText, File, HealthTable, IncludedFile, ListenTable, LogFormatText, LogTable, RoleText, RoutingTable, StateTable,
+    TokenTable,
+};
 pub(crate) use rollout::{
     AnonymousText, DownTable, ErrorsTable, FailoverText, GuardTable, HangTable, LatencyTable, MatchTable, ModeText, RolloutTable, SharedCauseText, VsLegacyTable,
 };
@@ -36,6 +39,11 @@ pub(crate) mod default {
     pub(crate) const CONNECT_TIMEOUT: &str = "1s";
     pub(crate) const RESPONSE_TIMEOUT: &str = "30s";
     pub(crate) const IDLE_TIMEOUT: &str = "30s";
+    pub(crate) const SLOW_START: &str = "0s";
+    pub(crate) const HEALTH_INTERVAL: &str = "2s";
+    pub(crate) const UNHEALTHY_AFTER: u64 = 3;
+    pub(crate) const HEALTHY_AFTER: u64 = 2;
+    pub(crate) const DRAIN_ON_ROLLBACK: &str = "60s";
     pub(crate) const LEGACY: &str = "legacy";
     pub(crate) const NEW: &str = "new";
     pub(crate) const GENERATION: u64 = 1;

@@ -48,13 +48,14 @@ pub(crate) struct RolloutTable {
     /// Percent of users kept on legacy even at 100 %, as a control group for the guard.
     #[schemars(extend("default" = 0, "minimum" = 0, "maximum" = 100))]
     pub(crate) holdback: Option<At<Number>>,
-    /// Whether a request that fails on new is answered by legacy. Anything but `off` is not supported yet.
-    #[schemars(extend("default" = "off"))]
-    pub(crate) failover: Option<At<FailoverText>>,
-    /// Paths below which a file that is missing on one side is fetched from the other. Anything but `[]` is not supported yet.
-    #[schemars(extend("default" = []))]
+    /// Which requests that fail on new are answered by legacy; at most a fifth of those of the last ten seconds. They count as failures of new.
+    #[schemars(extend("default" = "safe"))]
+    pub(crate) failover: Option<FailoverText>,
+    /// Paths below which a file that is missing on one side (404) is fetched from the other.
+    #[schemars(extend("default" = [], "examples" = [["/assets/"]]))]
     pub(crate) fallback_on_404: Option<At<Texts>>,
-    /// After a rollback, WebSockets and streams on new are closed after this. Not supported yet.
+    /// After a rollback, WebSockets and streams that are still on new are closed after this; up to 1d.
+    #[schemars(extend("default" = default::DRAIN_ON_ROLLBACK))]
     pub(crate) drain_on_rollback: Option<At<DurationText>>,
     /// When new counts as worse, so that everybody goes back to legacy.
     pub(crate) guard: Option<At<GuardTable>>,
@@ -92,11 +93,11 @@ pub(crate) enum AnonymousText {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum FailoverText {
-    /// Never.
+    /// None.
     Off,
-    /// When the connection could not be made. Not supported yet.
+    /// Those of which nothing was sent: the connection could not be made.
     Connect,
-    /// Also GET, HEAD and OPTIONS that failed. Not supported yet.
+    /// Also GET, HEAD and OPTIONS that failed in any way before the response header, or with a 5xx.
     Safe,
 }
 

@@ -16,7 +16,7 @@ pub use crate::judge::TripNumbers;
 use crate::judge::{Case, Finding, Judge, Observed, SHARED_LASTS};
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
-use crate::split::{Anonymous, KeySource, Match, RolloutRule, RolloutSplit, UserList};
+use crate::split::{Anonymous, Failover, KeySource, Match, RolloutRule, RolloutSplit, UserList};
 use crate::time::{Mono, Now, Wall};
 use crate::window::{Counts, Span, Window};
 use crate::witness::{Aims, Class};
@@ -46,6 +46,12 @@ pub struct RolloutSettings {
     pub generation: u64,
     /// The share of users kept on legacy even at 100 %, as a control group.
     pub holdback: Percent,
+    /// Whether a request that fails on new is answered by legacy.
+    pub failover: Failover,
+    /// Path prefixes below which a file that is missing on one side is fetched from the other.
+    pub fallback_on_404: Vec<Box<str>>,
+    /// How long after a rollback what outlives a request (WebSockets, streams) may stay on new.
+    pub drain_on_rollback: Duration,
     /// When new counts as worse.
     pub guard: GuardSettings,
 }
@@ -488,5 +494,7 @@ pub fn rule_of(settings: &RolloutSettings, slot: usize) -> RolloutRule {
         always_new: settings.always_new.clone(),
         always_legacy: settings.always_legacy.clone(),
         backends: settings.backends.clone(),
+        failover: settings.failover,
+        fallback_on_404: settings.fallback_on_404.clone(),
     }
 }

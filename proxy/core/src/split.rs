@@ -78,6 +78,45 @@ pub struct RolloutRule {
     pub always_legacy: UserList,
     /// Names of the backends of the two sides.
     pub backends: PerSide<Arc<str>>,
+    /// Whether a request that fails on new is answered by legacy.
+    pub failover: Failover,
+    /// Path prefixes, in the form of [`Match::path`], below which a file that is missing on one side is fetched from the other.
+    pub fallback_on_404: Vec<Box<str>>,
+}
+
+impl RolloutRule {
+    /// Whether a file missing at this normalised path is fetched from the other side.
+    pub fn falls_back(&self, path: &str) -> bool {
+        self.fallback_on_404.iter().any(|prefix| is_below(prefix, path))
+    }
+}
+
+/// Which requests that fail on new are answered by legacy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Failover {
+    /// None.
+    Off,
+    /// Those of which nothing was sent: the connection could not be made.
+    Connect,
+    /// These, and those that change nothing (GET, HEAD, OPTIONS) if the failure shows before the response header or is one (5xx).
+    #[default]
+    Safe,
+}
+
+impl Failover {
+    /// The name the file uses.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Connect => "connect",
+            Self::Safe => "safe",
+        }
+    }
+}
+
+/// Whether a normalised path is the prefix or below it, by whole segments.
+fn is_below(prefix: &str, path: &str) -> bool {
+    prefix == "/" || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Which requests a rollout takes. Each part is optional; an absent one accepts everything.
@@ -113,7 +152,7 @@ impl Match {
     fn accepts_path(&self, path: &str) -> bool {
         match self.path.as_deref() {
             None | Some("" | "/") => true,
-            Some(prefix) => path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Some(prefix) => is_below(prefix, path),
         }
     }
 }
@@ -336,6 +375,8 @@ mod tests {
             always_new: UserList::new(["qa-1", "both"]),
             always_legacy: UserList::new(["vip", "both"]),
             backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+            failover: Failover::Off,
+            fallback_on_404: vec!["/assets".into()],
         };
         let percent = if latched { Percent::ZERO } else { Percent::parse(percent).expect("a percentage") };
         RolloutSplit { rule: Arc::new(rule), percent, latched, epoch: 0 }

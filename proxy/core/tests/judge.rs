@@ -6,8 +6,8 @@ use cutover_core::evidence::{Detector, Tally, Test};
 use cutover_core::plane::{Change, Restored};
 use cutover_core::simulate::{Chance, Fault, FaultKind, Noticed, Scenario, Traffic, World, notice};
 use cutover_core::{
-    Actor, Anonymous, Class, Command, ControlPlane, Event, FailureKind, GuardSettings, Match, Mono, Now, Observed, PerSide, Percent, RolloutSettings, Rule, SharedCause, Side,
-    Totals, UserList, Who, Witness,
+    Actor, Anonymous, Class, Command, ControlPlane, Event, Failover, FailureKind, GuardSettings, Match, Mono, Now, Observed, PerSide, Percent, RolloutSettings, Rule, SharedCause,
+    Side, Totals, UserList, Who, Witness,
 };
 use proptest::prelude::*;
 
@@ -27,6 +27,9 @@ fn settings(percent: &str) -> RolloutSettings {
         percent: Percent::parse(percent).expect("a percentage"),
         generation: 1,
         holdback: Percent::ZERO,
+        failover: Failover::Off,
+        fallback_on_404: Vec::new(),
+        drain_on_rollback: Duration::from_secs(60),
         guard: GuardSettings::default(),
     }
 }

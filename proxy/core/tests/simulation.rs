@@ -6,8 +6,8 @@ use std::time::Duration;
 use cutover_core::guard::Rule;
 use cutover_core::plane::{Change, Restored, Standing};
 use cutover_core::{
-    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, FailureKind, GuardSettings, KeySource, Match, Mode, Mono, Now, Observed, Outcome,
-    PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
+    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Match, Mode, Mono, Now, Observed,
+    Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
 };
 use proptest::prelude::*;
 
@@ -30,6 +30,9 @@ fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
         percent: percent(share),
         generation,
         holdback: Percent::ZERO,
+        failover: Failover::Off,
+        fallback_on_404: Vec::new(),
+        drain_on_rollback: Duration::from_secs(60),
         guard: GuardSettings {
             mode: Mode::Threshold,
             window: Duration::from_secs(10),

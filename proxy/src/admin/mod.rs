@@ -33,6 +33,7 @@ use axum::routing::{get, post};
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
+use crate::certificates::Certificates;
 use crate::control_handle::ControlHandle;
 use crate::gateway::door::Connections;
 use crate::published::Published;
@@ -51,6 +52,8 @@ pub struct Admin {
     pub published: Arc<Published>,
     /// Client connections.
     pub connections: Arc<Connections>,
+    /// The certificates that clients see.
+    pub certificates: Certificates,
     /// The access log, for its drops.
     pub access_log: AccessLog,
     /// Whether requests may be sent here.
@@ -127,6 +130,6 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {
     let report = admin.control.report().await?;
-    let text = crate::metrics::render(&report, &admin.connections, &admin.access_log).map_err(|error| ApiError::internal(&error))?;
+    let text = crate::metrics::render(&report, &admin.connections, &admin.certificates, &admin.access_log).map_err(|error| ApiError::internal(&error))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

@@ -4,6 +4,8 @@
 //! connection a few times in the span of its limit, and closes it when it has been waiting for a whole request head for `header_timeout` (the first one) or `keepalive_timeout` (later ones),
 //! at most a quarter longer.
 //!
+//! TLS handshakes and the choice between HTTP/1.1 and HTTP/2 are made here, too, within `header_timeout`: pingora would wait a minute for the one and for ever for the other.
+//!
 //! The door stands before the engine. Today there is one engine, pingora's HTTP proxy with our adapter; a second one for plain HTTP/1.1 would be chosen here, per request, by handing
 //! the stream back and forth.
 
@@ -13,10 +15,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::apps::{HttpServerApp, ServerApp};
-use pingora::protocols::Stream;
+use pingora::listeners::ALPN;
+use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
+use pingora::protocols::http::v2::server::{self as h2_server, H2Accept, HttpSession as H2Session};
+use pingora::protocols::l4::stream::Stream as Socket;
+use pingora::protocols::{Digest, Stream};
 use pingora::proxy::HttpProxy;
 use pingora::server::ShutdownWatch;
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
 
 use super::adapter::Adapter;
 use super::gate::is_trusted;
@@ -58,23 +66,40 @@ impl Drop for OpenConnection {
     }
 }
 
-/// The application that pingora's listener runs for each connection.
+/// How clients begin on a port.
+pub enum Entrance {
+    /// Without TLS, in HTTP/1.1; with `h2c` also in HTTP/2, for clients that begin with its preface.
+    Plain {
+        /// Whether HTTP/2 is understood.
+        h2c: bool,
+    },
+    /// With TLS; the client chooses between HTTP/2 and HTTP/1.1.
+    Tls(Acceptor),
+}
+
+/// What one port's connections go through: the application that pingora's listener runs for each.
 pub struct Door {
     proxy: Arc<HttpProxy<Adapter>>,
+    entrance: Entrance,
     connections: Arc<Connections>,
+    closing: watch::Receiver<bool>,
     max_connections: usize,
+    max_header_bytes: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
     header_timeout: Duration,
     keepalive_timeout: Duration,
 }
 
 impl Door {
-    /// A door before this proxy.
-    pub fn new(proxy: HttpProxy<Adapter>, connections: Arc<Connections>, listen: &cutover_config::Listen) -> Self {
+    /// A door before this proxy. From `closing` on clients are told to come on another connection.
+    pub fn new(proxy: Arc<HttpProxy<Adapter>>, entrance: Entrance, connections: Arc<Connections>, closing: watch::Receiver<bool>, listen: &cutover_config::Listen) -> Self {
         Self {
-            proxy: Arc::new(proxy),
+            proxy,
+            entrance,
             connections,
+            closing,
             max_connections: listen.max_connections,
+            max_header_bytes: listen.max_header_bytes,
             trusted_proxies: listen.trusted_proxies.clone(),
             header_timeout: listen.header_timeout,
             keepalive_timeout: listen.keepalive_timeout,
@@ -84,14 +109,23 @@ impl Door {
 
 #[async_trait]
 impl ServerApp for Door {
-    async fn process_new(self: &Arc<Self>, stream: Stream, shutdown: &ShutdownWatch) -> Option<Stream> {
+    async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
         let _open = self.connections.enter(self.max_connections)?;
         let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().map(std::net::SocketAddr::ip)))?;
-        let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical())));
-
-        // A task of its own, so that the watchdog is polled when its timer rings and not at every turn of a request.
-        let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), shutdown.clone()));
-        self.watch_heads(&conn, serving).await;
+        let is_tls = matches!(self.entrance, Entrance::Tls(_));
+        let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical()), is_tls));
+        let (stream, speaks) = match &self.entrance {
+            Entrance::Plain { h2c: false } => (stream, Speaks::Http1),
+            Entrance::Plain { h2c: true } | Entrance::Tls(_) => tokio::time::timeout(self.header_timeout, self.greet(stream)).await.ok().flatten()?,
+        };
+        match speaks {
+            Speaks::Http1 => {
+                // A task of its own, so that the watchdog is polled when its timer rings and not at every turn of a request.
+                let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), self.closing.clone()));
+                self.watch_heads(&conn, serving).await;
+            }
+            Speaks::Http2 => self.serve_http2(stream, conn).await,
+        }
         None
     }
 
@@ -100,19 +134,115 @@ impl ServerApp for Door {
     }
 }
 
+enum Speaks {
+    Http1,
+    Http2,
+}
+
+/// What a client begins with that knows that we speak HTTP/2 (RFC 9113, 3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+impl Door {
+    /// The TLS handshake, or a look at the first bytes.
+    async fn greet(&self, stream: Stream) -> Option<(Stream, Speaks)> {
+        let mut socket = stream.into_any().downcast::<Socket>().ok()?;
+        match &self.entrance {
+            Entrance::Tls(acceptor) => {
+                // Scanners and clients that do not like our certificate are everyday life, and no line in the log.
+                let tls: Stream = Box::new(acceptor.tls_handshake(*socket).await.ok()?);
+                let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) { Speaks::Http2 } else { Speaks::Http1 };
+                Some((tls, speaks))
+            }
+            Entrance::Plain { .. } => {
+                let mut begun = [0; PREFACE.len()];
+                let mut known = 0;
+                // As far as it could be the preface and no further: a short request of HTTP/1.0 has fewer bytes than that.
+                while known < PREFACE.len() && begun[..known] == PREFACE[..known] {
+                    match socket.read(&mut begun[known..]).await {
+                        Ok(read) if read > 0 => known += read,
+                        Ok(_) | Err(_) => return None,
+                    }
+                }
+                socket.rewind(&begun[..known]);
+                Some((socket, if begun == PREFACE { Speaks::Http2 } else { Speaks::Http1 }))
+            }
+        }
+    }
+
+    /// One connection of HTTP/2: a task for each stream. It ends when the client closes it, when nothing has happened for `keepalive_timeout`, or, asked to close, after its last stream.
+    async fn serve_http2(&self, stream: Stream, conn: Arc<Conn>) {
+        let digest = Arc::new(Digest {
+            ssl_digest: stream.get_ssl_digest(),
+            timing_digest: stream.get_timing_digest(),
+            proxy_digest: stream.get_proxy_digest(),
+            socket_digest: stream.get_socket_digest(),
+        });
+        let mut options = h2_server::default_h2_options();
+        options.max_header_list_size(u32::try_from(self.max_header_bytes).unwrap_or(u32::MAX));
+        let Ok(Ok(mut h2)) = tokio::time::timeout(self.header_timeout, h2_server::handshake(stream, Some(options))).await else { return };
+        let mut closing = self.closing.clone();
+        let mut is_closing = *closing.borrow();
+        if is_closing {
+            h2.graceful_shutdown();
+        }
+        let mut streams = tokio::task::JoinSet::new();
+        let mut rejected = 0;
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing), if !is_closing => {
+                    is_closing = true;
+                    h2.graceful_shutdown();
+                    continue;
+                }
+                accepted = H2Session::from_h2_conn(&mut h2, Arc::clone(&digest)) => accepted,
+                _ = streams.join_next(), if !streams.is_empty() => continue,
+                () = tokio::time::sleep(self.keepalive_timeout), if streams.is_empty() => return,
+            };
+            match accepted {
+                Ok(Some(H2Accept::Session(session))) => {
+                    let (proxy, closing) = (Arc::clone(&self.proxy), self.closing.clone());
+                    let serving = async move { drop(proxy.process_new_http(ServerSession::new_http2(session), &closing).await) };
+                    streams.spawn(CONN.scope(Arc::clone(&conn), serving));
+                }
+                Ok(Some(H2Accept::Rejected)) => {
+                    rejected += 1;
+                    if rejected > MAX_REJECTED {
+                        return;
+                    }
+                }
+                Ok(None) | Err(_) => return,
+            }
+        }
+    }
+}
+
+/// Streams with a head that cannot be read, on one connection. More are no mistake.
+const MAX_REJECTED: u32 = 32;
+
+tokio::task_local! {
+    /// The connection that a stream of HTTP/2 came on. Pingora carries our facts along for HTTP/1.1 only.
+    static CONN: Arc<Conn>;
+}
+
+/// The connection that the present task serves, if it is a stream of HTTP/2.
+pub(super) fn conn_of_task() -> Option<Arc<Conn>> {
+    CONN.try_with(Arc::clone).ok()
+}
+
 /// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
-async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, shutdown: ShutdownWatch) {
+async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, closing: ShutdownWatch) {
     let mut session = ServerSession::new_http1(stream);
-    session.set_keepalive(if *shutdown.borrow() { None } else { NO_TIMER });
+    session.set_keepalive(if *closing.borrow() { None } else { NO_TIMER });
     session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
-    let mut served = proxy.process_new_http(session, &shutdown).await;
+    let mut served = proxy.process_new_http(session, &closing).await;
     while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
         let mut session = ServerSession::new_http1(stream);
         if let Some(persistent) = persistent {
             persistent.apply_to_session(&mut session);
         }
         session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
-        served = proxy.process_new_http(session, &shutdown).await;
+        served = proxy.process_new_http(session, &closing).await;
     }
 }
 

@@ -81,7 +81,7 @@ pub fn set_forwarding(edits: &mut impl Edits, conn: &Conn, host: Option<HeaderVa
         None => edits.set(&FORWARDED_FOR, conn.peer_value.clone()),
     }
     if !conn.trusted || !edits.contains(&FORWARDED_PROTO) {
-        edits.set(&FORWARDED_PROTO, HeaderValue::from_static("http"));
+        edits.set(&FORWARDED_PROTO, HeaderValue::from_static(if conn.tls { "https" } else { "http" }));
     }
     if !conn.trusted || !edits.contains(&FORWARDED_HOST) {
         match host {
@@ -105,7 +105,7 @@ mod tests {
     use crate::gateway::gate::tests::TestHead;
 
     fn client(peer: &str, trusted: bool, forwarded: &[&str]) -> String {
-        let conn = Conn::new(peer.parse().expect("an address"), trusted);
+        let conn = Conn::new(peer.parse().expect("an address"), trusted, false);
         let head = forwarded.iter().fold(TestHead::get("/"), |head, value| head.with("x-forwarded-for", value));
         client_address(&head, &conn, |address| address.to_string().starts_with("10.")).to_string()
     }

@@ -4,6 +4,7 @@
 //! request(head, conn, now) -> (Exchange, Step)      what one request remembers, and: forward it, or answer it ourselves
 //! edits(x, head, conn, edits)                       headers to the backend
 //! answered(x, status, now) / client_edits(x, edits) the first final answer of the backend; headers to the client
+//! rescue(x, failure, ..) -> bool, Answer             a failing request of new that legacy may answer goes there, once; so does a file that is missing on one side
 //! failed(x, failure, now) -> Reply                  what the client gets when the backend did not answer
 //! sent(x, now)                                      all of the request is with the backend: the wait for its answer begins
 //! done(x, path, end, clock)                         exactly once: outcome, counters, one line of access log
@@ -17,7 +18,7 @@ use std::sync::Arc;
 
 use ahash::RandomState;
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, FailureKind, Mono, Outcome, Side, UserKey, Who};
+use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Mono, Outcome, Side, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -30,6 +31,7 @@ use super::reply::Reply;
 use crate::access_log::{AccessLog, Line};
 use crate::published::{Published, Snapshot};
 use crate::recorder::{InFlight, Origin, Recorder, UNMATCHED};
+use crate::rescue::Saving;
 use crate::upstream::Backend;
 
 /// The gate. One per process.
@@ -61,6 +63,45 @@ pub enum Step {
     Reply(Reply),
 }
 
+/// What to do with an answer of the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// Give it to the client.
+    Deliver,
+    /// Throw it away and ask [`Exchange::backend`], which is the other side now.
+    AskOtherSide,
+}
+
+/// How much of a request a backend may have seen when an attempt failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sent {
+    /// There was no connection.
+    Nothing,
+    /// All or a part of it, and it can be sent once more.
+    Repeatable,
+    /// All or a part of it, and what was sent is not there any more.
+    Gone,
+}
+
+/// Why a request was moved to the other side after it had been asked of the one decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Moved {
+    /// New failed, legacy saves it.
+    Failover,
+    /// The file was missing.
+    Fallback,
+}
+
+impl Moved {
+    /// The name used in headers and the access log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Failover => "failover",
+            Self::Fallback => "fallback",
+        }
+    }
+}
+
 /// What one request remembers from its start to its end.
 #[derive(Debug)]
 pub struct Exchange {
@@ -81,6 +122,8 @@ pub struct Exchange {
     who: Who,
     /// Whether the backend has all of the request.
     is_sent: bool,
+    /// Whether it has been moved to the side that was not decided.
+    moved: Option<Moved>,
 }
 
 /// How an attempt went wrong, as an engine sees it.
@@ -133,8 +176,15 @@ impl Exchange {
         self.rollout.map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
     }
 
+    /// The side that is asked now.
     fn side(&self) -> Side {
-        self.decision.map_or(Side::Legacy, |decision| decision.side)
+        let decided = self.decision.map_or(Side::Legacy, |decision| decision.side);
+        if self.moved.is_some() { decided.other() } else { decided }
+    }
+
+    /// Whether what comes of it says something about the side that is asked now. Whoever was moved there is no fair sample.
+    fn is_evidence(&self) -> bool {
+        self.moved.is_none() && self.decision.is_some_and(|decision| decision.reason.counts_as_evidence())
     }
 }
 
@@ -167,12 +217,13 @@ impl Gate {
             in_flight: None,
             who: Who::default(),
             is_sent: false,
+            moved: None,
             snapshot,
         };
         let host = head.host();
         let step = match self.refusal(head, host, &common.key_headers) {
             Some(reply) => Step::Reply(reply),
-            None => self.decide(&mut exchange, head, host.unwrap_or_default()),
+            None => self.decide(&mut exchange, head, conn, host.unwrap_or_default()),
         };
         if step == Step::Forward {
             if !head_has(head, &forward::TRACEPARENT) {
@@ -198,7 +249,7 @@ impl Gate {
         length.is_some_and(|length| length > self.limits.max_body).then_some(Reply::TOO_LARGE)
     }
 
-    fn decide(&self, exchange: &mut Exchange, head: &impl Head, host: &str) -> Step {
+    fn decide(&self, exchange: &mut Exchange, head: &impl Head, conn: &Conn, host: &str) -> Step {
         let snapshot = Arc::clone(&exchange.snapshot);
         let path = normalised(head.path());
         let Some(at) = snapshot.split.rollout_for(forward::without_port(host), &path, head.method().as_str()) else {
@@ -219,7 +270,7 @@ impl Gate {
                 Anonymous::Random => UserKey::Random(Bucket::of_hash(rand::rng().random())),
                 Anonymous::Cookie => {
                     minted = hex(rand::rng().random::<u128>());
-                    exchange.set_cookie = set_cookie(&minted);
+                    exchange.set_cookie = set_cookie(&minted, is_secure(head, conn));
                     UserKey::Known(minted.as_bytes())
                 }
             },
@@ -250,7 +301,7 @@ impl Gate {
     /// All of the request has been sent: from now on the backend makes the client wait.
     pub fn sent(&self, exchange: &mut Exchange, now: Mono) {
         exchange.is_sent = true;
-        let counts = exchange.answered.is_none() && exchange.decision.is_some_and(|decision| decision.reason.counts_as_evidence());
+        let counts = exchange.answered.is_none() && exchange.is_evidence();
         if let Some(in_flight) = exchange.in_flight.as_mut().filter(|_| counts) {
             in_flight.waits(exchange.who, now);
         }
@@ -263,9 +314,9 @@ impl Gate {
         }
         match (exchange.rollout, exchange.decision) {
             (Some(at), Some(decision)) => {
-                edits.set(&forward::BACKEND, HeaderValue::from_static(decision.side.name()));
+                edits.set(&forward::BACKEND, HeaderValue::from_static(exchange.side().name()));
                 edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
-                edits.set(&forward::REASON, HeaderValue::from_static(decision.reason.name()));
+                edits.set(&forward::REASON, HeaderValue::from_static(exchange.moved.map_or(decision.reason.name(), Moved::name)));
                 match decision.bucket {
                     Some(bucket) => edits.set(&forward::BUCKET, HeaderValue::from(bucket.number())),
                     None => edits.remove(&forward::BUCKET),
@@ -286,15 +337,70 @@ impl Gate {
         }
     }
 
-    /// The backend's first final answer. Informational ones do not count.
-    pub fn answered(&self, exchange: &mut Exchange, status: u16, now: Mono) {
+    /// The backend's first final answer, and what to do with it. Informational ones do not count. `can_repeat` is whether the whole request can be sent once more.
+    pub fn answered(&self, exchange: &mut Exchange, status: u16, head: &impl Head, can_repeat: bool, now: Mono) -> Answer {
         if status < 200 && status != 101 {
-            return;
+            return Answer::Deliver;
         }
         exchange.answered.get_or_insert(now);
         exchange.status = Some(status);
         if let Some(in_flight) = &mut exchange.in_flight {
             in_flight.is_answered();
+        }
+        let moves = match status {
+            _ if !can_repeat => false,
+            500.. => self.rescue(exchange, Failure { blame: Blame::Backend, kind: FailureKind::Status }, head, Sent::Repeatable, now),
+            404 => self.fall_back(exchange, head, now),
+            _ => false,
+        };
+        if moves { Answer::AskOtherSide } else { Answer::Deliver }
+    }
+
+    /// A request that failed on new before anything of the answer went out: whether legacy is asked now.
+    pub fn rescue(&self, exchange: &mut Exchange, failure: Failure, head: &impl Head, sent: Sent, now: Mono) -> bool {
+        let (Some(at), true) = (exchange.rollout, failure.blame == Blame::Backend) else { return false };
+        if exchange.moved.is_some() || exchange.side() != Side::New || !exchange.is_evidence() {
+            return false;
+        }
+        let allowed = match exchange.snapshot.split.rollouts[at].rule.failover {
+            Failover::Off => false,
+            Failover::Connect => sent == Sent::Nothing,
+            Failover::Safe => sent == Sent::Nothing || (sent == Sent::Repeatable && is_safe(head.method())),
+        };
+        if !allowed || !exchange.snapshot.prepared[at].backends[Side::Legacy].is_available() || !self.recorder.rescue(exchange.slot()).permit() {
+            return false;
+        }
+        exchange.failure = Some(failure);
+        self.move_over(exchange, Moved::Failover, head.path(), now);
+        true
+    }
+
+    /// A file that is missing on one side may be there on the other: assets are named by the build that needs them.
+    fn fall_back(&self, exchange: &mut Exchange, head: &impl Head, now: Mono) -> bool {
+        let Some(at) = exchange.rollout.filter(|_| exchange.moved.is_none() && matches!(*head.method(), Method::GET | Method::HEAD)) else { return false };
+        let rule = &exchange.snapshot.split.rollouts[at].rule;
+        // Empty for nearly everybody, and then the path is not even looked at.
+        if rule.fallback_on_404.is_empty() || !rule.falls_back(&normalised(head.path())) || !exchange.snapshot.prepared[at].backends[exchange.side().other()].is_available() {
+            return false;
+        }
+        exchange.status = None;
+        self.move_over(exchange, Moved::Fallback, head.path(), now);
+        true
+    }
+
+    /// Ends the request on the side that was decided, as what it was there, and begins it on the other.
+    fn move_over(&self, exchange: &mut Exchange, moved: Moved, path: &str, now: Mono) {
+        let latency_us = exchange.answered.unwrap_or(now).since(exchange.started);
+        let ending = Ending { outcome: outcome(exchange), status: None, latency_us: Some(cutover_core::time::micros(latency_us)), evidence: exchange.is_evidence() };
+        let epoch = exchange.rollout.map_or(0, |at| exchange.snapshot.split.rollouts[at].epoch);
+        if let Some(in_flight) = exchange.in_flight.take() {
+            in_flight.end(&ending, &Origin { who: exchange.who, path, epoch, at: now });
+        }
+        exchange.moved = Some(moved);
+        (exchange.answered, exchange.status, exchange.failure) = (None, None, None);
+        exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), None));
+        if let Some(at) = exchange.rollout {
+            exchange.backend = Arc::clone(&exchange.snapshot.prepared[at].backends[exchange.side()]);
         }
     }
 
@@ -303,9 +409,22 @@ impl Gate {
         if let Some(cookie) = &exchange.set_cookie {
             edits.append(&forward::SET_COOKIE, cookie.clone());
         }
-        if let (true, Some(at), Some(decision)) = (exchange.snapshot.common.settings.routing.expose_decision, exchange.rollout, exchange.decision) {
-            edits.set(&forward::BACKEND, HeaderValue::from_static(decision.side.name()));
+        if let (true, Some(at)) = (exchange.snapshot.common.settings.routing.expose_decision, exchange.rollout) {
+            edits.set(&forward::BACKEND, HeaderValue::from_static(exchange.side().name()));
             edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
+        }
+    }
+
+    /// What a gRPC backend says of a call whose answer began with 200, in the header or the trailer.
+    pub fn grpc_status(&self, exchange: &mut Exchange, code: &[u8]) {
+        match code {
+            b"0" => {}
+            // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what a server causes.
+            b"2" | b"4" | b"12" | b"13" | b"14" | b"15" => {
+                exchange.failure.get_or_insert(Failure { blame: Blame::Backend, kind: FailureKind::Status });
+            }
+            // The others are the caller's, as 4xx are.
+            _ => exchange.status = Some(400),
         }
     }
 
@@ -330,7 +449,11 @@ impl Gate {
             Outcome::Failure(FailureKind::Timeout) => Some(clock().since(exchange.started)),
             Outcome::Success | Outcome::ClientError | Outcome::Failure(_) | Outcome::Aborted | Outcome::Ignored => exchange.answered.map(|at| at.since(exchange.started)),
         };
-        let evidence = exchange.decision.is_some_and(|decision| decision.reason.counts_as_evidence());
+        let evidence = exchange.is_evidence();
+        if exchange.moved == Some(Moved::Failover) {
+            let saved = !matches!(outcome, Outcome::Failure(_));
+            self.recorder.rescue(exchange.slot()).count(if saved { Saving::Saved } else { Saving::Failed });
+        }
         let ending = Ending { outcome, status: end.status, latency_us: latency_us.map(cutover_core::time::micros), evidence };
         // Without a latency there was no answer, so the end is now; else it is known without asking the clock.
         let at = latency_us.map_or_else(&clock, |latency| exchange.started.forward(latency));
@@ -348,6 +471,7 @@ impl Gate {
                 status: end.status,
                 rollout: exchange.rollout.map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id)),
                 decision: exchange.decision,
+                moved: exchange.moved.map(Moved::name),
                 outcome,
                 client: exchange.client,
                 server: end.server,
@@ -374,6 +498,11 @@ fn outcome(exchange: &Exchange) -> Outcome {
         (None, Some(400..=499)) => Outcome::ClientError,
         (None, Some(_)) => Outcome::Success,
     }
+}
+
+/// Whether a method changes nothing, so that it may be asked twice.
+pub fn is_safe(method: &Method) -> bool {
+    matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 fn head_has(head: &impl Head, name: &HeaderName) -> bool {
@@ -454,8 +583,14 @@ fn write_hex(number: u128, digits: &mut [u8; 32]) {
     }
 }
 
-fn set_cookie(id: &str) -> Option<HeaderValue> {
-    HeaderValue::from_str(&format!("{MINTED_COOKIE}={id}; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000")).ok()
+/// Whether the client came over TLS, as far as we or a trusted proxy know.
+fn is_secure(head: &impl Head, conn: &Conn) -> bool {
+    conn.tls || (conn.trusted && head.first(&forward::FORWARDED_PROTO).is_some_and(|proto| proto.eq_ignore_ascii_case(b"https")))
+}
+
+fn set_cookie(id: &str, secure: bool) -> Option<HeaderValue> {
+    let secure = if secure { "; Secure" } else { "" };
+    HeaderValue::from_str(&format!("{MINTED_COOKIE}={id}; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000{secure}")).ok()
 }
 
 #[cfg(test)]
@@ -529,7 +664,7 @@ pub(crate) mod tests {
         }
     }
 
-    struct NoFiles;
+    pub(crate) struct NoFiles;
 
     impl cutover_config::Loader for NoFiles {
         fn read(&self, path: &str) -> Result<String, String> {
@@ -580,7 +715,7 @@ pub(crate) mod tests {
     }
 
     fn conn() -> Conn {
-        Conn::new(IpAddr::from([192, 0, 2, 7]), false)
+        Conn::new(IpAddr::from([192, 0, 2, 7]), false, false)
     }
 
     fn head(target: &str) -> TestHead {
@@ -705,10 +840,11 @@ pub(crate) mod tests {
             (None, failure(Blame::Backend, FailureKind::Timeout), Outcome::Failure(FailureKind::Timeout)),
             (None, None, Outcome::Ignored),
         ] {
-            let (mut exchange, _) = gate.request(&head("/checkout").with("x-user-id", "u"), &conn(), Mono::default());
+            let head = head("/checkout").with("x-user-id", "u");
+            let (mut exchange, _) = gate.request(&head, &conn(), Mono::default());
             if let Some(status) = status {
-                gate.answered(&mut exchange, 103, Mono::from_micros(1));
-                gate.answered(&mut exchange, status, Mono::from_micros(5_000));
+                gate.answered(&mut exchange, 103, &head, false, Mono::from_micros(1));
+                gate.answered(&mut exchange, status, &head, false, Mono::from_micros(5_000));
             }
             if let Some(failure) = failure {
                 gate.failed(&mut exchange, failure);

@@ -50,16 +50,18 @@ pub struct Conn {
     pub peer_value: HeaderValue,
     /// Whether its forwarding headers are believed.
     pub trusted: bool,
+    /// Whether it is encrypted.
+    pub tls: bool,
     /// Counts the turns of the connection: even while a request head is awaited, odd while a request is served. Written by the task of the connection alone.
     turn: AtomicU64,
 }
 
 impl Conn {
     /// A connection from this address.
-    pub fn new(peer: IpAddr, trusted: bool) -> Self {
+    pub fn new(peer: IpAddr, trusted: bool, tls: bool) -> Self {
         let peer = peer.to_canonical();
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, peer_value, trusted, turn: AtomicU64::new(0) }
+        Self { peer, peer_value, trusted, tls, turn: AtomicU64::new(0) }
     }
 
     /// A request head has come; its request is served now.
@@ -100,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_connection_takes_turns() {
-        let conn = Conn::new(IpAddr::from([192, 0, 2, 7]), false);
+        let conn = Conn::new(IpAddr::from([192, 0, 2, 7]), false, false);
         assert!(conn.turn().is_first() && conn.turn().awaits_a_head());
         conn.head_came();
         assert!(!conn.turn().awaits_a_head());

@@ -18,8 +18,10 @@ use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, Me
 use prometheus::{Encoder, TextEncoder};
 
 use crate::access_log::AccessLog;
+use crate::certificates::Certificates;
 use crate::clock;
 use crate::gateway::door::Connections;
+use crate::rescue::Saving;
 use crate::status::Report;
 use names::Name;
 
@@ -33,7 +35,7 @@ const BUCKETS_US: [u64; 20] = [
 ///
 /// # Errors
 /// Only what the encoder reports; families are valid by construction.
-pub fn render(report: &Report, connections: &Connections, access_log: &AccessLog) -> prometheus::Result<Vec<u8>> {
+pub fn render(report: &Report, connections: &Connections, certificates: &Certificates, access_log: &AccessLog) -> prometheus::Result<Vec<u8>> {
     let mut families = Families::default();
     let status = &report.status;
     for (rollout, measured) in status.rollouts.iter().zip(&report.measured) {
@@ -66,13 +68,21 @@ pub fn render(report: &Report, connections: &Connections, access_log: &AccessLog
             let count = report.rollbacks.iter().find(|(rollout, label, _)| **rollout == *id && label == rule).map_or(0, |(_, _, count)| *count);
             families.add(names::ROLLBACKS, &[id, rule], Value::Counter(count));
         }
+        for (saving, count) in Saving::ALL.into_iter().zip(measured.savings) {
+            families.add(names::FAILOVERS, &[id, saving.name()], Value::Counter(count));
+        }
         for reason in Reason::ALL {
             families.add(names::DECISIONS, &[id, reason.name()], Value::Counter(measured.totals.reasons[reason.index()]));
         }
     }
     families.side("", Side::Legacy, &report.unmatched.totals.legacy);
+    let now = clock::mono();
     for backend in report.common.backends.values() {
-        families.add(names::SERVERS, &[&backend.settings().name], Value::Gauge(backend.servers() as f64));
+        families.add(names::SERVERS, &[&backend.settings().name], Value::Gauge(backend.servers().iter().filter(|server| server.is_healthy(now)).count() as f64));
+    }
+    for certificate in certificates.standings() {
+        families.add(names::CERTIFICATE_EXPIRY, &[&certificate.path], Value::Gauge(certificate.expires_ms as f64 / 1e3));
+        families.add(names::CERTIFICATE_CURRENT, &[&certificate.path], Value::Gauge(f64::from(certificate.is_current)));
     }
     families.add(names::CONNECTIONS, &["open"], Value::Gauge(connections.open() as f64));
     families.add(names::CONNECTIONS_REFUSED, &[], Value::Counter(connections.refused()));

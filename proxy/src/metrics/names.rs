@@ -81,7 +81,23 @@ pub const SERVERS: Name = name(
     "cutover_backend_healthy_servers",
     "gauge",
     &["backend"],
-    "Servers of a backend that requests are sent to. Until active health checks exist: those whose name has an address.",
+    "Servers of a backend that requests are sent to: those that have an address, pass their checks and are not ejected.",
+);
+/// Saved requests.
+pub const FAILOVERS: Name = name(
+    "cutover_failovers_total",
+    "counter",
+    &["rollout", "result"],
+    "Requests that failed on new: \"saved\" were answered by legacy, \"failed\" failed there, too, \"denied\" came after a fifth of new's requests of the last ten seconds.",
+);
+/// Certificates.
+pub const CERTIFICATE_EXPIRY: Name = name("cutover_certificate_expiry_timestamp_seconds", "gauge", &["certificate"], "When a certificate in use expires, in seconds since 1970.");
+/// Certificates.
+pub const CERTIFICATE_CURRENT: Name = name(
+    "cutover_certificate_last_reload_successful",
+    "gauge",
+    &["certificate"],
+    "1 when the files of a certificate as they are now are in use, 0 when they cannot be used and the ones before stay.",
 );
 /// Connections.
 pub const CONNECTIONS: Name = name("cutover_connections", "gauge", &["state"], "Client connections that are open.");
@@ -102,7 +118,7 @@ pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], 
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 22] = [
+pub const ALL: [Name; 25] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -116,7 +132,10 @@ pub const ALL: [Name; 22] = [
     SHARED_CAUSE,
     ROLLBACKS,
     DECISIONS,
+    FAILOVERS,
     SERVERS,
+    CERTIFICATE_EXPIRY,
+    CERTIFICATE_CURRENT,
     CONNECTIONS,
     CONNECTIONS_REFUSED,
     RELOAD_SUCCESSFUL,

@@ -1,4 +1,9 @@
-//! Pingora's phases, translated to the gate. The only file that names pingora's request types; it decides nothing.
+//! Pingora's phases, translated to the gate. The only room that names pingora's request types; it decides nothing.
+//!
+//! Attempts, in this order and at most [`ATTEMPTS_ON_A_SIDE`] on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
+//! before the first byte; then the other side, if the gate says so.
+
+mod heads;
 
 use std::any::Any;
 use std::sync::Arc;
@@ -7,18 +12,25 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cutover_core::FailureKind;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
-use pingora::http::{HeaderNameVariant, RequestHeader, ResponseHeader};
+use http::{HeaderMap, Method, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::door::NO_TIMER;
-use super::gate::{Blame, End, Exchange, Failure, Gate, Step};
-use super::head::{Conn, Edits, Head};
+use super::door::{self, NO_TIMER};
+use super::gate::{Answer, Blame, End, Exchange, Failure, Gate, Sent, Step, is_safe};
+use super::head::Conn;
 use super::reply::{Reply, wants_html};
 use crate::clock;
+use crate::upstream::Chosen;
+use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, is_plain};
+
+/// A server of the backend, and one more.
+const ATTEMPTS_ON_A_SIDE: u8 = 2;
+/// Attempts for one request: pingora counts them all.
+pub const MAX_ATTEMPTS: usize = 2 * ATTEMPTS_ON_A_SIDE as usize;
 
 /// The proxy application. One per process.
 pub struct Adapter {
@@ -44,6 +56,30 @@ pub struct Context {
     end: End,
     body_bytes: u64,
     answer_begun: bool,
+    /// The server of the present attempt.
+    chosen: Option<Chosen>,
+    attempts_on_this_side: u8,
+    /// Whether a server has seen something of the request.
+    something_sent: bool,
+    /// Whether the answer is thrown away and the other side asked.
+    asks_other_side: bool,
+    is_grpc: bool,
+}
+
+impl Context {
+    /// The present attempt is over, and the next one goes to the other side.
+    fn turn_to_the_other_side(&mut self) {
+        self.chosen = None;
+        self.attempts_on_this_side = 0;
+        self.end.server = None;
+    }
+
+    /// The server of the present attempt gave no answer.
+    fn server_failed(&self) {
+        if let (Some(exchange), Some(chosen)) = (&self.exchange, &self.chosen) {
+            exchange.backend().failed(chosen.server(), clock::mono());
+        }
+    }
 }
 
 impl Adapter {
@@ -54,7 +90,7 @@ impl Adapter {
     }
 
     async fn reply(&self, session: &mut Session, reply: Reply) -> Result<()> {
-        let (body, content_type) = reply.body(wants_html(&RequestHead { head: session.req_header(), size: 0 }));
+        let (body, content_type) = reply.body(wants_html(&RequestHead::of(session)));
         let head_only = session.req_header().method == Method::HEAD;
         let mut response = ResponseHeader::build(reply.status, Some(4))?;
         response.insert_header(http::header::CONTENT_TYPE, content_type)?;
@@ -86,7 +122,8 @@ impl ProxyHttp for Adapter {
     }
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
-        let Some(conn) = context.conn.clone() else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
+        let Some(conn) = context.conn.clone().or_else(door::conn_of_task) else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
+        context.conn = Some(Arc::clone(&conn));
         conn.head_came();
         if session.get_keepalive().is_some() {
             session.set_keepalive(NO_TIMER);
@@ -96,7 +133,7 @@ impl ProxyHttp for Adapter {
         }
         session.set_write_timeout(Some(self.timeouts.write));
         session.set_total_drain_timeout(Some(self.timeouts.body_idle));
-        let size = session.as_downstream().as_http1().map_or(0, |h1| h1.get_headers_raw_bytes().len());
+        let size = session.as_downstream().as_http1().map_or_else(|| heads::size_of(session.req_header()), |h1| h1.get_headers_raw_bytes().len());
         let now = clock::mono();
         let (mut exchange, step) = self.gate.request(&RequestHead { head: session.req_header(), size }, &conn, now);
         if session.is_body_empty() {
@@ -113,19 +150,24 @@ impl ProxyHttp for Adapter {
     }
 
     async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
-        let backend = context.exchange.as_ref().map(Exchange::backend);
-        // A second attempt goes to another server than the first, and takes no turn from anybody.
-        let Some(peer) = backend.and_then(|backend| backend.next_peer(context.end.server)) else {
+        let (backend, now) = (context.exchange.as_ref().map(Exchange::backend), clock::mono());
+        // A second attempt goes to another server than the first, where there is one.
+        let chosen = backend.and_then(|backend| backend.choose(context.end.server, now).or_else(|| backend.choose(None, now)));
+        let Some(chosen) = chosen else {
             return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("no server has an address".into()), None));
         };
-        context.end.server = peer._address.as_inet().copied();
+        let peer = Box::new(chosen.server().peer().clone());
+        context.end.server = Some(chosen.server().address());
         context.end.attempts = context.end.attempts.saturating_add(1);
+        context.attempts_on_this_side += 1;
+        context.chosen = Some(chosen);
         Ok(peer)
     }
 
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
+        context.something_sent = true;
         let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
-        let head = RequestHead { head: session.req_header(), size: 0 };
+        let head = RequestHead::of(session);
         if is_plain(upstream) {
             let mut parts = http::request::Parts::from(std::mem::replace(upstream, RequestHeader::from(http::Request::new(()).into_parts().0)));
             parts.headers.reserve(OUR_HEADERS);
@@ -144,19 +186,47 @@ impl ProxyHttp for Adapter {
             // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the request body is larger than max_body").into_down());
         }
-        if let (true, Some(exchange)) = (end_of_stream, &mut context.exchange) {
-            self.gate.sent(exchange, clock::mono());
+        if end_of_stream {
+            // An empty last part would end a chunked body twice, and the second end would stand before the next request on that connection (cloudflare/pingora#935).
+            body.take_if(|body| body.is_empty());
+            if let Some(exchange) = &mut context.exchange {
+                self.gate.sent(exchange, clock::mono());
+            }
         }
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, _: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
-        if let Some(exchange) = &mut context.exchange {
-            self.gate.answered(exchange, response.status.as_u16(), clock::mono());
+        if response.status.is_informational() && response.status != 101 {
+            return Ok(());
         }
-        context.answer_begun |= !response.status.is_informational();
+        if let Some(chosen) = &context.chosen {
+            chosen.server().answered();
+        }
+        if let Some(exchange) = &mut context.exchange {
+            let can_repeat = can_repeat(session);
+            if self.gate.answered(exchange, response.status.as_u16(), &RequestHead::of(session), can_repeat, clock::mono()) == Answer::AskOtherSide {
+                context.turn_to_the_other_side();
+                context.asks_other_side = true;
+                let mut error = Error::create(ErrorType::HTTPStatus(response.status.as_u16()), ErrorSource::Upstream, None, None);
+                error.set_retry(true);
+                return Err(error);
+            }
+            context.is_grpc = response.headers.get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+            if let (true, Some(code)) = (context.is_grpc, response.headers.get("grpc-status")) {
+                self.gate.grpc_status(exchange, code.as_bytes());
+            }
+        }
+        context.answer_begun = true;
+        Ok(())
+    }
+
+    fn upstream_response_trailer_filter(&self, _: &mut Session, trailers: &mut HeaderMap, context: &mut Context) -> Result<()> {
+        if let (true, Some(exchange), Some(code)) = (context.is_grpc, &mut context.exchange, trailers.get("grpc-status")) {
+            self.gate.grpc_status(exchange, code.as_bytes());
+        }
         Ok(())
     }
 
@@ -167,20 +237,46 @@ impl ProxyHttp for Adapter {
         edits.failed.map_or(Ok(()), Err)
     }
 
-    fn fail_to_connect(&self, _: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
-        // Nothing was sent, so another server of the same backend may try. How often is bounded by pingora's `max_retries`.
-        error.set_retry(context.exchange.as_ref().is_some_and(|exchange| exchange.backend().servers() > 1));
+    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
+        context.server_failed();
+        let failure = failure_of(&error, false);
+        let Some(exchange) = &mut context.exchange else { return error };
+        let another = exchange.backend().servers().len() > 1 && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
+        let sent = match context.something_sent {
+            false => Sent::Nothing,
+            true if can_repeat(session) => Sent::Repeatable,
+            true => Sent::Gone,
+        };
+        let rescued = !another && self.gate.rescue(exchange, failure, &RequestHead::of(session), sent, clock::mono());
+        if rescued {
+            context.turn_to_the_other_side();
+        }
+        error.set_retry(another || rescued);
         error
     }
 
     /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
     /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
     fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
-        let is_safe = matches!(session.req_header().method, Method::GET | Method::HEAD | Method::OPTIONS);
-        if is_safe && !context.answer_begun && session.response_written().is_none() && !session.as_ref().retry_buffer_truncated() {
+        if std::mem::take(&mut context.asks_other_side) {
+            error.set_retry(true);
+            return error;
+        }
+        let may_repeat = is_safe(&session.req_header().method) && !context.answer_begun && can_repeat(session);
+        if may_repeat && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE {
             error.retry.decide_reuse(reused);
         } else {
             error.set_retry(false);
+        }
+        let failure = failure_of(&error, context.answer_begun);
+        if error.retry() || failure.blame != Blame::Backend || context.answer_begun {
+            return error;
+        }
+        context.server_failed();
+        let Some(exchange) = context.exchange.as_mut().filter(|exchange| exchange.is_sent()) else { return error };
+        if may_repeat && self.gate.rescue(exchange, failure, &RequestHead::of(session), Sent::Repeatable, clock::mono()) {
+            context.turn_to_the_other_side();
+            error.set_retry(true);
         }
         error
     }
@@ -230,6 +326,11 @@ impl ProxyHttp for Adapter {
     }
 }
 
+/// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body is still in the buffer.
+fn can_repeat(session: &Session) -> bool {
+    session.response_written().is_none_or(|response| response.status.is_informational()) && !session.as_ref().retry_buffer_truncated()
+}
+
 /// Pingora's error as our failure. The one place where its sources and types are read.
 fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     use ErrorType::{
@@ -250,139 +351,3 @@ fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     };
     Failure { blame, kind }
 }
-
-struct RequestHead<'a> {
-    head: &'a RequestHeader,
-    size: usize,
-}
-
-impl Head for RequestHead<'_> {
-    fn method(&self) -> &Method {
-        &self.head.method
-    }
-
-    fn path(&self) -> &str {
-        self.head.uri.path()
-    }
-
-    fn query(&self) -> Option<&str> {
-        self.head.uri.query()
-    }
-
-    fn host(&self) -> Option<&str> {
-        let of_target = self.head.uri.authority().map(http::uri::Authority::as_str);
-        of_target.or_else(|| self.head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()))
-    }
-
-    fn host_value(&self) -> Option<HeaderValue> {
-        match self.head.uri.authority() {
-            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-            None => self.head.headers.get(http::header::HOST).cloned(),
-        }
-    }
-
-    fn requires_host(&self) -> bool {
-        self.head.version >= Version::HTTP_11
-    }
-
-    fn size(&self) -> usize {
-        self.size
-    }
-
-    fn first(&self, name: &HeaderName) -> Option<&[u8]> {
-        self.head.headers.get(name).map(HeaderValue::as_bytes)
-    }
-
-    fn each<'b>(&'b self, name: &HeaderName, found: &mut dyn FnMut(&'b [u8])) {
-        self.head.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
-    }
-}
-
-/// How many headers the gate sets at most.
-const OUR_HEADERS: usize = 9;
-
-/// Names that pingora writes in this case when it keeps no record of what the client wrote.
-const CANONICAL: [&[u8]; 12] = [
-    b"Host",
-    b"Connection",
-    b"Content-Length",
-    b"Content-Type",
-    b"Content-Encoding",
-    b"Transfer-Encoding",
-    b"Cache-Control",
-    b"Date",
-    b"Accept-Ranges",
-    b"Age",
-    b"Server",
-    b"Set-Cookie",
-];
-
-/// Whether nothing is lost without pingora's record of the client's own spelling: names in lower case, as behind anything that speaks HTTP/2, and a target that its URI gives back byte for
-/// byte. Edits then need one map instead of two, which is most of what they cost. Any other spelling is kept, for backends that depend on it.
-fn is_plain(head: &RequestHeader) -> bool {
-    let mut plain = head.uri.authority().is_none() && head.uri.path_and_query().is_some_and(|target| target.as_str().as_bytes() == head.raw_path());
-    if plain && head.has_case() {
-        let looked_at = head.map(|name, _| {
-            if let HeaderNameVariant::Case(name) = name {
-                let name = name.as_slice();
-                plain &= !name.iter().any(u8::is_ascii_uppercase) || CANONICAL.contains(&name);
-            }
-            Ok(())
-        });
-        plain &= looked_at.is_ok();
-    }
-    plain
-}
-
-impl Edits for HeaderMap {
-    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        self.insert(name, value);
-    }
-
-    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        Self::append(self, name, value);
-    }
-
-    fn remove(&mut self, name: &HeaderName) {
-        Self::remove(self, name);
-    }
-
-    fn contains(&self, name: &HeaderName) -> bool {
-        self.contains_key(name)
-    }
-}
-
-/// Edits on pingora's heads. They fail only on header names and values that are not valid, which ours are by type; the first failure is kept.
-macro_rules! edits {
-    ($edits:ident, $head:ty) => {
-        struct $edits<'a> {
-            head: &'a mut $head,
-            failed: Option<Box<Error>>,
-        }
-
-        impl Edits for $edits<'_> {
-            fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
-                if let Err(error) = self.head.insert_header(name.as_str(), value) {
-                    self.failed.get_or_insert(error);
-                }
-            }
-
-            fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
-                if let Err(error) = self.head.append_header(name.as_str(), value) {
-                    self.failed.get_or_insert(error);
-                }
-            }
-
-            fn remove(&mut self, name: &HeaderName) {
-                self.head.remove_header(name);
-            }
-
-            fn contains(&self, name: &HeaderName) -> bool {
-                self.head.headers.contains_key(name)
-            }
-        }
-    };
-}
-
-edits!(RequestEdits, RequestHeader);
-edits!(ResponseEdits, ResponseHeader);

@@ -1,0 +1,144 @@
+//! How many requests that fail on new may be answered by legacy, and how that went.
+//!
+//! A backend that dies must not double the load on the other: of new's requests of the last ten seconds at most a fifth are saved, and at most [`AT_LEAST`] where there were only a few. The control
+//! loop hands out permits at each tick; the request path takes one only when a request has failed, so a request that succeeds pays nothing. Permits that were not used end with the tick.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::time::Duration;
+
+use cutover_core::Mono;
+
+/// Over this time new's requests and saved ones are counted.
+const SPAN: Duration = Duration::from_secs(10);
+/// One of so many may be saved.
+const ONE_OF: u64 = 5;
+/// So many in ten seconds may be saved however few there are: one a second is no load.
+const AT_LEAST: u64 = 10;
+
+/// What became of a request that failed on new and could have been saved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saving {
+    /// Legacy answered it.
+    Saved,
+    /// Legacy failed, too.
+    Failed,
+    /// Too many others were saved in the last ten seconds.
+    Denied,
+}
+
+impl Saving {
+    /// All, in the order of their counts.
+    pub const ALL: [Self; 3] = [Self::Saved, Self::Failed, Self::Denied];
+
+    /// The name used in metrics and the access log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Saved => "saved",
+            Self::Failed => "failed",
+            Self::Denied => "denied",
+        }
+    }
+}
+
+/// The permits and counts of one rollout, shared by all request threads.
+#[derive(Debug)]
+pub struct Rescue {
+    permits: AtomicI64,
+    taken: AtomicU64,
+    counts: [AtomicU64; 3],
+}
+
+impl Default for Rescue {
+    fn default() -> Self {
+        Self { permits: AtomicI64::new(AT_LEAST as i64), taken: AtomicU64::default(), counts: Default::default() }
+    }
+}
+
+impl Rescue {
+    /// Takes a permit. Without one the failure has to be shown, and is counted as denied.
+    pub fn permit(&self) -> bool {
+        let has_one = self.permits.fetch_sub(1, Ordering::Relaxed) > 0;
+        if has_one {
+            self.taken.fetch_add(1, Ordering::Relaxed);
+        } else {
+            self.count(Saving::Denied);
+        }
+        has_one
+    }
+
+    /// Counts what became of a request.
+    pub fn count(&self, saving: Saving) {
+        self.counts[saving as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The counts so far, in the order of [`Saving::ALL`].
+    pub fn counts(&self) -> [u64; 3] {
+        std::array::from_fn(|at| self.counts[at].load(Ordering::Relaxed))
+    }
+}
+
+/// What the control loop remembers to hand out permits of one rollout.
+#[derive(Clone, Debug, Default)]
+pub struct Ration {
+    /// Requests on new and permits taken so far, at the ticks of the last ten seconds.
+    seen: VecDeque<(Mono, u64, u64)>,
+}
+
+impl Ration {
+    /// Hands out the permits until the next tick. `requests` is how many new has been asked so far.
+    pub fn hand_out(&mut self, rescue: &Rescue, requests: u64, now: Mono) {
+        let taken = rescue.taken.load(Ordering::Relaxed);
+        while self.seen.len() > 1 && self.seen.get(1).is_some_and(|(at, ..)| now.since(*at) >= SPAN) {
+            self.seen.pop_front();
+        }
+        let (_, requests_before, taken_before) = self.seen.front().copied().unwrap_or((now, 0, 0));
+        self.seen.push_back((now, requests, taken));
+        let most = (requests.saturating_sub(requests_before) / ONE_OF).max(AT_LEAST);
+        let left = most.saturating_sub(taken.saturating_sub(taken_before));
+        rescue.permits.store(i64::try_from(left).unwrap_or(i64::MAX), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_a_fifth_of_news_requests_in_any_ten_seconds_are_saved() {
+        let (rescue, mut ration) = (Rescue::default(), Ration::default());
+        let tick = Duration::from_millis(250);
+        let mut now = Mono::default();
+        let mut requests = 0;
+        let mut saved: Vec<(u64, u64)> = Vec::new();
+        for tick_number in 0..400u64 {
+            ration.hand_out(&rescue, requests, now);
+            let before = rescue.taken.load(Ordering::Relaxed);
+            // All fail after half a minute, a hundred a tick.
+            for _ in 0..100 {
+                requests += 1;
+                if tick_number > 120 {
+                    rescue.permit();
+                }
+            }
+            saved.push((100, rescue.taken.load(Ordering::Relaxed) - before));
+            now = now.forward(tick);
+        }
+        for window in saved.windows(40).skip(40) {
+            let (asked, saved) = window.iter().fold((0, 0), |(asked, saved), (a, s)| (asked + a, saved + s));
+            assert!(saved * ONE_OF <= asked, "{saved} of {asked}");
+        }
+        let all: u64 = saved.iter().map(|(_, saved)| saved).sum();
+        assert!(all > 279 * 100 / ONE_OF * 9 / 10, "{all} were saved: the ration is used");
+        let [_, _, denied] = rescue.counts();
+        assert_eq!(denied + all, 279 * 100);
+    }
+
+    #[test]
+    fn where_there_are_few_requests_a_few_are_saved_all_the_same() {
+        let (rescue, mut ration) = (Rescue::default(), Ration::default());
+        assert!((0..AT_LEAST).all(|_| rescue.permit()) && !rescue.permit());
+        ration.hand_out(&rescue, 12, Mono::default());
+        assert!(!rescue.permit(), "the first ones are in the ration");
+    }
+}
