@@ -39,6 +39,7 @@ use crate::disk::Disk;
 use crate::gateway::adapter::Adapter;
 use crate::gateway::door::{Connections, Door};
 use crate::gateway::gate::{Gate, Limits};
+use crate::gateway::parking::{Parking, ParkingLimits};
 use crate::journal::Journal;
 use crate::published::{Common, Published, Snapshot};
 use crate::recorder::recorder;
@@ -214,7 +215,9 @@ impl Start {
         let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("proxy").enable_all().build()?;
         let (stop_accepting, accepting) = watch::channel(false);
-        let mut service = listening(&gate, &connections, settings, threads, &http);
+        let (parking, attendant) = Parking::new(Arc::clone(&published), ParkingLimits::default());
+        runtime.spawn(attendant.work());
+        let mut service = listening(&gate, parking, &connections, settings, threads, &http);
         let fds = hand_over(http_listeners, &http)?;
         runtime.spawn(async move { service.start_service(Some(fds), accepting, 1).await });
 
@@ -308,9 +311,9 @@ fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartErro
 }
 
 /// The listening service with our door before pingora's proxy.
-fn listening(gate: &Arc<Gate>, connections: &Arc<Connections>, settings: &Settings, threads: usize, addresses: &[SocketAddr]) -> Service<Door> {
+fn listening(gate: &Arc<Gate>, parking: Parking, connections: &Arc<Connections>, settings: &Settings, threads: usize, addresses: &[SocketAddr]) -> Service<Door> {
     let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
-    let proxy = pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(gate), &settings.listen));
+    let proxy = pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(gate), parking, &settings.listen));
     let mut service = Service::new("cutover".to_owned(), Door::new(proxy, Arc::clone(connections), &settings.listen));
     for address in addresses {
         let buffers = L4BufferSettings::default().read(READ_BUFFER).write(WRITE_BUFFER);

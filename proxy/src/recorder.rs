@@ -165,6 +165,12 @@ impl Recorder {
         self.with(slot, |local| self.record_locally(local, side, ending, origin));
     }
 
+    /// Counts a request of this slot as parked; dropping the guard counts it as one whose client left.
+    pub fn hold(self: &Arc<Self>, slot: usize) -> Held {
+        self.halted(slot, Halted::Held);
+        Held { recorder: Arc::clone(self), slot, ending: Halted::Left }
+    }
+
     /// Counts what maintenance did to a request of this slot.
     pub fn halted(&self, slot: usize, halted: Halted) {
         self.with(slot, |local| bump(&local.shards.legacy.halted[halted.index()], 1));
@@ -202,6 +208,27 @@ impl Recorder {
         let shards = Arc::new(PerSide::from_fn(|_| Shard::default()));
         self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, shards: Arc::clone(&shards) });
         Local { shards, watch: self.registry.watch(slot) }
+    }
+}
+
+/// A request that is parked.
+#[derive(Debug)]
+pub struct Held {
+    recorder: Arc<Recorder>,
+    slot: usize,
+    ending: Halted,
+}
+
+impl Held {
+    /// Counts how the wait ended.
+    pub fn end(mut self, ending: Halted) {
+        self.ending = ending;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.recorder.halted(self.slot, self.ending);
     }
 }
 

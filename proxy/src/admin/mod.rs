@@ -10,11 +10,12 @@
 //! | `POST /api/v1/rollouts/ID/set` | `{"percent": 10, "reason": "…"}`, written into the file | operator |
 //! | `POST /api/v1/rollouts/ID/rollback` | `{"reason": "…"}` | operator |
 //! | `POST /api/v1/rollouts/ID/rearm` | `{"reason": "…", "percent": 1}`; the percentage is optional | operator |
+//! | `PUT /api/v1/maintenance` | `{"rollout": "ID"\|null, "mode": "…", "for": "10m", "reason": "…"}`; `for` is optional | operator |
 //! | `POST /api/v1/reload` | reads the file now | operator |
 //! | `GET /api/v1/explain` | `user= host= path= method= header=K:V` | viewer |
 //! | `GET /api/v1/history` | `rollout= limit=` | viewer |
 //!
-//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately absent: the page, maintenance, events, the flag protocol.
+//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately absent: the page, events, the flag protocol.
 
 pub mod api;
 pub mod auth;
@@ -29,7 +30,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
@@ -98,6 +99,7 @@ fn router(admin: Admin) -> Router {
         .route("/api/v1/rollouts", get(api::rollouts))
         .route("/api/v1/rollouts/{id}", get(api::rollout))
         .route("/api/v1/rollouts/{id}/{verb}", post(api::act))
+        .route("/api/v1/maintenance", put(api::maintenance))
         .route("/api/v1/reload", post(api::reload))
         .route("/api/v1/explain", get(api::explain))
         .route("/api/v1/history", get(api::history))
@@ -116,6 +118,7 @@ async fn index() -> &'static str {
      POST /api/v1/rollouts/ID/set       {\"percent\": 10, \"reason\": \"...\"}\n\
      POST /api/v1/rollouts/ID/rollback  {\"reason\": \"...\"}\n\
      POST /api/v1/rollouts/ID/rearm     {\"reason\": \"...\"}\n\
+     PUT  /api/v1/maintenance           {\"rollout\": \"ID\" or null, \"mode\": \"off|read-only|hold|full\", \"for\": \"10m\", \"reason\": \"...\"}\n\
      POST /api/v1/reload                {\"reason\": \"...\"}\n\
      GET  /api/v1/explain?user=U&host=H&path=P\n\
      GET  /api/v1/history?rollout=ID&limit=N\n"

@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use cutover_core::guard::Rule;
 use cutover_core::histogram::lowest_of;
 use cutover_core::outcome::CODE_CLASSES;
-use cutover_core::{FailureKind, GuardSettings, Latencies, Phase, Reason, Side, Totals};
+use cutover_core::{FailureKind, GuardSettings, Latencies, Maintenance, Phase, Reason, Side, Totals};
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Quantile, Summary};
@@ -20,7 +20,8 @@ use prometheus::{Encoder, TextEncoder};
 use crate::access_log::AccessLog;
 use crate::clock;
 use crate::gateway::door::Connections;
-use crate::status::Report;
+use crate::recorder::{Halted, SlotTotals};
+use crate::status::{MaintenanceStatus, Report};
 use names::Name;
 
 /// The buckets of the duration histogram in microseconds; the guard's own latency limits join them.
@@ -69,8 +70,10 @@ pub fn render(report: &Report, connections: &Connections, access_log: &AccessLog
         for reason in Reason::ALL {
             families.add(names::DECISIONS, &[id, reason.name()], Value::Counter(measured.totals.reasons[reason.index()]));
         }
+        families.maintenance(id, rollout.maintenance.as_ref(), &measured.totals);
     }
     families.side("", Side::Legacy, &report.unmatched.totals.legacy);
+    families.maintenance("", status.maintenance.as_ref(), &report.unmatched);
     for backend in report.common.backends.values() {
         families.add(names::SERVERS, &[&backend.settings().name], Value::Gauge(backend.servers() as f64));
     }
@@ -121,6 +124,18 @@ impl Families {
         for kind in FailureKind::ALL {
             self.add(names::FAILURES, &[rollout, side.name(), kind.name()], Value::Counter(totals.counts.failures[kind.index()]));
         }
+    }
+
+    /// What is kept out, and what that did.
+    fn maintenance(&mut self, rollout: &str, in_force: Option<&MaintenanceStatus>, totals: &SlotTotals) {
+        let in_force = in_force.map_or(Maintenance::Off.name(), |maintenance| &maintenance.mode);
+        for mode in Maintenance::ALL {
+            self.add(names::MAINTENANCE, &[rollout, mode.name()], Value::Gauge(f64::from(mode.name() == in_force)));
+        }
+        for result in Halted::ALL {
+            self.add(names::MAINTENANCE_REQUESTS, &[rollout, result.name()], Value::Counter(totals.halted[result.index()]));
+        }
+        self.add(names::HELD, &[rollout], Value::Gauge(totals.parked() as f64));
     }
 
     fn add(&mut self, name: Name, labels: &[&str], value: Value<'_>) {
