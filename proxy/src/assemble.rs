@@ -297,7 +297,7 @@ fn open_state(directory: &Path) -> io::Result<(File, Restored, Journal)> {
     let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
     let restored = crate::state_file::restore(directory, had_a_life);
     if let Restored::Unreadable(why) = &restored {
-        tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed");
+        tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed, and maintenance is off");
     }
     let (journal, torn) = Journal::open(directory)?;
     if torn > 0 {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use cutover_core::guard::{Mode, millis, share};
 use cutover_core::maintenance::{Window, lasting};
 use cutover_core::rollout::{Cause, RECENT, SideNumbers, TickNumbers, TripNumbers};
-use cutover_core::{ControlPlane, PerSide, Percent, Rollout, Span, Split, Trip, Wall};
+use cutover_core::{ControlPlane, Maintenance, PerSide, Percent, Rollout, Span, Split, Trip, Wall};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -149,11 +149,13 @@ impl MaintenanceStatus {
         }
     }
 
-    /// All of it in one sentence.
+    /// All of it in one sentence; `held` requests are parked.
     pub fn sentence(&self, held: u64) -> String {
         let ends = self.remaining_seconds.map_or_else(String::new, |seconds| format!(", {} left", lasting(Duration::from_secs(seconds))));
         let of_everything = if self.scope == "all" { " for all rollouts" } else { "" };
         let parked = match held {
+            // Of another window that is still a hold, or of one just gone.
+            _ if self.mode != Maintenance::Hold.name() => String::new(),
             0 => String::new(),
             1 => "; 1 request is parked".to_owned(),
             held => format!("; {held} requests are parked"),

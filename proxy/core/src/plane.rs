@@ -369,7 +369,7 @@ impl ControlPlane {
     fn on_look(&mut self, observed: &[Observed<'_>], now: Now, look: impl Fn(&mut Rollout, &Observed<'_>) -> Vec<Judgement>) -> Vec<Effect> {
         let before = self.split();
         let none = PerSide::<Totals>::default();
-        let mut changed = self.over(now);
+        let mut changed: Vec<_> = self.over(now).into_iter().map(Box::new).collect();
 
         let mut said = Vec::new();
         let mut thawed = false;
@@ -443,37 +443,37 @@ impl ControlPlane {
                 return Ok(Vec::new());
             }
             let sentence = format!("maintenance is off by {}{}: {reason}", actor.name, self.maintenance.what_stays(&scope));
-            self.announce_maintenance(&scope, mode, None, actor, reason, &sentence, now)
+            self.maintained(&scope, Change::Maintenance { mode, until: None }, actor, reason, &sentence, now)
         } else {
             let until = lasts.map(|lasts| maintenance::after(now.wall, lasts));
             let window = Window { mode, since: now.wall, until, actor: actor.clone(), reason: reason.clone() };
             let sentence = window.sentence();
             self.maintenance.begin(scope.clone(), window, lasts.map(|lasts| now.mono.forward(lasts)));
-            self.announce_maintenance(&scope, mode, until, actor, reason, &sentence, now)
+            self.maintained(&scope, Change::Maintenance { mode, until }, actor, reason, &sentence, now)
         };
-        Ok(self.drop_effects([announcement]))
+        Ok(self.drop_effects([Box::new(announcement)]))
     }
 
     /// Ends the maintenance whose time has come.
-    fn over(&mut self, now: Now) -> Vec<Box<Announcement>> {
+    fn over(&mut self, now: Now) -> Vec<Announcement> {
         let over = self.maintenance.expire(now.mono);
         self.tell_of_ends(over, "its time is over", now)
     }
 
-    fn tell_of_ends(&self, over: Vec<(Scope, Window)>, why: &str, now: Now) -> Vec<Box<Announcement>> {
+    fn tell_of_ends(&self, over: Vec<(Scope, Window)>, why: &str, now: Now) -> Vec<Announcement> {
         let tell = |(scope, window): (Scope, Window)| {
             let lasted = window.until.map_or_else(String::new, |until| format!(" after {}", maintenance::lasting(maintenance::length(window.since, until))));
             let sentence = format!("maintenance is off{lasted}, it was {}{}: {why}", window.mode.name(), self.maintenance.what_stays(&scope));
-            self.announce_maintenance(&scope, Maintenance::Off, None, Actor::timer(), why.to_owned(), &sentence, now)
+            let change = Change::Maintenance { mode: Maintenance::Off, until: None };
+            self.maintained(&scope, change, Actor::timer(), why.to_owned(), &sentence, now)
         };
         over.into_iter().map(tell).collect()
     }
 
-    #[expect(clippy::too_many_arguments, reason = "an announcement is that many facts")]
-    fn announce_maintenance(&self, scope: &Scope, mode: Maintenance, until: Option<Wall>, actor: Actor, reason: String, sentence: &str, now: Now) -> Box<Announcement> {
+    fn maintained(&self, scope: &Scope, change: Change, actor: Actor, reason: String, sentence: &str, now: Now) -> Announcement {
         let effective = scope.as_deref().and_then(|id| self.rollout(id)).map(Rollout::effective);
         let sentence = format!("{}: {sentence}", maintenance::subject(scope));
-        Box::new(Announcement { at: now.wall, rollout: maintenance::scope_name(scope), change: Change::Maintenance { mode, until }, actor, reason, sentence, effective })
+        Announcement { at: now.wall, rollout: maintenance::scope_name(scope), change, actor, reason, sentence, effective }
     }
 
     fn unknown(&self, id: &str) -> CommandError {
@@ -485,7 +485,7 @@ impl ControlPlane {
         let mut announcements = Vec::new();
         if !self.started {
             let over = self.maintenance.resume(now);
-            announcements = self.tell_of_ends(over, "its time was over before the start", now);
+            announcements.extend(self.tell_of_ends(over, "its time was over before the start", now).into_iter().map(Box::new));
         }
         let mut previous: BTreeMap<Arc<str>, Rollout> = self.rollouts.drain(..).map(|rollout| (Arc::clone(rollout.id()), rollout)).collect();
         for settings in settings {

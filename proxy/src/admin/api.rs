@@ -182,7 +182,11 @@ pub async fn maintenance(
         Some(id) => (id.as_str(), of_rollout(id).and_then(|rollout| rollout.maintenance.as_ref()), of_rollout(id).map_or(0, |rollout| rollout.held_requests)),
         None => ("all rollouts", status.maintenance.as_ref(), status.held_requests),
     };
-    let sentence = in_force.map_or_else(|| format!("{of}: maintenance is off"), |maintenance| format!("{of}: {}", maintenance.sentence(held)));
+    let sentence = match in_force {
+        None => format!("{of}: maintenance is off"),
+        Some(maintenance) if wish.rollout.is_none() => maintenance.sentence(held),
+        Some(maintenance) => format!("{of}: {}", maintenance.sentence(held)),
+    };
     Ok(Json(Done { revision: status.revision, durable: applied.durable, dry_run: false, sentence }).into_response())
 }
 

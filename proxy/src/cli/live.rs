@@ -144,7 +144,8 @@ fn show(status: &crate::status::Status) -> Result<(), Failed> {
     for rollout in &status.rollouts {
         let style = if rollout.latch.is_some() { bad } else { good };
         out(&format!("{bold}{}{bold:#}  {style}{}{style:#}  {}", rollout.id, rollout.phase.replace('_', " "), rollout.sentence))?;
-        if let Some(maintenance) = &rollout.maintenance {
+        // That of everything is told once, above.
+        if let Some(maintenance) = rollout.maintenance.as_ref().filter(|maintenance| maintenance.scope == "rollout") {
             out(&format!("  {bad}{}{bad:#}", maintenance.sentence(rollout.held_requests)))?;
         }
         table(rollout)?;

@@ -122,9 +122,6 @@ fn hold_parks_requests_of_many_clients_and_releases_them_in_order_without_losing
     for (result, count) in [("held", CLIENTS), ("released", CLIENTS), ("refused", 0), ("expired", 0), ("left", 0)] {
         assert_eq!(proxy.metric(&format!("cutover_maintenance_requests_total{{rollout=\"checkout\",result=\"{result}\"}}")), Some(count as f64), "{result}");
     }
-    // The wait is no latency: nobody waited less than a moment, and a backend answers at once.
-    let p99 = proxy.rollout()["new"]["p99_ms"].as_f64().unwrap();
-    assert!(p99 < 250.0, "{p99} ms");
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
 
@@ -358,7 +355,9 @@ fn the_command_closes_opens_and_says_so() {
     let (_, stdout, _) = run(&["maintenance", "--all", "full", "--dry-run", "--reason", "CHG-8"]);
     assert_eq!(stdout, "all rollouts: maintenance would be full\n");
     let (_, stdout, _) = run(&["maintenance", "--all", "full", "--reason", "CHG-8", "--json"]);
-    assert_eq!(serde_json::from_str::<Value>(&stdout).unwrap()["durable"], true);
+    let done: Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(done["durable"], true);
+    assert!(done["sentence"].as_str().unwrap().starts_with("maintenance full for all rollouts since "), "{done}");
     let (code, stdout, stderr) = run(&["status"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert!(stdout.contains("maintenance full for all rollouts since ") && stdout.contains(", by ana: CHG-8"), "{stdout}");
