@@ -11,7 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use cutover_config::{AccessLog as Which, LogFormat};
-use cutover_core::{Decision, Outcome, Wall};
+use cutover_core::{Decision, Maintenance, Outcome, Wall};
 use http::{HeaderValue, Method};
 
 use crate::clock;
@@ -45,6 +45,10 @@ pub struct Line {
     pub decision: Option<Decision>,
     /// Why the other side was asked than the one decided, if it was.
     pub moved: Option<&'static str>,
+    /// What answered it in place of a backend; off for all that was decided.
+    pub maintenance: Maintenance,
+    /// How long it was parked before it was decided.
+    pub parked: Duration,
     /// What it says about the backend.
     pub outcome: Outcome,
     /// The client's address.
@@ -122,7 +126,8 @@ fn write_lines(receiver: &Receiver<Line>, format: LogFormat, mut out: impl Write
 fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
     let request_id = String::from_utf8_lossy(line.request_id.as_bytes());
     let side = line.decision.map(|decision| decision.side.name());
-    let reason = line.decision.map(|decision| decision.reason.name());
+    let maintenance = Some(line.maintenance).filter(|mode| *mode != Maintenance::Off).map(Maintenance::name);
+    let reason = line.decision.map(|decision| decision.reason.name()).or(maintenance.map(|_| "maintenance"));
     let bucket = line.decision.and_then(|decision| decision.bucket).map(cutover_core::Bucket::number);
     let error = match line.outcome {
         Outcome::Failure(kind) => Some(kind.name()),
@@ -143,10 +148,12 @@ fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
                 "cutover.reason": reason,
                 "cutover.bucket": bucket,
                 "cutover.moved": line.moved,
+                "cutover.maintenance": maintenance,
                 "error.kind": error,
                 "client.address": line.client.to_string(),
                 "server.address": line.server.map(|server| server.to_string()),
                 "duration_ms": millis(line.total),
+                "parked_ms": (!line.parked.is_zero()).then(|| millis(line.parked)),
                 "upstream_ms": line.upstream.map(millis),
                 "http.request.body.bytes": line.bytes_in,
                 "http.response.body.bytes": line.bytes_out,
@@ -157,7 +164,7 @@ fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
         }
         LogFormat::Text => write!(
             text,
-            "{} {} {} {:?} {} {}/{} {:.1}ms{}{} id={:?}",
+            "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{} id={:?}",
             clock::rfc3339(line.at),
             line.client,
             line.method,
@@ -166,6 +173,7 @@ fn render(line: &Line, format: LogFormat, text: &mut Vec<u8>) {
             line.rollout.as_deref().unwrap_or("-"),
             side.unwrap_or("-"),
             millis(line.total),
+            maintenance.map(|mode| format!(" maintenance={mode}")).unwrap_or_default(),
             error.map(|error| format!(" error={error}")).unwrap_or_default(),
             line.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
             request_id,
@@ -192,6 +200,8 @@ mod tests {
             rollout: Some("checkout".into()),
             decision: Some(Decision { side: Side::New, bucket: Some(Salt::new("checkout").bucket(b"u")), reason: Reason::Bucket }),
             moved: None,
+            maintenance: Maintenance::Off,
+            parked: Duration::ZERO,
             outcome,
             client: IpAddr::from([192, 0, 2, 7]),
             server: Some(([127, 0, 0, 1], 3000).into()),

@@ -3,7 +3,7 @@
 //! Start: read the file (or the last good one) -> read the saved state -> bind both ports -> publish -> control, watch, admin -> accept. A port that is in use is an error here, at once: pingora
 //! would retry for half a minute and then panic inside a task while the process lives on. So the sockets are ours and are handed over.
 //!
-//! Stop: readiness falls -> the listeners close, idle connections with them -> requests in flight finish, as long as the bound allows -> state and log are written -> done. A process without work
+//! Stop: readiness falls, clients are told to come on another connection -> the listeners close, idle connections with them -> requests in flight finish, as long as the bound allows -> state and log are written -> done. A process without work
 //! ends at once.
 
 use std::fs::File;
@@ -12,7 +12,6 @@ use std::net::{SocketAddr, TcpListener};
 use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -40,8 +39,10 @@ use crate::disk::Disk;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
 use crate::gateway::door::{Connections, Door, Entrance};
 use crate::gateway::gate::{Gate, Limits};
+use crate::gateway::parking::{Parking, ParkingLimits};
 use crate::journal::Journal;
 use crate::published::{Common, Published, Snapshot};
+use crate::readiness::Readiness;
 use crate::recorder::recorder;
 use crate::source::{LAST_GOOD, Source, SourceError};
 use crate::status::ConfigStatus;
@@ -130,7 +131,7 @@ pub struct Running {
     pub control: ControlHandle,
     /// To the watched file.
     pub watch: WatchHandle,
-    ready: Arc<AtomicBool>,
+    ready: Arc<Readiness>,
     connections: Arc<Connections>,
     stop_accepting: watch::Sender<bool>,
     stop: watch::Sender<bool>,
@@ -225,9 +226,11 @@ impl Start {
         let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("proxy").enable_all().build()?;
         let (stop_accepting, accepting) = watch::channel(false);
+        let (parking, attendant) = Parking::new(Arc::clone(&published), ParkingLimits::default());
+        runtime.spawn(attendant.work());
         let (closing, is_closing) = watch::channel(false);
         let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
-        let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), &settings.listen)));
+        let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, &settings.listen)));
         let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), is_closing.clone(), &settings.listen);
         let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(http_listeners, &http)?)];
         if !https.is_empty() {
@@ -239,7 +242,7 @@ impl Start {
             runtime.spawn(async move { service.start_service(Some(fds), accepting, 1).await });
         }
 
-        let ready = Arc::new(AtomicBool::new(true));
+        let ready: Arc<Readiness> = Arc::default();
         let admin_state = Admin {
             control: control.clone(),
             watch: watch_handle.clone(),
@@ -273,13 +276,27 @@ impl Start {
 }
 
 impl Running {
-    /// Stops: finishes what is in flight, at most for `grace`, and says how many connections had to be cut. `hurry` ends the wait.
-    pub fn stop(self, grace: Duration, hurry: impl Fn() -> bool) -> usize {
-        self.ready.store(false, Ordering::Release);
+    /// Stops, and says how many connections had to be cut. `hurry` ends all waiting.
+    ///
+    /// For `lead` all goes on, while load balancers see that readiness has fallen and clients are told with every answer to come on another connection; without clients, and without anybody who
+    /// asks for readiness, there is nothing to wait for. Then the listeners close, idle connections with them, and what is in flight finishes, at most for `grace`.
+    pub fn stop(self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
+        self.ready.fall();
+        let _ = self.closing.send(true);
+        let wait = |longest: Duration, is_done: &dyn Fn() -> bool| {
+            let started = clock::mono();
+            while !is_done() && clock::mono().since(started) < longest {
+                if hurry() {
+                    return true;
+                }
+                std::thread::sleep(DRAIN_LOOK);
+            }
+            false
+        };
+        let hurried = wait(lead, &|| self.connections.open() == 0 && self.ready.is_fall_known());
         let _ = self.stop_accepting.send(true);
-        let started = clock::mono();
-        while self.connections.open() > 0 && clock::mono().since(started) < grace && !hurry() {
-            std::thread::sleep(DRAIN_LOOK);
+        if !hurried {
+            wait(grace, &|| self.connections.open() == 0);
         }
         let cut = self.connections.open();
         self.runtime.shutdown_timeout(Duration::from_millis(100));
@@ -331,7 +348,7 @@ fn open_state(directory: &Path) -> io::Result<(File, Restored, Journal)> {
     let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
     let restored = crate::state_file::restore(directory, had_a_life);
     if let Restored::Unreadable(why) = &restored {
-        tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed");
+        tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed, and maintenance is off");
     }
     let (journal, torn) = Journal::open(directory)?;
     if torn > 0 {

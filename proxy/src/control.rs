@@ -15,7 +15,7 @@ use std::time::Duration;
 use cutover_core::plane::Change;
 use cutover_core::simulate::WAKE_PAUSE;
 use cutover_core::witness::tick_of;
-use cutover_core::{ControlPlane, Effect, Event, Mono, Observed, PerSide, Rule, Split, TICK, Totals};
+use cutover_core::{ControlPlane, Effect, Event, Maintenance, Mono, Observed, PerSide, Rule, Split, TICK, Totals};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
@@ -180,25 +180,29 @@ impl Control {
                 self.config.problems = Some(problems);
             }
             Message::Command { rollout, command, actor, reason, if_revision, reply } => {
-                let answer = match if_revision {
-                    Some(expected) if expected != self.plane.revision() => Err(Refusal::Revision { expected, found: self.plane.revision() }),
-                    Some(_) | None => match self.plane.on(Event::Command { rollout: &rollout, command, actor, reason }, clock::now()) {
-                        Ok(effects) => {
-                            self.aim();
-                            let durable = self.carry_out(effects).await;
-                            self.journal_written().await;
-                            Ok(Applied { revision: self.plane.revision(), durable })
-                        }
-                        Err(refused) => Err(refused.into()),
-                    },
-                };
-                let _ = reply.send(answer);
+                let _ = reply.send(self.obey(Event::Command { rollout: &rollout, command, actor, reason }, if_revision).await);
+            }
+            Message::Maintenance { wish, actor, reason, if_revision, reply } => {
+                let event = Event::Maintenance { rollout: wish.rollout.as_deref(), mode: wish.mode, lasts: wish.lasts, actor, reason };
+                let _ = reply.send(self.obey(event, if_revision).await);
             }
             Message::Report(reply) => {
                 self.reader.read();
                 let _ = reply.send(self.report());
             }
         }
+    }
+
+    /// Does what somebody wants, if nothing has changed since they looked.
+    async fn obey(&mut self, event: Event<'_>, if_revision: Option<u64>) -> Result<Applied, Refusal> {
+        if let Some(expected) = if_revision.filter(|expected| *expected != self.plane.revision()) {
+            return Err(Refusal::Revision { expected, found: self.plane.revision() });
+        }
+        let effects = self.plane.on(event, clock::now())?;
+        self.aim();
+        let durable = self.carry_out(effects).await;
+        self.journal_written().await;
+        Ok(Applied { revision: self.plane.revision(), durable })
     }
 
     /// Carries out effects in order, and says whether the state is durable.
@@ -224,7 +228,7 @@ impl Control {
                     if let Change::RolledBack(trip) = &announcement.change {
                         *self.rollbacks.entry((Arc::clone(&announcement.rollout), trip.cause.label().to_owned())).or_default() += 1;
                         tracing::error!(rollout = %announcement.rollout, change = "rollback", rule = trip.cause.label(), "{}", announcement.sentence);
-                    } else if matches!(announcement.change, Change::SharedCause | Change::Held | Change::DryRunBreach) {
+                    } else if is_degraded(&announcement.change) {
                         tracing::warn!(rollout = %announcement.rollout, change = announcement.change.name(), "{}", announcement.sentence);
                     } else {
                         tracing::info!(rollout = %announcement.rollout, change = announcement.change.name(), actor = announcement.actor.name, "{}", announcement.sentence);
@@ -269,17 +273,27 @@ impl Control {
 
     fn report(&self) -> Report {
         let totals = |slot: usize| self.reader.slot(slot_of(slot)).cloned().unwrap_or_default();
+        let unmatched = self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default);
         Report {
-            status: status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), totals),
+            status: status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), &unmatched, totals),
             measured: self
                 .plane
                 .rollouts()
                 .iter()
                 .map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout), savings: self.reader.savings(slot_of(rollout.slot())) })
                 .collect(),
-            unmatched: self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default),
+            unmatched,
             common: Arc::clone(&self.common),
             rollbacks: self.rollbacks.iter().map(|((rollout, label), count)| (Arc::clone(rollout), label.clone(), *count)).collect(),
         }
+    }
+}
+
+/// Whether a change means that users get less than they should, short of a rollback.
+fn is_degraded(change: &Change) -> bool {
+    match change {
+        Change::SharedCause | Change::Held | Change::DryRunBreach => true,
+        Change::Maintenance { mode, .. } => *mode != Maintenance::Off,
+        Change::Started | Change::Added | Change::Removed | Change::Percent { .. } | Change::Settings | Change::RolledBack(_) | Change::Rearmed | Change::SharedCauseEnded => false,
     }
 }

@@ -1,8 +1,9 @@
 //! The door to the control plane: send it something, await the answer. Cheap to clone; everything that changes a rollout goes through here or through the file.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use cutover_core::{Actor, Command, CommandError};
+use cutover_core::{Actor, Command, CommandError, Maintenance};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::published::Common;
@@ -51,8 +52,32 @@ pub enum Message {
         /// The answer.
         reply: oneshot::Sender<Result<Applied, Refusal>>,
     },
+    /// Somebody wants something kept out, or let in again.
+    Maintenance {
+        /// What.
+        wish: MaintenanceWish,
+        /// Who.
+        actor: Actor,
+        /// Why.
+        reason: String,
+        /// Only at this revision.
+        if_revision: Option<u64>,
+        /// The answer.
+        reply: oneshot::Sender<Result<Applied, Refusal>>,
+    },
     /// Somebody wants to know how things stand.
     Report(oneshot::Sender<Report>),
+}
+
+/// What is to be kept out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MaintenanceWish {
+    /// Of one rollout, or of everything.
+    pub rollout: Option<String>,
+    /// The mode from now on.
+    pub mode: Maintenance,
+    /// For how long; `None` until somebody says otherwise.
+    pub lasts: Option<Duration>,
 }
 
 /// Something was done.
@@ -117,6 +142,16 @@ impl ControlHandle {
     pub async fn command(&self, rollout: String, command: Command, actor: Actor, reason: String, if_revision: Option<u64>) -> Result<Result<Applied, Refusal>, Gone> {
         let (reply, answer) = oneshot::channel();
         self.0.send(Message::Command { rollout, command, actor, reason, if_revision, reply }).await.map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Begins or ends maintenance.
+    ///
+    /// # Errors
+    /// When the loop has ended; inside, when it is refused.
+    pub async fn maintenance(&self, wish: MaintenanceWish, actor: Actor, reason: String, if_revision: Option<u64>) -> Result<Result<Applied, Refusal>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.send(Message::Maintenance { wish, actor, reason, if_revision, reply }).await.map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 

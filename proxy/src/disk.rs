@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use cutover_core::plane::Standing;
+use cutover_core::plane::Standings;
 use tokio::sync::oneshot;
 
 use crate::journal::{Journal, Record};
@@ -27,7 +27,7 @@ pub struct Disk {
 
 #[derive(Debug)]
 enum Job {
-    Save(Vec<Standing>, oneshot::Sender<bool>),
+    Save(Standings, oneshot::Sender<bool>),
     Append(Box<Record>),
     LastGood(String),
     Flush(oneshot::Sender<()>),
@@ -47,7 +47,7 @@ impl Disk {
     }
 
     /// Makes the standings durable; the answer is whether they are. The state stays wanted: if it fails it is tried again.
-    pub fn save(&self, standings: Vec<Standing>) -> oneshot::Receiver<bool> {
+    pub fn save(&self, standings: Standings) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
         // A thread that is gone drops `done`, which reads as "not durable".
         let _ = self.sender.send(Job::Save(standings, done));
@@ -81,7 +81,7 @@ struct Writer {
     directory: PathBuf,
     journal: Journal,
     durable: Arc<AtomicBool>,
-    unsaved: Option<Vec<Standing>>,
+    unsaved: Option<Standings>,
     lines: VecDeque<Record>,
     last_good: Option<String>,
     complained: bool,

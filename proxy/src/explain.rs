@@ -1,12 +1,12 @@
 //! Why a request goes where it goes: the same functions as on the request path, with each step told.
 
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, PerSide, Side, Split, UserKey};
+use cutover_core::{Anonymous, Ask, Bucket, PerSide, Restriction, Side, Split, Treatment, UserKey};
 use http::{HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
 use crate::gateway::forward::without_port;
-use crate::gateway::gate::normalised;
+use crate::gateway::gate::{is_safe, normalised};
 use crate::gateway::head::Head;
 use crate::gateway::identity::{self, Identity, MINTED_COOKIE};
 use crate::published::PreparedKey;
@@ -38,6 +38,9 @@ pub struct Explanation {
     pub backend: Option<String>,
     /// The step that decided.
     pub reason: Option<String>,
+    /// The mode of maintenance that answers it in place of a backend, or parks it; where it would go without is told all the same.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<String>,
     /// Where the user key was found.
     pub key_source: Option<String>,
     /// The user's bucket.
@@ -52,9 +55,15 @@ pub struct Explanation {
 pub fn explain(split: &Split, default_backend: &str, question: &Question, available: impl Fn(usize) -> PerSide<bool>) -> Explanation {
     let path = normalised(question.path());
     let host = without_port(&question.host);
-    let mut explanation = Explanation { rollout: None, side: None, backend: None, reason: None, key_source: None, bucket: None, effective_percent: None, steps: Vec::new() };
+    let mut explanation =
+        Explanation { rollout: None, side: None, backend: None, reason: None, maintenance: None, key_source: None, bucket: None, effective_percent: None, steps: Vec::new() };
     let asked = format!("{} {host}{path}", question.method);
-    let Some(at) = split.rollout_for(host, &path, question.method.as_str()) else {
+    let at = split.rollout_for(host, &path, question.method.as_str());
+    if let Some(step) = closed(split.restriction(at), &question.method) {
+        explanation.maintenance = Some(split.restriction(at).mode.name().to_owned());
+        explanation.steps.push(step);
+    }
+    let Some(at) = at else {
         explanation.steps.push(format!("no rollout matches {asked}: it goes to the default backend `{default_backend}`"));
         explanation.backend = Some(default_backend.to_owned());
         return explanation;
@@ -110,6 +119,17 @@ pub fn explain(split: &Split, default_backend: &str, question: &Question, availa
     explanation.reason = Some(decision.reason.name().to_owned());
     explanation.bucket = decision.bucket.map(Bucket::number);
     explanation
+}
+
+/// What maintenance does to the request, if it does anything.
+fn closed(restriction: Restriction, method: &Method) -> Option<String> {
+    let mode = restriction.mode.name();
+    let without = "a tester's override passes; without maintenance";
+    match restriction.mode.treats(is_safe(method)) {
+        Treatment::Pass => None,
+        Treatment::Hold => Some(format!("maintenance is {mode}, so it is parked and then decided anew; {without}:")),
+        Treatment::Refuse => Some(format!("maintenance is {mode}, so it is answered with 503; {without}:")),
+    }
 }
 
 fn reason_sentence(reason: cutover_core::Reason, side: Side, bucket: Option<Bucket>, rollout: &cutover_core::RolloutSplit) -> String {

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use cutover_core::maintenance::EVERYTHING;
 use cutover_core::plane::{Announcement, Change};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -24,20 +25,21 @@ const GENESIS: &str = "000000000000000000000000000000000000000000000000000000000
 pub struct Record {
     /// When, RFC 3339.
     pub at: String,
-    /// Which rollout.
+    /// Which rollout; `*` for a change that concerns all of them.
     pub rollout: String,
-    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`, `shared_cause`, `shared_cause_ended`, held.
+    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`, `shared_cause`, `shared_cause_ended`, held, maintenance.
     pub change: String,
     /// Who.
     pub actor: String,
-    /// Through which door: file, cli, ui, api, guard, start.
+    /// Through which door: file, cli, ui, api, guard, start, timer.
     pub source: String,
     /// Why.
     pub reason: String,
     /// All of it in one sentence.
     pub sentence: String,
-    /// The share of users on new from then on.
-    pub effective_percent: f64,
+    /// The share of users on new from then on; of a change to one rollout.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub effective_percent: Option<f64>,
     /// The share asked for before, for a changed percentage.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub from_percent: Option<f64>,
@@ -47,6 +49,12 @@ pub struct Record {
     /// What forced a rollback.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub trip: Option<TripStatus>,
+    /// The mode from then on, for a changed maintenance.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub maintenance: Option<String>,
+    /// When it ends by itself, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub until: Option<String>,
     /// SHA-256 of the line before, in hex.
     #[serde(default)]
     pub previous: String,
@@ -55,9 +63,26 @@ pub struct Record {
 impl Record {
     /// The record of an announcement; its place in the chain comes when it is appended.
     pub fn new(announcement: &Announcement) -> Self {
-        let (from, to, trip) = match &announcement.change {
-            Change::Percent { from, to } => (Some(percent(*from)), Some(percent(*to)), None),
-            Change::RolledBack(trip) => (None, None, Some(TripStatus::new(trip))),
+        let mut record = Self {
+            at: clock::rfc3339(announcement.at),
+            rollout: announcement.rollout.to_string(),
+            change: announcement.change.name().to_owned(),
+            actor: announcement.actor.name.clone(),
+            source: announcement.actor.source.name().to_owned(),
+            reason: announcement.reason.clone(),
+            sentence: announcement.sentence.clone(),
+            effective_percent: announcement.effective.map(percent),
+            from_percent: None,
+            to_percent: None,
+            trip: None,
+            maintenance: None,
+            until: None,
+            previous: String::new(),
+        };
+        match &announcement.change {
+            Change::Percent { from, to } => (record.from_percent, record.to_percent) = (Some(percent(*from)), Some(percent(*to))),
+            Change::RolledBack(trip) => record.trip = Some(TripStatus::new(trip)),
+            Change::Maintenance { mode, until } => (record.maintenance, record.until) = (Some(mode.name().to_owned()), until.map(clock::rfc3339)),
             Change::Started
             | Change::Added
             | Change::Removed
@@ -66,22 +91,14 @@ impl Record {
             | Change::DryRunBreach
             | Change::SharedCause
             | Change::SharedCauseEnded
-            | Change::Held => (None, None, None),
-        };
-        Self {
-            at: clock::rfc3339(announcement.at),
-            rollout: announcement.rollout.to_string(),
-            change: announcement.change.name().to_owned(),
-            actor: announcement.actor.name.clone(),
-            source: announcement.actor.source.name().to_owned(),
-            reason: announcement.reason.clone(),
-            sentence: announcement.sentence.clone(),
-            effective_percent: percent(announcement.effective),
-            from_percent: from,
-            to_percent: to,
-            trip,
-            previous: String::new(),
+            | Change::Held => {}
         }
+        record
+    }
+
+    /// Whether it tells of this rollout; what concerns all tells of each.
+    pub fn tells_of(&self, rollout: &str) -> bool {
+        self.rollout == rollout || self.rollout == EVERYTHING
     }
 }
 
@@ -181,10 +198,12 @@ mod tests {
             source: "cli".to_owned(),
             reason: "CHG-7".to_owned(),
             sentence: sentence.to_owned(),
-            effective_percent: 12.5,
+            effective_percent: Some(12.5),
             from_percent: Some(5.0),
             to_percent: Some(12.5),
             trip: None,
+            maintenance: None,
+            until: None,
             previous: String::new(),
         }
     }

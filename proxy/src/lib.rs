@@ -20,6 +20,7 @@ pub mod health;
 pub mod journal;
 pub mod metrics;
 pub mod published;
+pub mod readiness;
 pub mod recorder;
 pub mod replay;
 pub mod rescue;

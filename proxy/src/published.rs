@@ -1,7 +1,7 @@
 //! The one handle through which the control plane reaches the data path: a snapshot swapped as a whole.
 //!
 //! Everything that must agree is in one [`Snapshot`]: percentages, latches, backends, header values. A request takes one at its start and keeps it to its end, so it sees one version
-//! of the file. Only control swaps; the gateway reads.
+//! of the file. Only control swaps; the gateway reads. Whoever waits for a change is told of each.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,28 +10,38 @@ use arc_swap::ArcSwap;
 use cutover_config::Settings;
 use cutover_core::{KeySource, PerSide, Side, Split};
 use http::{HeaderName, HeaderValue};
+use tokio::sync::watch;
 
 use crate::recorder::slot_of;
 use crate::upstream::Backend;
 
 /// The snapshot in force.
 #[derive(Debug)]
-pub struct Published(ArcSwap<Snapshot>);
+pub struct Published {
+    snapshot: ArcSwap<Snapshot>,
+    changes: watch::Sender<()>,
+}
 
 impl Published {
     /// Begins with this snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self(ArcSwap::from_pointee(snapshot))
+        Self { snapshot: ArcSwap::from_pointee(snapshot), changes: watch::Sender::new(()) }
     }
 
     /// The snapshot in force.
     pub fn load(&self) -> Arc<Snapshot> {
-        self.0.load_full()
+        self.snapshot.load_full()
+    }
+
+    /// Tells of each snapshot that comes into force from now on.
+    pub fn changes(&self) -> watch::Receiver<()> {
+        self.changes.subscribe()
     }
 
     /// Puts a snapshot in force for every request that starts from now on. For the control plane only.
     pub(crate) fn swap(&self, snapshot: Snapshot) {
-        self.0.store(Arc::new(snapshot));
+        self.snapshot.store(Arc::new(snapshot));
+        self.changes.send_replace(());
     }
 }
 

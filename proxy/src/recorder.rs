@@ -11,6 +11,8 @@
 //! Who was hurt is counted by the core's [`Watch`], one for each rollout, shared by all threads: bad and slow requests pay for it. A failure on new also rings a bell, so that the judge need not
 //! wait for its tick. Requests without an answer are counted by the tick in which they began to wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without
 //! looking at any request.
+//!
+//! What maintenance did to requests is counted apart: it says nothing about any backend.
 
 use std::cell::RefCell;
 use std::ops::Range;
@@ -90,6 +92,44 @@ pub struct Origin<'a> {
     pub at: Mono,
 }
 
+/// What maintenance did to a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halted {
+    /// Answered with 503 at once.
+    Refused,
+    /// Parked.
+    Held,
+    /// Let go after it was parked, to be decided.
+    Released,
+    /// Answered with 503 after it was parked for as long as may be.
+    Expired,
+    /// Its client hung up while it was parked.
+    Left,
+}
+
+impl Halted {
+    /// How many there are.
+    pub const COUNT: usize = 5;
+    /// All of them, in the order of their index.
+    pub const ALL: [Self; Self::COUNT] = [Self::Refused, Self::Held, Self::Released, Self::Expired, Self::Left];
+
+    /// The name in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Held => "held",
+            Self::Released => "released",
+            Self::Expired => "expired",
+            Self::Left => "left",
+        }
+    }
+
+    /// The place in arrays of counts.
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+}
+
 /// A recorder and its one reader.
 pub fn recorder() -> (Arc<Recorder>, Reader) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
@@ -132,6 +172,17 @@ impl Recorder {
         self.with(slot, |local| self.record_locally(local, side, ending, origin));
     }
 
+    /// Counts a request of this slot as parked; dropping the guard counts it as one whose client left.
+    pub fn hold(self: &Arc<Self>, slot: usize) -> Held {
+        self.halted(slot, Halted::Held);
+        Held { recorder: Arc::clone(self), slot, ending: Halted::Left }
+    }
+
+    /// Counts what maintenance did to a request of this slot.
+    pub fn halted(&self, slot: usize, halted: Halted) {
+        self.with(slot, |local| bump(&local.shards.legacy.halted[halted.index()], 1));
+    }
+
     fn record_locally(&self, local: &Local, side: Side, ending: &Ending, origin: &Origin<'_>) {
         let ending = Ending { evidence: ending.evidence && local.watch.is_of(origin.epoch), ..*ending };
         let counted = local.watch.see(side, &ending, origin.who, origin.path, origin.at);
@@ -172,6 +223,27 @@ impl Recorder {
         self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, shards: Arc::clone(&shards) });
         let (watch, rescue) = self.registry.shared(slot);
         Local { shards, watch, rescue }
+    }
+}
+
+/// A request that is parked.
+#[derive(Debug)]
+pub struct Held {
+    recorder: Arc<Recorder>,
+    slot: usize,
+    ending: Halted,
+}
+
+impl Held {
+    /// Counts how the wait ended.
+    pub fn end(mut self, ending: Halted) {
+        self.ending = ending;
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.recorder.halted(self.slot, self.ending);
     }
 }
 
@@ -236,6 +308,8 @@ struct Shard {
     started: AtomicU64,
     finished: AtomicU64,
     reasons: [AtomicU64; Reason::COUNT],
+    /// Of no side: counted in the shard of legacy.
+    halted: [AtomicU64; Halted::COUNT],
     code_classes: [AtomicU64; CODE_CLASSES.len()],
     requests: AtomicU64,
     failures: [AtomicU64; FailureKind::COUNT],
@@ -257,6 +331,7 @@ impl Default for Shard {
             started: AtomicU64::default(),
             finished: AtomicU64::default(),
             reasons: Default::default(),
+            halted: Default::default(),
             code_classes: Default::default(),
             requests: AtomicU64::default(),
             failures: Default::default(),
@@ -325,6 +400,16 @@ pub struct SlotTotals {
     pub reasons: [u64; Reason::COUNT],
     /// Requests that have started and not finished.
     pub in_flight: PerSide<u64>,
+    /// What maintenance did to requests, by [`Halted::index`].
+    pub halted: [u64; Halted::COUNT],
+}
+
+impl SlotTotals {
+    /// How many requests are parked.
+    pub fn parked(&self) -> u64 {
+        let count = |halted: Halted| self.halted[halted.index()];
+        count(Halted::Held).saturating_sub(count(Halted::Released) + count(Halted::Expired) + count(Halted::Left))
+    }
 }
 
 /// What one look sees of a slot, beside its totals.
@@ -392,6 +477,7 @@ struct Seen {
     started: u64,
     finished: u64,
     reasons: [u64; Reason::COUNT],
+    halted: [u64; Halted::COUNT],
     code_classes: [u64; CODE_CLASSES.len()],
     requests: u64,
     failures: [u64; FailureKind::COUNT],
@@ -410,6 +496,7 @@ impl Default for Seen {
             started: 0,
             finished: 0,
             reasons: Default::default(),
+            halted: Default::default(),
             code_classes: Default::default(),
             requests: 0,
             failures: Default::default(),
@@ -557,6 +644,7 @@ impl Shard {
     fn differs(&self, seen: &Seen) -> bool {
         self.started.load(Ordering::Relaxed) != seen.started
             || self.finished.load(Ordering::Relaxed) != seen.finished
+            || self.halted.iter().zip(&seen.halted).any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
             || self.code_classes.iter().zip(&seen.code_classes).any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
     }
 }
@@ -577,6 +665,9 @@ fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, side: Side, with_la
     slot.finished[side] += news(&shard.finished, &mut seen.finished);
     slot.started[side] += news(&shard.started, &mut seen.started);
     for (sum, (counter, seen)) in slot.sum.reasons.iter_mut().zip(shard.reasons.iter().zip(&mut seen.reasons)) {
+        *sum += news(counter, seen);
+    }
+    for (sum, (counter, seen)) in slot.sum.halted.iter_mut().zip(shard.halted.iter().zip(&mut seen.halted)) {
         *sum += news(counter, seen);
     }
     let totals = &mut slot.sum.totals[side];

@@ -1,4 +1,4 @@
-//! `status.json`: where every rollout stands, durable. It is read before the port opens.
+//! `status.json`: where every rollout stands and what is kept out, durable. It is read before the port opens.
 //!
 //! Written as a temporary file in the same directory, synced, renamed over the old one, and the directory synced: a crash at any point leaves the old state or the new one, never a half.
 //! A checksum tells a file that was edited or damaged. What cannot be read is never guessed at: every rollout then starts at 0 %, and the unreadable file is kept beside the new one.
@@ -8,8 +8,9 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cutover_core::plane::{Restored, Standing};
-use cutover_core::{Cause, Latch, PerSide, Percent, Phase, Trip};
+use cutover_core::maintenance::{Scope, Window};
+use cutover_core::plane::{Restored, Standing, Standings};
+use cutover_core::{Actor, Cause, Latch, Maintenance, PerSide, Percent, Phase, Source, Trip, Wall};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -31,6 +32,23 @@ struct OnDisk {
 struct State {
     written_at: String,
     rollouts: Vec<RolloutState>,
+    /// Absent in files of versions that had none, and while there is none: the checksum of those stays the same.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    maintenance: Vec<MaintenanceState>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct MaintenanceState {
+    /// `None` is everything.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    rollout: Option<String>,
+    mode: String,
+    since: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    until: Option<String>,
+    actor: String,
+    source: String,
+    reason: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,8 +65,8 @@ struct RolloutState {
 ///
 /// # Errors
 /// Any failure of the file system; the old state is whole then.
-pub fn save(directory: &Path, standings: &[Standing]) -> io::Result<()> {
-    let rollouts = standings.iter().map(|standing| RolloutState {
+pub fn save(directory: &Path, standings: &Standings) -> io::Result<()> {
+    let rollouts = standings.rollouts.iter().map(|standing| RolloutState {
         id: standing.id.to_string(),
         percent: standing.percent.map(percent),
         phase: standing.phase.name().to_owned(),
@@ -57,7 +75,16 @@ pub fn save(directory: &Path, standings: &[Standing]) -> io::Result<()> {
             Phase::RolledBack(latch) => Some(LatchStatus { generation: latch.generation, trip: TripStatus::new(&latch.trip) }),
         },
     });
-    let state = State { written_at: clock::rfc3339(clock::wall()), rollouts: rollouts.collect() };
+    let maintenance = standings.maintenance.iter().map(|(scope, window)| MaintenanceState {
+        rollout: scope.as_deref().map(str::to_owned),
+        mode: window.mode.name().to_owned(),
+        since: clock::rfc3339(window.since),
+        until: window.until.map(clock::rfc3339),
+        actor: window.actor.name.clone(),
+        source: window.actor.source.name().to_owned(),
+        reason: window.reason.clone(),
+    });
+    let state = State { written_at: clock::rfc3339(clock::wall()), rollouts: rollouts.collect(), maintenance: maintenance.collect() };
     let mut text = serde_json::to_string_pretty(&OnDisk { version: VERSION, checksum: checksum(&state)?, state })?;
     text.push('\n');
     replace(&directory.join(NAME), text.as_bytes())
@@ -86,7 +113,7 @@ fn unreadable_copy(path: &Path) -> PathBuf {
     path.with_file_name(format!("{NAME}.unreadable-{}", clock::wall().as_millis()))
 }
 
-fn parse(text: &[u8]) -> Result<Vec<Standing>, String> {
+fn parse(text: &[u8]) -> Result<Standings, String> {
     let on_disk: OnDisk = serde_json::from_slice(text).map_err(|error| error.to_string())?;
     if on_disk.version != VERSION {
         return Err(format!("expected version {VERSION}, found {}", on_disk.version));
@@ -94,7 +121,8 @@ fn parse(text: &[u8]) -> Result<Vec<Standing>, String> {
     if checksum(&on_disk.state).map_err(|error| error.to_string())? != on_disk.checksum {
         return Err("the checksum does not fit: the file was edited or damaged".to_owned());
     }
-    on_disk.state.rollouts.into_iter().map(standing).collect()
+    let State { rollouts, maintenance, .. } = on_disk.state;
+    Ok(Standings { rollouts: rollouts.into_iter().map(standing).collect::<Result<_, _>>()?, maintenance: maintenance.into_iter().map(window).collect::<Result<_, _>>()? })
 }
 
 fn standing(state: RolloutState) -> Result<Standing, String> {
@@ -104,6 +132,18 @@ fn standing(state: RolloutState) -> Result<Standing, String> {
         (phase, latch) => return Err(format!("rollout {}: phase {phase:?} with{} a latch", state.id, if latch.is_some() { "" } else { "out" })),
     };
     Ok(Standing { id: Arc::from(state.id), percent: state.percent.map(restore_percent).transpose()?, phase })
+}
+
+fn window(state: MaintenanceState) -> Result<(Scope, Window), String> {
+    let mode = Maintenance::of_name(&state.mode).filter(|mode| *mode != Maintenance::Off).ok_or_else(|| format!("{:?} is no mode of maintenance", state.mode))?;
+    let source = Source::of_name(&state.source).ok_or_else(|| format!("{:?} is no source", state.source))?;
+    let actor = Actor { name: state.actor, source };
+    let until = state.until.as_deref().map(moment).transpose()?;
+    Ok((state.rollout.map(Arc::from), Window { mode, since: moment(&state.since)?, until, actor, reason: state.reason }))
+}
+
+fn moment(text: &str) -> Result<Wall, String> {
+    clock::parse_rfc3339(text).ok_or_else(|| format!("{text:?} is no time"))
 }
 
 fn restore_percent(number: f64) -> Result<Percent, String> {
@@ -119,8 +159,7 @@ fn trip(trip: TripStatus) -> Result<Trip, String> {
             Cause::Guard { rule: rule.to_owned(), numbers }
         }
     };
-    let at = clock::parse_rfc3339(&trip.at).ok_or_else(|| format!("{:?} is no time", trip.at))?;
-    Ok(Trip { at, cause, from: restore_percent(trip.from_percent)?, history: trip.history.iter().map(TickStatus::restore).collect(), sentence: trip.sentence })
+    Ok(Trip { at: moment(&trip.at)?, cause, from: restore_percent(trip.from_percent)?, history: trip.history.iter().map(TickStatus::restore).collect(), sentence: trip.sentence })
 }
 
 /// SHA-256 over the state in its compact form.
@@ -155,10 +194,9 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cutover_core::Wall;
     use cutover_core::rollout::{SideNumbers, TickNumbers, TripNumbers};
 
-    fn standings() -> Vec<Standing> {
+    fn standings() -> Standings {
         let latch = |cause| {
             let new = SideNumbers { requests: 61, failed: 14, counted: 13, latency_sum_us: 9_000_000_000, ..SideNumbers::default() };
             let history = vec![TickNumbers { at: Wall::from_millis(1_795_169_730_000), sides: PerSide { legacy: SideNumbers::default(), new } }];
@@ -169,15 +207,24 @@ mod tests {
         let numbers = PerSide { legacy: TripNumbers::default(), new: TripNumbers { requests: 61, failed: 14, p95_us: Some(3), ..TripNumbers::default() } };
         let guard = Cause::Guard { rule: "errors_max".to_owned(), numbers };
         let manual = Cause::Manual { actor: "ana".to_owned(), reason: "CHG-7".to_owned() };
-        vec![
+        let rollouts = vec![
             Standing { id: "a".into(), percent: Percent::parse("0.125").ok(), phase: Phase::Holding },
             Standing { id: "b".into(), percent: Some(Percent::FULL), phase: latch(guard) },
             Standing { id: "gone".into(), percent: None, phase: latch(manual) },
             Standing { id: "lost".into(), percent: Some(Percent::ZERO), phase: latch(Cause::State) },
-        ]
+        ];
+        let window = |mode, until: Option<i64>| Window {
+            mode,
+            since: Wall::from_millis(1_795_169_730_000),
+            until: until.map(Wall::from_millis),
+            actor: Actor { name: "ana".to_owned(), source: Source::Cli },
+            reason: "CHG-8".to_owned(),
+        };
+        let maintenance = vec![(None, window(Maintenance::ReadOnly, None)), (Some("a".into()), window(Maintenance::Full, Some(1_795_169_790_125)))];
+        Standings { rollouts, maintenance }
     }
 
-    fn restored(directory: &Path) -> Vec<Standing> {
+    fn restored(directory: &Path) -> Standings {
         match restore(directory, true) {
             Restored::Known(standings) => standings,
             other => panic!("not readable: {other:?}"),
@@ -197,9 +244,22 @@ mod tests {
         assert!(matches!(restore(directory.path(), false), Restored::Fresh));
         save(directory.path(), &standings()).expect("saved");
         assert_eq!(restored(directory.path()), standings());
-        save(directory.path(), &[]).expect("saved");
-        assert_eq!(restored(directory.path()), []);
+        save(directory.path(), &Standings::default()).expect("saved");
+        assert_eq!(restored(directory.path()), Standings::default());
         assert_eq!(fs::read_dir(directory.path()).expect("a directory").count(), 1, "no temporary file stays");
+    }
+
+    #[test]
+    fn a_state_without_maintenance_is_the_one_that_versions_without_it_wrote_and_read() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let latched = Standing { id: "a".into(), percent: Percent::parse("5").ok(), phase: Phase::Holding };
+        save(directory.path(), &Standings { rollouts: vec![latched.clone()], maintenance: Vec::new() }).expect("saved");
+        let written = fs::read_to_string(directory.path().join(NAME)).expect("text");
+        assert!(!written.contains("maintenance"), "{written}");
+        // As such a version wrote it, with the checksum of then.
+        let before = r#"{"version":1,"checksum":"2a0f176c410d00c79134bcd608b2f46ccc703a3deff7941bb15da08b94a82be5","state":{"written_at":"2026-11-20T10:15:30.250Z","rollouts":[{"id":"a","percent":5.0,"phase":"holding"}]}}"#;
+        fs::write(directory.path().join(NAME), before).expect("written");
+        assert_eq!(restored(directory.path()), Standings { rollouts: vec![latched], maintenance: Vec::new() });
     }
 
     #[test]
@@ -213,6 +273,7 @@ mod tests {
             (good[..good.len() / 2].to_owned(), "EOF"),
             (good.replace("rolled_back", "holding"), "checksum"),
             (good.replace("\"version\": 1", "\"version\": 9"), "expected version 1, found 9"),
+            (good.replace("read-only", "off"), "checksum"),
             ("\0\0\0\0".to_owned(), "expected value"),
         ] {
             fs::write(&path, damage).expect("written");
@@ -240,7 +301,7 @@ mod tests {
         save(directory.path(), &standings()).expect("saved");
         // A directory where the temporary file should be: this fails for every user, root included.
         fs::create_dir(directory.path().join(format!(".{NAME}.{}.tmp", std::process::id()))).expect("a directory");
-        assert!(save(directory.path(), &[]).is_err());
+        assert!(save(directory.path(), &Standings::default()).is_err());
         assert_eq!(restored(directory.path()), standings());
     }
 }

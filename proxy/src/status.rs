@@ -1,10 +1,12 @@
 //! What is, as data for people and programs: the shape of `GET /api/v1/rollouts` and of `cutover status --json`. The edge's mirror of the core's types.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use cutover_core::guard::{Mode, millis, share};
+use cutover_core::maintenance::{Window, lasting};
 use cutover_core::rollout::{Cause, RECENT, SideNumbers, TickNumbers, TripNumbers};
-use cutover_core::{ControlPlane, PerSide, Percent, Rollout, Span, Split, Trip, Wall};
+use cutover_core::{ControlPlane, Maintenance, PerSide, Percent, Rollout, Span, Split, Trip, Wall};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -48,6 +50,12 @@ pub struct Status {
     pub config: ConfigStatus,
     /// Whether the latches are on disk.
     pub latch_durable: bool,
+    /// The maintenance of everything, requests that match no rollout included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenanceStatus>,
+    /// Parked requests of all rollouts, and of none.
+    #[serde(default)]
+    pub held_requests: u64,
     /// All rollouts in file order.
     pub rollouts: Vec<RolloutStatus>,
 }
@@ -87,6 +95,12 @@ pub struct RolloutStatus {
     /// Whether both sides are bad at once, so that raises are frozen.
     #[serde(default)]
     pub shared_cause: bool,
+    /// The maintenance in force for it: its own or that of everything, the stricter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub maintenance: Option<MaintenanceStatus>,
+    /// Its parked requests.
+    #[serde(default)]
+    pub held_requests: u64,
     /// Of the file.
     pub generation: u64,
     /// Why it is latched at 0 %.
@@ -101,6 +115,55 @@ pub struct RolloutStatus {
     pub new: SideStatus,
     /// The guard.
     pub guard: GuardStatus,
+}
+
+/// What is kept out, since when, by whom and why.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MaintenanceStatus {
+    /// `read-only`, `hold` or `full`.
+    pub mode: String,
+    /// `rollout`, or `all` for everything.
+    pub scope: String,
+    /// Since when, RFC 3339.
+    pub since: String,
+    /// When it ends by itself, RFC 3339.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub until: Option<String>,
+    /// The time until then.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub remaining_seconds: Option<u64>,
+    /// Who.
+    pub actor: String,
+    /// Why.
+    pub reason: String,
+}
+
+impl MaintenanceStatus {
+    fn new(window: &Window, of_everything: bool, remaining: Option<Duration>) -> Self {
+        Self {
+            mode: window.mode.name().to_owned(),
+            scope: if of_everything { "all" } else { "rollout" }.to_owned(),
+            since: clock::rfc3339(window.since),
+            until: window.until.map(clock::rfc3339),
+            remaining_seconds: remaining.map(|remaining| remaining.as_millis().div_ceil(1_000) as u64),
+            actor: window.actor.name.clone(),
+            reason: window.reason.clone(),
+        }
+    }
+
+    /// All of it in one sentence; `held` requests are parked.
+    pub fn sentence(&self, held: u64) -> String {
+        let ends = self.remaining_seconds.map_or_else(String::new, |seconds| format!(", {} left", lasting(Duration::from_secs(seconds))));
+        let of_everything = if self.scope == "all" { " for all rollouts" } else { "" };
+        let parked = match held {
+            // Of another window that is still a hold, or of one just gone.
+            _ if self.mode != Maintenance::Hold.name() => String::new(),
+            0 => String::new(),
+            1 => "; 1 request is parked".to_owned(),
+            held => format!("; {held} requests are parked"),
+        };
+        format!("maintenance {}{of_everything} since {}{ends}, by {}: {}{parked}", self.mode, self.since, self.actor, self.reason)
+    }
 }
 
 /// A latch.
@@ -315,7 +378,7 @@ pub fn percent(percent: Percent) -> f64 {
 
 impl RolloutStatus {
     /// Mirrors a rollout. `in_force` is the share that requests see, which is smaller than the plane's while a raise waits for the disk.
-    pub fn new(rollout: &Rollout, totals: &SlotTotals, in_force: Percent) -> Self {
+    pub fn new(rollout: &Rollout, totals: &SlotTotals, in_force: Percent, maintenance: Option<MaintenanceStatus>) -> Self {
         let recent = rollout.recent();
         let sentence =
             if in_force < rollout.effective() { format!("{} % asked, held at {in_force} % until the state can be written to disk", rollout.desired()) } else { rollout.sentence() };
@@ -327,6 +390,8 @@ impl RolloutStatus {
             effective_percent: percent(in_force),
             phase: rollout.phase().name().to_owned(),
             shared_cause: rollout.has_shared_cause(),
+            maintenance,
+            held_requests: totals.parked(),
             generation: rollout.settings().generation,
             latch: rollout.latch().map(|latch| LatchStatus { generation: latch.generation, trip: TripStatus { history: Vec::new(), ..TripStatus::new(&latch.trip) } }),
             totals: Some(TickStatus {
@@ -363,13 +428,21 @@ pub fn recent_quantiles(rollout: &Rollout) -> PerSide<Option<[f64; 3]>> {
 }
 
 /// Mirrors the control plane.
-pub fn status_of(plane: &ControlPlane, in_force: &Split, config: ConfigStatus, latch_durable: bool, totals: impl Fn(usize) -> SlotTotals) -> Status {
+pub fn status_of(plane: &ControlPlane, in_force: &Split, config: ConfigStatus, latch_durable: bool, unmatched: &SlotTotals, totals: impl Fn(usize) -> SlotTotals) -> Status {
+    let now = clock::mono();
+    let maintenance = |rollout: Option<&str>| {
+        let at = rollout.and_then(|id| in_force.rollouts.iter().position(|split| *split.rule.id == *id));
+        let (window, of_everything) = plane.maintenance(rollout)?;
+        Some(MaintenanceStatus::new(window, of_everything, in_force.restriction(at).remaining(now)))
+    };
     let share = |rollout: &Rollout| in_force.rollouts.iter().find(|split| split.rule.id == *rollout.id()).map_or(Percent::ZERO, |split| split.percent);
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision: plane.revision(),
         config,
         latch_durable,
-        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, &totals(rollout.slot()), share(rollout))).collect(),
+        maintenance: maintenance(None),
+        held_requests: unmatched.parked() + plane.rollouts().iter().map(|rollout| totals(rollout.slot()).parked()).sum::<u64>(),
+        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, &totals(rollout.slot()), share(rollout), maintenance(Some(rollout.id())))).collect(),
     }
 }

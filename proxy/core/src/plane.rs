@@ -5,17 +5,21 @@
 //! exposure). A change that lowers one rollout and raises another does both: first everything at the lower of the two, then persist, then the whole.
 //!
 //! Latches of rollouts that left the file are kept: taking a block out and putting it back does not lift its latch.
+//!
+//! Maintenance is in force first and saved next in both directions: neither closing for a migration nor opening again may wait for a disk. A crash in between leaves the mode before.
 
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::guard::Rule;
 use crate::judge::Observed;
+use crate::maintenance::{self, Maintenance, Scope, Window, Windows};
 use crate::percent::Percent;
 use crate::rollout::{Cause, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
 use crate::side::PerSide;
-use crate::split::Split;
+use crate::split::{RolloutSplit, Split};
 use crate::time::{Mono, Now, Wall};
 use crate::window::Totals;
 
@@ -41,6 +45,19 @@ pub enum Event<'a> {
         rollout: &'a str,
         /// What.
         command: Command,
+        /// Who.
+        actor: Actor,
+        /// Why.
+        reason: String,
+    },
+    /// Somebody wants something kept out, or let in again.
+    Maintenance {
+        /// Of one rollout, or of everything.
+        rollout: Option<&'a str>,
+        /// What; [`Maintenance::Off`] lets in.
+        mode: Maintenance,
+        /// For how long; `None` until somebody says otherwise.
+        lasts: Option<Duration>,
         /// Who.
         actor: Actor,
         /// Why.
@@ -72,6 +89,11 @@ impl Actor {
         Self { name: "guard".to_owned(), source: Source::Guard }
     }
 
+    /// A time that was set beforehand and has come.
+    pub fn timer() -> Self {
+        Self { name: "timer".to_owned(), source: Source::Timer }
+    }
+
     /// Whoever edited the file.
     pub fn file() -> Self {
         Self { name: "file".to_owned(), source: Source::File }
@@ -93,9 +115,14 @@ pub enum Source {
     Guard,
     /// Start-up and what was found there.
     Start,
+    /// A time that was set beforehand.
+    Timer,
 }
 
 impl Source {
+    /// All doors.
+    pub const ALL: [Self; 7] = [Self::File, Self::Cli, Self::Ui, Self::Api, Self::Guard, Self::Start, Self::Timer];
+
     /// The name in records.
     pub const fn name(self) -> &'static str {
         match self {
@@ -105,7 +132,13 @@ impl Source {
             Self::Api => "api",
             Self::Guard => "guard",
             Self::Start => "start",
+            Self::Timer => "timer",
         }
+    }
+
+    /// The door of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|source| source.name() == name)
     }
 }
 
@@ -115,9 +148,18 @@ pub enum Effect {
     /// Put this split before the data path.
     Publish(Split),
     /// Make this durable.
-    Persist(Vec<Standing>),
+    Persist(Standings),
     /// Write it into the journal, the log and tell people.
     Announce(Box<Announcement>),
+}
+
+/// Where everything stands, as it is made durable.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standings {
+    /// Each rollout, those with a latch that left the file included.
+    pub rollouts: Vec<Standing>,
+    /// What is kept out, by whom it concerns.
+    pub maintenance: Vec<(Scope, Window)>,
 }
 
 /// Where one rollout stands, as it is made durable.
@@ -136,7 +178,7 @@ pub struct Standing {
 pub struct Announcement {
     /// When.
     pub at: Wall,
-    /// Which rollout.
+    /// Which rollout; [`maintenance::EVERYTHING`] for a change that is not of one.
     pub rollout: Arc<str>,
     /// What changed.
     pub change: Change,
@@ -146,8 +188,8 @@ pub struct Announcement {
     pub reason: String,
     /// All of it in one sentence.
     pub sentence: String,
-    /// The share of users on new from now on.
-    pub effective: Percent,
+    /// The share of users on new from now on; `None` for a change that is not of one rollout.
+    pub effective: Option<Percent>,
 }
 
 /// What changed.
@@ -180,6 +222,13 @@ pub enum Change {
     SharedCauseEnded,
     /// The evidence is there, but too few are hurt to roll back.
     Held,
+    /// Something is kept out from now on, or let in again.
+    Maintenance {
+        /// The mode from now on.
+        mode: Maintenance,
+        /// When it ends by itself.
+        until: Option<Wall>,
+    },
 }
 
 impl Change {
@@ -197,6 +246,7 @@ impl Change {
             Self::SharedCause => "shared_cause",
             Self::SharedCauseEnded => "shared_cause_ended",
             Self::Held => "held",
+            Self::Maintenance { .. } => "maintenance",
         }
     }
 }
@@ -234,8 +284,8 @@ impl std::error::Error for CommandError {}
 pub enum Restored {
     /// There was none: the first start.
     Fresh,
-    /// Where each rollout stood.
-    Known(Vec<Standing>),
+    /// Where everything stood.
+    Known(Standings),
     /// It could not be read, for this reason: every rollout starts latched at 0 %.
     Unreadable(String),
 }
@@ -248,6 +298,7 @@ pub struct ControlPlane {
     absent: BTreeMap<Arc<str>, Latch>,
     /// Recorder slots by id, for the life of the process.
     slots: BTreeMap<Arc<str>, usize>,
+    maintenance: Windows,
     revision: u64,
     unreadable: Option<String>,
     started: bool,
@@ -258,10 +309,12 @@ impl ControlPlane {
     pub fn new(restored: Restored) -> Self {
         let mut absent = BTreeMap::new();
         let mut unreadable = None;
+        let mut maintenance = Windows::default();
         match restored {
             Restored::Fresh => {}
             Restored::Known(standings) => {
-                for standing in standings {
+                maintenance = Windows::restore(standings.maintenance);
+                for standing in standings.rollouts {
                     if let Phase::RolledBack(latch) = standing.phase {
                         absent.insert(standing.id, latch);
                     }
@@ -269,7 +322,7 @@ impl ControlPlane {
             }
             Restored::Unreadable(why) => unreadable = Some(why),
         }
-        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), revision: 0, unreadable, started: false }
+        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), maintenance, revision: 0, unreadable, started: false }
     }
 
     /// The rollouts in file order.
@@ -287,11 +340,16 @@ impl ControlPlane {
         self.revision
     }
 
+    /// The window that is in force for a rollout, or for requests that match none, and whether it concerns everything.
+    pub fn maintenance(&self, rollout: Option<&str>) -> Option<(&Window, bool)> {
+        self.maintenance.governing(rollout)
+    }
+
     /// Where everything stands, as it is made durable.
-    pub fn standings(&self) -> Vec<Standing> {
+    pub fn standings(&self) -> Standings {
         let present = self.rollouts.iter().map(|rollout| Standing { id: Arc::clone(rollout.id()), percent: Some(rollout.desired()), phase: rollout.phase().clone() });
         let absent = self.absent.iter().map(|(id, latch)| Standing { id: Arc::clone(id), percent: None, phase: Phase::RolledBack(latch.clone()) });
-        present.chain(absent).collect()
+        Standings { rollouts: present.chain(absent).collect(), maintenance: self.maintenance.standings() }
     }
 
     /// Takes one event and returns what must be done, in order.
@@ -304,14 +362,17 @@ impl ControlPlane {
             Event::Failure(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.wake(now, observed).into_iter().collect())),
             Event::Settings { rollouts, actor, reason } => Ok(self.on_settings(rollouts, &actor, &reason, now)),
             Event::Command { rollout, command, actor, reason } => self.on_command(rollout, command, actor, reason, now),
+            Event::Maintenance { rollout, mode, lasts, actor, reason } => self.on_maintenance(rollout, mode, lasts, actor, reason, now),
         }
     }
 
     fn on_look(&mut self, observed: &[Observed<'_>], now: Now, look: impl Fn(&mut Rollout, &Observed<'_>) -> Vec<Judgement>) -> Vec<Effect> {
+        let before = self.split();
         let none = PerSide::<Totals>::default();
-        let mut tripped = Vec::new();
+        let mut changed: Vec<_> = self.over(now).into_iter().map(Box::new).collect();
+
         let mut said = Vec::new();
-        let mut thawed = None;
+        let mut thawed = false;
         for at in 0..self.rollouts.len() {
             let rollout = &mut self.rollouts[at];
             let judgements = look(rollout, &observed.get(rollout.slot()).copied().unwrap_or_else(|| Observed::of(&none)));
@@ -320,7 +381,7 @@ impl ControlPlane {
                 match judgement {
                     Judgement::Trip { cause, sentence } => {
                         let trip = rollout.trip(now, cause, sentence);
-                        tripped.push(rolled_back(rollout, trip, Actor::guard(), "the guard's rule was breached".to_owned(), now));
+                        changed.push(rolled_back(rollout, trip, Actor::guard(), "the guard's rule was breached".to_owned(), now));
                     }
                     Judgement::WouldTrip(case) => said.push(would_trip(rollout, case.rule, &case.sentence, now)),
                     Judgement::SharedCause(sentence) => {
@@ -330,7 +391,7 @@ impl ControlPlane {
                     Judgement::SharedCauseEnded => {
                         let sentence = format!("{}: both sides are not bad at once any more, {} % of users are on new", rollout.id(), rollout.effective());
                         said.push(announce(rollout, Change::SharedCauseEnded, &Actor::guard(), "shared cause", sentence, now));
-                        thawed = Some(at);
+                        thawed = true;
                     }
                     Judgement::Held(sentence) => {
                         said.push(announce(rollout, Change::Held, &Actor::guard(), "too few are hurt", format!("{}: {sentence}", rollout.id()), now));
@@ -338,24 +399,18 @@ impl ControlPlane {
                 }
             }
         }
-        let mut effects = match (tripped.is_empty(), thawed) {
-            (false, _) => self.drop_effects(tripped),
+        let mut effects = Vec::new();
+        if thawed || !changed.is_empty() {
+            self.revision += 1;
             // A raise that was frozen goes through now, and is durable first, as every raise.
-            (true, Some(_)) => {
-                self.revision += 1;
-                vec![Effect::Persist(self.standings()), Effect::Publish(self.split())]
-            }
-            (true, None) => Vec::new(),
-        };
-        effects.extend(said.into_iter().map(Effect::Announce));
+            effects = self.change_effects(&before);
+        }
+        effects.extend(changed.into_iter().chain(said).map(Effect::Announce));
         effects
     }
 
     fn on_command(&mut self, id: &str, command: Command, actor: Actor, reason: String, now: Now) -> Result<Vec<Effect>, CommandError> {
-        let Some(at) = self.rollouts.iter().position(|rollout| &**rollout.id() == id) else {
-            let known = self.rollouts.iter().map(|rollout| Arc::clone(rollout.id())).collect();
-            return Err(CommandError::UnknownRollout { id: id.to_owned(), known });
-        };
+        let Some(at) = self.rollouts.iter().position(|rollout| &**rollout.id() == id) else { return Err(self.unknown(id)) };
         let rollout = &mut self.rollouts[at];
         match command {
             Command::Rollback if rollout.latch().is_some() => Ok(Vec::new()),
@@ -375,9 +430,63 @@ impl ControlPlane {
         }
     }
 
+    fn on_maintenance(&mut self, rollout: Option<&str>, mode: Maintenance, lasts: Option<Duration>, actor: Actor, reason: String, now: Now) -> Result<Vec<Effect>, CommandError> {
+        let scope: Scope = rollout.map(Arc::from);
+        if let Some(id) = rollout
+            && self.rollout(id).is_none()
+            && !self.maintenance.has(id)
+        {
+            return Err(self.unknown(id));
+        }
+        let announcement = if mode == Maintenance::Off {
+            if self.maintenance.end(&scope).is_none() {
+                return Ok(Vec::new());
+            }
+            let sentence = format!("maintenance is off by {}{}: {reason}", actor.name, self.maintenance.what_stays(&scope));
+            self.maintained(&scope, Change::Maintenance { mode, until: None }, actor, reason, &sentence, now)
+        } else {
+            let until = lasts.map(|lasts| maintenance::after(now.wall, lasts));
+            let window = Window { mode, since: now.wall, until, actor: actor.clone(), reason: reason.clone() };
+            let sentence = window.sentence();
+            self.maintenance.begin(scope.clone(), window, lasts.map(|lasts| now.mono.forward(lasts)));
+            self.maintained(&scope, Change::Maintenance { mode, until }, actor, reason, &sentence, now)
+        };
+        Ok(self.drop_effects([Box::new(announcement)]))
+    }
+
+    /// Ends the maintenance whose time has come.
+    fn over(&mut self, now: Now) -> Vec<Announcement> {
+        let over = self.maintenance.expire(now.mono);
+        self.tell_of_ends(over, "its time is over", now)
+    }
+
+    fn tell_of_ends(&self, over: Vec<(Scope, Window)>, why: &str, now: Now) -> Vec<Announcement> {
+        let tell = |(scope, window): (Scope, Window)| {
+            let lasted = window.until.map_or_else(String::new, |until| format!(" after {}", maintenance::lasting(maintenance::length(window.since, until))));
+            let sentence = format!("maintenance is off{lasted}, it was {}{}: {why}", window.mode.name(), self.maintenance.what_stays(&scope));
+            let change = Change::Maintenance { mode: Maintenance::Off, until: None };
+            self.maintained(&scope, change, Actor::timer(), why.to_owned(), &sentence, now)
+        };
+        over.into_iter().map(tell).collect()
+    }
+
+    fn maintained(&self, scope: &Scope, change: Change, actor: Actor, reason: String, sentence: &str, now: Now) -> Announcement {
+        let effective = scope.as_deref().and_then(|id| self.rollout(id)).map(Rollout::effective);
+        let sentence = format!("{}: {sentence}", maintenance::subject(scope));
+        Announcement { at: now.wall, rollout: maintenance::scope_name(scope), change, actor, reason, sentence, effective }
+    }
+
+    fn unknown(&self, id: &str) -> CommandError {
+        CommandError::UnknownRollout { id: id.to_owned(), known: self.rollouts.iter().map(|rollout| Arc::clone(rollout.id())).collect() }
+    }
+
     fn on_settings(&mut self, settings: Vec<RolloutSettings>, actor: &Actor, reason: &str, now: Now) -> Vec<Effect> {
         let before = self.split();
         let mut announcements = Vec::new();
+        if !self.started {
+            let over = self.maintenance.resume(now);
+            announcements.extend(self.tell_of_ends(over, "its time was over before the start", now).into_iter().map(Box::new));
+        }
         let mut previous: BTreeMap<Arc<str>, Rollout> = self.rollouts.drain(..).map(|rollout| (Arc::clone(rollout.id()), rollout)).collect();
         for settings in settings {
             let id = Arc::clone(&settings.id);
@@ -430,11 +539,14 @@ impl ControlPlane {
     /// Persist and publish in the order that the exposure demands.
     fn change_effects(&mut self, before: &Split) -> Vec<Effect> {
         let after = self.split();
-        let percent_before = |id: &str| before.rollouts.iter().find(|rollout| &*rollout.rule.id == id).map(|rollout| rollout.percent);
-        let raises = after.rollouts.iter().any(|rollout| percent_before(&rollout.rule.id).is_none_or(|before| before < rollout.percent));
-        let lowers = after.rollouts.iter().any(|rollout| percent_before(&rollout.rule.id).is_some_and(|before| before > rollout.percent));
+        // Lists count as well as the share: who is latched is off new though the share was zero before.
+        let exposed = |rollout: &RolloutSplit| (!rollout.latched, rollout.percent);
+        let was = |id: &str| before.rollouts.iter().find(|rollout| &*rollout.rule.id == id);
+        let raises = after.rollouts.iter().any(|now| was(&now.rule.id).is_none_or(|was| exposed(was) < exposed(now)));
+        let lowers = after.rollouts.iter().any(|now| was(&now.rule.id).is_some_and(|was| exposed(was) > exposed(now)));
+        let maintains = after.maintenance != before.maintenance || after.rollouts.iter().any(|now| was(&now.rule.id).is_some_and(|was| was.maintenance != now.maintenance));
         let persist = Effect::Persist(self.standings());
-        match (lowers, raises) {
+        match (lowers || maintains, raises) {
             (true, false) => vec![Effect::Publish(after), persist],
             (false, _) => vec![persist, Effect::Publish(after)],
             (true, true) => {
@@ -454,12 +566,21 @@ impl ControlPlane {
 
     /// What the data path should see now.
     pub fn split(&self) -> Split {
-        Split { revision: self.revision, rollouts: self.rollouts.iter().map(Rollout::split).collect() }
+        let rollouts = self.rollouts.iter().map(|rollout| rollout.split(self.maintenance.restriction(Some(rollout.id())))).collect();
+        Split { revision: self.revision, rollouts, maintenance: self.maintenance.restriction(None) }
     }
 }
 
 fn announce(rollout: &Rollout, change: Change, actor: &Actor, reason: &str, sentence: String, now: Now) -> Box<Announcement> {
-    Box::new(Announcement { at: now.wall, rollout: Arc::clone(rollout.id()), change, actor: actor.clone(), reason: reason.to_owned(), sentence, effective: rollout.effective() })
+    Box::new(Announcement {
+        at: now.wall,
+        rollout: Arc::clone(rollout.id()),
+        change,
+        actor: actor.clone(),
+        reason: reason.to_owned(),
+        sentence,
+        effective: Some(rollout.effective()),
+    })
 }
 
 fn rolled_back(rollout: &Rollout, trip: Trip, actor: Actor, reason: String, now: Now) -> Box<Announcement> {

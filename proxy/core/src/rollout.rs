@@ -14,6 +14,7 @@ use crate::bucket::Salt;
 use crate::guard::{Guard, GuardSettings, Mode, Verdict, seconds};
 pub use crate::judge::TripNumbers;
 use crate::judge::{Case, Finding, Judge, Observed, SHARED_LASTS};
+use crate::maintenance::Restriction;
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
 use crate::split::{Anonymous, Failover, KeySource, Match, RolloutRule, RolloutSplit, UserList};
@@ -317,8 +318,8 @@ impl Rollout {
     }
 
     /// What the data path needs of it.
-    pub(crate) fn split(&self) -> RolloutSplit {
-        RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some(), epoch: self.aims().epoch }
+    pub(crate) fn split(&self, maintenance: Restriction) -> RolloutSplit {
+        RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some(), epoch: self.aims().epoch, maintenance }
     }
 
     /// Takes what was seen in one tick, and says what must happen.

@@ -217,7 +217,7 @@ impl World {
         let hang_ticks = scenario.settings.guard.rules.iter().find_map(|rule| if let Rule::Hang(us) = rule { Some((us / micros(TICK)) as usize) } else { None });
         let mut world = Self {
             plane: ControlPlane::new(Restored::Fresh),
-            split: Split { revision: 0, rollouts: Vec::new() },
+            split: Split::default(),
             watch: Watch::default(),
             totals: vec![PerSide::default()],
             users,

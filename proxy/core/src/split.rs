@@ -9,6 +9,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use crate::bucket::{Bucket, Salt};
+use crate::maintenance::Restriction;
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
 
@@ -19,12 +20,19 @@ pub struct Split {
     pub revision: u64,
     /// In file order: the first match wins.
     pub rollouts: Vec<RolloutSplit>,
+    /// What is kept out of the requests that match no rollout.
+    pub maintenance: Restriction,
 }
 
 impl Split {
     /// The first rollout that matches, by its place in `rollouts`.
     pub fn rollout_for(&self, host: &str, path: &str, method: &str) -> Option<usize> {
         self.rollouts.iter().position(|rollout| rollout.rule.matches.accepts(host, path, method))
+    }
+
+    /// What is kept out of the requests of a rollout, or of those that match none.
+    pub fn restriction(&self, at: Option<usize>) -> Restriction {
+        at.map_or(self.maintenance, |at| self.rollouts[at].maintenance)
     }
 }
 
@@ -55,6 +63,8 @@ pub struct RolloutSplit {
     pub latched: bool,
     /// Changes when the rollout is re-armed. Outcomes of requests decided under another epoch are no evidence.
     pub epoch: u64,
+    /// What is kept out of its requests.
+    pub maintenance: Restriction,
 }
 
 /// The part of a rollout that only a changed file changes.
@@ -379,7 +389,7 @@ mod tests {
             fallback_on_404: vec!["/assets".into()],
         };
         let percent = if latched { Percent::ZERO } else { Percent::parse(percent).expect("a percentage") };
-        RolloutSplit { rule: Arc::new(rule), percent, latched, epoch: 0 }
+        RolloutSplit { rule: Arc::new(rule), percent, latched, epoch: 0, maintenance: Restriction::default() }
     }
 
     fn ask(key: Option<&str>) -> Ask<'_> {

@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cutover_core::guard::Rule;
-use cutover_core::plane::{Change, Restored, Standing};
+use cutover_core::plane::{Change, Restored, Standings};
 use cutover_core::{
-    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Match, Mode, Mono, Now, Observed,
-    Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
+    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Maintenance, Match, Mode, Mono, Now,
+    Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
 };
 use proptest::prelude::*;
 
@@ -53,7 +53,8 @@ struct World {
     now: Now,
     totals: Vec<PerSide<Totals>>,
     published: Vec<(Arc<str>, Percent)>,
-    persisted: Vec<Standing>,
+    closed: Vec<(Option<Arc<str>>, Maintenance)>,
+    persisted: Standings,
     order: Vec<String>,
     sentences: Vec<String>,
 }
@@ -61,7 +62,7 @@ struct World {
 impl World {
     fn new(restored: Restored) -> Self {
         let now = Now { mono: Mono::default(), wall: Wall::from_millis(1_700_000_000_000) };
-        Self { plane: ControlPlane::new(restored), now, totals: vec![], published: vec![], persisted: vec![], order: vec![], sentences: vec![] }
+        Self { plane: ControlPlane::new(restored), now, totals: vec![], published: vec![], closed: vec![], persisted: Standings::default(), order: vec![], sentences: vec![] }
     }
 
     fn with(rollouts: Vec<RolloutSettings>) -> Self {
@@ -78,12 +79,26 @@ impl World {
         self.on(Event::Command { rollout, command, actor: cli(), reason: "CHG-7".to_owned() })
     }
 
+    fn maintain(&mut self, rollout: Option<&str>, mode: Maintenance, lasts: Option<Duration>) -> Result<(), CommandError> {
+        self.on(Event::Maintenance { rollout, mode, lasts, actor: cli(), reason: "CHG-7".to_owned() })
+    }
+
+    /// The mode that requests of a rollout meet, or those that match none.
+    fn mode(&self, rollout: Option<&str>) -> Maintenance {
+        self.closed.iter().find(|(known, _)| known.as_deref() == rollout).map(|(_, mode)| *mode).expect("it was published")
+    }
+
     fn on(&mut self, event: Event<'_>) -> Result<(), CommandError> {
         self.order.clear();
         for effect in self.plane.on(event, self.now)? {
             match effect {
                 Effect::Publish(split) => {
-                    let shares: Vec<String> = split.rollouts.iter().map(|rollout| format!("{}={}", rollout.rule.id, rollout.percent)).collect();
+                    let mode = |mode: Maintenance| if mode == Maintenance::Off { String::new() } else { format!("/{}", mode.name()) };
+                    let mut shares: Vec<String> =
+                        split.rollouts.iter().map(|rollout| format!("{}={}{}", rollout.rule.id, rollout.percent, mode(rollout.maintenance.mode))).collect();
+                    shares.extend((split.maintenance.mode != Maintenance::Off).then(|| format!("*{}", mode(split.maintenance.mode))));
+                    let everything = (None, split.maintenance.mode);
+                    self.closed = split.rollouts.iter().map(|rollout| (Some(Arc::clone(&rollout.rule.id)), rollout.maintenance.mode)).chain([everything]).collect();
                     self.order.push(format!("publish {}", shares.join(" ")));
                     assert!(split.rollouts.iter().all(|rollout| !rollout.latched || rollout.percent == Percent::ZERO));
                     self.published = split.rollouts.iter().map(|rollout| (Arc::clone(&rollout.rule.id), rollout.percent)).collect();
@@ -111,19 +126,26 @@ impl World {
                 self.totals[0][side].record(&Ending { outcome, status: Some(200), latency_us: Some(5_000), evidence: true }, Counted::default());
             }
         }
-        self.now.mono = self.now.mono.forward(TICK);
+        self.pass(TICK);
         let totals = std::mem::take(&mut self.totals);
         self.on(Event::Tick(&totals.iter().map(Observed::of).collect::<Vec<_>>())).expect("ticks are never refused");
         self.totals = totals;
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now.mono = self.now.mono.forward(time);
+        self.now.wall = Wall::from_millis(self.now.wall.as_millis() + i64::try_from(time.as_millis()).expect("a short time"));
     }
 
     fn share(&self, id: &str) -> String {
         self.published.iter().find(|(known, _)| &**known == id).map_or_else(|| "gone".to_owned(), |(_, share)| share.to_string())
     }
 
-    /// The same state in a new process.
+    /// The same state in a new process, at the same time of day.
     fn restart(&self) -> Self {
-        Self::new(Restored::Known(self.persisted.clone()))
+        let mut world = Self::new(Restored::Known(self.persisted.clone()));
+        world.now.wall = self.now.wall;
+        world
     }
 }
 
@@ -284,7 +306,7 @@ fn an_unreadable_state_starts_everything_at_zero_and_says_so() {
     world.settings(vec![settings("a", "5", 1), settings("b", "50", 3)]);
     assert_eq!((world.share("a"), world.share("b")), ("0".to_owned(), "0".to_owned()));
     assert!(world.sentences[0].contains("the saved state could not be read (status.json: unexpected end)"), "{}", world.sentences[0]);
-    assert!(world.persisted.iter().all(|standing| matches!(standing.phase, Phase::RolledBack(_))));
+    assert!(world.persisted.rollouts.iter().all(|standing| matches!(standing.phase, Phase::RolledBack(_))));
     world.command("b", Command::Rearm).expect("it is rolled back");
     assert_eq!((world.share("a"), world.share("b")), ("0".to_owned(), "50".to_owned()));
     world.settings(vec![settings("a", "5", 1), settings("b", "50", 3), settings("late", "7", 1)]);
@@ -317,6 +339,125 @@ fn a_changed_percentage_under_a_latch_says_that_nothing_moves() {
     assert!(rollout.sentence().starts_with("25 % asked, rolled back and latched at generation 1: 0 % of users are on new"), "{}", rollout.sentence());
 }
 
+const TEN_MINUTES: Duration = Duration::from_secs(600);
+
+#[test]
+fn maintenance_is_in_force_before_it_is_saved_in_both_directions() {
+    let mut world = World::with(vec![settings("checkout", "5", 1)]);
+    world.maintain(None, Maintenance::Full, Some(TEN_MINUTES)).expect("everything is there");
+    assert_eq!(world.order, ["publish checkout=5/full */full", "persist", "announce maintenance"]);
+    assert_eq!(world.sentences.last().map(String::as_str), Some("all rollouts: maintenance is full for 10 min by ana, every request gets 503: CHG-7"));
+    world.maintain(None, Maintenance::Off, None).expect("it is on");
+    assert_eq!(world.order, ["publish checkout=5", "persist", "announce maintenance"]);
+    assert_eq!(world.sentences.last().map(String::as_str), Some("all rollouts: maintenance is off by ana: CHG-7"));
+    assert!(world.persisted.maintenance.is_empty());
+    world.maintain(None, Maintenance::Off, None).expect("off twice is off");
+    assert!(world.order.is_empty());
+}
+
+#[test]
+fn the_stricter_of_everything_and_of_one_rollout_holds() {
+    let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
+    world.maintain(Some("a"), Maintenance::Hold, None).expect("it is there");
+    assert_eq!((world.mode(Some("a")), world.mode(Some("b")), world.mode(None)), (Maintenance::Hold, Maintenance::Off, Maintenance::Off));
+    world.maintain(None, Maintenance::ReadOnly, None).expect("everything is there");
+    assert_eq!((world.mode(Some("a")), world.mode(Some("b")), world.mode(None)), (Maintenance::Hold, Maintenance::ReadOnly, Maintenance::ReadOnly));
+    world.maintain(None, Maintenance::Full, None).expect("everything is there");
+    assert_eq!(world.mode(Some("a")), Maintenance::Full);
+    world.maintain(None, Maintenance::Off, None).expect("it is on");
+    assert_eq!(world.sentences.last().map(String::as_str), Some("all rollouts: maintenance is off by ana; a stays hold: CHG-7"));
+    assert_eq!((world.mode(Some("a")), world.mode(None)), (Maintenance::Hold, Maintenance::Off));
+    let (window, of_everything) = world.plane.maintenance(Some("a")).expect("it is on");
+    assert_eq!((window.mode, window.actor.name.as_str(), window.reason.as_str(), of_everything), (Maintenance::Hold, "ana", "CHG-7", false));
+    assert!(world.plane.maintenance(None).is_none());
+}
+
+#[test]
+fn maintenance_ends_by_itself_and_says_that_it_was_the_timer() {
+    let mut world = World::with(vec![settings("checkout", "5", 1)]);
+    world.maintain(Some("checkout"), Maintenance::ReadOnly, Some(Duration::from_secs(1))).expect("it is there");
+    for _ in 0..3 {
+        world.tick(HEALTHY);
+        assert_eq!(world.mode(Some("checkout")), Maintenance::ReadOnly);
+    }
+    world.tick(HEALTHY);
+    assert_eq!(world.order, ["publish checkout=5", "persist", "announce maintenance"]);
+    assert_eq!(world.sentences.last().map(String::as_str), Some("checkout: maintenance is off after 1 s, it was read-only: its time is over"));
+    assert!(world.persisted.maintenance.is_empty());
+    // Somebody else's word in the meantime replaces the timer.
+    world.maintain(None, Maintenance::Hold, Some(Duration::from_secs(1))).expect("everything is there");
+    world.maintain(None, Maintenance::Full, None).expect("everything is there");
+    for _ in 0..20 {
+        world.tick(HEALTHY);
+    }
+    assert_eq!(world.mode(None), Maintenance::Full);
+}
+
+#[test]
+fn maintenance_survives_a_restart_and_ends_when_it_was_meant_to() {
+    let file = vec![settings("checkout", "5", 1)];
+    let mut world = World::with(file.clone());
+    world.maintain(Some("checkout"), Maintenance::Full, Some(Duration::from_secs(60))).expect("it is there");
+    world.maintain(None, Maintenance::ReadOnly, None).expect("everything is there");
+    world.pass(Duration::from_secs(30));
+    let mut restarted = world.restart();
+    restarted.settings(file.clone());
+    assert_eq!((restarted.mode(Some("checkout")), restarted.mode(None)), (Maintenance::Full, Maintenance::ReadOnly));
+    restarted.pass(Duration::from_millis(29_500));
+    restarted.tick(HEALTHY);
+    assert_eq!(restarted.mode(Some("checkout")), Maintenance::Full);
+    restarted.tick(HEALTHY);
+    assert_eq!(restarted.mode(Some("checkout")), Maintenance::ReadOnly);
+
+    world.pass(Duration::from_secs(30));
+    let mut late = world.restart();
+    late.settings(file);
+    assert_eq!(late.mode(Some("checkout")), Maintenance::ReadOnly, "its time was over while no process ran");
+    let told = "checkout: maintenance is off after 60 s, it was full; all rollouts stay read-only: its time was over before the start";
+    assert!(late.sentences.iter().any(|sentence| sentence == &told.replace("60 s", "1 min")), "{:?}", late.sentences);
+    assert_eq!(late.persisted.maintenance.len(), 1);
+}
+
+#[test]
+fn maintenance_of_a_rollout_out_of_the_file_waits_for_its_return() {
+    let mut world = World::with(vec![settings("checkout", "5", 1)]);
+    world.maintain(Some("checkout"), Maintenance::Full, None).expect("it is there");
+    world.settings(vec![]);
+    let mut world = world.restart();
+    world.settings(vec![settings("checkout", "5", 1)]);
+    assert_eq!(world.mode(Some("checkout")), Maintenance::Full);
+    world.settings(vec![]);
+    world.maintain(Some("checkout"), Maintenance::Off, None).expect("what is on can be switched off");
+    let unknown = world.maintain(Some("checkout"), Maintenance::Full, None).expect_err("there is no such rollout");
+    assert_eq!(unknown.to_string(), "no rollout has the id `checkout`; there are: ");
+}
+
+#[test]
+fn maintenance_and_a_rollback_do_not_touch_each_other() {
+    let mut world = tripped();
+    world.maintain(Some("checkout"), Maintenance::Hold, None).expect("it is there");
+    world.command("checkout", Command::Rearm).expect("it is rolled back");
+    assert_eq!(world.order, ["persist", "publish checkout=5/hold", "announce rearm"]);
+    for _ in 0..50 {
+        world.tick(HEALTHY);
+    }
+    while world.share("checkout") == "5" {
+        world.tick(BROKEN);
+    }
+    assert_eq!(world.order, ["publish checkout=0/hold", "persist", "announce rollback"]);
+    world.maintain(Some("checkout"), Maintenance::Off, None).expect("it is on");
+    assert_eq!(world.share("checkout"), "0");
+}
+
+#[test]
+fn a_latch_is_in_force_before_it_is_saved_where_only_a_list_is_on_new() {
+    let mut listed = settings("checkout", "0", 1);
+    listed.always_new = UserList::new(["qa"]);
+    let mut world = World::with(vec![listed]);
+    world.command("checkout", Command::Rollback).expect("it is there");
+    assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
+}
+
 #[derive(Clone, Debug)]
 enum Act {
     File { share: u32, generation: u64, present: bool },
@@ -326,6 +467,7 @@ enum Act {
     Broken,
     Failure,
     Restart,
+    Maintain { everything: bool, mode: Maintenance, ticks: Option<u32> },
 }
 
 fn act() -> impl Strategy<Value = Act> {
@@ -337,6 +479,7 @@ fn act() -> impl Strategy<Value = Act> {
         Just(Act::Broken),
         Just(Act::Failure),
         Just(Act::Restart),
+        (any::<bool>(), 0usize..4, prop::option::of(1u32..6)).prop_map(|(everything, mode, ticks)| Act::Maintain { everything, mode: Maintenance::ALL[mode], ticks }),
     ]
 }
 
@@ -347,6 +490,8 @@ proptest! {
         let mut file = settings("checkout", "5", 1);
         let mut world = World::with(vec![file.clone()]);
         let mut latched_at: Option<u64> = None;
+        // By whom it concerns: the rollout, everything. The mode, and after how many ticks it ends.
+        let mut closed: [Option<(Maintenance, Option<u32>)>; 2] = [None, None];
         for act in acts {
             match act {
                 Act::File { share, generation, present } => {
@@ -369,6 +514,9 @@ proptest! {
                 }
                 Act::Healthy | Act::Broken => {
                     world.tick(if matches!(act, Act::Healthy) { HEALTHY } else { BROKEN });
+                    for window in &mut closed {
+                        *window = window.map(|(mode, ticks)| (mode, ticks.map(|ticks| ticks - 1))).filter(|(_, ticks)| *ticks != Some(0));
+                    }
                     if world.order.contains(&"announce rollback".to_owned()) {
                         latched_at = Some(file.generation);
                     }
@@ -376,6 +524,12 @@ proptest! {
                 Act::Failure => {
                     let totals = world.totals.clone();
                     world.on(Event::Failure(&totals.iter().map(Observed::of).collect::<Vec<_>>())).expect("looks are never refused");
+                }
+                Act::Maintain { everything, mode, ticks } => {
+                    let rollout = (!everything).then_some("checkout");
+                    if world.maintain(rollout, mode, ticks.map(|ticks| TICK * ticks)).is_ok() {
+                        closed[usize::from(everything)] = (mode != Maintenance::Off).then_some((mode, ticks));
+                    }
                 }
                 Act::Restart => {
                     world = world.restart();
@@ -386,10 +540,14 @@ proptest! {
                     }
                 }
             }
+            let strictest = |windows: &[Option<(Maintenance, Option<u32>)>]| windows.iter().flatten().map(|(mode, _)| *mode).max().unwrap_or_default();
+            prop_assert_eq!(world.mode(None), strictest(&closed[1..]));
+            prop_assert_eq!(world.persisted.maintenance.len(), closed.iter().flatten().count(), "what is durable is what is in force");
             if world.plane.rollout("checkout").is_some() {
+                prop_assert_eq!(world.mode(Some("checkout")), strictest(&closed));
                 let expected = if latched_at.is_some() { Percent::ZERO } else { file.percent };
                 prop_assert_eq!(world.share("checkout"), expected.to_string());
-                let persisted = world.persisted.iter().any(|standing| matches!(standing.phase, Phase::RolledBack(_)));
+                let persisted = world.persisted.rollouts.iter().any(|standing| matches!(standing.phase, Phase::RolledBack(_)));
                 prop_assert_eq!(persisted, latched_at.is_some(), "what is durable is what is in force");
             }
         }

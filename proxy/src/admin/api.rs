@@ -1,18 +1,20 @@
 //! The JSON API. Every error has the same shape: `{"error": {"code": "…", "message": "…", "hint": "…"}}`.
 
+use std::time::Duration;
+
 use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use cutover_core::{Actor, Command, CommandError, Percent, Source};
-use serde::{Deserialize, Serialize};
+use cutover_core::{Actor, Command, CommandError, Maintenance, Percent, Source};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
 use super::Admin;
 use super::auth::{Caller, Operator, Viewer};
 use super::error::ApiError;
-use crate::control_handle::{Applied, Refusal};
+use crate::control_handle::{Applied, MaintenanceWish, Refusal};
 use crate::explain::Question;
 use crate::status::Status;
 
@@ -33,6 +35,34 @@ pub struct Wish {
     dry_run: bool,
     /// Who, where there are no tokens to tell.
     actor: Option<String>,
+}
+
+/// What `maintenance` is asked.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaintenanceBody {
+    /// Which rollout; `null` is everything. Left out is neither: everything must be meant.
+    #[serde(default, deserialize_with = "present")]
+    rollout: Option<Option<String>>,
+    /// `off`, `read-only`, `hold` or `full`.
+    #[serde(default)]
+    mode: String,
+    /// For how long; until somebody says otherwise if it is left out.
+    #[serde(default, rename = "for")]
+    lasts: Option<String>,
+    /// Why; required.
+    #[serde(default)]
+    reason: String,
+    /// Say what would happen, do nothing.
+    #[serde(default)]
+    dry_run: bool,
+    /// Who, where there are no tokens to tell.
+    actor: Option<String>,
+}
+
+/// Tells `null` from a field that is left out.
+fn present<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Option<String>>, D::Error> {
+    Option::deserialize(value).map(Some)
 }
 
 /// What a writing request is answered.
@@ -117,6 +147,61 @@ pub async fn act(
     }
 }
 
+/// `PUT /api/v1/maintenance`
+pub async fn maintenance(
+    Operator(caller): Operator,
+    State(admin): State<Admin>,
+    headers: HeaderMap,
+    body: Result<Json<MaintenanceBody>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let MaintenanceBody { rollout, mode, lasts, reason, dry_run, actor } = read(body)?;
+    let actor = actor_of(caller, actor);
+    let if_revision = if_match(&headers)?;
+    let hint = "such as {\"rollout\": \"ID\" or null for all, \"mode\": \"full\", \"for\": \"10m\", \"reason\": \"CHG-7\"}";
+    let Some(rollout) = rollout else { return Err(ApiError::bad_request("missing_rollout", "`rollout` is missing: give an id, or null for all of them", hint)) };
+    let mode = Maintenance::of_name(&mode).ok_or_else(|| ApiError::bad_request("bad_mode", &format!("expected the mode off, read-only, hold or full, found `{mode}`"), hint))?;
+    let lasts = lasts.map(|text| lasting(mode, &text)).transpose().map_err(|message| ApiError::bad_request("bad_for", &message, hint))?;
+    let reason = checked(reason)?;
+    let wish = MaintenanceWish { rollout, mode, lasts };
+    if dry_run {
+        expect_revision(&admin, if_revision).await?;
+        let (id, would) = (wish.rollout.as_deref(), format!("maintenance would be {}", mode.name()));
+        return match id {
+            Some(id) => dry(&admin, id, |id| format!("{id}: {would}")).await,
+            None => {
+                let status = admin.control.report().await?.status;
+                Ok(Json(Done { revision: status.revision, durable: status.latch_durable, dry_run: true, sentence: format!("all rollouts: {would}") }).into_response())
+            }
+        };
+    }
+    let applied = admin.control.maintenance(wish.clone(), actor, reason, if_revision).await??;
+    let status = admin.control.report().await?.status;
+    let of_rollout = |id: &String| status.rollouts.iter().find(|rollout| rollout.id == *id);
+    // What is in force, which is stricter than what was asked for while another window is.
+    let (of, in_force, held) = match &wish.rollout {
+        Some(id) => (id.as_str(), of_rollout(id).and_then(|rollout| rollout.maintenance.as_ref()), of_rollout(id).map_or(0, |rollout| rollout.held_requests)),
+        None => ("all rollouts", status.maintenance.as_ref(), status.held_requests),
+    };
+    let sentence = match in_force {
+        None => format!("{of}: maintenance is off"),
+        Some(maintenance) if wish.rollout.is_none() => maintenance.sentence(held),
+        Some(maintenance) => format!("{of}: {}", maintenance.sentence(held)),
+    };
+    Ok(Json(Done { revision: status.revision, durable: applied.durable, dry_run: false, sentence }).into_response())
+}
+
+/// Reads how long a mode is to last.
+///
+/// # Errors
+/// Says what was expected.
+pub fn lasting(mode: Maintenance, text: &str) -> Result<Duration, String> {
+    if mode == Maintenance::Off {
+        return Err("`off` has no end: leave `for` out".to_owned());
+    }
+    let lasts = cutover_config::parse_duration(text)?;
+    if lasts.is_zero() { Err("expected a duration longer than zero".to_owned()) } else { Ok(lasts) }
+}
+
 /// `POST /api/v1/reload`
 pub async fn reload(Operator(caller): Operator, State(admin): State<Admin>, wish: Result<Option<Json<Wish>>, JsonRejection>) -> Result<Response, ApiError> {
     let (reason, actor) = match wish.transpose() {
@@ -185,13 +270,13 @@ pub async fn history(Viewer(_): Viewer, State(admin): State<Admin>, query: Resul
     let directory = admin.state_directory.clone();
     let read = tokio::task::spawn_blocking(move || crate::journal::read(&directory)).await.map_err(|error| ApiError::internal(&error))?;
     let (mut records, wrong) = read.map_err(|error| ApiError::internal(&error))?;
-    records.retain(|record| rollout.as_ref().is_none_or(|rollout| record.rollout == *rollout));
+    records.retain(|record| rollout.as_ref().is_none_or(|rollout| record.tells_of(rollout)));
     records.reverse();
     records.truncate(limit.unwrap_or(100));
     Ok(Json(json!({"records": records, "chain": {"intact": wrong.is_none(), "problem": wrong}})).into_response())
 }
 
-fn read(wish: Result<Json<Wish>, JsonRejection>) -> Result<Wish, ApiError> {
+fn read<T>(wish: Result<Json<T>, JsonRejection>) -> Result<T, ApiError> {
     wish.map(|Json(wish)| wish).map_err(|rejection| {
         let status = rejection.status();
         ApiError::new(status, "bad_body", &rejection.body_text(), "send JSON with `Content-Type: application/json`, such as {\"reason\": \"CHG-7\"}")

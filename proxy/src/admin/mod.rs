@@ -10,11 +10,12 @@
 //! | `POST /api/v1/rollouts/ID/set` | `{"percent": 10, "reason": "…"}`, written into the file | operator |
 //! | `POST /api/v1/rollouts/ID/rollback` | `{"reason": "…"}` | operator |
 //! | `POST /api/v1/rollouts/ID/rearm` | `{"reason": "…", "percent": 1}`; the percentage is optional | operator |
+//! | `PUT /api/v1/maintenance` | `{"rollout": "ID"\|null, "mode": "…", "for": "10m", "reason": "…"}`; `for` is optional | operator |
 //! | `POST /api/v1/reload` | reads the file now | operator |
 //! | `GET /api/v1/explain` | `user= host= path= method= header=K:V` | viewer |
 //! | `GET /api/v1/history` | `rollout= limit=` | viewer |
 //!
-//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately absent: the page, maintenance, events, the flag protocol.
+//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately absent: the page, events, the flag protocol.
 
 pub mod api;
 pub mod auth;
@@ -29,7 +30,7 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{get, post, put};
 use tokio::sync::watch;
 
 use crate::access_log::AccessLog;
@@ -37,6 +38,7 @@ use crate::certificates::Certificates;
 use crate::control_handle::ControlHandle;
 use crate::gateway::door::Connections;
 use crate::published::Published;
+use crate::readiness::Readiness;
 use crate::watch::WatchHandle;
 use auth::Auth;
 use error::ApiError;
@@ -57,7 +59,7 @@ pub struct Admin {
     /// The access log, for its drops.
     pub access_log: AccessLog,
     /// Whether requests may be sent here.
-    pub ready: Arc<AtomicBool>,
+    pub ready: Arc<Readiness>,
     /// Where the journal is.
     pub state_directory: PathBuf,
     /// Who may do what.
@@ -101,6 +103,7 @@ fn router(admin: Admin) -> Router {
         .route("/api/v1/rollouts", get(api::rollouts))
         .route("/api/v1/rollouts/{id}", get(api::rollout))
         .route("/api/v1/rollouts/{id}/{verb}", post(api::act))
+        .route("/api/v1/maintenance", put(api::maintenance))
         .route("/api/v1/reload", post(api::reload))
         .route("/api/v1/explain", get(api::explain))
         .route("/api/v1/history", get(api::history))
@@ -119,13 +122,14 @@ async fn index() -> &'static str {
      POST /api/v1/rollouts/ID/set       {\"percent\": 10, \"reason\": \"...\"}\n\
      POST /api/v1/rollouts/ID/rollback  {\"reason\": \"...\"}\n\
      POST /api/v1/rollouts/ID/rearm     {\"reason\": \"...\"}\n\
+     PUT  /api/v1/maintenance           {\"rollout\": \"ID\" or null, \"mode\": \"off|read-only|hold|full\", \"for\": \"10m\", \"reason\": \"...\"}\n\
      POST /api/v1/reload                {\"reason\": \"...\"}\n\
      GET  /api/v1/explain?user=U&host=H&path=P\n\
      GET  /api/v1/history?rollout=ID&limit=N\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    if admin.ready.load(Ordering::Acquire) { "ready\n".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response() }
+    if admin.ready.is_ready() { "ready\n".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response() }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {

@@ -40,6 +40,10 @@ impl Client {
         self.send(Method::POST, path, Some(body))
     }
 
+    pub(super) fn put(&self, path: &str, body: &Value) -> Result<Value, Failed> {
+        self.send(Method::PUT, path, Some(body))
+    }
+
     fn send(&self, method: Method, path: &str, body: Option<&Value>) -> Result<Value, Failed> {
         let mut request = Request::builder()
             .method(method)

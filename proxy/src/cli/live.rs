@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
 use cutover_core::plane::Restored;
-use cutover_core::{Actor, ControlPlane, Event, PerSide, Percent};
+use cutover_core::{Actor, ControlPlane, Event, Maintenance as Mode, PerSide, Percent};
 use serde_json::{Value, json};
 
 use super::client::encoded;
 use super::{AdminAddress, Failed, file, note, out};
-use crate::admin::api::question;
+use crate::admin::api::{lasting, question};
 use crate::clock;
 use crate::journal::Record;
 use crate::source::Source;
@@ -138,9 +138,16 @@ fn show(status: &crate::status::Status) -> Result<(), Failed> {
     if !status.config.restart_needed.is_empty() {
         note(&format!("these keys changed but need a restart: {}", status.config.restart_needed.join(", ")));
     }
+    if let Some(maintenance) = &status.maintenance {
+        out(&format!("{bad}{}{bad:#}", maintenance.sentence(status.held_requests)))?;
+    }
     for rollout in &status.rollouts {
         let style = if rollout.latch.is_some() { bad } else { good };
         out(&format!("{bold}{}{bold:#}  {style}{}{style:#}  {}", rollout.id, rollout.phase.replace('_', " "), rollout.sentence))?;
+        // That of everything is told once, above.
+        if let Some(maintenance) = rollout.maintenance.as_ref().filter(|maintenance| maintenance.scope == "rollout") {
+            out(&format!("  {bad}{}{bad:#}", maintenance.sentence(rollout.held_requests)))?;
+        }
         table(rollout)?;
         for rule in &rollout.guard.rules {
             let style = if rule.verdict == "breach" { bad } else { Style::new() };
@@ -190,11 +197,19 @@ struct Why {
 
 impl Why {
     fn act(&self, rollout: &str, verb: &str, percent: Option<Percent>) -> Result<ExitCode, Failed> {
-        let mut body = json!({"reason": self.reason, "dry_run": self.dry_run, "actor": who()});
+        let mut body = self.body();
         if let Some(percent) = percent {
             body["percent"] = json!(crate::status::percent(percent));
         }
         let done = self.admin.client()?.post(&format!("/api/v1/rollouts/{}/{verb}", encoded(rollout)), &body)?;
+        self.tell(&done)
+    }
+
+    fn body(&self) -> Value {
+        json!({"reason": self.reason, "dry_run": self.dry_run, "actor": who()})
+    }
+
+    fn tell(&self, done: &Value) -> Result<ExitCode, Failed> {
         if self.json {
             out(&done.to_string())?;
         } else {
@@ -202,7 +217,7 @@ impl Why {
         }
         if done["durable"] == Value::Bool(false) {
             note(
-                "warning: the state cannot be written to disk: a drop is in force but would not survive a restart, a raise waits until it can be written; see the log of the proxy",
+                "warning: the state cannot be written to disk: a drop or maintenance is in force but would not survive a restart, a raise waits until it can be written; see the log of the proxy",
             );
         }
         Ok(ExitCode::SUCCESS)
@@ -276,6 +291,42 @@ impl Rearm {
     }
 }
 
+/// `cutover maintenance`
+#[derive(Debug, clap::Args)]
+#[command(override_usage = "cutover maintenance <ROLLOUT|--all> <off|read-only|hold|full> [--for 10m] --reason <REASON> [OPTIONS]")]
+pub(super) struct Maintenance {
+    /// The rollout, unless --all is given; and the mode: off, read-only (only GET, HEAD and OPTIONS pass), hold (requests wait, at most 30 s) or full (nobody passes)
+    #[arg(required = true, num_args = 1..=2, value_names = ["ROLLOUT", "MODE"])]
+    words: Vec<String>,
+    /// Every rollout, and requests that match none
+    #[arg(long)]
+    all: bool,
+    /// End it after this time, such as 10m; without it it lasts until `off`
+    #[arg(long = "for", value_name = "TIME")]
+    lasts: Option<String>,
+    #[command(flatten)]
+    why: Why,
+}
+
+impl Maintenance {
+    pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        let (rollout, mode) = match (self.all, self.words.as_slice()) {
+            (true, [mode]) => (None, mode),
+            (false, [rollout, mode]) => (Some(rollout), mode),
+            (true, [rollout, ..]) => return Err(Failed::usage(format!("--all and the rollout `{rollout}` exclude each other\nhint: cutover maintenance --all MODE"))),
+            (_, words) => return Err(Failed::usage(format!("expected a rollout and a mode, found `{}`\nhint: for every rollout say --all", words.join(" ")))),
+        };
+        let mode = Mode::of_name(mode).ok_or_else(|| Failed::usage(format!("expected the mode off, read-only, hold or full, found `{mode}`")))?;
+        if let Some(text) = &self.lasts {
+            lasting(mode, text).map_err(|message| Failed::usage(format!("--for: {message}")))?;
+        }
+        let mut body = self.why.body();
+        (body["rollout"], body["mode"], body["for"]) = (json!(rollout), json!(mode.name()), json!(self.lasts));
+        let done = self.why.admin.client()?.put("/api/v1/maintenance", &body)?;
+        self.why.tell(&done)
+    }
+}
+
 /// `cutover history`
 #[derive(Debug, clap::Args)]
 pub(super) struct History {
@@ -302,7 +353,7 @@ impl History {
                     return Err(Failed::new(format!("there is no journal in {}\nhint: it is in the [state] directory of the file", directory.display())));
                 }
                 let (mut records, wrong) = crate::journal::read(directory)?;
-                records.retain(|record| self.rollout.as_ref().is_none_or(|rollout| record.rollout == *rollout));
+                records.retain(|record| self.rollout.as_ref().is_none_or(|rollout| record.tells_of(rollout)));
                 records.reverse();
                 records.truncate(self.limit);
                 json!({"records": records, "chain": {"intact": wrong.is_none(), "problem": wrong}})

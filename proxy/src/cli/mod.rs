@@ -50,6 +50,8 @@ enum Command {
     /// Lift the latch after a rollback: the percentage of the file is in force again
     #[command(alias = "retry")]
     Rearm(live::Rearm),
+    /// Keep writers or everybody out for a while, of one rollout or of all: off, read-only, hold or full
+    Maintenance(live::Maintenance),
     /// Who changed what, when and why; verifies that nothing was altered
     History(live::History),
     /// Print the JSON Schema of the file
@@ -128,6 +130,7 @@ pub fn main() -> ExitCode {
         Command::Set(set) => set.run(),
         Command::Rollback(rollback) => rollback.run(),
         Command::Rearm(rearm) => rearm.run(),
+        Command::Maintenance(maintenance) => maintenance.run(),
         Command::History(history) => history.run(),
         Command::Schema => out(cutover_config::schema().trim_end()).map(|()| ExitCode::SUCCESS),
         Command::Completions { shell } => {

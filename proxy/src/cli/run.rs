@@ -21,13 +21,19 @@ pub(super) struct Run {
     /// Request threads; one for each core by default
     #[arg(long)]
     threads: Option<usize>,
-    /// How long requests in flight may take to finish when stopping
+    /// When stopping, how long to go on after readiness has fallen, so that load balancers and clients see it; not at all where nobody is there to see it, nor on SIGINT
+    #[arg(long, default_value = "5s", value_parser = cutover_config::parse_duration, value_name = "DURATION")]
+    lead: Duration,
+    /// How long requests in flight may take to finish after that
     #[arg(long, default_value = "30s", value_parser = cutover_config::parse_duration, value_name = "DURATION")]
     grace: Duration,
 }
 
 enum Signal {
+    /// SIGTERM: from a supervisor.
     Stop,
+    /// SIGINT: from a keyboard.
+    Interrupt,
     Reload,
 }
 
@@ -42,13 +48,17 @@ impl Run {
             StartError::Config(error) => Failed::usage(error.render(std::io::IsTerminal::is_terminal(&std::io::stderr()))),
             other => Failed::new(other.to_string()),
         })?;
-        let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).collect();
+        let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).chain(running.https.iter().map(|address| format!("https://{address}"))).collect();
         tracing::info!(http = http.join(", "), admin = format!("http://{}", running.admin), version = env!("CARGO_PKG_VERSION"), "cutover is ready");
-        while let Ok(Signal::Reload) = signals.recv() {
-            running.watch.reload_soon();
-        }
-        tracing::info!("stopping: no new connections; requests in flight may finish");
-        let cut = running.stop(self.grace, || matches!(signals.try_recv(), Ok(Signal::Stop)));
+        let lead = loop {
+            match signals.recv() {
+                Ok(Signal::Reload) => running.watch.reload_soon(),
+                Ok(Signal::Interrupt) => break Duration::ZERO,
+                Ok(Signal::Stop) | Err(_) => break self.lead,
+            }
+        };
+        tracing::info!("stopping: not ready any more; requests in flight may finish");
+        let cut = running.stop(lead, self.grace, || matches!(signals.try_recv(), Ok(Signal::Stop | Signal::Interrupt)));
         if cut > 0 {
             tracing::warn!(connections = cut, "stopped with connections still open");
         }
@@ -69,7 +79,7 @@ fn signals() -> Result<Receiver<Signal>, Failed> {
             loop {
                 let signal = tokio::select! {
                     _ = terminate.recv() => Signal::Stop,
-                    _ = interrupt.recv() => Signal::Stop,
+                    _ = interrupt.recv() => Signal::Interrupt,
                     _ = hangup.recv() => Signal::Reload,
                 };
                 if sender.send(signal).is_err() {

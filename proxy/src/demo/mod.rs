@@ -92,7 +92,7 @@ impl Demo {
         }
         let Stage { legacy, new, users, running, .. } = stage;
         drop(users);
-        running.stop(Duration::from_secs(2), || false);
+        running.stop(Duration::ZERO, Duration::from_secs(2), || false);
         drop((legacy, new));
         drop(cleanup);
         Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })

@@ -8,17 +8,21 @@
 //! failed(x, failure, now) -> Reply                  what the client gets when the backend did not answer
 //! sent(x, now)                                      all of the request is with the backend: the wait for its answer begins
 //! done(x, path, end, clock)                         exactly once: outcome, counters, one line of access log
+//! unparked(x, head, conn, why, now)                 after `Step::Hold`: it is decided anew, or answered
 //! ```
+//!
+//! Maintenance stands before the decision. What it answers is nobody's request and nobody's evidence; only a tester with a valid token passes it.
 //!
 //! Requests that match no rollout go to the default backend and are counted under no rollout; they are evidence on nobody.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use ahash::RandomState;
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Mono, Outcome, Side, UserKey, Who};
+use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, Side, Treatment, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -27,12 +31,16 @@ use subtle::ConstantTimeEq;
 use super::forward;
 use super::head::{Conn, Edits, Head};
 use super::identity::{self, Identity, MINTED_COOKIE};
+use super::parking::Unparked;
 use super::reply::Reply;
 use crate::access_log::{AccessLog, Line};
 use crate::published::{Published, Snapshot};
-use crate::recorder::{InFlight, Origin, Recorder, UNMATCHED};
+use crate::recorder::{Halted, Held, InFlight, Origin, Recorder, UNMATCHED};
 use crate::rescue::Saving;
 use crate::upstream::Backend;
+
+/// When to ask again where maintenance has no end yet, in seconds.
+const RETRY_AFTER: u32 = 30;
 
 /// The gate. One per process.
 #[derive(Debug)]
@@ -61,6 +69,8 @@ pub enum Step {
     Forward,
     /// Answer it.
     Reply(Reply),
+    /// Park it, and tell [`Gate::unparked`] how that ended. What cannot wait is answered.
+    Hold(Reply),
 }
 
 /// What to do with an answer of the backend.
@@ -124,6 +134,12 @@ pub struct Exchange {
     is_sent: bool,
     /// Whether it has been moved to the side that was not decided.
     moved: Option<Moved>,
+    /// The maintenance that answers it or keeps it waiting.
+    maintenance: Maintenance,
+    /// How long it was parked before it was decided, which is no time of any backend.
+    parked: Duration,
+    /// While it is parked.
+    held: Option<Held>,
 }
 
 /// How an attempt went wrong, as an engine sees it.
@@ -172,6 +188,16 @@ impl Exchange {
         self.is_sent
     }
 
+    /// The rollout that takes it, if one does.
+    pub fn rollout(&self) -> Option<&Arc<str>> {
+        self.rollout.map(|at| &self.snapshot.split.rollouts[at].rule.id)
+    }
+
+    /// How long it was parked so far.
+    pub fn parked(&self) -> Duration {
+        self.parked
+    }
+
     fn slot(&self) -> usize {
         self.rollout.map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
     }
@@ -218,12 +244,15 @@ impl Gate {
             who: Who::default(),
             is_sent: false,
             moved: None,
+            maintenance: Maintenance::Off,
+            parked: Duration::ZERO,
+            held: None,
             snapshot,
         };
         let host = head.host();
         let step = match self.refusal(head, host, &common.key_headers) {
             Some(reply) => Step::Reply(reply),
-            None => self.decide(&mut exchange, head, conn, host.unwrap_or_default()),
+            None => self.decide(&mut exchange, head, conn, host.unwrap_or_default(), now),
         };
         if step == Step::Forward {
             if !head_has(head, &forward::TRACEPARENT) {
@@ -249,10 +278,17 @@ impl Gate {
         length.is_some_and(|length| length > self.limits.max_body).then_some(Reply::TOO_LARGE)
     }
 
-    fn decide(&self, exchange: &mut Exchange, head: &impl Head, conn: &Conn, host: &str) -> Step {
+    fn decide(&self, exchange: &mut Exchange, head: &impl Head, conn: &Conn, host: &str, now: Mono) -> Step {
         let snapshot = Arc::clone(&exchange.snapshot);
         let path = normalised(head.path());
-        let Some(at) = snapshot.split.rollout_for(forward::without_port(host), &path, head.method().as_str()) else {
+        let at = snapshot.split.rollout_for(forward::without_port(host), &path, head.method().as_str());
+        let override_to = override_of(head, snapshot.common.settings.routing.override_token_sha256.as_ref());
+        if override_to.is_none()
+            && let Some(step) = self.closed(exchange, at, head.method(), now)
+        {
+            return step;
+        }
+        let Some(at) = at else {
             return if exchange.backend.is_available() { Step::Forward } else { Step::Reply(Reply::NO_SERVER) };
         };
         let (rollout, prepared) = (&snapshot.split.rollouts[at], &snapshot.prepared[at]);
@@ -275,7 +311,6 @@ impl Gate {
                 }
             },
         };
-        let override_to = override_of(head, snapshot.common.settings.routing.override_token_sha256.as_ref());
         let decision = decide(rollout, &Ask { key, override_to, available: snapshot.available(at) });
         exchange.rollout = Some(at);
         exchange.decision = Some(decision);
@@ -287,6 +322,50 @@ impl Gate {
         // Nobody was asked, but the users of this side get nothing: that is the backend's failure.
         exchange.failure = Some(Failure { blame: Blame::Backend, kind: FailureKind::Connect });
         Step::Reply(Reply::NO_SERVER)
+    }
+
+    /// What maintenance does to a request that no tester sent; nothing if it passes.
+    fn closed(&self, exchange: &mut Exchange, at: Option<usize>, method: &Method, now: Mono) -> Option<Step> {
+        let mode = exchange.snapshot.split.restriction(at).mode;
+        let treatment = mode.treats(is_safe(method));
+        if treatment == Treatment::Pass {
+            return None;
+        }
+        exchange.rollout = at;
+        exchange.maintenance = mode;
+        let reply = closed_reply(exchange, now);
+        if treatment == Treatment::Hold {
+            return Some(Step::Hold(reply));
+        }
+        self.recorder.halted(exchange.slot(), Halted::Refused);
+        Some(Step::Reply(reply))
+    }
+
+    /// Counts a request as parked: there is a place for it.
+    pub fn park(&self, exchange: &mut Exchange) {
+        exchange.held = Some(self.recorder.hold(exchange.slot()));
+    }
+
+    /// A request is not parked any more: it is decided anew, on what is in force now and as if it had just come, or answered.
+    pub fn unparked(&self, mut exchange: Exchange, head: &impl Head, conn: &Conn, why: Unparked, now: Mono) -> (Exchange, Step) {
+        let held = exchange.held.take();
+        let ended = |how: Halted| held.into_iter().for_each(|held| held.end(how));
+        match why {
+            Unparked::Released => {
+                ended(Halted::Released);
+                let parked = exchange.parked + now.since(exchange.started);
+                let (anew, step) = self.request(head, conn, now);
+                return (Exchange { parked, ..anew }, step);
+            }
+            Unparked::Expired => ended(Halted::Expired),
+            Unparked::NoPlace => self.recorder.halted(exchange.slot(), Halted::Refused),
+            Unparked::Left => {
+                ended(Halted::Left);
+                exchange.failure = Some(Failure { blame: Blame::Client, kind: FailureKind::Reset });
+            }
+        }
+        let reply = closed_reply(&exchange, now);
+        (exchange, Step::Reply(reply))
     }
 
     /// Who asks: the user, or without a key the client's address; and the network, since made-up ids are cheap and addresses are not.
@@ -461,6 +540,8 @@ impl Gate {
         let origin = Origin { who: exchange.who, path, epoch, at };
         match exchange.in_flight.take() {
             Some(in_flight) => in_flight.end(&ending, &origin),
+            // What maintenance answered was no request of any backend.
+            None if exchange.maintenance != Maintenance::Off => {}
             None => self.recorder.record(exchange.slot(), exchange.side(), &ending, &origin),
         }
         if let Some((method, path)) = exchange.line.take() {
@@ -475,7 +556,9 @@ impl Gate {
                 outcome,
                 client: exchange.client,
                 server: end.server,
-                total: clock().since(exchange.started),
+                maintenance: exchange.maintenance,
+                parked: exchange.parked,
+                total: exchange.parked + clock().since(exchange.started),
                 upstream: exchange.answered.map(|at| at.since(exchange.started)),
                 bytes_in: end.bytes_in,
                 bytes_out: end.bytes_out,
@@ -498,6 +581,17 @@ fn outcome(exchange: &Exchange) -> Outcome {
         (None, Some(400..=499)) => Outcome::ClientError,
         (None, Some(_)) => Outcome::Success,
     }
+}
+
+/// What a client gets that comes while it is closed: when to ask again is the end, if there is one.
+fn closed_reply(exchange: &Exchange, now: Mono) -> Reply {
+    let remaining = exchange.snapshot.split.restriction(exchange.rollout).remaining(now);
+    let retry_after = remaining.map_or(RETRY_AFTER, |remaining| u32::try_from(remaining.as_micros().div_ceil(1_000_000)).unwrap_or(u32::MAX).max(1));
+    let message = match exchange.maintenance {
+        Maintenance::ReadOnly => "this service is read-only for maintenance, please try again later",
+        Maintenance::Off | Maintenance::Hold | Maintenance::Full => "this service is closed for maintenance, please try again later",
+    };
+    Reply::maintenance(message, retry_after)
 }
 
 /// Whether a method changes nothing, so that it may be asked twice.
@@ -615,6 +709,11 @@ pub(crate) mod tests {
             Self { method: Method::GET, path: path.to_owned(), query, headers: Vec::new() }
         }
 
+        fn method(mut self, method: Method) -> Self {
+            self.method = method;
+            self
+        }
+
         pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
             self.headers.push((HeaderName::from_bytes(name.as_bytes()).expect("a header name"), value.as_bytes().to_vec()));
             self
@@ -703,15 +802,40 @@ pub(crate) mod tests {
         anonymous = "cookie"
     "#;
 
+    /// A file in force, and who may change what is published of it.
+    pub(crate) struct World {
+        plane: ControlPlane,
+        common: Arc<crate::published::Common>,
+        pub(crate) published: Arc<Published>,
+    }
+
+    impl World {
+        pub(crate) fn new() -> Self {
+            let settings = cutover_config::parse("test.toml", FILE, &NoFiles).unwrap_or_else(|problems| panic!("{problems}"));
+            let mut plane = ControlPlane::new(Restored::Fresh);
+            plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor: Actor::file(), reason: String::new() }, Default::default()).expect("settings are no command");
+            let common = Arc::new(crate::published::Common::new(settings, None));
+            let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::clone(&common), None)));
+            Self { plane, common, published }
+        }
+
+        /// Puts a mode of maintenance in force at the time zero.
+        pub(crate) fn maintain(&mut self, rollout: Option<&str>, mode: Maintenance, lasts: Option<Duration>) {
+            let event = Event::Maintenance { rollout, mode, lasts, actor: Actor::file(), reason: "CHG-7".to_owned() };
+            self.plane.on(event, Default::default()).expect("the rollout is there");
+            self.published.swap(Snapshot::new(self.plane.split(), Arc::clone(&self.common), None));
+        }
+
+        pub(crate) fn gate(&self) -> (Gate, Reader) {
+            let listen = &self.common.settings.listen;
+            let limits = Limits { max_header_bytes: listen.max_header_bytes, max_body: listen.max_body };
+            let (recorder, reader) = recorder();
+            (Gate::new(Arc::clone(&self.published), recorder, AccessLog::off(), limits), reader)
+        }
+    }
+
     fn gate() -> (Gate, Reader) {
-        let settings = cutover_config::parse("test.toml", FILE, &NoFiles).unwrap_or_else(|problems| panic!("{problems}"));
-        let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
-        let mut plane = ControlPlane::new(Restored::Fresh);
-        plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor: Actor::file(), reason: String::new() }, Default::default()).expect("settings are no command");
-        let common = Arc::new(crate::published::Common::new(settings, None));
-        let published = Arc::new(Published::new(Snapshot::new(plane.split(), common, None)));
-        let (recorder, reader) = recorder();
-        (Gate::new(published, recorder, AccessLog::off(), limits), reader)
+        World::new().gate()
     }
 
     fn conn() -> Conn {
@@ -730,7 +854,7 @@ pub(crate) mod tests {
 
     fn refused(gate: &Gate, head: &TestHead) -> u16 {
         match gate.request(head, &conn(), Mono::default()).1 {
-            Step::Forward => panic!("not refused"),
+            Step::Forward | Step::Hold(_) => panic!("not refused"),
             Step::Reply(reply) => reply.status.as_u16(),
         }
     }
@@ -861,5 +985,143 @@ pub(crate) mod tests {
         assert_eq!((totals.latencies.total(), totals.counts.latency_sum_us), (6, 34_000));
         assert_eq!(reader.in_flight(), 0);
         assert_eq!(Duration::from_micros(totals.counts.latency_sum_us), Duration::from_millis(34));
+    }
+    fn answered(gate: &Gate, head: &TestHead, now: Mono) -> Option<Reply> {
+        let (exchange, step) = gate.request(head, &conn(), now);
+        let reply = match step {
+            Step::Forward => None,
+            Step::Reply(reply) | Step::Hold(reply) => Some(reply),
+        };
+        gate.done(exchange, "/", End { status: reply.map(|reply| reply.status.as_u16()), ..End::default() }, || now);
+        reply
+    }
+
+    #[test]
+    fn read_only_refuses_whatever_may_change_something() {
+        let mut world = World::new();
+        world.maintain(Some("checkout"), Maintenance::ReadOnly, None);
+        let (gate, _) = world.gate();
+        for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
+            assert_eq!(answered(&gate, &head("/checkout").with("x-user-id", "u").method(method), Mono::default()), None);
+        }
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::CONNECT, Method::TRACE] {
+            let reply = answered(&gate, &head("/checkout").with("x-user-id", "u").method(method), Mono::default()).expect("refused");
+            assert_eq!((reply.status.as_u16(), reply.code, reply.retry_after), (503, "maintenance", Some(30)));
+            assert!(reply.message.contains("read-only"), "{}", reply.message);
+        }
+        assert_eq!(answered(&gate, &head("/mint").method(Method::POST), Mono::default()), None, "another rollout");
+        assert_eq!(answered(&gate, &head("/").method(Method::POST), Mono::default()), None, "no rollout");
+    }
+
+    #[test]
+    fn everything_includes_requests_that_match_no_rollout() {
+        let mut world = World::new();
+        world.maintain(None, Maintenance::Full, None);
+        let (gate, _) = world.gate();
+        for path in ["/checkout", "/mint", "/"] {
+            assert!(answered(&gate, &head(path).with("x-user-id", "u"), Mono::default()).is_some(), "{path}");
+        }
+        assert_eq!(refused(&gate, &TestHead::get("/")), 400, "what is wrong whoever sent it is said first");
+    }
+
+    #[test]
+    fn a_client_is_told_to_come_back_at_the_end_if_there_is_one() {
+        let mut world = World::new();
+        world.maintain(None, Maintenance::Full, Some(Duration::from_secs(600)));
+        let (gate, _) = world.gate();
+        for (at_us, seconds) in [(0, 600), (1, 600), (599_000_001, 1), (600_000_000, 1), (700_000_000, 1)] {
+            let reply = answered(&gate, &head("/"), Mono::from_micros(at_us)).expect("refused");
+            assert_eq!(reply.retry_after, Some(seconds), "at {at_us} us");
+        }
+    }
+
+    #[test]
+    fn a_tester_with_the_right_token_passes_every_mode() {
+        let mut world = World::new();
+        for mode in [Maintenance::ReadOnly, Maintenance::Hold, Maintenance::Full] {
+            world.maintain(None, mode, None);
+            let (gate, _) = world.gate();
+            let post = |token: &str| head("/checkout").with("x-user-id", "u").with("x-cutover-override", token).method(Method::POST);
+            assert_eq!(decision(&gate, &post("new sesame")).reason, Reason::Override);
+            assert!(answered(&gate, &post("new wrong"), Mono::default()).is_some(), "{}", mode.name());
+            assert_eq!(answered(&gate, &head("/").with("x-cutover-override", "legacy sesame"), Mono::default()), None, "where no rollout matches, too");
+        }
+    }
+
+    #[test]
+    fn what_maintenance_answers_is_nobodys_request() {
+        let mut world = World::new();
+        world.maintain(None, Maintenance::Full, None);
+        let (gate, mut reader) = world.gate();
+        for path in ["/checkout", "/checkout", "/"] {
+            answered(&gate, &head(path).with("x-user-id", "u"), Mono::from_micros(5)).expect("refused");
+        }
+        reader.read();
+        for (slot, refused) in [(crate::recorder::slot_of(0), 2), (UNMATCHED, 1)] {
+            let slot = reader.slot(slot).expect("traffic");
+            assert_eq!((slot.halted[Halted::Refused.index()], slot.parked()), (refused, 0));
+            for side in Side::BOTH {
+                assert_eq!((slot.totals[side].counts.requests, slot.totals[side].code_classes.iter().sum::<u64>()), (0, 0));
+            }
+        }
+    }
+
+    #[test]
+    fn a_parked_request_is_decided_anew_on_what_is_in_force_then() {
+        let mut world = World::new();
+        world.maintain(Some("checkout"), Maintenance::Hold, None);
+        let (gate, mut reader) = world.gate();
+        let head = head("/checkout").with("x-user-id", "u").method(Method::POST);
+        let park = || {
+            let (mut exchange, step) = gate.request(&head, &conn(), Mono::from_micros(1_000));
+            assert!(matches!(step, Step::Hold(_)), "{step:?}");
+            gate.park(&mut exchange);
+            exchange
+        };
+        let mut parked = |expected: u64| {
+            reader.read();
+            let slot = reader.slot(crate::recorder::slot_of(0)).expect("traffic");
+            assert_eq!(slot.parked(), expected);
+            slot.clone()
+        };
+        let exchanges = [park(), park(), park(), park(), park()];
+        parked(5);
+        let [first, again, late, gone, cancelled] = exchanges;
+        let after = |exchange, why| gate.unparked(exchange, &head, &conn(), why, Mono::from_micros(9_000));
+
+        let (again, step) = after(again, Unparked::Released);
+        assert!(matches!(step, Step::Hold(_)), "the mode is on again: {step:?}");
+        assert_eq!(again.parked(), Duration::from_millis(8));
+        let (late, step) = after(late, Unparked::Expired);
+        let Step::Reply(reply) = step else { panic!("not answered: {step:?}") };
+        assert_eq!((reply.status.as_u16(), reply.code), (503, "maintenance"));
+        let (gone, _) = after(gone, Unparked::Left);
+        assert_eq!(outcome(&gone), Outcome::Aborted);
+        drop((late, gone, cancelled));
+        parked(1);
+
+        world.maintain(Some("checkout"), Maintenance::Off, None);
+        let (mut released, step) = after(first, Unparked::Released);
+        assert_eq!((step, released.parked()), (Step::Forward, Duration::from_millis(8)));
+        gate.answered(&mut released, 200, &head, false, Mono::from_micros(10_000));
+        gate.done(released, "/checkout", End { status: Some(200), ..End::default() }, || Mono::from_micros(10_000));
+        let slot = parked(0);
+        assert_eq!(slot.halted, [0, 5, 2, 1, 2]);
+        let side = Side::BOTH.into_iter().find(|&side| slot.totals[side].counts.requests > 0).expect("it was served");
+        assert_eq!(slot.totals[side].counts.latency_sum_us, 1_000, "the wait is no time of the backend");
+    }
+
+    #[test]
+    fn a_request_without_a_place_is_refused_at_once() {
+        let mut world = World::new();
+        world.maintain(None, Maintenance::Hold, Some(Duration::from_secs(12)));
+        let (gate, mut reader) = world.gate();
+        let (exchange, _) = gate.request(&head("/"), &conn(), Mono::default());
+        let (exchange, step) = gate.unparked(exchange, &head("/"), &conn(), Unparked::NoPlace, Mono::default());
+        let Step::Reply(reply) = step else { panic!("not answered: {step:?}") };
+        assert_eq!(reply.retry_after, Some(12));
+        gate.done(exchange, "/", End::default(), Mono::default);
+        reader.read();
+        assert_eq!(reader.slot(UNMATCHED).expect("traffic").halted, [1, 0, 0, 0, 0]);
     }
 }

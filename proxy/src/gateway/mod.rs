@@ -15,8 +15,9 @@
 //! | `identity` | request -> user key |
 //! | `forward` | headers to the backend |
 //! | `reply` | answers of our own |
+//! | `parking` | where requests wait while maintenance holds them |
 //!
-//! Never here: a lock, a file, a wait for the control plane. A request reads one snapshot and adds to counters.
+//! Never here: a lock, a file, a wait for the control plane. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
 
 pub mod adapter;
 pub mod door;
@@ -24,4 +25,5 @@ pub mod forward;
 pub mod gate;
 pub mod head;
 pub mod identity;
+pub mod parking;
 pub mod reply;

@@ -13,29 +13,39 @@ pub struct Reply {
     pub code: &'static str,
     /// A sentence for people.
     pub message: &'static str,
+    /// After how many seconds it is worth asking again, as far as known.
+    pub retry_after: Option<u32>,
 }
 
 impl Reply {
     /// The client's request is wrong.
     pub const fn bad_request(code: &'static str, message: &'static str) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, code, message }
+        Self::plain(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// Closed for maintenance.
+    pub const fn maintenance(message: &'static str, retry_after: u32) -> Self {
+        Self { retry_after: Some(retry_after), ..Self::plain(StatusCode::SERVICE_UNAVAILABLE, "maintenance", message) }
+    }
+
+    const fn plain(status: StatusCode, code: &'static str, message: &'static str) -> Self {
+        Self { status, code, message, retry_after: None }
     }
 
     /// The request body is larger than `max_body`.
-    pub const TOO_LARGE: Self = Self { status: StatusCode::PAYLOAD_TOO_LARGE, code: "body_too_large", message: "the request body is larger than this server accepts" };
+    pub const TOO_LARGE: Self = Self::plain(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the request body is larger than this server accepts");
     /// The request head is larger than `max_header_bytes`.
-    pub const HEAD_TOO_LARGE: Self =
-        Self { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, code: "headers_too_large", message: "the request headers are larger than this server accepts" };
+    pub const HEAD_TOO_LARGE: Self = Self::plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "the request headers are larger than this server accepts");
     /// No server of the backend has an address.
-    pub const NO_SERVER: Self = Self { status: StatusCode::SERVICE_UNAVAILABLE, code: "no_server", message: "no server is available for this request, please try again" };
+    pub const NO_SERVER: Self = Self::plain(StatusCode::SERVICE_UNAVAILABLE, "no_server", "no server is available for this request, please try again");
     /// The backend did not answer in time.
-    pub const TIMEOUT: Self = Self { status: StatusCode::GATEWAY_TIMEOUT, code: "backend_timeout", message: "the server behind this address did not answer in time" };
+    pub const TIMEOUT: Self = Self::plain(StatusCode::GATEWAY_TIMEOUT, "backend_timeout", "the server behind this address did not answer in time");
     /// The backend could not be reached or broke off.
-    pub const BAD_GATEWAY: Self = Self { status: StatusCode::BAD_GATEWAY, code: "backend_failed", message: "the server behind this address could not answer" };
+    pub const BAD_GATEWAY: Self = Self::plain(StatusCode::BAD_GATEWAY, "backend_failed", "the server behind this address could not answer");
     /// The client was too slow to send its request.
-    pub const CLIENT_TIMEOUT: Self = Self { status: StatusCode::REQUEST_TIMEOUT, code: "request_timeout", message: "the request did not arrive in time" };
+    pub const CLIENT_TIMEOUT: Self = Self::plain(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the request did not arrive in time");
     /// Something in the proxy itself failed.
-    pub const INTERNAL: Self = Self { status: StatusCode::INTERNAL_SERVER_ERROR, code: "proxy_error", message: "this request could not be handled" };
+    pub const INTERNAL: Self = Self::plain(StatusCode::INTERNAL_SERVER_ERROR, "proxy_error", "this request could not be handled");
 
     /// The body and its content type: HTML for browsers, JSON for everybody else.
     pub fn body(&self, html: bool) -> (String, &'static str) {
@@ -68,6 +78,8 @@ mod tests {
         let (json, kind) = Reply::TIMEOUT.body(false);
         assert_eq!(kind, "application/json");
         assert_eq!(json, "{\"error\":{\"code\":\"backend_timeout\",\"message\":\"the server behind this address did not answer in time\",\"status\":504}}\n");
+        let closed = Reply::maintenance("closed", 60);
+        assert_eq!((closed.status.as_u16(), closed.retry_after, Reply::TIMEOUT.retry_after), (503, Some(60), None));
         assert!(Reply::TIMEOUT.body(true).0.contains("<h1>504 Gateway Timeout</h1>"));
     }
 }

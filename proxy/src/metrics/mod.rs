@@ -11,7 +11,7 @@ use std::sync::OnceLock;
 use cutover_core::guard::Rule;
 use cutover_core::histogram::lowest_of;
 use cutover_core::outcome::CODE_CLASSES;
-use cutover_core::{FailureKind, GuardSettings, Latencies, Phase, Reason, Side, Totals};
+use cutover_core::{FailureKind, GuardSettings, Latencies, Maintenance, Phase, Reason, Side, Totals};
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Quantile, Summary};
@@ -21,8 +21,9 @@ use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
 use crate::clock;
 use crate::gateway::door::Connections;
+use crate::recorder::{Halted, SlotTotals};
 use crate::rescue::Saving;
-use crate::status::Report;
+use crate::status::{MaintenanceStatus, Report};
 use names::Name;
 
 /// The buckets of the duration histogram in microseconds; the guard's own latency limits join them.
@@ -74,9 +75,11 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
         for reason in Reason::ALL {
             families.add(names::DECISIONS, &[id, reason.name()], Value::Counter(measured.totals.reasons[reason.index()]));
         }
+        families.maintenance(id, rollout.maintenance.as_ref(), &measured.totals);
     }
     families.side("", Side::Legacy, &report.unmatched.totals.legacy);
     let now = clock::mono();
+    families.maintenance("", status.maintenance.as_ref(), &report.unmatched);
     for backend in report.common.backends.values() {
         families.add(names::SERVERS, &[&backend.settings().name], Value::Gauge(backend.servers().iter().filter(|server| server.is_healthy(now)).count() as f64));
     }
@@ -131,6 +134,18 @@ impl Families {
         for kind in FailureKind::ALL {
             self.add(names::FAILURES, &[rollout, side.name(), kind.name()], Value::Counter(totals.counts.failures[kind.index()]));
         }
+    }
+
+    /// What is kept out, and what that did.
+    fn maintenance(&mut self, rollout: &str, in_force: Option<&MaintenanceStatus>, totals: &SlotTotals) {
+        let in_force = in_force.map_or(Maintenance::Off.name(), |maintenance| &maintenance.mode);
+        for mode in Maintenance::ALL {
+            self.add(names::MAINTENANCE, &[rollout, mode.name()], Value::Gauge(f64::from(mode.name() == in_force)));
+        }
+        for result in Halted::ALL {
+            self.add(names::MAINTENANCE_REQUESTS, &[rollout, result.name()], Value::Counter(totals.halted[result.index()]));
+        }
+        self.add(names::HELD, &[rollout], Value::Gauge(totals.parked() as f64));
     }
 
     fn add(&mut self, name: Name, labels: &[&str], value: Value<'_>) {

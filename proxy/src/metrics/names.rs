@@ -76,6 +76,22 @@ pub const SHARED_CAUSE: Name = name("cutover_guard_shared_cause", "gauge", &["ro
 pub const ROLLBACKS: Name = name("cutover_rollbacks_total", "counter", &["rollout", "rule"], "Rollbacks since the start, by the rule that tripped or \"manual\".");
 /// Decisions.
 pub const DECISIONS: Name = name("cutover_decisions_total", "counter", &["rollout", "reason"], "Requests sent to a backend, by the step that decided.");
+/// Maintenance.
+pub const MAINTENANCE: Name = name(
+    "cutover_maintenance",
+    "gauge",
+    &["rollout", "mode"],
+    "1 for the mode of maintenance that is in force for a rollout, 0 for the others; the stricter of its own and that of all. rollout \"\" are requests that match none.",
+);
+/// What maintenance did.
+pub const MAINTENANCE_REQUESTS: Name = name(
+    "cutover_maintenance_requests_total",
+    "counter",
+    &["rollout", "result"],
+    "Requests that maintenance concerned: refused with 503 at once; held, and of those released to a backend, expired with 503, or left by their client. They are in cutover_requests_total only once they are released.",
+);
+/// Parked requests.
+pub const HELD: Name = name("cutover_held_requests", "gauge", &["rollout"], "Requests that are parked by maintenance now.");
 /// Servers.
 pub const SERVERS: Name = name(
     "cutover_backend_healthy_servers",
@@ -118,7 +134,7 @@ pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], 
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 25] = [
+pub const ALL: [Name; 28] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -133,6 +149,9 @@ pub const ALL: [Name; 25] = [
     ROLLBACKS,
     DECISIONS,
     FAILOVERS,
+    MAINTENANCE,
+    MAINTENANCE_REQUESTS,
+    HELD,
     SERVERS,
     CERTIFICATE_EXPIRY,
     CERTIFICATE_CURRENT,

@@ -5,11 +5,11 @@ use std::process::{Command, Output};
 
 use crate::harness::{Proxy, rollout};
 
-fn cutover(arguments: &[&str]) -> Output {
+pub fn cutover(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_cutover")).args(arguments).env_remove("CUTOVER_ADMIN").env_remove("CUTOVER_TOKEN").env("USER", "ana").output().unwrap()
 }
 
-fn said(output: &Output) -> (Option<i32>, String, String) {
+pub fn said(output: &Output) -> (Option<i32>, String, String) {
     (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 

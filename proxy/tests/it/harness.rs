@@ -89,6 +89,11 @@ impl Backend {
         self.inner.connections.load(Ordering::SeqCst)
     }
 
+    /// The targets of all requests, in the order in which they came; at most the last hundreds.
+    pub fn paths(&self) -> Vec<String> {
+        self.inner.heads.lock().unwrap().iter().filter_map(|head| head.split(' ').nth(1).map(str::to_owned)).collect()
+    }
+
     /// The head of the last request, as it came.
     pub fn last_head(&self) -> String {
         self.inner.heads.lock().unwrap().last().cloned().unwrap_or_default()
@@ -103,7 +108,7 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         inner.requests.fetch_add(1, Ordering::SeqCst);
         {
             let mut heads = inner.heads.lock().unwrap();
-            if heads.len() > 100 {
+            if heads.len() > 1_000 {
                 heads.clear();
             }
             heads.push(message.head.clone());
@@ -285,24 +290,32 @@ impl Proxy {
         let text = file(directory.path(), &legacy, &new, tables, rollouts);
         std::fs::write(directory.path().join("cutover.toml"), text).unwrap();
         let mut proxy = Self { legacy, new, directory, http: ([127, 0, 0, 1], 0).into(), admin: ([127, 0, 0, 1], 0).into(), running: None };
-        proxy.launch();
+        proxy.launch(Box::new(std::io::sink()));
+        proxy
+    }
+
+    /// A proxy whose access log goes here.
+    pub fn start_logging(access_out: Box<dyn Write + Send>, rollouts: &str) -> Self {
+        let mut proxy = Self::start(rollouts);
+        proxy.stop();
+        proxy.launch(access_out);
         proxy
     }
 
     /// Starts it again on the same files. Ports change.
     pub fn restart(&mut self) {
         self.stop();
-        self.launch();
+        self.launch(Box::new(std::io::sink()));
     }
 
     pub fn stop(&mut self) {
         if let Some(running) = self.running.take() {
-            running.stop(Duration::from_secs(1), || false);
+            running.stop(Duration::ZERO, Duration::from_secs(1), || false);
         }
     }
 
-    fn launch(&mut self) {
-        let start = Start { file: self.file(), threads: Some(2), access_out: Box::new(std::io::sink()) };
+    fn launch(&mut self, access_out: Box<dyn Write + Send>) {
+        let start = Start { file: self.file(), threads: Some(2), access_out };
         let running = start.start().unwrap_or_else(|error| panic!("{error}"));
         (self.http, self.admin) = (running.http[0], running.admin);
         self.running = Some(running);

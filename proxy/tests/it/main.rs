@@ -11,6 +11,7 @@ mod demo;
 mod gateway;
 mod harness;
 mod judge;
+mod maintenance;
 mod process;
 mod reload;
 mod tidy;

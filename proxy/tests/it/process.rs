@@ -11,15 +11,15 @@ use serde_json::{Value, json};
 use crate::harness::{Backend, Behaviour, Client, Load, Message, QUICK_GUARD, file, rollout, until};
 
 /// The real binary on a directory of its own.
-struct Process {
+pub struct Process {
     child: Child,
-    http: SocketAddr,
-    admin: SocketAddr,
+    pub http: SocketAddr,
+    pub admin: SocketAddr,
     log: BufReader<ChildStdout>,
 }
 
 impl Process {
-    fn start(directory: &Path) -> Self {
+    pub fn start(directory: &Path) -> Self {
         let mut child = command(directory).spawn().unwrap();
         let mut log = BufReader::new(child.stdout.take().unwrap());
         let ready = log_line(&mut log, "cutover is ready");
@@ -32,17 +32,17 @@ impl Process {
         assert!(done.success());
     }
 
-    fn kill(mut self) {
+    pub fn kill(mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
     }
 
-    fn admin_ask(&self, method: &str, target: &str, body: &Value) -> Message {
+    pub fn admin_ask(&self, method: &str, target: &str, body: &Value) -> Message {
         let body = if body.is_null() { String::new() } else { body.to_string() };
         Client::connect(self.admin).ask(method, target, &[("host", "localhost"), ("content-type", "application/json")], body.as_bytes()).unwrap()
     }
 
-    fn rollout(&self) -> Value {
+    pub fn rollout(&self) -> Value {
         self.admin_ask("GET", "/api/v1/rollouts", &Value::Null).json()["rollouts"][0].clone()
     }
 }
@@ -73,14 +73,15 @@ fn log_line(log: &mut impl BufRead, message: &str) -> Value {
     panic!("the log ended without `{message}`");
 }
 
-struct World {
+/// A file and its backends, for processes one after the other.
+pub struct World {
     legacy: Backend,
     new: Backend,
     directory: tempfile::TempDir,
 }
 
 impl World {
-    fn new(rollouts: &str) -> Self {
+    pub fn new(rollouts: &str) -> Self {
         let world = Self { legacy: Backend::start("legacy"), new: Backend::start("new"), directory: tempfile::tempdir().unwrap() };
         world.write(rollouts);
         world
@@ -91,7 +92,7 @@ impl World {
         fs::write(self.path().join("cutover.toml"), text).unwrap();
     }
 
-    fn path(&self) -> &Path {
+    pub fn path(&self) -> &Path {
         self.directory.path()
     }
 }

@@ -22,6 +22,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 use super::door::{self, NO_TIMER};
 use super::gate::{Answer, Blame, End, Exchange, Failure, Gate, Sent, Step, is_safe};
 use super::head::Conn;
+use super::parking::Parking;
 use super::reply::{Reply, wants_html};
 use crate::clock;
 use crate::upstream::Chosen;
@@ -35,6 +36,7 @@ pub const MAX_ATTEMPTS: usize = 2 * ATTEMPTS_ON_A_SIDE as usize;
 /// The proxy application. One per process.
 pub struct Adapter {
     gate: Arc<Gate>,
+    parking: Parking,
     timeouts: ClientTimeouts,
     max_body: u64,
 }
@@ -84,9 +86,9 @@ impl Context {
 
 impl Adapter {
     /// An adapter to this gate.
-    pub fn new(gate: Arc<Gate>, listen: &cutover_config::Listen) -> Self {
+    pub fn new(gate: Arc<Gate>, parking: Parking, listen: &cutover_config::Listen) -> Self {
         let timeouts = ClientTimeouts { body_idle: listen.body_idle_timeout, write: listen.write_timeout };
-        Self { gate, timeouts, max_body: listen.max_body }
+        Self { gate, parking, timeouts, max_body: listen.max_body }
     }
 
     async fn reply(&self, session: &mut Session, reply: Reply) -> Result<()> {
@@ -96,8 +98,12 @@ impl Adapter {
         response.insert_header(http::header::CONTENT_TYPE, content_type)?;
         response.insert_header(http::header::CONTENT_LENGTH, body.len())?;
         response.insert_header(http::header::CACHE_CONTROL, "no-store")?;
+        if let Some(seconds) = reply.retry_after {
+            response.insert_header(http::header::RETRY_AFTER, seconds)?;
+        }
         // The request body may not have been read: what follows on this connection could be mistaken for a request.
-        session.set_keepalive(None);
+        let keepalive = if reply.retry_after.is_some() && session.is_body_empty() { session.get_keepalive() } else { None };
+        session.set_keepalive(keepalive);
         session.write_response_header(Box::new(response), head_only).await?;
         if !head_only {
             session.write_response_body(Some(Bytes::from(body)), true).await?;
@@ -134,15 +140,21 @@ impl ProxyHttp for Adapter {
         session.set_write_timeout(Some(self.timeouts.write));
         session.set_total_drain_timeout(Some(self.timeouts.body_idle));
         let size = session.as_downstream().as_http1().map_or_else(|| heads::size_of(session.req_header()), |h1| h1.get_headers_raw_bytes().len());
-        let now = clock::mono();
-        let (mut exchange, step) = self.gate.request(&RequestHead { head: session.req_header(), size }, &conn, now);
+        let mut now = clock::mono();
+        let (mut exchange, mut step) = self.gate.request(&RequestHead { head: session.req_header(), size }, &conn, now);
+        while let Step::Hold(_) = step {
+            let socket = session.digest().and_then(|digest| digest.socket_digest.clone());
+            let tcp_state = || Some(socket.as_ref()?.tcp_info()?.tcpi_state);
+            (exchange, step) = self.parking.hold(&self.gate, exchange, &RequestHead { head: session.req_header(), size }, &conn, tcp_state).await;
+            now = clock::mono();
+        }
         if session.is_body_empty() {
             self.gate.sent(&mut exchange, now);
         }
         context.exchange = Some(exchange);
         match step {
             Step::Forward => Ok(false),
-            Step::Reply(reply) => {
+            Step::Reply(reply) | Step::Hold(reply) => {
                 self.reply(session, reply).await?;
                 Ok(true)
             }
