@@ -276,12 +276,7 @@ impl Control {
         let unmatched = self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default);
         Report {
             status: status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), &unmatched, totals),
-            measured: self
-                .plane
-                .rollouts()
-                .iter()
-                .map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout), savings: self.reader.savings(slot_of(rollout.slot())) })
-                .collect(),
+            measured: self.plane.rollouts().iter().map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout) }).collect(),
             unmatched,
             common: Arc::clone(&self.common),
             rollbacks: self.rollbacks.iter().map(|((rollout, label), count)| (Arc::clone(rollout), label.clone(), *count)).collect(),

@@ -400,6 +400,8 @@ pub struct SlotTotals {
     pub reasons: [u64; Reason::COUNT],
     /// Requests that have started and not finished.
     pub in_flight: PerSide<u64>,
+    /// What became of failing requests that could be saved, in the order of [`Saving::ALL`](crate::rescue::Saving::ALL).
+    pub savings: [u64; 3],
     /// What maintenance did to requests, by [`Halted::index`].
     pub halted: [u64; Halted::COUNT],
 }
@@ -515,7 +517,7 @@ impl Reader {
     /// Adds what has been counted since the last call.
     pub fn read(&mut self) {
         self.add_all(true);
-        let Self { known, slots, .. } = self;
+        let Self { registry, known, slots } = self;
         // A shard that only we still hold belonged to a thread that has ended: nobody can write it any more (`get_mut` makes its last writes visible). It is let go once all it
         // counted is in the sums; a thread that ended since the look above is let go at the next read.
         known.retain_mut(|known| {
@@ -528,7 +530,8 @@ impl Reader {
             }
             keep
         });
-        for slot in slots {
+        for (at, slot) in slots.iter_mut().enumerate() {
+            slot.sum.savings = registry.shared(at).1.counts();
             // Started is summed with finished of the same pass, but other threads go on meanwhile: never below zero.
             slot.sum.in_flight = PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
         }
@@ -569,11 +572,6 @@ impl Reader {
         for (at, slot) in self.slots.iter_mut().enumerate() {
             slot.ration.hand_out(&self.registry.shared(at).1, slot.started.new, now);
         }
-    }
-
-    /// What became of failing requests that could be saved, in the order of [`Saving::ALL`](crate::rescue::Saving::ALL).
-    pub fn savings(&self, slot: usize) -> [u64; 3] {
-        self.registry.shared(slot).1.counts()
     }
 
     /// What is seen of a slot beside its totals. At a tick, `aged` are the ticks whose requests have now reached the age at which they hang.

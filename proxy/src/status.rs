@@ -35,8 +35,6 @@ pub struct Measured {
     pub totals: SlotTotals,
     /// p50, p95 and p99 of the last minute in seconds.
     pub recent_quantiles: PerSide<Option<[f64; 3]>>,
-    /// What became of requests that failed on new and could be saved, in the order of [`Saving::ALL`](crate::rescue::Saving::ALL).
-    pub savings: [u64; 3],
 }
 
 /// How the whole process stands.
@@ -109,12 +107,26 @@ pub struct RolloutStatus {
     /// Everything since the start: for `cutover simulate --replay`, which takes the differences of what `cutover status --watch --json` wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub totals: Option<TickStatus>,
+    /// What became of requests that failed on new and that legacy could answer, since the start.
+    #[serde(default)]
+    pub failovers: FailoverStatus,
     /// The last minute of both sides.
     pub legacy: SideStatus,
     /// The last minute of both sides.
     pub new: SideStatus,
     /// The guard.
     pub guard: GuardStatus,
+}
+
+/// Requests that failed on new.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverStatus {
+    /// Legacy answered them.
+    pub saved: u64,
+    /// Legacy failed, too.
+    pub failed: u64,
+    /// Too many others were saved in the ten seconds before.
+    pub denied: u64,
 }
 
 /// What is kept out, since when, by whom and why.
@@ -392,6 +404,10 @@ impl RolloutStatus {
             shared_cause: rollout.has_shared_cause(),
             maintenance,
             held_requests: totals.parked(),
+            failovers: {
+                let [saved, failed, denied] = totals.savings;
+                FailoverStatus { saved, failed, denied }
+            },
             generation: rollout.settings().generation,
             latch: rollout.latch().map(|latch| LatchStatus { generation: latch.generation, trip: TripStatus { history: Vec::new(), ..TripStatus::new(&latch.trip) } }),
             totals: Some(TickStatus {

@@ -179,8 +179,13 @@ impl Stage {
         let seen = self.users.seen();
         let latch = rollout.latch.as_ref();
         self.tell("rollback", &format!("traffic fell to 0 % by itself after {:.1} s: {}", took.as_secs_f64(), latch.map_or("", |latch| &latch.trip.sentence)));
-        self.tell("rollback", &format!("users hurt: {} of {USERS}, with {} bad answers", seen.hurt.len(), seen.failed));
-        self.expect(!seen.hurt.is_empty(), "the breakdown should have been felt");
+        let saved = rollout.failovers.saved;
+        self.tell(
+            "rollback",
+            &format!("{saved} requests that failed on new were answered by legacy; users hurt: {} of {USERS}, with {} bad answers", seen.hurt.len(), seen.failed),
+        );
+        self.expect(saved > 0, "the breakdown should have been noticed by requests");
+        self.expect(seen.hurt.is_empty(), &format!("legacy should have answered what failed on new, found {} bad answers", seen.failed));
         self.expect(latch.is_some_and(|latch| latch.trip.cause == "errors_max"), "the error rule should have tripped");
         Ok(())
     }

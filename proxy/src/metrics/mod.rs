@@ -69,7 +69,7 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
             let count = report.rollbacks.iter().find(|(rollout, label, _)| **rollout == *id && label == rule).map_or(0, |(_, _, count)| *count);
             families.add(names::ROLLBACKS, &[id, rule], Value::Counter(count));
         }
-        for (saving, count) in Saving::ALL.into_iter().zip(measured.savings) {
+        for (saving, count) in Saving::ALL.into_iter().zip(measured.totals.savings) {
             families.add(names::FAILOVERS, &[id, saving.name()], Value::Counter(count));
         }
         for reason in Reason::ALL {

@@ -150,7 +150,7 @@ fn a_minted_cookie_keeps_an_anonymous_user_on_one_side() {
 
 #[test]
 fn a_backend_in_trouble_is_answered_for_in_the_right_words() {
-    let proxy = Proxy::start_with("", &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\"\n"));
+    let proxy = Proxy::start_with("", &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\"\n"));
     for (behaviour, status, code) in [(Behaviour::Close, 502, "backend_failed"), (Behaviour::Garbage, 502, "backend_failed"), (Behaviour::Hang, 504, "backend_timeout")] {
         proxy.new.behave(behaviour);
         let answer = proxy.get("/", &[("x-user-id", "u")]);
@@ -170,7 +170,7 @@ fn a_refused_connection_is_a_bad_gateway_and_a_missing_name_is_unavailable() {
     let tables =
         format!("[backend.new]\nservers = [\"{free}\"]\n[backend.gone]\nservers = [\"no-such-host.invalid:80\"]\n[backend.lost]\nservers = [\"no-such-host.invalid:81\"]\n");
     let blocks = [
-        rollout("refused", "100", "match = { path = \"/refused\" }"),
+        rollout("refused", "100", "failover = \"off\"\nmatch = { path = \"/refused\" }"),
         rollout("spill", "100", "match = { path = \"/spill\" }\nnew = \"gone\""),
         rollout("both", "100", "match = { path = \"/both\" }\nnew = \"gone\"\nlegacy = \"lost\""),
     ];

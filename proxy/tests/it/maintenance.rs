@@ -164,7 +164,7 @@ fn requests_that_are_parked_are_answered_by_a_stricter_mode_and_passed_on_by_a_m
 #[test]
 fn a_slow_backend_is_not_blamed_for_the_wait_nor_cut_by_it() {
     // The response timeout of new is 300 ms, and the request waits longer than that.
-    let proxy = Proxy::start(&rollout("checkout", "100", ""));
+    let proxy = Proxy::start(&rollout("checkout", "100", "failover = \"off\""));
     set(&proxy, None, "hold");
     let mut client = proxy.client();
     client.send(b"GET / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n");

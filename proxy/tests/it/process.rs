@@ -57,7 +57,7 @@ impl Drop for Process {
 
 fn command(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
-    command.args(["run", "--threads", "2", "-c"]).arg(directory.join("cutover.toml")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(["run", "--threads", "2", "--lead", "100ms", "-c"]).arg(directory.join("cutover.toml")).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
 
@@ -195,7 +195,7 @@ fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
     busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");
     until("the request in flight", || (process.rollout()["new"]["in_flight"] == 1).then_some(()));
     process.signal("-TERM");
-    log_line(&mut process.log, "stopping: no new connections; requests in flight may finish");
+    log_line(&mut process.log, "stopping: not ready any more; requests in flight may finish");
     until("readiness to fall", || (process.admin_ask("GET", "/readyz", &Value::Null).status() == 503).then_some(()));
     until("the port to close", || std::net::TcpStream::connect(process.http).is_err().then_some(()));
     assert!(process.child.try_wait().unwrap().is_none(), "a request is still in flight");
@@ -214,7 +214,7 @@ fn a_second_sigterm_ends_it_with_requests_in_flight() {
     busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");
     until("the request in flight", || (process.rollout()["new"]["in_flight"] == 1).then_some(()));
     process.signal("-TERM");
-    log_line(&mut process.log, "stopping: no new connections; requests in flight may finish");
+    log_line(&mut process.log, "stopping: not ready any more; requests in flight may finish");
     process.signal("-TERM");
     log_line(&mut process.log, "stopped with connections still open");
     until("the end", || process.child.try_wait().unwrap());
