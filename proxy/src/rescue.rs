@@ -92,6 +92,10 @@ impl Ration {
         while self.seen.len() > 1 && self.seen.get(1).is_some_and(|(at, ..)| now.since(*at) >= SPAN) {
             self.seen.pop_front();
         }
+        if self.seen.is_empty() {
+            // What came before the first tick counts, too.
+            self.seen.push_back((now, 0, 0));
+        }
         let (_, requests_before, taken_before) = self.seen.front().copied().unwrap_or((now, 0, 0));
         self.seen.push_back((now, requests, taken));
         let most = (requests.saturating_sub(requests_before) / ONE_OF).max(AT_LEAST);

@@ -285,9 +285,15 @@ impl Proxy {
 
     /// A proxy with other tables, too.
     pub fn start_with(tables: &str, rollouts: &str) -> Self {
+        Self::start_prepared(|_| (tables.to_owned(), rollouts.to_owned()))
+    }
+
+    /// A proxy whose directory is prepared before; says which tables and rollouts the file has.
+    pub fn start_prepared(prepare: impl FnOnce(&Path) -> (String, String)) -> Self {
         let (legacy, new) = (Backend::start("legacy"), Backend::start("new"));
         let directory = tempfile::tempdir().unwrap();
-        let text = file(directory.path(), &legacy, &new, tables, rollouts);
+        let (tables, rollouts) = prepare(directory.path());
+        let text = file(directory.path(), &legacy, &new, &tables, &rollouts);
         std::fs::write(directory.path().join("cutover.toml"), text).unwrap();
         let mut proxy = Self { legacy, new, directory, http: ([127, 0, 0, 1], 0).into(), admin: ([127, 0, 0, 1], 0).into(), running: None };
         proxy.launch(Box::new(std::io::sink()));
@@ -319,6 +325,11 @@ impl Proxy {
         let running = start.start().unwrap_or_else(|error| panic!("{error}"));
         (self.http, self.admin) = (running.http[0], running.admin);
         self.running = Some(running);
+    }
+
+    /// The address with TLS.
+    pub fn https(&self) -> SocketAddr {
+        self.running.as_ref().unwrap().https[0]
     }
 
     pub fn file(&self) -> PathBuf {

@@ -346,8 +346,8 @@ fn can_repeat(session: &Session) -> bool {
 /// Pingora's error as our failure. The one place where its sources and types are read.
 fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     use ErrorType::{
-        ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, H1Error, InvalidHTTPHeader, ReadTimedout, SocketError, TLSHandshakeTimedout,
-        WriteTimedout,
+        ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, H1Error, HandshakeError, InvalidCert, InvalidHTTPHeader, ReadTimedout, SocketError,
+        TLSHandshakeFailure, TLSHandshakeTimedout, WriteTimedout,
     };
     let blame = match error.esource() {
         ErrorSource::Upstream => Blame::Backend,
@@ -356,7 +356,7 @@ fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     };
     let kind = match error.etype() {
         ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout if !answer_begun => FailureKind::Timeout,
-        ConnectRefused | ConnectNoRoute | ConnectError | ConnectProxyFailure | SocketError => FailureKind::Connect,
+        ConnectRefused | ConnectNoRoute | ConnectError | ConnectProxyFailure | SocketError | TLSHandshakeFailure | InvalidCert | HandshakeError => FailureKind::Connect,
         InvalidHTTPHeader | H1Error if !answer_begun => FailureKind::Protocol,
         _ if answer_begun => FailureKind::Truncated,
         _ => FailureKind::Reset,

@@ -1,0 +1,259 @@
+//! TLS on both sides, and the choice between HTTP/1.1 and HTTP/2.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rcgen::{CertificateParams, CertifiedIssuer, DnType, KeyPair};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
+
+use crate::harness::{PATIENCE, Proxy, rollout, until};
+
+/// A certificate authority of its own.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params.distinguished_name.push(DnType::CommonName, "Test CA");
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn pem(&self) -> String {
+        self.0.pem()
+    }
+
+    fn sign(&self, names: &[&str]) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).unwrap();
+        (params.signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    fn write(&self, directory: &Path, file: &str, names: &[&str]) -> Vec<u8> {
+        let (certificate, key) = self.sign(names);
+        std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+        std::fs::write(directory.join(format!("{file}.pem")), certificate.pem()).unwrap();
+        certificate.der().to_vec()
+    }
+
+    fn client(&self, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.0.der().clone()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let mut config = builder.with_safe_default_protocol_versions().unwrap().with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|alpn| alpn.to_vec()).collect();
+        Arc::new(config)
+    }
+}
+
+type Tls = StreamOwned<ClientConnection, TcpStream>;
+
+fn connect(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
+    let socket = TcpStream::connect(address)?;
+    socket.set_read_timeout(Some(PATIENCE))?;
+    let connection = ClientConnection::new(Arc::clone(config), ServerName::try_from(name.to_owned()).unwrap()).unwrap();
+    let mut tls = StreamOwned::new(connection, socket);
+    while tls.conn.is_handshaking() {
+        tls.conn.complete_io(&mut tls.sock)?;
+    }
+    Ok(tls)
+}
+
+fn certificate_for(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> Vec<u8> {
+    let tls = connect(address, name, config).unwrap();
+    tls.conn.peer_certificates().unwrap()[0].to_vec()
+}
+
+/// One request of HTTP/1.1 over TLS, and everything that comes until the end.
+fn ask(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::Result<String> {
+    let mut tls = connect(address, name, config)?;
+    tls.write_all(format!("GET / HTTP/1.1\r\nhost: {name}\r\nx-user-id: u\r\nconnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = Vec::new();
+    let _ = tls.read_to_end(&mut answer);
+    Ok(String::from_utf8_lossy(&answer).into_owned())
+}
+
+/// A proxy with TLS, and the addresses of it.
+fn start(authority: &Authority, more: &str) -> (Proxy, SocketAddr) {
+    let proxy = Proxy::start_prepared(|directory| {
+        authority.write(directory, "one", &["one.example", "*.one.example"]);
+        authority.write(directory, "two", &["two.example"]);
+        let certificates = "certificates = [{ cert = \"one.pem\", key = \"one.key\" }, { cert = \"two.pem\", key = \"two.key\" }]";
+        (format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\n{certificates}\n{more}"), rollout("checkout", "100", ""))
+    });
+    let https = proxy.https();
+    (proxy, https)
+}
+
+#[test]
+fn certificates_are_chosen_by_name_and_clients_are_told_apart_by_protocol() {
+    let authority = Authority::new();
+    let (proxy, https) = start(&authority, "");
+    let config = authority.client(&[b"http/1.1"]);
+    let one = certificate_for(https, "one.example", &config);
+    assert_eq!(certificate_for(https, "shop.one.example", &config), one, "the wildcard");
+    assert_ne!(certificate_for(https, "two.example", &config), one);
+    assert!(connect(https, "three.example", &config).is_err(), "an unknown name gets the first certificate, and that is not for it");
+    let answer = ask(https, "one.example", &config).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.contains("new 0"), "{answer}");
+    let head = proxy.new.last_head().to_ascii_lowercase();
+    assert!(head.contains("x-forwarded-proto: https\r\n"), "{head}");
+    // Both versions of TLS, and nothing older.
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.0.der().clone()).unwrap();
+        let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+        let config = Arc::new(builder.with_protocol_versions(&[version]).unwrap().with_root_certificates(roots).with_no_client_auth());
+        assert!(ask(https, "one.example", &config).unwrap().starts_with("HTTP/1.1 200 "), "{version:?}");
+    }
+}
+
+#[test]
+fn a_renewed_certificate_is_used_at_once_and_a_broken_one_never() {
+    let authority = Authority::new();
+    let (proxy, https) = start(&authority, "");
+    let config = authority.client(&[b"http/1.1"]);
+    let directory = proxy.directory.path();
+    let current = |path: &str| proxy.metric(&format!("cutover_certificate_last_reload_successful{{certificate=\"{path}\"}}"));
+    assert_eq!(current("one.pem"), Some(1.0));
+    let expiry = proxy.metric("cutover_certificate_expiry_timestamp_seconds{certificate=\"one.pem\"}").unwrap();
+    assert!(expiry > 1.7e9, "{expiry}");
+    // Kept open over all that follows.
+    let mut open = connect(https, "one.example", &config).unwrap();
+
+    let renewed = authority.write(directory, "one", &["one.example"]);
+    until("the renewed certificate", || (certificate_for(https, "one.example", &config) == renewed).then_some(()));
+    for (file, text) in [("one.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n"), ("one.pem", "nothing"), ("one.key", "no key")] {
+        let good = std::fs::read(directory.join(file)).unwrap();
+        std::fs::write(directory.join(file), text).unwrap();
+        until("it to be noticed", || (current("one.pem") == Some(0.0)).then_some(()));
+        assert_eq!(certificate_for(https, "one.example", &config), renewed, "{file} = {text:?}");
+        std::fs::write(directory.join(file), good).unwrap();
+        until("it to be mended", || (current("one.pem") == Some(1.0)).then_some(()));
+    }
+    // The key of another certificate.
+    std::fs::copy(directory.join("two.key"), directory.join("one.key")).unwrap();
+    until("it to be noticed", || (current("one.pem") == Some(0.0)).then_some(()));
+    assert_eq!(certificate_for(https, "one.example", &config), renewed);
+    assert_eq!(current("two.pem"), Some(1.0));
+
+    open.write_all(b"GET / HTTP/1.1\r\nhost: one.example\r\nx-user-id: u\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = open.read_to_end(&mut answer);
+    assert!(answer.starts_with(b"HTTP/1.1 200 "), "a connection outlives its certificate");
+}
+
+#[test]
+fn a_start_with_a_certificate_that_cannot_be_used_says_which_and_why() {
+    let directory = tempfile::tempdir().unwrap();
+    let authority = Authority::new();
+    authority.write(directory.path(), "one", &["one.example"]);
+    authority.write(directory.path(), "two", &["two.example"]);
+    let of = |cert: &str, key: &str| cutover_config::Certificate { cert: cert.to_owned(), key: key.to_owned() };
+    let load = |cert: &str, key: &str| cutover::certificates::Certificates::load(directory.path(), &[of(cert, key)]).map(drop).map_err(|error| error.to_string());
+    assert_eq!(load("one.pem", "one.key"), Ok(()));
+    for (cert, key, why) in [
+        ("none.pem", "one.key", "cannot read none.pem: No such file or directory (os error 2)"),
+        ("one.key", "one.key", "there is no certificate in one.key"),
+        ("one.pem", "one.pem", "there is no private key in PEM in one.pem"),
+        ("one.pem", "two.key", "the key in two.key does not belong to the certificate in one.pem"),
+    ] {
+        let error = load(cert, key).unwrap_err();
+        assert!(error.starts_with(&format!("cannot use the certificate {cert} with the key {key} ([listen] certificates): {why}")), "{error}");
+    }
+}
+
+#[test]
+fn a_client_that_never_finishes_its_handshake_is_let_go() {
+    let authority = Authority::new();
+    let (proxy, https) = start(&authority, "header_timeout = \"200ms\"\nh2c = true\n");
+    for (address, begun) in [(https, &b"\x16\x03\x01\x02\x00"[..]), (https, b""), (proxy.http, b"PRI * HTTP/2"), (proxy.http, b"")] {
+        let mut silent = TcpStream::connect(address).unwrap();
+        silent.set_read_timeout(Some(PATIENCE)).unwrap();
+        silent.write_all(begun).unwrap();
+        assert!(matches!(silent.read(&mut [0; 64]), Ok(0) | Err(_)), "{begun:?}");
+    }
+    until("nobody to be left", || (proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0)).then_some(()));
+}
+
+#[test]
+fn a_port_that_understands_http2_still_understands_the_shortest_request_there_is() {
+    let proxy = Proxy::start_with("[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n", &rollout("checkout", "100", ""));
+    for request in
+        ["GET / HTTP/1.0\r\n\r\n", "PUT / HTTP/1.1\r\nhost: h\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", "POST / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n"]
+    {
+        let mut client = TcpStream::connect(proxy.http).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        // In pieces, since that is how the first bytes may come.
+        for part in request.as_bytes().chunks(5) {
+            client.write_all(part).unwrap();
+        }
+        let mut answer = String::new();
+        let _ = client.read_to_string(&mut answer);
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{request:?}: {answer:?}");
+    }
+}
+
+/// A backend that speaks TLS and says which name it was asked for.
+fn tls_backend(certificate: &rcgen::Certificate, key: &KeyPair) -> SocketAddr {
+    let builder = ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    let config =
+        builder.with_safe_default_protocol_versions().unwrap().with_no_client_auth().with_single_cert(vec![CertificateDer::from(certificate.der().to_vec())], key).unwrap();
+    let config = Arc::new(config);
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for socket in listener.incoming().flatten() {
+            let config = Arc::clone(&config);
+            std::thread::spawn(move || {
+                let _ = socket.set_read_timeout(Some(PATIENCE));
+                let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), socket);
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    match tls.read(&mut byte) {
+                        Ok(1) => head.push(byte[0]),
+                        Ok(_) | Err(_) => return,
+                    }
+                }
+                let name = tls.conn.server_name().unwrap_or("nobody").to_owned();
+                let _ = tls.write_all(format!("HTTP/1.1 200 OK\r\nx-served-by: {name}\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").as_bytes());
+                let _ = tls.flush();
+                std::thread::sleep(Duration::from_millis(10));
+            });
+        }
+    });
+    address
+}
+
+#[test]
+fn backends_are_verified_by_name_and_authority_and_never_taken_on_trust() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (certificate, key) = authority.sign(&["shop.internal"]);
+    let address = tls_backend(&certificate, &key);
+    let backend = |more: &str| format!("[backend.new]\nservers = [\"https://{address}\"]\n{more}\n");
+    for (more, expected) in [
+        ("ca = \"ca.pem\"\nserver_name = \"shop.internal\"", (200, "shop.internal")),
+        // The wrong name; the address, for which there is no certificate; somebody else's authority; the system's.
+        ("ca = \"ca.pem\"\nserver_name = \"other.internal\"", (502, "nobody")),
+        ("ca = \"ca.pem\"", (502, "nobody")),
+        ("ca = \"stranger.pem\"\nserver_name = \"shop.internal\"", (502, "nobody")),
+        ("server_name = \"shop.internal\"", (502, "nobody")),
+    ] {
+        let proxy = Proxy::start_prepared(|directory| {
+            std::fs::write(directory.join("ca.pem"), authority.pem()).unwrap();
+            std::fs::write(directory.join("stranger.pem"), stranger.pem()).unwrap();
+            (backend(more), rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\"\n"))
+        });
+        let answer = proxy.get("/", &[("x-user-id", "u")]);
+        assert_eq!((answer.status(), answer.side()), expected, "{more}: {}", answer.text());
+        if expected.0 == 502 {
+            until("it to be new's failure", || (proxy.metric("cutover_failures_total{rollout=\"checkout\",backend=\"new\",kind=\"connect\"}") == Some(1.0)).then_some(()));
+        }
+    }
+}
