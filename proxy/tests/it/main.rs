@@ -13,4 +13,5 @@ mod harness;
 mod judge;
 mod process;
 mod reload;
+mod seeds;
 mod tidy;
