@@ -69,6 +69,10 @@ impl Head for Bytes {
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
         self.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
     }
+
+    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
+        self.headers.keys().any(is_so)
+    }
 }
 
 /// One user, nobody, or a refusal, and the same each time; a key is never empty and never longer than allowed.

@@ -7,16 +7,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use cutover_core::FailureKind;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::http::{HeaderNameVariant, RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
+use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::door::NO_TIMER;
 use super::gate::{Blame, End, Exchange, Failure, Gate, Step};
-use super::head::{Conn, Edits, Head};
+use super::head::{Conn, Edits, Head, others};
 use super::reply::{Reply, wants_html};
 use crate::clock;
 
@@ -54,7 +55,7 @@ impl Adapter {
     }
 
     async fn reply(&self, session: &mut Session, reply: Reply) -> Result<()> {
-        let (body, content_type) = reply.body(wants_html(&RequestHead { head: session.req_header(), size: 0 }));
+        let (body, content_type) = reply.body(wants_html(&RequestHead { head: session.req_header(), raw: b"" }));
         let head_only = session.req_header().method == Method::HEAD;
         let mut response = ResponseHeader::build(reply.status, Some(4))?;
         response.insert_header(http::header::CONTENT_TYPE, content_type)?;
@@ -96,9 +97,9 @@ impl ProxyHttp for Adapter {
         }
         session.set_write_timeout(Some(self.timeouts.write));
         session.set_total_drain_timeout(Some(self.timeouts.body_idle));
-        let size = session.as_downstream().as_http1().map_or(0, |h1| h1.get_headers_raw_bytes().len());
+        let raw = session.as_downstream().as_http1().map(HttpSession::get_headers_raw_bytes).unwrap_or_default();
         let now = clock::mono();
-        let (mut exchange, step) = self.gate.request(&RequestHead { head: session.req_header(), size }, &conn, now);
+        let (mut exchange, step) = self.gate.request(&RequestHead { head: session.req_header(), raw: &raw }, &conn, now);
         if session.is_body_empty() {
             self.gate.sent(&mut exchange, now);
         }
@@ -125,7 +126,7 @@ impl ProxyHttp for Adapter {
 
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
         let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
-        let head = RequestHead { head: session.req_header(), size: 0 };
+        let head = RequestHead { head: session.req_header(), raw: b"" };
         if is_plain(upstream) {
             let mut parts = http::request::Parts::from(std::mem::replace(upstream, RequestHeader::from(http::Request::new(()).into_parts().0)));
             parts.headers.reserve(OUR_HEADERS);
@@ -253,7 +254,7 @@ fn failure_of(error: &Error, answer_begun: bool) -> Failure {
 
 struct RequestHead<'a> {
     head: &'a RequestHeader,
-    size: usize,
+    raw: &'a [u8],
 }
 
 impl Head for RequestHead<'_> {
@@ -285,8 +286,16 @@ impl Head for RequestHead<'_> {
         self.head.version >= Version::HTTP_11
     }
 
+    fn target(&self) -> &[u8] {
+        self.head.raw_path()
+    }
+
+    fn raw(&self) -> &[u8] {
+        self.raw
+    }
+
     fn size(&self) -> usize {
-        self.size
+        self.raw.len()
     }
 
     fn first(&self, name: &HeaderName) -> Option<&[u8]> {
@@ -295,6 +304,10 @@ impl Head for RequestHead<'_> {
 
     fn each<'b>(&'b self, name: &HeaderName, found: &mut dyn FnMut(&'b [u8])) {
         self.head.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
+    }
+
+    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
+        self.head.headers.keys().any(is_so)
     }
 }
 
@@ -334,24 +347,6 @@ fn is_plain(head: &RequestHeader) -> bool {
     plain
 }
 
-impl Edits for HeaderMap {
-    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        self.insert(name, value);
-    }
-
-    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        Self::append(self, name, value);
-    }
-
-    fn remove(&mut self, name: &HeaderName) {
-        Self::remove(self, name);
-    }
-
-    fn contains(&self, name: &HeaderName) -> bool {
-        self.contains_key(name)
-    }
-}
-
 /// Edits on pingora's heads. They fail only on header names and values that are not valid, which ours are by type; the first failure is kept.
 macro_rules! edits {
     ($edits:ident, $head:ty) => {
@@ -379,6 +374,10 @@ macro_rules! edits {
 
             fn contains(&self, name: &HeaderName) -> bool {
                 self.head.headers.contains_key(name)
+            }
+
+            fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]) {
+                others(&self.head.headers, prefix, kept).iter().for_each(|name| drop(self.head.remove_header(name)));
             }
         }
     };

@@ -11,6 +11,7 @@
 //! | `door` | one connection |
 //! | `adapter` | pingora's callbacks, translated |
 //! | `gate` | one request: identify, decide, edit, classify, record |
+//! | `strict` | what no request may look like |
 //! | `head` | what the gate may see of a message, and the edits it asks for |
 //! | `identity` | request -> user key |
 //! | `forward` | headers to the backend |
@@ -25,3 +26,4 @@ pub mod gate;
 pub mod head;
 pub mod identity;
 pub mod reply;
+pub mod strict;

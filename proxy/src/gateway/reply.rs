@@ -21,6 +21,8 @@ impl Reply {
         Self { status: StatusCode::BAD_REQUEST, code, message }
     }
 
+    /// A method that would show the client what we tell backends.
+    pub const METHOD_NOT_ALLOWED: Self = Self { status: StatusCode::METHOD_NOT_ALLOWED, code: "method_not_allowed", message: "this method is not allowed here" };
     /// The request body is larger than `max_body`.
     pub const TOO_LARGE: Self = Self { status: StatusCode::PAYLOAD_TOO_LARGE, code: "body_too_large", message: "the request body is larger than this server accepts" };
     /// The request head is larger than `max_header_bytes`.
