@@ -6,11 +6,14 @@
 //! Deliberately absent until the edge is built: active health checks, ejection, TLS and HTTP/2 to the backend.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use cutover_config::Backend as BackendSettings;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use pingora::upstreams::peer::HttpPeer;
 
 /// One backend of the file, ready to be sent to.
@@ -88,6 +91,11 @@ impl Backend {
         peer.options.idle_timeout = Some(self.settings.idle_timeout);
         peer
     }
+}
+
+/// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for. The engine looks, too, but at what the runtime has been told, not at what has come since.
+pub fn has_unread(socket: RawFd) -> bool {
+    recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::EAGAIN)
 }
 
 /// The addresses of a name in one family, IPv4 where there is a choice: `localhost` is one server, not one per protocol.

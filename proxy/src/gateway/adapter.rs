@@ -1,16 +1,18 @@
 //! Pingora's phases, translated to the gate. The only file that names pingora's request types; it decides nothing.
 
 use std::any::Any;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use cutover_core::FailureKind;
-use http::{HeaderName, HeaderValue, Method, Version};
-use pingora::http::{HeaderNameVariant, RequestHeader, ResponseHeader};
+use http::{HeaderName, HeaderValue, Method, StatusCode, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
+use pingora::protocols::Digest;
 use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
@@ -19,7 +21,9 @@ use super::door::NO_TIMER;
 use super::gate::{Blame, End, Exchange, Failure, Gate, Step};
 use super::head::{Conn, Edits, Head, others};
 use super::reply::{Reply, wants_html};
+use super::spelling::is_plain;
 use crate::clock;
+use crate::upstream;
 
 /// The proxy application. One per process.
 pub struct Adapter {
@@ -45,6 +49,10 @@ pub struct Context {
     end: End,
     body_bytes: u64,
     answer_begun: bool,
+    /// Interim answers so far.
+    interim: u8,
+    /// Whether the kept connection was of no use, so that nothing was sent over it.
+    was_stale: bool,
 }
 
 impl Adapter {
@@ -124,6 +132,13 @@ impl ProxyHttp for Adapter {
         Ok(peer)
     }
 
+    async fn connected_to_upstream(&self, _: &mut Session, reused: bool, _: &HttpPeer, socket: RawFd, digest: Option<&Digest>, context: &mut Context) -> Result<()> {
+        // Below TLS there may be messages of its own.
+        context.was_stale = reused && digest.is_some_and(|digest| digest.ssl_digest.is_none()) && upstream::has_unread(socket);
+        let error = || Error::explain(ErrorType::ConnectionClosed, "the kept connection had ended or held bytes nobody asked for").into_up();
+        if context.was_stale { Err(error()) } else { Ok(()) }
+    }
+
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
         let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
         let head = RequestHead { head: session.req_header(), raw: b"" };
@@ -145,15 +160,25 @@ impl ProxyHttp for Adapter {
             // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the request body is larger than max_body").into_down());
         }
+        if end_of_stream {
+            // An empty last part would end chunks to the backend twice (cloudflare/pingora#935), and the next user would find the second end.
+            *body = body.take().filter(|body| !body.is_empty());
+        }
         if let (true, Some(exchange)) = (end_of_stream, &mut context.exchange) {
             self.gate.sent(exchange, clock::mono());
         }
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, _: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
+        if response.status.is_informational() {
+            context.interim = context.interim.saturating_add(1);
+            if context.interim > MAX_INTERIM || (response.status == StatusCode::SWITCHING_PROTOCOLS && !asks_to_switch(session.req_header())) {
+                return Err(Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers, or a switch of protocols that nobody asked for").into_up());
+            }
+        }
         if let Some(exchange) = &mut context.exchange {
             self.gate.answered(exchange, response.status.as_u16(), clock::mono());
         }
@@ -177,6 +202,10 @@ impl ProxyHttp for Adapter {
     /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
     /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
     fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
+        if std::mem::take(&mut context.was_stale) {
+            error.set_retry(true);
+            return error;
+        }
         let is_safe = matches!(session.req_header().method, Method::GET | Method::HEAD | Method::OPTIONS);
         if is_safe && !context.answer_begun && session.response_written().is_none() && !session.as_ref().retry_buffer_truncated() {
             error.retry.decide_reuse(reused);
@@ -252,6 +281,14 @@ fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     Failure { blame, kind }
 }
 
+/// How many interim answers a backend may send before its answer.
+const MAX_INTERIM: u8 = 32;
+
+/// Whether the engine has passed on an upgrade: it knows WebSocket only.
+fn asks_to_switch(head: &RequestHeader) -> bool {
+    head.version == Version::HTTP_11 && head.headers.get(http::header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
+}
+
 struct RequestHead<'a> {
     head: &'a RequestHeader,
     raw: &'a [u8],
@@ -313,39 +350,6 @@ impl Head for RequestHead<'_> {
 
 /// How many headers the gate sets at most.
 const OUR_HEADERS: usize = 9;
-
-/// Names that pingora writes in this case when it keeps no record of what the client wrote.
-const CANONICAL: [&[u8]; 12] = [
-    b"Host",
-    b"Connection",
-    b"Content-Length",
-    b"Content-Type",
-    b"Content-Encoding",
-    b"Transfer-Encoding",
-    b"Cache-Control",
-    b"Date",
-    b"Accept-Ranges",
-    b"Age",
-    b"Server",
-    b"Set-Cookie",
-];
-
-/// Whether nothing is lost without pingora's record of the client's own spelling: names in lower case, as behind anything that speaks HTTP/2, and a target that its URI gives back byte for
-/// byte. Edits then need one map instead of two, which is most of what they cost. Any other spelling is kept, for backends that depend on it.
-fn is_plain(head: &RequestHeader) -> bool {
-    let mut plain = head.uri.authority().is_none() && head.uri.path_and_query().is_some_and(|target| target.as_str().as_bytes() == head.raw_path());
-    if plain && head.has_case() {
-        let looked_at = head.map(|name, _| {
-            if let HeaderNameVariant::Case(name) = name {
-                let name = name.as_slice();
-                plain &= !name.iter().any(u8::is_ascii_uppercase) || CANONICAL.contains(&name);
-            }
-            Ok(())
-        });
-        plain &= looked_at.is_ok();
-    }
-    plain
-}
 
 /// Edits on pingora's heads. They fail only on header names and values that are not valid, which ours are by type; the first failure is kept.
 macro_rules! edits {

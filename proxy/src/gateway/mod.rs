@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `door` | one connection |
 //! | `adapter` | pingora's callbacks, translated |
+//! | `spelling` | header names and targets as the client wrote them |
 //! | `gate` | one request: identify, decide, edit, classify, record |
 //! | `strict` | what no request may look like |
 //! | `head` | what the gate may see of a message, and the edits it asks for |
@@ -26,4 +27,5 @@ pub mod gate;
 pub mod head;
 pub mod identity;
 pub mod reply;
+pub mod spelling;
 pub mod strict;

@@ -10,6 +10,7 @@ mod cli;
 mod demo;
 mod gateway;
 mod harness;
+mod hostile_backends;
 mod judge;
 mod malformed;
 mod process;

@@ -2,6 +2,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ struct Shared {
     /// What came, by connection.
     received: Mutex<Vec<Vec<u8>>>,
     evil: Mutex<Vec<String>>,
+    done: AtomicUsize,
 }
 
 /// What happens before a request is read.
@@ -62,7 +64,8 @@ impl RawBackend {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let shared = Arc::new(Shared { script: Mutex::new(good), at_accept: Mutex::new(AtAccept::Read), received: Mutex::default(), evil: Mutex::default() });
+        let shared =
+            Arc::new(Shared { script: Mutex::new(good), at_accept: Mutex::new(AtAccept::Read), received: Mutex::default(), evil: Mutex::default(), done: AtomicUsize::default() });
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -98,6 +101,11 @@ impl RawBackend {
     pub fn since(&self, mark: &[usize]) -> Vec<Vec<u8>> {
         let received = self.shared.received.lock().unwrap();
         received.iter().enumerate().map(|(at, bytes)| bytes[mark.get(at).copied().unwrap_or_default()..].to_vec()).filter(|bytes| !bytes.is_empty()).collect()
+    }
+
+    /// How often a script has said all it has to say.
+    pub fn done(&self) -> usize {
+        self.shared.done.load(Ordering::SeqCst)
     }
 
     /// The request lines below `/evil` since the last call.
@@ -140,6 +148,11 @@ impl Talk {
         self.stream.write_all(bytes)
     }
 
+    /// All is said: it is in the socket of the proxy.
+    pub fn done(&self) {
+        self.shared.done.fetch_add(1, Ordering::SeqCst);
+    }
+
     /// Closes with a reset instead of an end.
     pub fn reset<T>(&mut self) -> std::io::Result<T> {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))?;
@@ -150,17 +163,6 @@ impl Talk {
     pub fn outlast(&mut self) -> std::io::Result<bool> {
         while self.fill()? {}
         Ok(false)
-    }
-
-    /// Sends back what comes, until the proxy closes.
-    pub fn echo(&mut self) -> std::io::Result<bool> {
-        loop {
-            let part = std::mem::take(&mut self.buffer);
-            self.say(&part)?;
-            if !self.fill()? {
-                return Ok(false);
-            }
-        }
     }
 
     /// Waits until the proxy sends more, and keeps it.
@@ -375,12 +377,6 @@ impl RawClient {
                 }
             },
         }
-    }
-
-    /// The next bytes of a tunnel, as many as that, or what came before its end.
-    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        self.deadline = Instant::now() + BOUND;
-        self.until(|bytes| (bytes.len() >= count).then_some(count)).unwrap_or_else(|_| std::mem::take(&mut self.buffer))
     }
 
     /// Whether the proxy closes this connection, and sends nothing more before.
