@@ -22,6 +22,7 @@ use super::gate::{Blame, End, Exchange, Failure, Gate, Step};
 use super::head::{Conn, Edits, Head, others};
 use super::reply::{Reply, wants_html};
 use super::spelling::is_plain;
+use super::tunnel::{self, Tunnel};
 use crate::clock;
 use crate::upstream;
 
@@ -53,6 +54,7 @@ pub struct Context {
     interim: u8,
     /// Whether the kept connection was of no use, so that nothing was sent over it.
     was_stale: bool,
+    tunnel: Option<Arc<Tunnel>>,
 }
 
 impl Adapter {
@@ -121,14 +123,15 @@ impl ProxyHttp for Adapter {
         }
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         let backend = context.exchange.as_ref().map(Exchange::backend);
         // A second attempt goes to another server than the first, and takes no turn from anybody.
-        let Some(peer) = backend.and_then(|backend| backend.next_peer(context.end.server)) else {
+        let Some(mut peer) = backend.and_then(|backend| backend.next_peer(context.end.server)) else {
             return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("no server has an address".into()), None));
         };
         context.end.server = peer._address.as_inet().copied();
         context.end.attempts = context.end.attempts.saturating_add(1);
+        context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer);
         Ok(peer)
     }
 
@@ -173,9 +176,12 @@ impl ProxyHttp for Adapter {
     async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
-        if response.status.is_informational() {
+        if let (Some(tunnel), StatusCode::SWITCHING_PROTOCOLS) = (&context.tunnel, response.status) {
+            tunnel.open();
+            session.set_read_timeout(Some(tunnel::IDLE));
+        } else if response.status.is_informational() {
             context.interim = context.interim.saturating_add(1);
-            if context.interim > MAX_INTERIM || (response.status == StatusCode::SWITCHING_PROTOCOLS && !asks_to_switch(session.req_header())) {
+            if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers, or a switch of protocols that nobody asked for").into_up());
             }
         }
@@ -218,7 +224,9 @@ impl ProxyHttp for Adapter {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
         let mut failure = failure_of(error, context.answer_begun);
         // The backend cannot answer what it does not have yet: a client that uploads slowly ran into its timeout, not the backend.
-        if *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
+        if *error.etype() == ErrorType::ReadTimedout && session.was_upgraded() {
+            failure.blame = Blame::Proxy; // A tunnel that rested too long is nobody's failure.
+        } else if *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
             failure.blame = Blame::Client;
         }
         let reply = match (&mut context.exchange, error.etype()) {
@@ -231,7 +239,7 @@ impl ProxyHttp for Adapter {
         };
         let client_is_gone =
             failure.blame == Blame::Client && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
-        let may_answer = session.response_written().is_none_or(|response| response.status.is_informational()) && !client_is_gone;
+        let may_answer = session.response_written().is_none_or(|response| response.status.is_informational()) && !session.was_upgraded() && !client_is_gone;
         let mut error_code = 0;
         if may_answer {
             // A client that went away meanwhile needs no answer.
@@ -273,6 +281,7 @@ fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     };
     let kind = match error.etype() {
         ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout if !answer_begun => FailureKind::Timeout,
+        ErrorType::ReadError if !answer_begun && tunnel::is_late(error) => FailureKind::Timeout,
         ConnectRefused | ConnectNoRoute | ConnectError | ConnectProxyFailure | SocketError => FailureKind::Connect,
         InvalidHTTPHeader | H1Error if !answer_begun => FailureKind::Protocol,
         _ if answer_begun => FailureKind::Truncated,
@@ -283,11 +292,6 @@ fn failure_of(error: &Error, answer_begun: bool) -> Failure {
 
 /// How many interim answers a backend may send before its answer.
 const MAX_INTERIM: u8 = 32;
-
-/// Whether the engine has passed on an upgrade: it knows WebSocket only.
-fn asks_to_switch(head: &RequestHeader) -> bool {
-    head.version == Version::HTTP_11 && head.headers.get(http::header::UPGRADE).is_some_and(|to| to.as_bytes().eq_ignore_ascii_case(b"websocket"))
-}
 
 struct RequestHead<'a> {
     head: &'a RequestHeader,

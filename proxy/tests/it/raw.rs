@@ -25,6 +25,7 @@ struct Shared {
     received: Mutex<Vec<Vec<u8>>>,
     evil: Mutex<Vec<String>>,
     done: AtomicUsize,
+    ended: AtomicUsize,
 }
 
 /// What happens before a request is read.
@@ -35,6 +36,8 @@ pub enum AtAccept {
     Reset,
     /// Sends this before anything was asked, then reads.
     Say(&'static [u8]),
+    /// Sends this as soon as a head is there, and then reads on without a word.
+    AnswerTheHead(&'static [u8]),
 }
 
 /// One connection to the proxy, from the backend's end.
@@ -64,8 +67,14 @@ impl RawBackend {
     pub fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let shared =
-            Arc::new(Shared { script: Mutex::new(good), at_accept: Mutex::new(AtAccept::Read), received: Mutex::default(), evil: Mutex::default(), done: AtomicUsize::default() });
+        let shared = Arc::new(Shared {
+            script: Mutex::new(good),
+            at_accept: Mutex::new(AtAccept::Read),
+            received: Mutex::default(),
+            evil: Mutex::default(),
+            done: AtomicUsize::default(),
+            ended: AtomicUsize::default(),
+        });
         let serving = Arc::clone(&shared);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -80,6 +89,9 @@ impl RawBackend {
                     let _ = stream.set_read_timeout(Some(BOUND * 4));
                     let mut talk = Talk { stream, at, buffer: Vec::new(), shared };
                     let _ = talk.serve();
+                    let shared = Arc::clone(&talk.shared);
+                    drop(talk);
+                    shared.ended.fetch_add(1, Ordering::SeqCst);
                 });
             }
         });
@@ -108,6 +120,11 @@ impl RawBackend {
         self.shared.done.load(Ordering::SeqCst)
     }
 
+    /// How many connections it has closed.
+    pub fn ended(&self) -> usize {
+        self.shared.ended.load(Ordering::SeqCst)
+    }
+
     /// The request lines below `/evil` since the last call.
     pub fn take_evil(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.evil.lock().unwrap())
@@ -130,6 +147,11 @@ impl Talk {
             AtAccept::Close => return Ok(()),
             AtAccept::Reset => return self.reset(),
             AtAccept::Say(bytes) => self.say(bytes)?,
+            AtAccept::AnswerTheHead(bytes) => {
+                self.until(|bytes| bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4))?;
+                self.say(bytes)?;
+                return self.outlast().map(drop);
+            }
         }
         while let Some(request) = self.request()? {
             let script = *self.shared.script.lock().unwrap();
@@ -163,6 +185,24 @@ impl Talk {
     pub fn outlast(&mut self) -> std::io::Result<bool> {
         while self.fill()? {}
         Ok(false)
+    }
+
+    /// Says nothing for so long, or until something comes.
+    pub fn rest(&mut self, time: Duration) {
+        let _ = self.stream.set_read_timeout(Some(time));
+        let _ = self.fill();
+        let _ = self.stream.set_read_timeout(Some(BOUND * 4));
+    }
+
+    /// Sends back what comes, until the proxy closes.
+    pub fn echo(&mut self) -> std::io::Result<bool> {
+        loop {
+            let part = std::mem::take(&mut self.buffer);
+            self.say(&part)?;
+            if !self.fill()? {
+                return Ok(false);
+            }
+        }
     }
 
     /// Waits until the proxy sends more, and keeps it.
@@ -377,6 +417,12 @@ impl RawClient {
                 }
             },
         }
+    }
+
+    /// The next bytes of a tunnel, as many as that, or what came before its end.
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        self.deadline = Instant::now() + BOUND;
+        self.until(|bytes| (bytes.len() >= count).then_some(count)).unwrap_or_else(|_| std::mem::take(&mut self.buffer))
     }
 
     /// Whether the proxy closes this connection, and sends nothing more before.
