@@ -9,12 +9,16 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cutover_config::Backend as BackendSettings;
 use nix::errno::Errno;
 use nix::sys::socket::{MsgFlags, recv};
 use pingora::upstreams::peer::HttpPeer;
+
+/// Keeps connections that are not to be kept apart from the others.
+const FRESH: u64 = 2;
 
 /// One backend of the file, ready to be sent to.
 #[derive(Debug)]
@@ -96,6 +100,12 @@ impl Backend {
 /// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for. The engine looks, too, but at what the runtime has been told, not at what has come since.
 pub fn has_unread(socket: RawFd) -> bool {
     recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::EAGAIN)
+}
+
+/// Makes a peer for one connection that is not a kept one, and is not kept. Where one kept connection was of no use, others are likely to be.
+pub fn make_fresh(peer: &mut HttpPeer) {
+    peer.group_key = FRESH;
+    peer.options.idle_timeout = Some(Duration::ZERO);
 }
 
 /// The addresses of a name in one family, IPv4 where there is a choice: `localhost` is one server, not one per protocol.

@@ -129,6 +129,9 @@ impl ProxyHttp for Adapter {
         let Some(mut peer) = backend.and_then(|backend| backend.next_peer(context.end.server)) else {
             return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("no server has an address".into()), None));
         };
+        if context.was_stale {
+            upstream::make_fresh(&mut peer);
+        }
         context.end.server = peer._address.as_inet().copied();
         context.end.attempts = context.end.attempts.saturating_add(1);
         context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer);
@@ -208,7 +211,7 @@ impl ProxyHttp for Adapter {
     /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
     /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
     fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
-        if std::mem::take(&mut context.was_stale) {
+        if context.was_stale {
             error.set_retry(true);
             return error;
         }
