@@ -258,6 +258,10 @@ impl Head for MemoryHead {
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
         self.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
     }
+
+    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
+        self.headers.keys().any(is_so)
+    }
 }
 
 /// One request through the whole gate, from its head to its counters. The backend answers after 20 ms on the clock that is passed in.

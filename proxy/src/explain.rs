@@ -195,4 +195,8 @@ impl Head for Question {
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
         self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value.as_bytes()));
     }
+
+    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
+        self.headers.iter().any(|(name, _)| is_so(name))
+    }
 }

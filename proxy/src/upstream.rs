@@ -11,6 +11,7 @@
 //! server counts nothing.
 
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,6 +19,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use cutover_config::{Backend as BackendSettings, Server as ServerSettings};
 use cutover_core::Mono;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
@@ -30,6 +33,8 @@ const EJECTED_FOR: Duration = Duration::from_secs(10);
 const MAX_EJECTIONS: u32 = 30;
 /// Streams at once on one HTTP/2 connection to a server; more open another connection.
 const MAX_STREAMS: usize = 100;
+/// Keeps connections that are not to be kept apart from the others.
+const FRESH: u64 = 2;
 
 /// One backend of the file, ready to be sent to.
 #[derive(Debug)]
@@ -286,6 +291,17 @@ impl Backend {
             back_since_us: AtomicU64::default(),
         }
     }
+}
+
+/// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for. The engine looks, too, but at what the runtime has been told, not at what has come since.
+pub fn has_unread(socket: RawFd) -> bool {
+    recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::EAGAIN)
+}
+
+/// Makes a peer for one connection that is not a kept one, and is not kept. Where one kept connection was of no use, others are likely to be.
+pub fn make_fresh(peer: &mut HttpPeer) {
+    peer.group_key = FRESH;
+    peer.options.idle_timeout = Some(Duration::ZERO);
 }
 
 fn micros(at: Mono) -> u64 {

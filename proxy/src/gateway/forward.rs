@@ -31,6 +31,11 @@ pub static SET_COOKIE: HeaderName = http::header::SET_COOKIE;
 /// W3C trace context.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+/// What the names that are ours alone begin with.
+pub const PREFIX: &str = "x-cutover-";
+/// Every name that a backend may take for our word.
+pub static OURS: [&HeaderName; 9] = [&BACKEND, &ROLLOUT, &BUCKET, &REASON, &OVERRIDE, &FORWARDED_FOR, &FORWARDED_PROTO, &FORWARDED_HOST, &REQUEST_ID];
+
 /// The address of the client: the right-most one in `X-Forwarded-For` that is not a trusted proxy, as far as the chain from us outwards is trusted.
 pub fn client_address(head: &impl Head, conn: &Conn, is_trusted: impl Fn(IpAddr) -> bool) -> IpAddr {
     if !conn.trusted {

@@ -33,6 +33,7 @@ use super::head::{Conn, Edits, Head};
 use super::identity::{self, Identity, MINTED_COOKIE};
 use super::parking::Unparked;
 use super::reply::Reply;
+use super::strict;
 use crate::access_log::{AccessLog, Line};
 use crate::published::{Published, Snapshot};
 use crate::recorder::{Halted, Held, InFlight, Origin, Recorder, UNMATCHED};
@@ -268,8 +269,8 @@ impl Gate {
         if head.size() > self.limits.max_header_bytes {
             return Some(Reply::HEAD_TOO_LARGE);
         }
-        if head.requires_host() && host.is_none_or(str::is_empty) {
-            return Some(Reply::bad_request("missing_host", "the request has no Host header"));
+        if let Some(reply) = strict::flaw(head, host, key_headers) {
+            return Some(reply);
         }
         if head_has(head, &http::header::CONNECTION) && identity::nominates_a_key_header(head, key_headers) {
             return Some(Reply::bad_request("key_nominated", "the Connection header names a header that identifies the user"));
@@ -388,9 +389,7 @@ impl Gate {
 
     /// Headers to the backend: forged ones out, ours in.
     pub fn edits(&self, exchange: &Exchange, head: &impl Head, conn: &Conn, edits: &mut impl Edits) {
-        if edits.contains(&forward::OVERRIDE) {
-            edits.remove(&forward::OVERRIDE);
-        }
+        edits.remove_others(forward::PREFIX, &[&forward::BACKEND, &forward::ROLLOUT, &forward::REASON, &forward::BUCKET]);
         match (exchange.rollout, exchange.decision) {
             (Some(at), Some(decision)) => {
                 edits.set(&forward::BACKEND, HeaderValue::from_static(exchange.side().name()));
@@ -745,6 +744,9 @@ pub(crate) mod tests {
         fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
             self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value));
         }
+        fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
+            self.headers.iter().any(|(name, _)| is_so(name))
+        }
     }
 
     impl Edits for TestHead {
@@ -760,6 +762,9 @@ pub(crate) mod tests {
         }
         fn contains(&self, name: &HeaderName) -> bool {
             self.first(name).is_some()
+        }
+        fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]) {
+            self.headers.retain(|(name, _)| !name.as_str().starts_with(prefix) || kept.contains(&name));
         }
     }
 

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use http::{HeaderName, HeaderValue, Method};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 /// The head of a request as an engine holds it.
 pub trait Head {
@@ -21,12 +21,22 @@ pub trait Head {
     }
     /// Whether this is HTTP/1.1 or later, where a host is required.
     fn requires_host(&self) -> bool;
+    /// The target as it stands in the request line; the path where the engine has no line.
+    fn target(&self) -> &[u8] {
+        self.path().as_bytes()
+    }
+    /// The bytes of the head as they came; empty where the engine has none.
+    fn raw(&self) -> &[u8] {
+        b""
+    }
     /// How many bytes the head had on the wire; zero where the engine cannot tell.
     fn size(&self) -> usize;
     /// The first value of a header.
     fn first(&self, name: &HeaderName) -> Option<&[u8]>;
     /// Calls back with every value of a header, in order.
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8]));
+    /// Whether any name of a header is so.
+    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool;
 }
 
 /// Changes to a head, in the order asked for. Names are statics, so that no engine has to copy them.
@@ -39,6 +49,35 @@ pub trait Edits {
     fn remove(&mut self, name: &HeaderName);
     /// Whether a header is there.
     fn contains(&self, name: &HeaderName) -> bool;
+    /// Removes every header whose name begins so and is not among these.
+    fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]);
+}
+
+impl Edits for HeaderMap {
+    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
+        self.insert(name, value);
+    }
+
+    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
+        Self::append(self, name, value);
+    }
+
+    fn remove(&mut self, name: &HeaderName) {
+        Self::remove(self, name);
+    }
+
+    fn contains(&self, name: &HeaderName) -> bool {
+        self.contains_key(name)
+    }
+
+    fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]) {
+        others(self, prefix, kept).iter().for_each(|name| drop(Self::remove(self, name)));
+    }
+}
+
+/// The names in a map that begin so and are not among these.
+pub fn others(map: &HeaderMap, prefix: &str, kept: &[&HeaderName]) -> Vec<HeaderName> {
+    map.keys().filter(|name| name.as_str().starts_with(prefix) && !kept.contains(name)).cloned().collect()
 }
 
 /// What is known of the client's connection, computed once for all of its requests.

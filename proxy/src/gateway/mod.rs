@@ -10,7 +10,10 @@
 //! |---|---|
 //! | `door` | one connection |
 //! | `adapter` | pingora's callbacks, translated |
+//! | `spelling` | header names and targets as the client wrote them |
+//! | `tunnel` | connections for upgrades |
 //! | `gate` | one request: identify, decide, edit, classify, record |
+//! | `strict` | what no request may look like |
 //! | `head` | what the gate may see of a message, and the edits it asks for |
 //! | `identity` | request -> user key |
 //! | `forward` | headers to the backend |
@@ -27,3 +30,6 @@ pub mod head;
 pub mod identity;
 pub mod parking;
 pub mod reply;
+pub mod spelling;
+pub mod strict;
+pub mod tunnel;

@@ -32,6 +32,8 @@ impl Reply {
         Self { status, code, message, retry_after: None }
     }
 
+    /// A method that would show the client what we tell backends.
+    pub const METHOD_NOT_ALLOWED: Self = Self::plain(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this method is not allowed here");
     /// The request body is larger than `max_body`.
     pub const TOO_LARGE: Self = Self::plain(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the request body is larger than this server accepts");
     /// The request head is larger than `max_header_bytes`.

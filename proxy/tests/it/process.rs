@@ -190,6 +190,7 @@ fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
     let mut process = Process::start(world.path());
     let mut idle = Client::connect(process.http);
     assert_eq!(idle.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().status(), 200);
+    until("that request to be over", || (process.rollout()["new"]["requests"] == 1 && process.rollout()["new"]["in_flight"] == 0).then_some(()));
     // A request whose body is not complete yet is in flight.
     let mut busy = Client::connect(process.http);
     busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");

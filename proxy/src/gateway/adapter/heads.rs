@@ -1,26 +1,27 @@
 //! Pingora's heads as the gate sees them, and its edits on them.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
-use pingora::http::{HeaderNameVariant, RequestHeader, ResponseHeader};
+use http::{HeaderName, HeaderValue, Method, Version};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 
-use crate::gateway::head::{Edits, Head};
+use crate::gateway::head::{Edits, Head, others};
 
 pub(super) struct RequestHead<'a> {
     pub(super) head: &'a RequestHeader,
-    pub(super) size: usize,
+    /// The head as it came; empty where there is none, as in HTTP/2, and where it was looked at already.
+    pub(super) raw: &'a [u8],
 }
 
 impl<'a> RequestHead<'a> {
-    /// Of a request that was let in already, so that its size is of no interest.
+    /// Of a request that was let in already.
     pub(super) fn of(session: &'a Session) -> Self {
-        Self { head: session.req_header(), size: 0 }
+        Self { head: session.req_header(), raw: b"" }
     }
 }
 
 /// What a head of HTTP/2 would have had as bytes, about.
-pub(super) fn size_of(head: &RequestHeader) -> usize {
+fn size_of(head: &RequestHeader) -> usize {
     let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
     target + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
 }
@@ -54,8 +55,16 @@ impl Head for RequestHead<'_> {
         self.head.version >= Version::HTTP_11
     }
 
+    fn target(&self) -> &[u8] {
+        self.head.raw_path()
+    }
+
+    fn raw(&self) -> &[u8] {
+        self.raw
+    }
+
     fn size(&self) -> usize {
-        self.size
+        if self.raw.is_empty() { size_of(self.head) } else { self.raw.len() }
     }
 
     fn first(&self, name: &HeaderName) -> Option<&[u8]> {
@@ -65,61 +74,14 @@ impl Head for RequestHead<'_> {
     fn each<'b>(&'b self, name: &HeaderName, found: &mut dyn FnMut(&'b [u8])) {
         self.head.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
     }
+
+    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
+        self.head.headers.keys().any(is_so)
+    }
 }
 
 /// How many headers the gate sets at most.
 pub(super) const OUR_HEADERS: usize = 9;
-
-/// Names that pingora writes in this case when it keeps no record of what the client wrote.
-const CANONICAL: [&[u8]; 12] = [
-    b"Host",
-    b"Connection",
-    b"Content-Length",
-    b"Content-Type",
-    b"Content-Encoding",
-    b"Transfer-Encoding",
-    b"Cache-Control",
-    b"Date",
-    b"Accept-Ranges",
-    b"Age",
-    b"Server",
-    b"Set-Cookie",
-];
-
-/// Whether nothing is lost without pingora's record of the client's own spelling: names in lower case, as behind anything that speaks HTTP/2, and a target that its URI gives back byte for
-/// byte. Edits then need one map instead of two, which is most of what they cost. Any other spelling is kept, for backends that depend on it.
-pub(super) fn is_plain(head: &RequestHeader) -> bool {
-    let mut plain = head.uri.authority().is_none() && head.uri.path_and_query().is_some_and(|target| target.as_str().as_bytes() == head.raw_path());
-    if plain && head.has_case() {
-        let looked_at = head.map(|name, _| {
-            if let HeaderNameVariant::Case(name) = name {
-                let name = name.as_slice();
-                plain &= !name.iter().any(u8::is_ascii_uppercase) || CANONICAL.contains(&name);
-            }
-            Ok(())
-        });
-        plain &= looked_at.is_ok();
-    }
-    plain
-}
-
-impl Edits for HeaderMap {
-    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        self.insert(name, value);
-    }
-
-    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        Self::append(self, name, value);
-    }
-
-    fn remove(&mut self, name: &HeaderName) {
-        Self::remove(self, name);
-    }
-
-    fn contains(&self, name: &HeaderName) -> bool {
-        self.contains_key(name)
-    }
-}
 
 /// Edits on pingora's heads. They fail only on header names and values that are not valid, which ours are by type; the first failure is kept.
 macro_rules! edits {
@@ -148,6 +110,10 @@ macro_rules! edits {
 
             fn contains(&self, name: &HeaderName) -> bool {
                 self.head.headers.contains_key(name)
+            }
+
+            fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]) {
+                others(&self.head.headers, prefix, kept).iter().for_each(|name| drop(self.head.remove_header(name)));
             }
         }
     };

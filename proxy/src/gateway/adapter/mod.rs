@@ -3,35 +3,44 @@
 //! Attempts, in this order and at most [`ATTEMPTS_ON_A_SIDE`] on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
 //! before the first byte; then the other side, if the gate says so.
 
+mod failure;
 mod heads;
 
 use std::any::Any;
+use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use cutover_core::FailureKind;
-use http::{HeaderMap, Method, Version};
+use http::{HeaderMap, Method, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
+use pingora::listeners::ALPN;
 use pingora::modules::http::HttpModules;
 use pingora::prelude::*;
+use pingora::protocols::Digest;
+use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::door::{self, NO_TIMER};
-use super::gate::{Answer, Blame, End, Exchange, Failure, Gate, Sent, Step, is_safe};
+use super::gate::{Answer, Blame, End, Exchange, Gate, Sent, Step, is_safe};
 use super::head::Conn;
 use super::parking::Parking;
 use super::reply::{Reply, wants_html};
+use super::spelling::is_plain;
+use super::tunnel::{self, Tunnel};
 use crate::clock;
-use crate::upstream::Chosen;
-use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, is_plain};
+use crate::upstream::{self, Chosen};
+use failure::failure_of;
+use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits};
 
 /// A server of the backend, and one more.
 const ATTEMPTS_ON_A_SIDE: u8 = 2;
-/// Attempts for one request: pingora counts them all.
-pub const MAX_ATTEMPTS: usize = 2 * ATTEMPTS_ON_A_SIDE as usize;
+/// Attempts for one request: pingora counts them all, and on each side a kept connection that was of no use.
+pub const MAX_ATTEMPTS: usize = 2 * (ATTEMPTS_ON_A_SIDE as usize + 1);
+/// How many interim answers a backend may send before its answer.
+const MAX_INTERIM: u8 = 32;
 
 /// The proxy application. One per process.
 pub struct Adapter {
@@ -66,6 +75,11 @@ pub struct Context {
     /// Whether the answer is thrown away and the other side asked.
     asks_other_side: bool,
     is_grpc: bool,
+    /// Interim answers so far.
+    interim: u8,
+    /// Whether the kept connection was of no use, so that nothing was sent over it.
+    was_stale: bool,
+    tunnel: Option<Arc<Tunnel>>,
 }
 
 impl Context {
@@ -139,13 +153,13 @@ impl ProxyHttp for Adapter {
         }
         session.set_write_timeout(Some(self.timeouts.write));
         session.set_total_drain_timeout(Some(self.timeouts.body_idle));
-        let size = session.as_downstream().as_http1().map_or_else(|| heads::size_of(session.req_header()), |h1| h1.get_headers_raw_bytes().len());
+        let raw = session.as_downstream().as_http1().map(HttpSession::get_headers_raw_bytes).unwrap_or_default();
         let mut now = clock::mono();
-        let (mut exchange, mut step) = self.gate.request(&RequestHead { head: session.req_header(), size }, &conn, now);
+        let (mut exchange, mut step) = self.gate.request(&RequestHead { head: session.req_header(), raw: &raw }, &conn, now);
         while let Step::Hold(_) = step {
             let socket = session.digest().and_then(|digest| digest.socket_digest.clone());
             let tcp_state = || Some(socket.as_ref()?.tcp_info()?.tcpi_state);
-            (exchange, step) = self.parking.hold(&self.gate, exchange, &RequestHead { head: session.req_header(), size }, &conn, tcp_state).await;
+            (exchange, step) = self.parking.hold(&self.gate, exchange, &RequestHead { head: session.req_header(), raw: &raw }, &conn, tcp_state).await;
             now = clock::mono();
         }
         if session.is_body_empty() {
@@ -161,19 +175,32 @@ impl ProxyHttp for Adapter {
         }
     }
 
-    async fn upstream_peer(&self, _: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
         let (backend, now) = (context.exchange.as_ref().map(Exchange::backend), clock::mono());
         // A second attempt goes to another server than the first, where there is one.
-        let chosen = backend.and_then(|backend| backend.choose(context.end.server, now).or_else(|| backend.choose(None, now)));
+        let tried = context.end.server.filter(|_| !context.was_stale);
+        let chosen = backend.and_then(|backend| backend.choose(tried, now).or_else(|| backend.choose(None, now)));
         let Some(chosen) = chosen else {
             return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("no server has an address".into()), None));
         };
-        let peer = Box::new(chosen.server().peer().clone());
+        let mut peer = Box::new(chosen.server().peer().clone());
+        if context.was_stale {
+            upstream::make_fresh(&mut peer);
+        }
+        context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer);
         context.end.server = Some(chosen.server().address());
         context.end.attempts = context.end.attempts.saturating_add(1);
-        context.attempts_on_this_side += 1;
+        context.attempts_on_this_side += u8::from(!context.was_stale);
         context.chosen = Some(chosen);
         Ok(peer)
+    }
+
+    async fn connected_to_upstream(&self, _: &mut Session, reused: bool, peer: &HttpPeer, socket: RawFd, digest: Option<&Digest>, context: &mut Context) -> Result<()> {
+        // Below TLS and in HTTP/2 there may be messages of their own.
+        let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none()) && peer.options.alpn == ALPN::H1;
+        context.was_stale = reused && is_plain && upstream::has_unread(socket);
+        let error = || Error::explain(ErrorType::ConnectionClosed, "the kept connection had ended or held bytes nobody asked for").into_up();
+        if context.was_stale { Err(error()) } else { Ok(()) }
     }
 
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
@@ -211,7 +238,14 @@ impl ProxyHttp for Adapter {
     async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
-        if response.status.is_informational() && response.status != 101 {
+        if let (Some(tunnel), StatusCode::SWITCHING_PROTOCOLS) = (&context.tunnel, response.status) {
+            tunnel.open();
+            session.set_read_timeout(Some(tunnel::IDLE));
+        } else if response.status.is_informational() {
+            context.interim = context.interim.saturating_add(1);
+            if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
+                return Err(Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers, or a switch of protocols that nobody asked for").into_up());
+            }
             return Ok(());
         }
         if let Some(chosen) = &context.chosen {
@@ -274,6 +308,10 @@ impl ProxyHttp for Adapter {
             error.set_retry(true);
             return error;
         }
+        if context.was_stale {
+            error.set_retry(true);
+            return error;
+        }
         let may_repeat = is_safe(&session.req_header().method) && !context.answer_begun && can_repeat(session);
         if may_repeat && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE {
             error.retry.decide_reuse(reused);
@@ -296,7 +334,10 @@ impl ProxyHttp for Adapter {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
         let mut failure = failure_of(error, context.answer_begun);
         // The backend cannot answer what it does not have yet: a client that uploads slowly ran into its timeout, not the backend.
-        if *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
+        if *error.etype() == ErrorType::ReadTimedout && session.was_upgraded() {
+            // A tunnel that rested too long is nobody's failure.
+            failure.blame = Blame::Proxy;
+        } else if *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
             failure.blame = Blame::Client;
         }
         let reply = match (&mut context.exchange, error.etype()) {
@@ -309,7 +350,7 @@ impl ProxyHttp for Adapter {
         };
         let client_is_gone =
             failure.blame == Blame::Client && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
-        let may_answer = session.response_written().is_none_or(|response| response.status.is_informational()) && !client_is_gone;
+        let may_answer = session.response_written().is_none_or(|response| response.status.is_informational()) && !session.was_upgraded() && !client_is_gone;
         let mut error_code = 0;
         if may_answer {
             // A client that went away meanwhile needs no answer.
@@ -341,25 +382,4 @@ impl ProxyHttp for Adapter {
 /// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body is still in the buffer.
 fn can_repeat(session: &Session) -> bool {
     session.response_written().is_none_or(|response| response.status.is_informational()) && !session.as_ref().retry_buffer_truncated()
-}
-
-/// Pingora's error as our failure. The one place where its sources and types are read.
-fn failure_of(error: &Error, answer_begun: bool) -> Failure {
-    use ErrorType::{
-        ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, H1Error, HandshakeError, InvalidCert, InvalidHTTPHeader, ReadTimedout, SocketError,
-        TLSHandshakeFailure, TLSHandshakeTimedout, WriteTimedout,
-    };
-    let blame = match error.esource() {
-        ErrorSource::Upstream => Blame::Backend,
-        ErrorSource::Downstream => Blame::Client,
-        ErrorSource::Internal | ErrorSource::Unset => Blame::Proxy,
-    };
-    let kind = match error.etype() {
-        ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout if !answer_begun => FailureKind::Timeout,
-        ConnectRefused | ConnectNoRoute | ConnectError | ConnectProxyFailure | SocketError | TLSHandshakeFailure | InvalidCert | HandshakeError => FailureKind::Connect,
-        InvalidHTTPHeader | H1Error if !answer_begun => FailureKind::Protocol,
-        _ if answer_begun => FailureKind::Truncated,
-        _ => FailureKind::Reset,
-    };
-    Failure { blame, kind }
 }

@@ -1,0 +1,8 @@
+//! Any request head finds one user, nobody, or a refusal; never a panic.
+
+#![no_main]
+
+#[path = "../invariants.rs"]
+mod invariants;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| invariants::keys(bytes));

@@ -1,0 +1,187 @@
+//! What must hold for every input, as functions of bytes. The fuzz targets call them with made-up bytes; the ordinary tests of the proxy call them with the seeds and with random ones.
+
+#![allow(dead_code, reason = "each fuzz target uses one of them")]
+
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+use cutover::gateway::gate::normalised;
+use cutover::gateway::head::Head;
+use cutover::gateway::identity::{Identity, MAX_KEY, identify, nominates_a_key_header};
+use cutover::published::PreparedKey;
+use cutover_config::Loader;
+use cutover_core::KeySource;
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+/// A request head made of bytes: the target in the first line, `name: value` in the others. What is no header is left out.
+struct Bytes {
+    path: String,
+    query: Option<String>,
+    headers: HeaderMap,
+}
+
+impl Bytes {
+    fn new(bytes: &[u8]) -> Self {
+        let mut lines = bytes.split(|&byte| byte == b'\n');
+        let target = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
+        let (path, query) = target.split_once('?').map_or((target.as_str(), None), |(path, query)| (path, Some(query.to_owned())));
+        let mut headers = HeaderMap::new();
+        for line in lines.take(64) {
+            let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
+            let (name, value) = (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(line[colon + 1..].trim_ascii()));
+            if let (Ok(name), Ok(value)) = (name, value) {
+                headers.append(name, value);
+            }
+        }
+        Self { path: format!("/{}", path.trim_start_matches('/')), query, headers }
+    }
+}
+
+impl Head for Bytes {
+    fn method(&self) -> &Method {
+        &Method::GET
+    }
+
+    fn path(&self) -> &str {
+        &self.path
+    }
+
+    fn query(&self) -> Option<&str> {
+        self.query.as_deref()
+    }
+
+    fn host(&self) -> Option<&str> {
+        self.headers.get(http::header::HOST)?.to_str().ok()
+    }
+
+    fn requires_host(&self) -> bool {
+        true
+    }
+
+    fn size(&self) -> usize {
+        0
+    }
+
+    fn first(&self, name: &HeaderName) -> Option<&[u8]> {
+        self.headers.get(name).map(HeaderValue::as_bytes)
+    }
+
+    fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
+        self.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
+    }
+
+    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
+        self.headers.keys().any(is_so)
+    }
+}
+
+/// One user, nobody, or a refusal, and the same each time; a key is never empty and never longer than allowed.
+pub fn keys(bytes: &[u8]) {
+    let head = Bytes::new(bytes);
+    let client = IpAddr::from([192, 0, 2, 7]);
+    let sources = [
+        KeySource::Header("x-user-id".into()),
+        KeySource::Cookie("uid".into()),
+        KeySource::Jwt("sub".into()),
+        KeySource::Query("user".into()),
+        KeySource::Path(1),
+        KeySource::Path(3),
+        KeySource::Ip,
+    ];
+    let prepared: Vec<PreparedKey> = sources.iter().map(PreparedKey::new).collect();
+    let mut first_found = None;
+    for (at, source) in sources.iter().enumerate() {
+        for reads_minted in [false, true] {
+            let found = identify(&head, &prepared[at..=at], client, reads_minted);
+            assert_eq!(found, identify(&head, &prepared[at..=at], client, reads_minted), "the same request is the same user");
+            match &found {
+                Identity::Key(key, _) => assert!((1..=MAX_KEY).contains(&key.len()), "{source:?} gave a key of {} bytes", key.len()),
+                Identity::Nobody => assert!(!matches!(source, KeySource::Ip), "everybody has an address"),
+                Identity::Refused(why) => assert!(!why.is_empty()),
+            }
+        }
+        let found = identify(&head, &prepared[at..=at], client, false);
+        if let (KeySource::Header(name), Identity::Key(key, _)) = (source, &found) {
+            assert_eq!(head.headers.get(name.as_ref()).map(HeaderValue::as_bytes), Some(&**key), "a header's key is its bytes");
+        }
+        if found != Identity::Nobody && first_found.is_none() {
+            first_found = Some(match found {
+                Identity::Key(key, _) => Identity::Key(Cow::Owned(key.into_owned()), Some(at)),
+                other => other,
+            });
+        }
+    }
+    assert_eq!(Some(identify(&head, &prepared, client, false)), first_found, "the first source with a key, or a refusal, decides");
+
+    let names = [HeaderName::from_static("x-user-id"), http::header::COOKIE];
+    let nominated = nominates_a_key_header(&head, &names);
+    let mut shouting = Bytes { path: head.path.clone(), query: None, headers: HeaderMap::new() };
+    for value in head.headers.get_all(http::header::CONNECTION) {
+        if let Ok(value) = HeaderValue::from_bytes(&value.as_bytes().to_ascii_uppercase()) {
+            shouting.headers.append(http::header::CONNECTION, value);
+        }
+    }
+    assert_eq!(nominated, nominates_a_key_header(&shouting, &names), "names have no case");
+}
+
+/// A normalised path is absolute, has no dot segments, and normalising it again changes nothing unless an escaped percent sign was in it.
+pub fn path(bytes: &[u8]) {
+    let text = String::from_utf8_lossy(bytes);
+    let path = format!("/{text}");
+    let normal = normalised(&path);
+    assert!(normal.starts_with('/'), "{path:?} became {normal:?}");
+    assert!(normal.split('/').all(|segment| segment != "." && segment != ".."), "{path:?} became {normal:?}");
+    assert!(!normal.contains("//"), "{path:?} became {normal:?}");
+    assert!(normal.len() <= 3 * path.len(), "{path:?} became {normal:?}");
+    assert_eq!(normal, normalised(&path), "the same path is the same");
+    if !normal.contains('%') {
+        assert_eq!(normalised(&normal), normal, "{path:?}");
+    }
+    // Spelling every byte as an escape must not hide a path from a rule.
+    let escaped: String = path.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let plainly = normalised(&path);
+    if !path.contains('%') {
+        let hidden = normalised(&escaped);
+        assert_eq!(hidden.trim_end_matches('/'), plainly.trim_end_matches('/'), "{path:?} hides as {escaped}");
+    }
+}
+
+struct NoFiles;
+
+impl Loader for NoFiles {
+    fn read(&self, path: &str) -> Result<String, String> {
+        Err(format!("no file {path}"))
+    }
+
+    fn glob(&self, _: &str) -> Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+
+    fn env(&self, name: &str) -> Option<String> {
+        (name == "SERVER").then(|| "127.0.0.1:80".to_owned())
+    }
+}
+
+/// Settings or problems, the same each time; each problem lies within the text, says something, and can be shown.
+pub fn config(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match cutover_config::parse("cutover.toml", text, &NoFiles) {
+        Ok(settings) => {
+            assert!(!settings.backends.is_empty());
+            let again = cutover_config::parse("cutover.toml", text, &NoFiles).map(|settings| settings.digest);
+            assert_eq!(again.as_ref(), Ok(&settings.digest));
+            settings.warnings.iter().for_each(|warning| drop(warning.render(true)));
+        }
+        Err(problems) => {
+            assert!(problems.len() > 0);
+            let lines: Vec<&str> = text.split('\n').collect();
+            for problem in &problems {
+                assert!(!problem.message.is_empty() && !problem.message.contains('\n'), "{problem}");
+                let line = problem.line.checked_sub(1).and_then(|at| lines.get(at));
+                let columns = line.unwrap_or_else(|| panic!("line {} of {}: {problem}", problem.line, lines.len())).chars().count() + 1;
+                assert!((1..=columns).contains(&problem.column), "column {} of {columns}: {problem}", problem.column);
+            }
+            assert!(!problems.render(false).is_empty() && !problems.render(true).is_empty());
+        }
+    }
+}

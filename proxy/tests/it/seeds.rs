@@ -1,0 +1,95 @@
+//! The invariants of the fuzz targets on their seeds and on random bytes, with a stable compiler and in every test run.
+
+use std::path::Path;
+
+use proptest::collection::vec;
+use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
+use proptest::sample::select;
+
+#[path = "../../fuzz/invariants.rs"]
+mod invariants;
+
+fn seeds(target: &str, minimum: usize, check: fn(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
+    let seeds: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert!(seeds.len() >= minimum, "{} has {} seeds", directory.display(), seeds.len());
+    for seed in seeds {
+        check(&std::fs::read(seed).unwrap());
+    }
+}
+
+#[test]
+fn every_seed_of_the_fuzz_targets_keeps_their_invariants() {
+    seeds("key_extraction", 14, invariants::keys);
+    seeds("path_normalisation", 13, invariants::path);
+    seeds("config_parser", 7, invariants::config);
+}
+
+/// Bytes made of the pieces given, with some noise between them.
+fn made_of(pieces: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+    let piece = prop_oneof![6 => select(pieces).prop_map(|piece| piece.as_bytes().to_vec()), 1 => vec(any::<u8>(), 0..4), 1 => Just(b"x".to_vec())];
+    vec(piece, 0..24).prop_map(|pieces| pieces.concat())
+}
+
+const PATHS: [&str; 14] = ["/", "//", ".", "..", "/./", "/../", "%2e", "%2F", "%", "%25", "%00", ";", "a", "checkout"];
+const HEADS: [&str; 22] = [
+    "\n",
+    "x-user-id:",
+    " ana",
+    "cookie:",
+    "uid=",
+    "\"",
+    ";",
+    ",",
+    "=",
+    "authorization: Bearer ",
+    "e30.",
+    "eyJzdWIiOiJ1c2VyLTcifQ",
+    ".",
+    "connection:",
+    "close",
+    "X-User-Id",
+    "?user=",
+    "&",
+    "%41",
+    "%",
+    "+",
+    "/",
+];
+const FILES: [&str; 18] = [
+    "\n",
+    "[listen]\n",
+    "[[rollout]]\n",
+    "[backend.legacy]\n",
+    "id = ",
+    "\"x\"",
+    "percent = ",
+    "5",
+    "key = [",
+    "\"header:x-user-id\"",
+    "]",
+    "{",
+    "}",
+    "servers = [\"127.0.0.1:1\"]\n",
+    "${SERVER}",
+    "\r\n",
+    "\u{e9}",
+    "\"\"\"",
+];
+
+proptest! {
+    #[test]
+    fn any_request_head_is_one_user_nobody_or_refused(bytes in made_of(&HEADS)) {
+        invariants::keys(&bytes);
+    }
+
+    #[test]
+    fn any_path_becomes_one_without_dot_segments(bytes in made_of(&PATHS)) {
+        invariants::path(&bytes);
+    }
+
+    #[test]
+    fn any_text_is_a_configuration_or_problems_with_places(bytes in made_of(&FILES)) {
+        invariants::config(&bytes);
+    }
+}
