@@ -285,7 +285,7 @@ fn start(backend: &RawBackend) -> Proxy {
         backend.address,
         RESPONSE_TIMEOUT.as_millis()
     );
-    Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""))
+    Proxy::start_with(&tables, &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\""))
 }
 
 fn ask(proxy: &Proxy, method: &str, target: &str) -> Option<Answer> {
