@@ -36,6 +36,7 @@ use crate::clock;
 use crate::control::Control;
 use crate::control_handle::ControlHandle;
 use crate::disk::Disk;
+use crate::drain::Drains;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
 use crate::gateway::door::{Connections, Door, Entrance};
 use crate::gateway::gate::{Gate, Limits};
@@ -54,6 +55,8 @@ const POOL_PER_THREAD: usize = 1_024;
 const READ_BUFFER: usize = 4 * 1024;
 /// Write buffer of a client connection in bytes: pingora's default.
 const WRITE_BUFFER: usize = 1_460;
+/// How long WebSockets may take to end when the process does.
+const FAREWELL: Duration = Duration::from_millis(1_500);
 /// How often a stopping process looks whether it is idle.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
@@ -136,6 +139,7 @@ pub struct Running {
     stop_accepting: watch::Sender<bool>,
     stop: watch::Sender<bool>,
     closing: watch::Sender<bool>,
+    drains: Drains,
     stop_certificates: mpsc::Sender<()>,
     runtime: tokio::runtime::Runtime,
     threads: Vec<JoinHandle<()>>,
@@ -206,7 +210,8 @@ impl Start {
             problems,
             restart_needed: Vec::new(),
         };
-        let mut control_loop = Control::new(plane, reader, Arc::clone(&published), Arc::clone(&common), disk.clone(), config);
+        let drains = Drains::default();
+        let mut control_loop = Control::new(plane, reader, Arc::clone(&published), Arc::clone(&common), disk.clone(), config, drains.clone());
         let control_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let control_stopped = stopped.clone();
         let control_thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
@@ -231,7 +236,7 @@ impl Start {
         let (closing, is_closing) = watch::channel(false);
         let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
         let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, &settings.listen)));
-        let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), is_closing.clone(), &settings.listen);
+        let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), is_closing.clone(), drains.clone(), &settings.listen);
         let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(http_listeners, &http)?)];
         if !https.is_empty() {
             let acceptor = Acceptor::from_server_config(Arc::new(certificates.server_config()?));
@@ -250,6 +255,7 @@ impl Start {
             connections: Arc::clone(&connections),
             certificates,
             access_log,
+            drains: drains.clone(),
             ready: Arc::clone(&ready),
             state_directory: directory,
             auth: Arc::new(Auth::new(settings.admin.tokens.clone())),
@@ -267,6 +273,7 @@ impl Start {
             stop_accepting,
             stop,
             closing,
+            drains,
             stop_certificates,
             runtime,
             threads,
@@ -299,6 +306,11 @@ impl Running {
             wait(grace, &|| self.connections.open() == 0);
         }
         let cut = self.connections.open();
+        if cut > 0 {
+            // Whoever can be told that this is the end is told.
+            self.drains.order_all();
+            wait(FAREWELL, &|| self.connections.open() == 0);
+        }
         self.runtime.shutdown_timeout(Duration::from_millis(100));
         self.watch.stop();
         // The admin answered until here: whoever waits for readiness to fall has seen it fall.

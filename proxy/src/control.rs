@@ -15,13 +15,14 @@ use std::time::Duration;
 use cutover_core::plane::Change;
 use cutover_core::simulate::WAKE_PAUSE;
 use cutover_core::witness::tick_of;
-use cutover_core::{ControlPlane, Effect, Event, Maintenance, Mono, Observed, PerSide, Rule, Split, TICK, Totals};
+use cutover_core::{ControlPlane, Effect, Event, Maintenance, Mono, Observed, PerSide, Rollout, Rule, Split, TICK, Totals};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
 use crate::control_handle::{Applied, Message, Refusal};
 use crate::disk::Disk;
+use crate::drain::Drains;
 use crate::journal::Record;
 use crate::published::{Common, Published, Snapshot};
 use crate::recorder::{Look, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
@@ -46,12 +47,15 @@ pub struct Control {
     held: Option<Split>,
     /// By control-plane slot: up to which tick the age of waiting requests has been read.
     waited_until: Vec<u64>,
+    drains: Drains,
+    /// What is still on new of rolled back rollouts leaves then: when, which, and what began before which revision.
+    leaving: Vec<(Mono, Arc<str>, u64)>,
 }
 
 impl Control {
     /// The loop for a plane whose first settings are already published as `common`.
-    pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus) -> Self {
-        Self { plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None, waited_until: Vec::new() }
+    pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus, drains: Drains) -> Self {
+        Self { drains, leaving: Vec::new(), plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None, waited_until: Vec::new() }
     }
 
     /// Tells of the first settings. Persisted and published they are already: before the ports opened.
@@ -90,6 +94,7 @@ impl Control {
         self.reader.hand_out_permits(clock::mono());
         let effects = self.judge(true);
         self.carry_out(effects).await;
+        self.send_away(clock::mono());
         if self.disk.is_durable()
             && let Some(split) = self.held.take()
         {
@@ -99,6 +104,17 @@ impl Control {
                 tracing::info!("the state is durable again: the raise that was held back is now in force");
             }
             self.publish(split);
+        }
+    }
+
+    /// Sends away what has outlived a rollback for long enough. Who is re-armed meanwhile is on new again, and stays.
+    fn send_away(&mut self, now: Mono) {
+        let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leaving).into_iter().partition(|(at, ..)| *at <= now);
+        self.leaving = later;
+        for (_, id, before) in due {
+            if let Some(rollout) = self.plane.rollouts().iter().find(|rollout| *rollout.id() == id && rollout.latch().is_some()) {
+                self.drains.order(slot_of(rollout.slot()), before);
+            }
         }
     }
 
@@ -227,6 +243,9 @@ impl Control {
                 Effect::Announce(announcement) => {
                     if let Change::RolledBack(trip) = &announcement.change {
                         *self.rollbacks.entry((Arc::clone(&announcement.rollout), trip.cause.label().to_owned())).or_default() += 1;
+                        let settings = self.plane.rollouts().iter().find(|rollout| *rollout.id() == announcement.rollout).map(Rollout::settings);
+                        let due = clock::mono().forward(settings.map_or(Duration::ZERO, |settings| settings.drain_on_rollback));
+                        self.leaving.push((due, Arc::clone(&announcement.rollout), self.plane.revision()));
                         tracing::error!(rollout = %announcement.rollout, change = "rollback", rule = trip.cause.label(), "{}", announcement.sentence);
                     } else if is_degraded(&announcement.change) {
                         tracing::warn!(rollout = %announcement.rollout, change = announcement.change.name(), "{}", announcement.sentence);

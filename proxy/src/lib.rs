@@ -13,6 +13,7 @@ pub mod control;
 pub mod control_handle;
 pub mod demo;
 pub mod disk;
+pub mod drain;
 pub mod event_log;
 pub mod explain;
 pub mod gateway;

@@ -48,22 +48,30 @@ pub struct Recorder {
 struct Registry {
     shards: Mutex<Vec<Registered>>,
     /// By slot.
-    watches: Mutex<Vec<(Arc<Watch>, Arc<Rescue>)>>,
+    shared: Mutex<Vec<Shared>>,
     /// Rung by each failure on new.
     failed: Arc<Notify>,
 }
 
+/// What all threads share of a slot; a request that succeeds only reads it.
+#[derive(Clone, Debug, Default)]
+struct Shared {
+    watch: Arc<Watch>,
+    rescue: Arc<Rescue>,
+    websockets: Arc<PerSide<AtomicU64>>,
+}
+
 impl Registry {
     fn watch(&self, slot: usize) -> Arc<Watch> {
-        self.shared(slot).0
+        self.shared(slot).watch
     }
 
-    fn shared(&self, slot: usize) -> (Arc<Watch>, Arc<Rescue>) {
-        let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        if watches.len() <= slot {
-            watches.resize_with(slot + 1, Default::default);
+    fn shared(&self, slot: usize) -> Shared {
+        let mut shared = self.shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if shared.len() <= slot {
+            shared.resize_with(slot + 1, Default::default);
         }
-        watches[slot].clone()
+        shared[slot].clone()
     }
 }
 
@@ -144,6 +152,7 @@ struct Local {
     shards: Arc<PerSide<Shard>>,
     watch: Arc<Watch>,
     rescue: Arc<Rescue>,
+    websockets: Arc<PerSide<AtomicU64>>,
 }
 
 /// The same by slot.
@@ -164,7 +173,7 @@ impl Recorder {
                 bump(&shard.reasons[reason.index()], 1);
             }
         });
-        InFlight { recorder: Arc::clone(self), slot, side, waiting: None, is_finished: false }
+        InFlight { recorder: Arc::clone(self), slot, side, waiting: None, is_finished: false, websocket: None }
     }
 
     /// Counts the end of a request on `side`. Of a rollout that was re-armed since it was decided, it is no evidence.
@@ -221,8 +230,8 @@ impl Recorder {
     fn register(&self, slot: usize) -> Local {
         let shards = Arc::new(PerSide::from_fn(|_| Shard::default()));
         self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, shards: Arc::clone(&shards) });
-        let (watch, rescue) = self.registry.shared(slot);
-        Local { shards, watch, rescue }
+        let Shared { watch, rescue, websockets } = self.registry.shared(slot);
+        Local { shards, watch, rescue, websockets }
     }
 }
 
@@ -256,9 +265,23 @@ pub struct InFlight {
     /// The cell of the ring it waits in.
     waiting: Option<usize>,
     is_finished: bool,
+    /// Of an open WebSocket: where it is counted.
+    websocket: Option<Arc<PerSide<AtomicU64>>>,
 }
 
 impl InFlight {
+    /// The request has become a WebSocket, and is one to its end.
+    pub fn is_a_websocket(&mut self) {
+        if self.websocket.is_none() {
+            let mut counted = None;
+            self.recorder.with(self.slot, |local| counted = Some(Arc::clone(&local.websockets)));
+            if let Some(counted) = &counted {
+                counted[self.side].fetch_add(1, Ordering::Relaxed);
+            }
+            self.websocket = counted;
+        }
+    }
+
     /// Counts the end of the request, and that it is no longer in flight.
     pub fn end(mut self, ending: &Ending, origin: &Origin<'_>) {
         self.is_finished = true;
@@ -295,6 +318,9 @@ impl InFlight {
 
 impl Drop for InFlight {
     fn drop(&mut self) {
+        if let Some(counted) = &self.websocket {
+            counted[self.side].fetch_sub(1, Ordering::Relaxed);
+        }
         if !self.is_finished {
             self.is_answered();
             self.recorder.with(self.slot, |local| bump(&local.shards[self.side].finished, 1));
@@ -400,6 +426,8 @@ pub struct SlotTotals {
     pub reasons: [u64; Reason::COUNT],
     /// Requests that have started and not finished.
     pub in_flight: PerSide<u64>,
+    /// Open WebSockets.
+    pub websockets: PerSide<u64>,
     /// What became of failing requests that could be saved, in the order of [`Saving::ALL`](crate::rescue::Saving::ALL).
     pub savings: [u64; 3],
     /// What maintenance did to requests, by [`Halted::index`].
@@ -531,7 +559,9 @@ impl Reader {
             keep
         });
         for (at, slot) in slots.iter_mut().enumerate() {
-            slot.sum.savings = registry.shared(at).1.counts();
+            let shared = registry.shared(at);
+            slot.sum.savings = shared.rescue.counts();
+            slot.sum.websockets = PerSide::from_fn(|side| shared.websockets[side].load(Ordering::Relaxed));
             // Started is summed with finished of the same pass, but other threads go on meanwhile: never below zero.
             slot.sum.in_flight = PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
         }
@@ -570,7 +600,7 @@ impl Reader {
     /// Hands out the permits to save failing requests until the next tick.
     pub fn hand_out_permits(&mut self, now: Mono) {
         for (at, slot) in self.slots.iter_mut().enumerate() {
-            slot.ration.hand_out(&self.registry.shared(at).1, slot.started.new, now);
+            slot.ration.hand_out(&self.registry.shared(at).rescue, slot.started.new, now);
         }
     }
 

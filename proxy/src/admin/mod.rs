@@ -35,6 +35,7 @@ use tokio::sync::watch;
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
 use crate::control_handle::ControlHandle;
+use crate::drain::Drains;
 use crate::gateway::door::Connections;
 use crate::published::Published;
 use crate::readiness::Readiness;
@@ -55,6 +56,8 @@ pub struct Admin {
     pub connections: Arc<Connections>,
     /// The certificates that clients see.
     pub certificates: Certificates,
+    /// What was sent away, for the metrics.
+    pub drains: Drains,
     /// The access log, for its drops.
     pub access_log: AccessLog,
     /// Whether requests may be sent here.
@@ -133,6 +136,6 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {
     let report = admin.control.report().await?;
-    let text = crate::metrics::render(&report, &admin.connections, &admin.certificates, &admin.access_log).map_err(|error| ApiError::internal(&error))?;
+    let text = crate::metrics::render(&report, &admin.connections, &admin.certificates, &admin.drains, &admin.access_log).map_err(|error| ApiError::internal(&error))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

@@ -29,6 +29,8 @@ use tokio::sync::watch;
 use super::adapter::Adapter;
 use super::gate::is_trusted;
 use super::head::Conn;
+use crate::clock;
+use crate::drain::{Drains, Ended};
 
 /// Client connections: how many are open, and how many were turned away.
 #[derive(Debug, Default)]
@@ -83,26 +85,38 @@ pub struct Door {
     entrance: Entrance,
     connections: Arc<Connections>,
     closing: watch::Receiver<bool>,
+    drains: Drains,
     max_connections: usize,
     max_header_bytes: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
     header_timeout: Duration,
     keepalive_timeout: Duration,
+    /// How long a body of HTTP/2 may rest, whoever lets it rest: pingora has no limit for it.
+    body_rest: Duration,
 }
 
 impl Door {
-    /// A door before this proxy. From `closing` on clients are told to come on another connection.
-    pub fn new(proxy: Arc<HttpProxy<Adapter>>, entrance: Entrance, connections: Arc<Connections>, closing: watch::Receiver<bool>, listen: &cutover_config::Listen) -> Self {
+    /// A door before this proxy. From `closing` on clients are told to come on another connection; who is sent away by `drains` leaves.
+    pub fn new(
+        proxy: Arc<HttpProxy<Adapter>>,
+        entrance: Entrance,
+        connections: Arc<Connections>,
+        closing: watch::Receiver<bool>,
+        drains: Drains,
+        listen: &cutover_config::Listen,
+    ) -> Self {
         Self {
             proxy,
             entrance,
             connections,
             closing,
+            drains,
             max_connections: listen.max_connections,
             max_header_bytes: listen.max_header_bytes,
             trusted_proxies: listen.trusted_proxies.clone(),
             header_timeout: listen.header_timeout,
             keepalive_timeout: listen.keepalive_timeout,
+            body_rest: listen.body_idle_timeout + listen.write_timeout,
         }
     }
 }
@@ -202,8 +216,16 @@ impl Door {
             match accepted {
                 Ok(Some(H2Accept::Session(session))) => {
                     let (proxy, closing) = (Arc::clone(&self.proxy), self.closing.clone());
-                    let serving = async move { drop(proxy.process_new_http(ServerSession::new_http2(session), &closing).await) };
-                    streams.spawn(CONN.scope(Arc::clone(&conn), serving));
+                    let (conn, drains, body_rest) = (Arc::new(conn.for_stream()), self.drains.clone(), self.body_rest);
+                    let of_stream = Arc::clone(&conn);
+                    let serving = async move {
+                        tokio::select! {
+                            _ = proxy.process_new_http(ServerSession::new_http2(session), &closing) => {}
+                            // Dropping the request resets the stream.
+                            () = has_to_leave(&drains, &of_stream, body_rest) => {}
+                        }
+                    };
+                    streams.spawn(CONN.scope(conn, serving));
                 }
                 Ok(Some(H2Accept::Rejected)) => {
                     rejected += 1;
@@ -230,6 +252,19 @@ pub(super) fn conn_of_task() -> Option<Arc<Conn>> {
     CONN.try_with(Arc::clone).ok()
 }
 
+/// Returns when a stream is to end before its time: it is sent away, or its body does not come on.
+async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
+    let mut orders = drains.listen();
+    loop {
+        tokio::select! {
+            () = orders.sent_away(&conn.stay) => return drains.count(Ended::Stream),
+            () = tokio::time::sleep(body_rest / LOOKS) => if conn.body_rests(clock::mono()) >= body_rest {
+                return;
+            },
+        }
+    }
+}
+
 /// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
 async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, closing: ShutdownWatch) {
     let mut session = ServerSession::new_http1(stream);
@@ -251,12 +286,24 @@ impl Door {
     async fn watch_heads(&self, conn: &Conn, serving: tokio::task::JoinHandle<()>) {
         // However this ends (a dropped runtime included), the connection ends with it.
         let mut serving = AbortOnDrop(serving);
+        let mut orders = self.drains.listen();
         let (mut seen, mut waited) = (conn.turn(), Duration::ZERO);
         loop {
             let limit = if seen.is_first() { self.header_timeout } else { self.keepalive_timeout };
             let step = limit / LOOKS;
-            if tokio::time::timeout(step, &mut serving.0).await.is_ok() {
-                return;
+            tokio::select! {
+                _ = &mut serving.0 => return,
+                () = tokio::time::sleep(step) => {}
+                () = orders.sent_away(&conn.stay) => {
+                    if let Some(tunnel) = conn.tunnel.load_full() {
+                        tunnel.drain();
+                        self.drains.count(tunnel.kind());
+                        let _ = tokio::time::timeout(FAREWELL, &mut serving.0).await;
+                    } else if !conn.turn().awaits_a_head() {
+                        self.drains.count(Ended::Stream);
+                    }
+                    return;
+                }
             }
             let turn = conn.turn();
             if turn != seen || !turn.awaits_a_head() {
@@ -271,6 +318,8 @@ impl Door {
     }
 }
 
+/// How long a tunnel that is sent away may take to end.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// How often the watchdog looks at a waiting connection within its limit.
 const LOOKS: u32 = 4;
 

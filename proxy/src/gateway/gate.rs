@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, Side, Treatment, UserKey, Who};
+use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, Reason, Side, Treatment, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -182,6 +182,12 @@ impl Exchange {
     /// Where the request goes.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
+    }
+
+    /// Where a rollback of its rollout finds it: the recorder slot and the revision it was decided under. `None` unless it is one that a rollback concerns.
+    pub fn stays_on_new(&self) -> Option<(usize, u64)> {
+        let decided = self.decision.is_some_and(|decision| decision.reason != Reason::Override);
+        (decided && self.side() == Side::New).then(|| (self.slot(), self.snapshot.split.revision))
     }
 
     /// Whether the backend has all of the request.
@@ -493,6 +499,13 @@ impl Gate {
         }
     }
 
+    /// The backend has switched protocols.
+    pub fn is_a_websocket(&self, exchange: &mut Exchange) {
+        if let Some(in_flight) = &mut exchange.in_flight {
+            in_flight.is_a_websocket();
+        }
+    }
+
     /// What a gRPC backend says of a call whose answer began with 200, in the header or the trailer.
     pub fn grpc_status(&self, exchange: &mut Exchange, code: &[u8]) {
         match code {
@@ -691,7 +704,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::recorder::{Reader, recorder};
     use cutover_core::plane::{Actor, Restored};
-    use cutover_core::{ControlPlane, Event, Reason};
+    use cutover_core::{ControlPlane, Event};
     use std::time::Duration;
 
     /// A request head for tests, without an engine.

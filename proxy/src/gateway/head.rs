@@ -2,8 +2,14 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
+use cutover_core::Mono;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
+
+use super::tunnel::Tunnel;
+use crate::drain::Stay;
 
 /// The head of a request as an engine holds it.
 pub trait Head {
@@ -91,6 +97,12 @@ pub struct Conn {
     pub trusted: bool,
     /// Whether it is encrypted.
     pub tls: bool,
+    /// Where its present request is.
+    pub stay: Stay,
+    /// The tunnel that its present request has become, or the stream that it is.
+    pub tunnel: ArcSwapOption<Tunnel>,
+    /// When a body came on last, in microseconds of the process; zero while none is awaited.
+    body_moved_us: AtomicU64,
     /// Counts the turns of the connection: even while a request head is awaited, odd while a request is served. Written by the task of the connection alone.
     turn: AtomicU64,
 }
@@ -100,7 +112,40 @@ impl Conn {
     pub fn new(peer: IpAddr, trusted: bool, tls: bool) -> Self {
         let peer = peer.to_canonical();
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, peer_value, trusted, tls, turn: AtomicU64::new(0) }
+        Self { peer, peer_value, trusted, tls, stay: Stay::default(), tunnel: ArcSwapOption::default(), body_moved_us: AtomicU64::default(), turn: AtomicU64::new(0) }
+    }
+
+    /// The same for one of the streams of the connection: they come and go side by side.
+    pub fn for_stream(&self) -> Self {
+        let Self { peer, peer_value, trusted, tls, .. } = self;
+        Self {
+            peer: *peer,
+            peer_value: peer_value.clone(),
+            trusted: *trusted,
+            tls: *tls,
+            stay: Stay::default(),
+            tunnel: ArcSwapOption::default(),
+            body_moved_us: AtomicU64::default(),
+            turn: AtomicU64::new(0),
+        }
+    }
+
+    /// A part of a body has come, or is awaited from now on.
+    pub fn body_moved(&self, now: Mono) {
+        self.body_moved_us.store(cutover_core::time::micros(now.since(Mono::default())).max(1), Ordering::Relaxed);
+    }
+
+    /// All of the body is there.
+    pub fn body_ended(&self) {
+        self.body_moved_us.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long nothing has come of a body that is awaited.
+    pub fn body_rests(&self, now: Mono) -> Duration {
+        match self.body_moved_us.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            moved => now.since(Mono::from_micros(moved)),
+        }
     }
 
     /// A request head has come; its request is served now.

@@ -28,6 +28,7 @@ pub mod forward;
 pub mod gate;
 pub mod head;
 pub mod identity;
+pub mod pace;
 pub mod parking;
 pub mod reply;
 pub mod spelling;

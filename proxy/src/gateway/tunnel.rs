@@ -4,6 +4,11 @@
 //! down (cloudflare/pingora#946). A backend that answers at once wins that race now and then on a busy machine. Here the first look for an answer after each write to the backend finds nothing,
 //! whatever is there, so that the end of the body is always handled first. That costs an upgrade one turn of its task; the pool is not used, since a tunnel ends with its connection.
 //!
+//! Server-sent events take this way, too: they may rest as long.
+//!
+//! When a tunnel is drained, the client gets a close frame (1012, service restart) between two frames of the backend, and then the end; a stream of events just ends, and its client comes again. Below TLS
+//! to the backend frames cannot be seen: a tunnel ends there without a word.
+//!
 //! Pingora has one limit for every read. An answer to an upgrade may take as long as any other answer; a tunnel may rest for much longer. So the limit for the answer is kept here.
 
 use std::future::Future;
@@ -18,6 +23,7 @@ use async_trait::async_trait;
 use http::Version;
 use pingora::connectors::L4Connect;
 use pingora::http::RequestHeader;
+use pingora::listeners::ALPN;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::protocols::l4::stream::Stream;
 use pingora::protocols::l4::virt::{VirtualSockOpt, VirtualSocket, VirtualSocketStream};
@@ -26,6 +32,9 @@ use pingora::{Error, ErrorType, Result};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use crate::drain::Ended;
 
 /// How long nothing may pass through a tunnel before it is closed.
 pub const IDLE: Duration = Duration::from_secs(3600);
@@ -37,25 +46,51 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// One upgrade on its way to being a tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
+    kind: Ended,
     patience: Duration,
     is_open: AtomicBool,
+    drained: CancellationToken,
 }
 
 impl Tunnel {
     /// Makes a peer one for an upgrade, if the request asks for one that the engine passes on: it knows WebSocket only.
     pub fn asked_for(head: &RequestHeader, peer: &mut HttpPeer) -> Option<Arc<Self>> {
-        let upgrade = head.headers.get(http::header::UPGRADE).filter(|_| head.version == Version::HTTP_11)?;
-        if !upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") {
+        let upgrade = head.headers.get(http::header::UPGRADE).filter(|_| head.version == Version::HTTP_11);
+        let kind = match upgrade {
+            Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => Ended::WebSocket,
+            _ if head.headers.get(http::header::ACCEPT).is_some_and(|accept| accept == "text/event-stream") => Ended::Stream,
+            Some(_) | None => return None,
+        };
+        // HTTP/2 shares a connection, so it can have none of its own.
+        if peer.options.alpn != ALPN::H1 {
+            peer.options.read_timeout = Some(IDLE);
             return None;
         }
-        let tunnel = Arc::new(Self { patience: peer.options.read_timeout.unwrap_or(PATIENCE), is_open: AtomicBool::new(false) });
+        let patience = peer.options.read_timeout.unwrap_or(PATIENCE);
+        let tunnel = Arc::new(Self { kind, patience, is_open: AtomicBool::new(false), drained: CancellationToken::new() });
         peer.group_key = GROUP;
+        peer.options.idle_timeout = Some(Duration::ZERO);
         peer.options.read_timeout = Some(IDLE);
         peer.options.custom_l4 = Some(Arc::new(Connect(Arc::clone(&tunnel))));
         Some(tunnel)
     }
 
-    /// The backend has switched protocols: from now on the tunnel may rest.
+    /// What it is.
+    pub fn kind(&self) -> Ended {
+        self.kind
+    }
+
+    /// Ends it as politely as its protocol allows.
+    pub fn drain(&self) {
+        self.drained.cancel();
+    }
+
+    /// Whether it was ended by us.
+    pub fn is_drained(&self) -> bool {
+        self.drained.is_cancelled()
+    }
+
+    /// The backend has answered: from now on the tunnel may rest.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);
     }
@@ -81,7 +116,16 @@ impl L4Connect for Connect {
         let tcp = TcpStream::connect(address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
         let patience = Box::pin(tokio::time::sleep(self.0.patience));
-        Ok(VirtualSocketStream::new(Box::new(Socket { tcp, has_written: false, patience, tunnel: Arc::clone(&self.0) })).into())
+        Ok(VirtualSocketStream::new(Box::new(Socket {
+            tcp,
+            has_written: false,
+            patience,
+            drained: Box::pin(self.0.drained.clone().cancelled_owned()),
+            frames: Frames::default(),
+            farewell: None,
+            tunnel: Arc::clone(&self.0),
+        }))
+        .into())
     }
 }
 
@@ -91,8 +135,15 @@ struct Socket {
     tcp: TcpStream,
     has_written: bool,
     patience: Pin<Box<Sleep>>,
+    drained: Pin<Box<WaitForCancellationFutureOwned>>,
+    frames: Frames,
+    /// What is left of the close frame.
+    farewell: Option<&'static [u8]>,
     tunnel: Arc<Tunnel>,
 }
+
+/// A close frame of a server with the code 1012, service restart (RFC 6455, 5.5.1 and the registry of close codes).
+const CLOSE: &[u8] = &[0x88, 0x02, 0x03, 0xf4];
 
 impl VirtualSocket for Socket {
     /// All that is asked for was set when the connection was made.
@@ -107,7 +158,18 @@ impl AsyncRead for Socket {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
+        if self.drained.as_mut().poll(context).is_ready() && (self.tunnel.kind == Ended::Stream || self.frames.is_between()) {
+            let farewell = self.farewell.unwrap_or(if self.tunnel.kind == Ended::WebSocket { CLOSE } else { &[] });
+            let (now, later) = farewell.split_at(farewell.len().min(buffer.remaining()));
+            buffer.put_slice(now);
+            self.farewell = Some(later);
+            return Poll::Ready(Ok(()));
+        }
+        let filled = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.tcp).poll_read(context, buffer) {
+            if self.tunnel.kind == Ended::WebSocket {
+                self.frames.pass(&buffer.filled()[filled..]);
+            }
             return Poll::Ready(read);
         }
         if !self.tunnel.is_open.load(Ordering::Relaxed) && self.patience.as_mut().poll(context).is_ready() {
@@ -129,5 +191,95 @@ impl AsyncWrite for Socket {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.tcp).poll_shutdown(context)
+    }
+}
+
+/// Follows what a backend sends: the head of its answer, and then frames, of which only the lengths are read (RFC 6455, 5.2).
+#[derive(Debug, Default)]
+struct Frames {
+    /// How much of the end of the head has been seen; four is all of it.
+    head_end: usize,
+    /// The begun header of a frame.
+    header: Vec<u8>,
+    /// Bytes of a frame that are still to come.
+    left: u64,
+}
+
+impl Frames {
+    fn is_between(&self) -> bool {
+        self.head_end == HEAD_END.len() && self.header.is_empty() && self.left == 0
+    }
+
+    fn pass(&mut self, mut bytes: &[u8]) {
+        while let Some((&byte, rest)) = bytes.split_first().filter(|_| self.head_end < HEAD_END.len()) {
+            let begins = usize::from(byte == HEAD_END[0]);
+            self.head_end = if byte == HEAD_END[self.head_end] { self.head_end + 1 } else { begins };
+            bytes = rest;
+        }
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+                self.left -= here as u64;
+                bytes = &bytes[here..];
+                continue;
+            }
+            self.header.push(bytes[0]);
+            bytes = &bytes[1..];
+            if let Some(length) = payload_length(&self.header) {
+                self.left = length;
+                self.header.clear();
+            }
+        }
+    }
+}
+
+const HEAD_END: &[u8] = b"\r\n\r\n";
+
+/// How long the rest of a frame with this header is; `None` while the header is not complete. Backends do not mask, but one that does is followed all the same.
+fn payload_length(header: &[u8]) -> Option<u64> {
+    let second = *header.get(1)?;
+    let mask = if second & 0x80 == 0 { 0 } else { 4 };
+    let length = match second & 0x7f {
+        126 => u64::from(u16::from_be_bytes(header.get(2..4)?.try_into().ok()?)),
+        127 => u64::from_be_bytes(header.get(2..10)?.try_into().ok()?),
+        short => u64::from(short),
+    };
+    Some(length.saturating_add(mask))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_between_two_frames_is_found_however_the_bytes_come() {
+        let mut sent = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n".to_vec();
+        let mut ends = vec![sent.len()];
+        for (length, masked) in [(0usize, false), (5, false), (125, true), (126, false), (65_535, false), (65_536, true)] {
+            let mask = if masked { 0x80 } else { 0 };
+            sent.push(0x82);
+            match length {
+                0..=125 => sent.push(mask | length as u8),
+                126..=65_535 => {
+                    sent.push(mask | 126);
+                    sent.extend((length as u16).to_be_bytes());
+                }
+                _ => {
+                    sent.push(mask | 127);
+                    sent.extend((length as u64).to_be_bytes());
+                }
+            }
+            sent.extend(vec![0x88; length + if masked { 4 } else { 0 }]);
+            ends.push(sent.len());
+        }
+        for size in [1, 2, 3, 7, 4096] {
+            let mut frames = Frames::default();
+            let mut at = 0;
+            for part in sent.chunks(size) {
+                frames.pass(part);
+                at += part.len();
+                assert_eq!(frames.is_between(), ends.contains(&at), "after {at} bytes in parts of {size}");
+            }
+        }
     }
 }

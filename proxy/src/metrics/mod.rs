@@ -20,6 +20,7 @@ use prometheus::{Encoder, TextEncoder};
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
 use crate::clock;
+use crate::drain::{Drains, Ended};
 use crate::gateway::door::Connections;
 use crate::recorder::{Halted, SlotTotals};
 use crate::rescue::Saving;
@@ -36,7 +37,7 @@ const BUCKETS_US: [u64; 20] = [
 ///
 /// # Errors
 /// Only what the encoder reports; families are valid by construction.
-pub fn render(report: &Report, connections: &Connections, certificates: &Certificates, access_log: &AccessLog) -> prometheus::Result<Vec<u8>> {
+pub fn render(report: &Report, connections: &Connections, certificates: &Certificates, drains: &Drains, access_log: &AccessLog) -> prometheus::Result<Vec<u8>> {
     let mut families = Families::default();
     let status = &report.status;
     for (rollout, measured) in status.rollouts.iter().zip(&report.measured) {
@@ -47,6 +48,7 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
             let totals = &measured.totals.totals[side];
             families.side(id, side, totals);
             families.add(names::DURATION, &[id, side.name()], Value::Histogram(totals, &bounds));
+            families.add(names::WEBSOCKETS, &[id, side.name()], Value::Gauge(measured.totals.websockets[side] as f64));
             families.add(names::INFLIGHT, &[id, side.name()], Value::Gauge(measured.totals.in_flight[side] as f64));
             families.add(names::LATENCY, &[id, side.name()], Value::Summary(totals, measured.recent_quantiles[side]));
         }
@@ -86,6 +88,9 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
     for certificate in certificates.standings() {
         families.add(names::CERTIFICATE_EXPIRY, &[&certificate.path], Value::Gauge(certificate.expires_ms as f64 / 1e3));
         families.add(names::CERTIFICATE_CURRENT, &[&certificate.path], Value::Gauge(f64::from(certificate.is_current)));
+    }
+    for (ended, count) in Ended::ALL.into_iter().zip(drains.counts()) {
+        families.add(names::DRAINED, &[ended.name()], Value::Counter(count));
     }
     families.add(names::CONNECTIONS, &["open"], Value::Gauge(connections.open() as f64));
     families.add(names::CONNECTIONS_REFUSED, &[], Value::Counter(connections.refused()));

@@ -49,6 +49,8 @@ pub const LATENCY: Name = name(
 );
 /// Requests in flight.
 pub const INFLIGHT: Name = name("cutover_inflight", "gauge", &["rollout", "backend"], "Requests that have started and not finished.");
+/// Open WebSockets.
+pub const WEBSOCKETS: Name = name("cutover_websockets", "gauge", &["rollout", "backend"], "WebSockets that are open. They are in cutover_inflight, too.");
 /// Shares.
 pub const SPLIT: Name =
     name("cutover_split_ratio", "gauge", &["rollout", "kind"], "Share of users on new: \"desired\" by the file, \"effective\" in force. They differ while rolled back.");
@@ -106,6 +108,13 @@ pub const FAILOVERS: Name = name(
     &["rollout", "result"],
     "Requests that failed on new: \"saved\" were answered by legacy, \"failed\" failed there, too, \"denied\" came after a fifth of new's requests of the last ten seconds.",
 );
+/// Ended by us.
+pub const DRAINED: Name = name(
+    "cutover_drained_total",
+    "counter",
+    &["kind"],
+    "What was still on new drain_on_rollback after a rollback, or still open at the end of a stop, and was ended: \"websocket\" with close code 1012, or \"stream\".",
+);
 /// Certificates.
 pub const CERTIFICATE_EXPIRY: Name = name("cutover_certificate_expiry_timestamp_seconds", "gauge", &["certificate"], "When a certificate in use expires, in seconds since 1970.");
 /// Certificates.
@@ -134,12 +143,13 @@ pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], 
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 28] = [
+pub const ALL: [Name; 30] = [
     REQUESTS,
     FAILURES,
     DURATION,
     LATENCY,
     INFLIGHT,
+    WEBSOCKETS,
     SPLIT,
     PHASE,
     TRIPPED,
@@ -153,6 +163,7 @@ pub const ALL: [Name; 28] = [
     MAINTENANCE_REQUESTS,
     HELD,
     SERVERS,
+    DRAINED,
     CERTIFICATE_EXPIRY,
     CERTIFICATE_CURRENT,
     CONNECTIONS,

@@ -15,6 +15,7 @@ mod hostile_backends;
 mod judge;
 mod maintenance;
 mod malformed;
+mod outlive;
 mod process;
 mod raw;
 mod reload;

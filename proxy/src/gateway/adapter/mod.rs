@@ -3,6 +3,7 @@
 //! Attempts, in this order and at most [`ATTEMPTS_ON_A_SIDE`] on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
 //! before the first byte; then the other side, if the gate says so.
 
+mod context;
 mod failure;
 mod heads;
 
@@ -31,7 +32,8 @@ use super::reply::{Reply, wants_html};
 use super::spelling::is_plain;
 use super::tunnel::{self, Tunnel};
 use crate::clock;
-use crate::upstream::{self, Chosen};
+use crate::upstream;
+use context::Context;
 use failure::failure_of;
 use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits};
 
@@ -57,45 +59,6 @@ pub struct ClientTimeouts {
     pub body_idle: Duration,
     /// For a client that does not read.
     pub write: Duration,
-}
-
-/// What pingora carries for us through one request.
-#[derive(Default)]
-pub struct Context {
-    conn: Option<Arc<Conn>>,
-    exchange: Option<Exchange>,
-    end: End,
-    body_bytes: u64,
-    answer_begun: bool,
-    /// The server of the present attempt.
-    chosen: Option<Chosen>,
-    attempts_on_this_side: u8,
-    /// Whether a server has seen something of the request.
-    something_sent: bool,
-    /// Whether the answer is thrown away and the other side asked.
-    asks_other_side: bool,
-    is_grpc: bool,
-    /// Interim answers so far.
-    interim: u8,
-    /// Whether the kept connection was of no use, so that nothing was sent over it.
-    was_stale: bool,
-    tunnel: Option<Arc<Tunnel>>,
-}
-
-impl Context {
-    /// The present attempt is over, and the next one goes to the other side.
-    fn turn_to_the_other_side(&mut self) {
-        self.chosen = None;
-        self.attempts_on_this_side = 0;
-        self.end.server = None;
-    }
-
-    /// The server of the present attempt gave no answer.
-    fn server_failed(&self) {
-        if let (Some(exchange), Some(chosen)) = (&self.exchange, &self.chosen) {
-            exchange.backend().failed(chosen.server(), clock::mono());
-        }
-    }
 }
 
 impl Adapter {
@@ -164,6 +127,12 @@ impl ProxyHttp for Adapter {
         }
         if session.is_body_empty() {
             self.gate.sent(&mut exchange, now);
+        } else {
+            conn.body_moved(now);
+        }
+        match exchange.stays_on_new().filter(|_| step == Step::Forward) {
+            Some((slot, revision)) => conn.stay.on_new(slot, revision),
+            None => conn.stay.over(),
         }
         context.exchange = Some(exchange);
         match step {
@@ -192,6 +161,9 @@ impl ProxyHttp for Adapter {
         context.end.attempts = context.end.attempts.saturating_add(1);
         context.attempts_on_this_side += u8::from(!context.was_stale);
         context.chosen = Some(chosen);
+        if let Some(conn) = &context.conn {
+            conn.tunnel.store(context.tunnel.clone());
+        }
         Ok(peer)
     }
 
@@ -221,11 +193,21 @@ impl ProxyHttp for Adapter {
 
     async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Context) -> Result<()> {
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
+        if let Some(conn) = context.conn.as_ref().filter(|_| !end_of_stream) {
+            let now = clock::mono();
+            conn.body_moved(now);
+            if !context.pace.is_kept(context.body_bytes, now) {
+                return Err(Error::explain(ErrorType::ReadTimedout, "the body comes with less than 100 bytes a second").into_down());
+            }
+        }
         if context.body_bytes > self.max_body {
             // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the request body is larger than max_body").into_down());
         }
         if end_of_stream {
+            if let Some(conn) = &context.conn {
+                conn.body_ended();
+            }
             // An empty last part would end a chunked body twice, and the second end would stand before the next request on that connection (cloudflare/pingora#935).
             body.take_if(|body| body.is_empty());
             if let Some(exchange) = &mut context.exchange {
@@ -241,6 +223,9 @@ impl ProxyHttp for Adapter {
         if let (Some(tunnel), StatusCode::SWITCHING_PROTOCOLS) = (&context.tunnel, response.status) {
             tunnel.open();
             session.set_read_timeout(Some(tunnel::IDLE));
+            if let Some(exchange) = &mut context.exchange {
+                self.gate.is_a_websocket(exchange);
+            }
         } else if response.status.is_informational() {
             context.interim = context.interim.saturating_add(1);
             if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -250,6 +235,9 @@ impl ProxyHttp for Adapter {
         }
         if let Some(chosen) = &context.chosen {
             chosen.server().answered();
+        }
+        if let Some(tunnel) = &context.tunnel {
+            tunnel.open();
         }
         if let Some(exchange) = &mut context.exchange {
             let can_repeat = can_repeat(session);
@@ -334,8 +322,8 @@ impl ProxyHttp for Adapter {
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
         let mut failure = failure_of(error, context.answer_begun);
         // The backend cannot answer what it does not have yet: a client that uploads slowly ran into its timeout, not the backend.
-        if *error.etype() == ErrorType::ReadTimedout && session.was_upgraded() {
-            // A tunnel that rested too long is nobody's failure.
+        if context.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_drained()) || (*error.etype() == ErrorType::ReadTimedout && session.was_upgraded()) {
+            // A tunnel that we ended, or that rested too long, is nobody's failure.
             failure.blame = Blame::Proxy;
         } else if *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
             failure.blame = Blame::Client;
@@ -374,6 +362,11 @@ impl ProxyHttp for Adapter {
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
         self.gate.done(exchange, session.req_header().uri.path(), End { status, bytes_in, bytes_out, ..context.end }, clock::mono);
         if let Some(conn) = &context.conn {
+            conn.stay.over();
+            conn.body_ended();
+            if context.tunnel.is_some() {
+                conn.tunnel.store(None);
+            }
             conn.await_head();
         }
     }

@@ -1,0 +1,161 @@
+//! What outlives a request follows a rollback: WebSockets and streams that are still on new some time after it are told to end.
+//!
+//! Every connection carries a [`Stay`]: which rollout its present request is on new for, and since which revision. The control loop sends one word when the time is up, and whoever carries a stay
+//! looks whether it is meant. A request that comes and goes pays two stores for it; requests of a later revision (a tester's, or after re-arming) stay.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use tokio::sync::watch;
+
+/// To all connections. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Drains(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    orders: watch::Sender<Vec<Order>>,
+    counts: [AtomicU64; 2],
+}
+
+/// Who has to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    /// Requests on new in this slot that began under an older revision.
+    Slot(usize, u64),
+    /// Everybody: the process ends.
+    All,
+}
+
+/// What was ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// A WebSocket.
+    WebSocket,
+    /// Anything else that was still being answered.
+    Stream,
+}
+
+impl Ended {
+    /// All, in the order of their counts.
+    pub const ALL: [Self; 2] = [Self::WebSocket, Self::Stream];
+
+    /// The name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::WebSocket => "websocket",
+            Self::Stream => "stream",
+        }
+    }
+}
+
+impl Drains {
+    /// Sends away what is on new in this slot since before a revision.
+    pub fn order(&self, slot: usize, before: u64) {
+        self.0.orders.send_modify(|orders| {
+            // One for each slot: a later rollback includes an earlier one.
+            orders.retain(|order| !matches!(order, Order::Slot(known, _) if *known == slot));
+            orders.push(Order::Slot(slot, before));
+        });
+    }
+
+    /// Sends away everything that has not ended by itself.
+    pub fn order_all(&self) {
+        self.0.orders.send_modify(|orders| orders.push(Order::All));
+    }
+
+    /// For one connection.
+    pub fn listen(&self) -> Listener {
+        let mut orders = self.0.orders.subscribe();
+        orders.mark_unchanged();
+        Listener(orders)
+    }
+
+    /// Counts one that was ended.
+    pub fn count(&self, ended: Ended) {
+        self.0.counts[ended as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How many were ended, in the order of [`Ended::ALL`].
+    pub fn counts(&self) -> [u64; 2] {
+        std::array::from_fn(|at| self.0.counts[at].load(Ordering::Relaxed))
+    }
+}
+
+/// Hears orders.
+#[derive(Clone, Debug)]
+pub struct Listener(watch::Receiver<Vec<Order>>);
+
+impl Listener {
+    /// Returns when an order has come that this stay has to follow. Cancel safe.
+    pub async fn sent_away(&mut self, stay: &Stay) {
+        loop {
+            if self.0.changed().await.is_err() {
+                // Nobody will ever order anything.
+                return std::future::pending().await;
+            }
+            if self.0.borrow_and_update().iter().any(|order| stay.is_meant(*order)) {
+                return;
+            }
+        }
+    }
+}
+
+/// Where the present request of a connection, or of a stream, is.
+#[derive(Debug, Default)]
+pub struct Stay(AtomicU64);
+
+/// A revision and a slot in one word: slots are counted from one, so zero is no stay.
+const SLOT_BITS: u32 = 16;
+
+impl Stay {
+    /// On new, in this slot, decided under this revision.
+    pub fn on_new(&self, slot: usize, revision: u64) {
+        self.0.store(revision << SLOT_BITS | (slot as u64 + 1) & ((1 << SLOT_BITS) - 1), Ordering::Relaxed);
+    }
+
+    /// Nowhere in particular.
+    pub fn over(&self) {
+        self.0.store(0, Ordering::Relaxed);
+    }
+
+    fn is_meant(&self, order: Order) -> bool {
+        let word = self.0.load(Ordering::Relaxed);
+        match order {
+            Order::Slot(slot, before) => word & ((1 << SLOT_BITS) - 1) == slot as u64 + 1 && word >> SLOT_BITS < before,
+            Order::All => true,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::Future;
+    use std::task::{Context, Poll, Waker};
+
+    fn is_sent_away(listener: &mut Listener, stay: &Stay) -> bool {
+        let mut waiting = Box::pin(listener.sent_away(stay));
+        waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
+    }
+
+    #[test]
+    fn only_those_who_were_on_new_of_this_rollout_before_the_rollback_have_to_leave() {
+        let drains = Drains::default();
+        let stays: Vec<Stay> = (0..4).map(|_| Stay::default()).collect();
+        stays[0].on_new(1, 6);
+        stays[1].on_new(1, 7);
+        stays[2].on_new(2, 6);
+        let mut listeners: Vec<Listener> = stays.iter().map(|_| drains.listen()).collect();
+        drains.order(1, 7);
+        let leave: Vec<bool> = listeners.iter_mut().zip(&stays).map(|(listener, stay)| is_sent_away(listener, stay)).collect();
+        assert_eq!(leave, [true, false, false, false]);
+        // Whoever comes later hears of later orders only.
+        assert!(!is_sent_away(&mut drains.listen(), &stays[0]));
+        drains.order(1, 9);
+        assert!(is_sent_away(&mut listeners[1], &stays[1]) && !is_sent_away(&mut listeners[2], &stays[2]));
+        stays[2].over();
+        drains.order_all();
+        assert!(is_sent_away(&mut listeners[2], &stays[2]));
+    }
+}

@@ -1,0 +1,53 @@
+//! What one request is on its way through pingora's phases.
+
+use std::sync::Arc;
+
+use crate::clock;
+use crate::gateway::gate::{End, Exchange};
+use crate::gateway::head::Conn;
+use crate::gateway::pace::Pace;
+use crate::gateway::tunnel::Tunnel;
+use crate::upstream::Chosen;
+
+/// What pingora carries for us through one request.
+#[derive(Default)]
+pub struct Context {
+    pub(super) conn: Option<Arc<Conn>>,
+    pub(super) exchange: Option<Exchange>,
+    pub(super) end: End,
+    pub(super) body_bytes: u64,
+    pub(super) answer_begun: bool,
+    /// The server of the present attempt.
+    pub(super) chosen: Option<Chosen>,
+    pub(super) attempts_on_this_side: u8,
+    /// Whether a server has seen something of the request.
+    pub(super) something_sent: bool,
+    /// Whether the answer is thrown away and the other side asked.
+    pub(super) asks_other_side: bool,
+    pub(super) is_grpc: bool,
+    /// Interim answers so far.
+    pub(super) interim: u8,
+    /// Whether the kept connection was of no use, so that nothing was sent over it.
+    pub(super) was_stale: bool,
+    pub(super) tunnel: Option<Arc<Tunnel>>,
+    pub(super) pace: Pace,
+}
+
+impl Context {
+    /// The present attempt is over, and the next one goes to the other side.
+    pub(super) fn turn_to_the_other_side(&mut self) {
+        self.chosen = None;
+        self.attempts_on_this_side = 0;
+        self.end.server = None;
+        if let Some(conn) = &self.conn {
+            conn.stay.over();
+        }
+    }
+
+    /// The server of the present attempt gave no answer.
+    pub(super) fn server_failed(&self) {
+        if let (Some(exchange), Some(chosen)) = (&self.exchange, &self.chosen) {
+            exchange.backend().failed(chosen.server(), clock::mono());
+        }
+    }
+}
