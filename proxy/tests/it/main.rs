@@ -12,6 +12,7 @@ mod failover;
 mod gateway;
 mod harness;
 mod hostile_backends;
+mod http2;
 mod judge;
 mod maintenance;
 mod malformed;
