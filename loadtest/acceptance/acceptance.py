@@ -124,7 +124,8 @@ http {{
         with socket.socket() as probe:
             return probe.connect_ex(("127.0.0.1", port)) == 0
 
-    def text(self, percent, generation=1, guard=OFF):
+    def text(self, percent, generation=1, guard=OFF, failover="off"):
+        """The file. Failures are shown to clients unless a check says otherwise."""
         return f"""[listen]
 http = ["127.0.0.1:{self.http_port}"]
 [admin]
@@ -142,6 +143,7 @@ id = "checkout"
 percent = {percent}
 generation = {generation}
 key = ["header:x-user-id"]
+failover = "{failover}"
 {guard}"""
 
     def start(self, percent, guard=OFF):
@@ -405,7 +407,7 @@ def check_broken(world, report, _):
         "an unclosed string": good.replace('id = "checkout"', 'id = "checkout'),
         "no rollouts": good.split("[[rollout]]")[0],
         "two rollouts with one id": good + "[[rollout]]" + good.split("[[rollout]]")[1],
-        "not supported yet": good.replace("percent = 25", 'percent = 25\nfailover = "safe"'),
+        "not supported yet": good.replace("[listen]", '[listen]\nengine = "auto"'),
         "binary": "\x00\x01\x02",
     }
     for name, text in kinds.items():
@@ -450,20 +452,29 @@ def check_judge(world, report, options):
     legacy, new = Sample(kit, "legacy"), Sample(kit, "new")
     world.legacy_port, world.server_port = legacy.port, new.port
     guard = '[rollout.guard]\nhang = { older_than = "2s" }\n'
-    text = world.text(50, guard=guard).replace(f'servers = ["127.0.0.1:{world.server.server_port}"]', f'servers = ["127.0.0.1:{new.port}"]')
-    world.file.write_text(text)
+
+    def write(failover):
+        text = world.text(50, guard=guard, failover=failover)
+        world.file.write_text(text.replace(f'servers = ["127.0.0.1:{world.server.server_port}"]', f'servers = ["127.0.0.1:{new.port}"]'))
+
+    write("off")
     world.launch()
-    faults = {"all 500": {"status": 500}, "refused": None, "reset": {"reset": True}, "hang": {"hang": True}}
+    breakdowns = {"all 500": {"status": 500}, "refused": None, "reset": {"reset": True}}
+    faults = [("off", name, setting) for name, setting in (breakdowns | {"hang": {"hang": True}}).items()]
+    faults += [("safe", f"{name}, failover safe", setting) for name, setting in breakdowns.items()]
     try:
-        for name, setting in faults.items():
+        for failover, name, setting in faults:
+            write(failover)
+            world.ask("POST", "/api/v1/reload", {"reason": "failover"})
             bad, delays, rules = [], [], {}
             for run in range(options.runs):
                 seconds = 6 if name == "hang" else 3
+                so_far = world.rollout()["totals"]["new"][0]
                 load = subprocess.Popen(
                     [kit, "run", "--target", f"http://127.0.0.1:{world.http_port}", "--rps", str(options.rps), "--duration", f"{seconds}s", "--connections", "512", "--timeout", "4s", "--poisson", "--seed", str(run), "--json"],
                     stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                 )
-                until("traffic on both sides", lambda: world.rollout()["new"]["rps"] > 0 and world.rollout()["new"]["requests"] > options.rps * 0.3, 0.02)
+                until("traffic on both sides", lambda: world.rollout()["totals"]["new"][0] - so_far > options.rps * 0.5, 0.02)
                 time.sleep(0.05 * (run % 7))
                 broke = time.time()
                 if setting is None:
@@ -488,6 +499,8 @@ def check_judge(world, report, options):
             if name == "hang":
                 # What hangs has been sent and is in flight: the time counts.
                 report(f"judge: {name}", not options.timing or max(delays) < 2.6, figures)
+            elif failover == "safe":
+                report(f"judge: {name}", max(bad) == 0, figures)
             else:
                 report(f"judge: {name}", statistics.median(bad) <= 20 or not options.timing, figures)
     finally:

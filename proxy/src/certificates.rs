@@ -84,7 +84,7 @@ impl Certificates {
     /// # Errors
     /// The first pair that cannot be used.
     pub fn load(base: &Path, wanted: &[Certificate]) -> Result<Self, Unusable> {
-        let pairs = wanted.iter().map(|of| read(base, of).and_then(|(fingerprint, cert, key)| pair(of, fingerprint, &cert, &key)).map_err(|why| Unusable { of: of.clone(), why }));
+        let pairs = wanted.iter().map(|of| read(base, of).and_then(|files| pair(of, &files)).map_err(|why| Unusable { of: of.clone(), why }));
         let table = Table::of(pairs.collect::<Result<Vec<_>, _>>()?.into_iter().map(Arc::new).collect());
         Ok(Self(Arc::new(ArcSwap::from_pointee(table))))
     }
@@ -113,9 +113,9 @@ impl Certificates {
         let mut pairs = Vec::new();
         for of in wanted {
             let known = before.pairs.iter().find(|pair| pair.of == *of);
-            let found = read(base, of).and_then(|(fingerprint, cert, key)| match known {
-                Some(known) if known.fingerprint == fingerprint => Ok(None),
-                Some(_) | None => pair(of, fingerprint, &cert, &key).map(Some),
+            let found = read(base, of).and_then(|files| match known {
+                Some(known) if known.fingerprint == files.fingerprint => Ok(None),
+                Some(_) | None => pair(of, &files).map(Some),
             });
             match (found, known) {
                 (Ok(None), Some(known)) if known.problem.is_none() => pairs.push(Arc::clone(known)),
@@ -203,18 +203,25 @@ impl Pair {
     }
 }
 
-/// The text of both files, and a hash over it.
-fn read(base: &Path, of: &Certificate) -> Result<([u8; 32], Vec<u8>, Vec<u8>), String> {
+/// The content of both files, and a hash over it.
+struct Files {
+    fingerprint: [u8; 32],
+    cert: Vec<u8>,
+    key: Vec<u8>,
+}
+
+fn read(base: &Path, of: &Certificate) -> Result<Files, String> {
     let text = |path: &str| std::fs::read(base.join(path)).map_err(|error| format!("cannot read {path}: {error}"));
     let (cert, key) = (text(&of.cert)?, text(&of.key)?);
     let mut digest = Sha256::new();
     digest.update((cert.len() as u64).to_le_bytes());
     digest.update(&cert);
     digest.update(&key);
-    Ok((digest.finalize().into(), cert, key))
+    Ok(Files { fingerprint: digest.finalize().into(), cert, key })
 }
 
-fn pair(of: &Certificate, fingerprint: [u8; 32], cert: &[u8], key: &[u8]) -> Result<Pair, String> {
+fn pair(of: &Certificate, files: &Files) -> Result<Pair, String> {
+    let Files { fingerprint, cert, key } = files;
     let chain: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(cert).collect::<Result<_, _>>().map_err(|error| format!("{} is not a chain of certificates in PEM: {error}", of.cert))?;
     let site = chain.first().ok_or_else(|| format!("there is no certificate in {}", of.cert))?;
@@ -226,7 +233,7 @@ fn pair(of: &Certificate, fingerprint: [u8; 32], cert: &[u8], key: &[u8]) -> Res
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
         Err(_) => return Err(format!("the key in {} does not belong to the certificate in {}", of.key, of.cert)),
     }
-    Ok(Pair { of: of.clone(), fingerprint, key: Arc::new(key), names, expires_ms, problem: None })
+    Ok(Pair { of: of.clone(), fingerprint: *fingerprint, key: Arc::new(key), names, expires_ms, problem: None })
 }
 
 /// The names a certificate is for, in lower case, and when it expires.

@@ -11,6 +11,7 @@ use cutover_core::{BUCKETS, KeySource, Mode, Percent, RolloutSettings};
 use serde_json::json;
 
 use super::{Failed, file_or_default, note, out};
+use crate::certificates::Certificates;
 use crate::source::Source;
 use crate::status::percent;
 
@@ -55,6 +56,8 @@ impl Check {
         for warning in &settings.warnings {
             note(&format!("warning: {warning}"));
         }
+        // As a start does: a reload would keep the ones before.
+        Certificates::load(&Source::new(&file).base(), &settings.listen.certificates).map_err(|error| Failed::usage(format!("error: {error}")))?;
         let traffic = Traffic { rps: self.rps, ..Traffic::default() };
         let forecasts: Vec<Vec<Forecast>> = settings.rollouts.iter().map(|rollout| forecast(&rollout.guard, &traffic, in_force(rollout))).collect();
         let mut warned = !settings.warnings.is_empty();
