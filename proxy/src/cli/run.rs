@@ -6,6 +6,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use cutover_config::LogFormat;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{FILE, Failed};
@@ -40,8 +41,9 @@ enum Signal {
 impl Run {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
         // The format stands in the file; a file that cannot be read is told in the end anyway.
-        let format = Source::new(&self.config).load().map_or(LogFormat::Json, |(settings, _)| settings.log.format);
-        let event_log = crate::event_log::to_stdout(format)?;
+        let settings = Source::new(&self.config).load().ok().map(|(settings, _)| settings);
+        let event_log = crate::event_log::to_stdout(settings.as_ref().map_or(LogFormat::Json, |settings| settings.log.format))?;
+        raise_file_limit(settings.map_or(0, |settings| settings.listen.max_connections));
         let signals = signals()?;
         let start = Start { file: self.config, threads: self.threads, access_out: Box::new(std::io::stdout()) };
         let running = start.start().map_err(|error| match error {
@@ -66,6 +68,19 @@ impl Run {
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// As many open files as the system lets us have: a connection is one, and so is each to a backend. Says when that is too few.
+fn raise_file_limit(max_connections: usize) {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let wanted = max_connections as u64 * 2 + OTHER_FILES;
+    if have < wanted {
+        tracing::warn!(have, wanted, max_connections, "the limit on open files is below twice listen.max_connections: connections will be refused before that many are open (LimitNOFILE, ulimit -n)");
+    }
+}
+
+/// Files that are no connections, and some room.
+const OTHER_FILES: u64 = 256;
 
 /// Signals as a channel, from a thread of their own.
 fn signals() -> Result<Receiver<Signal>, Failed> {
