@@ -10,9 +10,9 @@ ARGS ?=
 
 # command:package, for building, and for the tests beside that
 BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
-TEST_TOOLS := nginx:nginx-light wrk:wrk python3:python3 curl:curl
+TEST_TOOLS := nginx:nginx-light wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server
 
-.PHONY: instructions help demo run test lint unit doc judge acceptance bench cost release packages build-packages clean
+.PHONY: instructions help demo run test lint unit doc judge acceptance edge bench cost release packages build-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,9 +23,10 @@ demo: build-packages ## the main job on one machine: split, ramp, break, drop (A
 run: build-packages ## the proxy, following CONFIG (cutover.toml)
 	$(CARGO) run --release --locked -p cutover -- run -c $(CONFIG) $(ARGS)
 
-test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk
+test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others
 	$(CARGO) run --quiet --locked -p cutover -- demo --headless --assert
 	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
+	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
 lint: build-packages ## format and lints
@@ -45,6 +46,10 @@ CUTOVER ?= target/release/cutover
 acceptance: packages ## real input: nginx and Python's http.server as backends, wrk with 10,000 users, edits, breach, broken files
 	@test -x $(CUTOVER) || $(CARGO) build --release --locked -p cutover
 	python3 loadtest/acceptance/acceptance.py --cutover $(CUTOVER) $(ARGS)
+
+edge: packages ## clients and servers of others: curl, nghttp2, openssl, grpcio, websockets, nginx (ARGS="--short", "--only grpc")
+	@test -x $(CUTOVER) || $(CARGO) build --release --locked -p cutover
+	python3 loadtest/acceptance/edge.py --cutover $(CUTOVER) $(ARGS)
 
 bench: build-packages ## decision, recorder, tick and gate (criterion)
 	$(CARGO) bench --locked -p cutover-benches $(ARGS)
@@ -70,6 +75,7 @@ build-packages packages:
 	for pair in $(TOOLS); do \
 	  command -v "$${pair%%:*}" >/dev/null || test -x "/usr/sbin/$${pair%%:*}" || missing="$$missing $${pair##*:}"; \
 	done; \
+	case "$(TOOLS)" in *python3:*) python3 -c "import ensurepip" 2>/dev/null || missing="$$missing python3-venv";; esac; \
 	if [ -n "$$missing" ]; then \
 	  if [ "$$(id -u)" = 0 ]; then run=""; elif sudo -n true 2>/dev/null; then run="sudo"; else echo "missing packages, please install them: apt-get install$$missing" >&2; exit 1; fi; \
 	  command -v apt-get >/dev/null || { echo "missing tools, please install what provides:$$missing" >&2; exit 1; }; \

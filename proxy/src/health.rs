@@ -105,7 +105,7 @@ async fn check(connector: &Connector, server: &Server, health: &HealthCheck) -> 
     let told = |error: Box<pingora::Error>| error.to_string();
     let mut peer = server.peer().clone();
     // Not the connections of requests.
-    peer.group_key = 1;
+    peer.group_key ^= 1;
     let (mut session, _) = connector.get_http_session(&peer).await.map_err(told)?;
     let mut request = RequestHeader::build("GET", health.path.as_bytes(), Some(3)).map_err(told)?;
     let host = server.name().trim_start_matches("https://");

@@ -24,6 +24,7 @@ use nix::sys::socket::{MsgFlags, recv};
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
+use sha2::{Digest, Sha256};
 
 /// So many requests in a row without an answer send a server out.
 const FAILURES_TO_EJECT: u32 = 5;
@@ -275,6 +276,7 @@ impl Backend {
         peer.options.write_timeout = Some(self.settings.response_timeout);
         peer.options.idle_timeout = Some(self.settings.idle_timeout);
         peer.options.ca = self.authorities.clone().filter(|_| named.tls);
+        peer.group_key = self.settings.ca.as_ref().map_or(0, |authorities| group_of(authorities));
         if self.settings.http2 {
             peer.options.set_http_version(2, 2);
             peer.options.max_h2_streams = MAX_STREAMS;
@@ -298,9 +300,15 @@ pub fn has_unread(socket: RawFd) -> bool {
     recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::EAGAIN)
 }
 
+/// Keeps connections apart that different authorities vouched for: the engine tells kept connections apart by address, name and protocol only, so that a server would be taken on another's trust.
+fn group_of(authorities: &[Vec<u8>]) -> u64 {
+    let digest = Sha256::digest(authorities.concat());
+    digest.iter().take(8).fold(0, |group, byte| group << 8 | u64::from(*byte))
+}
+
 /// Makes a peer for one connection that is not a kept one, and is not kept. Where one kept connection was of no use, others are likely to be.
 pub fn make_fresh(peer: &mut HttpPeer) {
-    peer.group_key = FRESH;
+    peer.group_key ^= FRESH;
     peer.options.idle_timeout = Some(Duration::ZERO);
 }
 

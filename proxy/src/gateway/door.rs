@@ -130,7 +130,7 @@ impl ServerApp for Door {
         let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical()), is_tls));
         let (stream, speaks) = match &self.entrance {
             Entrance::Plain { h2c: false } => (stream, Speaks::Http1),
-            Entrance::Plain { h2c: true } | Entrance::Tls(_) => tokio::time::timeout(self.header_timeout, self.greet(stream)).await.ok().flatten()?,
+            Entrance::Plain { h2c: true } | Entrance::Tls(_) => tokio::time::timeout(self.header_timeout, Box::pin(self.greet(stream))).await.ok().flatten()?,
         };
         match speaks {
             Speaks::Http1 => {
@@ -138,7 +138,7 @@ impl ServerApp for Door {
                 let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), self.closing.clone()));
                 self.watch_heads(&conn, serving).await;
             }
-            Speaks::Http2 => self.serve_http2(stream, conn).await,
+            Speaks::Http2 => Box::pin(self.serve_http2(stream, conn)).await,
         }
         None
     }

@@ -1,8 +1,11 @@
 //! The request path: who goes where, what the backends and the clients see.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
+
 use cutover_core::{Percent, Salt};
 
-use crate::harness::{Behaviour, Client, Proxy, rollout, until};
+use crate::harness::{Behaviour, Client, PATIENCE, Proxy, rollout, until};
 
 fn expected(salt: &str, user: &str, percent: &str) -> &'static str {
     let percent = Percent::parse(percent).unwrap();
@@ -333,6 +336,20 @@ fn a_backend_that_speaks_http_1_0_is_relayed_in_http_1_1_with_its_body_framed() 
         let answer = client.ask("GET", "/", &[("x-user-id", "u")], b"").expect("the connection is kept");
         assert!(answer.start.starts_with("HTTP/1.1 200"), "{}", answer.head);
         assert_eq!((answer.text().as_str(), answer.header("transfer-encoding")), ("until the end", Some("chunked")), "{}", answer.head);
+    }
+}
+
+#[test]
+fn a_client_that_speaks_http_1_0_gets_no_chunks() {
+    let proxy = Proxy::start(&rollout("checkout", "100", ""));
+    proxy.new.behave(Behaviour::Http10);
+    for keep in ["", "connection: keep-alive\r\n"] {
+        let mut client = TcpStream::connect(proxy.http).unwrap();
+        client.set_read_timeout(Some(PATIENCE)).unwrap();
+        client.write_all(format!("GET / HTTP/1.0\r\nx-user-id: u\r\n{keep}\r\n").as_bytes()).unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).expect("the end of the body is the end of the connection");
+        assert!(answer.ends_with("\r\n\r\nuntil the end") && !answer.to_ascii_lowercase().contains("transfer-encoding"), "{answer}");
     }
 }
 

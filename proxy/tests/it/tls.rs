@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rcgen::{CertificateParams, CertifiedIssuer, DnType, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -213,18 +212,21 @@ fn tls_backend(certificate: &rcgen::Certificate, key: &KeyPair) -> SocketAddr {
             std::thread::spawn(move || {
                 let _ = socket.set_read_timeout(Some(PATIENCE));
                 let mut tls = StreamOwned::new(ServerConnection::new(config).unwrap(), socket);
-                let mut head = Vec::new();
-                while !head.ends_with(b"\r\n\r\n") {
-                    let mut byte = [0];
-                    match tls.read(&mut byte) {
-                        Ok(1) => head.push(byte[0]),
-                        Ok(_) | Err(_) => return,
+                loop {
+                    let mut head = Vec::new();
+                    while !head.ends_with(b"\r\n\r\n") {
+                        let mut byte = [0];
+                        match tls.read(&mut byte) {
+                            Ok(1) => head.push(byte[0]),
+                            Ok(_) | Err(_) => return,
+                        }
+                    }
+                    let name = tls.conn.server_name().unwrap_or("nobody").to_owned();
+                    let answer = format!("HTTP/1.1 200 OK\r\nx-served-by: {name}\r\ncontent-length: 2\r\n\r\nok");
+                    if tls.write_all(answer.as_bytes()).and_then(|()| tls.flush()).is_err() {
+                        return;
                     }
                 }
-                let name = tls.conn.server_name().unwrap_or("nobody").to_owned();
-                let _ = tls.write_all(format!("HTTP/1.1 200 OK\r\nx-served-by: {name}\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok").as_bytes());
-                let _ = tls.flush();
-                std::thread::sleep(Duration::from_millis(10));
             });
         }
     });
@@ -256,4 +258,20 @@ fn backends_are_verified_by_name_and_authority_and_never_taken_on_trust() {
             until("it to be new's failure", || (proxy.metric("cutover_failures_total{rollout=\"checkout\",backend=\"new\",kind=\"connect\"}") == Some(1.0)).then_some(()));
         }
     }
+}
+
+#[test]
+fn a_kept_connection_that_one_authority_vouched_for_is_not_used_where_another_is_asked_for() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let (certificate, key) = authority.sign(&["shop.internal"]);
+    let address = tls_backend(&certificate, &key);
+    let backend = |name: &str, ca: &str| format!("[backend.{name}]\nservers = [\"https://{address}\"]\nserver_name = \"shop.internal\"\nca = \"{ca}.pem\"\n");
+    let to = |name: &str, side: &str| rollout(name, "100", &format!("match = {{ path = \"/{name}\" }}\nnew = \"{side}\"\nfailover = \"off\"\n[rollout.guard]\nmode = \"off\"\n"));
+    let proxy = Proxy::start_prepared(|directory| {
+        std::fs::write(directory.join("ours.pem"), authority.pem()).unwrap();
+        std::fs::write(directory.join("theirs.pem"), stranger.pem()).unwrap();
+        (backend("good", "ours") + &backend("bad", "theirs"), to("good", "good") + &to("bad", "bad"))
+    });
+    let statuses: Vec<u16> = ["/good", "/bad", "/good", "/bad"].iter().map(|path| proxy.get(path, &[("x-user-id", "u")]).status()).collect();
+    assert_eq!(statuses, [200, 502, 200, 502]);
 }

@@ -264,8 +264,12 @@ impl ProxyHttp for Adapter {
         Ok(())
     }
 
-    async fn response_filter(&self, _: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
         let Some(exchange) = context.exchange.as_ref().filter(|_| !response.status.is_informational()) else { return Ok(()) };
+        if session.req_header().version < Version::HTTP_11 {
+            // Who does not know chunks gets the body until the end of the connection.
+            response.remove_header(&http::header::TRANSFER_ENCODING);
+        }
         let mut edits = ResponseEdits { head: response, failed: None };
         self.gate.client_edits(exchange, &mut edits);
         edits.failed.map_or(Ok(()), Err)
