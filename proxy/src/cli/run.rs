@@ -75,7 +75,12 @@ fn raise_file_limit(max_connections: usize) {
     let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
     let wanted = max_connections as u64 * 2 + OTHER_FILES;
     if have < wanted {
-        tracing::warn!(have, wanted, max_connections, "the limit on open files is below twice listen.max_connections: connections will be refused before that many are open (LimitNOFILE, ulimit -n)");
+        tracing::warn!(
+            have,
+            wanted,
+            max_connections,
+            "the limit on open files is below twice listen.max_connections: connections will be refused before that many are open (LimitNOFILE, ulimit -n)"
+        );
     }
 }
 
