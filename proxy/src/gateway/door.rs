@@ -77,12 +77,24 @@ pub enum Entrance {
     Tls(Acceptor),
 }
 
+/// The two steps of a drain, each of which turns true once.
+#[derive(Debug, Default)]
+pub struct Drain {
+    /// Clients are told with every answer to come on another connection.
+    pub closing: watch::Sender<bool>,
+    /// Connections without a request are closed, once nobody is accepted any more.
+    pub dismissed: watch::Sender<bool>,
+    /// How many doors accept nobody any more.
+    pub closed_doors: AtomicUsize,
+}
+
 /// What one port's connections go through: the application that pingora's listener runs for each.
 pub struct Door {
     proxy: Arc<HttpProxy<Adapter>>,
     entrance: Entrance,
     connections: Arc<Connections>,
     closing: watch::Receiver<bool>,
+    drain: Arc<Drain>,
     max_connections: usize,
     max_header_bytes: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
@@ -91,13 +103,14 @@ pub struct Door {
 }
 
 impl Door {
-    /// A door before this proxy. From `closing` on clients are told to come on another connection.
-    pub fn new(proxy: Arc<HttpProxy<Adapter>>, entrance: Entrance, connections: Arc<Connections>, closing: watch::Receiver<bool>, listen: &cutover_config::Listen) -> Self {
+    /// A door before this proxy.
+    pub fn new(proxy: Arc<HttpProxy<Adapter>>, entrance: Entrance, connections: Arc<Connections>, drain: Arc<Drain>, listen: &cutover_config::Listen) -> Self {
         Self {
             proxy,
             entrance,
             connections,
-            closing,
+            closing: drain.closing.subscribe(),
+            drain,
             max_connections: listen.max_connections,
             max_header_bytes: listen.max_header_bytes,
             trusted_proxies: listen.trusted_proxies.clone(),
@@ -129,7 +142,11 @@ impl ServerApp for Door {
         None
     }
 
+    /// Called when nobody is accepted any more.
     async fn cleanup(&self) {
+        self.drain.closed_doors.fetch_add(1, Ordering::Release);
+        // A sender that is gone is the end of the process.
+        let _ = self.drain.dismissed.subscribe().wait_for(|dismissed| *dismissed).await;
         self.proxy.http_cleanup().await;
     }
 }

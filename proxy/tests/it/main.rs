@@ -21,3 +21,4 @@ mod reload;
 mod seeds;
 mod tidy;
 mod tls;
+mod upgrade;
