@@ -3,15 +3,18 @@
 //! Start: read the file (or the last good one) -> read the saved state -> bind both ports -> publish -> control, watch, admin -> accept. A port that is in use is an error here, at once: pingora
 //! would retry for half a minute and then panic inside a task while the process lives on. So the sockets are ours and are handed over.
 //!
+//! A start may get its sockets from systemd, or sockets, clock and evidence from the process before it (`succession`); then it reads the file first, and the state only when that process has let go of it.
+//!
 //! Stop: readiness falls, clients are told to come on another connection -> the listeners close, idle connections with them -> requests in flight finish, as long as the bound allows -> state and log are written -> done. A process without work
 //! ends at once.
 
-use std::fs::File;
+use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -35,18 +38,19 @@ use crate::certificates::{Certificates, Unusable};
 use crate::clock;
 use crate::control::Control;
 use crate::control_handle::ControlHandle;
-use crate::disk::Disk;
+use crate::disk::{self, Disk, Ownership};
 use crate::drain::Drains;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
-use crate::gateway::door::{Connections, Door, Entrance};
+use crate::gateway::door::{Connections, Door, Ending, Entrance};
 use crate::gateway::gate::{Gate, Limits};
 use crate::gateway::parking::{Parking, ParkingLimits};
-use crate::journal::Journal;
 use crate::published::{Common, Published, Snapshot};
 use crate::readiness::Readiness;
 use crate::recorder::recorder;
+use crate::sockets::{Given, Purpose, Socket};
 use crate::source::{LAST_GOOD, Source, SourceError};
 use crate::status::ConfigStatus;
+use crate::succession::{Heir, Holdings, Inheritance, Predecessor};
 use crate::watch::{self as file_watch, WatchHandle};
 
 /// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the cost of a request.
@@ -59,6 +63,8 @@ const WRITE_BUFFER: usize = 1_460;
 const FAREWELL: Duration = Duration::from_millis(1_500);
 /// How often a stopping process looks whether it is idle.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// For how long there must have been no connection until there will be none: between being accepted and being counted lies a task that has to get its turn.
+const SETTLED: Duration = Duration::from_millis(250);
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +82,15 @@ pub enum StartError {
         /// Why.
         error: io::Error,
     },
+    /// systemd has passed sockets that the file does not ask for.
+    #[error("systemd passes sockets that listen on {}, and the file asks for none of them\nhint: `ListenStream=` of the socket unit and `[listen]` or `[admin]` of the file must say the same addresses", addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", "))]
+    Unused {
+        /// Their addresses.
+        addresses: Vec<SocketAddr>,
+    },
+    /// The process before this one does not let it take over.
+    #[error("cannot take over: {0}")]
+    Succession(io::Error),
     /// A certificate cannot be used.
     #[error("{0}")]
     Certificate(#[from] Unusable),
@@ -119,6 +134,23 @@ pub struct Start {
     pub threads: Option<usize>,
     /// Where the access log goes.
     pub access_out: Box<dyn Write + Send>,
+    /// What was there before.
+    pub origin: Origin,
+}
+
+/// What is there before a process starts.
+#[derive(Debug)]
+pub enum Origin {
+    /// Nothing but, perhaps, sockets.
+    Sockets(Given),
+    /// A process that is to be taken over from.
+    Process(Heir),
+}
+
+impl Default for Origin {
+    fn default() -> Self {
+        Self::Sockets(Given::Nothing)
+    }
 }
 
 /// A running proxy. Dropping it without [`Running::stop`] leaves its threads behind.
@@ -138,13 +170,16 @@ pub struct Running {
     connections: Arc<Connections>,
     stop_accepting: watch::Sender<bool>,
     stop: watch::Sender<bool>,
-    closing: watch::Sender<bool>,
     drains: Drains,
+    close_admin: watch::Sender<bool>,
+    ending: Arc<Ending>,
+    doors: usize,
     stop_certificates: mpsc::Sender<()>,
     runtime: tokio::runtime::Runtime,
     threads: Vec<JoinHandle<()>>,
-    /// Held while the state directory is ours.
-    _lock: File,
+    /// For the process after this one.
+    sockets: Vec<Socket>,
+    predecessor: Option<Predecessor>,
 }
 
 /// A configuration, and where it came from.
@@ -169,19 +204,33 @@ impl Start {
         };
         let Loaded { settings, text, source, problems } = loaded;
         let directory = source.base().join(&settings.state.directory);
-        let (lock, restored, journal) = open_state(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+        // Nothing of this process has read the clock before this, since it goes on from the other one's.
+        let (heir, Inheritance { sockets: mut given, estate }) = match self.origin {
+            Origin::Sockets(given) => (None, Inheritance { sockets: given, estate: BTreeMap::new() }),
+            Origin::Process(heir) => {
+                let inheritance = heir.ask().map_err(StartError::Succession)?;
+                (Some(heir), inheritance)
+            }
+        };
+        let (ownership, restored) = open_state(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
 
-        let admin_listener = bind(settings.admin.address, "[admin] address")?;
-        let http_listeners = settings.listen.http.iter().map(|address| bind(*address, "[listen] http")).collect::<Result<Vec<_>, _>>()?;
-        let https_listeners = settings.listen.https.iter().map(|address| bind(*address, "[listen] https")).collect::<Result<Vec<_>, _>>()?;
+        let admin_socket = socket(&mut given, Purpose::Admin, settings.admin.address)?;
+        let http_sockets = settings.listen.http.iter().map(|address| socket(&mut given, Purpose::Http, *address)).collect::<Result<Vec<_>, _>>()?;
+        let https_sockets = settings.listen.https.iter().map(|address| socket(&mut given, Purpose::Https, *address)).collect::<Result<Vec<_>, _>>()?;
+        let unused = given.unused();
+        if !unused.is_empty() {
+            return Err(StartError::Unused { addresses: unused });
+        }
+        drop(given);
         let certificates = Certificates::load(&source.base(), &settings.listen.certificates)?;
-        let admin_address = admin_listener.local_addr()?;
-        let http = http_listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
-        let https = https_listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+        let addresses = |sockets: &[Socket]| sockets.iter().map(|socket| socket.listener.local_addr()).collect::<Result<Vec<_>, _>>();
+        let admin_address = admin_socket.listener.local_addr()?;
+        let (http, https) = (addresses(&http_sockets)?, addresses(&https_sockets)?);
         let base = source.base();
 
         let mut plane = ControlPlane::new(restored);
-        let actor = Actor { name: "start".to_owned(), source: cutover_core::Source::Start };
+        plane.inherit(estate);
+        let actor = Actor { name: if heir.is_some() { "upgrade" } else { "start" }.to_owned(), source: cutover_core::Source::Start };
         // Settings are never refused.
         let effects = plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor, reason: String::new() }, clock::now()).unwrap_or_default();
         // A state directory that cannot be written must show now, not at the first rollback.
@@ -193,7 +242,7 @@ impl Start {
         }
         let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::clone(&common), None)));
         let (recorder, reader) = recorder();
-        let (disk, disk_thread) = Disk::start(directory.clone(), journal)?;
+        let (disk, disk_thread) = Disk::start(directory.clone(), ownership)?;
         if problems.is_none() {
             let kept = directory.join(LAST_GOOD);
             crate::state_file::replace(&kept, source.self_contained(&text).as_bytes()).map_err(|error| StartError::State { directory: directory.clone(), error })?;
@@ -233,15 +282,16 @@ impl Start {
         let (stop_accepting, accepting) = watch::channel(false);
         let (parking, attendant) = Parking::new(Arc::clone(&published), ParkingLimits::default());
         runtime.spawn(attendant.work());
-        let (closing, is_closing) = watch::channel(false);
+        let ending: Arc<Ending> = Arc::default();
         let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
         let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, &settings.listen)));
-        let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), is_closing.clone(), drains.clone(), &settings.listen);
-        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(http_listeners, &http)?)];
+        let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), Arc::clone(&ending), drains.clone(), &settings.listen);
+        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(&http_sockets, &http)?)];
         if !https.is_empty() {
             let acceptor = Acceptor::from_server_config(Arc::new(certificates.server_config()?));
-            services.push((listening(door(Entrance::Tls(acceptor)), &https), hand_over(https_listeners, &https)?));
+            services.push((listening(door(Entrance::Tls(acceptor)), &https), hand_over(&https_sockets, &https)?));
         }
+        let doors = services.len();
         for (mut service, fds) in services {
             let accepting = accepting.clone();
             runtime.spawn(async move { service.start_service(Some(fds), accepting, 1).await });
@@ -251,7 +301,7 @@ impl Start {
         let admin_state = Admin {
             control: control.clone(),
             watch: watch_handle.clone(),
-            published,
+            published: Arc::clone(&published),
             connections: Arc::clone(&connections),
             certificates,
             access_log,
@@ -260,7 +310,9 @@ impl Start {
             state_directory: directory,
             auth: Arc::new(Auth::new(settings.admin.tokens.clone())),
         };
-        let admin_thread = admin::start(admin_listener, admin_state, stopped)?;
+        let close_admin = watch::Sender::new(false);
+        let admin_thread = admin::start(admin_socket.again()?.listener, admin_state, close_admin.subscribe(), stopped)?;
+        let predecessor = heir.map(|heir| heir.ready(control.clone(), published)).transpose()?;
         let threads = vec![control_thread, watch_thread, certificates_thread, health_thread, admin_thread, disk_thread, log_thread];
         Ok(Running {
             http,
@@ -272,12 +324,15 @@ impl Start {
             connections,
             stop_accepting,
             stop,
-            closing,
             drains,
+            close_admin,
+            ending,
+            doors,
             stop_certificates,
             runtime,
             threads,
-            _lock: lock,
+            sockets: std::iter::once(admin_socket).chain(http_sockets).chain(https_sockets).collect(),
+            predecessor,
         })
     }
 }
@@ -287,34 +342,72 @@ impl Running {
     ///
     /// For `lead` all goes on, while load balancers see that readiness has fallen and clients are told with every answer to come on another connection; without clients, and without anybody who
     /// asks for readiness, there is nothing to wait for. Then the listeners close, idle connections with them, and what is in flight finishes, at most for `grace`.
-    pub fn stop(self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
+    pub fn stop(mut self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
         self.ready.fall();
-        let _ = self.closing.send(true);
-        let wait = |longest: Duration, is_done: &dyn Fn() -> bool| {
-            let started = clock::mono();
-            while !is_done() && clock::mono().since(started) < longest {
-                if hurry() {
-                    return true;
-                }
-                std::thread::sleep(DRAIN_LOOK);
-            }
-            false
-        };
-        let hurried = wait(lead, &|| self.connections.open() == 0 && self.ready.is_fall_known());
-        let _ = self.stop_accepting.send(true);
+        self.ending.closing.send_replace(true);
+        let hurried = wait(lead, &hurry, || self.connections.open() == 0 && self.ready.is_fall_known());
+        self.stop_listening();
+        self.ending.dismissed.send_replace(true);
         if !hurried {
-            wait(grace, &|| self.connections.open() == 0);
+            wait(grace, &hurry, || self.connections.open() == 0);
         }
+        self.end()
+    }
+
+    /// Stops after another process has taken over, and says how many connections had to be cut. `hurry` ends all waiting.
+    ///
+    /// The listeners close at once, since the other process has them, too; the admin port accepts nobody since the handover. Clients are told with every answer to come on another connection, and go there; who sends nothing may stay for `grace`, so
+    /// that no request meets a connection that is being closed. What is in flight then may take `lead` to finish.
+    pub fn retire(mut self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
+        self.ready.fall();
+        self.ending.closing.send_replace(true);
+        self.stop_listening();
+        let nobody_since = std::cell::Cell::new(None);
+        let has_nobody = || {
+            // Who has been accepted a moment ago may not be counted yet.
+            let nobody = self.connections.open() == 0 && self.ending.closed_doors.load(Ordering::Acquire) == self.doors;
+            let since = nobody.then(|| nobody_since.get().unwrap_or_else(clock::mono));
+            nobody_since.set(since);
+            since.is_some_and(|since| clock::mono().since(since) >= SETTLED)
+        };
+        let hurried = wait(grace, &hurry, has_nobody);
+        self.ending.dismissed.send_replace(true);
+        if !hurried {
+            wait(lead, &hurry, || self.connections.open() == 0);
+        }
+        self.end()
+    }
+
+    /// What a process needs that takes over.
+    ///
+    /// # Errors
+    /// When this process has too many open files.
+    pub fn holdings(&self) -> io::Result<Holdings> {
+        let sockets = self.sockets.iter().map(Socket::again).collect::<io::Result<_>>()?;
+        Ok(Holdings { control: self.control.clone(), watch: self.watch.clone(), close_admin: self.close_admin.clone(), sockets })
+    }
+
+    /// Whether the process that this one has taken over from is still serving.
+    pub fn has_predecessor(&self) -> bool {
+        self.predecessor.as_ref().is_some_and(Predecessor::is_alive)
+    }
+
+    fn stop_listening(&mut self) {
+        self.stop_accepting.send_replace(true);
+        self.sockets.clear();
+    }
+
+    fn end(self) -> usize {
         let cut = self.connections.open();
         if cut > 0 {
             // Whoever can be told that this is the end is told.
             self.drains.order_all();
-            wait(FAREWELL, &|| self.connections.open() == 0);
+            wait(FAREWELL, &|| false, || self.connections.open() == 0);
         }
         self.runtime.shutdown_timeout(Duration::from_millis(100));
         self.watch.stop();
         // The admin answered until here: whoever waits for readiness to fall has seen it fall.
-        let _ = self.stop.send(true);
+        self.stop.send_replace(true);
         drop((self.control, self.watch, self.stop_certificates));
         for thread in self.threads {
             if thread.join().is_err() {
@@ -323,6 +416,18 @@ impl Running {
         }
         cut
     }
+}
+
+/// Waits until it is done, at most so long, and says whether somebody is in a hurry.
+fn wait(longest: Duration, hurry: &impl Fn() -> bool, is_done: impl Fn() -> bool) -> bool {
+    let started = clock::mono();
+    while !is_done() && clock::mono().since(started) < longest {
+        if hurry() {
+            return true;
+        }
+        std::thread::sleep(DRAIN_LOOK);
+    }
+    false
 }
 
 /// The last accepted file, for a start with a broken one.
@@ -350,27 +455,24 @@ fn state_directory_of(text: &str) -> Option<String> {
     }
 }
 
-/// The name of the file that is locked while a process uses a state directory.
-const LOCK: &str = "lock";
-
-fn open_state(directory: &Path) -> io::Result<(File, Restored, Journal)> {
+fn open_state(directory: &Path) -> io::Result<(Ownership, Restored)> {
     std::fs::create_dir_all(directory)?;
-    let lock = File::create(directory.join(LOCK))?;
-    lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another cutover process is using it"))?;
+    let lock = disk::lock(directory)?;
     let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
     let restored = crate::state_file::restore(directory, had_a_life);
     if let Restored::Unreadable(why) = &restored {
         tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed, and maintenance is off");
     }
-    let (journal, torn) = Journal::open(directory)?;
+    let (ownership, torn) = Ownership::open(directory, lock)?;
     if torn > 0 {
         tracing::warn!(bytes = torn, "the journal ended in the middle of a line; that line was cut off");
     }
-    Ok((lock, restored, journal))
+    Ok((ownership, restored))
 }
 
-fn bind(address: SocketAddr, key: &'static str) -> Result<TcpListener, StartError> {
-    TcpListener::bind(address).map_err(|error| StartError::Bind { address, key, error })
+/// The socket for an address of the file, given or bound.
+fn socket(given: &mut Given, purpose: Purpose, address: SocketAddr) -> Result<Socket, StartError> {
+    given.take(purpose, address).map_err(|error| StartError::Bind { address, key: purpose.key(), error })
 }
 
 /// The listening service of one kind of port, with its door.
@@ -384,9 +486,10 @@ fn listening(door: Door, addresses: &[SocketAddr]) -> Service<Door> {
 }
 
 /// Hands bound sockets to pingora under the names it will ask for.
-fn hand_over(listeners: Vec<TcpListener>, addresses: &[SocketAddr]) -> io::Result<ListenFds> {
+fn hand_over(sockets: &[Socket], addresses: &[SocketAddr]) -> io::Result<ListenFds> {
     let mut fds = Fds::new();
-    for (listener, address) in listeners.into_iter().zip(addresses) {
+    for (socket, address) in sockets.iter().zip(addresses) {
+        let listener = socket.again()?.listener;
         listener.set_nonblocking(true)?;
         fds.add(address.to_string(), listener.into_raw_fd());
     }

@@ -1,7 +1,7 @@
 //! The only reader of time. Everything else receives a [`Now`] or a [`Mono`].
 
 use std::sync::OnceLock;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use cutover_core::time::micros;
 use cutover_core::{Mono, Now, Wall};
@@ -11,6 +11,12 @@ static START: OnceLock<Instant> = OnceLock::new();
 /// The monotonic clock: microseconds since the first reading in this process.
 pub fn mono() -> Mono {
     Mono::from_micros(micros(START.get_or_init(Instant::now).elapsed()))
+}
+
+/// Makes the monotonic clock go on from where it stands in another process, so that moments can be handed over as they are. Says whether it does: not if it has been read here before.
+pub fn go_on_from(there: Mono) -> bool {
+    let began = Instant::now().checked_sub(Duration::from_micros(there.as_micros()));
+    began.is_some_and(|began| START.set(began).is_ok())
 }
 
 /// The wall clock, for people and records. Before 1970 reads as 1970.

@@ -5,6 +5,9 @@
 //!
 //! A failure on new is looked at as soon as it happens, at most every 2 ms: a dead backend must not go on until the next tick.
 //!
+//! While another process takes over (see `succession`) this loop follows: it judges what is left of its requests and tells of each rollback, but what is in force is what the other one says, and
+//! nothing is written here.
+//!
 //! A raise waits for its persistence, at most two seconds. If the disk cannot take it, the smaller exposure stays in force and the raise is published as soon as the state is durable.
 
 use std::collections::BTreeMap;
@@ -15,12 +18,12 @@ use std::time::Duration;
 use cutover_core::plane::Change;
 use cutover_core::simulate::WAKE_PAUSE;
 use cutover_core::witness::tick_of;
-use cutover_core::{ControlPlane, Effect, Event, Maintenance, Mono, Observed, PerSide, Rollout, Rule, Split, TICK, Totals};
+use cutover_core::{Actor, Announcement, Command, ControlPlane, Effect, Event, Lead, Maintenance, Mono, Observed, PerSide, Rollout, Rule, Source, Split, TICK, Totals};
 use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
-use crate::control_handle::{Applied, Message, Refusal};
+use crate::control_handle::{Applied, Estate, Message, Refusal, Tripped};
 use crate::disk::Disk;
 use crate::drain::Drains;
 use crate::journal::Record;
@@ -50,12 +53,29 @@ pub struct Control {
     drains: Drains,
     /// What is still on new of rolled back rollouts leaves then: when, which, and what began before which revision.
     leaving: Vec<(Mono, Arc<str>, u64)>,
+    role: Role,
+}
+
+/// Which process decides what is in force.
+#[derive(Debug)]
+enum Role {
+    /// This one.
+    Leads,
+    /// Another one, or soon.
+    Follows {
+        /// To the other one.
+        trips: mpsc::UnboundedSender<Tripped>,
+        /// How many rollbacks it has been told of.
+        told: u64,
+        /// What it has in force; `None` as long as it is not ready.
+        lead: Option<Lead>,
+    },
 }
 
 impl Control {
     /// The loop for a plane whose first settings are already published as `common`.
     pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus, drains: Drains) -> Self {
-        Self { drains, leaving: Vec::new(), plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None, waited_until: Vec::new() }
+        Self { drains, leaving: Vec::new(), plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None, waited_until: Vec::new(), role: Role::Leads }
     }
 
     /// Tells of the first settings. Persisted and published they are already: before the ports opened.
@@ -206,6 +226,69 @@ impl Control {
                 self.reader.read();
                 let _ = reply.send(self.report());
             }
+            Message::Pulse(reply) => drop(reply.send(())),
+            Message::HandOver { trips, reply } => {
+                let _ = reply.send(self.hand_over(trips).await);
+            }
+            Message::TakeBack => {
+                self.role = Role::Leads;
+                self.disk.take_back();
+                // What was decided meanwhile is saved, too.
+                let split = self.plane.split();
+                self.carry_out(vec![Effect::Persist(self.plane.standings()), Effect::Publish(split)]).await;
+            }
+            Message::Lead { lead, acknowledged } => self.follow(lead, acknowledged),
+            Message::Tripped { tripped: Tripped { rollout, trip, actor, reason }, reply } => {
+                // Never refused.
+                let effects = self.plane.on(Event::Tripped { rollout: &rollout, trip, actor, reason }, clock::now()).unwrap_or_default();
+                self.carry_out(effects).await;
+                let _ = reply.send(());
+            }
+        }
+    }
+
+    /// Saves everything and lets another process have the state directory.
+    async fn hand_over(&mut self, trips: mpsc::UnboundedSender<Tripped>) -> Result<Estate, String> {
+        if self.held.is_some() || !self.disk.is_durable() {
+            return Err("the state cannot be written, and the new process would begin with an older one".to_owned());
+        }
+        if !matches!(tokio::time::timeout(PERSIST_TIMEOUT, self.disk.let_go()).await, Ok(Ok(true))) {
+            self.disk.take_back();
+            return Err("the state cannot be written in time".to_owned());
+        }
+        self.role = Role::Follows { trips, told: 0, lead: None };
+        Ok(self.plane.heritage())
+    }
+
+    /// Puts in force what the process that has taken over has in force.
+    fn follow(&mut self, new_lead: Lead, acknowledged: u64) {
+        let Role::Follows { told, lead, .. } = &mut self.role else { return };
+        let knows_all = acknowledged >= *told;
+        *lead = Some(new_lead.clone());
+        let now = clock::now();
+        let actor = || Actor { name: "the new process".to_owned(), source: Source::Start };
+        for led in &new_lead.rollouts {
+            let Some(is_latched) = self.plane.rollout(&led.id).map(|rollout| rollout.latch().is_some()) else { continue };
+            let command = match (led.latched, is_latched) {
+                (true, false) => Command::Rollback,
+                // A latch that the other one does not know of yet is not lifted by what it said before.
+                (false, true) if knows_all => Command::Rearm,
+                (true, true) | (false, _) => continue,
+            };
+            tracing::info!(rollout = %led.id, latched = led.latched, "the latch of the new process holds here, too");
+            // What it asks for is told and saved by the other process.
+            let _ = self.plane.on(Event::Command { rollout: &led.id, command, actor: actor(), reason: "it leads".to_owned() }, now);
+        }
+        self.aim();
+        self.publish(self.plane.split());
+    }
+
+    /// Tells the process that takes over of a rollback that was decided here.
+    fn pass_on(&mut self, announcement: &Announcement) {
+        if let (Role::Follows { trips, told, .. }, Change::RolledBack(trip)) = (&mut self.role, &announcement.change) {
+            let (rollout, actor, reason) = (announcement.rollout.to_string(), announcement.actor.clone(), announcement.reason.clone());
+            *told += 1;
+            let _ = trips.send(Tripped { rollout, trip: trip.clone(), actor, reason });
         }
     }
 
@@ -213,6 +296,11 @@ impl Control {
     async fn obey(&mut self, event: Event<'_>, if_revision: Option<u64>) -> Result<Applied, Refusal> {
         if let Some(expected) = if_revision.filter(|expected| *expected != self.plane.revision()) {
             return Err(Refusal::Revision { expected, found: self.plane.revision() });
+        }
+        // Stopping harm never waits; everything else is for the process that takes over.
+        let stops_harm = matches!(event, Event::Command { command: Command::Rollback, .. });
+        if matches!(self.role, Role::Follows { .. }) && !stops_harm {
+            return Err(Refusal::HandingOver);
         }
         let effects = self.plane.on(event, clock::now())?;
         self.aim();
@@ -226,6 +314,8 @@ impl Control {
         let mut durable = true;
         for effect in effects {
             match effect {
+                // A raise is for the process that takes over.
+                Effect::Publish(_) if !durable && matches!(self.role, Role::Follows { .. }) => {}
                 // Only what was to be persisted first is held back; a drop is published before.
                 Effect::Publish(split) if !durable => self.held = Some(split),
                 // A drop while a raise is held back: the drop at once, the raise still only when it is durable.
@@ -237,6 +327,8 @@ impl Control {
                     self.held = None;
                     self.publish(split);
                 }
+                // The directory belongs to another process.
+                Effect::Persist(_) if matches!(self.role, Role::Follows { .. }) => durable = false,
                 Effect::Persist(standings) => {
                     durable = matches!(tokio::time::timeout(PERSIST_TIMEOUT, self.disk.save(standings)).await, Ok(Ok(true)));
                 }
@@ -252,7 +344,11 @@ impl Control {
                     } else {
                         tracing::info!(rollout = %announcement.rollout, change = announcement.change.name(), actor = announcement.actor.name, "{}", announcement.sentence);
                     }
-                    self.disk.append(Record::new(&announcement));
+                    self.pass_on(&announcement);
+                    // The other process writes its own; until it is ready, lines wait for the case that it fails.
+                    if !matches!(self.role, Role::Follows { lead: Some(_), .. }) {
+                        self.disk.append(Record::new(&announcement));
+                    }
                 }
             }
         }
@@ -267,6 +363,12 @@ impl Control {
 
     fn publish(&self, split: Split) {
         let before = self.published.load();
+        let split = match &self.role {
+            Role::Follows { lead: Some(lead), .. } => split.led_by(lead),
+            // Until the other one is ready nothing is raised here that it might not know of.
+            Role::Follows { lead: None, .. } => split.capped_by(&before.split),
+            Role::Leads => split,
+        };
         self.published.swap(Snapshot::new(split, Arc::clone(&self.common), Some(&before)));
     }
 

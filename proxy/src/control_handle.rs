@@ -1,9 +1,11 @@
 //! The door to the control plane: send it something, await the answer. Cheap to clone; everything that changes a rollout goes through here or through the file.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cutover_core::{Actor, Command, CommandError, Maintenance};
+use cutover_core::rollout::Heritage;
+use cutover_core::{Actor, Command, CommandError, Lead, Maintenance, Trip};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::published::Common;
@@ -67,6 +69,47 @@ pub enum Message {
     },
     /// Somebody wants to know how things stand.
     Report(oneshot::Sender<Report>),
+    /// Somebody wants to know that the loop turns.
+    Pulse(oneshot::Sender<()>),
+    /// Another process takes over: from now on nothing is written here, and what it has in force holds here.
+    HandOver {
+        /// Told of every rollback that is decided here.
+        trips: mpsc::UnboundedSender<Tripped>,
+        /// What the other process needs to know beside the saved state; or why this is no time for it.
+        reply: oneshot::Sender<Result<Estate, String>>,
+    },
+    /// The other process has failed: all is as before.
+    TakeBack,
+    /// What the process that has taken over has in force.
+    Lead {
+        /// The shares, latches and maintenance.
+        lead: Lead,
+        /// How many of the rollbacks that were decided here are in it.
+        acknowledged: u64,
+    },
+    /// The process before this one has rolled back.
+    Tripped {
+        /// What happened there.
+        tripped: Tripped,
+        /// Told when it is in force.
+        reply: oneshot::Sender<()>,
+    },
+}
+
+/// What each rollout knows beside its saved standing.
+pub type Estate = BTreeMap<Arc<str>, Heritage>;
+
+/// A rollback that one process tells another of.
+#[derive(Clone, Debug)]
+pub struct Tripped {
+    /// Which rollout.
+    pub rollout: String,
+    /// What happened.
+    pub trip: Trip,
+    /// Who.
+    pub actor: Actor,
+    /// Why.
+    pub reason: String,
 }
 
 /// What is to be kept out.
@@ -95,6 +138,9 @@ pub enum Refusal {
     /// The command makes no sense now.
     #[error(transparent)]
     Command(#[from] CommandError),
+    /// Another process is about to take over, and must not begin with a state that is already old.
+    #[error("a new process is taking over")]
+    HandingOver,
     /// Somebody else was faster.
     #[error("expected revision {expected}, found {found}: somebody changed it meanwhile")]
     Revision {
@@ -163,5 +209,51 @@ impl ControlHandle {
         let (reply, answer) = oneshot::channel();
         self.0.send(Message::Report(reply)).await.map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
+    }
+
+    /// Returns when the loop has turned, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn pulse_blocking(&self) -> Result<(), Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.blocking_send(Message::Pulse(reply)).map_err(|_| Gone)?;
+        answer.blocking_recv().map_err(|_| Gone)
+    }
+
+    /// Saves everything, lets go of the state directory and follows from now on, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended; inside, why this is no time for it: all is as before then.
+    pub fn hand_over_blocking(&self, trips: mpsc::UnboundedSender<Tripped>) -> Result<Result<Estate, String>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.blocking_send(Message::HandOver { trips, reply }).map_err(|_| Gone)?;
+        answer.blocking_recv().map_err(|_| Gone)
+    }
+
+    /// Leads again, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn take_back_blocking(&self) -> Result<(), Gone> {
+        self.0.blocking_send(Message::TakeBack).map_err(|_| Gone)
+    }
+
+    /// Follows what the process that has taken over has in force, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn follow_blocking(&self, lead: Lead, acknowledged: u64) -> Result<(), Gone> {
+        self.0.blocking_send(Message::Lead { lead, acknowledged }).map_err(|_| Gone)
+    }
+
+    /// Rolls back because the process before this one has, and returns when that is in force. From a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn adopt_blocking(&self, tripped: Tripped) -> Result<(), Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0.blocking_send(Message::Tripped { tripped, reply }).map_err(|_| Gone)?;
+        answer.blocking_recv().map_err(|_| Gone)
     }
 }

@@ -1,9 +1,13 @@
 //! The thread that writes state and journal, so that a slow disk never holds up the judging of a tick or the stopping of harm.
 //!
+//! It also owns the state directory: the lock and the journal are let go of when another process takes over, and taken back if that one fails. Meanwhile nothing is written.
+//!
 //! What fails is tried again every second with the newest state, and `latch_durable` is zero meanwhile. Journal lines wait, up to a bound; then the oldest are given up with a loud line.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -17,6 +21,37 @@ use crate::state_file;
 
 const RETRY: Duration = Duration::from_secs(1);
 const WAITING_LINES: usize = 1_000;
+/// The name of the file that is locked while a process uses a state directory.
+const LOCK: &str = "lock";
+
+/// What a process must have to write into a state directory.
+#[derive(Debug)]
+pub struct Ownership {
+    /// Nobody else writes while this is held.
+    lock: File,
+    journal: Journal,
+}
+
+/// A state directory that is ours while this lives: nobody else has read or written it since.
+///
+/// # Errors
+/// Any failure of the file system; `ResourceBusy` when another process has it.
+pub fn lock(directory: &Path) -> io::Result<File> {
+    let lock = File::create(directory.join(LOCK))?;
+    lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another cutover process is using it"))?;
+    Ok(lock)
+}
+
+impl Ownership {
+    /// Opens the journal of a directory that has been locked, and says how many bytes of a torn last line were cut off.
+    ///
+    /// # Errors
+    /// Any failure of the file system.
+    pub fn open(directory: &Path, lock: File) -> io::Result<(Self, u64)> {
+        let (journal, torn) = Journal::open(directory)?;
+        Ok((Self { lock, journal }, torn))
+    }
+}
 
 /// Sends work to the disk thread.
 #[derive(Clone, Debug)]
@@ -31,6 +66,8 @@ enum Job {
     Append(Box<Record>),
     LastGood(String),
     Flush(oneshot::Sender<()>),
+    LetGo(oneshot::Sender<bool>),
+    TakeBack,
 }
 
 impl Disk {
@@ -38,10 +75,11 @@ impl Disk {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(directory: PathBuf, journal: Journal) -> std::io::Result<(Self, std::thread::JoinHandle<()>)> {
+    pub fn start(directory: PathBuf, ownership: Ownership) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, jobs) = channel();
         let durable = Arc::new(AtomicBool::new(true));
-        let writer = Writer { directory, journal, durable: Arc::clone(&durable), unsaved: None, lines: VecDeque::new(), last_good: None, complained: false };
+        let writer =
+            Writer { directory, ownership: Some(ownership), lent: false, durable: Arc::clone(&durable), unsaved: None, lines: VecDeque::new(), last_good: None, complained: false };
         let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || writer.run(&jobs))?;
         Ok((Self { sender, durable }, thread))
     }
@@ -71,6 +109,18 @@ impl Disk {
         answer
     }
 
+    /// Lets go of the state directory, so that another process can take it; the answer is whether everything asked for before is on disk, else it is kept.
+    pub fn let_go(&self) -> oneshot::Receiver<bool> {
+        let (done, answer) = oneshot::channel();
+        let _ = self.sender.send(Job::LetGo(done));
+        answer
+    }
+
+    /// Takes the state directory back. What is to be written waits for it.
+    pub fn take_back(&self) {
+        let _ = self.sender.send(Job::TakeBack);
+    }
+
     /// Whether everything asked for so far is on disk.
     pub fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Acquire)
@@ -79,7 +129,9 @@ impl Disk {
 
 struct Writer {
     directory: PathBuf,
-    journal: Journal,
+    ownership: Option<Ownership>,
+    /// Another process has the directory, and is meant to.
+    lent: bool,
     durable: Arc<AtomicBool>,
     unsaved: Option<Standings>,
     lines: VecDeque<Record>,
@@ -110,6 +162,19 @@ impl Writer {
                     self.work();
                 }
                 Ok(Job::Flush(done)) => drop(done.send(())),
+                Ok(Job::LetGo(done)) => {
+                    self.work();
+                    let is_clean = self.is_clean();
+                    if is_clean {
+                        self.ownership = None;
+                        self.lent = true;
+                    }
+                    let _ = done.send(is_clean);
+                }
+                Ok(Job::TakeBack) => {
+                    self.lent = false;
+                    self.work();
+                }
                 Err(RecvTimeoutError::Timeout) => self.work(),
                 Err(RecvTimeoutError::Disconnected) => {
                     self.work();
@@ -124,6 +189,20 @@ impl Writer {
     }
 
     fn work(&mut self) {
+        if self.lent {
+            return;
+        }
+        if self.ownership.is_none() {
+            match lock(&self.directory).and_then(|lock| Ownership::open(&self.directory, lock)) {
+                Ok((ownership, _)) => self.ownership = Some(ownership),
+                Err(error) => {
+                    self.durable.store(self.unsaved.is_none(), Ordering::Release);
+                    self.complain(Some((LOCK, error)));
+                    return;
+                }
+            }
+        }
+        let Some(Ownership { journal, lock: _lock }) = &mut self.ownership else { return };
         let mut failed = None;
         if let Some(standings) = &self.unsaved {
             match state_file::save(&self.directory, standings) {
@@ -132,7 +211,7 @@ impl Writer {
             }
         }
         while let Some(record) = self.lines.front() {
-            match self.journal.append(record) {
+            match journal.append(record) {
                 Ok(()) => drop(self.lines.pop_front()),
                 Err(error) => {
                     failed = failed.or(Some((crate::journal::NAME, error)));
@@ -147,6 +226,11 @@ impl Writer {
             }
         }
         self.durable.store(self.unsaved.is_none(), Ordering::Release);
+        self.complain(failed);
+    }
+
+    /// Tells of what cannot be written, once, and of its end.
+    fn complain(&mut self, failed: Option<(&str, io::Error)>) {
         match failed {
             Some((file, error)) if !self.complained => {
                 self.complained = true;

@@ -150,7 +150,11 @@ fn restore_percent(number: f64) -> Result<Percent, String> {
     Percent::parse(&number.to_string()).map_err(|error| format!("percent {number}: {error}"))
 }
 
-fn trip(trip: TripStatus) -> Result<Trip, String> {
+/// Reads a trip back.
+///
+/// # Errors
+/// What of it cannot be understood.
+pub fn trip(trip: TripStatus) -> Result<Trip, String> {
     let cause = match (trip.cause.as_str(), trip.numbers) {
         ("manual", _) => Cause::Manual { actor: trip.actor.unwrap_or_default(), reason: trip.reason.unwrap_or_default() },
         ("state", _) => Cause::State,

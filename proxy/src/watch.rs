@@ -10,6 +10,7 @@
 //! This thread is the only reader and writer of the file; reading may block (network file systems), and must not hold up the control loop.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,6 +50,10 @@ enum Wish {
     Reload { actor: Actor, reason: String, reply: Option<oneshot::Sender<Result<Applied, String>>> },
     /// Somebody wants a percentage in the file.
     Set(Set),
+    /// Another process follows the file for the time being.
+    Pause(std::sync::mpsc::Sender<()>),
+    /// Not any more.
+    Resume,
     /// The process goes down.
     Stop,
 }
@@ -74,9 +79,23 @@ impl WatchHandle {
         answer.await.map_err(|_| Gone)
     }
 
-    /// Reads the file now and waits for nothing: for signals.
-    pub fn reload_soon(&self) {
-        let _ = self.0.send(Wish::Reload { actor: Actor::file(), reason: String::new(), reply: None });
+    /// Reads the file now and returns when that is done, from a thread outside any runtime: for signals.
+    pub fn reload_blocking(&self) {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.0.send(Wish::Reload { actor: Actor::file(), reason: String::new(), reply: Some(reply) });
+        let _ = answer.blocking_recv();
+    }
+
+    /// Leaves the file alone until [`WatchHandle::resume`], and returns when what had begun is done. From a thread outside any runtime.
+    pub fn pause_blocking(&self) {
+        let (done, is_done) = channel();
+        let _ = self.0.send(Wish::Pause(done));
+        let _ = is_done.recv();
+    }
+
+    /// Follows the file again.
+    pub fn resume(&self) {
+        let _ = self.0.send(Wish::Resume);
     }
 
     /// Writes a percentage into the file and puts it in force.
@@ -124,6 +143,17 @@ fn is_a_reading(event: &notify::Event) -> bool {
     matches!(event.kind, EventKind::Access(AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read))) && !event.need_rescan()
 }
 
+/// Waits for the end of a pause; breaks when the process goes down. Whoever wants something meanwhile is told that nobody is here.
+fn pause(wishes: &Receiver<Wish>) -> ControlFlow<()> {
+    loop {
+        match wishes.recv() {
+            Ok(Wish::Resume) => return ControlFlow::Continue(()),
+            Ok(Wish::Stop) | Err(_) => return ControlFlow::Break(()),
+            Ok(Wish::Look | Wish::Reload { .. } | Wish::Set(_) | Wish::Pause(_)) => {}
+        }
+    }
+}
+
 struct Watch {
     source: Source,
     /// A look has been asked for by an event and has not begun.
@@ -160,6 +190,14 @@ impl Watch {
                     answer.map(drop)
                 }
                 Wish::Set(set) => self.set(set),
+                Wish::Pause(done) => {
+                    let _ = done.send(());
+                    if pause(wishes).is_break() {
+                        return;
+                    }
+                    self.look()
+                }
+                Wish::Resume => Ok(()),
                 Wish::Stop => return,
             };
             if let Err(Gone) = done {

@@ -75,6 +75,18 @@ impl Tally {
         }
     }
 
+    /// How many counts there are.
+    const COUNT: usize = 9;
+
+    fn numbers(&self) -> [f64; Self::COUNT] {
+        [self.n, self.x, self.m, self.y, self.all_x, self.all_y, self.all_n, self.all_m, self.connects].map(|count| count as f64)
+    }
+
+    fn of_numbers(numbers: &[f64]) -> Self {
+        let count = |at: usize| numbers.get(at).map_or(0, |number| *number as u64);
+        Self { n: count(0), x: count(1), m: count(2), y: count(3), all_x: count(4), all_y: count(5), all_n: count(6), all_m: count(7), connects: count(8) }
+    }
+
     /// New's part of what was tried on both sides, `0..=1`.
     pub fn share_of_new(&self) -> f64 {
         if self.n + self.m == 0 { 0.0 } else { self.n as f64 / (self.n + self.m) as f64 }
@@ -215,6 +227,32 @@ impl Detector {
         *self = Self::new(self.test.clone(), now);
     }
 
+    /// Everything it knows, as numbers in a fixed order, for another process that goes on with it.
+    pub fn numbers(&self) -> Vec<f64> {
+        let mut numbers = vec![self.last_bad.as_micros() as f64];
+        numbers.extend(self.total.numbers());
+        for component in &self.components {
+            numbers.extend([component.log_m, component.cusum, component.onset.at.as_micros() as f64]);
+            numbers.extend(component.onset.total.numbers());
+        }
+        numbers
+    }
+
+    /// Goes on with what [`Detector::numbers`] said in another process. Numbers of another test, and what is none, change nothing.
+    pub fn take_up(&mut self, numbers: &[f64]) {
+        let per_component = 3 + Tally::COUNT;
+        if numbers.len() != 1 + Tally::COUNT + self.components.len() * per_component || numbers.iter().any(|number| !number.is_finite()) {
+            return;
+        }
+        let (head, components) = numbers.split_at(1 + Tally::COUNT);
+        self.last_bad = Mono::from_micros(head[0] as u64);
+        self.total = Tally::of_numbers(&head[1..]);
+        for (component, numbers) in self.components.iter_mut().zip(components.chunks_exact(per_component)) {
+            let onset = Onset { at: Mono::from_micros(numbers[2] as u64), total: Tally::of_numbers(&numbers[3..]) };
+            *component = Component { log_m: numbers[0].min(MAX_LOG), cusum: numbers[1].max(0.0), onset };
+        }
+    }
+
     /// The "+ 1" of a new tick.
     pub fn begin_tick(&mut self) {
         for component in &mut self.components {
@@ -308,6 +346,26 @@ mod tests {
 
     fn tally(n: u64, x: u64, m: u64, y: u64) -> Tally {
         Tally { n, x, m, y, all_x: x, all_y: y, all_n: n, all_m: m, connects: 0 }
+    }
+
+    #[test]
+    fn another_detector_goes_on_with_the_numbers_of_this_one() {
+        let now = |seconds: u64| Mono::from_micros(seconds * 1_000_000);
+        let mut before = Detector::new(Test::relative(1.5), now(1));
+        for second in 2..9 {
+            before.fold(&tally(20, second % 3, 40, 1), now(second));
+            before.begin_tick();
+        }
+        let mut after = Detector::new(Test::relative(1.5), now(0));
+        after.take_up(&before.numbers());
+        assert_eq!((after.log_evidence(), after.log_accusation(), after.excursion()), (before.log_evidence(), before.log_accusation(), before.excursion()));
+        for detector in [&mut before, &mut after] {
+            detector.fold(&tally(20, 9, 40, 1), now(10));
+        }
+        assert_eq!(after.log_evidence(), before.log_evidence());
+        let mut other = Detector::new(Test::absolute(0.01), now(1));
+        other.take_up(&before.numbers());
+        assert_eq!(other.log_evidence(), Detector::new(Test::absolute(0.01), now(1)).log_evidence(), "numbers of another test are no evidence of this one");
     }
 
     #[test]

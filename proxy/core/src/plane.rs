@@ -17,7 +17,7 @@ use crate::guard::Rule;
 use crate::judge::Observed;
 use crate::maintenance::{self, Maintenance, Scope, Window, Windows};
 use crate::percent::Percent;
-use crate::rollout::{Cause, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
+use crate::rollout::{Cause, Heritage, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
 use crate::side::PerSide;
 use crate::split::{RolloutSplit, Split};
 use crate::time::{Mono, Now, Wall};
@@ -45,6 +45,17 @@ pub enum Event<'a> {
         rollout: &'a str,
         /// What.
         command: Command,
+        /// Who.
+        actor: Actor,
+        /// Why.
+        reason: String,
+    },
+    /// Another process that serves the same users has rolled back: the same latch holds here.
+    Tripped {
+        /// Its id. One that is not here, or is latched already, changes nothing.
+        rollout: &'a str,
+        /// What happened there.
+        trip: Trip,
         /// Who.
         actor: Actor,
         /// Why.
@@ -301,6 +312,8 @@ pub struct ControlPlane {
     maintenance: Windows,
     revision: u64,
     unreadable: Option<String>,
+    /// What the process before this one knew of rollouts that have not arrived yet.
+    heritage: BTreeMap<Arc<str>, Heritage>,
     started: bool,
 }
 
@@ -322,7 +335,17 @@ impl ControlPlane {
             }
             Restored::Unreadable(why) => unreadable = Some(why),
         }
-        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), maintenance, revision: 0, unreadable, started: false }
+        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), maintenance, revision: 0, unreadable, heritage: BTreeMap::new(), started: false }
+    }
+
+    /// Goes on with what the process before this one knew, beside the standings. Before the first settings.
+    pub fn inherit(&mut self, heritage: BTreeMap<Arc<str>, Heritage>) {
+        self.heritage = heritage;
+    }
+
+    /// What is known of each rollout beside its standing, for the process after this one.
+    pub fn heritage(&self) -> BTreeMap<Arc<str>, Heritage> {
+        self.rollouts.iter().map(|rollout| (Arc::clone(rollout.id()), rollout.heritage())).collect()
     }
 
     /// The rollouts in file order.
@@ -362,6 +385,7 @@ impl ControlPlane {
             Event::Failure(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.wake(now, observed).into_iter().collect())),
             Event::Settings { rollouts, actor, reason } => Ok(self.on_settings(rollouts, &actor, &reason, now)),
             Event::Command { rollout, command, actor, reason } => self.on_command(rollout, command, actor, reason, now),
+            Event::Tripped { rollout, trip, actor, reason } => Ok(self.on_tripped(rollout, trip, actor, reason, now)),
             Event::Maintenance { rollout, mode, lasts, actor, reason } => self.on_maintenance(rollout, mode, lasts, actor, reason, now),
         }
     }
@@ -428,6 +452,13 @@ impl ControlPlane {
                 Ok(vec![Effect::Persist(self.standings()), Effect::Publish(self.split()), Effect::Announce(announcement)])
             }
         }
+    }
+
+    fn on_tripped(&mut self, id: &str, trip: Trip, actor: Actor, reason: String, now: Now) -> Vec<Effect> {
+        let Some(rollout) = self.rollouts.iter_mut().find(|rollout| &**rollout.id() == id && rollout.latch().is_none()) else { return Vec::new() };
+        rollout.adopt(trip.clone());
+        let announcement = rolled_back(rollout, trip, actor, reason, now);
+        self.drop_effects([announcement])
     }
 
     fn on_maintenance(&mut self, rollout: Option<&str>, mode: Maintenance, lasts: Option<Duration>, actor: Actor, reason: String, now: Now) -> Result<Vec<Effect>, CommandError> {
@@ -516,6 +547,7 @@ impl ControlPlane {
         }
         self.started = true;
         self.unreadable = None;
+        self.heritage.clear();
         self.revision += 1;
         let mut effects = self.change_effects(&before);
         effects.extend(announcements.into_iter().map(Effect::Announce));
@@ -533,7 +565,12 @@ impl ControlPlane {
             }
             (Some(_) | None, _) => Phase::Holding,
         };
-        Rollout::new(settings, slot, phase, new_since)
+        let heritage = self.heritage.remove(&settings.id);
+        let mut rollout = Rollout::new(settings, slot, phase, new_since);
+        if let Some(heritage) = heritage {
+            rollout.inherit(heritage, now.mono);
+        }
+        rollout
     }
 
     /// Persist and publish in the order that the exposure demands.

@@ -13,7 +13,7 @@ use std::time::Duration;
 use crate::bucket::Salt;
 use crate::guard::{Guard, GuardSettings, Mode, Verdict, seconds};
 pub use crate::judge::TripNumbers;
-use crate::judge::{Case, Finding, Judge, Observed, SHARED_LASTS};
+use crate::judge::{Case, Finding, Heritage as JudgeHeritage, Judge, Observed, SHARED_LASTS};
 use crate::maintenance::Restriction;
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
@@ -186,6 +186,19 @@ pub const RAISE_SUSPECT: Duration = Duration::from_secs(600);
 
 /// A second report of a dry run is a new one after this pause.
 const QUIET: Duration = Duration::from_secs(60);
+
+/// What a rollout knows beside its standing, for another process that goes on with it. Times are those of the clock that both share.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heritage {
+    /// The evidence of its judge.
+    pub judge: JudgeHeritage,
+    /// The share that was in force.
+    pub share: Percent,
+    /// When it was raised last.
+    pub raised_at: Option<Mono>,
+    /// The share that a shared cause froze, when that was last spoken of, and why.
+    pub frozen: Option<(Percent, Mono, String)>,
+}
 
 /// A running rollout. Owned by the control plane alone.
 #[derive(Clone, Debug)]
@@ -426,6 +439,36 @@ impl Rollout {
         for side in Side::BOTH {
             self.judged[side].restart();
         }
+    }
+
+    /// What it knows beside its standing, for another process.
+    pub fn heritage(&self) -> Heritage {
+        let frozen = self.shared.as_ref().map(|shared| (shared.frozen, shared.last, shared.sentence.clone()));
+        Heritage { judge: self.judge.heritage(), share: self.effective(), raised_at: self.raised_at, frozen }
+    }
+
+    /// Goes on with what another process knew of it.
+    pub(crate) fn inherit(&mut self, heritage: Heritage, now: Mono) {
+        self.judge.inherit(&heritage.judge, now);
+        self.raised_at = heritage.raised_at;
+        if self.latch().is_some() {
+            return;
+        }
+        self.shared = heritage.frozen.map(|(frozen, last, sentence)| Shared { frozen, last, sentence });
+        // A file that was changed between the two processes.
+        let share = self.effective();
+        if share > heritage.share {
+            self.raised_at = Some(now);
+        }
+        if share != heritage.share {
+            self.judge.share_changed(now);
+        }
+    }
+
+    /// Latches for a trip of another process, with its cause.
+    pub(crate) fn adopt(&mut self, trip: Trip) {
+        self.phase = Phase::RolledBack(Latch { generation: self.settings.generation, trip });
+        self.shared = None;
     }
 
     /// Takes changed settings. A latch stays unless the generation rose above it.

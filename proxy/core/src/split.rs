@@ -52,6 +52,59 @@ impl Split {
     }
 }
 
+/// What another process has in force that serves the same users and leads.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Lead {
+    /// Each of its rollouts.
+    pub rollouts: Vec<LedRollout>,
+    /// What is kept out of requests that match no rollout.
+    pub maintenance: Restriction,
+}
+
+/// What another process has in force for one rollout.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LedRollout {
+    /// Its id.
+    pub id: Arc<str>,
+    /// The effective share of users on new.
+    pub percent: Percent,
+    /// Whether it is rolled back.
+    pub latched: bool,
+    /// What is kept out of its requests.
+    pub maintenance: Restriction,
+}
+
+impl Lead {
+    /// What this split means for a process that follows.
+    pub fn of(split: &Split) -> Self {
+        let rollouts = split.rollouts.iter().map(|rollout| LedRollout {
+            id: Arc::clone(&rollout.rule.id),
+            percent: rollout.percent,
+            latched: rollout.latched,
+            maintenance: rollout.maintenance,
+        });
+        Self { rollouts: rollouts.collect(), maintenance: split.maintenance }
+    }
+}
+
+impl Split {
+    /// The shares, latches and maintenance of the process that leads; what is latched here stays so. Of a rollout that it does not have nobody goes to new.
+    pub fn led_by(mut self, lead: &Lead) -> Self {
+        for rollout in &mut self.rollouts {
+            match lead.rollouts.iter().find(|led| led.id == rollout.rule.id) {
+                Some(led) => {
+                    rollout.latched |= led.latched;
+                    rollout.percent = if rollout.latched { Percent::ZERO } else { led.percent };
+                    rollout.maintenance = led.maintenance;
+                }
+                None => (rollout.percent, rollout.latched) = (Percent::ZERO, true),
+            }
+        }
+        self.maintenance = lead.maintenance;
+        self
+    }
+}
+
 /// One rollout as the data path sees it now.
 #[derive(Clone, Debug)]
 pub struct RolloutSplit {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use cutover_core::guard::Rule;
 use cutover_core::plane::{Change, Restored, Standings};
 use cutover_core::{
-    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Maintenance, Match, Mode, Mono, Now,
-    Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
+    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Lead, Maintenance, Match, Mode, Mono,
+    Now, Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
 };
 use proptest::prelude::*;
 
@@ -194,6 +194,37 @@ fn a_healthy_rollout_goes_on() {
         world.tick(PerSide { legacy: (190, 1), new: (200, 1) });
     }
     assert_eq!(world.share("checkout"), "5");
+}
+
+/// A plane with these shares, as another process would have it.
+fn plane_of(shares: &[(&str, &str)]) -> ControlPlane {
+    let mut plane = ControlPlane::new(Restored::Fresh);
+    let rollouts = shares.iter().map(|(id, share)| settings(id, share, 1)).collect();
+    plane.on(Event::Settings { rollouts, actor: cli(), reason: String::new() }, Now::default()).expect("settings are never refused");
+    plane
+}
+
+#[test]
+fn who_follows_exposes_what_the_lead_exposes_and_never_lifts_a_latch_of_its_own() {
+    let lead = Lead::of(&plane_of(&[("a", "5"), ("b", "60"), ("c", "7")]).split());
+    let mut follower = plane_of(&[("a", "50"), ("b", "50"), ("c", "50"), ("gone", "50")]);
+    let rollback = Event::Command { rollout: "c", command: Command::Rollback, actor: cli(), reason: "odd".to_owned() };
+    follower.on(rollback, Now::default()).expect("a rollback");
+    let led = follower.split().led_by(&lead);
+    let seen: Vec<(&str, String, bool)> = led.rollouts.iter().map(|rollout| (&*rollout.rule.id, rollout.percent.to_string(), rollout.latched)).collect();
+    let of = |id, share: &str, latched| (id, share.to_owned(), latched);
+    assert_eq!(seen, [of("a", "5", false), of("b", "60", false), of("c", "0", true), of("gone", "0", true)]);
+}
+
+#[test]
+fn a_trip_of_another_process_latches_with_its_cause_and_only_once() {
+    let trip = tripped().plane.rollout("checkout").and_then(|rollout| rollout.latch()).expect("a latch").trip.clone();
+    let mut plane = plane_of(&[("checkout", "5")]);
+    let event = || Event::Tripped { rollout: "checkout", trip: trip.clone(), actor: Actor::guard(), reason: "over there".to_owned() };
+    let effects = plane.on(event(), Now::default()).expect("never refused");
+    assert!(matches!(effects[..], [Effect::Publish(_), Effect::Persist(_), Effect::Announce(_)]), "a drop is in force first: {effects:?}");
+    assert_eq!(plane.rollout("checkout").and_then(|rollout| rollout.latch()).map(|latch| &latch.trip), Some(&trip));
+    assert!(plane.on(event(), Now::default()).expect("never refused").is_empty());
 }
 
 #[test]

@@ -59,6 +59,7 @@ impl From<Refusal> for ApiError {
         match refusal {
             Refusal::Command(CommandError::UnknownRollout { .. }) => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
             Refusal::Command(CommandError::NotRolledBack { .. }) => Self::new(StatusCode::CONFLICT, "not_rolled_back", &message, "nothing has to be done"),
+            Refusal::HandingOver => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handing_over", &message, "try again in a moment"),
             Refusal::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "revision_mismatch", &message, "read the status again and decide anew"),
         }
     }

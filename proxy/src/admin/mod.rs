@@ -21,13 +21,13 @@ pub mod api;
 pub mod auth;
 pub mod error;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use tokio::sync::watch;
@@ -68,11 +68,11 @@ pub struct Admin {
     pub auth: Arc<Auth>,
 }
 
-/// Serves the admin port on a thread of its own until `stop` turns true.
+/// Serves the admin port on a thread of its own until `stop` turns true. While `closed` is true nobody is accepted: who connects waits for this process, or for the one that takes over.
 ///
 /// # Errors
 /// When the thread or its runtime cannot be started.
-pub fn start(listener: TcpListener, admin: Admin, mut stop: watch::Receiver<bool>) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub fn start(listener: TcpListener, admin: Admin, closed: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) -> std::io::Result<std::thread::JoinHandle<()>> {
     listener.set_nonblocking(true)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
@@ -85,7 +85,7 @@ pub fn start(listener: TcpListener, admin: Admin, mut stop: watch::Receiver<bool
                 let _ = stop.wait_for(|stopped| *stopped).await;
             };
             tokio::select! {
-                served = axum::serve(listener, router(admin)) => {
+                served = axum::serve(Gated { listener, closed }, router(admin)) => {
                     if let Err(error) = served {
                         tracing::error!(%error, "the admin port is not served any more");
                     }
@@ -94,6 +94,42 @@ pub fn start(listener: TcpListener, admin: Admin, mut stop: watch::Receiver<bool
             }
         });
     })
+}
+
+/// A listener that can be told to accept nobody for a while.
+struct Gated {
+    listener: tokio::net::TcpListener,
+    closed: watch::Receiver<bool>,
+}
+
+impl axum::serve::Listener for Gated {
+    type Io = tokio::net::TcpStream;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, Self::Addr) {
+        loop {
+            // A sender that is gone is the end of the process.
+            let _ = self.closed.wait_for(|closed| !*closed).await;
+            tokio::select! {
+                biased;
+                _ = self.closed.wait_for(|closed| *closed) => {}
+                accepted = axum::serve::Listener::accept(&mut self.listener) => return accepted,
+            }
+        }
+    }
+
+    fn local_addr(&self) -> std::io::Result<Self::Addr> {
+        self.listener.local_addr()
+    }
+}
+
+/// From the moment a stop begins every answer is the last one on its connection: the next one may be for another process.
+async fn say_goodbye(State(admin): State<Admin>, request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let mut response = next.run(request).await;
+    if admin.ready.has_fallen() {
+        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
 }
 
 fn router(admin: Admin) -> Router {
@@ -114,6 +150,7 @@ fn router(admin: Admin) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route does not take this method", "`GET /` lists the routes")
         })
         .layer(axum::middleware::from_fn_with_state(admin.clone(), auth::check_origin))
+        .layer(axum::middleware::from_fn_with_state(admin.clone(), say_goodbye))
         .with_state(admin)
 }
 

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
 
 use cutover_config::LogFormat;
@@ -10,8 +10,12 @@ use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::{FILE, Failed};
-use crate::assemble::{Start, StartError};
+use crate::assemble::{Origin, Running, Start, StartError};
+use crate::sockets::Given;
 use crate::source::Source;
+use crate::succession::{Heir, Outcome, Program, Succession};
+use crate::supervisor;
+use crate::watch::WatchHandle;
 
 /// `cutover run`
 #[derive(Debug, clap::Args)]
@@ -28,6 +32,9 @@ pub(super) struct Run {
     /// How long requests in flight may take to finish after that
     #[arg(long, default_value = "30s", value_parser = cutover_config::parse_duration, value_name = "DURATION")]
     grace: Duration,
+    /// Takes over from the process that starts this one; for SIGUSR2 and not for people
+    #[arg(long, hide = true)]
+    take_over: bool,
 }
 
 enum Signal {
@@ -35,35 +42,73 @@ enum Signal {
     Stop,
     /// SIGINT: from a keyboard.
     Interrupt,
+    /// SIGHUP.
     Reload,
+    /// SIGUSR2.
+    Upgrade,
+    /// How an upgrade ended.
+    Upgraded(Outcome),
+}
+
+/// What ends the service of this process.
+enum End {
+    /// Nobody serves after it.
+    Stop { lead: Duration },
+    /// Another process does.
+    Succeeded,
 }
 
 impl Run {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
+        // First of all, before any thread: it clears the environment.
+        let given = Given::by_systemd().map_err(|error| Failed::new(format!("cannot use what systemd passes: {error}")))?;
+        let program = Program::of_this_process();
+        let heir = if self.take_over { Some(Heir::from_stdin()?) } else { None };
         // The format stands in the file; a file that cannot be read is told in the end anyway.
         let settings = Source::new(&self.config).load().ok().map(|(settings, _)| settings);
         let event_log = crate::event_log::to_stdout(settings.as_ref().map_or(LogFormat::Json, |settings| settings.log.format))?;
         raise_file_limit(settings.map_or(0, |settings| settings.listen.max_connections));
-        let signals = signals()?;
-        let start = Start { file: self.config, threads: self.threads, access_out: Box::new(std::io::stdout()) };
-        let running = start.start().map_err(|error| match error {
-            StartError::Config(error) => Failed::usage(error.render(std::io::IsTerminal::is_terminal(&std::io::stderr()))),
-            other => Failed::new(other.to_string()),
-        })?;
-        let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).chain(running.https.iter().map(|address| format!("https://{address}"))).collect();
-        tracing::info!(http = http.join(", "), admin = format!("http://{}", running.admin), version = env!("CARGO_PKG_VERSION"), "cutover is ready");
-        let lead = loop {
-            match signals.recv() {
-                Ok(Signal::Reload) => running.watch.reload_soon(),
-                Ok(Signal::Interrupt) => break Duration::ZERO,
-                Ok(Signal::Stop) | Err(_) => break self.lead,
-            }
+        let (sender, signals) = signals()?;
+        let origin = match &heir {
+            Some(heir) => Origin::Process(heir.again()?),
+            None => Origin::Sockets(given),
         };
-        tracing::info!("stopping: not ready any more; requests in flight may finish");
-        let cut = running.stop(lead, self.grace, || matches!(signals.try_recv(), Ok(Signal::Stop | Signal::Interrupt)));
+        let start = Start { file: self.config, threads: self.threads, access_out: Box::new(std::io::stdout()), origin };
+        let running = start.start().map_err(|error| {
+            if let Some(heir) = &heir {
+                heir.fail(&error.to_string());
+            }
+            match error {
+                StartError::Config(error) => Failed::usage(error.render(std::io::IsTerminal::is_terminal(&std::io::stderr()))),
+                other => Failed::new(other.to_string()),
+            }
+        })?;
+        drop(heir);
+        let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).chain(running.https.iter().map(|address| format!("https://{address}"))).collect();
+        tracing::info!(http = http.join(", "), admin = format!("http://{}", running.admin), version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "cutover is ready");
+        supervisor::ready();
+        supervisor::keep_telling(running.control.clone())?;
+        let end = serve(&running, &signals, &sender, &program, self.lead);
+        let hurry = || match signals.try_recv() {
+            Ok(Signal::Stop | Signal::Interrupt) => true,
+            Ok(Signal::Upgrade) => {
+                tracing::warn!("upgrade refused: this process is ending");
+                false
+            }
+            Ok(Signal::Reload | Signal::Upgraded(_)) | Err(_) => false,
+        };
+        let cut = match end {
+            End::Stop { lead } => {
+                supervisor::stopping();
+                tracing::info!("stopping: not ready any more; requests in flight may finish");
+                running.stop(lead, self.grace, hurry)
+            }
+            End::Succeeded => running.retire(self.lead, self.grace, hurry),
+        };
         if cut > 0 {
             tracing::warn!(connections = cut, "stopped with connections still open");
         }
+        tracing::info!("this process has ended");
         drop(event_log);
         Ok(ExitCode::SUCCESS)
     }
@@ -87,13 +132,65 @@ fn raise_file_limit(max_connections: usize) {
 /// Files that are no connections, and some room.
 const OTHER_FILES: u64 = 256;
 
-/// Signals as a channel, from a thread of their own.
-fn signals() -> Result<Receiver<Signal>, Failed> {
+/// Obeys signals until one of them ends the service of this process.
+fn serve(running: &Running, signals: &Receiver<Signal>, sender: &Sender<Signal>, program: &Program, lead: Duration) -> End {
+    let mut succession: Option<Succession> = None;
+    loop {
+        match signals.recv() {
+            Ok(Signal::Reload) => reload(running.watch.clone()),
+            Ok(Signal::Upgrade) if succession.is_some() => tracing::warn!("upgrade refused: one is under way"),
+            Ok(Signal::Upgrade) if running.has_predecessor() => tracing::warn!("upgrade refused: the process before this one still serves its last requests"),
+            Ok(Signal::Upgrade) => {
+                let sender = sender.clone();
+                // Nobody listens any more when the process is ending.
+                let report = move |outcome| drop(sender.send(Signal::Upgraded(outcome)));
+                match running.holdings().and_then(|holdings| Succession::begin(program, holdings, report)) {
+                    Ok(begun) => succession = Some(begun),
+                    Err(error) => tracing::error!(%error, "upgrade failed: the new process cannot be started; this one goes on"),
+                }
+            }
+            Ok(Signal::Upgraded(Outcome::Failed { why })) => {
+                succession = None;
+                tracing::error!(why, "upgrade failed: this process goes on as before");
+            }
+            Ok(Signal::Upgraded(Outcome::TookOver { pid })) => {
+                supervisor::succeeded_by(pid);
+                tracing::info!(pid, "upgrade: the new process has taken over; requests in flight may finish here");
+                return End::Succeeded;
+            }
+            Ok(signal @ (Signal::Stop | Signal::Interrupt)) => {
+                if let Some(succession) = &succession {
+                    tracing::warn!("upgrade given up: this process is to stop");
+                    succession.abandon();
+                }
+                return End::Stop { lead: if matches!(signal, Signal::Stop) { lead } else { Duration::ZERO } };
+            }
+            Err(_) => return End::Stop { lead },
+        }
+    }
+}
+
+/// Reads the file on a thread of its own, so that a slow one holds up no other signal.
+fn reload(watch: WatchHandle) {
+    supervisor::reloading();
+    let reload = move || {
+        watch.reload_blocking();
+        supervisor::ready();
+    };
+    if let Err(error) = std::thread::Builder::new().name("reload".to_owned()).spawn(reload) {
+        tracing::error!(%error, "the file cannot be read again now");
+    }
+}
+
+/// Signals as a channel, from a thread of their own; and the way into it.
+fn signals() -> Result<(Sender<Signal>, Receiver<Signal>), Failed> {
     let (sender, receiver) = channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _guard = runtime.enter();
     let (mut terminate, mut interrupt, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+    let mut upgrade = signal(SignalKind::user_defined2())?;
     drop(_guard);
+    let signals = sender.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async move {
             loop {
@@ -101,12 +198,13 @@ fn signals() -> Result<Receiver<Signal>, Failed> {
                     _ = terminate.recv() => Signal::Stop,
                     _ = interrupt.recv() => Signal::Interrupt,
                     _ = hangup.recv() => Signal::Reload,
+                    _ = upgrade.recv() => Signal::Upgrade,
                 };
-                if sender.send(signal).is_err() {
+                if signals.send(signal).is_err() {
                     return;
                 }
             }
         });
     })?;
-    Ok(receiver)
+    Ok((sender, receiver))
 }

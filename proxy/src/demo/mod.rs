@@ -18,7 +18,7 @@ use cutover_core::{Percent, Salt, Side};
 pub use backend::SampleBackend;
 use users::Users;
 
-use crate::assemble::{Running, Start};
+use crate::assemble::{Origin, Running, Start};
 use crate::clock;
 use crate::status::RolloutStatus;
 use crate::terminal::{note, out};
@@ -117,7 +117,7 @@ impl Stage {
         std::fs::create_dir_all(directory).map_err(text)?;
         let file = directory.join("cutover.toml");
         std::fs::write(&file, config(directory, &legacy, &new)).map_err(text)?;
-        let start = Start { file: file.clone(), threads: Some(2), access_out: Box::new(std::io::sink()) };
+        let start = Start { file: file.clone(), threads: Some(2), access_out: Box::new(std::io::sink()), origin: Origin::default() };
         let running = tokio::task::spawn_blocking(move || start.start()).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let users = Users::start(running.http[0], USERS, RPS);
         Ok(Self { legacy, new, users, running, file, began, json, wrong: Vec::new() })

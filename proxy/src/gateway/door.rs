@@ -79,6 +79,17 @@ pub enum Entrance {
     Tls(Acceptor),
 }
 
+/// The two steps of a drain, each of which turns true once.
+#[derive(Debug, Default)]
+pub struct Ending {
+    /// Clients are told with every answer to come on another connection.
+    pub closing: watch::Sender<bool>,
+    /// Connections without a request are closed, once nobody is accepted any more.
+    pub dismissed: watch::Sender<bool>,
+    /// How many doors accept nobody any more.
+    pub closed_doors: AtomicUsize,
+}
+
 /// What one port's connections go through: the application that pingora's listener runs for each.
 pub struct Door {
     proxy: Arc<HttpProxy<Adapter>>,
@@ -86,6 +97,7 @@ pub struct Door {
     connections: Arc<Connections>,
     closing: watch::Receiver<bool>,
     drains: Drains,
+    ending: Arc<Ending>,
     max_connections: usize,
     max_header_bytes: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
@@ -96,20 +108,14 @@ pub struct Door {
 }
 
 impl Door {
-    /// A door before this proxy. From `closing` on clients are told to come on another connection; who is sent away by `drains` leaves.
-    pub fn new(
-        proxy: Arc<HttpProxy<Adapter>>,
-        entrance: Entrance,
-        connections: Arc<Connections>,
-        closing: watch::Receiver<bool>,
-        drains: Drains,
-        listen: &cutover_config::Listen,
-    ) -> Self {
+    /// A door before this proxy. From `closing` of the drain on clients are told to come on another connection; who is sent away by `drains` leaves.
+    pub fn new(proxy: Arc<HttpProxy<Adapter>>, entrance: Entrance, connections: Arc<Connections>, ending: Arc<Ending>, drains: Drains, listen: &cutover_config::Listen) -> Self {
         Self {
             proxy,
             entrance,
             connections,
-            closing,
+            closing: ending.closing.subscribe(),
+            ending,
             drains,
             max_connections: listen.max_connections,
             max_header_bytes: listen.max_header_bytes,
@@ -143,7 +149,11 @@ impl ServerApp for Door {
         None
     }
 
+    /// Called when nobody is accepted any more.
     async fn cleanup(&self) {
+        self.ending.closed_doors.fetch_add(1, Ordering::Release);
+        // A sender that is gone is the end of the process.
+        let _ = self.ending.dismissed.subscribe().wait_for(|dismissed| *dismissed).await;
         self.proxy.http_cleanup().await;
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use cutover::assemble::{Running, Start};
+use cutover::assemble::{Origin, Running, Start};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -321,7 +321,7 @@ impl Proxy {
     }
 
     fn launch(&mut self, access_out: Box<dyn Write + Send>) {
-        let start = Start { file: self.file(), threads: Some(2), access_out };
+        let start = Start { file: self.file(), threads: Some(2), access_out, origin: Origin::default() };
         let running = start.start().unwrap_or_else(|error| panic!("{error}"));
         (self.http, self.admin) = (running.http[0], running.admin);
         self.running = Some(running);

@@ -23,3 +23,4 @@ mod reload;
 mod seeds;
 mod tidy;
 mod tls;
+mod upgrade;

@@ -462,7 +462,7 @@ fn nobody_writes_a_line_of_the_access_log_but_the_proxy() {
     );
     std::fs::write(&file, text).unwrap();
     let log = Log::default();
-    let running = Start { file, threads: Some(1), access_out: Box::new(log.clone()) }.start().unwrap();
+    let running = Start { file, threads: Some(1), access_out: Box::new(log.clone()), origin: cutover::assemble::Origin::default() }.start().unwrap();
     let targets = ["/%0d%0a{\"forged\":1}", "/%00%1b[31m", "/\\n\\\"forged", "/'forged'", "/\u{202e}forged", "/%22,%22forged%22:%22"];
     for target in targets {
         let mut client = RawClient::connect(running.http[0]);

@@ -62,7 +62,7 @@ fn command(directory: &Path) -> Command {
 }
 
 /// Reads the log until a line with this message.
-fn log_line(log: &mut impl BufRead, message: &str) -> Value {
+pub fn log_line(log: &mut impl BufRead, message: &str) -> Value {
     for line in log.lines() {
         let line = line.unwrap();
         let value: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("the log is JSON ({error}): {line}"));
@@ -75,8 +75,8 @@ fn log_line(log: &mut impl BufRead, message: &str) -> Value {
 
 /// A file and its backends, for processes one after the other.
 pub struct World {
-    legacy: Backend,
-    new: Backend,
+    pub legacy: Backend,
+    pub new: Backend,
     directory: tempfile::TempDir,
 }
 
@@ -87,7 +87,7 @@ impl World {
         world
     }
 
-    fn write(&self, rollouts: &str) {
+    pub fn write(&self, rollouts: &str) {
         let text = file(self.path(), &self.legacy, &self.new, "[log]\naccess = \"off\"\n", rollouts);
         fs::write(self.path().join("cutover.toml"), text).unwrap();
     }

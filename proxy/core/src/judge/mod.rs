@@ -150,6 +150,28 @@ impl TripNumbers {
     }
 }
 
+/// What a judge knows, for another process that goes on with it. Times are those of the clock that both share.
+///
+/// Left out: who was hurt and whom new serves, since each process hashes users with a key of its own; and the windows of the last minute.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heritage {
+    /// The evidence of each rule, by the rule with its limits: evidence on another limit is none.
+    pub rules: Vec<(String, Vec<PartHeritage>)>,
+    /// Sides are compared from then on.
+    pub compares_from: Option<Mono>,
+    /// Whether there was no legacy to compare with.
+    pub alone: bool,
+}
+
+/// The evidence of one part of a rule.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PartHeritage {
+    /// [`Detector::numbers`].
+    pub evidence: Vec<f64>,
+    /// The limit, and the evidence, of what stands in while there is no legacy.
+    pub alone: Option<(f64, Vec<f64>)>,
+}
+
 /// The judge of one rollout.
 #[derive(Clone, Debug)]
 pub struct Judge {
@@ -242,6 +264,11 @@ impl Source {
         let (n, m) = if by_users { (new.appearances, legacy.appearances) } else { (all_n, all_m) };
         Tally { n, x: new.counted[class.index()], m, y: legacy.counted[class.index()], all_x, all_y, all_n, all_m, connects }
     }
+}
+
+/// A rule with its limits, as one process says it to another.
+fn key_of(rule: Rule) -> String {
+    format!("{rule:?}")
 }
 
 impl RuleState {
@@ -355,6 +382,39 @@ impl Judge {
             legacy_at_streak: None,
             shared_at: None,
             started: is_new_slot,
+        }
+    }
+
+    /// What it knows, for another process.
+    pub fn heritage(&self) -> Heritage {
+        let part = |part: &Part| PartHeritage {
+            evidence: part.detector.numbers(),
+            alone: part.alone.as_ref().and_then(|alone| match alone.test() {
+                Test::Absolute { limit, .. } => Some((*limit, alone.numbers())),
+                Test::Relative { .. } | Test::Mean { .. } => None,
+            }),
+        };
+        let rules = self.rules.iter().map(|state| (key_of(state.rule), state.parts.iter().map(part).collect())).collect();
+        Heritage { rules, compares_from: self.compares_from, alone: self.alone }
+    }
+
+    /// Goes on with what another process knew. Only for a judge that has seen nothing.
+    pub fn inherit(&mut self, heritage: &Heritage, now: Mono) {
+        self.compares_from = heritage.compares_from;
+        self.alone = heritage.alone;
+        // Nobody has seen legacy for a while: it has to come first.
+        self.legacy_seen = heritage.alone.then(Mono::default);
+        for state in &mut self.rules {
+            let key = key_of(state.rule);
+            let Some((_, parts)) = heritage.rules.iter().find(|(rule, parts)| *rule == key && parts.len() == state.parts.len()) else { continue };
+            for (part, heritage) in state.parts.iter_mut().zip(parts) {
+                part.detector.take_up(&heritage.evidence);
+                part.alone = heritage.alone.as_ref().map(|(limit, evidence)| {
+                    let mut alone = Detector::new(Test::absolute(*limit), now);
+                    alone.take_up(evidence);
+                    alone
+                });
+            }
         }
     }
 
