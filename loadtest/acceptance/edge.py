@@ -12,6 +12,7 @@ Checks, each printed with its command and its figures; the exit code is 1 if any
   streaming   server-sent events one by one, 100-continue, large bodies with flat memory
   bodies      trailers and gzip arrive as they were sent
   changes     reloads, new certificates and rollbacks under load: no failed request
+  upgrades    new processes take over under load: no failed request
   crowd       idle and slow clients beside normal traffic; memory of an idle connection
   dead        new dies at 50 %: no error reaches a client that reads
 
@@ -697,6 +698,53 @@ def check_changes(edge, report):
     )
 
 
+def heir_of(pid):
+    """The process that another one has started, if there is one."""
+    for task in pathlib.Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            for child in map(int, task.read_text().split()):
+                return child
+    return None
+
+
+def is_gone(pid):
+    try:
+        return pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def check_upgrades(edge, report):
+    kit = pathlib.Path(edge.options.cutover).with_name("cutover-loadtest")
+    if not kit.exists():
+        raise SystemExit(f"{kit} is missing: cargo build -p cutover-loadtest (--release)")
+    legacy, new = edge.nginx("legacy"), edge.nginx("new")
+    edge.start({"legacy": servers(legacy.plain), "new": servers(new.plain)}, rollout("checkout", 50))
+    rate, upgrades = (300, 2) if edge.options.short else (2000, 10)
+    command = [str(kit), "run", "--target", f"http://127.0.0.1:{edge.http_port}", "--rps", str(rate), "--duration", f"{upgrades * 4}s", "--connections", "64", "--json"]
+    load = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    pids, times = [edge.process.pid], []
+    try:
+        for _ in range(upgrades):
+            old, begun = pids[-1], time.monotonic()
+            os.kill(old, signal.SIGUSR2)
+            until("the new process", lambda: heir_of(old), 0.005)
+            pids.append(heir_of(old))
+            until("the old process to end", lambda: edge.process.poll() is not None if old == edge.process.pid else is_gone(old), 0.01)
+            times.append(time.monotonic() - begun)
+        result = json.loads(load.communicate(timeout=PATIENCE + upgrades * 4)[0])
+        bad, percent = result["failures"]["requests"], edge.rollout()["effective_percent"]
+        report(
+            "upgrades under load", bad == 0 and percent == 50 and not is_gone(pids[-1]), "kill -USR2 PID",
+            f"{upgrades} upgrades in {upgrades * 4} s at {rate} requests per second over 64 kept connections: {bad} failed; from the signal to the end of the old process {statistics.median(times):.1f} s (median), {max(times):.1f} s (max)",
+        )
+    finally:
+        load.kill()
+        for pid in pids[1:]:
+            if not is_gone(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
 def says_something(connection):
     """Whether bytes or the end of a connection wait to be read. By poll, since select knows the first 1,024 descriptors only."""
     poll = select.poll()
@@ -885,6 +933,7 @@ CHECKS = {
     "streaming": check_streaming,
     "bodies": check_bodies,
     "changes": check_changes,
+    "upgrades": check_upgrades,
     "crowd": check_crowd,
     "dead": check_dead,
 }
