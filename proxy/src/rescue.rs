@@ -1,6 +1,6 @@
 //! How many requests that fail on new may be answered by legacy, and how that went.
 //!
-//! A backend that dies must not double the load on the other: of new's requests of the last ten seconds at most a fifth are saved, and at most [`AT_LEAST`] where there were only a few. The control
+//! A backend that dies must not double the load on the other: of new's requests of the last ten seconds at most a fifth are saved, and at most ten where there were only a few. The control
 //! loop hands out permits at each tick; the request path takes one only when a request has failed, so a request that succeeds pays nothing. Permits that were not used end with the tick.
 
 use std::collections::VecDeque;

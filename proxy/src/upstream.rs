@@ -3,8 +3,8 @@
 //! A [`Backend`] outlives reloads as long as its settings stay the same. Peers are identified by address, TLS name and protocol, so a reload that changes none of these finds the connection
 //! pool warm. A name that stops resolving keeps its last good addresses.
 //!
-//! A server is asked unless its checks fail (`health` of the backend, see the room of that name) or it is ejected: [`FAILURES_TO_EJECT`] requests in a row that got no answer from it send it out
-//! for [`EJECTED_FOR`], longer each time, but never the last one. A backend without any server that passes its checks is "without a server": the decision then sends its users to the other side.
+//! A server is asked unless its checks fail (`health` of the backend, see the room of that name) or it is ejected: five requests in a row that got no answer from it send it out
+//! for ten seconds, longer each time, but never the last one. A backend without any server that passes its checks is "without a server": the decision then sends its users to the other side.
 //! What a server answers, even 500, ejects nobody: that is the guard's to judge, for all users at once.
 //!
 //! Of the servers in turn, two are looked at and the one with fewer requests in flight gets the next (Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001). A backend of one

@@ -38,6 +38,8 @@ use crate::drain::Ended;
 
 /// How long nothing may pass through a tunnel before it is closed.
 pub const IDLE: Duration = Duration::from_secs(3600);
+/// The server's own word about a deadline is to come before ours.
+const GRPC_GRACE: Duration = Duration::from_secs(1);
 /// Keeps these connections apart from those of requests.
 const GROUP: u64 = 1;
 /// For a backend without a limit of its own; ours all have one.
@@ -55,6 +57,12 @@ pub struct Tunnel {
 impl Tunnel {
     /// Makes a peer one for an upgrade, if the request asks for one that the engine passes on: it knows WebSocket only.
     pub fn asked_for(head: &RequestHeader, peer: &mut HttpPeer) -> Option<Arc<Self>> {
+        if head.headers.get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+            // A stream may rest for as long as its deadline says. A call that hangs is the guard's to notice, and its client's to give up.
+            peer.options.read_timeout =
+                Some(head.headers.get("grpc-timeout").and_then(|deadline| grpc_deadline(deadline.as_bytes())).map_or(IDLE, |deadline| deadline + GRPC_GRACE));
+            return None;
+        }
         let upgrade = head.headers.get(http::header::UPGRADE).filter(|_| head.version == Version::HTTP_11);
         let kind = match upgrade {
             Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => Ended::WebSocket,
@@ -93,6 +101,21 @@ impl Tunnel {
     /// The backend has answered: from now on the tunnel may rest.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The deadline of a gRPC call, as `grpc-timeout` has it: at most eight digits and a unit.
+fn grpc_deadline(text: &[u8]) -> Option<Duration> {
+    let (unit, digits) = text.split_last().filter(|(_, digits)| (1..=8).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit))?;
+    let number = digits.iter().fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'));
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
     }
 }
 
@@ -250,6 +273,21 @@ fn payload_length(header: &[u8]) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_call_of_grpc_may_rest_until_its_deadline() {
+        for (text, deadline) in [
+            ("1S", Some(Duration::from_secs(1))),
+            ("250m", Some(Duration::from_millis(250))),
+            ("2H", Some(Duration::from_secs(7200))),
+            ("99999999n", Some(Duration::from_nanos(99_999_999))),
+        ] {
+            assert_eq!(grpc_deadline(text.as_bytes()), deadline, "{text}");
+        }
+        for text in ["", "S", "123456789S", "1", "-1S", "1s", "1 S"] {
+            assert_eq!(grpc_deadline(text.as_bytes()), None, "{text:?}");
+        }
+    }
 
     #[test]
     fn the_place_between_two_frames_is_found_however_the_bytes_come() {

@@ -158,3 +158,24 @@ fn a_stream_of_events_may_rest_and_ends_after_a_rollback_without_being_a_failure
     until("nothing to be in flight", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
+
+#[test]
+fn a_websocket_may_say_little_for_long_and_much_in_all() {
+    let both = backend();
+    let tables = format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nmax_body = \"1KiB\"\nbody_idle_timeout = \"300ms\"\n[backend.new]\nservers = [\"{both}\"]\n");
+    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", ""));
+    let (mut quiet, mut busy) = (WebSocket::open(&proxy, USER), WebSocket::open(&proxy, USER));
+    for _ in 0..100 {
+        busy.echoes("a hundred bytes, all told, are sent with each of these; more in the end than a body of a request may have");
+    }
+    // Longer than the span over which the pace of a body is looked at.
+    let began = std::time::Instant::now();
+    let mut said = 0;
+    until("twelve seconds", || {
+        if began.elapsed() >= std::time::Duration::from_millis(1_000) * said {
+            quiet.echoes("still here");
+            said += 1;
+        }
+        (said > 12).then_some(())
+    });
+}

@@ -30,6 +30,8 @@ pub struct Context {
     /// Whether the kept connection was of no use, so that nothing was sent over it.
     pub(super) was_stale: bool,
     pub(super) tunnel: Option<Arc<Tunnel>>,
+    /// Whether the body has to come at the least pace.
+    pub(super) is_paced: bool,
     pub(super) pace: Pace,
 }
 

@@ -1,6 +1,6 @@
 //! Pingora's phases, translated to the gate. The only room that names pingora's request types; it decides nothing.
 //!
-//! Attempts, in this order and at most [`ATTEMPTS_ON_A_SIDE`] on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
+//! Attempts, in this order and at most two on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
 //! before the first byte; then the other side, if the gate says so.
 
 mod context;
@@ -127,7 +127,9 @@ impl ProxyHttp for Adapter {
         }
         if session.is_body_empty() {
             self.gate.sent(&mut exchange, now);
-        } else {
+        } else if !heads::is_grpc(&session.req_header().headers) {
+            // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a body.
+            context.is_paced = true;
             conn.body_moved(now);
         }
         match exchange.stays_on_new().filter(|_| step == Step::Forward) {
@@ -191,16 +193,16 @@ impl ProxyHttp for Adapter {
         edits.failed.map_or(Ok(()), Err)
     }
 
-    async fn request_body_filter(&self, _: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Context) -> Result<()> {
+    async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Context) -> Result<()> {
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
-        if let Some(conn) = context.conn.as_ref().filter(|_| !end_of_stream) {
+        if let Some(conn) = context.conn.as_ref().filter(|_| context.is_paced && !end_of_stream) {
             let now = clock::mono();
             conn.body_moved(now);
             if !context.pace.is_kept(context.body_bytes, now) {
                 return Err(Error::explain(ErrorType::ReadTimedout, "the body comes with less than 100 bytes a second").into_down());
             }
         }
-        if context.body_bytes > self.max_body {
+        if context.body_bytes > self.max_body && !session.was_upgraded() {
             // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the request body is larger than max_body").into_down());
         }
@@ -248,7 +250,7 @@ impl ProxyHttp for Adapter {
                 error.set_retry(true);
                 return Err(error);
             }
-            context.is_grpc = response.headers.get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+            context.is_grpc = heads::is_grpc(&response.headers);
             if let (true, Some(code)) = (context.is_grpc, response.headers.get("grpc-status")) {
                 self.gate.grpc_status(exchange, code.as_bytes());
             }
