@@ -5,7 +5,7 @@
 /// How an attempt on a backend failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum FailureKind {
-    /// No connection could be made, or no server of the backend has an address.
+    /// No connection could be made, or no server of the backend could be asked.
     Connect,
     /// No answer in time: connecting, sending, or waiting for the response header or body.
     Timeout,

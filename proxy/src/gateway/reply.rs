@@ -38,7 +38,7 @@ impl Reply {
     pub const TOO_LARGE: Self = Self::plain(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the request body is larger than this server accepts");
     /// The request head is larger than `max_header_bytes`.
     pub const HEAD_TOO_LARGE: Self = Self::plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "the request headers are larger than this server accepts");
-    /// No server of the backend has an address.
+    /// No server of the backend can be asked.
     pub const NO_SERVER: Self = Self::plain(StatusCode::SERVICE_UNAVAILABLE, "no_server", "no server is available for this request, please try again");
     /// The backend did not answer in time.
     pub const TIMEOUT: Self = Self::plain(StatusCode::GATEWAY_TIMEOUT, "backend_timeout", "the server behind this address did not answer in time");

@@ -20,7 +20,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use http::Version;
+use http::{HeaderMap, Version};
 use pingora::connectors::L4Connect;
 use pingora::http::RequestHeader;
 use pingora::listeners::ALPN;
@@ -57,7 +57,7 @@ pub struct Tunnel {
 impl Tunnel {
     /// Makes a peer one for an upgrade, if the request asks for one that the engine passes on: it knows WebSocket only.
     pub fn asked_for(head: &RequestHeader, peer: &mut HttpPeer) -> Option<Arc<Self>> {
-        if head.headers.get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc")) {
+        if is_grpc(&head.headers) {
             // A stream may rest for as long as its deadline says. A call that hangs is the guard's to notice, and its client's to give up.
             peer.options.read_timeout =
                 Some(head.headers.get("grpc-timeout").and_then(|deadline| grpc_deadline(deadline.as_bytes())).map_or(IDLE, |deadline| deadline + GRPC_GRACE));
@@ -102,6 +102,11 @@ impl Tunnel {
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);
     }
+}
+
+/// Whether a message is one of gRPC.
+pub fn is_grpc(headers: &HeaderMap) -> bool {
+    headers.get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The deadline of a gRPC call, as `grpc-timeout` has it: at most eight digits and a unit.

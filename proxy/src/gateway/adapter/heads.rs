@@ -1,6 +1,6 @@
 //! Pingora's heads as the gate sees them, and its edits on them.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
+use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
@@ -18,11 +18,6 @@ impl<'a> RequestHead<'a> {
     pub(super) fn of(session: &'a Session) -> Self {
         Self { head: session.req_header(), raw: b"" }
     }
-}
-
-/// Whether a message is one of gRPC.
-pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// What a head of HTTP/2 would have had as bytes, about.

@@ -127,7 +127,7 @@ impl ProxyHttp for Adapter {
         }
         if session.is_body_empty() {
             self.gate.sent(&mut exchange, now);
-        } else if !heads::is_grpc(&session.req_header().headers) {
+        } else if !tunnel::is_grpc(&session.req_header().headers) {
             // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a body.
             context.is_paced = true;
             conn.body_moved(now);
@@ -152,7 +152,7 @@ impl ProxyHttp for Adapter {
         let tried = context.end.server.filter(|_| !context.was_stale);
         let chosen = backend.and_then(|backend| backend.choose(tried, now).or_else(|| backend.choose(None, now)));
         let Some(chosen) = chosen else {
-            return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("no server has an address".into()), None));
+            return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("there is no server to send to".into()), None));
         };
         let mut peer = Box::new(chosen.server().peer().clone());
         if context.was_stale {
@@ -222,8 +222,7 @@ impl ProxyHttp for Adapter {
     async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
-        if let (Some(tunnel), StatusCode::SWITCHING_PROTOCOLS) = (&context.tunnel, response.status) {
-            tunnel.open();
+        if context.tunnel.is_some() && response.status == StatusCode::SWITCHING_PROTOCOLS {
             session.set_read_timeout(Some(tunnel::IDLE));
             if let Some(exchange) = &mut context.exchange {
                 self.gate.is_a_websocket(exchange);
@@ -250,7 +249,7 @@ impl ProxyHttp for Adapter {
                 error.set_retry(true);
                 return Err(error);
             }
-            context.is_grpc = heads::is_grpc(&response.headers);
+            context.is_grpc = tunnel::is_grpc(&response.headers);
             if let (true, Some(code)) = (context.is_grpc, response.headers.get("grpc-status")) {
                 self.gate.grpc_status(exchange, code.as_bytes());
             }
@@ -298,11 +297,7 @@ impl ProxyHttp for Adapter {
     /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
     /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
     fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
-        if std::mem::take(&mut context.asks_other_side) {
-            error.set_retry(true);
-            return error;
-        }
-        if context.was_stale {
+        if std::mem::take(&mut context.asks_other_side) || context.was_stale {
             error.set_retry(true);
             return error;
         }
@@ -344,7 +339,7 @@ impl ProxyHttp for Adapter {
         };
         let client_is_gone =
             failure.blame == Blame::Client && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
-        let may_answer = session.response_written().is_none_or(|response| response.status.is_informational()) && !session.was_upgraded() && !client_is_gone;
+        let may_answer = is_unanswered(session) && !session.was_upgraded() && !client_is_gone;
         let mut error_code = 0;
         if may_answer {
             // A client that went away meanwhile needs no answer.
@@ -380,5 +375,10 @@ impl ProxyHttp for Adapter {
 
 /// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body is still in the buffer.
 fn can_repeat(session: &Session) -> bool {
-    session.response_written().is_none_or(|response| response.status.is_informational()) && !session.as_ref().retry_buffer_truncated()
+    is_unanswered(session) && !session.as_ref().retry_buffer_truncated()
+}
+
+/// Whether nothing of an answer has gone out but interim ones.
+fn is_unanswered(session: &Session) -> bool {
+    session.response_written().is_none_or(|response| response.status.is_informational())
 }
