@@ -890,7 +890,7 @@ def check_crowd(edge, report):
     tls = (edge.memory() - before) / resting / 1024
     for connection in connections + idle_once:
         connection.close()
-    report("memory of an idle connection", plain < 64 and tls < 128, f"{resting} kept connections after one request each", f"{plain:.1f} KiB plain, {tls:.1f} KiB with TLS")
+    report("memory of an idle connection", plain < 30 and tls < 32, f"{resting} kept connections after one request each", f"{plain:.1f} KiB plain, {tls:.1f} KiB with TLS")
 
 
 def check_dead(edge, report):

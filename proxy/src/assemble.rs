@@ -44,6 +44,7 @@ use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
 use crate::gateway::door::{Connections, Door, Ending, Entrance};
 use crate::gateway::gate::{Gate, Limits};
 use crate::gateway::parking::{Parking, ParkingLimits};
+use crate::gateway::stoker::Stoker;
 use crate::published::{Common, Published, Snapshot};
 use crate::readiness::Readiness;
 use crate::recorder::recorder;
@@ -51,12 +52,15 @@ use crate::sockets::{Given, Purpose, Socket};
 use crate::source::{LAST_GOOD, Source, SourceError};
 use crate::status::ConfigStatus;
 use crate::succession::{Heir, Holdings, Inheritance, Predecessor};
+use crate::warm_up::WarmUp;
 use crate::watch::{self as file_watch, WatchHandle};
 
 /// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the cost of a request.
 const POOL_PER_THREAD: usize = 1_024;
 /// Read buffer of a client connection in bytes: pingora's default of 64 KiB would be pinned by every idle client.
 const READ_BUFFER: usize = 4 * 1024;
+/// The same below TLS, which has a buffer of its own and reads past this one.
+const READ_BUFFER_BELOW_TLS: usize = 512;
 /// Write buffer of a client connection in bytes: pingora's default.
 const WRITE_BUFFER: usize = 1_460;
 /// How long WebSockets may take to end when the process does.
@@ -260,7 +264,8 @@ impl Start {
             restart_needed: Vec::new(),
         };
         let drains = Drains::default();
-        let mut control_loop = Control::new(plane, reader, Arc::clone(&published), Arc::clone(&common), disk.clone(), config, drains.clone());
+        let (warm_up, wishes) = WarmUp::new();
+        let mut control_loop = Control::new(plane, reader, Arc::clone(&published), Arc::clone(&common), disk.clone(), config, (drains.clone(), warm_up.clone()));
         let control_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let control_stopped = stopped.clone();
         let control_thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
@@ -285,11 +290,14 @@ impl Start {
         let ending: Arc<Ending> = Arc::default();
         let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
         let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, &settings.listen)));
+        runtime.spawn(Stoker::new(wishes).work(Arc::clone(&proxy)));
+        let in_use = published.load().new_in_use();
+        runtime.spawn(async move { warm_up.warm(in_use).await });
         let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), Arc::clone(&ending), drains.clone(), &settings.listen);
-        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(&http_sockets, &http)?)];
+        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http, READ_BUFFER), hand_over(&http_sockets, &http)?)];
         if !https.is_empty() {
             let acceptor = Acceptor::from_server_config(Arc::new(certificates.server_config()?));
-            services.push((listening(door(Entrance::Tls(acceptor)), &https), hand_over(&https_sockets, &https)?));
+            services.push((listening(door(Entrance::Tls(acceptor)), &https, READ_BUFFER_BELOW_TLS), hand_over(&https_sockets, &https)?));
         }
         let doors = services.len();
         for (mut service, fds) in services {
@@ -476,10 +484,10 @@ fn socket(given: &mut Given, purpose: Purpose, address: SocketAddr) -> Result<So
 }
 
 /// The listening service of one kind of port, with its door.
-fn listening(door: Door, addresses: &[SocketAddr]) -> Service<Door> {
+fn listening(door: Door, addresses: &[SocketAddr], read_buffer: usize) -> Service<Door> {
     let mut service = Service::new("cutover".to_owned(), door);
     for address in addresses {
-        let buffers = L4BufferSettings::default().read(READ_BUFFER).write(WRITE_BUFFER);
+        let buffers = L4BufferSettings::default().read(read_buffer).write(WRITE_BUFFER);
         service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffers));
     }
     service

@@ -30,6 +30,8 @@ use crate::journal::Record;
 use crate::published::{Common, Published, Snapshot};
 use crate::recorder::{Look, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
 use crate::status::{ConfigStatus, Measured, Report, recent_quantiles, status_of};
+use crate::upstream::Backend;
+use crate::warm_up::WarmUp;
 
 /// The shortest time between two looks.
 const LOOK_PAUSE: Duration = WAKE_PAUSE;
@@ -51,6 +53,7 @@ pub struct Control {
     /// By control-plane slot: up to which tick the age of waiting requests has been read.
     waited_until: Vec<u64>,
     drains: Drains,
+    warm_up: WarmUp,
     /// What is still on new of rolled back rollouts leaves then: when, which, and what began before which revision.
     leaving: Vec<(Mono, Arc<str>, u64)>,
     role: Role,
@@ -74,8 +77,22 @@ enum Role {
 
 impl Control {
     /// The loop for a plane whose first settings are already published as `common`.
-    pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus, drains: Drains) -> Self {
-        Self { drains, leaving: Vec::new(), plane, reader, published, common, disk, config, rollbacks: BTreeMap::new(), held: None, waited_until: Vec::new(), role: Role::Leads }
+    pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus, (drains, warm_up): (Drains, WarmUp)) -> Self {
+        Self {
+            drains,
+            warm_up,
+            leaving: Vec::new(),
+            plane,
+            reader,
+            published,
+            common,
+            disk,
+            config,
+            rollbacks: BTreeMap::new(),
+            held: None,
+            waited_until: Vec::new(),
+            role: Role::Leads,
+        }
     }
 
     /// Tells of the first settings. Persisted and published they are already: before the ports opened.
@@ -324,7 +341,9 @@ impl Control {
                     self.held = Some(split);
                 }
                 Effect::Publish(split) => {
-                    self.held = None;
+                    if self.held.take().is_none() {
+                        self.warm_up.warm(self.cold(&split)).await;
+                    }
                     self.publish(split);
                 }
                 // The directory belongs to another process.
@@ -353,6 +372,14 @@ impl Control {
             }
         }
         durable
+    }
+
+    /// The new backends that are about to get their first users.
+    fn cold(&self, split: &Split) -> Vec<Arc<Backend>> {
+        let before = self.published.load();
+        let warm = before.new_in_use();
+        let after = Snapshot::new(split.clone(), Arc::clone(&self.common), Some(&before));
+        after.new_in_use().into_iter().filter(|backend| !warm.iter().any(|warm| Arc::ptr_eq(warm, backend))).collect()
     }
 
     /// Waits until the journal has what was announced, so that an answered command is never missing from it.

@@ -108,8 +108,7 @@ async fn check(connector: &Connector, server: &Server, health: &HealthCheck) -> 
     peer.group_key ^= 1;
     let (mut session, _) = connector.get_http_session(&peer).await.map_err(told)?;
     let mut request = RequestHeader::build("GET", health.path.as_bytes(), Some(3)).map_err(told)?;
-    let host = server.name().trim_start_matches("https://");
-    request.insert_header("host", host).map_err(told)?;
+    request.insert_header("host", server.host()).map_err(told)?;
     request.insert_header("user-agent", concat!("cutover-health/", env!("CARGO_PKG_VERSION"))).map_err(told)?;
     if matches!(session, HttpSession::H1(_)) {
         request.insert_header("connection", "close").map_err(told)?;

@@ -34,4 +34,5 @@ pub mod succession;
 pub mod supervisor;
 pub mod terminal;
 pub mod upstream;
+pub mod warm_up;
 pub mod watch;

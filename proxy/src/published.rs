@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use cutover_config::Settings;
-use cutover_core::{KeySource, PerSide, Side, Split};
+use cutover_core::{KeySource, PerSide, Percent, Side, Split};
 use http::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 
@@ -148,6 +148,12 @@ impl Snapshot {
             })
             .collect();
         Self { split, prepared, common }
+    }
+
+    /// The backends that a share of some rollout's users is sent to as new.
+    pub fn new_in_use(&self) -> Vec<Arc<Backend>> {
+        let rollouts = self.split.rollouts.iter().zip(&self.prepared);
+        rollouts.filter(|(rollout, _)| rollout.percent > Percent::ZERO).map(|(_, prepared)| Arc::clone(&prepared.backends.new)).collect()
     }
 
     /// Which sides of a rollout have a server to send to.

@@ -100,6 +100,11 @@ impl Server {
         &self.name
     }
 
+    /// Its host and port, as requests of our own name it.
+    pub fn host(&self) -> &str {
+        self.name.trim_start_matches("https://")
+    }
+
     /// What pingora connects to.
     pub fn peer(&self) -> &HttpPeer {
         &self.peer

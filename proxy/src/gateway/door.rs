@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
 use pingora::listeners::ALPN;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
@@ -29,6 +29,7 @@ use tokio::sync::watch;
 use super::adapter::Adapter;
 use super::gate::is_trusted;
 use super::head::Conn;
+use super::kept::Kept;
 use crate::clock;
 use crate::drain::{Drains, Ended};
 
@@ -141,7 +142,7 @@ impl ServerApp for Door {
         match speaks {
             Speaks::Http1 => {
                 // A task of its own, so that the watchdog is polled when its timer rings and not at every turn of a request.
-                let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), self.closing.clone()));
+                let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), self.closing.clone(), self.ending.dismissed.subscribe()));
                 self.watch_heads(&conn, serving).await;
             }
             Speaks::Http2 => Box::pin(self.serve_http2(stream, conn)).await,
@@ -275,19 +276,28 @@ async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
     }
 }
 
-/// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request.
-async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, closing: ShutdownWatch) {
-    let mut session = ServerSession::new_http1(stream);
-    session.set_keepalive(if *closing.borrow() { None } else { NO_TIMER });
-    session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
-    let mut served = proxy.process_new_http(session, &closing).await;
-    while let Some((stream, persistent)) = served.map(pingora::apps::ReusedHttpStream::consume) {
-        let mut session = ServerSession::new_http1(stream);
-        if let Some(persistent) = persistent {
-            persistent.apply_to_session(&mut session);
+/// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request; what a request needs exists from its first byte on.
+async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, closing: ShutdownWatch, mut dismissed: watch::Receiver<bool>) {
+    let mut kept = Box::new(Kept::new(stream));
+    let mut persistent: Option<HttpPersistentSettings> = None;
+    loop {
+        tokio::select! {
+            // A request that is there is never dropped.
+            biased;
+            begins = kept.begins() => if !begins {
+                return;
+            },
+            _ = dismissed.wait_for(|dismissed| *dismissed) => return,
+        }
+        let mut session = ServerSession::new_http1(kept);
+        match persistent {
+            Some(persistent) => persistent.apply_to_session(&mut session),
+            None => session.set_keepalive(if *closing.borrow() { None } else { NO_TIMER }),
         }
         session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
-        served = proxy.process_new_http(session, &closing).await;
+        let Some((stream, settings)) = proxy.process_new_http(session, &closing).await.map(ReusedHttpStream::consume) else { return };
+        let Ok(stream) = stream.into_any().downcast() else { return };
+        (kept, persistent) = (stream, settings);
     }
 }
 

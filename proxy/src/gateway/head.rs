@@ -1,6 +1,7 @@
 //! What the gate may see of a message, and the edits it asks for. Two small traits, so that the engine that moves bytes can change.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::tunnel::Tunnel;
 use crate::drain::Stay;
+use crate::upstream::Server;
 
 /// The head of a request as an engine holds it.
 pub trait Head {
@@ -101,6 +103,8 @@ pub struct Conn {
     pub stay: Stay,
     /// The tunnel that its present request has become, or the stream that it is.
     pub tunnel: ArcSwapOption<Tunnel>,
+    /// The server that this connection warms up, if it is one of our own: it has no client.
+    pub warms: Option<Arc<Server>>,
     /// When a body came on last, in microseconds of the process; zero while none is awaited.
     body_moved_us: AtomicU64,
     /// Counts the turns of the connection: even while a request head is awaited, odd while a request is served. Written by the task of the connection alone.
@@ -112,7 +116,12 @@ impl Conn {
     pub fn new(peer: IpAddr, trusted: bool, tls: bool) -> Self {
         let peer = peer.to_canonical();
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, peer_value, trusted, tls, stay: Stay::default(), tunnel: ArcSwapOption::default(), body_moved_us: AtomicU64::default(), turn: AtomicU64::new(0) }
+        Self { peer, peer_value, trusted, tls, stay: Stay::default(), tunnel: ArcSwapOption::default(), warms: None, body_moved_us: AtomicU64::default(), turn: AtomicU64::new(0) }
+    }
+
+    /// A connection of our own, to warm up this server.
+    pub fn warm_up(server: Arc<Server>) -> Self {
+        Self { warms: Some(server), ..Self::new(IpAddr::V4(Ipv4Addr::LOCALHOST), false, false) }
     }
 
     /// The same for one of the streams of the connection: they come and go side by side.
@@ -125,6 +134,7 @@ impl Conn {
             tls: *tls,
             stay: Stay::default(),
             tunnel: ArcSwapOption::default(),
+            warms: None,
             body_moved_us: AtomicU64::default(),
             turn: AtomicU64::new(0),
         }

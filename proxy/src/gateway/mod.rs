@@ -9,6 +9,7 @@
 //! | room | what |
 //! |---|---|
 //! | `door` | one connection |
+//! | `kept` | a connection between two requests |
 //! | `adapter` | pingora's callbacks, translated |
 //! | `spelling` | header names and targets as the client wrote them |
 //! | `tunnel` | connections for upgrades |
@@ -18,6 +19,7 @@
 //! | `identity` | request -> user key |
 //! | `forward` | headers to the backend |
 //! | `reply` | answers of our own |
+//! | `stoker` | connections to a backend before its first user |
 //! | `parking` | where requests wait while maintenance holds them |
 //!
 //! Never here: a lock, a file, a wait for the control plane. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
@@ -28,9 +30,11 @@ pub mod forward;
 pub mod gate;
 pub mod head;
 pub mod identity;
+pub mod kept;
 pub mod pace;
 pub mod parking;
 pub mod reply;
 pub mod spelling;
+pub mod stoker;
 pub mod strict;
 pub mod tunnel;

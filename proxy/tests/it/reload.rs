@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Instant;
 
-use crate::harness::{Load, PATIENCE, Proxy, rollout, until};
+use crate::harness::{Backend, Behaviour, Load, PATIENCE, Proxy, rollout, until};
 
 fn desired(proxy: &Proxy) -> f64 {
     proxy.rollout()["desired_percent"].as_f64().unwrap()
@@ -201,4 +201,40 @@ fn a_busy_log_beside_the_file_hides_no_edit() {
         }
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
     });
+}
+
+#[test]
+fn the_first_users_of_new_find_connections_that_are_open_already() {
+    let new = Backend::start("warm");
+    // A check in a minute, so that whatever connects meanwhile is a warm-up or a request.
+    let tables = format!("[backend.new]\nservers = [\"{}\"]\nhealth = {{ path = \"/healthz\", interval = \"60s\" }}\n", new.address);
+    let proxy = Proxy::start_with(&tables, &rollout("checkout", "0", ""));
+    until("the first check", || (new.requests() == 1).then_some(()));
+    fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", "100", ""))).unwrap();
+    is_followed(&proxy, 100.0, "a raise");
+    until("the warm-up", || (new.requests() > 1).then_some(()));
+    let (connections, head) = (new.connections(), new.last_head());
+    assert!(head.starts_with("GET /healthz HTTP/1.1\r\n") && head.to_lowercase().contains("user-agent: cutover-warm-up/"), "{head}");
+    assert!(connections > 2, "one of the check, and more than one for users");
+    // On one connection: a client that leaves at once takes the backend's connection with it now and then.
+    let mut client = proxy.client();
+    for user in 0..10 {
+        assert_eq!(client.ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"").unwrap().side(), "warm");
+    }
+    until("the users to be counted", || (proxy.rollout()["new"]["requests"].as_u64() == Some(10)).then_some(()));
+    // The engine gives a kept connection up when it is asked for in the moment in which it is put back.
+    assert!(new.connections() <= connections + 2, "ten users opened {} more", new.connections() - connections);
+    // A raise of what is in use warms nothing up, and nobody waits for a backend that hangs.
+    let requests = new.requests();
+    for percent in ["50", "60"] {
+        fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", percent, ""))).unwrap();
+        is_followed(&proxy, percent.parse().unwrap(), "another share");
+    }
+    assert_eq!(new.requests(), requests);
+    fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", "0", ""))).unwrap();
+    is_followed(&proxy, 0.0, "a drop");
+    new.behave(Behaviour::Hang);
+    fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", "10", ""))).unwrap();
+    is_followed(&proxy, 10.0, "a raise before a backend that hangs");
+    assert_eq!(proxy.rollout()["new"]["failed"], 0, "what warms up is nobody's request");
 }

@@ -107,6 +107,9 @@ impl ProxyHttp for Adapter {
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
         let Some(conn) = context.conn.clone().or_else(door::conn_of_task) else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
         context.conn = Some(Arc::clone(&conn));
+        if conn.warms.is_some() {
+            return Ok(false);
+        }
         conn.head_came();
         if session.get_keepalive().is_some() {
             session.set_keepalive(NO_TIMER);
@@ -147,6 +150,9 @@ impl ProxyHttp for Adapter {
     }
 
     async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+        if let Some(server) = context.conn.as_ref().and_then(|conn| conn.warms.as_ref()) {
+            return Ok(Box::new(server.peer().clone()));
+        }
         let (backend, now) = (context.exchange.as_ref().map(Exchange::backend), clock::mono());
         // A second attempt goes to another server than the first, where there is one.
         let tried = context.end.server.filter(|_| !context.was_stale);
