@@ -6,6 +6,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 CARGO ?= cargo
 CONFIG ?= cutover.toml
+# Everything there is, for tests; a release has what its builder asks for.
+FEATURES := cutover/otlp
 ARGS ?=
 
 # command:package, for building, and for the tests beside that
@@ -24,17 +26,19 @@ run: build-packages ## the proxy, following CONFIG (cutover.toml)
 	$(CARGO) run --release --locked -p cutover -- run -c $(CONFIG) $(ARGS)
 
 test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others
-	$(CARGO) run --quiet --locked -p cutover -- demo --headless --assert
+	$(CARGO) build --workspace --features $(FEATURES) --locked
+	target/debug/cutover demo --headless --assert
 	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
 lint: build-packages ## format and lints
 	$(CARGO) fmt --all -- --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) --locked -- -D warnings
+	$(CARGO) clippy -p cutover --locked -- -D warnings
 
 unit: build-packages ## all tests of the workspace
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --features $(FEATURES) --locked
 
 doc: build-packages ## documents of the code, links checked
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet

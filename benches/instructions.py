@@ -19,5 +19,5 @@ def count(piece, requests):
     return int(re.search(r"guest instrs:\s+([\d,]+)", said).group(1).replace(",", ""))
 
 
-for piece in ("success", "success-on-legacy", "failure", "gate"):
+for piece in ("success", "success-on-legacy", "failure", "gate", "gate-logged"):
     print(f"{piece}: {(count(piece, MANY) - count(piece, FEW)) / (MANY - FEW):.1f} instructions per request", flush=True)

@@ -4,11 +4,14 @@
 //! shared machine is no fact. Deliberately absent: sockets and pingora. The cost of the whole proxy is `proxy_cost`'s to say.
 
 use std::hint::black_box;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
+use cutover::assemble::{Origin as Begin, Start};
 use cutover::recorder::{Look, Origin, Reader, Recorder, recorder, slot_of};
 use cutover_benches::fixture;
 use cutover_core::guard::LatencyPoint;
@@ -185,5 +188,45 @@ fn gate(criterion: &mut Criterion) {
     });
 }
 
-criterion_group!(engine, decide, record, tick, gate);
+/// The same with an access log, as a thread of requests sees it: its own part, and now and then the writer's on the same core.
+fn gate_logged(criterion: &mut Criterion) {
+    let (gate, _reader, _) = fixture::gate_logging();
+    let conn = fixture::conn();
+    let heads: Vec<fixture::MemoryHead> = fixture::users(fixture::REQUESTING).iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
+    let mut heads = heads.iter().cycle();
+    criterion.benchmark_group("gate").bench_function("with_an_access_log", |bencher| {
+        bencher.iter_batched(
+            || {
+                let head = heads.next().expect("a cycle of ten thousand does not end");
+                (head, head.copied())
+            },
+            |(head, mut edits)| {
+                fixture::pass(&gate, &conn, head, &mut edits);
+                edits
+            },
+            BatchSize::SmallInput,
+        );
+    });
+}
+
+/// A whole scrape over a connection of its own: the real proxy with a hundred rollouts.
+fn scrape(criterion: &mut Criterion) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("cutover.toml");
+    std::fs::write(&file, fixture::file_of(100, folder.path())).expect("a file");
+    let start = Start { file, threads: Some(1), access_out: Box::new(std::io::sink()), origin: Begin::default() };
+    let running = start.start().expect("the proxy starts");
+    let scrape = || {
+        let mut stream = TcpStream::connect(running.admin).expect("the admin port answers");
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").expect("a request");
+        let mut answer = Vec::with_capacity(1 << 21);
+        stream.read_to_end(&mut answer).expect("an answer");
+        assert!(answer.starts_with(b"HTTP/1.1 200 "));
+        answer.len()
+    };
+    criterion.benchmark_group("scrape").bench_function("100_rollouts", |bencher| bencher.iter(scrape));
+    running.stop(Duration::ZERO, Duration::from_secs(1), || true);
+}
+
+criterion_group!(engine, decide, record, tick, gate, gate_logged, scrape);
 criterion_main!(engine);

@@ -4,15 +4,18 @@
 //! Rollouts are built from the core's types; only the gate reads a file, because its settings, limits and backends come from one.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cutover::access_log::AccessLog;
+use cutover::access_log::{AccessLog, Out};
 use cutover::gateway::gate::{End, Gate, Limits, Step};
 use cutover::gateway::head::{Conn, Head};
 use cutover::published::{Common, Published, Snapshot};
 use cutover::recorder::{Origin, Reader, recorder};
-use cutover_config::Settings;
+use cutover::traces::Traces;
+use cutover_config::{LogFormat, Settings};
 use cutover_core::bucket::murmur3_x86_32;
 use cutover_core::plane::{Actor, Restored};
 use cutover_core::split::decide;
@@ -171,6 +174,16 @@ impl cutover_config::Loader for NoFiles {
     }
 }
 
+/// A file with so many rollouts, for a process on ports of its own that keeps its state in this folder.
+pub fn file_of(rollouts: usize, folder: &Path) -> String {
+    let head = format!(
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\n[admin]\naddress = \"127.0.0.1:0\"\n[state]\ndirectory = {:?}\n[log]\naccess = \"off\"\n[backend.legacy]\nservers = [\"127.0.0.1:9\"]\n[backend.new]\nservers = [\"127.0.0.1:9\"]\n",
+        folder.join("state")
+    );
+    (0..rollouts)
+        .fold(head, |text, number| format!("{text}[[rollout]]\nid = \"service-{number}\"\nmatch = {{ path = \"/service-{number}\" }}\npercent = 5\nkey = [\"header:x-user-id\"]\n"))
+}
+
 /// What a file of ours means.
 ///
 /// # Panics
@@ -181,12 +194,37 @@ pub fn settings(text: &str) -> Settings {
 
 /// A gate with three rollouts of which the third takes [`PATH`], without an access log.
 pub fn gate() -> (Gate, Reader) {
+    gate_with(AccessLog::off())
+}
+
+/// The same with an access log in JSON, written to nowhere by a thread of its own that counts its lines.
+///
+/// # Panics
+/// When the system refuses the thread.
+pub fn gate_logging() -> (Gate, Reader, Arc<AtomicU64>) {
+    struct Nowhere(Arc<AtomicU64>);
+    impl std::io::Write for Nowhere {
+        fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
+            self.0.fetch_add(text.iter().filter(|byte| **byte == b'\n').count() as u64, Ordering::Relaxed);
+            Ok(text.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines: Arc<AtomicU64> = Arc::default();
+    let (log, _) = AccessLog::start(LogFormat::Json, Out::to(Box::new(Nowhere(Arc::clone(&lines)))), [7; 32]).expect("a thread starts");
+    let (gate, reader) = gate_with(log);
+    (gate, reader, lines)
+}
+
+fn gate_with(access_log: AccessLog) -> (Gate, Reader) {
     let settings = settings(FILE);
     let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
     let plane = plane(settings.rollouts.clone());
     let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::new(Common::new(settings, None)), None)));
     let (recorder, reader) = recorder();
-    (Gate::new(published, recorder, AccessLog::off(), limits), reader)
+    (Gate::new(published, recorder, access_log, Traces::default(), limits), reader)
 }
 
 /// The connection that all requests come over.

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cutover_core::RolloutSettings;
+use cutover_core::{Rate, RolloutSettings};
 use ipnet::IpNet;
 
 use crate::error::Problem;
@@ -25,6 +25,8 @@ pub struct Settings {
     pub state: State,
     /// What is logged.
     pub log: Log,
+    /// Where spans go; `None` makes none.
+    pub traces: Option<Traces>,
     /// All backends, in file order; at least one, names unique.
     pub backends: Vec<Backend>,
     /// What happens outside of the rollouts.
@@ -63,8 +65,9 @@ impl Settings {
         } = &self.listen;
         let Admin { address, tokens } = &self.admin;
         let State { directory } = &self.state;
-        // `access` is read anew for each request.
-        let Log { format, access: _ } = &self.log;
+        // The others are read anew for each request.
+        let Log { format, access: _, sample: _, user: _, file } = &self.log;
+        let exports = |settings: &Self| settings.traces.as_ref().map(|Traces { endpoint, sample: _, service }| (endpoint.clone(), service.clone()));
         let was = running;
         [
             ("listen.http", *http != was.listen.http),
@@ -82,6 +85,8 @@ impl Settings {
             ("admin.tokens", *tokens != was.admin.tokens),
             ("state.directory", *directory != was.state.directory),
             ("log.format", *format != was.log.format),
+            ("log.file", *file != was.log.file),
+            ("traces", exports(self) != exports(was)),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))
@@ -176,13 +181,41 @@ pub struct State {
     pub directory: String,
 }
 
-/// `[log]`: what goes to standard output.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// `[log]`: what is written of events and requests.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
     /// The form of a line.
     pub format: LogFormat,
     /// Which requests get a line.
     pub access: AccessLog,
+    /// How many of those that went well.
+    pub sample: Rate,
+    /// What a line says of the user key.
+    pub user: LogUser,
+    /// Where the lines of requests go; `None` is standard output. As the file has it: relative paths are the shell's to resolve.
+    pub file: Option<String>,
+}
+
+/// `[traces]`: where spans go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Traces {
+    /// `http://` with a host and perhaps a port, without a path.
+    pub endpoint: String,
+    /// How many requests are sampled.
+    pub sample: Rate,
+    /// The name of this service. Not empty.
+    pub service: String,
+}
+
+/// What a line says of the user key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LogUser {
+    /// A keyed hash.
+    Hashed,
+    /// The key.
+    Plain,
+    /// Nothing.
+    Off,
 }
 
 /// The form of a log line.

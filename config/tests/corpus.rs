@@ -36,13 +36,14 @@ fn parse(path: &Path) -> Result<Settings, Problems> {
 /// What a valid file means, for eyes: enough to see that each line of it was heard.
 fn describe(settings: &Settings) -> String {
     let mut text = String::new();
-    let Settings { listen, admin, state, log, backends, routing, rollouts, rollout_files, warnings, digest, files } = settings;
+    let Settings { listen, admin, state, log, traces, backends, routing, rollouts, rollout_files, warnings, digest, files } = settings;
     assert_eq!(digest.len(), 64);
     let _ = writeln!(text, "{listen:#?}\n\nadmin {}", admin.address);
     for token in &admin.tokens {
         let _ = writeln!(text, "token {:?} {} {}", token.name, token.role.name(), hex(&token.sha256));
     }
-    let _ = writeln!(text, "{state:?}\n{log:?}\n");
+    let _ = writeln!(text, "{state:?}\n{log:?}");
+    let _ = writeln!(text, "{}", traces.as_ref().map_or_else(String::new, |traces| format!("{traces:?}\n")));
     for backend in backends {
         let servers: Vec<String> = backend.servers.iter().map(ToString::to_string).collect();
         let (connect, response, idle) = (backend.connect_timeout, backend.response_timeout, backend.idle_timeout);

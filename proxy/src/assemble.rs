@@ -31,7 +31,7 @@ use pingora::services::Service as _;
 use pingora::services::listening::Service;
 use tokio::sync::watch;
 
-use crate::access_log::AccessLog;
+use crate::access_log::{AccessLog, Out};
 use crate::admin::auth::Auth;
 use crate::admin::{self, Admin};
 use crate::certificates::{Certificates, Unusable};
@@ -52,6 +52,7 @@ use crate::sockets::{Given, Purpose, Socket};
 use crate::source::{LAST_GOOD, Source, SourceError};
 use crate::status::ConfigStatus;
 use crate::succession::{Heir, Holdings, Inheritance, Predecessor};
+use crate::traces::Traces;
 use crate::warm_up::WarmUp;
 use crate::watch::{self as file_watch, WatchHandle};
 
@@ -106,6 +107,14 @@ pub enum StartError {
     State {
         /// The directory.
         directory: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The file of the access log cannot be opened.
+    #[error("cannot write the access log {} ([log] file): {error}", path.display())]
+    Log {
+        /// The file.
+        path: PathBuf,
         /// Why.
         error: io::Error,
     },
@@ -170,6 +179,8 @@ pub struct Running {
     pub control: ControlHandle,
     /// To the watched file.
     pub watch: WatchHandle,
+    /// To the access log.
+    pub access_log: AccessLog,
     ready: Arc<Readiness>,
     connections: Arc<Connections>,
     stop_accepting: watch::Sender<bool>,
@@ -251,7 +262,16 @@ impl Start {
             let kept = directory.join(LAST_GOOD);
             crate::state_file::replace(&kept, source.self_contained(&text).as_bytes()).map_err(|error| StartError::State { directory: directory.clone(), error })?;
         }
-        let (access_log, log_thread) = AccessLog::start(settings.log.format, self.access_out)?;
+        let out = match &settings.log.file {
+            None => Out::to(self.access_out),
+            Some(file) => {
+                let path = base.join(file);
+                Out::file(path.clone()).map_err(|error| StartError::Log { path, error })?
+            }
+        };
+        let secret = crate::state_file::secret(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+        let (access_log, log_thread) = AccessLog::start(settings.log.format, out, secret)?;
+        let (traces, traces_thread) = Traces::start(settings.traces.as_ref())?;
 
         let (control, inbox) = ControlHandle::new();
         let (stop, stopped) = watch::channel(false);
@@ -280,7 +300,7 @@ impl Start {
         let health_thread = crate::health::start(Arc::clone(&published), stopped.clone())?;
 
         let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
-        let gate = Arc::new(Gate::new(Arc::clone(&published), recorder, access_log.clone(), limits));
+        let gate = Arc::new(Gate::new(Arc::clone(&published), recorder, access_log.clone(), traces.clone(), limits));
         let connections: Arc<Connections> = Arc::default();
         let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("proxy").enable_all().build()?;
@@ -312,7 +332,8 @@ impl Start {
             published: Arc::clone(&published),
             connections: Arc::clone(&connections),
             certificates,
-            access_log,
+            access_log: access_log.clone(),
+            traces,
             drains: drains.clone(),
             ready: Arc::clone(&ready),
             state_directory: directory,
@@ -321,13 +342,14 @@ impl Start {
         let close_admin = watch::Sender::new(false);
         let admin_thread = admin::start(admin_socket.again()?.listener, admin_state, close_admin.subscribe(), stopped)?;
         let predecessor = heir.map(|heir| heir.ready(control.clone(), published)).transpose()?;
-        let threads = vec![control_thread, watch_thread, certificates_thread, health_thread, admin_thread, disk_thread, log_thread];
+        let threads = [control_thread, watch_thread, certificates_thread, health_thread, admin_thread, disk_thread, log_thread].into_iter().chain(traces_thread).collect();
         Ok(Running {
             http,
             https,
             admin: admin_address,
             control,
             watch: watch_handle,
+            access_log,
             ready,
             connections,
             stop_accepting,
@@ -416,7 +438,7 @@ impl Running {
         self.watch.stop();
         // The admin answered until here: whoever waits for readiness to fall has seen it fall.
         self.stop.send_replace(true);
-        drop((self.control, self.watch, self.stop_certificates));
+        drop((self.control, self.watch, self.stop_certificates, self.access_log));
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread ended in a panic");

@@ -33,6 +33,7 @@ pub mod status;
 pub mod succession;
 pub mod supervisor;
 pub mod terminal;
+pub mod traces;
 pub mod upstream;
 pub mod warm_up;
 pub mod watch;

@@ -3,8 +3,9 @@
 //! Written as a temporary file in the same directory, synced, renamed over the old one, and the directory synced: a crash at any point leaves the old state or the new one, never a half.
 //! A checksum tells a file that was edited or damaged. What cannot be read is never guessed at: every rollout then starts at 0 %, and the unreadable file is kept beside the new one.
 
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -169,6 +170,27 @@ pub fn trip(trip: TripStatus) -> Result<Trip, String> {
 /// SHA-256 over the state in its compact form.
 fn checksum(state: &State) -> serde_json::Result<String> {
     Ok(format!("{:x}", Sha256::digest(serde_json::to_vec(state)?)))
+}
+
+/// The name of the secret that user keys are hashed with in logs.
+const SECRET: &str = "log-secret";
+
+/// The secret that user keys are hashed with in logs; made where there is none, or none that can be read: hashes then begin anew.
+///
+/// # Errors
+/// When it cannot be written.
+pub fn secret(directory: &Path) -> io::Result<[u8; 32]> {
+    let path = directory.join(SECRET);
+    if let Ok(known) = fs::read(&path)
+        && let Ok(known) = <[u8; 32]>::try_from(known.as_slice())
+    {
+        return Ok(known);
+    }
+    let secret: [u8; 32] = rand::random();
+    // Readable for its owner alone before anything stands in it.
+    OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path)?;
+    replace(&path, &secret)?;
+    Ok(secret)
 }
 
 /// Replaces a file durably: temporary file beside it, sync, rename, sync of the directory. Some file systems lose a rename that is not synced.

@@ -7,8 +7,7 @@
 //! for ten seconds, longer each time, but never the last one. A backend without any server that passes its checks is "without a server": the decision then sends its users to the other side.
 //! What a server answers, even 500, ejects nobody: that is the guard's to judge, for all users at once.
 //!
-//! Of the servers in turn, two are looked at and the one with fewer requests in flight gets the next (Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001). A backend of one
-//! server counts nothing.
+//! Of the servers in turn, two are looked at and the one with fewer requests in flight gets the next (Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001).
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::RawFd;
@@ -46,6 +45,35 @@ pub struct Backend {
     /// The last good addresses of each server. Only the resolver takes this lock.
     resolved: Mutex<Vec<Vec<SocketAddr>>>,
     next: AtomicUsize,
+    connects: Arc<Connects>,
+}
+
+/// How attempts at a backend got their connection; goes on when the file changes the backend.
+type Connects = [AtomicU64; Connect::ALL.len()];
+
+/// How an attempt got its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connect {
+    /// It was made.
+    New,
+    /// It was in the pool.
+    Reused,
+    /// It did not.
+    Failed,
+}
+
+impl Connect {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::New, Self::Reused, Self::Failed];
+
+    /// The name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::New => "new",
+            Self::Reused => "reused",
+            Self::Failed => "failed",
+        }
+    }
 }
 
 /// One address of a backend, and what is known of it.
@@ -56,6 +84,7 @@ pub struct Server {
     /// As the file names it.
     name: String,
     in_flight: AtomicUsize,
+    connects: Arc<Connects>,
     /// Whether its checks pass. Without checks they do.
     passes_checks: AtomicBool,
     /// Requests in a row that got no answer.
@@ -71,10 +100,14 @@ pub struct Server {
 #[derive(Debug)]
 pub struct Chosen {
     server: Arc<Server>,
-    is_counted: bool,
 }
 
 impl Chosen {
+    fn new(server: &Arc<Server>) -> Self {
+        server.in_flight.fetch_add(1, Ordering::Relaxed);
+        Self { server: Arc::clone(server) }
+    }
+
     /// The server.
     pub fn server(&self) -> &Arc<Server> {
         &self.server
@@ -83,9 +116,7 @@ impl Chosen {
 
 impl Drop for Chosen {
     fn drop(&mut self) {
-        if self.is_counted {
-            self.server.in_flight.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.server.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -125,6 +156,11 @@ impl Server {
         if !self.passes_checks.swap(passes, Ordering::Relaxed) && passes {
             self.came_back(now);
         }
+    }
+
+    /// An attempt at it has its connection, or has none.
+    pub fn connected(&self, how: Connect) {
+        self.connects[how as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// It has answered, whatever it said.
@@ -167,7 +203,8 @@ impl Backend {
     pub fn new(settings: BackendSettings, before: Option<&Self>) -> Self {
         let resolved = Mutex::new(vec![Vec::new(); settings.servers.len()]);
         let authorities = settings.ca.as_ref().map(|authorities| -> Arc<CaType> { authorities.iter().map(|der| WrappedX509::new(der.clone(), parse_x509)).collect() });
-        let backend = Self { settings, servers: ArcSwap::default(), authorities, resolved, next: AtomicUsize::new(0) };
+        let connects = before.map_or_else(Arc::default, |before| Arc::clone(&before.connects));
+        let backend = Self { settings, servers: ArcSwap::default(), authorities, resolved, next: AtomicUsize::new(0), connects };
         backend.resolve();
         if let Some(before) = before {
             // Without checks nothing would ever set a failed one right again.
@@ -193,6 +230,16 @@ impl Backend {
         self.servers.load_full()
     }
 
+    /// Attempts under way.
+    pub fn active(&self) -> usize {
+        self.servers.load().iter().map(|server| server.in_flight.load(Ordering::Relaxed)).sum()
+    }
+
+    /// How many attempts got their connection so.
+    pub fn connects(&self, how: Connect) -> u64 {
+        self.connects[how as usize].load(Ordering::Relaxed)
+    }
+
     /// Whether there is a server to send to.
     pub fn is_available(&self) -> bool {
         self.servers.load().iter().any(|server| server.passes_checks())
@@ -202,7 +249,7 @@ impl Backend {
     pub fn choose(&self, tried: Option<SocketAddr>, now: Mono) -> Option<Chosen> {
         let servers = self.servers.load();
         if let [only] = servers.as_slice() {
-            return (only.passes_checks() && tried.is_none()).then(|| Chosen { server: Arc::clone(only), is_counted: false });
+            return (only.passes_checks() && tried.is_none()).then(|| Chosen::new(only));
         }
         let turn = self.next.fetch_add(1, Ordering::Relaxed);
         let in_turn = || (0..servers.len()).map(|step| &servers[turn.wrapping_add(step) % servers.len()]).filter(|server| Some(server.address) != tried);
@@ -213,8 +260,7 @@ impl Backend {
             // All that pass their checks are ejected: better one of these than nobody.
             (None, _) => in_turn().find(|server| server.passes_checks())?,
         };
-        server.in_flight.fetch_add(1, Ordering::Relaxed);
-        Some(Chosen { server: Arc::clone(server), is_counted: true })
+        Some(Chosen::new(server))
     }
 
     /// The one with fewer requests in flight; the first where they have as many. One that warms up stands back for the other now and then.
@@ -291,6 +337,7 @@ impl Backend {
             address,
             name: named.to_string(),
             in_flight: AtomicUsize::default(),
+            connects: Arc::clone(&self.connects),
             passes_checks: AtomicBool::new(true),
             failures: AtomicU32::default(),
             ejections: AtomicU32::default(),

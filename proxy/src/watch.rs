@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use cutover_config::Settings;
+use cutover_config::{Settings, Traces};
 use cutover_core::{Actor, Percent};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::oneshot;
@@ -268,6 +268,9 @@ impl Watch {
         settings.admin = self.running.admin.clone();
         settings.state = self.running.state.clone();
         settings.log.format = self.running.log.format;
+        settings.log.file = self.running.log.file.clone();
+        // Only how many are sampled may change.
+        settings.traces = self.running.traces.clone().map(|running| Traces { sample: settings.traces.map_or(running.sample, |traces| traces.sample), ..running });
         let common = Arc::new(Common::new(settings, Some(&self.common)));
         let applied = self.control.settings_blocking(Arc::clone(&common), restart_needed, actor.clone(), reason.to_owned())?;
         self.common = common;

@@ -2,6 +2,8 @@
 //! request costs, on any machine. `make instructions` does the division.
 
 use std::hint::black_box;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use cutover::recorder::{recorder, slot_of};
@@ -18,6 +20,8 @@ enum Piece {
     Failure,
     /// The whole gate.
     Gate,
+    /// The whole gate with an access log, its writer included.
+    GateLogged,
 }
 
 #[derive(Debug, Parser)]
@@ -39,6 +43,21 @@ fn main() {
                 let mut edits = head.copied();
                 fixture::pass(&gate, &conn, head, &mut edits);
                 black_box(&edits);
+            }
+        }
+        Piece::GateLogged => {
+            let (gate, _reader, lines) = fixture::gate_logging();
+            let conn = fixture::conn();
+            let heads: Vec<_> = users.iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
+            for request in 0..requests {
+                let head = &heads[request as usize % heads.len()];
+                let mut edits = head.copied();
+                fixture::pass(&gate, &conn, head, &mut edits);
+                black_box(&edits);
+                // What the queue holds, and then the writer has its turn: nothing is dropped, and waiting costs no instructions to speak of.
+                while (request % 8_192 == 8_191 || request + 1 == requests) && lines.load(Ordering::Relaxed) <= u64::from(request) {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
             }
         }
         Piece::Success | Piece::SuccessOnLegacy | Piece::Failure => {

@@ -9,7 +9,6 @@ use cutover_core::{GuardSettings, Mode, Percent, Rate, Ratio, Rule, SharedCause}
 use super::{Fault, Lower};
 use crate::duration::{MAX_DURATION, write_duration};
 use crate::schema::{At, DownTable, DurationText, ErrorsTable, GuardTable, HangTable, LatencyTable, ModeText, Number, RateText, SharedCauseText, VsLegacyTable};
-use crate::shape::RATE_SHAPE;
 
 /// A shorter window holds too few requests to judge by, and a longer one would judge the hour before the change.
 const WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
@@ -167,13 +166,7 @@ impl Lower<'_> {
     }
 
     fn rate(&mut self, at: &At<RateText>, key: &str) -> Option<Rate> {
-        let text = &at.value.0;
-        let result = Rate::parse(text).map_err(|error| {
-            let number = text.trim().trim_end_matches('%').trim_end();
-            let hint = number.parse::<f64>().ok().filter(|number| (0.0..=100.0).contains(number) && !text.contains('%')).map(|_| format!("write \"{number}%\""));
-            Fault { what: format!("expected {RATE_SHAPE} from 0% to 100%, found {}: {error}", crate::text::quote(text)), hint }
-        });
-        let rate = self.settle(&at.span, key, result)?;
+        let rate = self.share_of(at, key)?;
         if rate.ppm() == 1_000_000 {
             let problem = self.warning(&at.span, key, "a limit of 100 % is never exceeded, so this rule never trips").label("no limit");
             self.report.push(problem.hint("write a limit such as \"1%\""));

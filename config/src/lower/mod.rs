@@ -16,11 +16,14 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cutover_core::Rate;
+
 use crate::document::{self, Document};
 use crate::duration::{MAX_DURATION, parse_duration, parse_size, write_duration, write_size};
 use crate::error::{Problem, Report, Source};
-use crate::schema::{self, At, DurationText, File, IncludedFile, Number, SizeText};
+use crate::schema::{self, At, DurationText, File, IncludedFile, Number, RateText, SizeText};
 use crate::settings::Settings;
+use crate::shape::RATE_SHAPE;
 use crate::text::{clip, nearest};
 use crate::world::World;
 
@@ -43,13 +46,14 @@ pub(crate) fn lower(main: &Arc<Source>, mut world: World<'_>, report: &mut Repor
     let Document { source, file, backend_names, has_rollouts } = document::read::<File>(main, schema::main_file(), &env, report)?;
     let mut drafts = Vec::new();
     let mut has_rollouts = has_rollouts;
-    let File { include, listen, admin, state, log, backend, routing, rollout, notify } = file;
+    let File { include, listen, admin, state, log, traces, backend, routing, rollout, notify } = file;
 
     let mut lower = Lower { source: &source, report, context: String::new() };
     let admin = lower.admin(admin.unwrap_or_default());
     let listen = lower.listen(listen.unwrap_or_default(), admin.as_ref());
     let state = lower.state(state.unwrap_or_default());
     let log = lower.log(log.unwrap_or_default());
+    let traces = traces.map(|traces| lower.traces(traces));
     let backends = lower.backends(backend.unwrap_or_default(), &mut world);
     for notify in notify.iter().flatten() {
         lower.refuse(notify.span.clone(), "[[notify]]", "remove it; `cutover history` and the log say what happened");
@@ -87,7 +91,20 @@ pub(crate) fn lower(main: &Arc<Source>, mut world: World<'_>, report: &mut Repor
     let rollout_files: BTreeMap<String, String> = drafts.iter().filter_map(|draft| Some((draft.id.clone()?, draft.source.name.clone()))).collect();
     let rollouts = drafts.into_iter().map(|draft| draft.settings).collect::<Option<Vec<_>>>();
     let (files, digest) = world.finish();
-    Some(Settings { listen: listen?, admin: admin?, state, log, backends: backends?, routing: routing?, rollouts: rollouts?, rollout_files, warnings: Vec::new(), digest, files })
+    Some(Settings {
+        listen: listen?,
+        admin: admin?,
+        state,
+        log,
+        traces: traces.map_or(Some(None), |traces| traces.map(Some))?,
+        backends: backends?,
+        routing: routing?,
+        rollouts: rollouts?,
+        rollout_files,
+        warnings: Vec::new(),
+        digest,
+        files,
+    })
 }
 
 /// One file on its way. `context` is how messages begin: empty, or the rollout they are about.
@@ -158,6 +175,26 @@ impl Lower<'_> {
             Err(Fault { what: format!("expected a size from {:?} {most}, found {text:?}", write_size(least)), hint: None })
         });
         self.settle(&at.span, key, result).unwrap_or(default)
+    }
+
+    /// A share of requests, or its default.
+    fn share(&mut self, at: Option<&At<RateText>>, key: &str, default: &str) -> Rate {
+        let share = match at {
+            Some(at) => self.share_of(at, key),
+            None => Rate::parse(default).ok(),
+        };
+        // Not there only beside a problem that has been told.
+        share.unwrap_or(Rate::NONE)
+    }
+
+    fn share_of(&mut self, at: &At<RateText>, key: &str) -> Option<Rate> {
+        let text = &at.value.0;
+        let result = Rate::parse(text).map_err(|error| {
+            let number = text.trim().trim_end_matches('%').trim_end();
+            let hint = number.parse::<f64>().ok().filter(|number| (0.0..=100.0).contains(number) && !text.contains('%')).map(|_| format!("write \"{number}%\""));
+            Fault { what: format!("expected {RATE_SHAPE} from 0% to 100%, found {}: {error}", crate::text::quote(text)), hint }
+        });
+        self.settle(&at.span, key, result)
     }
 
     /// A number as its author wrote it, so that decimals stay exact; in its shortest form where TOML allows more than digits and a point.

@@ -6,8 +6,11 @@ use std::ops::Range;
 use ipnet::IpNet;
 
 use super::{Fault, Lower};
-use crate::schema::{AccessText, AdminTable, At, CertificateTable, EngineText, ListenTable, LogFormatText, LogTable, RoleText, RoutingTable, StateTable, TokenTable, default};
-use crate::settings::{AccessLog, Admin, Certificate, Listen, Log, LogFormat, Role, Routing, State, Token};
+use crate::schema::{
+    AccessText, AdminTable, At, CertificateTable, EngineText, ListenTable, LogFormatText, LogTable, LogUserText, RoleText, RoutingTable, StateTable, TokenTable, TracesTable,
+    default,
+};
+use crate::settings::{AccessLog, Admin, Certificate, Listen, Log, LogFormat, LogUser, Role, Routing, State, Token, Traces};
 use crate::text::quote;
 
 /// SHA-256 of nothing, and of a single line end: what comes of `echo -n "$TOKEN" | sha256sum` and `echo "$TOKEN" | sha256sum` while TOKEN is not set.
@@ -197,7 +200,7 @@ impl Lower<'_> {
     }
 
     pub(super) fn log(&mut self, table: LogTable) -> Log {
-        let LogTable { format, access } = table;
+        let LogTable { format, access, sample, user, file } = table;
         let format = match format.unwrap_or(LogFormatText::Json) {
             LogFormatText::Json => LogFormat::Json,
             LogFormatText::Text => LogFormat::Text,
@@ -207,7 +210,30 @@ impl Lower<'_> {
             AccessText::Errors => AccessLog::Errors,
             AccessText::Off => AccessLog::Off,
         };
-        Log { format, access }
+        let user = match user.unwrap_or(LogUserText::Hashed) {
+            LogUserText::Hashed => LogUser::Hashed,
+            LogUserText::Plain => LogUser::Plain,
+            LogUserText::Off => LogUser::Off,
+        };
+        let sample = self.share(sample.as_ref(), "log.sample", default::LOG_SAMPLE);
+        if let Some(at) = file.as_ref().filter(|at| at.value.trim().is_empty()) {
+            self.settle::<()>(&at.span, "log.file", Err(Fault::new("expected a file, found an empty string", "leave it out for standard output")));
+        }
+        Log { format, access, sample, user, file: file.map(|at| at.value) }
+    }
+
+    pub(super) fn traces(&mut self, table: TracesTable) -> Option<Traces> {
+        let TracesTable { endpoint, sample, service } = table;
+        // That it is there has been checked by its shape.
+        let endpoint = endpoint.and_then(|at| self.settle(&at.span, "traces.endpoint", collector(&at.value)));
+        let sample = self.share(sample.as_ref(), "traces.sample", default::TRACES_SAMPLE);
+        let service = match service {
+            Some(at) if at.value.trim().is_empty() => {
+                self.settle(&at.span, "traces.service", Err(Fault::new("expected a name, found an empty string", "leave it out for \"cutover\"")))
+            }
+            service => Some(service.map_or_else(|| default::TRACES_SERVICE.to_owned(), |at| at.value)),
+        };
+        Some(Traces { endpoint: endpoint?, sample, service: service? })
     }
 
     pub(super) fn routing(&mut self, table: Option<At<RoutingTable>>, backends: &[String]) -> Option<Routing> {
@@ -220,6 +246,27 @@ impl Lower<'_> {
         };
         Some(Routing { default_backend: default_backend?, override_token_sha256, expose_decision: expose_decision.unwrap_or(false) })
     }
+}
+
+/// A collector's address, without a slash at its end.
+fn collector(text: &str) -> Result<String, Fault> {
+    const HINT: &str = "write it like \"http://127.0.0.1:4318\"";
+    let bare = text.trim_end_matches('/');
+    let bare = bare.strip_suffix("/v1/traces").unwrap_or(bare);
+    let Some(authority) = bare.strip_prefix("http://") else {
+        let hint =
+            if text.starts_with("https://") { "spans go to a collector on this machine or this network, without TLS; the collector can pass them on with TLS" } else { HINT };
+        return Err(Fault::new(format!("expected a web address that begins with http://, found {}", quote(text)), hint));
+    };
+    let (host, port) = match authority.rsplit_once(':') {
+        Some((host, port)) if !port.contains(']') => (host, Some(port)),
+        _ => (authority, None),
+    };
+    let is_host = !host.is_empty() && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._[]:".contains(&byte));
+    if is_host && port.is_none_or(|port| port.parse::<u16>().is_ok_and(|port| port > 0)) {
+        return Ok(bare.to_owned());
+    }
+    Err(Fault::new(format!("expected a host and a port after http://, found {}", quote(text)), HINT))
 }
 
 /// An IP address with a port. `any` is the address that hints put in for a missing one.

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::default;
 use super::rollout::RolloutTable;
-use super::value::{At, DurationText, SizeText};
+use super::value::{At, DurationText, RateText, SizeText};
 
 type Texts = Vec<At<String>>;
 
@@ -24,8 +24,10 @@ pub(crate) struct File {
     pub(crate) admin: Option<AdminTable>,
     /// (restart) Where the latch, the journal and the last good file are kept.
     pub(crate) state: Option<StateTable>,
-    /// What goes to standard output.
+    /// Events and requests: what is written of them, and where.
     pub(crate) log: Option<LogTable>,
+    /// Where spans of requests go. Without this table none are made.
+    pub(crate) traces: Option<TracesTable>,
     /// Groups of servers that answer the same, by name. Rollouts speak of them by these names.
     pub(crate) backend: Option<BTreeMap<At<String>, BackendTable>>,
     /// What happens outside of the rollouts.
@@ -160,6 +162,29 @@ pub(crate) struct LogTable {
     /// Which requests get a line.
     #[schemars(extend("default" = "all"))]
     pub(crate) access: Option<AccessText>,
+    /// Of the requests that went well, this many get a line; what failed, was moved or parked always does.
+    #[schemars(extend("default" = default::LOG_SAMPLE))]
+    pub(crate) sample: Option<At<RateText>>,
+    /// What a line says of the user key.
+    #[schemars(extend("default" = "hashed"))]
+    pub(crate) user: Option<LogUserText>,
+    /// (restart) A file for the lines of requests, in place of standard output; opened anew on SIGUSR1. Relative to the folder of this file.
+    #[schemars(extend("examples" = ["access.log", "/var/log/cutover/access.log"]))]
+    pub(crate) file: Option<At<String>>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct TracesTable {
+    /// (restart) A collector that takes OTLP over HTTP (protobuf), without TLS: `/v1/traces` is added.
+    #[schemars(required, extend("examples" = ["http://127.0.0.1:4318"]))]
+    pub(crate) endpoint: Option<At<String>>,
+    /// So many requests are sampled. What a trusted proxy has decided on stays as it is.
+    #[schemars(extend("default" = default::TRACES_SAMPLE))]
+    pub(crate) sample: Option<At<RateText>>,
+    /// (restart) The name that spans carry as `service.name`.
+    #[schemars(extend("default" = default::TRACES_SERVICE))]
+    pub(crate) service: Option<At<String>>,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
@@ -169,6 +194,17 @@ pub(crate) enum LogFormatText {
     Json,
     /// For eyes.
     Text,
+}
+
+#[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum LogUserText {
+    /// A hash that is the same for the same user as long as the state directory is.
+    Hashed,
+    /// As it is.
+    Plain,
+    /// Nothing.
+    Off,
 }
 
 #[derive(Clone, Copy, Debug, Deserialize, JsonSchema)]

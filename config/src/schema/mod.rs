@@ -16,8 +16,8 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 pub(crate) use file::{
-    AccessText, AdminTable, BackendTable, CertificateTable, EngineText, File, HealthTable, IncludedFile, ListenTable, LogFormatText, LogTable, RoleText, RoutingTable, StateTable,
-    TokenTable,
+    AccessText, AdminTable, BackendTable, CertificateTable, EngineText, File, HealthTable, IncludedFile, ListenTable, LogFormatText, LogTable, LogUserText, RoleText, RoutingTable,
+    StateTable, TokenTable, TracesTable,
 };
 pub(crate) use rollout::{
     AnonymousText, DownTable, ErrorsTable, FailoverText, GuardTable, HangTable, LatencyTable, MatchTable, ModeText, RolloutTable, SharedCauseText, VsLegacyTable,
@@ -36,6 +36,9 @@ pub(crate) mod default {
     pub(crate) const MAX_BODY: &str = "100MiB";
     pub(crate) const ADMIN: &str = "127.0.0.1:9090";
     pub(crate) const DIRECTORY: &str = "/var/lib/cutover";
+    pub(crate) const LOG_SAMPLE: &str = "100%";
+    pub(crate) const TRACES_SAMPLE: &str = "1%";
+    pub(crate) const TRACES_SERVICE: &str = "cutover";
     pub(crate) const CONNECT_TIMEOUT: &str = "1s";
     pub(crate) const RESPONSE_TIMEOUT: &str = "30s";
     pub(crate) const IDLE_TIMEOUT: &str = "30s";

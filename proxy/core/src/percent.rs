@@ -50,6 +50,9 @@ impl fmt::Display for Percent {
 pub struct Rate(u32);
 
 impl Rate {
+    /// 0 %.
+    pub const NONE: Self = Self(0);
+
     /// From parts per million; `None` above one million.
     pub const fn from_ppm(ppm: u32) -> Option<Self> {
         if ppm <= 1_000_000 { Some(Self(ppm)) } else { None }

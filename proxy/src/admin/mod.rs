@@ -39,6 +39,7 @@ use crate::drain::Drains;
 use crate::gateway::door::Connections;
 use crate::published::Published;
 use crate::readiness::Readiness;
+use crate::traces::Traces;
 use crate::watch::WatchHandle;
 use auth::Auth;
 use error::ApiError;
@@ -60,6 +61,8 @@ pub struct Admin {
     pub drains: Drains,
     /// The access log, for its drops.
     pub access_log: AccessLog,
+    /// The spans, for their counts.
+    pub traces: Traces,
     /// Whether requests may be sent here.
     pub ready: Arc<Readiness>,
     /// Where the journal is.
@@ -173,6 +176,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {
     let report = admin.control.report().await?;
-    let text = crate::metrics::render(&report, &admin.connections, &admin.certificates, &admin.drains, &admin.access_log).map_err(|error| ApiError::internal(&error))?;
+    let text =
+        crate::metrics::render(&report, &admin.connections, &admin.certificates, &admin.drains, &admin.access_log, &admin.traces).map_err(|error| ApiError::internal(&error))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

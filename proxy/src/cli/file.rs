@@ -14,6 +14,7 @@ use super::{Failed, file_or_default, note, out};
 use crate::certificates::Certificates;
 use crate::source::Source;
 use crate::status::percent;
+use crate::traces;
 
 /// `cutover check`
 #[derive(Debug, clap::Args)]
@@ -60,7 +61,11 @@ impl Check {
         Certificates::load(&Source::new(&file).base(), &settings.listen.certificates).map_err(|error| Failed::usage(format!("error: {error}")))?;
         let traffic = Traffic { rps: self.rps, ..Traffic::default() };
         let forecasts: Vec<Vec<Forecast>> = settings.rollouts.iter().map(|rollout| forecast(&rollout.guard, &traffic, in_force(rollout))).collect();
-        let mut warned = !settings.warnings.is_empty();
+        let exports_nothing = settings.traces.is_some() && !traces::CAN_EXPORT;
+        if exports_nothing {
+            note(&format!("warning: [traces]: no spans are exported: {}", traces::CANNOT));
+        }
+        let mut warned = !settings.warnings.is_empty() || exports_nothing;
         for (rollout, forecasts) in settings.rollouts.iter().zip(&forecasts).filter(|(rollout, _)| rollout.percent > Percent::ZERO) {
             for (forecast, why) in forecasts.iter().filter_map(|forecast| Some((forecast, forecast.cannot_work.as_ref()?))) {
                 warned = true;

@@ -44,6 +44,8 @@ enum Signal {
     Interrupt,
     /// SIGHUP.
     Reload,
+    /// SIGUSR1.
+    Reopen,
     /// SIGUSR2.
     Upgrade,
     /// How an upgrade ended.
@@ -95,7 +97,7 @@ impl Run {
                 tracing::warn!("upgrade refused: this process is ending");
                 false
             }
-            Ok(Signal::Reload | Signal::Upgraded(_)) | Err(_) => false,
+            Ok(Signal::Reload | Signal::Reopen | Signal::Upgraded(_)) | Err(_) => false,
         };
         let cut = match end {
             End::Stop { lead } => {
@@ -138,6 +140,7 @@ fn serve(running: &Running, signals: &Receiver<Signal>, sender: &Sender<Signal>,
     loop {
         match signals.recv() {
             Ok(Signal::Reload) => reload(running.watch.clone()),
+            Ok(Signal::Reopen) => running.access_log.reopen(),
             Ok(Signal::Upgrade) if succession.is_some() => tracing::warn!("upgrade refused: one is under way"),
             Ok(Signal::Upgrade) if running.has_predecessor() => tracing::warn!("upgrade refused: the process before this one still serves its last requests"),
             Ok(Signal::Upgrade) => {
@@ -188,7 +191,7 @@ fn signals() -> Result<(Sender<Signal>, Receiver<Signal>), Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let _guard = runtime.enter();
     let (mut terminate, mut interrupt, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
-    let mut upgrade = signal(SignalKind::user_defined2())?;
+    let (mut reopen, mut upgrade) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
     drop(_guard);
     let signals = sender.clone();
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
@@ -198,6 +201,7 @@ fn signals() -> Result<(Sender<Signal>, Receiver<Signal>), Failed> {
                     _ = terminate.recv() => Signal::Stop,
                     _ = interrupt.recv() => Signal::Interrupt,
                     _ = hangup.recv() => Signal::Reload,
+                    _ = reopen.recv() => Signal::Reopen,
                     _ = upgrade.recv() => Signal::Upgrade,
                 };
                 if signals.send(signal).is_err() {

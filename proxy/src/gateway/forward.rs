@@ -30,6 +30,8 @@ pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub static SET_COOKIE: HeaderName = http::header::SET_COOKIE;
 /// W3C trace context.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+/// What its vendors add to it.
+pub static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
 /// What the names that are ours alone begin with.
 pub const PREFIX: &str = "x-cutover-";

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::RandomState;
+use cutover_config::LogUser;
 use cutover_core::split::decide;
 use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, Reason, Side, Treatment, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
@@ -34,10 +35,12 @@ use super::identity::{self, Identity, MINTED_COOKIE};
 use super::parking::Unparked;
 use super::reply::Reply;
 use super::strict;
+use super::trace::{Trace, write_hex};
 use crate::access_log::{AccessLog, Line};
 use crate::published::{Published, Snapshot};
 use crate::recorder::{Halted, Held, InFlight, Origin, Recorder, UNMATCHED};
 use crate::rescue::Saving;
+use crate::traces::{Finished, Traces};
 use crate::upstream::Backend;
 
 /// When to ask again where maintenance has no end yet, in seconds.
@@ -49,6 +52,7 @@ pub struct Gate {
     published: Arc<Published>,
     recorder: Arc<Recorder>,
     access_log: AccessLog,
+    traces: Traces,
     limits: Limits,
     /// Tells users and networks apart in memory; nobody outside can foresee it.
     hasher: RandomState,
@@ -126,9 +130,11 @@ pub struct Exchange {
     failure: Option<Failure>,
     client: IpAddr,
     request_id: HeaderValue,
-    traceparent: Option<HeaderValue>,
+    trace: Trace,
     set_cookie: Option<HeaderValue>,
-    line: Option<(Method, Box<str>)>,
+    method: Method,
+    /// Where a line may be written: the user, as it is to be said.
+    user: Option<(LogUser, Box<[u8]>)>,
     in_flight: Option<InFlight>,
     who: Who,
     /// Whether the backend has all of the request.
@@ -223,8 +229,15 @@ impl Exchange {
 
 impl Gate {
     /// A gate that reads what is published and counts into the recorder.
-    pub fn new(published: Arc<Published>, recorder: Arc<Recorder>, access_log: AccessLog, limits: Limits) -> Self {
-        Self { published, recorder, access_log, limits, hasher: RandomState::with_seeds(rand::rng().random(), rand::rng().random(), rand::rng().random(), rand::rng().random()) }
+    pub fn new(published: Arc<Published>, recorder: Arc<Recorder>, access_log: AccessLog, traces: Traces, limits: Limits) -> Self {
+        Self {
+            published,
+            recorder,
+            access_log,
+            traces,
+            limits,
+            hasher: RandomState::with_seeds(rand::rng().random(), rand::rng().random(), rand::rng().random(), rand::rng().random()),
+        }
     }
 
     /// Takes a request in: who is it, and where does it go?
@@ -244,9 +257,10 @@ impl Gate {
             failure: None,
             client,
             request_id,
-            traceparent: None,
+            trace: Trace::of(head, conn.trusted, self.traces.samples(common.settings.traces.as_ref())),
             set_cookie: None,
-            line: self.access_log.is_on(common.settings.log.access).then(|| (head.method().clone(), head.path().into())),
+            method: head.method().clone(),
+            user: None,
             in_flight: None,
             who: Who::default(),
             is_sent: false,
@@ -262,9 +276,6 @@ impl Gate {
             None => self.decide(&mut exchange, head, conn, host.unwrap_or_default(), now),
         };
         if step == Step::Forward {
-            if !head_has(head, &forward::TRACEPARENT) {
-                exchange.traceparent = Some(new_traceparent());
-            }
             exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), exchange.decision.map(|decision| decision.reason)));
         }
         (exchange, step)
@@ -322,6 +333,10 @@ impl Gate {
         exchange.rollout = Some(at);
         exchange.decision = Some(decision);
         exchange.who = self.who(key, exchange.client);
+        let log = &snapshot.common.settings.log;
+        if let (UserKey::Known(key), true) = (key, self.access_log.is_on(log.access) && log.user != LogUser::Off) {
+            exchange.user = Some((log.user, key.into()));
+        }
         exchange.backend = Arc::clone(&prepared.backends[decision.side]);
         if exchange.backend.is_available() {
             return Step::Forward;
@@ -416,8 +431,11 @@ impl Gate {
         let before = if conn.trusted { joined(head, &forward::FORWARDED_FOR) } else { None };
         forward::set_forwarding(edits, conn, host, before.as_deref());
         edits.set(&forward::REQUEST_ID, exchange.request_id.clone());
-        if let Some(traceparent) = &exchange.traceparent {
-            edits.set(&forward::TRACEPARENT, traceparent.clone());
+        if let Some(traceparent) = exchange.trace.header() {
+            edits.set(&forward::TRACEPARENT, traceparent);
+        }
+        if exchange.trace.is_orphaned {
+            edits.remove(&forward::TRACESTATE);
         }
     }
 
@@ -428,6 +446,9 @@ impl Gate {
         }
         exchange.answered.get_or_insert(now);
         exchange.status = Some(status);
+        if let Some(spans) = &mut exchange.trace.spans {
+            spans.answered(status);
+        }
         if let Some(in_flight) = &mut exchange.in_flight {
             in_flight.is_answered();
         }
@@ -438,6 +459,21 @@ impl Gate {
             _ => false,
         };
         if moves { Answer::AskOtherSide } else { Answer::Deliver }
+    }
+
+    /// An attempt at this server begins; what has been sent before is over.
+    pub fn attempt(&self, exchange: &mut Exchange, server: SocketAddr, now: Mono) {
+        let side = exchange.side();
+        if let Some(spans) = &mut exchange.trace.spans {
+            spans.attempt(side, server, now);
+        }
+    }
+
+    /// The present attempt failed.
+    pub fn attempt_failed(&self, exchange: &mut Exchange, failure: Failure, now: Mono) {
+        if let Some(spans) = &mut exchange.trace.spans {
+            spans.ended(Some(failure.kind), now);
+        }
     }
 
     /// A request that failed on new before anything of the answer went out: whether legacy is asked now.
@@ -556,28 +592,66 @@ impl Gate {
             None if exchange.maintenance != Maintenance::Off => {}
             None => self.recorder.record(exchange.slot(), exchange.side(), &ending, &origin),
         }
-        if let Some((method, path)) = exchange.line.take() {
-            let line = Line {
-                at: crate::clock::wall(),
-                method,
-                path,
+        self.tell(exchange, path, end, outcome, clock);
+    }
+
+    /// What is written and exported about a request that has ended.
+    fn tell(&self, exchange: Exchange, path: &str, end: End, outcome: Outcome, clock: impl Fn() -> Mono) {
+        let log = &exchange.snapshot.common.settings.log;
+        let is_unusual = exchange.moved.is_some() || !exchange.parked.is_zero();
+        let has_line = self.access_log.is_on(log.access) && self.access_log.wants(log, outcome, end.status, is_unusual);
+        if !has_line && exchange.trace.spans.is_none() {
+            return;
+        }
+        let (at, now) = (crate::clock::wall(), clock());
+        let (total, method) = (exchange.parked + now.since(exchange.started), exchange.method);
+        let rollout = exchange.rollout.map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id));
+        let (decision, moved, client) = (exchange.decision, exchange.moved.map(Moved::name), exchange.client);
+        if has_line {
+            self.access_log.write(Line {
+                at,
+                method: method.clone(),
+                path: path.into(),
                 status: end.status,
-                rollout: exchange.rollout.map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id)),
-                decision: exchange.decision,
-                moved: exchange.moved.map(Moved::name),
+                rollout: rollout.clone(),
+                decision,
+                moved,
                 outcome,
-                client: exchange.client,
+                client,
                 server: end.server,
                 maintenance: exchange.maintenance,
                 parked: exchange.parked,
-                total: exchange.parked + clock().since(exchange.started),
+                total,
                 upstream: exchange.answered.map(|at| at.since(exchange.started)),
                 bytes_in: end.bytes_in,
                 bytes_out: end.bytes_out,
                 attempts: end.attempts,
-                request_id: exchange.request_id.clone(),
-            };
-            self.access_log.write(exchange.snapshot.common.settings.log.access, line);
+                request_id: exchange.request_id,
+                trace: exchange.trace.id,
+                span: exchange.trace.spans.as_ref().map(|spans| spans.id).or(exchange.trace.parent),
+                user: exchange.user,
+            });
+        }
+        if let Some(mut spans) = exchange.trace.spans {
+            let failure = if let Outcome::Failure(kind) = outcome { Some(kind) } else { None };
+            spans.ended(failure, now);
+            let Trace { id: trace, parent, .. } = exchange.trace;
+            self.traces.send(Finished {
+                trace,
+                parent,
+                spans,
+                ended: at,
+                ended_mono: now,
+                total,
+                method,
+                path: path.into(),
+                status: end.status,
+                rollout,
+                decision,
+                moved,
+                outcome,
+                client,
+            });
         }
     }
 }
@@ -669,24 +743,6 @@ fn new_request_id() -> HeaderValue {
     let mut digits = [0u8; 32];
     write_hex(rand::rng().random(), &mut digits);
     HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
-}
-
-/// A new W3C trace context that is not sampled: the backend decides.
-fn new_traceparent() -> HeaderValue {
-    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let mut digits = [0u8; 32];
-    // The W3C forbids all-zero ids.
-    write_hex(rand::rng().random::<u128>() | 1, &mut digits);
-    text[3..35].copy_from_slice(&digits);
-    write_hex(u128::from(rand::rng().random::<u64>() | 1), &mut digits);
-    text[36..52].copy_from_slice(&digits[16..]);
-    HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("00-0-0-00"))
-}
-
-fn write_hex(number: u128, digits: &mut [u8; 32]) {
-    for (at, digit) in digits.iter_mut().enumerate() {
-        *digit = b"0123456789abcdef"[(number >> (124 - 4 * at)) as usize & 0xf];
-    }
 }
 
 /// Whether the client came over TLS, as far as we or a trusted proxy know.
@@ -848,7 +904,7 @@ pub(crate) mod tests {
             let listen = &self.common.settings.listen;
             let limits = Limits { max_header_bytes: listen.max_header_bytes, max_body: listen.max_body };
             let (recorder, reader) = recorder();
-            (Gate::new(Arc::clone(&self.published), recorder, AccessLog::off(), limits), reader)
+            (Gate::new(Arc::clone(&self.published), recorder, AccessLog::off(), Traces::default(), limits), reader)
         }
     }
 

@@ -18,6 +18,7 @@
 //! | `head` | what the gate may see of a message, and the edits it asks for |
 //! | `identity` | request -> user key |
 //! | `forward` | headers to the backend |
+//! | `trace` | W3C trace context, and what a sampled request says of its attempts |
 //! | `reply` | answers of our own |
 //! | `stoker` | connections to a backend before its first user |
 //! | `parking` | where requests wait while maintenance holds them |
@@ -37,4 +38,5 @@ pub mod reply;
 pub mod spelling;
 pub mod stoker;
 pub mod strict;
+pub mod trace;
 pub mod tunnel;

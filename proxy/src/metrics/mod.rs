@@ -25,6 +25,8 @@ use crate::gateway::door::Connections;
 use crate::recorder::{Halted, SlotTotals};
 use crate::rescue::Saving;
 use crate::status::{MaintenanceStatus, Report};
+use crate::traces::Traces;
+use crate::upstream::Connect;
 use names::Name;
 
 /// The buckets of the duration histogram in microseconds; the guard's own latency limits join them.
@@ -37,7 +39,7 @@ const BUCKETS_US: [u64; 20] = [
 ///
 /// # Errors
 /// Only what the encoder reports; families are valid by construction.
-pub fn render(report: &Report, connections: &Connections, certificates: &Certificates, drains: &Drains, access_log: &AccessLog) -> prometheus::Result<Vec<u8>> {
+pub fn render(report: &Report, connections: &Connections, certificates: &Certificates, drains: &Drains, access_log: &AccessLog, traces: &Traces) -> prometheus::Result<Vec<u8>> {
     let mut families = Families::default();
     let status = &report.status;
     for (rollout, measured) in status.rollouts.iter().zip(&report.measured) {
@@ -85,6 +87,13 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
     for backend in report.common.backends.values() {
         families.add(names::SERVERS, &[&backend.settings().name], Value::Gauge(backend.servers().iter().filter(|server| server.is_healthy(now)).count() as f64));
     }
+    for backend in report.common.backends.values() {
+        let name = &*backend.settings().name;
+        families.add(names::UPSTREAM, &[name, "active"], Value::Gauge(backend.active() as f64));
+        for connect in Connect::ALL {
+            families.add(names::CONNECTS, &[name, connect.name()], Value::Counter(backend.connects(connect)));
+        }
+    }
     for certificate in certificates.standings() {
         families.add(names::CERTIFICATE_EXPIRY, &[&certificate.path], Value::Gauge(certificate.expires_ms as f64 / 1e3));
         families.add(names::CERTIFICATE_CURRENT, &[&certificate.path], Value::Gauge(f64::from(certificate.is_current)));
@@ -93,6 +102,7 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
         families.add(names::DRAINED, &[ended.name()], Value::Counter(count));
     }
     families.add(names::CONNECTIONS, &["open"], Value::Gauge(connections.open() as f64));
+    families.add(names::CONNECTIONS_LIMIT, &[], Value::Gauge(report.common.settings.listen.max_connections as f64));
     families.add(names::CONNECTIONS_REFUSED, &[], Value::Counter(connections.refused()));
     families.add(names::RELOAD_SUCCESSFUL, &[], Value::Gauge(f64::from(status.config.last_reload_successful)));
     let read_at = clock::parse_rfc3339(&status.config.last_success_at).map_or(0.0, |wall| wall.as_millis() as f64 / 1e3);
@@ -100,6 +110,9 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
     families.add(names::CONFIG, &[&status.config.digest], Value::Gauge(1.0));
     families.add(names::DURABLE, &[], Value::Gauge(f64::from(status.latch_durable)));
     families.add(names::LOG_DROPPED, &[], Value::Counter(access_log.dropped() + crate::event_log::dropped()));
+    for (result, count) in traces.counts() {
+        families.add(names::SPANS, &[result], Value::Counter(count));
+    }
     families.add(names::BUILD, &[&status.version], Value::Gauge(1.0));
 
     let mut text = Vec::with_capacity(64 * 1024);

@@ -139,11 +139,34 @@ pub const CONFIG: Name = name("cutover_config_info", "gauge", &["digest"], "SHA-
 pub const DURABLE: Name = name("cutover_latch_durable", "gauge", &[], "1 when the latches are on disk; 0 when a rollback would not survive a restart.");
 /// The access log.
 pub const LOG_DROPPED: Name = name("cutover_log_dropped_total", "counter", &[], "Lines of the access log and the event log dropped because their reader was behind.");
+/// Spans.
+pub const SPANS: Name = name(
+    "cutover_spans_total",
+    "counter",
+    &["result"],
+    "Spans of sampled requests: \"exported\" to the collector, \"dropped\" because the exporter was behind, \"failed\" because the collector did not take them.",
+);
+/// Attempts under way.
+pub const UPSTREAM: Name = name(
+    "cutover_upstream_connections",
+    "gauge",
+    &["backend", "state"],
+    "Attempts under way at a backend, each on a connection or (HTTP/2) a stream: \"active\". How many connections rest in the pool only the engine knows.",
+);
+/// Connects.
+pub const CONNECTS: Name = name(
+    "cutover_upstream_connects_total",
+    "counter",
+    &["backend", "result"],
+    "Attempts at a backend by how they got their connection: \"new\", \"reused\" from the pool, or \"failed\" to get one. Requests of warm-ups are among them, those of checks are not.",
+);
+/// The cap.
+pub const CONNECTIONS_LIMIT: Name = name("cutover_connections_limit", "gauge", &[], "listen.max_connections: above so many client connections further ones are closed at once.");
 /// The build.
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 30] = [
+pub const ALL: [Name; 34] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -163,16 +186,20 @@ pub const ALL: [Name; 30] = [
     MAINTENANCE_REQUESTS,
     HELD,
     SERVERS,
+    UPSTREAM,
+    CONNECTS,
     DRAINED,
     CERTIFICATE_EXPIRY,
     CERTIFICATE_CURRENT,
     CONNECTIONS,
+    CONNECTIONS_LIMIT,
     CONNECTIONS_REFUSED,
     RELOAD_SUCCESSFUL,
     RELOAD_TIMESTAMP,
     CONFIG,
     DURABLE,
     LOG_DROPPED,
+    SPANS,
     BUILD,
 ];
 

@@ -14,6 +14,7 @@ mod harness;
 mod hostile_backends;
 mod http2;
 mod judge;
+mod logs;
 mod maintenance;
 mod malformed;
 mod outlive;
@@ -23,4 +24,6 @@ mod reload;
 mod seeds;
 mod tidy;
 mod tls;
+#[cfg(feature = "otlp")]
+mod traces;
 mod upgrade;

@@ -305,12 +305,32 @@ fn every_line_of_the_log_is_json_and_requests_are_in_it() {
         let mut line = String::new();
         process.log.read_line(&mut line).unwrap();
         let value: Value = serde_json::from_str(&line).unwrap();
-        if value["event.kind"] == "access" {
+        if value["event.dataset"] == "cutover.access" {
             break value;
         }
     };
     assert_eq!((&line["url.path"], &line["http.response.status_code"], &line["cutover.backend"]), (&json!("/a"), &json!(200), &json!("new")));
     assert!(!line.to_string().contains("ana") && !line.to_string().contains("secret"), "{line}");
+    process.kill();
+}
+
+#[test]
+fn a_log_that_was_moved_away_is_opened_anew_on_sigusr1() {
+    let world = World::new(&rollout("checkout", "0", ""));
+    let path = world.path().join("cutover.toml");
+    fs::write(&path, fs::read_to_string(&path).unwrap().replace("access = \"off\"", "file = \"access.log\"")).unwrap();
+    let process = Process::start(world.path());
+    let (log, moved) = (world.path().join("access.log"), world.path().join("access.log.1"));
+    let ask = |target: &str| Client::connect(process.http).ask("GET", target, &[("x-user-id", "u")], b"").unwrap().status();
+    let has = |path: &Path, what: &str| fs::read_to_string(path).is_ok_and(|text| text.contains(what));
+    assert_eq!(ask("/before"), 200);
+    until("the first line", || has(&log, "/before").then_some(()));
+    fs::rename(&log, &moved).unwrap();
+    process.signal("-USR1");
+    until("the new file", || log.exists().then_some(()));
+    assert_eq!(ask("/after"), 200);
+    until("the second line", || has(&log, "/after").then_some(()));
+    assert!(!has(&moved, "/after"));
     process.kill();
 }
 

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use cutover_core::Mono;
+
 use crate::clock;
-use crate::gateway::gate::{End, Exchange};
+use crate::gateway::gate::{End, Exchange, Failure, Gate};
 use crate::gateway::head::Conn;
 use crate::gateway::pace::Pace;
 use crate::gateway::tunnel::Tunnel;
-use crate::upstream::Chosen;
+use crate::upstream::{Chosen, Connect};
 
 /// What pingora carries for us through one request.
 #[derive(Default)]
@@ -43,6 +45,33 @@ impl Context {
         self.end.server = None;
         if let Some(conn) = &self.conn {
             conn.stay.over();
+        }
+    }
+
+    /// An attempt at this server begins.
+    pub(super) fn attempt(&mut self, gate: &Gate, chosen: Chosen, now: Mono) {
+        let address = chosen.server().address();
+        self.end.server = Some(address);
+        self.end.attempts = self.end.attempts.saturating_add(1);
+        self.attempts_on_this_side += u8::from(!self.was_stale);
+        if let Some(exchange) = &mut self.exchange {
+            gate.attempt(exchange, address, now);
+        }
+        self.chosen = Some(chosen);
+    }
+
+    /// The attempt, of a request or a warm-up, has its connection or has none. One that was of no use is no connection, and no failure either.
+    pub(super) fn connected(&self, how: Connect) {
+        let server = self.chosen.as_ref().map(Chosen::server).or_else(|| self.conn.as_ref()?.warms.as_ref());
+        if let Some(server) = server.filter(|_| !self.was_stale) {
+            server.connected(how);
+        }
+    }
+
+    /// The present attempt failed.
+    pub(super) fn attempt_failed(&mut self, gate: &Gate, failure: Failure) {
+        if let Some(exchange) = &mut self.exchange {
+            gate.attempt_failed(exchange, failure, clock::mono());
         }
     }
 

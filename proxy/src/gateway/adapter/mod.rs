@@ -32,7 +32,7 @@ use super::reply::{Reply, wants_html};
 use super::spelling::is_plain;
 use super::tunnel::{self, Tunnel};
 use crate::clock;
-use crate::upstream;
+use crate::upstream::{self, Connect};
 use context::Context;
 use failure::failure_of;
 use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits};
@@ -165,10 +165,7 @@ impl ProxyHttp for Adapter {
             upstream::make_fresh(&mut peer);
         }
         context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer);
-        context.end.server = Some(chosen.server().address());
-        context.end.attempts = context.end.attempts.saturating_add(1);
-        context.attempts_on_this_side += u8::from(!context.was_stale);
-        context.chosen = Some(chosen);
+        context.attempt(&self.gate, chosen, now);
         if let Some(conn) = &context.conn {
             conn.tunnel.store(context.tunnel.clone());
         }
@@ -179,6 +176,7 @@ impl ProxyHttp for Adapter {
         // Below TLS and in HTTP/2 there may be messages of their own.
         let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none()) && peer.options.alpn == ALPN::H1;
         context.was_stale = reused && is_plain && upstream::has_unread(socket);
+        context.connected(if reused { Connect::Reused } else { Connect::New });
         let error = || Error::explain(ErrorType::ConnectionClosed, "the kept connection had ended or held bytes nobody asked for").into_up();
         if context.was_stale { Err(error()) } else { Ok(()) }
     }
@@ -284,7 +282,9 @@ impl ProxyHttp for Adapter {
 
     fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
         context.server_failed();
+        context.connected(Connect::Failed);
         let failure = failure_of(&error, false);
+        context.attempt_failed(&self.gate, failure);
         let Some(exchange) = &mut context.exchange else { return error };
         let another = exchange.backend().servers().len() > 1 && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
         let sent = match context.something_sent {
@@ -314,6 +314,7 @@ impl ProxyHttp for Adapter {
             error.set_retry(false);
         }
         let failure = failure_of(&error, context.answer_begun);
+        context.attempt_failed(&self.gate, failure);
         if error.retry() || failure.blame != Blame::Backend || context.answer_begun {
             return error;
         }

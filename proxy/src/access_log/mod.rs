@@ -1,0 +1,396 @@
+//! One line per request, written by a thread of its own. The request path only hands over plain facts; when the writer is behind, lines are dropped and counted, never waited for.
+//!
+//! The writer collects for a few milliseconds and writes once: waking a thread for each line would cost more than the line.
+//! User keys appear as a keyed hash unless the file says otherwise. Control characters are escaped by the JSON and quoted by the text format.
+
+mod render;
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use cutover_config::{AccessLog as Which, Log, LogFormat, LogUser};
+use cutover_core::{Decision, Maintenance, Outcome, Wall};
+use http::{HeaderValue, Method};
+use rand::Rng;
+
+use render::Renderer;
+
+/// How many lines may wait.
+const QUEUE: usize = 16_384;
+/// How long the writer collects before it writes.
+const COLLECT: Duration = Duration::from_millis(5);
+
+/// How long a wish to open the file anew may wait for a line.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// The sending half: cheap to clone, never blocks.
+#[derive(Clone, Debug)]
+pub struct AccessLog {
+    sender: Option<SyncSender<Line>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    dropped: AtomicU64,
+    reopen: AtomicBool,
+}
+
+/// The facts of one request.
+#[derive(Debug)]
+pub struct Line {
+    /// When it ended.
+    pub at: Wall,
+    /// The method.
+    pub method: Method,
+    /// The path as sent, without the query, which may hold secrets.
+    pub path: Box<str>,
+    /// The status the client got.
+    pub status: Option<u16>,
+    /// The rollout that decided, if one matched.
+    pub rollout: Option<Arc<str>>,
+    /// Where it went and why.
+    pub decision: Option<Decision>,
+    /// Why the other side was asked than the one decided, if it was.
+    pub moved: Option<&'static str>,
+    /// What answered it in place of a backend; off for all that was decided.
+    pub maintenance: Maintenance,
+    /// How long it was parked before it was decided.
+    pub parked: Duration,
+    /// What it says about the backend.
+    pub outcome: Outcome,
+    /// The client's address.
+    pub client: IpAddr,
+    /// The server that was asked.
+    pub server: Option<SocketAddr>,
+    /// From its start to its end.
+    pub total: Duration,
+    /// From its start to the response header.
+    pub upstream: Option<Duration>,
+    /// Body bytes from the client.
+    pub bytes_in: u64,
+    /// Body bytes to the client.
+    pub bytes_out: u64,
+    /// How many attempts were made.
+    pub attempts: u8,
+    /// Its id.
+    pub request_id: HeaderValue,
+    /// The trace it belongs to.
+    pub trace: u128,
+    /// The span that asked for it, or ours.
+    pub span: Option<u64>,
+    /// Who asked, and how that is said.
+    pub user: Option<(LogUser, Box<[u8]>)>,
+}
+
+impl AccessLog {
+    /// A log that takes nothing.
+    pub fn off() -> Self {
+        Self { sender: None, shared: Arc::default() }
+    }
+
+    /// A log written to `out` by a thread of its own, which ends, everything written, when the last clone of the log is gone. With `secret` users are hashed.
+    ///
+    /// # Errors
+    /// When the thread cannot be started.
+    pub fn start(format: LogFormat, mut out: Out, secret: [u8; 32]) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
+        let (sender, receiver) = sync_channel(QUEUE);
+        let shared: Arc<Shared> = Arc::default();
+        let writers = Arc::clone(&shared);
+        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&receiver, format, &mut out, &secret, &writers))?;
+        Ok((Self { sender: Some(sender), shared }, writer))
+    }
+
+    /// Whether any line would be taken.
+    pub fn is_on(&self, which: Which) -> bool {
+        which != Which::Off && self.sender.is_some()
+    }
+
+    /// Whether a request gets a line. What failed, was moved or parked is never left to chance.
+    pub fn wants(&self, log: &Log, outcome: Outcome, status: Option<u16>, is_unusual: bool) -> bool {
+        let failed = matches!(outcome, Outcome::Failure(_)) || status.is_none_or(|status| status >= 500);
+        match log.access {
+            Which::All => failed || is_unusual || log.sample.ppm() == 1_000_000 || rand::rng().random_range(0..1_000_000) < log.sample.ppm(),
+            Which::Errors => failed,
+            Which::Off => false,
+        }
+    }
+
+    /// Takes a line, or drops it when the writer is behind.
+    pub fn write(&self, line: Line) {
+        if let Some(sender) = &self.sender
+            && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = sender.try_send(line)
+        {
+            self.shared.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Opens its file anew, within a second.
+    pub fn reopen(&self) {
+        self.shared.reopen.store(true, Ordering::Relaxed);
+    }
+
+    /// How many lines were dropped.
+    pub fn dropped(&self) -> u64 {
+        self.shared.dropped.load(Ordering::Relaxed)
+    }
+}
+
+fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, secret: &[u8; 32], shared: &Shared) {
+    let mut renderer = Renderer::new(format, secret);
+    let mut text = Vec::with_capacity(64 * 1024);
+    let mut was_written = true;
+    loop {
+        let first = match receiver.recv_timeout(LOOK) {
+            Ok(first) => Some(first),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if shared.reopen.swap(false, Ordering::Relaxed) {
+            out.reopen();
+        }
+        let Some(first) = first else { continue };
+        std::thread::sleep(COLLECT);
+        text.clear();
+        let mut lines = 0;
+        for line in std::iter::once(first).chain(receiver.try_iter()) {
+            renderer.render(&line, &mut text);
+            lines += 1;
+        }
+        // Standard output may be a closed pipe, or a disk full. The proxy goes on.
+        let written = out.write(&text);
+        if written.is_err() {
+            shared.dropped.fetch_add(lines, Ordering::Relaxed);
+        }
+        if let (Err(error), true) = (&written, was_written) {
+            tracing::warn!(%error, "the access log cannot be written: its lines are dropped and counted");
+        }
+        was_written = written.is_ok();
+    }
+}
+
+/// Where lines go.
+#[derive(Debug)]
+pub struct Out {
+    writer: Writer,
+    /// Opened anew at this path.
+    path: Option<PathBuf>,
+}
+
+struct Writer(Box<dyn Write + Send>);
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Writer")
+    }
+}
+
+impl Out {
+    /// To whatever takes bytes.
+    pub fn to(writer: Box<dyn Write + Send>) -> Self {
+        Self { writer: Writer(writer), path: None }
+    }
+
+    /// To the end of a file, which is made where there is none.
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub fn file(path: PathBuf) -> io::Result<Self> {
+        let file = open(&path)?;
+        Ok(Self { writer: Writer(Box::new(file)), path: Some(path) })
+    }
+
+    /// All or an error: a line is one write, so that two processes can share a file while one takes over from the other.
+    fn write(&mut self, text: &[u8]) -> io::Result<()> {
+        self.writer.0.write_all(text)?;
+        self.writer.0.flush()
+    }
+
+    /// Opens the file anew, since somebody has moved it away.
+    fn reopen(&mut self) {
+        let Some(path) = &self.path else { return };
+        match open(path) {
+            Ok(file) => {
+                self.writer = Writer(Box::new(file));
+                tracing::info!(file = %path.display(), "the access log is opened anew");
+            }
+            Err(error) => tracing::error!(file = %path.display(), %error, "the access log cannot be opened anew; lines go on to where they went"),
+        }
+    }
+}
+
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cutover_core::{FailureKind, Rate, Reason, Salt, Side};
+    use std::sync::{Condvar, Mutex, PoisonError};
+
+    fn line(path: &str, outcome: Outcome) -> Line {
+        Line {
+            at: Wall::from_millis(0),
+            method: Method::GET,
+            path: path.into(),
+            status: Some(if outcome == Outcome::Success { 200 } else { 502 }),
+            rollout: Some("checkout".into()),
+            decision: Some(Decision { side: Side::New, bucket: Some(Salt::new("checkout").bucket(b"u")), reason: Reason::Bucket }),
+            moved: None,
+            maintenance: Maintenance::Off,
+            parked: Duration::ZERO,
+            outcome,
+            client: IpAddr::from([192, 0, 2, 7]),
+            server: Some(([127, 0, 0, 1], 3000).into()),
+            total: Duration::from_micros(12_345),
+            upstream: Some(Duration::from_micros(12_000)),
+            bytes_in: 0,
+            bytes_out: 5,
+            attempts: 1,
+            request_id: HeaderValue::from_static("abc"),
+            trace: 0xfeed,
+            span: Some(7),
+            user: Some((LogUser::Hashed, b"ana".as_slice().into())),
+        }
+    }
+
+    #[derive(Clone, Default)]
+    struct Memory(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Memory {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(format: LogFormat, lines: Vec<Line>) -> String {
+        let memory = Memory::default();
+        let (log, writer) = AccessLog::start(format, Out::to(Box::new(memory.clone())), [7; 32]).expect("a thread starts");
+        lines.into_iter().for_each(|line| log.write(line));
+        drop(log);
+        writer.join().expect("the writer ends");
+        let bytes = memory.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        String::from_utf8(bytes).expect("UTF-8")
+    }
+
+    #[test]
+    fn a_line_is_one_json_object_whatever_the_client_sent() {
+        let text = written(LogFormat::Json, vec![line("/a\nb\u{1b}[31m\"", Outcome::Success)]);
+        assert_eq!(text.lines().count(), 1);
+        let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(json["url.path"], "/a\nb\u{1b}[31m\"");
+        assert_eq!(json["cutover.backend"], "new");
+        assert_eq!(json["duration_ms"], 12.345);
+        let text = written(LogFormat::Text, vec![line("/a\nb\u{1b}[31m", Outcome::Failure(FailureKind::Connect))]);
+        assert_eq!(text.lines().count(), 1);
+        assert!(text.contains("error=connect") && !text.contains('\u{1b}'), "{text}");
+    }
+
+    #[test]
+    fn what_went_wrong_is_never_left_to_chance() {
+        let (on, writer) = AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), [7; 32]).expect("a thread starts");
+        let log = |access, ppm| Log { format: LogFormat::Json, access, sample: Rate::from_ppm(ppm).expect("a rate"), user: LogUser::Hashed, file: None };
+        let failed = Outcome::Failure(FailureKind::Connect);
+        for (access, ppm, outcome, status, is_unusual, expected) in [
+            (Which::All, 1_000_000, Outcome::Success, Some(200), false, true),
+            (Which::All, 0, Outcome::Success, Some(200), false, false),
+            (Which::All, 0, Outcome::Success, Some(200), true, true),
+            (Which::All, 0, failed, Some(502), false, true),
+            (Which::All, 0, Outcome::Aborted, None, false, true),
+            (Which::Errors, 1_000_000, Outcome::Success, Some(200), true, false),
+            (Which::Errors, 0, failed, Some(502), false, true),
+            (Which::Off, 1_000_000, failed, Some(502), true, false),
+        ] {
+            assert_eq!(on.wants(&log(access, ppm), outcome, status, is_unusual), expected, "{access:?} {ppm} {outcome:?} {is_unusual}");
+        }
+        let half = (0..10_000).filter(|_| on.wants(&log(Which::All, 500_000), Outcome::Success, Some(200), false)).count();
+        assert!((4_500..5_500).contains(&half), "{half}");
+        drop(on);
+        writer.join().expect("the writer ends");
+    }
+
+    #[test]
+    fn a_user_is_the_same_hash_under_the_same_secret_and_never_a_key() {
+        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
+        let text = written(LogFormat::Json, vec![line("/a", Outcome::Success), line("/b", Outcome::Success)]);
+        let users: Vec<_> = text.lines().map(|line| json(line)["user.hash"].clone()).collect();
+        assert!(users[0].as_str().is_some_and(|hash| hash.len() == 16) && users[0] == users[1] && !text.contains("ana"), "{text}");
+        assert_eq!(json(text.lines().next().expect("a line"))["trace.id"], "0000000000000000000000000000feed");
+        let plain = Line { user: Some((LogUser::Plain, b"a\"na".as_slice().into())), ..line("/", Outcome::Success) };
+        assert_eq!(json(&written(LogFormat::Json, vec![plain]))["user.id"], "a\"na");
+    }
+
+    #[test]
+    fn a_file_that_was_moved_away_is_opened_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (path, moved) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
+        let (log, writer) = AccessLog::start(LogFormat::Json, Out::file(path.clone()).expect("a file"), [7; 32]).expect("a thread starts");
+        let lines = |path: &Path| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
+        let wait = |path: &Path| {
+            (0..1_000).any(|_| {
+                lines(path) == 1 || {
+                    std::thread::sleep(Duration::from_millis(10));
+                    false
+                }
+            })
+        };
+        log.write(line("/before", Outcome::Success));
+        assert!(wait(&path));
+        std::fs::rename(&path, &moved).expect("moved");
+        log.reopen();
+        log.write(line("/after", Outcome::Success));
+        assert!(wait(&path));
+        assert_eq!(lines(&moved), 1);
+        drop(log);
+        writer.join().expect("the writer ends");
+    }
+
+    #[test]
+    fn lines_that_a_full_disk_does_not_take_are_counted() {
+        let Ok(full) = Out::file("/dev/full".into()) else { return };
+        let (log, writer) = AccessLog::start(LogFormat::Json, full, [7; 32]).expect("a thread starts");
+        (0..10).for_each(|_| log.write(line("/", Outcome::Success)));
+        let shared = Arc::clone(&log.shared);
+        drop(log);
+        writer.join().expect("the writer ends");
+        assert_eq!(shared.dropped.load(Ordering::Relaxed), 10);
+    }
+
+    #[test]
+    fn lines_that_do_not_fit_are_dropped_and_counted() {
+        /// A writer that waits until it is let go.
+        struct Stuck(Arc<(Mutex<bool>, Condvar)>);
+        impl Write for Stuck {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                let (open, changed) = &*self.0;
+                drop(changed.wait_while(open.lock().unwrap_or_else(PoisonError::into_inner), |open| !*open));
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let (log, writer) = AccessLog::start(LogFormat::Text, Out::to(Box::new(Stuck(Arc::clone(&gate)))), [7; 32]).expect("a thread starts");
+        for _ in 0..4 * QUEUE {
+            log.write(line("/", Outcome::Success));
+        }
+        let dropped = log.dropped();
+        assert!(dropped > 0 && dropped < 4 * QUEUE as u64, "{dropped}");
+        *gate.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        gate.1.notify_all();
+        drop(log);
+        writer.join().expect("the writer ends");
+    }
+}
