@@ -179,14 +179,14 @@ const SECRET: &str = "log-secret";
 ///
 /// # Errors
 /// When it cannot be written.
-pub fn secret(directory: &Path) -> io::Result<[u8; 32]> {
+pub fn secret(directory: &Path) -> io::Result<[u8; 16]> {
     let path = directory.join(SECRET);
     if let Ok(known) = fs::read(&path)
-        && let Ok(known) = <[u8; 32]>::try_from(known.as_slice())
+        && let Ok(known) = <[u8; 16]>::try_from(known.as_slice())
     {
         return Ok(known);
     }
-    let secret: [u8; 32] = rand::random();
+    let secret: [u8; 16] = rand::random();
     // Readable for its owner alone before anything stands in it.
     OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path)?;
     replace(&path, &secret)?;

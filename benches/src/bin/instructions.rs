@@ -10,6 +10,10 @@ use cutover::recorder::{recorder, slot_of};
 use cutover_benches::fixture;
 use cutover_core::{Ending, FailureKind, Outcome, Reason, Side};
 
+// The product's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum Piece {
     /// The recorder with a success on new that is not slow.
@@ -46,7 +50,7 @@ fn main() {
             }
         }
         Piece::GateLogged => {
-            let (gate, _reader, lines) = fixture::gate_logging();
+            let (gate, _reader, bytes) = fixture::gate_logging();
             let conn = fixture::conn();
             let heads: Vec<_> = users.iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
             for request in 0..requests {
@@ -54,9 +58,11 @@ fn main() {
                 let mut edits = head.copied();
                 fixture::pass(&gate, &conn, head, &mut edits);
                 black_box(&edits);
-                // What the queue holds, and then the writer has its turn: nothing is dropped, and waiting costs no instructions to speak of.
-                while (request % 8_192 == 8_191 || request + 1 == requests) && lines.load(Ordering::Relaxed) <= u64::from(request) {
-                    std::thread::sleep(Duration::from_millis(20));
+                // As many as the queue holds, and then the writer has its turn, so that nothing is dropped; waiting costs no instructions to speak of.
+                let mut before = u64::MAX;
+                while (request % 8_192 == 8_191 || request + 1 == requests) && bytes.load(Ordering::Relaxed) != before {
+                    before = bytes.load(Ordering::Relaxed);
+                    std::thread::sleep(Duration::from_millis(500));
                 }
             }
         }

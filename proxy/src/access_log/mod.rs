@@ -99,7 +99,7 @@ impl AccessLog {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(format: LogFormat, mut out: Out, secret: [u8; 32]) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
+    pub fn start(format: LogFormat, mut out: Out, secret: [u8; 16]) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, receiver) = sync_channel(QUEUE);
         let shared: Arc<Shared> = Arc::default();
         let writers = Arc::clone(&shared);
@@ -142,7 +142,7 @@ impl AccessLog {
     }
 }
 
-fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, secret: &[u8; 32], shared: &Shared) {
+fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, secret: &[u8; 16], shared: &Shared) {
     let mut renderer = Renderer::new(format, secret);
     let mut text = Vec::with_capacity(64 * 1024);
     let mut was_written = true;
@@ -276,7 +276,7 @@ mod tests {
 
     fn written(format: LogFormat, lines: Vec<Line>) -> String {
         let memory = Memory::default();
-        let (log, writer) = AccessLog::start(format, Out::to(Box::new(memory.clone())), [7; 32]).expect("a thread starts");
+        let (log, writer) = AccessLog::start(format, Out::to(Box::new(memory.clone())), [7; 16]).expect("a thread starts");
         lines.into_iter().for_each(|line| log.write(line));
         drop(log);
         writer.join().expect("the writer ends");
@@ -299,7 +299,7 @@ mod tests {
 
     #[test]
     fn what_went_wrong_is_never_left_to_chance() {
-        let (on, writer) = AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), [7; 32]).expect("a thread starts");
+        let (on, writer) = AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), [7; 16]).expect("a thread starts");
         let log = |access, ppm| Log { format: LogFormat::Json, access, sample: Rate::from_ppm(ppm).expect("a rate"), user: LogUser::Hashed, file: None };
         let failed = Outcome::Failure(FailureKind::Connect);
         for (access, ppm, outcome, status, is_unusual, expected) in [
@@ -335,7 +335,7 @@ mod tests {
     fn a_file_that_was_moved_away_is_opened_anew() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, moved) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
-        let (log, writer) = AccessLog::start(LogFormat::Json, Out::file(path.clone()).expect("a file"), [7; 32]).expect("a thread starts");
+        let (log, writer) = AccessLog::start(LogFormat::Json, Out::file(path.clone()).expect("a file"), [7; 16]).expect("a thread starts");
         let lines = |path: &Path| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
         let wait = |path: &Path| {
             (0..1_000).any(|_| {
@@ -359,7 +359,7 @@ mod tests {
     #[test]
     fn lines_that_a_full_disk_does_not_take_are_counted() {
         let Ok(full) = Out::file("/dev/full".into()) else { return };
-        let (log, writer) = AccessLog::start(LogFormat::Json, full, [7; 32]).expect("a thread starts");
+        let (log, writer) = AccessLog::start(LogFormat::Json, full, [7; 16]).expect("a thread starts");
         (0..10).for_each(|_| log.write(line("/", Outcome::Success)));
         let shared = Arc::clone(&log.shared);
         drop(log);
@@ -382,7 +382,7 @@ mod tests {
             }
         }
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
-        let (log, writer) = AccessLog::start(LogFormat::Text, Out::to(Box::new(Stuck(Arc::clone(&gate)))), [7; 32]).expect("a thread starts");
+        let (log, writer) = AccessLog::start(LogFormat::Text, Out::to(Box::new(Stuck(Arc::clone(&gate)))), [7; 16]).expect("a thread starts");
         for _ in 0..4 * QUEUE {
             log.write(line("/", Outcome::Success));
         }

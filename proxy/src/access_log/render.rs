@@ -1,82 +1,80 @@
 //! One request as a line of text. Runs in the writer's thread; nothing is built that is not written.
 
-use std::fmt::Write as _;
+use std::fmt::Display;
 use std::io::Write;
+use std::time::Duration;
 
 use cutover_config::{LogFormat, LogUser};
 use cutover_core::{Maintenance, Outcome, Wall};
-use serde::Serialize;
-use sha2::{Digest, Sha256};
+use siphasher::sip::SipHasher24;
 
 use super::Line;
 use crate::clock;
+use crate::gateway::trace::write_hex;
 
 /// What lines have in common, kept from one to the next.
 pub(super) struct Renderer {
     format: LogFormat,
-    /// SHA-256 that has read the secret, so that each user costs one block more.
-    hash: Sha256,
+    /// With its key.
+    hash: SipHasher24,
     second: i64,
     /// The present second as RFC 3339, up to its point.
     stamp: String,
 }
 
-/// Names after the Elastic Common Schema and OpenTelemetry where they have one.
-#[derive(Serialize)]
-struct Json<'a> {
-    #[serde(rename = "@timestamp")]
-    timestamp: &'a str,
-    #[serde(rename = "event.dataset")]
-    dataset: &'static str,
-    #[serde(rename = "http.request.method")]
-    method: &'a str,
-    #[serde(rename = "url.path")]
-    path: &'a str,
-    #[serde(rename = "http.response.status_code")]
-    status: Option<u16>,
-    #[serde(rename = "cutover.rollout", skip_serializing_if = "Option::is_none")]
-    rollout: Option<&'a str>,
-    #[serde(rename = "cutover.backend", skip_serializing_if = "Option::is_none")]
-    backend: Option<&'static str>,
-    #[serde(rename = "cutover.reason", skip_serializing_if = "Option::is_none")]
-    reason: Option<&'static str>,
-    #[serde(rename = "cutover.bucket", skip_serializing_if = "Option::is_none")]
-    bucket: Option<u32>,
-    #[serde(rename = "cutover.moved", skip_serializing_if = "Option::is_none")]
-    moved: Option<&'static str>,
-    #[serde(rename = "cutover.maintenance", skip_serializing_if = "Option::is_none")]
-    maintenance: Option<&'static str>,
-    #[serde(rename = "error.kind", skip_serializing_if = "Option::is_none")]
-    error: Option<&'static str>,
-    #[serde(rename = "user.hash", skip_serializing_if = "Option::is_none")]
-    user_hash: Option<&'a str>,
-    #[serde(rename = "user.id", skip_serializing_if = "Option::is_none")]
-    user_id: Option<&'a str>,
-    #[serde(rename = "client.address")]
-    client: std::net::IpAddr,
-    #[serde(rename = "server.address", skip_serializing_if = "Option::is_none")]
-    server: Option<std::net::SocketAddr>,
-    duration_ms: f64,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    parked_ms: Option<f64>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    upstream_ms: Option<f64>,
-    #[serde(rename = "http.request.body.bytes")]
-    bytes_in: u64,
-    #[serde(rename = "http.response.body.bytes")]
-    bytes_out: u64,
-    attempts: u8,
-    #[serde(rename = "http.request.id")]
-    request_id: &'a str,
-    #[serde(rename = "trace.id")]
-    trace_id: &'a str,
-    #[serde(rename = "span.id", skip_serializing_if = "Option::is_none")]
-    span_id: Option<&'a str>,
+/// A JSON object that is being written. By hand, since this is most of what a line costs: names and words are ours and need no escaping, and what a client has sent is left to serde_json.
+struct Object<'a>(&'a mut Vec<u8>);
+
+impl Object<'_> {
+    fn name(&mut self, name: &str) {
+        self.0.push(if self.0.last() == Some(&b'\n') || self.0.is_empty() { b'{' } else { b',' });
+        self.0.push(b'"');
+        self.0.extend_from_slice(name.as_bytes());
+        self.0.extend_from_slice(b"\":");
+    }
+
+    /// Anything.
+    fn text(&mut self, name: &str, text: &str) {
+        self.name(name);
+        // Writing to memory does not fail.
+        let _ = serde_json::to_writer(&mut *self.0, text);
+    }
+
+    /// What needs no escaping.
+    fn word(&mut self, name: &str, word: &str) {
+        self.name(name);
+        self.0.push(b'"');
+        self.0.extend_from_slice(word.as_bytes());
+        self.0.push(b'"');
+    }
+
+    fn shown(&mut self, name: &str, shown: impl Display) {
+        self.name(name);
+        let _ = write!(self.0, "\"{shown}\"");
+    }
+
+    fn number(&mut self, name: &str, number: u64) {
+        self.name(name);
+        self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+    }
+
+    /// To a microsecond.
+    fn millis(&mut self, name: &str, duration: Duration) {
+        let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
+        self.number(name, micros / 1_000);
+        let rest = micros % 1_000;
+        if rest > 0 {
+            self.0.push(b'.');
+            let digits = [rest / 100, rest / 10 % 10, rest % 10].map(|digit| b'0' + digit as u8);
+            let end = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |at| at + 1);
+            self.0.extend_from_slice(&digits[..end]);
+        }
+    }
 }
 
 impl Renderer {
-    pub(super) fn new(format: LogFormat, secret: &[u8; 32]) -> Self {
-        Self { format, hash: Sha256::new_with_prefix(secret), second: i64::MIN, stamp: String::new() }
+    pub(super) fn new(format: LogFormat, secret: &[u8; 16]) -> Self {
+        Self { format, hash: SipHasher24::new_with_key(secret), second: i64::MIN, stamp: String::new() }
     }
 
     /// Appends a line.
@@ -90,7 +88,6 @@ impl Renderer {
             Outcome::Aborted => Some("aborted"),
             Outcome::Success | Outcome::ClientError | Outcome::Ignored => None,
         };
-        let millis = |duration: std::time::Duration| duration.as_micros() as f64 / 1e3;
         let (mut hash, mut plain) = (None, None);
         match line.user.as_ref() {
             Some((LogUser::Hashed, key)) => hash = Some(self.hash_of(key)),
@@ -98,69 +95,66 @@ impl Renderer {
             Some((LogUser::Off, _)) | None => {}
         }
         let stamp = self.stamp(line.at);
-        let trace_id = format!("{:032x}", line.trace);
-        let span_id = line.span.map(|span| format!("{span:016x}"));
-        let written = match self.format {
+        let trace_id = hex(line.trace);
+        match self.format {
             LogFormat::Json => {
-                let json = Json {
-                    timestamp: &stamp,
-                    dataset: "cutover.access",
-                    method: line.method.as_str(),
-                    path: &line.path,
-                    status: line.status,
-                    rollout: line.rollout.as_deref(),
-                    backend: side,
-                    reason,
-                    bucket: line.decision.and_then(|decision| decision.bucket).map(cutover_core::Bucket::number),
-                    moved: line.moved,
-                    maintenance,
-                    error,
-                    user_hash: hash.as_deref(),
-                    user_id: plain.as_deref(),
-                    client: line.client,
-                    server: line.server,
-                    duration_ms: millis(line.total),
-                    parked_ms: (!line.parked.is_zero()).then(|| millis(line.parked)),
-                    upstream_ms: line.upstream.map(millis),
-                    bytes_in: line.bytes_in,
-                    bytes_out: line.bytes_out,
-                    attempts: line.attempts,
-                    request_id: &request_id,
-                    trace_id: &trace_id,
-                    span_id: span_id.as_deref(),
-                };
-                serde_json::to_writer(&mut *text, &json).map_err(std::io::Error::from)
+                let mut object = Object(text);
+                object.word("@timestamp", &stamp);
+                object.word("event.dataset", "cutover.access");
+                object.text("http.request.method", line.method.as_str());
+                object.text("url.path", &line.path);
+                line.status.into_iter().for_each(|status| object.number("http.response.status_code", u64::from(status)));
+                line.rollout.iter().for_each(|rollout| object.text("cutover.rollout", rollout));
+                side.into_iter().for_each(|side| object.word("cutover.backend", side));
+                reason.into_iter().for_each(|reason| object.word("cutover.reason", reason));
+                let bucket = line.decision.and_then(|decision| decision.bucket);
+                bucket.into_iter().for_each(|bucket| object.number("cutover.bucket", u64::from(bucket.number())));
+                line.moved.into_iter().for_each(|moved| object.word("cutover.moved", moved));
+                maintenance.into_iter().for_each(|mode| object.word("cutover.maintenance", mode));
+                error.into_iter().for_each(|error| object.word("error.kind", error));
+                hash.iter().for_each(|hash| object.word("user.hash", hash));
+                plain.iter().for_each(|plain| object.text("user.id", plain));
+                object.shown("client.address", line.client);
+                line.server.into_iter().for_each(|server| object.shown("server.address", server));
+                object.millis("duration_ms", line.total);
+                if !line.parked.is_zero() {
+                    object.millis("parked_ms", line.parked);
+                }
+                line.upstream.into_iter().for_each(|upstream| object.millis("upstream_ms", upstream));
+                object.number("http.request.body.bytes", line.bytes_in);
+                object.number("http.response.body.bytes", line.bytes_out);
+                object.number("attempts", u64::from(line.attempts));
+                object.text("http.request.id", &request_id);
+                object.word("trace.id", &trace_id);
+                line.span.into_iter().for_each(|span| object.word("span.id", &hex(u128::from(span))[16..]));
+                text.push(b'}');
             }
-            LogFormat::Text => write!(
-                text,
-                "{stamp} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} id={request_id:?} trace={trace_id}",
-                line.client,
-                line.method,
-                line.path,
-                line.status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
-                line.rollout.as_deref().unwrap_or("-"),
-                side.unwrap_or("-"),
-                millis(line.total),
-                reason.map(|reason| format!(" by={reason}")).unwrap_or_default(),
-                maintenance.map(|mode| format!(" maintenance={mode}")).unwrap_or_default(),
-                error.map(|error| format!(" error={error}")).unwrap_or_default(),
-                line.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
-                hash.map(|hash| format!(" user={hash}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
-            ),
-        };
-        // Writing to memory does not fail.
-        if written.is_ok() {
-            text.push(b'\n');
+            LogFormat::Text => {
+                // Writing to memory does not fail.
+                let _ = write!(
+                    text,
+                    "{stamp} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} id={request_id:?} trace={trace_id}",
+                    line.client,
+                    line.method,
+                    line.path,
+                    line.status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
+                    line.rollout.as_deref().unwrap_or("-"),
+                    side.unwrap_or("-"),
+                    line.total.as_secs_f64() * 1e3,
+                    reason.map(|reason| format!(" by={reason}")).unwrap_or_default(),
+                    maintenance.map(|mode| format!(" maintenance={mode}")).unwrap_or_default(),
+                    error.map(|error| format!(" error={error}")).unwrap_or_default(),
+                    line.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
+                    hash.map(|hash| format!(" user={hash}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
+                );
+            }
         }
+        text.push(b'\n');
     }
 
-    /// Of the same user the same as long as the secret is: 64 bits of SHA-256 over the secret and the key.
+    /// Of the same user the same as long as the secret is: SipHash-2-4 (Aumasson and Bernstein, 2012), which cannot be foreseen without its key.
     fn hash_of(&self, key: &[u8]) -> String {
-        let digest = self.hash.clone().chain_update(key).finalize();
-        digest[..8].iter().fold(String::with_capacity(16), |mut text, byte| {
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hex(u128::from(self.hash.hash(key))).split_off(16)
     }
 
     /// The moment as RFC 3339. The calendar is asked once a second.
@@ -173,4 +167,11 @@ impl Renderer {
         }
         format!("{}.{millis:03}Z", self.stamp)
     }
+}
+
+/// In 32 digits.
+fn hex(number: u128) -> String {
+    let mut digits = [0; 32];
+    write_hex(number, &mut digits);
+    String::from_utf8_lossy(&digits).into_owned()
 }

@@ -167,9 +167,11 @@ fn header(id: u128, span: u64, is_sampled: bool) -> HeaderValue {
 }
 
 /// A number in 32 hexadecimal digits.
-pub(super) fn write_hex(number: u128, digits: &mut [u8; 32]) {
-    for (at, digit) in digits.iter_mut().enumerate() {
-        *digit = b"0123456789abcdef"[(number >> (124 - 4 * at)) as usize & 0xf];
+pub fn write_hex(number: u128, digits: &mut [u8; 32]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    for (pair, byte) in digits.chunks_exact_mut(2).zip(number.to_be_bytes()) {
+        pair[0] = DIGITS[usize::from(byte >> 4)];
+        pair[1] = DIGITS[usize::from(byte & 0xf)];
     }
 }
 
