@@ -1,7 +1,7 @@
 //! One request as a line of text. Runs in the writer's thread; nothing is built that is not written.
 
-use std::fmt::Display;
 use std::io::Write;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cutover_config::{LogFormat, LogUser};
@@ -15,10 +15,10 @@ use crate::gateway::trace::write_hex;
 /// What lines have in common, kept from one to the next.
 pub(super) struct Renderer {
     format: LogFormat,
-    /// With its key.
+    /// With its key: SipHash-2-4 (Aumasson and Bernstein, 2012), whose values cannot be foreseen without it.
     hash: SipHasher24,
     second: i64,
-    /// The present second as RFC 3339, up to its point.
+    /// The last moment as RFC 3339, and its second.
     stamp: String,
 }
 
@@ -48,13 +48,44 @@ impl Object<'_> {
         self.0.push(b'"');
     }
 
-    fn shown(&mut self, name: &str, shown: impl Display) {
+    /// An address, with its port if there is one.
+    fn address(&mut self, name: &str, ip: IpAddr, port: Option<u16>) {
         self.name(name);
-        let _ = write!(self.0, "\"{shown}\"");
+        self.0.push(b'"');
+        match ip {
+            // By far the most, and the standard library takes its time for them.
+            IpAddr::V4(v4) => v4.octets().into_iter().enumerate().for_each(|(at, octet)| {
+                if at > 0 {
+                    self.0.push(b'.');
+                }
+                self.digits(u64::from(octet));
+            }),
+            IpAddr::V6(v6) if port.is_some() => drop(write!(self.0, "[{v6}]")),
+            IpAddr::V6(v6) => drop(write!(self.0, "{v6}")),
+        }
+        if let Some(port) = port {
+            self.0.push(b':');
+            self.digits(u64::from(port));
+        }
+        self.0.push(b'"');
+    }
+
+    /// The last of 32 hexadecimal digits.
+    fn hex(&mut self, name: &str, number: u128, digits: usize) {
+        let mut all = [0; 32];
+        write_hex(number, &mut all);
+        self.name(name);
+        self.0.push(b'"');
+        self.0.extend_from_slice(&all[32 - digits..]);
+        self.0.push(b'"');
     }
 
     fn number(&mut self, name: &str, number: u64) {
         self.name(name);
+        self.digits(number);
+    }
+
+    fn digits(&mut self, number: u64) {
         self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 
@@ -90,16 +121,15 @@ impl Renderer {
         };
         let (mut hash, mut plain) = (None, None);
         match line.user.as_ref() {
-            Some((LogUser::Hashed, key)) => hash = Some(self.hash_of(key)),
+            Some((LogUser::Hashed, key)) => hash = Some(self.hash.hash(key)),
             Some((LogUser::Plain, key)) => plain = Some(String::from_utf8_lossy(key)),
             Some((LogUser::Off, _)) | None => {}
         }
-        let stamp = self.stamp(line.at);
-        let trace_id = hex(line.trace);
+        self.set_stamp(line.at);
         match self.format {
             LogFormat::Json => {
                 let mut object = Object(text);
-                object.word("@timestamp", &stamp);
+                object.word("@timestamp", &self.stamp);
                 object.word("event.dataset", "cutover.access");
                 object.text("http.request.method", line.method.as_str());
                 object.text("url.path", &line.path);
@@ -112,10 +142,10 @@ impl Renderer {
                 line.moved.into_iter().for_each(|moved| object.word("cutover.moved", moved));
                 maintenance.into_iter().for_each(|mode| object.word("cutover.maintenance", mode));
                 error.into_iter().for_each(|error| object.word("error.kind", error));
-                hash.iter().for_each(|hash| object.word("user.hash", hash));
+                hash.into_iter().for_each(|hash| object.hex("user.hash", u128::from(hash), 16));
                 plain.iter().for_each(|plain| object.text("user.id", plain));
-                object.shown("client.address", line.client);
-                line.server.into_iter().for_each(|server| object.shown("server.address", server));
+                object.address("client.address", line.client, None);
+                line.server.into_iter().for_each(|server| object.address("server.address", server.ip(), Some(server.port())));
                 object.millis("duration_ms", line.total);
                 if !line.parked.is_zero() {
                     object.millis("parked_ms", line.parked);
@@ -125,15 +155,16 @@ impl Renderer {
                 object.number("http.response.body.bytes", line.bytes_out);
                 object.number("attempts", u64::from(line.attempts));
                 object.text("http.request.id", &request_id);
-                object.word("trace.id", &trace_id);
-                line.span.into_iter().for_each(|span| object.word("span.id", &hex(u128::from(span))[16..]));
+                object.hex("trace.id", line.trace, 32);
+                line.span.into_iter().for_each(|span| object.hex("span.id", u128::from(span), 16));
                 text.push(b'}');
             }
             LogFormat::Text => {
                 // Writing to memory does not fail.
                 let _ = write!(
                     text,
-                    "{stamp} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} id={request_id:?} trace={trace_id}",
+                    "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} id={request_id:?} trace={:032x}",
+                    self.stamp,
                     line.client,
                     line.method,
                     line.path,
@@ -145,33 +176,27 @@ impl Renderer {
                     maintenance.map(|mode| format!(" maintenance={mode}")).unwrap_or_default(),
                     error.map(|error| format!(" error={error}")).unwrap_or_default(),
                     line.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
-                    hash.map(|hash| format!(" user={hash}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
+                    hash.map(|hash| format!(" user={hash:016x}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
+                    line.trace,
                 );
             }
         }
         text.push(b'\n');
     }
 
-    /// Of the same user the same as long as the secret is: SipHash-2-4 (Aumasson and Bernstein, 2012), which cannot be foreseen without its key.
-    fn hash_of(&self, key: &[u8]) -> String {
-        hex(u128::from(self.hash.hash(key))).split_off(16)
-    }
-
-    /// The moment as RFC 3339. The calendar is asked once a second.
-    fn stamp(&mut self, at: Wall) -> String {
+    /// Writes the moment as RFC 3339. The calendar is asked once a second.
+    fn set_stamp(&mut self, at: Wall) {
         let (second, millis) = (at.as_millis().div_euclid(1_000), at.as_millis().rem_euclid(1_000));
         if second != self.second {
             self.stamp = clock::rfc3339(Wall::from_millis(second * 1_000));
-            self.stamp.truncate(self.stamp.find('.').unwrap_or(self.stamp.len()));
             self.second = second;
         }
-        format!("{}.{millis:03}Z", self.stamp)
+        // The point, three digits and the Z.
+        self.stamp.truncate(self.stamp.rfind('.').unwrap_or(self.stamp.len()));
+        self.stamp.push('.');
+        for digit in [millis / 100, millis / 10 % 10, millis % 10] {
+            self.stamp.push(char::from(b'0' + digit as u8));
+        }
+        self.stamp.push('Z');
     }
-}
-
-/// In 32 digits.
-fn hex(number: u128) -> String {
-    let mut digits = [0; 32];
-    write_hex(number, &mut digits);
-    String::from_utf8_lossy(&digits).into_owned()
 }
