@@ -420,11 +420,12 @@ impl Control {
     }
 
     fn report(&self) -> Report {
-        let totals = |slot: usize| self.reader.slot(slot_of(slot)).cloned().unwrap_or_default();
+        let nothing = SlotTotals::default();
+        let totals = |slot: usize| self.reader.slot(slot_of(slot)).unwrap_or(&nothing);
         let unmatched = self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default);
         Report {
             status: status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), &unmatched, totals),
-            measured: self.plane.rollouts().iter().map(|rollout| Measured { totals: totals(rollout.slot()), recent_quantiles: recent_quantiles(rollout) }).collect(),
+            measured: self.plane.rollouts().iter().map(|rollout| Measured { totals: totals(rollout.slot()).clone(), recent_quantiles: recent_quantiles(rollout) }).collect(),
             unmatched,
             common: Arc::clone(&self.common),
             rollbacks: self.rollbacks.iter().map(|((rollout, label), count)| (Arc::clone(rollout), label.clone(), *count)).collect(),

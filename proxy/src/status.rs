@@ -444,7 +444,14 @@ pub fn recent_quantiles(rollout: &Rollout) -> PerSide<Option<[f64; 3]>> {
 }
 
 /// Mirrors the control plane.
-pub fn status_of(plane: &ControlPlane, in_force: &Split, config: ConfigStatus, latch_durable: bool, unmatched: &SlotTotals, totals: impl Fn(usize) -> SlotTotals) -> Status {
+pub fn status_of<'a>(
+    plane: &ControlPlane,
+    in_force: &Split,
+    config: ConfigStatus,
+    latch_durable: bool,
+    unmatched: &SlotTotals,
+    totals: impl Fn(usize) -> &'a SlotTotals,
+) -> Status {
     let now = clock::mono();
     let maintenance = |rollout: Option<&str>| {
         let at = rollout.and_then(|id| in_force.rollouts.iter().position(|split| *split.rule.id == *id));
@@ -459,6 +466,6 @@ pub fn status_of(plane: &ControlPlane, in_force: &Split, config: ConfigStatus, l
         latch_durable,
         maintenance: maintenance(None),
         held_requests: unmatched.parked() + plane.rollouts().iter().map(|rollout| totals(rollout.slot()).parked()).sum::<u64>(),
-        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, &totals(rollout.slot()), share(rollout), maintenance(Some(rollout.id())))).collect(),
+        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, totals(rollout.slot()), share(rollout), maintenance(Some(rollout.id())))).collect(),
     }
 }

@@ -1,11 +1,12 @@
 //! Prometheus text from the numbers that the guard sees: built anew at each scrape, so nothing is counted twice and nothing can disagree.
 //!
 //! All label pairs of a rollout exist from its start, so rates begin at zero. The number of series depends on the file alone, never on users, paths or statuses.
-//! The library keeps no registry here: its families are filled from our totals and written by its encoder, and only `process_*` come from its collector.
+//! The library keeps no registry here: what we count is written from our totals, and `process_*` come from its collector and its encoder.
 
 pub mod names;
 
 use std::collections::BTreeSet;
+use std::io::Write;
 use std::sync::OnceLock;
 
 use cutover_core::guard::Rule;
@@ -14,7 +15,6 @@ use cutover_core::outcome::CODE_CLASSES;
 use cutover_core::{FailureKind, GuardSettings, Latencies, Maintenance, Phase, Reason, Side, Totals};
 use prometheus::core::Collector;
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType, Quantile, Summary};
 use prometheus::{Encoder, TextEncoder};
 
 use crate::access_log::AccessLog;
@@ -115,11 +115,9 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
     }
     families.add(names::BUILD, &[&status.version], Value::Gauge(1.0));
 
-    let mut text = Vec::with_capacity(64 * 1024);
-    let encoder = TextEncoder::new();
-    encoder.encode(&families.0, &mut text)?;
+    let mut text = families.into_text();
     static PROCESS: OnceLock<ProcessCollector> = OnceLock::new();
-    encoder.encode(&PROCESS.get_or_init(ProcessCollector::for_self).collect(), &mut text)?;
+    TextEncoder::new().encode(&PROCESS.get_or_init(ProcessCollector::for_self).collect(), &mut text)?;
     Ok(text)
 }
 
@@ -140,8 +138,14 @@ enum Value<'a> {
     Summary(&'a Totals, Option<[f64; 3]>),
 }
 
-#[derive(Default)]
-struct Families(Vec<MetricFamily>);
+/// The lines of each family: rollouts come one after the other, and a family stands together.
+struct Families(Vec<Vec<u8>>);
+
+impl Default for Families {
+    fn default() -> Self {
+        Self(vec![Vec::new(); names::ALL.len()])
+    }
+}
 
 impl Families {
     /// The counters of one side.
@@ -168,81 +172,85 @@ impl Families {
 
     fn add(&mut self, name: Name, labels: &[&str], value: Value<'_>) {
         debug_assert_eq!(name.labels.len(), labels.len(), "{}", name.name);
-        let at = match self.0.iter().position(|family| family.name() == name.name) {
-            Some(at) => at,
-            None => {
-                let mut family = MetricFamily::default();
-                family.set_name(name.name.to_owned());
-                family.set_help(name.help.to_owned());
-                family.set_field_type(match name.kind {
-                    "counter" => MetricType::COUNTER,
-                    "histogram" => MetricType::HISTOGRAM,
-                    "summary" => MetricType::SUMMARY,
-                    _ => MetricType::GAUGE,
-                });
-                self.0.push(family);
-                self.0.len() - 1
-            }
-        };
-        let mut metric = Metric::from_label(
-            name.labels
-                .iter()
-                .zip(labels)
-                .map(|(label, value)| {
-                    let mut pair = LabelPair::default();
-                    pair.set_name((*label).to_owned());
-                    pair.set_value((*value).to_owned());
-                    pair
-                })
-                .collect(),
-        );
+        let Some(at) = names::ALL.iter().position(|known| known.name == name.name) else { return debug_assert!(false, "{} is not listed", name.name) };
+        let mut family = Family { text: &mut self.0[at], name, labels };
         match value {
-            Value::Counter(count) => {
-                let mut counter = Counter::default();
-                counter.set_value(count as f64);
-                metric.set_counter(counter);
+            Value::Counter(count) => family.count("", None, count),
+            Value::Gauge(number) => family.number("", None, number),
+            // The quantiles are of the last minute; count and sum since the start, as everywhere.
+            Value::Summary(totals, recent) => {
+                for (quantile, value) in ["0.5", "0.95", "0.99"].into_iter().zip(recent.into_iter().flatten()) {
+                    family.number("", Some(("quantile", quantile)), value);
+                }
+                family.sum_and_count(totals);
             }
-            Value::Gauge(number) => {
-                let mut gauge = Gauge::default();
-                gauge.set_value(number);
-                metric.set_gauge(gauge);
+            // A latency counts below a bound when its counter does not begin above it, which is how the guard reads a limit.
+            Value::Histogram(totals, bounds) => {
+                for (&bound, count) in bounds.iter().zip(cumulative(&totals.latencies, bounds)) {
+                    family.count("_bucket", Some(("le", &(bound as f64 / 1e6).to_string())), count);
+                }
+                family.count("_bucket", Some(("le", "+Inf")), totals.latencies.total());
+                family.sum_and_count(totals);
             }
-            Value::Summary(totals, recent) => metric.set_summary(summary(totals, recent)),
-            Value::Histogram(totals, bounds) => metric.set_histogram(histogram(totals, bounds)),
         }
-        self.0[at].mut_metric().push(metric);
+    }
+
+    /// All of them as text: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+    fn into_text(self) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.0.iter().map(|lines| lines.len() + 512).sum());
+        for (name, lines) in names::ALL.iter().zip(self.0).filter(|(_, lines)| !lines.is_empty()) {
+            let help = name.help.replace('\\', r"\\").replace('\n', r"\n");
+            text.extend_from_slice(format!("# HELP {0} {help}\n# TYPE {0} {1}\n", name.name, name.kind).as_bytes());
+            text.extend_from_slice(&lines);
+        }
+        text
     }
 }
 
-/// The quantiles of the last minute; count and sum are since the start, as everywhere.
-fn summary(totals: &Totals, recent: Option<[f64; 3]>) -> Summary {
-    let mut summary = Summary::default();
-    summary.set_sample_count(totals.latencies.total());
-    summary.set_sample_sum(totals.counts.latency_sum_us as f64 / 1e6);
-    let quantiles = [0.5, 0.95, 0.99].into_iter().zip(recent.into_iter().flatten()).map(|(at, value)| {
-        let mut quantile = Quantile::default();
-        quantile.set_quantile(at);
-        quantile.set_value(value);
-        quantile
-    });
-    summary.set_quantile(quantiles.collect());
-    summary
+/// One metric of a family that is being written. By hand and not by the library's encoder, which wants a string for every name and every value: with a hundred rollouts that was most of a scrape.
+struct Family<'a> {
+    text: &'a mut Vec<u8>,
+    name: Name,
+    labels: &'a [&'a str],
 }
 
-/// A classic histogram from HDR counts: a latency counts below a bound when its counter does not begin above it, which is how the guard reads a limit.
-fn histogram(totals: &Totals, bounds: &[u64]) -> Histogram {
-    let mut histogram = Histogram::default();
-    histogram.set_sample_count(totals.latencies.total());
-    histogram.set_sample_sum(totals.counts.latency_sum_us as f64 / 1e6);
-    let cumulative = cumulative(&totals.latencies, bounds);
-    let buckets = bounds.iter().zip(cumulative).map(|(&bound, count)| {
-        let mut bucket = Bucket::default();
-        bucket.set_upper_bound(bound as f64 / 1e6);
-        bucket.set_cumulative_count(count);
-        bucket
-    });
-    histogram.set_bucket(buckets.collect());
-    histogram
+impl Family<'_> {
+    fn line(&mut self, suffix: &str, more: Option<(&str, &str)>, value: impl FnOnce(&mut Vec<u8>)) {
+        self.text.extend_from_slice(self.name.name.as_bytes());
+        self.text.extend_from_slice(suffix.as_bytes());
+        let mut before = b'{';
+        for (name, label) in self.name.labels.iter().zip(self.labels).map(|(name, label)| (*name, *label)).chain(more) {
+            self.text.push(before);
+            before = b',';
+            self.text.extend_from_slice(name.as_bytes());
+            self.text.extend_from_slice(b"=\"");
+            match label.contains(['\\', '"', '\n']) {
+                false => self.text.extend_from_slice(label.as_bytes()),
+                true => self.text.extend_from_slice(label.replace('\\', r"\\").replace('"', "\\\"").replace('\n', r"\n").as_bytes()),
+            }
+            self.text.push(b'"');
+        }
+        if before == b',' {
+            self.text.push(b'}');
+        }
+        self.text.push(b' ');
+        value(self.text);
+        self.text.push(b'\n');
+    }
+
+    fn count(&mut self, suffix: &str, more: Option<(&str, &str)>, count: u64) {
+        self.line(suffix, more, |text| text.extend_from_slice(itoa::Buffer::new().format(count).as_bytes()));
+    }
+
+    fn number(&mut self, suffix: &str, more: Option<(&str, &str)>, number: f64) {
+        // Writing to memory does not fail.
+        self.line(suffix, more, |text| drop(write!(text, "{number}")));
+    }
+
+    fn sum_and_count(&mut self, totals: &Totals) {
+        self.number("_sum", None, totals.counts.latency_sum_us as f64 / 1e6);
+        self.count("_count", None, totals.latencies.total());
+    }
 }
 
 fn cumulative(latencies: &Latencies, bounds: &[u64]) -> Vec<u64> {
@@ -273,6 +281,37 @@ mod tests {
         for (bound, count) in bounds.iter().zip(cumulative(&latencies, &bounds)) {
             assert_eq!(count, latencies.total() - latencies.above(*bound), "{bound} us");
         }
+    }
+
+    #[test]
+    fn what_a_label_may_hold_is_escaped() {
+        let mut families = Families::default();
+        families.add(names::INFLIGHT, &["a\"b\\c\nd", "new"], Value::Gauge(0.25));
+        families.add(names::RELOAD_SUCCESSFUL, &[], Value::Gauge(1.0));
+        let text = String::from_utf8(families.into_text()).expect("UTF-8");
+        assert!(text.contains("\ncutover_inflight{rollout=\"a\\\"b\\\\c\\nd\",backend=\"new\"} 0.25\n"), "{text}");
+        assert!(text.contains("# TYPE cutover_config_last_reload_successful gauge\ncutover_config_last_reload_successful 1\n"), "{text}");
+    }
+
+    #[test]
+    fn a_histogram_is_cumulative_and_ends_with_all_of_it() {
+        let mut totals = Totals::default();
+        [500, 2_000, 90_000_000].into_iter().for_each(|us| totals.latencies.record(us));
+        let mut families = Families::default();
+        families.add(names::DURATION, &["a", "new"], Value::Histogram(&totals, &[1_000, 800_000]));
+        let text = String::from_utf8(families.into_text()).expect("UTF-8");
+        let lines: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("cutover_request_duration_seconds")).collect();
+        let labels = "rollout=\"a\",backend=\"new\"";
+        assert_eq!(
+            lines,
+            [
+                format!("_bucket{{{labels},le=\"0.001\"}} 1"),
+                format!("_bucket{{{labels},le=\"0.8\"}} 2"),
+                format!("_bucket{{{labels},le=\"+Inf\"}} 3"),
+                format!("_sum{{{labels}}} 0"),
+                format!("_count{{{labels}}} 3"),
+            ]
+        );
     }
 
     #[test]
