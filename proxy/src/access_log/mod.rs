@@ -20,6 +20,7 @@ use http::{HeaderValue, Method};
 use rand::Rng;
 
 use render::Renderer;
+use siphasher::sip::SipHasher24;
 
 /// How many lines may wait.
 const QUEUE: usize = 16_384;
@@ -34,6 +35,7 @@ const LOOK: Duration = Duration::from_secs(1);
 pub struct AccessLog {
     sender: Option<SyncSender<Line>>,
     shared: Arc<Shared>,
+    users: SipHasher24,
 }
 
 #[derive(Debug, Default)]
@@ -86,13 +88,22 @@ pub struct Line {
     /// The span that asked for it, or ours.
     pub span: Option<u64>,
     /// Who asked, and how that is said.
-    pub user: Option<(LogUser, Box<[u8]>)>,
+    pub user: Option<User>,
+}
+
+/// A user as a line says it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum User {
+    /// SipHash-2-4 (Aumasson and Bernstein, 2012) of the key under the secret: the same for the same user, and not to be foreseen without the secret.
+    Hashed(u64),
+    /// The key.
+    Plain(Box<[u8]>),
 }
 
 impl AccessLog {
     /// A log that takes nothing.
     pub fn off() -> Self {
-        Self { sender: None, shared: Arc::default() }
+        Self { sender: None, shared: Arc::default(), users: SipHasher24::new() }
     }
 
     /// A log written to `out` by a thread of its own, which ends, everything written, when the last clone of the log is gone. With `secret` users are hashed.
@@ -103,13 +114,23 @@ impl AccessLog {
         let (sender, receiver) = sync_channel(QUEUE);
         let shared: Arc<Shared> = Arc::default();
         let writers = Arc::clone(&shared);
-        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&receiver, format, &mut out, &secret, &writers))?;
-        Ok((Self { sender: Some(sender), shared }, writer))
+        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&receiver, format, &mut out, &writers))?;
+        Ok((Self { sender: Some(sender), shared, users: SipHasher24::new_with_key(&secret) }, writer))
     }
 
     /// Whether any line would be taken.
     pub fn is_on(&self, which: Which) -> bool {
         which != Which::Off && self.sender.is_some()
+    }
+
+    /// A user as the lines of this log say it; nothing where there are none, or none that say it.
+    pub fn user(&self, log: &Log, key: &[u8]) -> Option<User> {
+        match log.user {
+            _ if !self.is_on(log.access) => None,
+            LogUser::Hashed => Some(User::Hashed(self.users.hash(key))),
+            LogUser::Plain => Some(User::Plain(key.into())),
+            LogUser::Off => None,
+        }
     }
 
     /// Whether a request gets a line. What failed, was moved or parked is never left to chance.
@@ -142,8 +163,8 @@ impl AccessLog {
     }
 }
 
-fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, secret: &[u8; 16], shared: &Shared) {
-    let mut renderer = Renderer::new(format, secret);
+fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, shared: &Shared) {
+    let mut renderer = Renderer::new(format);
     let mut text = Vec::with_capacity(64 * 1024);
     let mut was_written = true;
     loop {
@@ -257,7 +278,7 @@ mod tests {
             request_id: HeaderValue::from_static("abc"),
             trace: 0xfeed,
             span: Some(7),
-            user: Some((LogUser::Hashed, b"ana".as_slice().into())),
+            user: Some(User::Hashed(0xbeef)),
         }
     }
 
@@ -321,14 +342,23 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_the_same_hash_under_the_same_secret_and_never_a_key() {
-        let json = |text: &str| serde_json::from_str::<serde_json::Value>(text).expect("JSON");
-        let text = written(LogFormat::Json, vec![line("/a", Outcome::Success), line("/b", Outcome::Success)]);
-        let users: Vec<_> = text.lines().map(|line| json(line)["user.hash"].clone()).collect();
-        assert!(users[0].as_str().is_some_and(|hash| hash.len() == 16) && users[0] == users[1] && !text.contains("ana"), "{text}");
-        assert_eq!(json(text.lines().next().expect("a line"))["trace.id"], "0000000000000000000000000000feed");
-        let plain = Line { user: Some((LogUser::Plain, b"a\"na".as_slice().into())), ..line("/", Outcome::Success) };
-        assert_eq!(json(&written(LogFormat::Json, vec![plain]))["user.id"], "a\"na");
+    fn a_user_is_the_same_hash_under_the_same_secret_and_a_key_only_where_asked_for() {
+        let start = |secret| AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), secret).expect("a thread starts").0;
+        let (log, other) = (start([7; 16]), start([8; 16]));
+        let settings = |access, user| Log { format: LogFormat::Json, access, sample: Rate::NONE, user, file: None };
+        let hashed = settings(Which::All, LogUser::Hashed);
+        assert!(matches!(log.user(&hashed, b"ana"), Some(User::Hashed(_))));
+        assert_eq!(log.user(&hashed, b"ana"), start([7; 16]).user(&hashed, b"ana"));
+        assert_ne!(log.user(&hashed, b"ana"), log.user(&hashed, b"ben"));
+        assert_ne!(log.user(&hashed, b"ana"), other.user(&hashed, b"ana"));
+        assert_eq!(log.user(&settings(Which::All, LogUser::Plain), b"ana"), Some(User::Plain(b"ana".as_slice().into())));
+        assert_eq!(log.user(&settings(Which::All, LogUser::Off), b"ana"), None);
+        assert_eq!(log.user(&settings(Which::Off, LogUser::Hashed), b"ana"), None);
+        let plain = Line { user: Some(User::Plain(b"a\"na".as_slice().into())), ..line("/", Outcome::Success) };
+        let lines = written(LogFormat::Json, vec![plain, line("/", Outcome::Success)]);
+        let json: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        assert_eq!((&json[0]["user.id"], &json[1]["user.hash"]), (&"a\"na".into(), &"000000000000beef".into()));
+        assert_eq!(json[0]["trace.id"], "0000000000000000000000000000feed");
     }
 
     #[test]

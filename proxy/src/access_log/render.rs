@@ -4,19 +4,16 @@ use std::io::Write;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use cutover_config::{LogFormat, LogUser};
+use cutover_config::LogFormat;
 use cutover_core::{Maintenance, Outcome, Wall};
-use siphasher::sip::SipHasher24;
 
-use super::Line;
+use super::{Line, User};
 use crate::clock;
 use crate::gateway::trace::write_hex;
 
 /// What lines have in common, kept from one to the next.
 pub(super) struct Renderer {
     format: LogFormat,
-    /// With its key: SipHash-2-4 (Aumasson and Bernstein, 2012), whose values cannot be foreseen without it.
-    hash: SipHasher24,
     second: i64,
     /// The last moment as RFC 3339, and its second.
     stamp: String,
@@ -35,6 +32,10 @@ impl Object<'_> {
 
     /// Anything.
     fn text(&mut self, name: &str, text: &str) {
+        // Without a way out of the loop, so that it is done many bytes at once.
+        if !text.bytes().fold(false, |found, byte| found | (byte < b' ') | (byte == b'"') | (byte == b'\\')) {
+            return self.word(name, text);
+        }
         self.name(name);
         // Writing to memory does not fail.
         let _ = serde_json::to_writer(&mut *self.0, text);
@@ -104,8 +105,8 @@ impl Object<'_> {
 }
 
 impl Renderer {
-    pub(super) fn new(format: LogFormat, secret: &[u8; 16]) -> Self {
-        Self { format, hash: SipHasher24::new_with_key(secret), second: i64::MIN, stamp: String::new() }
+    pub(super) fn new(format: LogFormat) -> Self {
+        Self { format, second: i64::MIN, stamp: String::new() }
     }
 
     /// Appends a line.
@@ -119,12 +120,11 @@ impl Renderer {
             Outcome::Aborted => Some("aborted"),
             Outcome::Success | Outcome::ClientError | Outcome::Ignored => None,
         };
-        let (mut hash, mut plain) = (None, None);
-        match line.user.as_ref() {
-            Some((LogUser::Hashed, key)) => hash = Some(self.hash.hash(key)),
-            Some((LogUser::Plain, key)) => plain = Some(String::from_utf8_lossy(key)),
-            Some((LogUser::Off, _)) | None => {}
-        }
+        let (hash, plain) = match &line.user {
+            Some(User::Hashed(hash)) => (Some(*hash), None),
+            Some(User::Plain(key)) => (None, Some(String::from_utf8_lossy(key))),
+            None => (None, None),
+        };
         self.set_stamp(line.at);
         match self.format {
             LogFormat::Json => {

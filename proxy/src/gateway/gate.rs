@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::RandomState;
-use cutover_config::LogUser;
 use cutover_core::split::decide;
 use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, Reason, Side, Treatment, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
@@ -36,7 +35,7 @@ use super::parking::Unparked;
 use super::reply::Reply;
 use super::strict;
 use super::trace::{Trace, write_hex};
-use crate::access_log::{AccessLog, Line};
+use crate::access_log::{AccessLog, Line, User};
 use crate::published::{Published, Snapshot};
 use crate::recorder::{Halted, Held, InFlight, Origin, Recorder, UNMATCHED};
 use crate::rescue::Saving;
@@ -134,7 +133,7 @@ pub struct Exchange {
     set_cookie: Option<HeaderValue>,
     method: Method,
     /// Where a line may be written: the user, as it is to be said.
-    user: Option<(LogUser, Box<[u8]>)>,
+    user: Option<User>,
     in_flight: Option<InFlight>,
     who: Who,
     /// Whether the backend has all of the request.
@@ -333,9 +332,8 @@ impl Gate {
         exchange.rollout = Some(at);
         exchange.decision = Some(decision);
         exchange.who = self.who(key, exchange.client);
-        let log = &snapshot.common.settings.log;
-        if let (UserKey::Known(key), true) = (key, self.access_log.is_on(log.access) && log.user != LogUser::Off) {
-            exchange.user = Some((log.user, key.into()));
+        if let UserKey::Known(key) = key {
+            exchange.user = self.access_log.user(&snapshot.common.settings.log, key);
         }
         exchange.backend = Arc::clone(&prepared.backends[decision.side]);
         if exchange.backend.is_available() {
