@@ -12,9 +12,9 @@ ARGS ?=
 
 # command:package, for building, and for the tests beside that
 BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
-TEST_TOOLS := nginx:nginx-light wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server
+TEST_TOOLS := nginx:nginx-light wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus
 
-.PHONY: instructions help demo run test lint unit doc judge acceptance edge bench cost release packages build-packages clean
+.PHONY: instructions help demo run test lint unit doc judge acceptance edge eyes bench cost release packages build-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,11 +25,12 @@ demo: build-packages ## the main job on one machine: split, ramp, break, drop (A
 run: build-packages ## the proxy, following CONFIG (cutover.toml)
 	$(CARGO) run --release --locked -p cutover -- run -c $(CONFIG) $(ARGS)
 
-test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others
+test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others, dashboards and alerts with Prometheus
 	$(CARGO) build --workspace --features $(FEATURES) --locked
 	target/debug/cutover demo --headless --assert
 	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
+	$(MAKE) --no-print-directory eyes CUTOVER=target/debug/cutover ARGS="--short"
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
 lint: build-packages ## format and lints
@@ -54,6 +55,10 @@ acceptance: packages ## real input: nginx and Python's http.server as backends, 
 edge: packages ## clients and servers of others: curl, nghttp2, openssl, grpcio, websockets, nginx (ARGS="--short", "--only grpc")
 	@test -x $(CUTOVER) || $(CARGO) build --release --locked -p cutover
 	python3 loadtest/acceptance/edge.py --cutover $(CUTOVER) $(ARGS)
+
+eyes: packages ## dashboards, alerts and runbook against a real Prometheus and a breach (ARGS="--short", "--pictures docs/pictures")
+	@test -x $(CUTOVER) -a -x $(CUTOVER)-loadtest || $(CARGO) build $(if $(findstring debug,$(CUTOVER)),,--release) --locked -p cutover -p cutover-loadtest
+	python3 loadtest/acceptance/eyes.py --cutover $(CUTOVER) $(ARGS)
 
 bench: build-packages ## decision, recorder, tick and gate (criterion)
 	$(CARGO) bench --locked -p cutover-benches $(ARGS)

@@ -64,12 +64,12 @@ def is_open(port):
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def environment():
-    """The Python with grpcio and websockets, or why there is none."""
-    python, stamp, wanted = ENVIRONMENT / "bin/python", ENVIRONMENT / "requirements", REQUIREMENTS.read_text()
+def environment(place=ENVIRONMENT, requirements=REQUIREMENTS):
+    """A Python with these requirements, or why there is none."""
+    python, stamp, wanted = place / "bin/python", place / "requirements", requirements.read_text()
     if python.exists() and stamp.exists() and stamp.read_text() == wanted:
         return str(python), None
-    for command in ([sys.executable, "-m", "venv", str(ENVIRONMENT)], [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", "-r", str(REQUIREMENTS)]):
+    for command in ([sys.executable, "-m", "venv", str(place)], [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--retries", "1", "-r", str(requirements)]):
         try:
             done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300)
         except (OSError, subprocess.TimeoutExpired) as error:

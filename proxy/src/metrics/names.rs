@@ -24,7 +24,7 @@ pub const REQUESTS: Name = name(
     "cutover_requests_total",
     "counter",
     &["rollout", "backend", "code_class"],
-    "Answers given to clients, by the side that was decided and the class of the status; code_class \"none\" got no answer. rollout \"\" matched no rollout.",
+    "Requests that ended on a side, by the class of the status that the client got from it; code_class \"none\" got no answer from it. A request that new failed and legacy saved is on new with \"none\" and on legacy with its answer. rollout \"\" matched no rollout.",
 );
 /// Failures that count as evidence.
 pub const FAILURES: Name = name(
@@ -63,7 +63,7 @@ pub const EVIDENCE: Name = name(
     "cutover_guard_evidence_log10",
     "gauge",
     &["rollout", "rule"],
-    "Decimal logarithm of the evidence that new is worse, by rules that gather evidence. Around 0 and below is healthy; what a rollback needs is cutover_guard_threshold_log10.",
+    "Decimal logarithm of the evidence that new is worse, by rules that gather evidence. It wanders up and down on a healthy backend, now and then to half of cutover_guard_threshold_log10, which is what a rollback needs; after one it stands still until rearm.",
 );
 /// The evidence that a rollback needs.
 pub const THRESHOLD: Name = name(
