@@ -213,7 +213,7 @@ def pair(title, description, unit, queries, *, w=8, **more):
 
 
 ON_NEW = "A value on new that legacy does not show is new's own; on both it is what they share, such as a database."
-HALFWAY = steps((None, GOOD), (0.5, WARN), (1, BAD))
+NEAR = steps((None, GOOD), (0.75, WARN), (1, BAD))
 YES_IS_BAD = states((0, "no", GOOD), (1, "yes", BAD))
 NO_IS_BAD = states((0, "no", BAD), (1, "yes", GOOD))
 ANY_IS_BAD = steps((None, GOOD), (1, BAD))
@@ -235,7 +235,7 @@ def overview():
         {"rollout": "rollout", "instance": "instance", "Value #A": "share in the file", "Value #B": "share in force", "Value #C": "rolled back", "Value #D": "evidence", "Value #E": "both sides bad", "Value #F": "maintenance"},
         w=24, h=8, overrides=[
             override("byRegexp", "/^share/", unit="percentunit", decimals=1),
-            override("byName", "evidence", unit="percentunit", decimals=0, min=0, max=1, thresholds={"mode": "absolute", "steps": HALFWAY}, custom__cellOptions={"type": "gauge", "mode": "basic"}),
+            override("byName", "evidence", unit="percentunit", decimals=0, min=0, max=1, thresholds={"mode": "absolute", "steps": NEAR}, custom__cellOptions={"type": "gauge", "mode": "basic"}),
             override("byRegexp", "/^(rolled back|both sides bad|maintenance)$/", mappings=YES_IS_BAD, thresholds={"mode": "absolute", "steps": ANY_IS_BAD}, custom__cellOptions={"type": "color-background"}),
             override("byName", "rollout", links=[{"title": "Open this rollout", "url": "/d/cutover-rollout?var-rollout=${__data.fields.rollout}&${job:queryparam}&${instance:queryparam}&${__url_time_range}"}]),
         ],
@@ -326,14 +326,14 @@ def rollout():
             percent("Share in force", "The share of users on new now; the lowest where processes differ.", f'min(cutover_split_ratio{{{ONE},kind="effective"}})'),
             percent("Failure ratio of new", "Failures per request of new, the last minutes. The guard's default limit is 1 %.", f'{failure_ratio(ONE, "new")} or vector(0)', thresholds=steps((None, GOOD), (0.005, WARN), (0.01, BAD)), graph=True),
             percent("Failure ratio of legacy", "Failures per request of legacy, the last minutes: what new is compared with.", f'{failure_ratio(ONE, "legacy")} or vector(0)', thresholds=steps((None, GOOD), (0.005, WARN), (0.01, BAD)), graph=True),
-            percent("Evidence of the worst rule", "How far the rule that is nearest to a rollback has come, on a logarithmic scale: at 100 % it rolls back. Healthy traffic stays in the lower half.", f'max({evidence(ONE, "rule")})', thresholds=HALFWAY),
+            percent("Evidence of the worst rule", "How far the rule that is nearest to a rollback has come, on a logarithmic scale: at 100 % it rolls back. Healthy traffic stays in the lower half.", f'max({evidence(ONE, "rule")})', thresholds=NEAR),
             stat("Both sides bad", "Yes while legacy is bad, too, so that new is not blamed and raises are frozen.", "none", [now(f"max(cutover_guard_shared_cause{{{ONE}}})")], w=4, thresholds=ANY_IS_BAD, mappings=YES_IS_BAD),
         ]),
         ("The ramp and the guard", [
             graph("Share of users on new", "What the file asks for, what is in force, and the part of the requests that new really gets. In force below the file: rolled back. Lines across all panels mark each change of the share and each rollback.", "percentunit", [
                 target(f'max(cutover_split_ratio{{{ONE},kind="desired"}})', "in the file"), target(f'min(cutover_split_ratio{{{ONE},kind="effective"}})', "in force"), target(f'{requests(ONE, "new")} / ({requests(ONE)} > 0)', "of requests")],
                 w=12, h=9, high=1, stairs=True, overrides=[override("byName", "in the file", color=fixed(QUIET), custom__lineStyle={"fill": "dash", "dash": [6, 6]}, custom__fillOpacity=0), override("byName", "in force", color=fixed(SIDES["new"]), custom__lineWidth=3), override("byName", "of requests", color=fixed("green"), custom__lineWidth=1, custom__fillOpacity=0, custom__lineInterpolation="linear")]),
-            graph("Evidence by rule", "How far each rule has come towards a rollback, on the logarithmic scale on which evidence grows; at 100 % it rolls back. Healthy traffic wanders at the bottom; a line that climbs steadily names what is wrong before anybody is rolled back.", "percentunit", [target(evidence(ONE, "rule"), "{{rule}}")], w=12, h=9, lines=True, thresholds=HALFWAY, custom={"axisSoftMax": 1}),
+            graph("Evidence by rule", "How far each rule has come towards a rollback, on the logarithmic scale on which evidence grows; at 100 % it rolls back. Healthy traffic wanders at the bottom; a line that climbs steadily names what is wrong before anybody is rolled back.", "percentunit", [target(evidence(ONE, "rule"), "{{rule}}")], w=12, h=9, lines=True, thresholds=NEAR, custom={"axisSoftMax": 1}),
             timeline("Phase", "The phase that each process is in: holding follows the file, rolled_back is latched at 0 %.", [target(f'max by (instance) (cutover_phase{{{ONE},phase="rolled_back"}})', "{{instance}}")], states((0, "holding", GOOD), (1, "rolled_back", BAD)), w=8, h=5, thresholds=ANY_IS_BAD),
             timeline("Shared cause", "While both sides are bad at once raises are frozen, since the fault is not new's alone: look at what both use.", [target(f"max by (instance) (cutover_guard_shared_cause{{{ONE}}})", "{{instance}}")], states((0, "no", GOOD), (1, "both are bad", BAD)), w=8, h=5, thresholds=ANY_IS_BAD),
             gauges("Rollbacks by rule", "Which rule rolled back in the time shown; manual was a person, state a start without a readable state.", "short", [now(f"sum by (rule) (increase(cutover_rollbacks_total{{{ONE}}}[$__range]))", "{{rule}}")], w=8, h=5, low=0, decimals=0, thresholds=ANY_IS_BAD),

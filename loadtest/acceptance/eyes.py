@@ -602,6 +602,8 @@ def check_numbers(stage, report):
                 ("p99 in us", f"round(cutover_latency_seconds{{{where},quantile=\"0.99\"}} * 1e6)", rollout[side]["p99_ms"] and round(rollout[side]["p99_ms"] * 1e3)),
             ):
                 value = stage.value(f"sum({query})")
+                # Quantiles of nothing.
+                value = None if value is not None and math.isnan(value) else value
                 compared += 1
                 if value != expected:
                     faults.append(f"{what} of {name}, {side}: Prometheus {value}, API {expected}")

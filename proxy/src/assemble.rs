@@ -31,7 +31,7 @@ use pingora::services::Service as _;
 use pingora::services::listening::Service;
 use tokio::sync::watch;
 
-use crate::access_log::{AccessLog, Out};
+use crate::access_log::{AccessLog, Out, Reopener};
 use crate::admin::auth::Auth;
 use crate::admin::{self, Admin};
 use crate::certificates::{Certificates, Unusable};
@@ -179,8 +179,9 @@ pub struct Running {
     pub control: ControlHandle,
     /// To the watched file.
     pub watch: WatchHandle,
-    /// To the access log.
-    pub access_log: AccessLog,
+    /// To the file of the access log.
+    pub access_log: Reopener,
+    traces: Traces,
     ready: Arc<Readiness>,
     connections: Arc<Connections>,
     stop_accepting: watch::Sender<bool>,
@@ -333,7 +334,7 @@ impl Start {
             connections: Arc::clone(&connections),
             certificates,
             access_log: access_log.clone(),
-            traces,
+            traces: traces.clone(),
             drains: drains.clone(),
             ready: Arc::clone(&ready),
             state_directory: directory,
@@ -349,7 +350,8 @@ impl Start {
             admin: admin_address,
             control,
             watch: watch_handle,
-            access_log,
+            access_log: access_log.reopener(),
+            traces,
             ready,
             connections,
             stop_accepting,
@@ -438,7 +440,8 @@ impl Running {
         self.watch.stop();
         // The admin answered until here: whoever waits for readiness to fall has seen it fall.
         self.stop.send_replace(true);
-        drop((self.control, self.watch, self.stop_certificates, self.access_log));
+        self.traces.end();
+        drop((self.control, self.watch, self.stop_certificates));
         for thread in self.threads {
             if thread.join().is_err() {
                 tracing::error!("a thread ended in a panic");

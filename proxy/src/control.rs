@@ -140,7 +140,7 @@ impl Control {
             if raises {
                 tracing::info!("the state is durable again: the raise that was held back is now in force");
             }
-            self.publish(split);
+            self.publish_warm(split).await;
         }
     }
 
@@ -341,10 +341,8 @@ impl Control {
                     self.held = Some(split);
                 }
                 Effect::Publish(split) => {
-                    if self.held.take().is_none() {
-                        self.warm_up.warm(self.cold(&split)).await;
-                    }
-                    self.publish(split);
+                    self.held = None;
+                    self.publish_warm(split).await;
                 }
                 // The directory belongs to another process.
                 Effect::Persist(_) if matches!(self.role, Role::Follows { .. }) => durable = false,
@@ -374,12 +372,22 @@ impl Control {
         durable
     }
 
+    /// Publishes, after connections have been made to backends that get their first users. What falls in the same split does not wait for that.
+    async fn publish_warm(&mut self, split: Split) {
+        let cold = self.cold(&split);
+        if !cold.is_empty() {
+            self.publish(split.clone().capped_by(&self.published.load().split));
+            self.warm_up.warm(cold).await;
+        }
+        self.publish(split);
+    }
+
     /// The new backends that are about to get their first users.
     fn cold(&self, split: &Split) -> Vec<Arc<Backend>> {
         let before = self.published.load();
         let warm = before.new_in_use();
         let after = Snapshot::new(split.clone(), Arc::clone(&self.common), Some(&before));
-        after.new_in_use().into_iter().filter(|backend| !warm.iter().any(|warm| Arc::ptr_eq(warm, backend))).collect()
+        after.new_in_use().into_iter().filter(|backend| !warm.iter().any(|warm| warm.is_like(backend))).collect()
     }
 
     /// Waits until the journal has what was announced, so that an answered command is never missing from it.

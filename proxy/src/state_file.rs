@@ -187,9 +187,7 @@ pub fn secret(directory: &Path) -> io::Result<[u8; 16]> {
         return Ok(known);
     }
     let secret: [u8; 16] = rand::random();
-    // Readable for its owner alone before anything stands in it.
-    OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path)?;
-    replace(&path, &secret)?;
+    replace_as(&path, &secret, 0o600)?;
     Ok(secret)
 }
 
@@ -198,11 +196,16 @@ pub fn secret(directory: &Path) -> io::Result<[u8; 16]> {
 /// # Errors
 /// Any failure of the file system; the old file is whole then.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_as(path, content, 0o666)
+}
+
+/// The same; a file that was not there has at most these permissions, from its first byte on.
+fn replace_as(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let temporary = directory.join(format!(".{name}.{}.tmp", std::process::id()));
     let written = (|| {
-        let mut file = File::create(&temporary)?;
+        let mut file = OpenOptions::new().create(true).write(true).truncate(true).mode(mode).open(&temporary)?;
         file.write_all(content)?;
         if let Ok(metadata) = fs::metadata(path) {
             file.set_permissions(metadata.permissions())?;

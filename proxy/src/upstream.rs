@@ -45,11 +45,17 @@ pub struct Backend {
     /// The last good addresses of each server. Only the resolver takes this lock.
     resolved: Mutex<Vec<Vec<SocketAddr>>>,
     next: AtomicUsize,
-    connects: Arc<Connects>,
+    traffic: Arc<Traffic>,
 }
 
-/// How attempts at a backend got their connection; goes on when the file changes the backend.
-type Connects = [AtomicU64; Connect::ALL.len()];
+/// Attempts at a backend; goes on when the file changes it.
+#[derive(Debug, Default)]
+struct Traffic {
+    /// Under way.
+    active: AtomicUsize,
+    /// How they got their connection.
+    connects: [AtomicU64; Connect::ALL.len()],
+}
 
 /// How an attempt got its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +90,7 @@ pub struct Server {
     /// As the file names it.
     name: String,
     in_flight: AtomicUsize,
-    connects: Arc<Connects>,
+    traffic: Arc<Traffic>,
     /// Whether its checks pass. Without checks they do.
     passes_checks: AtomicBool,
     /// Requests in a row that got no answer.
@@ -105,6 +111,7 @@ pub struct Chosen {
 impl Chosen {
     fn new(server: &Arc<Server>) -> Self {
         server.in_flight.fetch_add(1, Ordering::Relaxed);
+        server.traffic.active.fetch_add(1, Ordering::Relaxed);
         Self { server: Arc::clone(server) }
     }
 
@@ -117,6 +124,7 @@ impl Chosen {
 impl Drop for Chosen {
     fn drop(&mut self) {
         self.server.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.server.traffic.active.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -160,7 +168,7 @@ impl Server {
 
     /// An attempt at it has its connection, or has none.
     pub fn connected(&self, how: Connect) {
-        self.connects[how as usize].fetch_add(1, Ordering::Relaxed);
+        self.traffic.connects[how as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// It has answered, whatever it said.
@@ -203,8 +211,8 @@ impl Backend {
     pub fn new(settings: BackendSettings, before: Option<&Self>) -> Self {
         let resolved = Mutex::new(vec![Vec::new(); settings.servers.len()]);
         let authorities = settings.ca.as_ref().map(|authorities| -> Arc<CaType> { authorities.iter().map(|der| WrappedX509::new(der.clone(), parse_x509)).collect() });
-        let connects = before.map_or_else(Arc::default, |before| Arc::clone(&before.connects));
-        let backend = Self { settings, servers: ArcSwap::default(), authorities, resolved, next: AtomicUsize::new(0), connects };
+        let traffic = before.map_or_else(Arc::default, |before| Arc::clone(&before.traffic));
+        let backend = Self { settings, servers: ArcSwap::default(), authorities, resolved, next: AtomicUsize::new(0), traffic };
         backend.resolve();
         if let Some(before) = before {
             // Without checks nothing would ever set a failed one right again.
@@ -232,12 +240,18 @@ impl Backend {
 
     /// Attempts under way.
     pub fn active(&self) -> usize {
-        self.servers.load().iter().map(|server| server.in_flight.load(Ordering::Relaxed)).sum()
+        self.traffic.active.load(Ordering::Relaxed)
     }
 
     /// How many attempts got their connection so.
     pub fn connects(&self, how: Connect) -> u64 {
-        self.connects[how as usize].load(Ordering::Relaxed)
+        self.traffic.connects[how as usize].load(Ordering::Relaxed)
+    }
+
+    /// Whether a connection to one is likely to be one to the other: they have the same name and the same addresses.
+    pub fn is_like(&self, other: &Self) -> bool {
+        let addresses = |backend: &Self| backend.servers().iter().map(|server| server.address).collect::<Vec<_>>();
+        self.settings.name == other.settings.name && addresses(self) == addresses(other)
     }
 
     /// Whether there is a server to send to.
@@ -337,7 +351,7 @@ impl Backend {
             address,
             name: named.to_string(),
             in_flight: AtomicUsize::default(),
-            connects: Arc::clone(&self.connects),
+            traffic: Arc::clone(&self.traffic),
             passes_checks: AtomicBool::new(true),
             failures: AtomicU32::default(),
             ejections: AtomicU32::default(),

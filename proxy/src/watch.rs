@@ -18,7 +18,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use cutover_config::{Settings, Traces};
-use cutover_core::{Actor, Percent};
+use cutover_core::{Actor, Percent, Rate};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::oneshot;
 
@@ -269,8 +269,8 @@ impl Watch {
         settings.state = self.running.state.clone();
         settings.log.format = self.running.log.format;
         settings.log.file = self.running.log.file.clone();
-        // Only how many are sampled may change.
-        settings.traces = self.running.traces.clone().map(|running| Traces { sample: settings.traces.map_or(running.sample, |traces| traces.sample), ..running });
+        // Only how many are sampled may change; without the table none are.
+        settings.traces = self.running.traces.clone().map(|running| Traces { sample: settings.traces.map_or(Rate::NONE, |traces| traces.sample), ..running });
         let common = Arc::new(Common::new(settings, Some(&self.common)));
         let applied = self.control.settings_blocking(Arc::clone(&common), restart_needed, actor.clone(), reason.to_owned())?;
         self.common = common;

@@ -27,6 +27,8 @@ const QUEUE: usize = 16_384;
 /// How long the writer collects before it writes.
 const COLLECT: Duration = Duration::from_millis(5);
 
+/// How many lines are written at once, at most: a writer that is always behind must write all the same.
+const AT_ONCE: usize = 4_096;
 /// How long a wish to open the file anew may wait for a line.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -36,6 +38,17 @@ pub struct AccessLog {
     sender: Option<SyncSender<Line>>,
     shared: Arc<Shared>,
     users: SipHasher24,
+}
+
+/// Has the file of an access log opened anew.
+#[derive(Clone, Debug)]
+pub struct Reopener(Arc<Shared>);
+
+impl Reopener {
+    /// Within a second.
+    pub fn reopen(&self) {
+        self.0.reopen.store(true, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -152,9 +165,9 @@ impl AccessLog {
         }
     }
 
-    /// Opens its file anew, within a second.
-    pub fn reopen(&self) {
-        self.shared.reopen.store(true, Ordering::Relaxed);
+    /// What can have its file opened anew, and does not keep it open.
+    pub fn reopener(&self) -> Reopener {
+        Reopener(Arc::clone(&self.shared))
     }
 
     /// How many lines were dropped.
@@ -179,18 +192,16 @@ fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, shar
         let Some(first) = first else { continue };
         std::thread::sleep(COLLECT);
         text.clear();
-        let mut lines = 0;
-        for line in std::iter::once(first).chain(receiver.try_iter()) {
+        for line in std::iter::once(first).chain(receiver.try_iter().take(AT_ONCE)) {
             renderer.render(&line, &mut text);
-            lines += 1;
         }
         // Standard output may be a closed pipe, or a disk full. The proxy goes on.
         let written = out.write(&text);
-        if written.is_err() {
-            shared.dropped.fetch_add(lines, Ordering::Relaxed);
-        }
-        if let (Err(error), true) = (&written, was_written) {
-            tracing::warn!(%error, "the access log cannot be written: its lines are dropped and counted");
+        if let Err((error, lost)) = &written {
+            shared.dropped.fetch_add(*lost, Ordering::Relaxed);
+            if was_written {
+                tracing::warn!(%error, "the access log cannot be written: its lines are dropped and counted");
+            }
         }
         was_written = written.is_ok();
     }
@@ -202,6 +213,8 @@ pub struct Out {
     writer: Writer,
     /// Opened anew at this path.
     path: Option<PathBuf>,
+    /// Whether what was written last ends within a line.
+    is_torn: bool,
 }
 
 struct Writer(Box<dyn Write + Send>);
@@ -215,7 +228,7 @@ impl std::fmt::Debug for Writer {
 impl Out {
     /// To whatever takes bytes.
     pub fn to(writer: Box<dyn Write + Send>) -> Self {
-        Self { writer: Writer(writer), path: None }
+        Self { writer: Writer(writer), path: None, is_torn: false }
     }
 
     /// To the end of a file, which is made where there is none.
@@ -224,13 +237,32 @@ impl Out {
     /// When it cannot be opened.
     pub fn file(path: PathBuf) -> io::Result<Self> {
         let file = open(&path)?;
-        Ok(Self { writer: Writer(Box::new(file)), path: Some(path) })
+        Ok(Self { writer: Writer(Box::new(file)), path: Some(path), is_torn: false })
     }
 
-    /// All or an error: a line is one write, so that two processes can share a file while one takes over from the other.
-    fn write(&mut self, text: &[u8]) -> io::Result<()> {
-        self.writer.0.write_all(text)?;
-        self.writer.0.flush()
+    /// Whole lines in one write where the system takes them, so that two processes can share a file while one takes over from the other; or how many are lost. What a full disk has torn ends its line before the next one.
+    fn write(&mut self, text: &[u8]) -> Result<(), (io::Error, u64)> {
+        let mut rest = text;
+        let mut put = || -> io::Result<()> {
+            if self.is_torn {
+                self.writer.0.write_all(b"\n")?;
+                self.is_torn = false;
+            }
+            while !rest.is_empty() {
+                match self.writer.0.write(rest) {
+                    Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                    Ok(written) => rest = &rest[written..],
+                    Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            self.writer.0.flush()
+        };
+        put().map_err(|error| {
+            let written = &text[..text.len() - rest.len()];
+            self.is_torn |= written.last().is_some_and(|last| *last != b'\n');
+            (error, rest.iter().filter(|byte| **byte == b'\n').count() as u64)
+        })
     }
 
     /// Opens the file anew, since somebody has moved it away.
@@ -238,7 +270,7 @@ impl Out {
         let Some(path) = &self.path else { return };
         match open(path) {
             Ok(file) => {
-                self.writer = Writer(Box::new(file));
+                (self.writer, self.is_torn) = (Writer(Box::new(file)), false);
                 tracing::info!(file = %path.display(), "the access log is opened anew");
             }
             Err(error) => tracing::error!(file = %path.display(), %error, "the access log cannot be opened anew; lines go on to where they went"),
@@ -378,7 +410,7 @@ mod tests {
         log.write(line("/before", Outcome::Success));
         assert!(wait(&path));
         std::fs::rename(&path, &moved).expect("moved");
-        log.reopen();
+        log.reopener().reopen();
         log.write(line("/after", Outcome::Success));
         assert!(wait(&path));
         assert_eq!(lines(&moved), 1);
@@ -395,6 +427,34 @@ mod tests {
         drop(log);
         writer.join().expect("the writer ends");
         assert_eq!(shared.dropped.load(Ordering::Relaxed), 10);
+    }
+
+    #[test]
+    fn what_a_full_disk_has_torn_does_not_spoil_the_next_line() {
+        /// Takes so many bytes, and then none until it is emptied.
+        struct Small(Memory, Arc<AtomicU64>);
+        impl Write for Small {
+            fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+                let room = self.1.load(Ordering::Relaxed) as usize;
+                if room == 0 {
+                    return Err(io::ErrorKind::StorageFull.into());
+                }
+                let taken = room.min(bytes.len());
+                self.1.fetch_sub(taken as u64, Ordering::Relaxed);
+                self.0.write(&bytes[..taken])
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let (memory, room) = (Memory::default(), Arc::new(AtomicU64::new(10)));
+        let mut out = Out::to(Box::new(Small(memory.clone(), Arc::clone(&room))));
+        let lost = |result: Result<(), (io::Error, u64)>| result.map_err(|(_, lost)| lost);
+        assert_eq!(lost(out.write(b"first\nsecond\nthird\n")), Err(2));
+        assert_eq!(lost(out.write(b"fourth\n")), Err(1));
+        room.store(1_000, Ordering::Relaxed);
+        assert_eq!(lost(out.write(b"fifth\n")), Ok(()));
+        assert_eq!(*memory.0.lock().unwrap_or_else(PoisonError::into_inner), b"first\nseco\nfifth\n");
     }
 
     #[test]

@@ -91,13 +91,18 @@ impl Run {
         supervisor::ready();
         supervisor::keep_telling(running.control.clone())?;
         let end = serve(&running, &signals, &sender, &program, self.lead);
+        let access_log = running.access_log.clone();
         let hurry = || match signals.try_recv() {
+            Ok(Signal::Reopen) => {
+                access_log.reopen();
+                false
+            }
             Ok(Signal::Stop | Signal::Interrupt) => true,
             Ok(Signal::Upgrade) => {
                 tracing::warn!("upgrade refused: this process is ending");
                 false
             }
-            Ok(Signal::Reload | Signal::Reopen | Signal::Upgraded(_)) | Err(_) => false,
+            Ok(Signal::Reload | Signal::Upgraded(_)) | Err(_) => false,
         };
         let cut = match end {
             End::Stop { lead } => {

@@ -467,10 +467,10 @@ impl Gate {
         }
     }
 
-    /// The present attempt failed.
-    pub fn attempt_failed(&self, exchange: &mut Exchange, failure: Failure, now: Mono) {
+    /// The present attempt is over, with a failure of the server if it was one.
+    pub fn attempt_ended(&self, exchange: &mut Exchange, failure: Option<FailureKind>, now: Mono) {
         if let Some(spans) = &mut exchange.trace.spans {
-            spans.ended(Some(failure.kind), now);
+            spans.ended(failure, now);
         }
     }
 

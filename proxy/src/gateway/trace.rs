@@ -24,7 +24,7 @@ pub struct Trace {
     pub parent: Option<u64>,
     /// What goes to the backend in place of what the client sent, if anything does.
     header: Option<HeaderValue>,
-    /// Whether the client's `tracestate` must not go on, since its `traceparent` could not be read.
+    /// Whether a `tracestate` of the client must not go on, since there is no `traceparent` that it could belong to.
     pub is_orphaned: bool,
     /// What we say about it; `None` where it is not sampled.
     pub spans: Option<Box<Spans>>,
@@ -78,7 +78,7 @@ impl Trace {
         });
         let spans = is_sampled.then(|| Box::new(Spans { id: new_span(), attempts: Vec::new() }));
         let header = (sent.is_none() && spans.is_none()).then(|| header(id, new_span(), false));
-        Self { id, parent, header, is_orphaned: sent.is_none() && values > 0, spans }
+        Self { id, parent, header, is_orphaned: sent.is_none(), spans }
     }
 
     /// What goes to the backend in place of what the client sent, if anything does.
@@ -201,7 +201,7 @@ mod tests {
         let header = header_of(&trace).expect("a header");
         assert!(header.starts_with(&format!("00-{:032x}-", trace.id)) && header.ends_with("-00") && header.len() == 55, "{header}");
         assert_eq!(Context::parse(header.as_bytes()).map(|context| context.id), Some(trace.id));
-        assert!(!trace.is_orphaned && trace.parent.is_none());
+        assert!(trace.is_orphaned && trace.parent.is_none(), "a state without its context belongs to nothing");
     }
 
     #[test]

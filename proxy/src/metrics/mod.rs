@@ -179,7 +179,7 @@ impl Families {
             Value::Gauge(number) => family.number("", None, number),
             // The quantiles are of the last minute; count and sum since the start, as everywhere.
             Value::Summary(totals, recent) => {
-                for (quantile, value) in ["0.5", "0.95", "0.99"].into_iter().zip(recent.into_iter().flatten()) {
+                for (quantile, value) in ["0.5", "0.95", "0.99"].into_iter().zip(recent.unwrap_or([f64::NAN; 3])) {
                     family.number("", Some(("quantile", quantile)), value);
                 }
                 family.sum_and_count(totals);

@@ -45,7 +45,7 @@ pub const LATENCY: Name = name(
     "cutover_latency_seconds",
     "summary",
     &["rollout", "backend"],
-    "Quantiles of the last 60 s from the HDR histogram, to two digits; absent without requests. Count and sum are since the start.",
+    "Quantiles of the last 60 s from the HDR histogram, to two digits; NaN without requests. Count and sum are since the start.",
 );
 /// Requests in flight.
 pub const INFLIGHT: Name = name("cutover_inflight", "gauge", &["rollout", "backend"], "Requests that have started and not finished.");

@@ -8,7 +8,7 @@ mod otlp;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
 
@@ -37,6 +37,8 @@ struct Counts {
     exported: AtomicU64,
     dropped: AtomicU64,
     failed: AtomicU64,
+    /// Whether the process ends.
+    ending: AtomicBool,
 }
 
 /// A sampled request that has ended.
@@ -108,9 +110,14 @@ impl Traces {
         }
     }
 
+    /// The process ends: what is left has two seconds.
+    pub fn end(self) {
+        self.counts.ending.store(true, Ordering::Relaxed);
+    }
+
     /// Spans by what became of them: taken by the collector, dropped because the exporter was behind, refused or not reached.
     pub fn counts(&self) -> [(&'static str, u64); 3] {
-        let Counts { exported, dropped, failed } = &*self.counts;
+        let Counts { exported, dropped, failed, ending: _ } = &*self.counts;
         [("exported", exported), ("dropped", dropped), ("failed", failed)].map(|(name, count)| (name, count.load(Ordering::Relaxed)))
     }
 }

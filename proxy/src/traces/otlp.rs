@@ -1,7 +1,7 @@
 //! Spans to a collector, in OTLP over HTTP (protobuf), by OpenTelemetry's own exporter.
 //!
 //! Its SDK is not on the request path: requests are sampled and measured by us, and what it gets are finished spans. Batches of up to 512 requests, or what has come within a second; a collector that does not answer
-//! within three seconds loses the batch, which is counted.
+//! within two seconds loses the batch, which is counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use cutover_config::Traces as Settings;
-use cutover_core::Outcome;
+use cutover_core::{Mono, Outcome};
 use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{Protocol, WithExportConfig};
@@ -26,8 +26,8 @@ use crate::gateway::trace::Attempt;
 const BATCH: usize = 512;
 /// How long a batch is collected.
 const COLLECT: Duration = Duration::from_secs(1);
-/// How long a collector may take for a batch: the end of the process waits for the last one.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a collector may take for a batch; and, once the process ends, for all that is left.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Exports until nobody can send any more, everything that came until then included.
 pub(super) fn start(settings: &Settings, receiver: Receiver<Finished>, counts: Arc<Counts>) -> std::io::Result<JoinHandle<()>> {
@@ -47,14 +47,19 @@ pub(super) fn start(settings: &Settings, receiver: Receiver<Finished>, counts: A
     std::thread::Builder::new().name("traces".to_owned()).spawn(move || {
         let scope = InstrumentationScope::builder("cutover").with_version(env!("CARGO_PKG_VERSION")).build();
         let mut was_taken = true;
+        let mut last: Option<Mono> = None;
         while let Some(batch) = next(&receiver) {
+            if counts.ending.load(Ordering::Relaxed) {
+                last.get_or_insert_with(|| clock::mono().forward(PATIENCE));
+            }
+            let patience = last.map_or(PATIENCE, |last| last.since(clock::mono()));
             let spans: Vec<SpanData> = batch.iter().flat_map(|finished| spans(finished, &scope)).collect();
             let count = spans.len() as u64;
-            let result = runtime.block_on(async { tokio::time::timeout(PATIENCE, exporter.export(spans)).await });
+            let result = runtime.block_on(async { tokio::time::timeout(patience, exporter.export(spans)).await });
             let why = match result {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("no answer within {PATIENCE:?}")),
+                Err(_) => Some(format!("no answer within {patience:?}")),
             };
             let taken = if why.is_none() { &counts.exported } else { &counts.failed };
             taken.fetch_add(count, Ordering::Relaxed);

@@ -212,7 +212,7 @@ fn the_first_users_of_new_find_connections_that_are_open_already() {
     until("the first check", || (new.requests() == 1).then_some(()));
     fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", "100", ""))).unwrap();
     is_followed(&proxy, 100.0, "a raise");
-    until("the warm-up", || (new.requests() > 1).then_some(()));
+    until("one check and four of the warm-up", || (new.requests() >= 5).then_some(()));
     let (connections, head) = (new.connections(), new.last_head());
     assert!(head.starts_with("GET /healthz HTTP/1.1\r\n") && head.to_lowercase().contains("user-agent: cutover-warm-up/"), "{head}");
     assert!(connections > 2, "one of the check, and more than one for users");

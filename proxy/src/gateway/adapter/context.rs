@@ -5,7 +5,7 @@ use std::sync::Arc;
 use cutover_core::Mono;
 
 use crate::clock;
-use crate::gateway::gate::{End, Exchange, Failure, Gate};
+use crate::gateway::gate::{Blame, End, Exchange, Failure, Gate};
 use crate::gateway::head::Conn;
 use crate::gateway::pace::Pace;
 use crate::gateway::tunnel::Tunnel;
@@ -41,6 +41,7 @@ impl Context {
     /// The present attempt is over, and the next one goes to the other side.
     pub(super) fn turn_to_the_other_side(&mut self) {
         self.chosen = None;
+        self.was_stale = false;
         self.attempts_on_this_side = 0;
         self.end.server = None;
         if let Some(conn) = &self.conn {
@@ -60,18 +61,20 @@ impl Context {
         self.chosen = Some(chosen);
     }
 
-    /// The attempt, of a request or a warm-up, has its connection or has none. One that was of no use is no connection, and no failure either.
+    /// The attempt, of a request or a warm-up, has its connection or has none.
     pub(super) fn connected(&self, how: Connect) {
         let server = self.chosen.as_ref().map(Chosen::server).or_else(|| self.conn.as_ref()?.warms.as_ref());
-        if let Some(server) = server.filter(|_| !self.was_stale) {
+        if let Some(server) = server {
             server.connected(how);
         }
     }
 
-    /// The present attempt failed.
+    /// The present attempt is over without an answer, or with half of one. What a client or a drain has ended is no failure of the server.
     pub(super) fn attempt_failed(&mut self, gate: &Gate, failure: Failure) {
+        let is_drained = self.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_drained());
+        let kind = Some(failure.kind).filter(|_| failure.blame == Blame::Backend && !is_drained);
         if let Some(exchange) = &mut self.exchange {
-            gate.attempt_failed(exchange, failure, clock::mono());
+            gate.attempt_ended(exchange, kind, clock::mono());
         }
     }
 

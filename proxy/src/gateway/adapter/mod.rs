@@ -176,7 +176,9 @@ impl ProxyHttp for Adapter {
         // Below TLS and in HTTP/2 there may be messages of their own.
         let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none()) && peer.options.alpn == ALPN::H1;
         context.was_stale = reused && is_plain && upstream::has_unread(socket);
-        context.connected(if reused { Connect::Reused } else { Connect::New });
+        if !context.was_stale {
+            context.connected(if reused { Connect::Reused } else { Connect::New });
+        }
         let error = || Error::explain(ErrorType::ConnectionClosed, "the kept connection had ended or held bytes nobody asked for").into_up();
         if context.was_stale { Err(error()) } else { Ok(()) }
     }
@@ -282,7 +284,9 @@ impl ProxyHttp for Adapter {
 
     fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
         context.server_failed();
-        context.connected(Connect::Failed);
+        if error.etype() != &ErrorType::ConnectionClosed {
+            context.connected(Connect::Failed);
+        }
         let failure = failure_of(&error, false);
         context.attempt_failed(&self.gate, failure);
         let Some(exchange) = &mut context.exchange else { return error };
