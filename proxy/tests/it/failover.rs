@@ -153,3 +153,34 @@ fn a_server_that_gives_no_answer_is_left_out_and_nobody_notices() {
     assert_eq!(savings(&proxy), (0, 0, 0), "another server of new answered");
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
+
+#[test]
+fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let (die, dies) = std::sync::mpsc::channel::<()>();
+    let serving = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            std::io::Read::read_exact(&mut stream, &mut byte).unwrap();
+            head.push(byte[0]);
+        }
+        std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nx-served-by: mortal\r\ncontent-length: 2\r\n\r\nok").unwrap();
+        let _ = dies.recv();
+        // First nobody listens, then the kept connection ends.
+        drop(listener);
+        drop(stream);
+    });
+    let proxy = Proxy::start_with(&format!("[backend.new]\nservers = [\"{address}\"]\n"), &rollout("checkout", "100", ""));
+    let connects = |result: &str| proxy.metric(&format!("cutover_upstream_connects_total{{backend=\"new\",result=\"{result}\"}}")).unwrap();
+    let mut client = proxy.client();
+    assert_eq!(client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().side(), "mortal");
+    assert_eq!((connects("new"), connects("failed")), (1.0, 0.0));
+    drop(die);
+    serving.join().unwrap();
+    assert_eq!(client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().side(), "legacy");
+    assert_eq!((connects("new"), connects("failed")), (1.0, 1.0));
+    until("nothing to be under way", || (proxy.metric("cutover_upstream_connections{backend=\"new\",state=\"active\"}") == Some(0.0)).then_some(()));
+}

@@ -263,3 +263,25 @@ fn a_collector_that_refuses_or_hangs_costs_its_spans_and_no_request() {
     until("the loss", || proxy.metric("cutover_spans_total{result=\"failed\"}").filter(|lost| *lost > 0.0));
     proxy.stop();
 }
+
+#[test]
+fn what_a_client_breaks_off_is_no_error_of_the_backend() {
+    let collector = Collector::start("200 OK");
+    let endless = TcpListener::bind("127.0.0.1:0").unwrap();
+    let tables = format!("{}[backend.new]\nservers = [\"{}\"]\n", collector.table("100%"), endless.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let (mut stream, _) = endless.accept().unwrap();
+        let _ = stream.read(&mut [0; 4096]);
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n");
+        while stream.write_all(&[b'x'; 65_536]).is_ok() {}
+    });
+    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", ""));
+    let mut client = TcpStream::connect(proxy.http).unwrap();
+    client.write_all(b"GET /long HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n").unwrap();
+    client.read_exact(&mut [0; 1_000]).unwrap();
+    drop(client);
+    let found = until("the spans", || Some(collector.spans()).filter(|spans| spans.len() == 2));
+    for span in &found {
+        assert_eq!((span.status, span.attribute("error.type"), span.attribute("http.response.status_code")), (0, None, Some("200")), "{found:?}");
+    }
+}
