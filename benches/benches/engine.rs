@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use cutover::assemble::{Origin as Begin, Start};
+use cutover::gateway::gate::Gate;
 use cutover::recorder::{Look, Origin, Reader, Recorder, recorder, slot_of};
 use cutover_benches::fixture;
 use cutover_core::guard::LatencyPoint;
@@ -170,38 +171,27 @@ fn tick(criterion: &mut Criterion) {
 /// One request through the whole gate. The copy of the headers that it edits is the engine's work and not timed.
 fn gate(criterion: &mut Criterion) {
     let (gate, _reader) = fixture::gate();
-    let conn = fixture::conn();
-    let heads: Vec<fixture::MemoryHead> = fixture::users(fixture::REQUESTING).iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
-    let mut heads = heads.iter().cycle();
-    criterion.benchmark_group("gate").bench_function("request_edits_answered_done", |bencher| {
-        bencher.iter_batched(
-            || {
-                let head = heads.next().expect("a cycle of ten thousand does not end");
-                (head, head.copied())
-            },
-            |(head, mut edits)| {
-                fixture::pass(&gate, &conn, head, &mut edits);
-                edits
-            },
-            BatchSize::SmallInput,
-        );
-    });
+    passes(criterion, "request_edits_answered_done", &gate);
 }
 
 /// The same with an access log, as a thread of requests sees it: its own part, and now and then the writer's on the same core.
 fn gate_logged(criterion: &mut Criterion) {
     let (gate, _reader, _) = fixture::gate_logging();
+    passes(criterion, "with_an_access_log", &gate);
+}
+
+fn passes(criterion: &mut Criterion, name: &str, gate: &Gate) {
     let conn = fixture::conn();
     let heads: Vec<fixture::MemoryHead> = fixture::users(fixture::REQUESTING).iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
     let mut heads = heads.iter().cycle();
-    criterion.benchmark_group("gate").bench_function("with_an_access_log", |bencher| {
+    criterion.benchmark_group("gate").bench_function(name, |bencher| {
         bencher.iter_batched(
             || {
                 let head = heads.next().expect("a cycle of ten thousand does not end");
                 (head, head.copied())
             },
             |(head, mut edits)| {
-                fixture::pass(&gate, &conn, head, &mut edits);
+                fixture::pass(gate, &conn, head, &mut edits);
                 edits
             },
             BatchSize::SmallInput,

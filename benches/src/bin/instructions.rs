@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use cutover::gateway::gate::Gate;
 use cutover::recorder::{recorder, slot_of};
 use cutover_benches::fixture;
 use cutover_core::{Ending, FailureKind, Outcome, Reason, Side};
@@ -40,31 +41,18 @@ fn main() {
     match piece {
         Piece::Gate => {
             let (gate, _reader) = fixture::gate();
-            let conn = fixture::conn();
-            let heads: Vec<_> = users.iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
-            for request in 0..requests {
-                let head = &heads[request as usize % heads.len()];
-                let mut edits = head.copied();
-                fixture::pass(&gate, &conn, head, &mut edits);
-                black_box(&edits);
-            }
+            pass(&gate, &users, requests, |_| ());
         }
         Piece::GateLogged => {
             let (gate, _reader, bytes) = fixture::gate_logging();
-            let conn = fixture::conn();
-            let heads: Vec<_> = users.iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
-            for request in 0..requests {
-                let head = &heads[request as usize % heads.len()];
-                let mut edits = head.copied();
-                fixture::pass(&gate, &conn, head, &mut edits);
-                black_box(&edits);
+            pass(&gate, &users, requests, |request| {
                 // As many as the queue holds, and then the writer has its turn, so that nothing is dropped; waiting costs no instructions to speak of.
                 let mut before = u64::MAX;
                 while (request % 8_192 == 8_191 || request + 1 == requests) && bytes.load(Ordering::Relaxed) != before {
                     before = bytes.load(Ordering::Relaxed);
                     std::thread::sleep(Duration::from_millis(500));
                 }
-            }
+            });
         }
         Piece::Success | Piece::SuccessOnLegacy | Piece::Failure => {
             let (recorder, _reader) = recorder();
@@ -77,5 +65,18 @@ fn main() {
                 in_flight.end(black_box(&ending), black_box(&origins[request as usize % origins.len()]));
             }
         }
+    }
+}
+
+/// So many requests through a gate.
+fn pass(gate: &Gate, users: &[String], requests: u32, mut after: impl FnMut(u32)) {
+    let conn = fixture::conn();
+    let heads: Vec<_> = users.iter().map(|user| fixture::MemoryHead::of_user(user)).collect();
+    for request in 0..requests {
+        let head = &heads[request as usize % heads.len()];
+        let mut edits = head.copied();
+        fixture::pass(gate, &conn, head, &mut edits);
+        black_box(&edits);
+        after(request);
     }
 }
