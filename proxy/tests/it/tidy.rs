@@ -113,3 +113,19 @@ fn every_metric_is_documented() {
     let documented = fs::read_to_string(path).unwrap();
     assert_eq!(documented, cutover::metrics::names::document(), "docs/METRICS.md is generated: run with UPDATE=1");
 }
+
+#[test]
+fn every_metric_that_a_document_names_exists() {
+    let known: Vec<&str> = cutover::metrics::names::ALL.iter().map(|name| name.name).collect();
+    let mut named = 0;
+    for document in ["README.md", "CHANGELOG.md", "docs/DASHBOARDS.md", "docs/RUNBOOK.md", "dashboards/README.md"] {
+        let text = fs::read_to_string(root().join(document)).unwrap();
+        for word in text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(|word| word.starts_with("cutover_")) {
+            let stem = ["_bucket", "_sum", "_count"].iter().find_map(|suffix| word.strip_suffix(suffix)).unwrap_or(word);
+            // The cookie of minted users, and a crate.
+            assert!(known.contains(&stem) || known.contains(&word) || ["cutover_id", "cutover_core"].contains(&word), "{document}: there is no metric {word}");
+            named += 1;
+        }
+    }
+    assert!(named > 20, "{named}");
+}
