@@ -44,6 +44,8 @@ pub struct Backend {
     authorities: Option<Arc<CaType>>,
     /// The last good addresses of each server. Only the resolver takes this lock.
     resolved: Mutex<Vec<Vec<SocketAddr>>>,
+    /// Names that have never had an address.
+    unresolved: AtomicUsize,
     next: AtomicUsize,
     traffic: Arc<Traffic>,
 }
@@ -212,7 +214,7 @@ impl Backend {
         let resolved = Mutex::new(vec![Vec::new(); settings.servers.len()]);
         let authorities = settings.ca.as_ref().map(|authorities| -> Arc<CaType> { authorities.iter().map(|der| WrappedX509::new(der.clone(), parse_x509)).collect() });
         let traffic = before.map_or_else(Arc::default, |before| Arc::clone(&before.traffic));
-        let backend = Self { settings, servers: ArcSwap::default(), authorities, resolved, next: AtomicUsize::new(0), traffic };
+        let backend = Self { settings, servers: ArcSwap::default(), authorities, resolved, unresolved: AtomicUsize::default(), next: AtomicUsize::new(0), traffic };
         backend.resolve();
         if let Some(before) = before {
             // Without checks nothing would ever set a failed one right again.
@@ -236,6 +238,11 @@ impl Backend {
     /// All servers that have an address.
     pub fn servers(&self) -> Arc<Vec<Arc<Server>>> {
         self.servers.load_full()
+    }
+
+    /// How many servers there would be if nothing were wrong with any: all that have an address, and one for each name that has never had one.
+    pub fn expected(&self) -> usize {
+        self.servers.load().len() + self.unresolved.load(Ordering::Relaxed)
     }
 
     /// Attempts under way.
@@ -315,6 +322,7 @@ impl Backend {
                 Err(error) => failed.push((server.to_string(), error.to_string())),
             }
         }
+        self.unresolved.store(resolved.iter().filter(|addresses| addresses.is_empty()).count(), Ordering::Relaxed);
         let mut addresses: Vec<(SocketAddr, &ServerSettings)> =
             self.settings.servers.iter().zip(resolved.iter()).flat_map(|(server, addresses)| addresses.iter().map(move |address| (*address, server))).collect();
         addresses.sort_by_key(|(address, _)| *address);

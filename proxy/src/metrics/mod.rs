@@ -89,6 +89,7 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
     }
     for backend in report.common.backends.values() {
         let name = &*backend.settings().name;
+        families.add(names::EXPECTED, &[name], Value::Gauge(backend.expected() as f64));
         families.add(names::UPSTREAM, &[name, "active"], Value::Gauge(backend.active() as f64));
         for connect in Connect::ALL {
             families.add(names::CONNECTS, &[name, connect.name()], Value::Counter(backend.connects(connect)));

@@ -101,6 +101,13 @@ pub const SERVERS: Name = name(
     &["backend"],
     "Servers of a backend that requests are sent to: those that have an address, pass their checks and are not ejected.",
 );
+/// Servers.
+pub const EXPECTED: Name = name(
+    "cutover_backend_servers",
+    "gauge",
+    &["backend"],
+    "Servers of a backend by the file, healthy or not: each address of each name, and one for a name that has never had an address.",
+);
 /// Saved requests.
 pub const FAILOVERS: Name = name(
     "cutover_failovers_total",
@@ -166,7 +173,7 @@ pub const CONNECTIONS_LIMIT: Name = name("cutover_connections_limit", "gauge", &
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 34] = [
+pub const ALL: [Name; 35] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -186,6 +193,7 @@ pub const ALL: [Name; 34] = [
     MAINTENANCE_REQUESTS,
     HELD,
     SERVERS,
+    EXPECTED,
     UPSTREAM,
     CONNECTS,
     DRAINED,

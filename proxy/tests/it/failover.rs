@@ -131,6 +131,7 @@ fn a_server_that_fails_its_checks_gets_no_requests_until_it_passes_them_again() 
     assert!(sides().iter().all(|side| side == "two"));
     two.behave(Behaviour::Hang);
     until("both to be out", || (healthy() == Some(0.0)).then_some(()));
+    assert_eq!(proxy.metric("cutover_backend_servers{backend=\"new\"}"), Some(2.0), "whatever becomes of them");
     let spilled = proxy.get("/", &[("x-user-id", "u")]);
     assert_eq!(spilled.side(), "legacy", "without a server of new its users go to legacy");
     assert!(proxy.legacy.last_head().contains("x-cutover-reason: health\r\n"), "{}", proxy.legacy.last_head());

@@ -185,6 +185,7 @@ fn a_refused_connection_is_a_bad_gateway_and_a_missing_name_is_unavailable() {
     let nobody = proxy.get("/both", &[("x-user-id", "u")]);
     assert_eq!((nobody.status(), nobody.json()["error"]["code"].as_str()), (503, Some("no_server")));
     assert_eq!(proxy.metric("cutover_backend_healthy_servers{backend=\"gone\"}"), Some(0.0));
+    assert_eq!(proxy.metric("cutover_backend_servers{backend=\"gone\"}"), Some(1.0));
 }
 
 #[test]
