@@ -14,6 +14,7 @@ pub mod control_handle;
 pub mod demo;
 pub mod disk;
 pub mod drain;
+pub mod ended;
 pub mod event_log;
 pub mod explain;
 pub mod gateway;

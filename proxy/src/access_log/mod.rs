@@ -7,7 +7,7 @@ mod render;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,12 +15,14 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::Duration;
 
 use cutover_config::{AccessLog as Which, Log, LogFormat, LogUser};
-use cutover_core::{Decision, Maintenance, Outcome, Wall};
-use http::{HeaderValue, Method};
+use cutover_core::{Maintenance, Outcome};
+use http::HeaderValue;
 use rand::Rng;
 
 use render::Renderer;
 use siphasher::sip::SipHasher24;
+
+use crate::ended::Ended;
 
 /// How many lines may wait.
 const QUEUE: usize = 16_384;
@@ -60,32 +62,14 @@ struct Shared {
 /// The facts of one request.
 #[derive(Debug)]
 pub struct Line {
-    /// When it ended.
-    pub at: Wall,
-    /// The method.
-    pub method: Method,
-    /// The path as sent, without the query, which may hold secrets.
-    pub path: Box<str>,
-    /// The status the client got.
-    pub status: Option<u16>,
-    /// The rollout that decided, if one matched.
-    pub rollout: Option<Arc<str>>,
-    /// Where it went and why.
-    pub decision: Option<Decision>,
-    /// Why the other side was asked than the one decided, if it was.
-    pub moved: Option<&'static str>,
+    /// What its span says, too.
+    pub ended: Ended,
     /// What answered it in place of a backend; off for all that was decided.
     pub maintenance: Maintenance,
     /// How long it was parked before it was decided.
     pub parked: Duration,
-    /// What it says about the backend.
-    pub outcome: Outcome,
-    /// The client's address.
-    pub client: IpAddr,
     /// The server that was asked.
     pub server: Option<SocketAddr>,
-    /// From its start to its end.
-    pub total: Duration,
     /// From its start to the response header.
     pub upstream: Option<Duration>,
     /// Body bytes from the client.
@@ -285,24 +269,29 @@ fn open(path: &Path) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cutover_core::{FailureKind, Rate, Reason, Salt, Side};
+    use cutover_core::{Decision, FailureKind, Rate, Reason, Salt, Side, Wall};
+    use http::Method;
+    use std::net::IpAddr;
     use std::sync::{Condvar, Mutex, PoisonError};
 
     fn line(path: &str, outcome: Outcome) -> Line {
-        Line {
+        let ended = Ended {
             at: Wall::from_millis(0),
+            total: Duration::from_micros(12_345),
             method: Method::GET,
             path: path.into(),
             status: Some(if outcome == Outcome::Success { 200 } else { 502 }),
             rollout: Some("checkout".into()),
             decision: Some(Decision { side: Side::New, bucket: Some(Salt::new("checkout").bucket(b"u")), reason: Reason::Bucket }),
             moved: None,
-            maintenance: Maintenance::Off,
-            parked: Duration::ZERO,
             outcome,
             client: IpAddr::from([192, 0, 2, 7]),
+        };
+        Line {
+            ended,
+            maintenance: Maintenance::Off,
+            parked: Duration::ZERO,
             server: Some(([127, 0, 0, 1], 3000).into()),
-            total: Duration::from_micros(12_345),
             upstream: Some(Duration::from_micros(12_000)),
             bytes_in: 0,
             bytes_out: 5,

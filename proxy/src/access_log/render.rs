@@ -112,10 +112,10 @@ impl Renderer {
     /// Appends a line.
     pub(super) fn render(&mut self, line: &Line, text: &mut Vec<u8>) {
         let request_id = String::from_utf8_lossy(line.request_id.as_bytes());
-        let side = line.decision.map(|decision| decision.side.name());
+        let side = line.ended.decision.map(|decision| decision.side.name());
         let maintenance = Some(line.maintenance).filter(|mode| *mode != Maintenance::Off).map(Maintenance::name);
-        let reason = line.decision.map(|decision| decision.reason.name()).or(maintenance.map(|_| "maintenance"));
-        let error = match line.outcome {
+        let reason = line.ended.decision.map(|decision| decision.reason.name()).or(maintenance.map(|_| "maintenance"));
+        let error = match line.ended.outcome {
             Outcome::Failure(kind) => Some(kind.name()),
             Outcome::Aborted => Some("aborted"),
             Outcome::Success | Outcome::ClientError | Outcome::Ignored => None,
@@ -125,28 +125,28 @@ impl Renderer {
             Some(User::Plain(key)) => (None, Some(String::from_utf8_lossy(key))),
             None => (None, None),
         };
-        self.set_stamp(line.at);
+        self.set_stamp(line.ended.at);
         match self.format {
             LogFormat::Json => {
                 let mut object = Object(text);
                 object.word("@timestamp", &self.stamp);
                 object.word("event.dataset", "cutover.access");
-                object.text("http.request.method", line.method.as_str());
-                object.text("url.path", &line.path);
-                line.status.into_iter().for_each(|status| object.number("http.response.status_code", u64::from(status)));
-                line.rollout.iter().for_each(|rollout| object.text("cutover.rollout", rollout));
+                object.text("http.request.method", line.ended.method.as_str());
+                object.text("url.path", &line.ended.path);
+                line.ended.status.into_iter().for_each(|status| object.number("http.response.status_code", u64::from(status)));
+                line.ended.rollout.iter().for_each(|rollout| object.text("cutover.rollout", rollout));
                 side.into_iter().for_each(|side| object.word("cutover.backend", side));
                 reason.into_iter().for_each(|reason| object.word("cutover.reason", reason));
-                let bucket = line.decision.and_then(|decision| decision.bucket);
+                let bucket = line.ended.decision.and_then(|decision| decision.bucket);
                 bucket.into_iter().for_each(|bucket| object.number("cutover.bucket", u64::from(bucket.number())));
-                line.moved.into_iter().for_each(|moved| object.word("cutover.moved", moved));
+                line.ended.moved.into_iter().for_each(|moved| object.word("cutover.moved", moved));
                 maintenance.into_iter().for_each(|mode| object.word("cutover.maintenance", mode));
                 error.into_iter().for_each(|error| object.word("error.kind", error));
                 hash.into_iter().for_each(|hash| object.hex("user.hash", u128::from(hash), 16));
                 plain.iter().for_each(|plain| object.text("user.id", plain));
-                object.address("client.address", line.client, None);
+                object.address("client.address", line.ended.client, None);
                 line.server.into_iter().for_each(|server| object.address("server.address", server.ip(), Some(server.port())));
-                object.millis("duration_ms", line.total);
+                object.millis("duration_ms", line.ended.total);
                 if !line.parked.is_zero() {
                     object.millis("parked_ms", line.parked);
                 }
@@ -165,17 +165,17 @@ impl Renderer {
                     text,
                     "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} id={request_id:?} trace={:032x}",
                     self.stamp,
-                    line.client,
-                    line.method,
-                    line.path,
-                    line.status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
-                    line.rollout.as_deref().unwrap_or("-"),
+                    line.ended.client,
+                    line.ended.method,
+                    line.ended.path,
+                    line.ended.status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
+                    line.ended.rollout.as_deref().unwrap_or("-"),
                     side.unwrap_or("-"),
-                    line.total.as_secs_f64() * 1e3,
+                    line.ended.total.as_secs_f64() * 1e3,
                     reason.map(|reason| format!(" by={reason}")).unwrap_or_default(),
                     maintenance.map(|mode| format!(" maintenance={mode}")).unwrap_or_default(),
                     error.map(|error| format!(" error={error}")).unwrap_or_default(),
-                    line.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
+                    line.ended.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
                     hash.map(|hash| format!(" user={hash:016x}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
                     line.trace,
                 );

@@ -36,6 +36,7 @@ use super::reply::Reply;
 use super::strict;
 use super::trace::{Trace, write_hex};
 use crate::access_log::{AccessLog, Line, User};
+use crate::ended::Ended;
 use crate::published::{Published, Snapshot};
 use crate::recorder::{Halted, Held, InFlight, Origin, Recorder, UNMATCHED};
 use crate::rescue::Saving;
@@ -601,54 +602,40 @@ impl Gate {
         if !has_line && exchange.trace.spans.is_none() {
             return;
         }
-        let (at, now) = (crate::clock::wall(), clock());
-        let (total, method) = (exchange.parked + now.since(exchange.started), exchange.method);
-        let rollout = exchange.rollout.map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id));
-        let (decision, moved, client) = (exchange.decision, exchange.moved.map(Moved::name), exchange.client);
+        let now = clock();
+        let ended = Ended {
+            at: crate::clock::wall(),
+            total: exchange.parked + now.since(exchange.started),
+            method: exchange.method,
+            path: path.into(),
+            status: end.status,
+            rollout: exchange.rollout.map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id)),
+            decision: exchange.decision,
+            moved: exchange.moved.map(Moved::name),
+            outcome,
+            client: exchange.client,
+        };
+        let Trace { id: trace, parent, spans, .. } = exchange.trace;
+        let span = spans.as_ref().map(|spans| spans.id).or(parent);
+        if let Some(mut spans) = spans {
+            let failure = if let Outcome::Failure(kind) = outcome { Some(kind) } else { None };
+            spans.ended(failure, now);
+            self.traces.send(Finished { trace, parent, spans, ended: ended.clone(), ended_mono: now });
+        }
         if has_line {
             self.access_log.write(Line {
-                at,
-                method: method.clone(),
-                path: path.into(),
-                status: end.status,
-                rollout: rollout.clone(),
-                decision,
-                moved,
-                outcome,
-                client,
+                ended,
                 server: end.server,
                 maintenance: exchange.maintenance,
                 parked: exchange.parked,
-                total,
                 upstream: exchange.answered.map(|at| at.since(exchange.started)),
                 bytes_in: end.bytes_in,
                 bytes_out: end.bytes_out,
                 attempts: end.attempts,
                 request_id: exchange.request_id,
-                trace: exchange.trace.id,
-                span: exchange.trace.spans.as_ref().map(|spans| spans.id).or(exchange.trace.parent),
-                user: exchange.user,
-            });
-        }
-        if let Some(mut spans) = exchange.trace.spans {
-            let failure = if let Outcome::Failure(kind) = outcome { Some(kind) } else { None };
-            spans.ended(failure, now);
-            let Trace { id: trace, parent, .. } = exchange.trace;
-            self.traces.send(Finished {
                 trace,
-                parent,
-                spans,
-                ended: at,
-                ended_mono: now,
-                total,
-                method,
-                path: path.into(),
-                status: end.status,
-                rollout,
-                decision,
-                moved,
-                outcome,
-                client,
+                span,
+                user: exchange.user,
             });
         }
     }

@@ -6,16 +6,14 @@
 #[cfg(feature = "otlp")]
 mod otlp;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
-use std::time::Duration;
 
 use cutover_config::Traces as Settings;
-use cutover_core::{Decision, Mono, Outcome, Wall};
-use http::Method;
+use cutover_core::Mono;
 
+use crate::ended::Ended;
 use crate::gateway::trace::Spans;
 
 /// Whether this program can export at all.
@@ -50,28 +48,10 @@ pub struct Finished {
     pub parent: Option<u64>,
     /// Ours.
     pub spans: Box<Spans>,
-    /// When it ended.
-    pub ended: Wall,
-    /// How long it took.
-    pub total: Duration,
+    /// What its line says, too.
+    pub ended: Ended,
     /// When it ended by the clock that attempts are measured with.
     pub ended_mono: Mono,
-    /// The method.
-    pub method: Method,
-    /// The path as sent, without the query.
-    pub path: Box<str>,
-    /// The status the client got.
-    pub status: Option<u16>,
-    /// The rollout that decided, if one matched.
-    pub rollout: Option<Arc<str>>,
-    /// Where it went and why.
-    pub decision: Option<Decision>,
-    /// Why the other side was asked than the one decided, if it was.
-    pub moved: Option<&'static str>,
-    /// What it says about the backend.
-    pub outcome: Outcome,
-    /// The client's address.
-    pub client: IpAddr,
 }
 
 impl Traces {

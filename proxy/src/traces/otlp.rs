@@ -89,34 +89,34 @@ fn spans(finished: &Finished, scope: &InstrumentationScope) -> Vec<SpanData> {
     let trace = TraceId::from(finished.trace);
     let context = |span: u64| SpanContext::new(trace, SpanId::from(span), TraceFlags::SAMPLED, false, TraceState::NONE);
     let mut attributes = vec![
-        KeyValue::new("http.request.method", finished.method.as_str().to_owned()),
-        KeyValue::new("url.path", finished.path.to_string()),
-        KeyValue::new("client.address", finished.client.to_string()),
+        KeyValue::new("http.request.method", finished.ended.method.as_str().to_owned()),
+        KeyValue::new("url.path", finished.ended.path.to_string()),
+        KeyValue::new("client.address", finished.ended.client.to_string()),
     ];
-    if let Some(status) = finished.status {
+    if let Some(status) = finished.ended.status {
         attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
     }
-    if let Some(rollout) = &finished.rollout {
+    if let Some(rollout) = &finished.ended.rollout {
         attributes.push(KeyValue::new("cutover.rollout", rollout.to_string()));
     }
-    if let Some(decision) = &finished.decision {
+    if let Some(decision) = &finished.ended.decision {
         attributes.push(KeyValue::new("cutover.backend", decision.side.name()));
         attributes.push(KeyValue::new("cutover.reason", decision.reason.name()));
         attributes.extend(decision.bucket.map(|bucket| KeyValue::new("cutover.bucket", i64::from(bucket.number()))));
     }
-    attributes.extend(finished.moved.map(|moved| KeyValue::new("cutover.moved", moved)));
-    let failed = match finished.outcome {
+    attributes.extend(finished.ended.moved.map(|moved| KeyValue::new("cutover.moved", moved)));
+    let failed = match finished.ended.outcome {
         Outcome::Failure(kind) => Some(kind.name()),
-        _ => finished.status.filter(|status| *status >= 500).map(|_| "status"),
+        _ => finished.ended.status.filter(|status| *status >= 500).map(|_| "status"),
     };
-    let end = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(finished.ended.as_millis()).unwrap_or_default());
+    let end = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(finished.ended.at.as_millis()).unwrap_or_default());
     let own = SpanData {
         span_context: context(finished.spans.id),
         parent_span_id: finished.parent.map_or(SpanId::INVALID, SpanId::from),
         parent_span_is_remote: finished.parent.is_some(),
         span_kind: SpanKind::Server,
-        name: finished.method.as_str().to_owned().into(),
-        start_time: end.checked_sub(finished.total).unwrap_or(end),
+        name: finished.ended.method.as_str().to_owned().into(),
+        start_time: end.checked_sub(finished.ended.total).unwrap_or(end),
         end_time: end,
         attributes: with_error(attributes, failed),
         dropped_attributes_count: 0,
@@ -134,7 +134,7 @@ fn spans(finished: &Finished, scope: &InstrumentationScope) -> Vec<SpanData> {
             parent_span_id: SpanId::from(finished.spans.id),
             parent_span_is_remote: false,
             span_kind: SpanKind::Client,
-            name: format!("{} {}", finished.method, attempt.side.name()).into(),
+            name: format!("{} {}", finished.ended.method, attempt.side.name()).into(),
             start_time: wall(attempt.began),
             end_time: wall(attempt.ended.unwrap_or(finished.ended_mono)),
             attributes: with_error(of_attempt(attempt), failed),

@@ -1,0 +1,33 @@
+//! What is known of a request that has ended, said once for its line in the access log and for its span.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cutover_core::{Decision, Outcome, Wall};
+use http::Method;
+
+/// A request that has ended.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    /// When.
+    pub at: Wall,
+    /// From its start to its end.
+    pub total: Duration,
+    /// The method.
+    pub method: Method,
+    /// The path as sent, without the query, which may hold secrets.
+    pub path: Box<str>,
+    /// The status the client got.
+    pub status: Option<u16>,
+    /// The rollout that decided, if one matched.
+    pub rollout: Option<Arc<str>>,
+    /// Where it went and why.
+    pub decision: Option<Decision>,
+    /// Why the other side was asked than the one decided, if it was.
+    pub moved: Option<&'static str>,
+    /// What it says about the backend.
+    pub outcome: Outcome,
+    /// The client's address.
+    pub client: IpAddr,
+}
