@@ -277,10 +277,6 @@ impl Head for MemoryHead {
         None
     }
 
-    fn host(&self) -> Option<&str> {
-        self.headers.get(http::header::HOST).and_then(|host| host.to_str().ok())
-    }
-
     fn requires_host(&self) -> bool {
         true
     }
@@ -297,8 +293,8 @@ impl Head for MemoryHead {
         self.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
     }
 
-    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
-        self.headers.keys().any(is_so)
+    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8])) {
+        self.headers.iter().for_each(|(name, value)| found(name.as_str(), value.as_bytes()));
     }
 }
 

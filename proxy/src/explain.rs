@@ -176,7 +176,7 @@ impl Head for Question {
         self.target.split_once('?').map(|(_, query)| query)
     }
 
-    fn host(&self) -> Option<&str> {
+    fn authority(&self) -> Option<&str> {
         Some(&self.host)
     }
 
@@ -196,7 +196,7 @@ impl Head for Question {
         self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value.as_bytes()));
     }
 
-    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
-        self.headers.iter().any(|(name, _)| is_so(name))
+    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8])) {
+        self.headers.iter().for_each(|(name, value)| found(name.as_str(), value.as_bytes()));
     }
 }

@@ -17,6 +17,7 @@ pub mod outcome;
 pub mod percent;
 pub mod plane;
 pub mod rollout;
+pub mod routes;
 pub mod side;
 pub mod simulate;
 pub mod split;

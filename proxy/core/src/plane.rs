@@ -18,6 +18,7 @@ use crate::judge::Observed;
 use crate::maintenance::{self, Maintenance, Scope, Window, Windows};
 use crate::percent::Percent;
 use crate::rollout::{Cause, Heritage, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
+use crate::routes::Routes;
 use crate::side::PerSide;
 use crate::split::{RolloutSplit, Split};
 use crate::time::{Mono, Now, Wall};
@@ -305,6 +306,8 @@ pub enum Restored {
 #[derive(Debug)]
 pub struct ControlPlane {
     rollouts: Vec<Rollout>,
+    /// Their matches.
+    routes: Arc<Routes>,
     /// Latches of rollouts that are not in the file now.
     absent: BTreeMap<Arc<str>, Latch>,
     /// Recorder slots by id, for the life of the process.
@@ -335,7 +338,7 @@ impl ControlPlane {
             }
             Restored::Unreadable(why) => unreadable = Some(why),
         }
-        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), maintenance, revision: 0, unreadable, heritage: BTreeMap::new(), started: false }
+        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), maintenance, revision: 0, unreadable, heritage: BTreeMap::new(), started: false, routes: Arc::default() }
     }
 
     /// Goes on with what the process before this one knew, beside the standings. Before the first settings.
@@ -545,6 +548,7 @@ impl ControlPlane {
                 self.absent.insert(id, latch.clone());
             }
         }
+        self.routes = Arc::new(Routes::of(self.rollouts.iter().map(|rollout| Arc::clone(rollout.rule()))));
         self.started = true;
         self.unreadable = None;
         self.heritage.clear();
@@ -604,7 +608,7 @@ impl ControlPlane {
     /// What the data path should see now.
     pub fn split(&self) -> Split {
         let rollouts = self.rollouts.iter().map(|rollout| rollout.split(self.maintenance.restriction(Some(rollout.id())))).collect();
-        Split { revision: self.revision, rollouts, maintenance: self.maintenance.restriction(None) }
+        Split { revision: self.revision, rollouts, maintenance: self.maintenance.restriction(None), routes: Arc::clone(&self.routes) }
     }
 }
 

@@ -330,6 +330,11 @@ impl Rollout {
         }
     }
 
+    /// The part of it that only a changed file changes.
+    pub(crate) fn rule(&self) -> &Arc<RolloutRule> {
+        &self.rule
+    }
+
     /// What the data path needs of it.
     pub(crate) fn split(&self, maintenance: Restriction) -> RolloutSplit {
         RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some(), epoch: self.aims().epoch, maintenance }

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use crate::bucket::{Bucket, Salt};
 use crate::maintenance::Restriction;
 use crate::percent::Percent;
+use crate::routes::Routes;
 use crate::side::{PerSide, Side};
 
 /// What the data path needs of all rollouts, in file order.
@@ -22,12 +23,14 @@ pub struct Split {
     pub rollouts: Vec<RolloutSplit>,
     /// What is kept out of the requests that match no rollout.
     pub maintenance: Restriction,
+    /// Which of `rollouts` takes a request.
+    pub routes: Arc<Routes>,
 }
 
 impl Split {
     /// The first rollout that matches, by its place in `rollouts`.
     pub fn rollout_for(&self, host: &str, path: &str, method: &str) -> Option<usize> {
-        self.rollouts.iter().position(|rollout| rollout.rule.matches.accepts(host, path, method))
+        self.routes.find(host, path, method)
     }
 
     /// What is kept out of the requests of a rollout, or of those that match none.
@@ -424,14 +427,14 @@ pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn rollout(percent: &str, latched: bool) -> RolloutSplit {
-        let rule = RolloutRule {
+    pub(crate) fn rule(matches: Match) -> RolloutRule {
+        RolloutRule {
             id: "checkout".into(),
             slot: 0,
-            matches: Match::default(),
+            matches,
             salt: Salt::new("checkout"),
             keys: vec![],
             anonymous: Anonymous::Legacy,
@@ -440,9 +443,12 @@ mod tests {
             backends: PerSide { legacy: "legacy".into(), new: "new".into() },
             failover: Failover::Off,
             fallback_on_404: vec!["/assets".into()],
-        };
+        }
+    }
+
+    fn rollout(percent: &str, latched: bool) -> RolloutSplit {
         let percent = if latched { Percent::ZERO } else { Percent::parse(percent).expect("a percentage") };
-        RolloutSplit { rule: Arc::new(rule), percent, latched, epoch: 0, maintenance: Restriction::default() }
+        RolloutSplit { rule: Arc::new(rule(Match::default())), percent, latched, epoch: 0, maintenance: Restriction::default() }
     }
 
     fn ask(key: Option<&str>) -> Ask<'_> {

@@ -185,6 +185,9 @@ pub struct Watch {
     shares: [AtomicU32; Class::COUNT],
     /// In which tick a network of new was seen last.
     networks: Box<[AtomicU16]>,
+    /// The tick after the last one in which somebody was seen on new, and what it was when a look at the tables found them empty: a rollout that rests is not looked through again and again.
+    newest: AtomicU32,
+    empty_at: AtomicU32,
     witnesses: Mutex<Vec<Witness>>,
     kept: [AtomicU32; Class::COUNT],
 }
@@ -218,6 +221,8 @@ impl Default for Watch {
             sides: PerSide::from_fn(sheet),
             shares: Default::default(),
             networks: stamps(NETWORKS),
+            newest: AtomicU32::default(),
+            empty_at: AtomicU32::default(),
             witnesses: Mutex::default(),
             kept: Default::default(),
         };
@@ -245,6 +250,10 @@ impl Watch {
             seen.store(now, Ordering::Relaxed);
             if side == Side::New {
                 self.networks[who.network as usize % NETWORKS].store(now, Ordering::Relaxed);
+                let tick = (tick_of(at) as u32).wrapping_add(1);
+                if self.newest.load(Ordering::Relaxed) < tick {
+                    self.newest.store(tick, Ordering::Relaxed);
+                }
             }
             counted.0 |= APPEARANCE;
         }
@@ -358,8 +367,12 @@ impl Watch {
         std::mem::take(&mut *self.witnesses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Counts whom new has served lately. Looks through two tables: for once a second, not for each tick.
+    /// Counts whom new has served lately. Looks through two tables, so for once a second and not for each tick, unless nobody came since they were found empty.
     pub fn crowd(&self, now: Mono) -> Crowd {
+        let newest = self.newest.load(Ordering::Relaxed);
+        if newest == self.empty_at.load(Ordering::Relaxed) {
+            return Crowd::default();
+        }
         let now = stamp_of(now);
         let count = |cells: &[AtomicU16]| {
             let (mut in_10s, mut in_60s) = (0usize, 0usize);
@@ -380,6 +393,9 @@ impl Watch {
             [in_10s, in_60s].map(|taken| -cells * (1.0 - (taken as f64).min(cells - 1.0) / cells).ln())
         };
         let ([users_10s, users_60s], [networks_10s, networks_60s]) = (count(&self.sides.new.seen), count(&self.networks));
+        if users_60s + networks_60s <= 0.0 {
+            self.empty_at.store(newest, Ordering::Relaxed);
+        }
         Crowd { users_10s, users_60s, networks_10s, networks_60s }
     }
 }
@@ -513,6 +529,8 @@ mod tests {
         let later = watch.crowd(at(30_000));
         assert!(later.users_10s == 0.0 && later.users_60s > 250.0, "{later:?}");
         assert_eq!(watch.crowd(at(90_000)).users_60s, 0.0);
+        watch.see(Side::New, &success(5), user(1), "/", at(91_000));
+        assert!(watch.crowd(at(91_000)).users_60s > 0.9, "whoever comes after the tables were found empty counts");
     }
 
     #[test]

@@ -9,7 +9,7 @@ use cutover_core::{Maintenance, Outcome, Wall};
 
 use super::{Line, User};
 use crate::clock;
-use crate::gateway::trace::write_hex;
+use crate::gateway::trace::hex_digits;
 
 /// What lines have in common, kept from one to the next.
 pub(super) struct Renderer {
@@ -73,11 +73,9 @@ impl Object<'_> {
 
     /// The last of 32 hexadecimal digits.
     fn hex(&mut self, name: &str, number: u128, digits: usize) {
-        let mut all = [0; 32];
-        write_hex(number, &mut all);
         self.name(name);
         self.0.push(b'"');
-        self.0.extend_from_slice(&all[32 - digits..]);
+        self.0.extend_from_slice(&hex_digits(number)[32 - digits..]);
         self.0.push(b'"');
     }
 

@@ -22,19 +22,20 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, Reason, Side, Treatment, UserKey, Who};
+use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, PerSide, Reason, Side, Treatment, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
 use rand::Rng;
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
+use super::fields::Fields;
 use super::forward;
 use super::head::{Conn, Edits, Head};
 use super::identity::{self, Identity, MINTED_COOKIE};
 use super::parking::Unparked;
 use super::reply::Reply;
 use super::strict;
-use super::trace::{Trace, write_hex};
+use super::trace::{Trace, hex_digits};
 use crate::access_log::{AccessLog, Line, User};
 use crate::ended::Ended;
 use crate::published::{Published, Snapshot};
@@ -133,6 +134,9 @@ pub struct Exchange {
     trace: Trace,
     set_cookie: Option<HeaderValue>,
     method: Method,
+    /// Whether the client sent a header whose name is ours alone.
+    has_forged: bool,
+    may_last: bool,
     /// Where a line may be written: the user, as it is to be said.
     user: Option<User>,
     in_flight: Option<InFlight>,
@@ -206,6 +210,11 @@ impl Exchange {
         self.rollout.map(|at| &self.snapshot.split.rollouts[at].rule.id)
     }
 
+    /// Whether its head says that it may become, or be answered by, something that lasts.
+    pub fn may_last(&self) -> bool {
+        self.may_last
+    }
+
     /// How long it was parked so far.
     pub fn parked(&self) -> Duration {
         self.parked
@@ -244,9 +253,11 @@ impl Gate {
     pub fn request(&self, head: &impl Head, conn: &Conn, now: Mono) -> (Exchange, Step) {
         let snapshot = self.published.load();
         let common = Arc::clone(&snapshot.common);
+        let fields = Fields::of(head, &common.key_headers);
         let client = forward::client_address(head, conn, |address| is_trusted(&common.settings.listen.trusted_proxies, address));
-        let kept_id = if conn.trusted { head.first(&forward::REQUEST_ID) } else { None };
-        let request_id = kept_id.and_then(|id| HeaderValue::from_bytes(id).ok()).unwrap_or_else(new_request_id);
+        let trace = Trace::of(&fields, conn.trusted, self.traces.samples(common.settings.traces.as_ref()));
+        let kept_id = fields.request_id.filter(|_| conn.trusted);
+        let request_id = kept_id.and_then(|id| HeaderValue::from_bytes(id).ok()).unwrap_or_else(|| new_request_id(&trace));
         let mut exchange = Exchange {
             rollout: None,
             decision: None,
@@ -257,7 +268,9 @@ impl Gate {
             failure: None,
             client,
             request_id,
-            trace: Trace::of(head, conn.trusted, self.traces.samples(common.settings.traces.as_ref())),
+            trace,
+            has_forged: fields.has_forged,
+            may_last: fields.may_last,
             set_cookie: None,
             method: head.method().clone(),
             user: None,
@@ -270,10 +283,9 @@ impl Gate {
             held: None,
             snapshot,
         };
-        let host = head.host();
-        let step = match self.refusal(head, host, &common.key_headers) {
-            Some(reply) => Step::Reply(reply),
-            None => self.decide(&mut exchange, head, conn, host.unwrap_or_default(), now),
+        let step = match self.host_of(head, &fields, &common.key_headers) {
+            Err(reply) => Step::Reply(reply),
+            Ok(host) => self.decide(&mut exchange, head, &fields, conn, host, now),
         };
         if step == Step::Forward {
             exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), exchange.decision.map(|decision| decision.reason)));
@@ -281,26 +293,24 @@ impl Gate {
         (exchange, step)
     }
 
-    /// What is wrong with a request whoever sent it, if anything.
-    fn refusal(&self, head: &impl Head, host: Option<&str>, key_headers: &[HeaderName]) -> Option<Reply> {
+    /// The host that a request asks for, or what is wrong with the request whoever sent it.
+    fn host_of<'a>(&self, head: &'a impl Head, fields: &Fields<'a>, key_headers: &[HeaderName]) -> Result<&'a str, Reply> {
         if head.size() > self.limits.max_header_bytes {
-            return Some(Reply::HEAD_TOO_LARGE);
+            return Err(Reply::HEAD_TOO_LARGE);
         }
-        if let Some(reply) = strict::flaw(head, host, key_headers) {
-            return Some(reply);
+        let host = strict::host_of(head, fields)?;
+        if fields.has_connection && identity::nominates_a_key_header(head, key_headers) {
+            return Err(Reply::bad_request("key_nominated", "the Connection header names a header that identifies the user"));
         }
-        if head_has(head, &http::header::CONNECTION) && identity::nominates_a_key_header(head, key_headers) {
-            return Some(Reply::bad_request("key_nominated", "the Connection header names a header that identifies the user"));
-        }
-        let length = head.first(&http::header::CONTENT_LENGTH).and_then(|length| std::str::from_utf8(length).ok()?.trim().parse::<u64>().ok());
-        length.is_some_and(|length| length > self.limits.max_body).then_some(Reply::TOO_LARGE)
+        let length = fields.length.and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > self.limits.max_body) { Err(Reply::TOO_LARGE) } else { Ok(host) }
     }
 
-    fn decide(&self, exchange: &mut Exchange, head: &impl Head, conn: &Conn, host: &str, now: Mono) -> Step {
+    fn decide(&self, exchange: &mut Exchange, head: &impl Head, fields: &Fields<'_>, conn: &Conn, host: &str, now: Mono) -> Step {
         let snapshot = Arc::clone(&exchange.snapshot);
         let path = normalised(head.path());
-        let at = snapshot.split.rollout_for(forward::without_port(host), &path, head.method().as_str());
-        let override_to = override_of(head, snapshot.common.settings.routing.override_token_sha256.as_ref());
+        let at = snapshot.split.rollout_for(host, &path, head.method().as_str());
+        let override_to = override_of(fields.override_to, snapshot.common.settings.routing.override_token_sha256.as_ref());
         if override_to.is_none()
             && let Some(step) = self.closed(exchange, at, head.method(), now)
         {
@@ -329,7 +339,11 @@ impl Gate {
                 }
             },
         };
-        let decision = decide(rollout, &Ask { key, override_to, available: snapshot.available(at) });
+        // Nearly always there is a server, so the side is looked at first and the other one only if it has none.
+        let mut decision = decide(rollout, &Ask { key, override_to, available: PerSide { legacy: true, new: true } });
+        if !prepared.backends[decision.side].is_available() {
+            decision = decide(rollout, &Ask { key, override_to, available: snapshot.available(at) });
+        }
         exchange.rollout = Some(at);
         exchange.decision = Some(decision);
         exchange.who = self.who(key, exchange.client);
@@ -409,21 +423,15 @@ impl Gate {
 
     /// Headers to the backend: forged ones out, ours in.
     pub fn edits(&self, exchange: &Exchange, head: &impl Head, conn: &Conn, edits: &mut impl Edits) {
-        edits.remove_others(forward::PREFIX, &[&forward::BACKEND, &forward::ROLLOUT, &forward::REASON, &forward::BUCKET]);
-        match (exchange.rollout, exchange.decision) {
-            (Some(at), Some(decision)) => {
-                edits.set(&forward::BACKEND, HeaderValue::from_static(exchange.side().name()));
-                edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
-                edits.set(&forward::REASON, HeaderValue::from_static(exchange.moved.map_or(decision.reason.name(), Moved::name)));
-                match decision.bucket {
-                    Some(bucket) => edits.set(&forward::BUCKET, HeaderValue::from(bucket.number())),
-                    None => edits.remove(&forward::BUCKET),
-                }
-            }
-            _ => {
-                for name in [&forward::BACKEND, &forward::ROLLOUT, &forward::REASON, &forward::BUCKET] {
-                    edits.remove(name);
-                }
+        if exchange.has_forged {
+            edits.remove_all(forward::PREFIX);
+        }
+        if let (Some(at), Some(decision)) = (exchange.rollout, exchange.decision) {
+            edits.set(&forward::BACKEND, HeaderValue::from_static(exchange.side().name()));
+            edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
+            edits.set(&forward::REASON, HeaderValue::from_static(exchange.moved.map_or(decision.reason.name(), Moved::name)));
+            if let Some(bucket) = decision.bucket {
+                edits.set(&forward::BUCKET, HeaderValue::from(bucket.number()));
             }
         }
         let host = head.host_value();
@@ -670,10 +678,6 @@ pub fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
-fn head_has(head: &impl Head, name: &HeaderName) -> bool {
-    head.first(name).is_some()
-}
-
 /// All values of a header joined by commas, as one forwarder would have written them.
 fn joined<'a>(head: &'a impl Head, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut all: Option<Cow<'a, [u8]>> = None;
@@ -692,9 +696,9 @@ pub fn is_trusted(trusted: &[ipnet::IpNet], address: IpAddr) -> bool {
 }
 
 /// The side a tester asks for, if the token is right. Constant time in the token.
-fn override_of(head: &impl Head, token_sha256: Option<&[u8; 32]>) -> Option<Side> {
+fn override_of(header: Option<&[u8]>, token_sha256: Option<&[u8; 32]>) -> Option<Side> {
     let expected = token_sha256?;
-    let header = std::str::from_utf8(head.first(&forward::OVERRIDE)?).ok()?;
+    let header = std::str::from_utf8(header?).ok()?;
     let (side, token) = header.trim().split_once(' ')?;
     let side = Side::BOTH.into_iter().find(|known| known.name() == side)?;
     let digest: [u8; 32] = Sha256::digest(token.trim()).into();
@@ -703,7 +707,10 @@ fn override_of(head: &impl Head, token_sha256: Option<&[u8; 32]>) -> Option<Side
 
 /// The path that rules are matched on: percent-decoded, without empty and dot segments. The bytes forwarded are the client's own.
 pub fn normalised(path: &str) -> Cow<'_, str> {
-    if !path.contains('%') && !path.contains("//") && !path.contains("/.") {
+    let bytes = path.as_bytes();
+    let odd = |(&byte, &next): (&u8, &u8)| u8::from(byte == b'%') | (u8::from(byte == b'/') & (u8::from(next == b'/') | u8::from(next == b'.')));
+    // A percent sign at the end escapes nothing.
+    if bytes.iter().zip(bytes.get(1..).unwrap_or_default()).map(odd).fold(0, |any, odd| any | odd) == 0 {
         return Cow::Borrowed(path);
     }
     let decoded = identity::decode(path, false);
@@ -723,11 +730,10 @@ fn hex(number: u128) -> String {
     format!("{number:032x}")
 }
 
-/// 128 random bits in hex.
-fn new_request_id() -> HeaderValue {
-    let mut digits = [0u8; 32];
-    write_hex(rand::rng().random(), &mut digits);
-    HeaderValue::from_bytes(&digits).unwrap_or_else(|_| HeaderValue::from_static("0"))
+/// 128 random bits in hex: the id of the trace where it begins here, so that one id finds both.
+fn new_request_id(trace: &Trace) -> HeaderValue {
+    let id = if trace.parent.is_none() { trace.id } else { rand::rng().random() };
+    HeaderValue::from_bytes(&hex_digits(id)).unwrap_or_else(|_| HeaderValue::from_static("0"))
 }
 
 /// Whether the client came over TLS, as far as we or a trusted proxy know.
@@ -783,9 +789,6 @@ pub(crate) mod tests {
         fn query(&self) -> Option<&str> {
             self.query.as_deref()
         }
-        fn host(&self) -> Option<&str> {
-            self.first(&http::header::HOST).and_then(|host| std::str::from_utf8(host).ok())
-        }
         fn requires_host(&self) -> bool {
             true
         }
@@ -798,8 +801,8 @@ pub(crate) mod tests {
         fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
             self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value));
         }
-        fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
-            self.headers.iter().any(|(name, _)| is_so(name))
+        fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8])) {
+            self.headers.iter().for_each(|(name, value)| found(name.as_str(), value));
         }
     }
 
@@ -817,8 +820,8 @@ pub(crate) mod tests {
         fn contains(&self, name: &HeaderName) -> bool {
             self.first(name).is_some()
         }
-        fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]) {
-            self.headers.retain(|(name, _)| !name.as_str().starts_with(prefix) || kept.contains(&name));
+        fn remove_all(&mut self, prefix: &str) {
+            self.headers.retain(|(name, _)| !name.as_str().starts_with(prefix));
         }
     }
 

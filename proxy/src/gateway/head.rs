@@ -21,11 +21,13 @@ pub trait Head {
     fn path(&self) -> &str;
     /// The query without its question mark.
     fn query(&self) -> Option<&str>;
-    /// The host asked for, with its port if one was sent: of the target for the absolute form, otherwise of the `Host` header.
-    fn host(&self) -> Option<&str>;
-    /// The same as a header value; without a copy where the engine has one.
+    /// The host of the target, with its port if one was sent: for the absolute form only.
+    fn authority(&self) -> Option<&str> {
+        None
+    }
+    /// The host asked for as a header value, of the target or else of the `Host` header; without a copy where the engine has one.
     fn host_value(&self) -> Option<HeaderValue> {
-        self.host().and_then(|host| HeaderValue::from_str(host).ok())
+        HeaderValue::from_bytes(self.authority().map(str::as_bytes).or_else(|| self.first(&http::header::HOST))?).ok()
     }
     /// Whether this is HTTP/1.1 or later, where a host is required.
     fn requires_host(&self) -> bool;
@@ -43,8 +45,8 @@ pub trait Head {
     fn first(&self, name: &HeaderName) -> Option<&[u8]>;
     /// Calls back with every value of a header, in order.
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8]));
-    /// Whether any name of a header is so.
-    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool;
+    /// Calls back with every field, its name in lower case. Values of one name come in order.
+    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8]));
 }
 
 /// Changes to a head, in the order asked for. Names are statics, so that no engine has to copy them.
@@ -57,8 +59,8 @@ pub trait Edits {
     fn remove(&mut self, name: &HeaderName);
     /// Whether a header is there.
     fn contains(&self, name: &HeaderName) -> bool;
-    /// Removes every header whose name begins so and is not among these.
-    fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]);
+    /// Removes every header whose name begins so.
+    fn remove_all(&mut self, prefix: &str);
 }
 
 impl Edits for HeaderMap {
@@ -78,14 +80,14 @@ impl Edits for HeaderMap {
         self.contains_key(name)
     }
 
-    fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]) {
-        others(self, prefix, kept).iter().for_each(|name| drop(Self::remove(self, name)));
+    fn remove_all(&mut self, prefix: &str) {
+        names_with(self, prefix).iter().for_each(|name| drop(Self::remove(self, name)));
     }
 }
 
-/// The names in a map that begin so and are not among these.
-pub fn others(map: &HeaderMap, prefix: &str, kept: &[&HeaderName]) -> Vec<HeaderName> {
-    map.keys().filter(|name| name.as_str().starts_with(prefix) && !kept.contains(name)).cloned().collect()
+/// The names in a map that begin so.
+pub fn names_with(map: &HeaderMap, prefix: &str) -> Vec<HeaderName> {
+    map.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect()
 }
 
 /// What is known of the client's connection, computed once for all of its requests.

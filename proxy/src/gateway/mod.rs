@@ -15,6 +15,7 @@
 //! | `tunnel` | connections for upgrades |
 //! | `gate` | one request: identify, decide, edit, classify, record |
 //! | `strict` | what no request may look like |
+//! | `fields` | what the gate wants to know of a header, in one pass |
 //! | `head` | what the gate may see of a message, and the edits it asks for |
 //! | `identity` | request -> user key |
 //! | `forward` | headers to the backend |
@@ -27,6 +28,7 @@
 
 pub mod adapter;
 pub mod door;
+pub mod fields;
 pub mod forward;
 pub mod gate;
 pub mod head;

@@ -26,11 +26,18 @@ pub fn is_plain(head: &RequestHeader) -> bool {
         let looked_at = head.map(|name, _| {
             if let HeaderNameVariant::Case(name) = name {
                 let name = name.as_slice();
-                plain &= !name.iter().any(u8::is_ascii_uppercase) || CANONICAL.contains(&name);
+                plain &= is_lower(name) || CANONICAL.contains(&name);
             }
             Ok(())
         });
         plain &= looked_at.is_ok();
     }
     plain
+}
+
+/// Whether a name is written without capital letters. Those lack the sixth bit, and of what else may stand in a name only an underscore and a circumflex do; a name with one of these is taken for
+/// one with capitals, and its spelling kept.
+fn is_lower(name: &[u8]) -> bool {
+    const LOWER: u8 = 0x20;
+    name.iter().fold(LOWER, |all, byte| all & byte) == LOWER
 }

@@ -13,7 +13,7 @@ use cutover_core::{FailureKind, Mono, Side};
 use http::HeaderValue;
 use rand::Rng;
 
-use super::head::Head;
+use super::fields::Fields;
 
 /// The context of one request, and what we add to it.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub struct Trace {
     pub id: u128,
     /// The span that asked us; `None` where the trace begins here.
     pub parent: Option<u64>,
-    /// What goes to the backend in place of what the client sent, if anything does.
-    header: Option<HeaderValue>,
+    /// The span that the backend is told of in a context that begins here; `None` where the client's own goes on.
+    begun: Option<u64>,
     /// Whether a `tracestate` of the client must not go on, since there is no `traceparent` that it could belong to.
     pub is_orphaned: bool,
     /// What we say about it; `None` where it is not sampled.
@@ -59,33 +59,30 @@ pub struct Attempt {
 }
 
 impl Trace {
-    /// The context of a request. `samples` is how many in a million are sampled, if spans are made at all.
-    pub fn of(head: &impl Head, is_trusted: bool, samples: Option<u32>) -> Self {
-        let mut values = 0;
-        let mut sent = None;
-        head.each(&super::forward::TRACEPARENT, &mut |value| {
-            values += 1;
-            sent = Context::parse(value).filter(|_| values == 1);
-        });
+    /// The context of a request that came with this `traceparent`. `samples` is how many in a million are sampled, if spans are made at all.
+    pub fn of(fields: &Fields<'_>, is_trusted: bool, samples: Option<u32>) -> Self {
+        let sent = fields.traceparent.and_then(Context::parse);
+        let mut random = rand::rng();
         let (id, parent) = match sent {
             Some(Context { id, span, .. }) => (id, Some(span)),
             // The W3C forbids all-zero ids.
-            None => (rand::rng().random::<u128>() | 1, None),
+            None => (random.random::<u128>() | 1, None),
         };
         let is_sampled = samples.is_some_and(|ppm| match sent {
             Some(context) if is_trusted => context.is_sampled,
-            _ => ppm > 0 && rand::rng().random_range(0..1_000_000) < ppm,
+            _ => ppm > 0 && random.random_range(0..1_000_000) < ppm,
         });
-        let spans = is_sampled.then(|| Box::new(Spans { id: new_span(), attempts: Vec::new() }));
-        let header = (sent.is_none() && spans.is_none()).then(|| header(id, new_span(), false));
-        Self { id, parent, header, is_orphaned: sent.is_none(), spans }
+        let spans = is_sampled.then(|| Box::new(Spans { id: new_span(&mut random), attempts: Vec::new() }));
+        let begun = (sent.is_none() && spans.is_none()).then(|| new_span(&mut random));
+        Self { id, parent, begun, is_orphaned: sent.is_none() && fields.has_tracestate, spans }
     }
 
     /// What goes to the backend in place of what the client sent, if anything does.
     pub fn header(&self) -> Option<HeaderValue> {
-        match &self.spans {
-            Some(spans) => Some(header(self.id, spans.attempts.last().map_or(spans.id, |attempt| attempt.id), true)),
-            None => self.header.clone(),
+        match (&self.spans, self.begun) {
+            (Some(spans), _) => Some(header(self.id, spans.attempts.last().map_or(spans.id, |attempt| attempt.id), true)),
+            (None, Some(span)) => Some(header(self.id, span, false)),
+            (None, None) => None,
         }
     }
 }
@@ -94,7 +91,7 @@ impl Spans {
     /// The next attempt begins.
     pub fn attempt(&mut self, side: Side, server: SocketAddr, now: Mono) {
         self.ended(None, now);
-        self.attempts.push(Attempt { id: new_span(), side, server, began: now, ended: None, status: None, failure: None });
+        self.attempts.push(Attempt { id: new_span(&mut rand::rng()), side, server, began: now, ended: None, status: None, failure: None });
     }
 
     /// The server has answered.
@@ -151,28 +148,37 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-fn new_span() -> u64 {
-    rand::rng().random::<u64>() | 1
+fn new_span(random: &mut impl Rng) -> u64 {
+    random.random::<u64>() | 1
 }
 
 fn header(id: u128, span: u64, is_sampled: bool) -> HeaderValue {
     let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
-    let mut digits = [0; 32];
-    write_hex(id, &mut digits);
-    text[3..35].copy_from_slice(&digits);
-    write_hex(u128::from(span), &mut digits);
-    text[36..52].copy_from_slice(&digits[16..]);
+    text[3..35].copy_from_slice(&hex_digits(id));
+    text[36..52].copy_from_slice(&hex_digits(u128::from(span))[16..]);
     text[54] += u8::from(is_sampled);
     HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("00-0-0-00"))
 }
 
-/// A number in 32 hexadecimal digits.
-pub fn write_hex(number: u128, digits: &mut [u8; 32]) {
+/// Both digits of each byte.
+const PAIRS: [[u8; 2]; 256] = {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    for (pair, byte) in digits.chunks_exact_mut(2).zip(number.to_be_bytes()) {
-        pair[0] = DIGITS[usize::from(byte >> 4)];
-        pair[1] = DIGITS[usize::from(byte & 0xf)];
+    let mut pairs = [[0; 2]; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 0xf]];
+        byte += 1;
     }
+    pairs
+};
+
+/// A number in 32 hexadecimal digits.
+pub fn hex_digits(number: u128) -> [u8; 32] {
+    let mut digits = [0; 32];
+    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
+        *pair = PAIRS[usize::from(byte)];
+    }
+    digits
 }
 
 #[cfg(test)]
@@ -182,6 +188,10 @@ mod tests {
 
     const SENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
+    fn trace_of(head: &TestHead, is_trusted: bool, samples: Option<u32>) -> Trace {
+        Trace::of(&Fields::of(head, &[]), is_trusted, samples)
+    }
+
     fn header_of(trace: &Trace) -> Option<String> {
         trace.header().map(|value| value.to_str().expect("ASCII").to_owned())
     }
@@ -189,7 +199,7 @@ mod tests {
     #[test]
     fn a_context_that_is_not_sampled_by_us_goes_on_as_it_came() {
         for samples in [None, Some(0)] {
-            let trace = Trace::of(&TestHead::get("/").with("traceparent", SENT), false, samples);
+            let trace = trace_of(&TestHead::get("/").with("traceparent", SENT), false, samples);
             assert_eq!((trace.id, trace.parent), (0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, Some(0x00f0_67aa_0ba9_02b7)));
             assert!(trace.spans.is_none() && header_of(&trace).is_none() && !trace.is_orphaned);
         }
@@ -197,7 +207,7 @@ mod tests {
 
     #[test]
     fn without_a_context_one_begins_that_leaves_the_backend_its_choice() {
-        let trace = Trace::of(&TestHead::get("/"), false, None);
+        let trace = trace_of(&TestHead::get("/").with("tracestate", "a=1"), false, None);
         let header = header_of(&trace).expect("a header");
         assert!(header.starts_with(&format!("00-{:032x}-", trace.id)) && header.ends_with("-00") && header.len() == 55, "{header}");
         assert_eq!(Context::parse(header.as_bytes()).map(|context| context.id), Some(trace.id));
@@ -217,28 +227,28 @@ mod tests {
             "00_4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01more",
         ] {
-            let trace = Trace::of(&TestHead::get("/").with("traceparent", wrong), true, None);
+            let trace = trace_of(&TestHead::get("/").with("traceparent", wrong).with("tracestate", "a=1"), true, None);
             assert!(trace.is_orphaned && trace.parent.is_none() && header_of(&trace).is_some(), "{wrong:?}");
         }
-        let twice = Trace::of(&TestHead::get("/").with("traceparent", SENT).with("traceparent", SENT), true, None);
+        let twice = trace_of(&TestHead::get("/").with("traceparent", SENT).with("traceparent", SENT).with("tracestate", "a=1"), true, None);
         assert!(twice.is_orphaned, "two contexts are none");
-        let later = Trace::of(&TestHead::get("/").with("traceparent", &format!("cc{}-what-the-future-brings", &SENT[2..])), true, None);
+        let later = trace_of(&TestHead::get("/").with("traceparent", &format!("cc{}-what-the-future-brings", &SENT[2..])), true, None);
         assert_eq!(later.parent, Some(0x00f0_67aa_0ba9_02b7), "a later version is read as this one");
     }
 
     #[test]
     fn only_a_trusted_proxy_decides_what_is_sampled() {
         let head = TestHead::get("/").with("traceparent", SENT);
-        assert!(Trace::of(&head, true, Some(0)).spans.is_some());
-        assert!(Trace::of(&head, false, Some(0)).spans.is_none(), "anybody can set a flag");
-        assert!(Trace::of(&head, false, Some(1_000_000)).spans.is_some());
+        assert!(trace_of(&head, true, Some(0)).spans.is_some());
+        assert!(trace_of(&head, false, Some(0)).spans.is_none(), "anybody can set a flag");
+        assert!(trace_of(&head, false, Some(1_000_000)).spans.is_some());
         let asked_not_to = TestHead::get("/").with("traceparent", &format!("{}0", &SENT[..54]));
-        assert!(Trace::of(&asked_not_to, true, Some(1_000_000)).spans.is_none());
+        assert!(trace_of(&asked_not_to, true, Some(1_000_000)).spans.is_none());
     }
 
     #[test]
     fn the_backend_is_a_child_of_its_attempt() {
-        let mut trace = Trace::of(&TestHead::get("/"), false, Some(1_000_000));
+        let mut trace = trace_of(&TestHead::get("/"), false, Some(1_000_000));
         let spans = trace.spans.as_mut().expect("sampled");
         let server = SocketAddr::from(([127, 0, 0, 1], 3000));
         spans.attempt(Side::New, server, Mono::from_micros(1));

@@ -16,6 +16,8 @@ use crate::upstream::{Chosen, Connect};
 pub struct Context {
     pub(super) conn: Option<Arc<Conn>>,
     pub(super) exchange: Option<Exchange>,
+    /// When the request was decided, until its first attempt begins.
+    pub(super) began: Option<Mono>,
     pub(super) end: End,
     pub(super) body_bytes: u64,
     pub(super) answer_begun: bool,

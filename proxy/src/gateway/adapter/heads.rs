@@ -5,7 +5,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 
-use crate::gateway::head::{Edits, Head, others};
+use crate::gateway::head::{Edits, Head, names_with};
 
 pub(super) struct RequestHead<'a> {
     pub(super) head: &'a RequestHeader,
@@ -39,9 +39,8 @@ impl Head for RequestHead<'_> {
         self.head.uri.query()
     }
 
-    fn host(&self) -> Option<&str> {
-        let of_target = self.head.uri.authority().map(http::uri::Authority::as_str);
-        of_target.or_else(|| self.head.headers.get(http::header::HOST).and_then(|host| host.to_str().ok()))
+    fn authority(&self) -> Option<&str> {
+        self.head.uri.authority().map(http::uri::Authority::as_str)
     }
 
     fn host_value(&self) -> Option<HeaderValue> {
@@ -75,8 +74,8 @@ impl Head for RequestHead<'_> {
         self.head.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
     }
 
-    fn any_name(&self, is_so: &mut dyn FnMut(&HeaderName) -> bool) -> bool {
-        self.head.headers.keys().any(is_so)
+    fn fields<'b>(&'b self, found: &mut impl FnMut(&'b str, &'b [u8])) {
+        self.head.headers.iter().for_each(|(name, value)| found(name.as_str(), value.as_bytes()));
     }
 }
 
@@ -112,8 +111,8 @@ macro_rules! edits {
                 self.head.headers.contains_key(name)
             }
 
-            fn remove_others(&mut self, prefix: &str, kept: &[&HeaderName]) {
-                others(&self.head.headers, prefix, kept).iter().for_each(|name| drop(self.head.remove_header(name)));
+            fn remove_all(&mut self, prefix: &str) {
+                names_with(&self.head.headers, prefix).iter().for_each(|name| drop(self.head.remove_header(name)));
             }
         }
     };

@@ -114,7 +114,8 @@ impl ProxyHttp for Adapter {
         if session.get_keepalive().is_some() {
             session.set_keepalive(NO_TIMER);
         }
-        if !session.is_body_empty() {
+        let is_bodiless = session.is_body_empty();
+        if !is_bodiless {
             session.set_read_timeout(Some(self.timeouts.body_idle));
         }
         session.set_write_timeout(Some(self.timeouts.write));
@@ -128,7 +129,7 @@ impl ProxyHttp for Adapter {
             (exchange, step) = self.parking.hold(&self.gate, exchange, &RequestHead { head: session.req_header(), raw: &raw }, &conn, tcp_state).await;
             now = clock::mono();
         }
-        if session.is_body_empty() {
+        if is_bodiless {
             self.gate.sent(&mut exchange, now);
         } else if !tunnel::is_grpc(&session.req_header().headers) {
             // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a body.
@@ -139,6 +140,7 @@ impl ProxyHttp for Adapter {
             Some((slot, revision)) => conn.stay.on_new(slot, revision),
             None => conn.stay.over(),
         }
+        context.began = Some(now);
         context.exchange = Some(exchange);
         match step {
             Step::Forward => Ok(false),
@@ -153,7 +155,8 @@ impl ProxyHttp for Adapter {
         if let Some(server) = context.conn.as_ref().and_then(|conn| conn.warms.as_ref()) {
             return Ok(Box::new(server.peer().clone()));
         }
-        let (backend, now) = (context.exchange.as_ref().map(Exchange::backend), clock::mono());
+        // The first attempt begins when the request was decided.
+        let (backend, now) = (context.exchange.as_ref().map(Exchange::backend), context.began.take().unwrap_or_else(clock::mono));
         // A second attempt goes to another server than the first, where there is one.
         let tried = context.end.server.filter(|_| !context.was_stale);
         let chosen = backend.and_then(|backend| backend.choose(tried, now).or_else(|| backend.choose(None, now)));
@@ -164,11 +167,13 @@ impl ProxyHttp for Adapter {
         if context.was_stale {
             upstream::make_fresh(&mut peer);
         }
-        context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer);
-        context.attempt(&self.gate, chosen, now);
-        if let Some(conn) = &context.conn {
-            conn.tunnel.store(context.tunnel.clone());
+        if context.exchange.as_ref().is_some_and(Exchange::may_last) {
+            context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer);
+            if let Some(conn) = &context.conn {
+                conn.tunnel.store(context.tunnel.clone());
+            }
         }
+        context.attempt(&self.gate, chosen, now);
         Ok(peer)
     }
 
@@ -218,7 +223,7 @@ impl ProxyHttp for Adapter {
             }
             // An empty last part would end a chunked body twice, and the second end would stand before the next request on that connection (cloudflare/pingora#935).
             body.take_if(|body| body.is_empty());
-            if let Some(exchange) = &mut context.exchange {
+            if let Some(exchange) = context.exchange.as_mut().filter(|exchange| !exchange.is_sent()) {
                 self.gate.sent(exchange, clock::mono());
             }
         }
@@ -255,7 +260,7 @@ impl ProxyHttp for Adapter {
                 error.set_retry(true);
                 return Err(error);
             }
-            context.is_grpc = tunnel::is_grpc(&response.headers);
+            context.is_grpc = exchange.may_last() && tunnel::is_grpc(&response.headers);
             if let (true, Some(code)) = (context.is_grpc, response.headers.get("grpc-status")) {
                 self.gate.grpc_status(exchange, code.as_bytes());
             }
