@@ -70,9 +70,9 @@ pub struct Open {
     /// The rate that was asked for.
     pub rate: f64,
     /// Latencies in microseconds from the intended start.
-    pub latency_us: Quantiles,
+    pub latency_us: Option<Quantiles>,
     /// How late the load itself was.
-    pub lateness_us: Quantiles,
+    pub lateness_us: Option<Quantiles>,
 }
 
 /// Quantiles of one drive.
@@ -86,10 +86,10 @@ pub struct Quantiles {
 }
 
 impl Quantiles {
-    /// The quantiles in microseconds of what was recorded in nanoseconds.
-    fn of(recorded: &Histogram<u64>) -> Self {
+    /// The quantiles in microseconds of what was recorded in nanoseconds; none of nothing.
+    fn of(recorded: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| recorded.value_at_quantile(quantile) as f64 / 1_000.0;
-        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999) }
+        (!recorded.is_empty()).then(|| Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999) })
     }
 }
 
@@ -177,7 +177,7 @@ pub(super) mod tests {
 
     /// A drive with these figures and nothing wrong.
     pub(crate) fn of(cpu_us_per_request: f64, p99: Option<f64>) -> Drive {
-        let quantiles = |p99| Quantiles { p50: p99 / 2.0, p90: p99 / 1.5, p99, p99_9: p99 * 2.0 };
+        let quantiles = |p99| Some(Quantiles { p50: p99 / 2.0, p90: p99 / 1.5, p99, p99_9: p99 * 2.0 });
         let open = p99.map(|p99| Open { rate: 1_000.0, latency_us: quantiles(p99), lateness_us: quantiles(10.0) });
         Drive { cpu_us_per_request, requests_per_second: 1_000.0, busy: 0.5, lost: Some(0.01), load_busy: 0.3, failed: 0, first_failure: None, open }
     }
@@ -202,8 +202,9 @@ pub(super) mod tests {
     #[test]
     fn quantiles_are_in_microseconds() {
         let mut recorded = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds");
+        assert_eq!(Quantiles::of(&recorded), None);
         (1..=1_000).for_each(|microseconds| recorded.saturating_record(microseconds * 1_000));
-        let Quantiles { p50, p90, p99, p99_9 } = Quantiles::of(&recorded);
+        let Quantiles { p50, p90, p99, p99_9 } = Quantiles::of(&recorded).expect("something was");
         for (found, expected) in [(p50, 500.0), (p90, 900.0), (p99, 990.0), (p99_9, 999.0)] {
             assert!((found - expected).abs() <= expected / 1_000.0 + 0.01, "{found} {expected}");
         }

@@ -19,6 +19,7 @@ pub mod population;
 pub mod process;
 pub mod report;
 pub mod stub;
+pub mod summary;
 pub mod syscalls;
 
 use std::fs;
@@ -34,7 +35,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use drive::{Conditions, drive, turned};
 use load::Pace;
 use peer::{Peer, Programs, Running, TestBed};
-use population::{PERCENT, USERS};
+use population::{PERCENT, Sightings, USERS};
 use report::{DrivenRow, Phase, Report, Said, Setting};
 use stub::Stubs;
 
@@ -142,7 +143,7 @@ impl Arguments {
         let (mut found, mut missing) = (Vec::new(), Vec::new());
         for peer in Peer::ALL.into_iter().filter(|peer| self.only.is_empty() || self.only.contains(peer)) {
             match programs.find(peer.program()) {
-                Ok((program, version)) => found.push(Candidate { peer, program, version }),
+                Ok((program, version)) => found.push(Candidate { peer, program, version, sightings: Sightings::default() }),
                 Err(why) if self.only.is_empty() => missing.push((peer, why)),
                 Err(why) => return Err(io::Error::new(io::ErrorKind::NotFound, why)),
             }
@@ -160,6 +161,8 @@ struct Candidate {
     peer: Peer,
     program: PathBuf,
     version: String,
+    /// Where its users were seen in the phases until now.
+    sightings: Sightings,
 }
 
 async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
@@ -190,7 +193,7 @@ async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
     };
     write_out(&setting.text())?;
     let mut report = Report { setting, phases: Vec::new(), problems: Vec::new() };
-    let comparison = Comparison { arguments: &arguments, bed, conditions, candidates };
+    let mut comparison = Comparison { arguments: &arguments, bed, conditions, candidates };
     for question in Question::value_variants().iter().copied().filter(|question| arguments.phases.contains(question)) {
         let phase = comparison.ask(question).await?;
         write_out(&phase.text())?;
@@ -200,6 +203,7 @@ async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
         }
         report.phases.push(phase);
     }
+    write_out(&summary::text(&report))?;
     if let Some(file) = &arguments.json {
         fs::write(file, serde_json::to_string_pretty(&report).map_err(io::Error::other)? + "\n")?;
     }
@@ -215,7 +219,7 @@ struct Comparison<'a> {
 }
 
 impl Comparison<'_> {
-    async fn ask(&self, question: Question) -> io::Result<Phase> {
+    async fn ask(&mut self, question: Question) -> io::Result<Phase> {
         let open = |rate| Pace::Open { rate };
         match question {
             Question::Memory => self.memory().await,
@@ -231,10 +235,13 @@ impl Comparison<'_> {
         self.bed.start(candidate.peer, &candidate.program).await
     }
 
-    async fn driven(&self, name: String, pace: Pace) -> io::Result<Phase> {
+    async fn driven(&mut self, name: String, pace: Pace) -> io::Result<Phase> {
         let mut proxies = Vec::new();
         for candidate in &self.candidates {
-            proxies.push((self.start(candidate).await?, Vec::new()));
+            let mut proxy = self.start(candidate).await?;
+            // Where a user was in an earlier phase he has to be now: a restart moves nobody.
+            proxy.sightings = candidate.sightings.clone();
+            proxies.push((proxy, Vec::new()));
         }
         for round in 0..self.arguments.rounds as usize {
             for at in turned(proxies.len(), round) {
@@ -244,8 +251,12 @@ impl Comparison<'_> {
                 drives.push(drive);
             }
         }
-        let rows = proxies.into_iter().map(|(proxy, drives)| DrivenRow { peer: proxy.peer, drives, split: proxy.sightings.split() });
-        Ok(Phase::Driven { name, rows: rows.collect() })
+        let mut rows = Vec::new();
+        for (candidate, (proxy, drives)) in self.candidates.iter_mut().zip(proxies) {
+            candidate.sightings = proxy.sightings;
+            rows.push(DrivenRow { peer: candidate.peer, drives, split: candidate.sightings.split() });
+        }
+        Ok(Phase::Driven { name, rows })
     }
 
     async fn memory(&self) -> io::Result<Phase> {
@@ -284,7 +295,7 @@ impl Comparison<'_> {
 }
 
 fn progress(name: &str, round: usize, peer: Peer, drive: &drive::Drive) -> String {
-    let latency = drive.open.as_ref().map(|open| format!(", p50 {:.0} us, p99 {:.0} us", open.latency_us.p50, open.latency_us.p99));
+    let latency = drive.open.as_ref().and_then(|open| open.latency_us).map(|latency| format!(", p50 {:.0} us, p99 {:.0} us", latency.p50, latency.p99));
     let (cpu, rate, busy) = (drive.cpu_us_per_request, drive.requests_per_second, drive.busy * 100.0);
     let lost = drive.lost.map(|lost| format!(", lost {:.0} %", lost * 100.0)).unwrap_or_default();
     let mark = if drive.is_calm() { "" } else { " (disturbed)" };

@@ -5,7 +5,7 @@
 
 use serde::Serialize;
 
-use super::drive::Drive;
+use super::drive::{Drive, Quantiles};
 use super::figures::Spread;
 use super::memory::Held;
 use super::peer::Peer;
@@ -134,23 +134,27 @@ impl DrivenRow {
 }
 
 /// What a column shows of a drive.
-type Figure = fn(&Drive) -> Option<f64>;
+pub(super) type Figure = fn(&Drive) -> Option<f64>;
 
 enum Column {
     Own { title: &'static str, decimals: usize, figure: Figure },
     Ratio { title: &'static str, to: Peer, figure: Figure },
 }
 
-fn cpu(drive: &Drive) -> Option<f64> {
+pub(super) fn cpu(drive: &Drive) -> Option<f64> {
     Some(drive.cpu_us_per_request)
 }
 
-fn p50(drive: &Drive) -> Option<f64> {
-    drive.open.as_ref().map(|open| open.latency_us.p50)
+fn latency(drive: &Drive) -> Option<Quantiles> {
+    drive.open.as_ref()?.latency_us
 }
 
-fn p99(drive: &Drive) -> Option<f64> {
-    drive.open.as_ref().map(|open| open.latency_us.p99)
+pub(super) fn p50(drive: &Drive) -> Option<f64> {
+    latency(drive).map(|latency| latency.p50)
+}
+
+pub(super) fn p99(drive: &Drive) -> Option<f64> {
+    latency(drive).map(|latency| latency.p99)
 }
 
 /// Ratios to every base that takes part.
@@ -172,24 +176,30 @@ fn columns(rows: &[DrivenRow]) -> Vec<Column> {
 
 fn latency_columns(rows: &[DrivenRow]) -> Vec<Column> {
     let own = |title, figure| Column::Own { title, decimals: 0, figure };
-    let mut columns = vec![own("p50 µs", p50), own("p90 µs", |drive| drive.open.as_ref().map(|open| open.latency_us.p90)), own("p99 µs", p99)];
-    columns.push(own("p99.9 µs", |drive| drive.open.as_ref().map(|open| open.latency_us.p99_9)));
+    let mut columns = vec![own("p50 µs", p50), own("p90 µs", |drive| latency(drive).map(|latency| latency.p90)), own("p99 µs", p99)];
+    columns.push(own("p99.9 µs", |drive| latency(drive).map(|latency| latency.p99_9)));
     columns.extend(ratios(rows, "p50", &BASES[..2], p50));
     columns.extend(ratios(rows, "p99", &BASES[..2], p99));
-    columns.push(own("load late, p99 µs", |drive| drive.open.as_ref().map(|open| open.lateness_us.p99)));
+    columns.push(own("load late, p99 µs", |drive| drive.open.as_ref()?.lateness_us.map(|late| late.p99)));
     columns
 }
 
+/// Which drives a table is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    All,
+    Calm,
+}
+
 fn driven_text(name: &str, rows: &[DrivenRow]) -> String {
-    let rounds: Vec<usize> = (0..rows.iter().map(|row| row.drives.len()).min().unwrap_or_default()).collect();
-    let calm: Vec<usize> = rounds.iter().copied().filter(|&round| rows.iter().all(|row| row.drives[round].is_calm())).collect();
-    let mut text = format!("\n### {name}: {}\n\n", counted(rounds.len()));
-    text += &tables(rows, &rounds);
-    if calm.is_empty() {
-        text += "\nNo round was calm: in each some proxy lost more than 5 % of its core to other work or did not get its rate. Read the rows of the same program for how much is chance.\n";
-    } else if calm.len() < rounds.len() {
-        text += &format!("\nThe same of the {} in which no proxy lost more than 5 % of its core to other work or missed its rate:\n\n", counted(calm.len()));
-        text += &tables(rows, &calm);
+    let mut text = format!("\n### {name}: {}\n\n", counted(rows.iter().map(|row| row.drives.len()).min().unwrap_or_default()));
+    text += &tables(rows, Over::All);
+    let drives = || rows.iter().flat_map(|row| &row.drives);
+    if !drives().any(Drive::is_calm) {
+        text += "\nNo drive was calm: in each the proxy lost more than 5 % of its core to other work or did not get its rate. Read the rows of the same program for how much is chance.\n";
+    } else if !drives().all(Drive::is_calm) {
+        text += "\nThe same of the calm drives, in which the proxy lost at most 5 % of its core to other work and got its rate; ratios where both were calm:\n\n";
+        text += &tables(rows, Over::Calm);
     }
     text
 }
@@ -198,42 +208,50 @@ fn counted(rounds: usize) -> String {
     if rounds == 1 { "1 round".to_owned() } else { format!("{rounds} rounds") }
 }
 
-fn tables(rows: &[DrivenRow], rounds: &[usize]) -> String {
-    let mut text = table(rows, rounds, &columns(rows));
+fn tables(rows: &[DrivenRow], over: Over) -> String {
+    let mut text = table(rows, over, &columns(rows));
     if rows.iter().flat_map(|row| &row.drives).any(|drive| drive.open.is_some()) {
         text.push('\n');
-        text += &table(rows, rounds, &latency_columns(rows));
+        text += &table(rows, over, &latency_columns(rows));
     }
     text
 }
 
-fn table(rows: &[DrivenRow], rounds: &[usize], columns: &[Column]) -> String {
+fn table(rows: &[DrivenRow], over: Over, columns: &[Column]) -> String {
     let titles = columns.iter().map(|column| match column {
         Column::Own { title, .. } => (*title).to_owned(),
         Column::Ratio { title, to, .. } => format!("{title} to {}", to.name()),
     });
-    let titles: Vec<String> = titles.chain([format!("on new % (of {PERCENT})"), "failed".to_owned()]).collect();
+    let titles: Vec<String> = titles.chain([format!("on new % (of {PERCENT})"), "failed".to_owned(), "rounds".to_owned()]).collect();
     let lines = rows.iter().map(|row| {
-        let cells = columns.iter().map(|column| cell(column, row, rows, rounds));
+        let cells = columns.iter().map(|column| cell(column, row, rows, over));
         let share = row.split.percent().map_or_else(|| "-".to_owned(), |percent| format!("{percent:.1}"));
-        let failed: u64 = rounds.iter().map(|&round| row.drives[round].failed).sum();
-        (row.peer.name(), cells.chain([share, failed.to_string()]).collect())
+        let of_row = || row.drives.iter().filter(|drive| over == Over::All || drive.is_calm());
+        let failed: u64 = of_row().map(|drive| drive.failed).sum();
+        (row.peer.name(), cells.chain([share, failed.to_string(), of_row().count().to_string()]).collect())
     });
     markdown(&titles, lines)
 }
 
-fn cell(column: &Column, row: &DrivenRow, rows: &[DrivenRow], rounds: &[usize]) -> String {
+fn cell(column: &Column, row: &DrivenRow, rows: &[DrivenRow], over: Over) -> String {
     let (spread, decimals) = match column {
-        Column::Own { decimals, figure, .. } => (Spread::of(rounds.iter().filter_map(|&round| figure(&row.drives[round]))), *decimals),
-        Column::Ratio { to, figure, .. } => (ratio(row, rows.iter().find(|row| row.peer == *to), rounds, *figure), 2),
+        Column::Own { decimals, figure, .. } => (row.spread(over, *figure), *decimals),
+        Column::Ratio { to, figure, .. } => (row.ratio(rows.iter().find(|row| row.peer == *to), over, *figure), 2),
     };
     spread.map_or_else(|| "-".to_owned(), |spread| spread.text(decimals))
 }
 
-/// The ratio of a row to another one, round by round.
-fn ratio(row: &DrivenRow, base: Option<&DrivenRow>, rounds: &[usize], figure: Figure) -> Option<Spread> {
-    let base = base?;
-    Spread::of(rounds.iter().filter_map(|&round| Some(figure(&row.drives[round])? / figure(&base.drives[round]).filter(|base| *base > 0.0)?)))
+impl DrivenRow {
+    /// A figure over the drives.
+    pub(super) fn spread(&self, over: Over, figure: Figure) -> Option<Spread> {
+        Spread::of(self.drives.iter().filter(|drive| over == Over::All || drive.is_calm()).filter_map(figure))
+    }
+
+    /// The ratio of a figure to that of another row, round by round.
+    pub(super) fn ratio(&self, base: Option<&Self>, over: Over, figure: Figure) -> Option<Spread> {
+        let pairs = self.drives.iter().zip(&base?.drives).filter(|(own, base)| over == Over::All || (own.is_calm() && base.is_calm()));
+        Spread::of(pairs.filter_map(|(own, base)| Some(figure(own)? / figure(base).filter(|base| *base > 0.0)?)))
+    }
 }
 
 fn memory_text(rows: &[(Peer, Vec<Held>)]) -> String {
@@ -267,7 +285,7 @@ fn syscalls_text(rows: &[(Peer, Result<PerRequest, String>)]) -> String {
 }
 
 /// A table in Markdown that is aligned for a terminal, too.
-fn markdown<'a>(titles: &[String], lines: impl Iterator<Item = (&'a str, Vec<String>)>) -> String {
+pub(super) fn markdown<'a>(titles: &[String], lines: impl Iterator<Item = (&'a str, Vec<String>)>) -> String {
     let head: Vec<String> = ["proxy".to_owned()].into_iter().chain(titles.iter().cloned()).collect();
     let lines: Vec<Vec<String>> = lines.map(|(name, cells)| [name.to_owned()].into_iter().chain(cells).collect()).collect();
     let length = |text: &String| text.chars().count();
@@ -300,7 +318,7 @@ mod tests {
         // A round at half the speed for both: the ratio of medians would be 1.5, within the rounds it is 1.1 twice.
         let base = row(Peer::Minipingora, vec![of(10.0, None), of(20.0, None), of(10.0, None)]);
         let cutover = row(Peer::Cutover, vec![of(11.0, None), of(22.0, None), of(15.0, None)]);
-        let ratio = ratio(&cutover, Some(&base), &[0, 1, 2], cpu).expect("three rounds");
+        let ratio = cutover.ratio(Some(&base), Over::All, cpu).expect("three rounds");
         assert!((ratio.median - 1.1).abs() < 1e-9 && (ratio.max - 1.5).abs() < 1e-9, "{ratio:?}");
     }
 
@@ -317,13 +335,17 @@ mod tests {
     }
 
     #[test]
-    fn disturbed_rounds_are_left_out_of_a_second_table() {
-        let disturbed = Drive { lost: Some(0.5), ..of(99.0, None) };
-        let rows = vec![row(Peer::Minipingora, vec![of(10.0, None), disturbed])];
-        let text = Phase::Driven { name: "saturation".to_owned(), rows: rows.clone() }.text();
-        assert!(text.contains("54.5 (10.0..99.0)") && text.contains("The same of the 1 round in which") && text.contains(" 10.0 |"), "{text}");
-        let none = Phase::Driven { name: "saturation".to_owned(), rows: vec![row(Peer::Minipingora, rows[0].drives[1..].to_vec())] };
-        assert!(none.text().contains("No round was calm"), "{}", none.text());
+    fn disturbed_drives_are_left_out_of_a_second_table_and_of_its_ratios() {
+        let disturbed = || Drive { lost: Some(0.5), ..of(99.0, None) };
+        let base = row(Peer::Minipingora, vec![of(10.0, None), disturbed(), of(20.0, None)]);
+        let cutover = row(Peer::Cutover, vec![of(11.0, None), of(11.0, None), disturbed()]);
+        assert_eq!(cutover.ratio(Some(&base), Over::Calm, cpu).map(|ratio| ratio.text(1)), Some("1.1".to_owned()));
+        let text = Phase::Driven { name: "saturation".to_owned(), rows: vec![base, cutover] }.text();
+        assert!(text.contains("20.0 (10.0..99.0)") && text.contains("The same of the calm drives") && text.contains("15.0 (10.0..20.0)"), "{text}");
+        let none = Phase::Driven { name: "saturation".to_owned(), rows: vec![row(Peer::Minipingora, vec![disturbed()])] }.text();
+        assert!(none.contains("No drive was calm"), "{none}");
+        let all = Phase::Driven { name: "saturation".to_owned(), rows: vec![row(Peer::Minipingora, vec![of(1.0, None)])] }.text();
+        assert!(!all.contains("calm"), "{all}");
     }
 
     #[test]
