@@ -104,6 +104,9 @@ pub struct Arguments {
     /// Keep the proxies to core 0, load and backends to core 1. Default: where there are two cores.
     #[arg(long, action = ArgAction::Set)]
     pin: Option<bool>,
+    /// Niceness of everything that runs. Below 0, which needs privileges, the neighbours on a shared machine disturb less.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-20..=19))]
+    nice: i32,
     /// Where the access logs go.
     #[arg(long, default_value = "/dev/null")]
     access_log: PathBuf,
@@ -171,6 +174,9 @@ async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
     if is_pinned {
         process::pin_self(LOAD_CORE)?;
     }
+    if arguments.nice != 0 {
+        process::renice_self(arguments.nice)?;
+    }
     let most_idle = arguments.idle.iter().copied().max().unwrap_or_default();
     memory::allow_open_files(most_idle.max(arguments.connections) as usize)?;
     let (candidates, skipped) = arguments.peers()?;
@@ -220,19 +226,22 @@ struct Comparison<'a> {
 
 impl Comparison<'_> {
     async fn ask(&mut self, question: Question) -> io::Result<Phase> {
-        let open = |rate| Pace::Open { rate };
         match question {
             Question::Memory => self.memory().await,
-            Question::Saturation => self.driven("saturation, closed loop".to_owned(), Pace::Closed).await,
-            Question::Rate => self.driven(format!("{} requests/s, open loop", self.arguments.rate), open(self.arguments.rate)).await,
-            Question::Latency => self.driven(format!("{} requests/s, open loop", self.arguments.latency_rate), open(self.arguments.latency_rate)).await,
-            Question::Connections => self.driven("a connection for each request, closed loop".to_owned(), Pace::Reconnecting).await,
+            Question::Saturation => self.driven("saturation".to_owned(), Pace::Closed).await,
+            Question::Rate => self.open(self.arguments.rate).await,
+            Question::Latency => self.open(self.arguments.latency_rate).await,
+            Question::Connections => self.driven("new connections".to_owned(), Pace::Reconnecting).await,
             Question::Syscalls => self.syscalls().await,
         }
     }
 
     async fn start(&self, candidate: &Candidate) -> io::Result<Running> {
         self.bed.start(candidate.peer, &candidate.program).await
+    }
+
+    async fn open(&mut self, rate: f64) -> io::Result<Phase> {
+        self.driven(format!("{rate}/s"), Pace::Open { rate }).await
     }
 
     async fn driven(&mut self, name: String, pace: Pace) -> io::Result<Phase> {
@@ -304,9 +313,10 @@ fn progress(name: &str, round: usize, peer: Peer, drive: &drive::Drive) -> Strin
 
 fn method(arguments: &Arguments, is_pinned: bool) -> String {
     let cores = if is_pinned { format!("proxies on core {PROXY_CORE}, load and backends on core {LOAD_CORE}") } else { "not pinned".to_owned() };
-    let Arguments { rounds, seconds, warm_up, connections, .. } = arguments;
+    let Arguments { rounds, seconds, warm_up, connections, nice, .. } = arguments;
+    let nice = if *nice == 0 { String::new() } else { format!("; niceness {nice}") };
     format!(
-        "{rounds} rounds of {seconds} s after {warm_up} s of warm-up, {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % on new, answers of 1 KiB; {cores}"
+        "{rounds} rounds of {seconds} s after {warm_up} s of warm-up, {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % on new, answers of 1 KiB; {cores}{nice}"
     )
 }
 

@@ -12,7 +12,7 @@ use std::process::{Child, Command};
 use std::thread;
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 
@@ -201,11 +201,22 @@ fn spawn_on(core: usize, command: &mut Command) -> io::Result<Child> {
 /// # Errors
 /// When the system refuses.
 pub fn pin_self(core: usize) -> io::Result<()> {
-    for thread in fs::read_dir("/proc/self/task")? {
-        let name = thread?.file_name();
-        pin(name.to_str().and_then(|name| Pid::from_raw(name.parse().ok()?)), core)?;
-    }
-    Ok(())
+    own_threads()?.into_iter().try_for_each(|thread| pin(thread, core))
+}
+
+/// Gives this process, and what it starts from now on, this niceness.
+///
+/// # Errors
+/// When the system refuses, as it does without privileges below 0.
+pub fn renice_self(nice: i32) -> io::Result<()> {
+    let renice = |thread| setpriority_process(thread, nice).map_err(|error| io::Error::other(format!("cannot have a niceness of {nice} ({error})")));
+    own_threads()?.into_iter().try_for_each(renice)
+}
+
+/// To Linux a thread is a process of its own in these matters.
+fn own_threads() -> io::Result<Vec<Option<Pid>>> {
+    let id = |thread: io::Result<fs::DirEntry>| Ok(thread?.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?)));
+    fs::read_dir("/proc/self/task")?.map(id).collect()
 }
 
 fn pin(thread: Option<Pid>, core: usize) -> io::Result<()> {

@@ -48,7 +48,7 @@ pub struct Setting {
 pub enum Phase {
     /// A load drove the proxies.
     Driven {
-        /// Which load.
+        /// Which load: saturation, a rate, or new connections.
         name: String,
         /// In the order of the tables.
         rows: Vec<DrivenRow>,
@@ -192,7 +192,8 @@ pub(super) enum Over {
 }
 
 fn driven_text(name: &str, rows: &[DrivenRow]) -> String {
-    let mut text = format!("\n### {name}: {}\n\n", counted(rows.iter().map(|row| row.drives.len()).min().unwrap_or_default()));
+    let is_open = rows.iter().flat_map(|row| &row.drives).any(|drive| drive.open.is_some());
+    let mut text = format!("\n### {name}: {} loop, {}\n\n", if is_open { "open" } else { "closed" }, counted(rows.iter().map(|row| row.drives.len()).min().unwrap_or_default()));
     text += &tables(rows, Over::All);
     let drives = || rows.iter().flat_map(|row| &row.drives);
     if !drives().any(Drive::is_calm) {
@@ -326,7 +327,7 @@ mod tests {
     fn the_tables_of_an_open_loop_have_ratios_to_those_that_take_part() {
         let rows = vec![row(Peer::Minipingora, vec![of(20.0, Some(400.0))]), row(Peer::Cutover, vec![of(22.0, Some(500.0))])];
         let text = Phase::Driven { name: "rate".to_owned(), rows }.text();
-        for part in ["### rate: 1 round\n", "CPU to minipingora", "p99 to minipingora", " 1.10 |", " 1.25 |", "25.0"] {
+        for part in ["### rate: open loop, 1 round\n", "CPU to minipingora", "p99 to minipingora", " 1.10 |", " 1.25 |", "25.0"] {
             assert!(text.contains(part), "expected {part:?} in\n{text}");
         }
         assert!(!text.contains("haproxy") && !text.contains("The same of"), "{text}");

@@ -20,7 +20,7 @@ pub fn text(report: &Report) -> String {
     let titles: Vec<String> = columns.iter().map(|(title, _)| title.clone()).collect();
     let cell = |peer, (_, cells): &Column| cells.iter().find(|(of, _)| *of == peer).map_or_else(|| "-".to_owned(), |(_, cell)| cell.clone());
     let lines = report.setting.versions.iter().map(|&(peer, _)| (peer.name(), columns.iter().map(|column| cell(peer, column)).collect()));
-    format!("\n### all of it: medians (ratio to minipingora / to haproxy, taken within each round)\n\n{}", markdown(&titles, lines))
+    format!("\n### all of it: medians per request or connection, in brackets the ratio to minipingora / to haproxy within each round\n\n{}", markdown(&titles, lines))
 }
 
 fn of_phase(phase: &Phase) -> Vec<Column> {
@@ -28,7 +28,7 @@ fn of_phase(phase: &Phase) -> Vec<Column> {
         Phase::Driven { name, rows } => {
             let is_open = rows.iter().flat_map(|row| &row.drives).any(|drive| drive.open.is_some());
             let column = |title: &str, decimals, figure| (format!("{title}, {name}"), rows.iter().map(|row| (row.peer, driven(row, rows, decimals, figure))).collect());
-            let mut columns = vec![column("CPU µs/request", 1, cpu)];
+            let mut columns = vec![column("CPU µs", 1, cpu)];
             if is_open {
                 columns.extend([column("p50 µs", 0, p50), column("p99 µs", 0, p99)]);
             }
@@ -55,9 +55,8 @@ fn memory(rows: &[(Peer, Vec<Held>)]) -> Vec<Column> {
         (title, rows.iter().filter_map(|(peer, held)| Some((*peer, median(held)?))).collect())
     };
     let numbers = rows.iter().find_map(|(_, held)| held.first()).map(|held| held.idle.iter().map(|idle| idle.connections).collect::<Vec<_>>()).unwrap_or_default();
-    let mut columns = vec![column("RSS at rest, MiB".to_owned(), &|held| Some(held.rest.rss_kib as f64 / 1024.0))];
-    columns
-        .extend(numbers.iter().enumerate().map(|(at, number)| column(format!("KiB per idle connection, {number}"), &|held| held.idle.get(at).map(|idle| idle.kib_per_connection))));
+    let mut columns = vec![column("RSS MiB".to_owned(), &|held| Some(held.rest.rss_kib as f64 / 1024.0))];
+    columns.extend(numbers.iter().enumerate().map(|(at, number)| column(format!("KiB/connection, {number}"), &|held| held.idle.get(at).map(|idle| idle.kib_per_connection))));
     columns
 }
 
@@ -76,14 +75,14 @@ mod tests {
     fn every_row_has_a_line_with_its_ratios() {
         let row = |peer, cpu| DrivenRow { peer, drives: vec![of(cpu, Some(cpu * 10.0))], split: Split { legacy: 3, new: 1, moved: 0 } };
         let phases = vec![
-            Phase::Driven { name: "20000 requests/s".to_owned(), rows: vec![row(Peer::Minipingora, 20.0), row(Peer::Cutover, 22.0), row(Peer::Haproxy, 16.0)] },
+            Phase::Driven { name: "20000/s".to_owned(), rows: vec![row(Peer::Minipingora, 20.0), row(Peer::Cutover, 22.0), row(Peer::Haproxy, 16.0)] },
             Phase::Syscalls { rows: vec![(Peer::Nginx, Err("none".to_owned()))] },
         ];
         let versions = [Peer::Minipingora, Peer::Cutover, Peer::Haproxy, Peer::Nginx].map(|peer| (peer, "1".to_owned())).to_vec();
         let setting = Setting { machine: String::new(), versions, skipped: Vec::new(), method: String::new() };
         let mut report = Report { setting, phases, problems: Vec::new() };
         let all = text(&report);
-        assert!(all.contains("22.0 (1.10 / 1.38)") && all.contains("220 (1.10 / 1.38)") && all.contains("p99 µs, 20000 requests/s"), "{all}");
+        assert!(all.contains("22.0 (1.10 / 1.38)") && all.contains("220 (1.10 / 1.38)") && all.contains("p99 µs, 20000/s"), "{all}");
         let nginx = all.lines().find(|line| line.starts_with("| nginx")).expect("a line");
         assert_eq!(nginx.matches(" - ").count(), 4, "{nginx}");
         report.phases.truncate(1);
