@@ -75,8 +75,7 @@ instructions: build-packages ## instructions per request of recorder and gate, c
 	python3 benches/instructions.py
 
 peers: peer-packages ## what nginx, HAProxy, a do-nothing pingora proxy and cutover cost for the same split (ARGS="--short", "--only cutover,haproxy", "--phases memory")
-	$(CARGO) build --release --locked -p cutover -p cutover-loadtest
-	$(CARGO) build --release --locked -p cutover-benches --bin minipingora
+	$(CARGO) build --release --locked -p cutover -p cutover-loadtest -p cutover-benches --bin cutover --bin cutover-loadtest --bin minipingora
 	target/release/cutover-loadtest peers $(ARGS)
 
 build-packages: TOOLS := $(BUILD_TOOLS)

@@ -57,7 +57,7 @@ impl ProxyHttp for DoNothing {
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn upstream_peer(&self, session: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
-        let user = session.req_header().headers.get("x-user-id").map_or(&[][..], |user| user.as_bytes());
+        let user = session.req_header().headers.get("x-user-id").map_or(&[][..], http::HeaderValue::as_bytes);
         // Without random keys, so a user stays where he is when it is started again.
         let mut hasher = DefaultHasher::new();
         hasher.write(user);

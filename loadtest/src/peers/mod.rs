@@ -4,7 +4,7 @@
 //! round. The proxies have core 0 and load and backends core 1, because CPU per request depends on how often a core must be woken, and two programs on one core would take turns.
 //! A second do-nothing proxy beside the first says how far from 1 a ratio is by chance: without it a ratio of 1.08 looks like a fact.
 //!
-//! [`drive`] measures, [`load`] asks, [`stub`] answers, [`configs`] is what the others are told, [`report`] what people read. Deliberately absent: TLS, HTTP/2, bodies, and a verdict on times.
+//! [`mod@drive`] measures, [`load`] asks, [`stub`] answers, [`configs`] is what the others are told, [`report`] what people read. Deliberately absent: TLS, HTTP/2, bodies, and a verdict on times.
 //!
 //! All processes started here end with this program on every path but its own SIGKILL. Linux only.
 
@@ -316,7 +316,7 @@ fn method(arguments: &Arguments, is_pinned: bool) -> String {
     let Arguments { rounds, seconds, warm_up, connections, nice, .. } = arguments;
     let nice = if *nice == 0 { String::new() } else { format!("; niceness {nice}") };
     format!(
-        "{rounds} rounds of {seconds} s after {warm_up} s of warm-up, {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % on new, answers of 1 KiB; {cores}{nice}"
+        "{rounds} × {seconds} s for each proxy and question, after {warm_up} s of warm-up, {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % on new, answers of 1 KiB; {cores}{nice}"
     )
 }
 
