@@ -19,6 +19,9 @@ const REACHED: f64 = 0.98;
 /// The most of its time that a proxy's core may have spent on other work in a calm round.
 const CALM_LOST: f64 = 0.05;
 
+/// The latest that the load itself may have been at p99 in a calm round, in microseconds. Its lateness is in every latency.
+const CALM_LATE_US: f64 = 500.0;
+
 /// What all drives of a run have in common.
 #[derive(Clone, Debug)]
 pub struct Conditions {
@@ -99,9 +102,10 @@ impl Drive {
         self.open.as_ref().is_none_or(|open| self.requests_per_second >= open.rate * REACHED)
     }
 
-    /// Whether the proxy had its core to itself and got what it was to get.
+    /// Whether the proxy had its core to itself and got what it was to get when it was to get it.
     pub fn is_calm(&self) -> bool {
-        self.has_reached_its_rate() && self.lost.is_none_or(|lost| lost <= CALM_LOST)
+        let late = self.open.as_ref().and_then(|open| open.lateness_us).map_or(0.0, |late| late.p99);
+        self.has_reached_its_rate() && late <= CALM_LATE_US && self.lost.is_none_or(|lost| lost <= CALM_LOST)
     }
 }
 
@@ -196,6 +200,8 @@ pub(super) mod tests {
         assert!(Drive { lost: None, ..of(10.0, None) }.is_calm());
         let slow = Drive { requests_per_second: 970.0, ..of(10.0, Some(5.0)) };
         assert!(!slow.has_reached_its_rate() && !slow.is_calm());
+        let late = |p99| Drive { open: of(10.0, Some(p99)).open.map(|open| Open { lateness_us: open.latency_us, ..open }), ..of(10.0, None) };
+        assert!(late(400.0).is_calm() && !late(600.0).is_calm());
         assert!(Drive { requests_per_second: 970.0, ..of(10.0, None) }.is_calm(), "a closed loop has no rate");
     }
 

@@ -197,9 +197,9 @@ fn driven_text(name: &str, rows: &[DrivenRow]) -> String {
     text += &tables(rows, Over::All);
     let drives = || rows.iter().flat_map(|row| &row.drives);
     if !drives().any(Drive::is_calm) {
-        text += "\nNo drive was calm: in each the proxy lost more than 5 % of its core to other work or did not get its rate. Read the rows of the same program for how much is chance.\n";
+        text += "\nNo drive was calm: in each the proxy lost more than 5 % of its core to other work, did not get its rate, or the load was late. Read the rows of the same program for how much is chance.\n";
     } else if !drives().all(Drive::is_calm) {
-        text += "\nThe same of the calm drives, in which the proxy lost at most 5 % of its core to other work and got its rate; ratios where both were calm:\n\n";
+        text += "\nThe same of the calm drives, in which the proxy lost at most 5 % of its core to other work and got its rate in time; ratios where both were calm:\n\n";
         text += &tables(rows, Over::Calm);
     }
     text

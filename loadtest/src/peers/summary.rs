@@ -20,7 +20,16 @@ pub fn text(report: &Report) -> String {
     let titles: Vec<String> = columns.iter().map(|(title, _)| title.clone()).collect();
     let cell = |peer, (_, cells): &Column| cells.iter().find(|(of, _)| *of == peer).map_or_else(|| "-".to_owned(), |(_, cell)| cell.clone());
     let lines = report.setting.versions.iter().map(|&(peer, _)| (peer.name(), columns.iter().map(|column| cell(peer, column)).collect()));
-    format!("\n### all of it: medians per request or connection, in brackets the ratio to minipingora / to haproxy within each round\n\n{}", markdown(&titles, lines))
+    let drives = || report.phases.iter().flat_map(|phase| if let Phase::Driven { rows, .. } = phase { &rows[..] } else { &[] }).flat_map(|row| &row.drives);
+    let (calm, all) = (drives().filter(|drive| drive.is_calm()).count(), drives().count());
+    let mut text =
+        format!("\n### all of it: medians per request or connection, in brackets the ratio to minipingora / to haproxy within each round\n\n{}", markdown(&titles, lines));
+    if all > 0 {
+        text += &format!(
+            "\n{calm} of {all} drives were calm. Figures are of calm drives where a row has any, ratios where both have any in the same round; of all drives otherwise.\n"
+        );
+    }
+    text
 }
 
 fn of_phase(phase: &Phase) -> Vec<Column> {
@@ -82,7 +91,7 @@ mod tests {
         let setting = Setting { machine: String::new(), versions, skipped: Vec::new(), method: String::new() };
         let mut report = Report { setting, phases, problems: Vec::new() };
         let all = text(&report);
-        assert!(all.contains("22.0 (1.10 / 1.38)") && all.contains("220 (1.10 / 1.38)") && all.contains("p99 µs, 20000/s"), "{all}");
+        assert!(all.contains("22.0 (1.10 / 1.38)") && all.contains("220 (1.10 / 1.38)") && all.contains("p99 µs, 20000/s") && all.contains("3 of 3 drives were calm"), "{all}");
         let nginx = all.lines().find(|line| line.starts_with("| nginx")).expect("a line");
         assert_eq!(nginx.matches(" - ").count(), 4, "{nginx}");
         report.phases.truncate(1);
