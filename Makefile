@@ -12,9 +12,10 @@ ARGS ?=
 
 # command:package, for building, and for the tests beside that
 BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
-TEST_TOOLS := nginx:nginx-light wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus
+TEST_TOOLS := nginx:nginx-light haproxy:haproxy wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus
+PEER_TOOLS := nginx:nginx-light haproxy:haproxy strace:strace
 
-.PHONY: instructions help demo run test lint unit doc judge acceptance edge eyes bench cost release packages build-packages clean
+.PHONY: instructions help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,12 +26,13 @@ demo: build-packages ## the main job on one machine: split, ramp, break, drop (A
 run: build-packages ## the proxy, following CONFIG (cutover.toml)
 	$(CARGO) run --release --locked -p cutover -- run -c $(CONFIG) $(ARGS)
 
-test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others, dashboards and alerts with Prometheus
+test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others, dashboards and alerts with Prometheus, a short comparison with nginx and HAProxy
 	$(CARGO) build --workspace --features $(FEATURES) --locked
 	target/debug/cutover demo --headless --assert
 	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
 	$(MAKE) --no-print-directory eyes CUTOVER=target/debug/cutover ARGS="--short"
+	target/debug/cutover-loadtest peers --short --cutover target/debug/cutover --minipingora target/debug/minipingora >/dev/null
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
 lint: build-packages ## format and lints
@@ -72,14 +74,15 @@ instructions: build-packages ## instructions per request of recorder and gate, c
 	$(CARGO) build --release --locked -p cutover-benches --bin instructions
 	python3 benches/instructions.py
 
-cost: build-packages ## CPU time per request against a do-nothing pingora proxy, interleaved
-	$(CARGO) build --release --locked -p cutover -p cutover-benches
-	target/release/proxy_cost --cutover target/release/cutover --minipingora target/release/minipingora $(ARGS)
+peers: peer-packages ## what nginx, HAProxy, a do-nothing pingora proxy and cutover cost for the same split (ARGS="--short", "--only cutover,haproxy", "--phases memory")
+	$(CARGO) build --release --locked -p cutover -p cutover-loadtest -p cutover-benches --bin cutover --bin cutover-loadtest --bin minipingora
+	target/release/cutover-loadtest peers $(ARGS)
 
 build-packages: TOOLS := $(BUILD_TOOLS)
 packages: TOOLS := $(BUILD_TOOLS) $(TEST_TOOLS)
+peer-packages: TOOLS := $(BUILD_TOOLS) $(PEER_TOOLS)
 packages: ## the Debian packages that building and testing need
-build-packages packages:
+build-packages packages peer-packages:
 	@missing=""; \
 	for pair in $(TOOLS); do \
 	  command -v "$${pair%%:*}" >/dev/null || test -x "/usr/sbin/$${pair%%:*}" || missing="$$missing $${pair##*:}"; \

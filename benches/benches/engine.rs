@@ -1,7 +1,7 @@
 //! What Cutover adds to a request, piece by piece, and what its control plane does four times a second.
 //!
 //! On the allocator of the product, since the pieces that allocate are judged too. Each figure has a target in README.md; nothing here fails when a target is missed, because time on a
-//! shared machine is no fact. Deliberately absent: sockets and pingora. The cost of the whole proxy is `proxy_cost`'s to say.
+//! shared machine is no fact. Deliberately absent: sockets and pingora. The cost of the whole proxy is for `make peers` to say.
 
 use std::hint::black_box;
 use std::io::{Read, Write};

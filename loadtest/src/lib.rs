@@ -9,6 +9,8 @@
 
 pub mod backend;
 pub mod driver;
+#[cfg(target_os = "linux")]
+pub mod peers;
 pub mod report;
 pub mod units;
 pub mod users;

@@ -31,6 +31,9 @@ enum Command {
     Backend(BackendArguments),
     /// Send requests of stable users and check that each stays on its side.
     Run(RunArguments),
+    /// Compare the cost of cutover with a do-nothing proxy, HAProxy and nginx.
+    #[cfg(target_os = "linux")]
+    Peers(cutover_loadtest::peers::Arguments),
 }
 
 #[derive(Debug, Args)]
@@ -139,6 +142,8 @@ async fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Backend(arguments) => serve(arguments).await,
         Command::Run(arguments) => run(arguments).await,
+        #[cfg(target_os = "linux")]
+        Command::Peers(arguments) => cutover_loadtest::peers::run(arguments).await.map_err(Failure::from),
     };
     match result {
         Ok(code) => code,

@@ -1,8 +1,9 @@
-//! A proxy on pingora that does nothing: every request to one prepared peer. What Cutover costs beyond it is Cutover's own.
+//! A proxy on pingora that does nothing but split: one hash of the user, modulo 100, and a prepared peer. What Cutover costs beyond it is Cutover's own.
 //!
 //! Everything that is not Cutover's logic is kept as Cutover has it: allocator, runtime, read buffer, pool, timeouts of the peer, no modules. No callback but `upstream_peer`, and no handler
-//! for signals, so SIGTERM ends it at once.
+//! for signals, so SIGTERM ends it at once. Deliberately absent: any header that is changed, and anything that is counted.
 
+use std::hash::{DefaultHasher, Hasher};
 use std::io::Write;
 use std::net::SocketAddr;
 use std::os::fd::IntoRawFd;
@@ -25,20 +26,26 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// A do-nothing proxy to compare with.
 #[derive(Debug, Parser)]
+#[command(version)]
 struct Arguments {
     /// Where to listen; port 0 picks a free one.
     #[arg(long)]
     listen: SocketAddr,
-    /// Where every request goes.
-    #[arg(long)]
-    backend: SocketAddr,
+    /// Where requests go; given twice, the second backend gets a share of the users.
+    #[arg(long, required = true)]
+    backend: Vec<SocketAddr>,
+    /// How many of a hundred users go to the last backend, by a hash of x-user-id.
+    #[arg(long, default_value_t = 25)]
+    percent: u64,
     /// Worker threads.
     #[arg(long, default_value_t = 1)]
     threads: usize,
 }
 
 struct DoNothing {
-    peer: HttpPeer,
+    first: HttpPeer,
+    last: HttpPeer,
+    percent: u64,
 }
 
 #[async_trait]
@@ -49,8 +56,13 @@ impl ProxyHttp for DoNothing {
 
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    async fn upstream_peer(&self, _: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
-        Ok(Box::new(self.peer.clone()))
+    async fn upstream_peer(&self, session: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
+        let user = session.req_header().headers.get("x-user-id").map_or(&[][..], http::HeaderValue::as_bytes);
+        // Without random keys, so a user stays where he is when it is started again.
+        let mut hasher = DefaultHasher::new();
+        hasher.write(user);
+        let peer = if hasher.finish() % 100 < self.percent { &self.last } else { &self.first };
+        Ok(Box::new(peer.clone()))
     }
 }
 
@@ -76,7 +88,8 @@ fn main() -> std::io::Result<()> {
     listening.add(address.to_string(), listener.into_raw_fd());
 
     let settings = Arc::new(ServerConf { threads: arguments.threads, upstream_keepalive_pool_size: 1024, max_retries: 2, ..ServerConf::default() });
-    let mut service = http_proxy_service(&settings, DoNothing { peer: peer(arguments.backend) });
+    let (Some(&first), Some(&last)) = (arguments.backend.first(), arguments.backend.last()) else { return Err(std::io::Error::other("expected a backend")) };
+    let mut service = http_proxy_service(&settings, DoNothing { first: peer(first), last: peer(last), percent: arguments.percent });
     service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(4096).write(1460)));
 
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(arguments.threads).thread_name("proxy").enable_all().build()?;

@@ -22,8 +22,11 @@ impl Spread {
         Some(Self { median: f64::midpoint(sorted[lower], sorted[upper]), min, max })
     }
 
-    /// The median and the range with so many decimals.
+    /// The median and, where there is one, the range with so many decimals.
     pub fn text(&self, decimals: usize) -> String {
+        if self.min == self.max {
+            return format!("{:.decimals$}", self.median);
+        }
         format!("{:.decimals$} ({:.decimals$}..{:.decimals$})", self.median, self.min, self.max)
     }
 }
@@ -43,5 +46,6 @@ mod tests {
     fn a_spread_reads_as_median_and_range() {
         let spread = Spread { median: 1.25, min: 1.0, max: 2.0 };
         assert_eq!((spread.text(2), spread.text(0)), ("1.25 (1.00..2.00)".to_owned(), "1 (1..2)".to_owned()));
+        assert_eq!(Spread { median: 1.0, min: 1.0, max: 1.0 }.text(1), "1.0");
     }
 }

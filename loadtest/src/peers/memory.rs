@@ -1,0 +1,119 @@
+//! What a proxy holds: at rest, and for each connection that is kept and idle.
+//!
+//! Each connection makes one request before it is left idle, as a browser's has, since much is allocated only then. They are opened one after the other: buffers of requests in flight at
+//! the same time would be counted as if connections needed them.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use serde::Serialize;
+use tokio::net::TcpStream;
+
+use super::answer::{MOST_ANSWER_BYTES, ask_on};
+use super::peer::Running;
+use super::population::Requests;
+use super::process::Memory;
+
+/// Memory is read again until it has not changed from one look to the next.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How long that may take.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long one answer may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What one fresh proxy held.
+#[derive(Clone, Debug, Serialize)]
+pub struct Held {
+    /// After its first answer.
+    pub rest: Memory,
+    /// For each number of idle connections.
+    pub idle: Vec<Idle>,
+}
+
+/// What idle connections cost.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Idle {
+    /// How many there are.
+    pub connections: usize,
+    /// What the proxy and its children hold more than at rest, for each connection.
+    pub kib_per_connection: f64,
+}
+
+/// Allows this process, and those it starts from now on, as many open files as it may have.
+///
+/// # Errors
+/// When that is not enough for so many connections.
+pub fn allow_open_files(connections: usize) -> io::Result<()> {
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    // A proxy has the client's end and may have a backend's; the rest is for what else is open.
+    let wanted = connections as u64 * 2 + 500;
+    match limit.maximum {
+        Some(most) if most < wanted => Err(io::Error::other(format!("{connections} connections need a limit of {wanted} open files (ulimit -n), found {most}"))),
+        _ => Ok(()),
+    }
+}
+
+/// Opens so many idle connections, in ascending numbers, and looks at the proxy's memory at each number.
+///
+/// # Errors
+/// When a connection is not answered.
+pub async fn hold(proxy: &Running, numbers: &[usize], requests: &Requests) -> io::Result<Held> {
+    let rest = settled(proxy).await?;
+    let mut open = Vec::new();
+    let mut buffer = vec![0; MOST_ANSWER_BYTES];
+    let mut idle = Vec::new();
+    for &connections in numbers {
+        while open.len() < connections {
+            let mut stream = TcpStream::connect(proxy.address).await?;
+            let request = &requests[open.len() % requests.len()];
+            let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask_on(&mut stream, request, &mut buffer)).await;
+            let wrong = |why: String| io::Error::other(format!("{} did not answer on connection {}: {why}", proxy.peer.name(), open.len() + 1));
+            asked.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
+            open.push(stream);
+        }
+        idle.push(Idle { connections, kib_per_connection: per_connection(rest, settled(proxy).await?, connections) });
+    }
+    let closed = open.iter().filter(|stream| !matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)).count();
+    if closed > 0 {
+        return Err(io::Error::other(format!("{} closed {closed} of {} idle connections", proxy.peer.name(), open.len())));
+    }
+    Ok(Held { rest, idle })
+}
+
+fn per_connection(rest: Memory, now: Memory, connections: usize) -> f64 {
+    (now.pss_kib as f64 - rest.pss_kib as f64) / connections as f64
+}
+
+async fn settled(proxy: &Running) -> io::Result<Memory> {
+    let begun = Instant::now();
+    let mut last = proxy.process.memory()?;
+    loop {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now = proxy.process.memory()?;
+        if now == last || begun.elapsed() > SETTLE_TIMEOUT {
+            return Ok(now);
+        }
+        last = now;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_costs_what_is_held_more_than_at_rest() {
+        let memory = |pss_kib| Memory { rss_kib: 9_000_000, pss_kib };
+        assert_eq!(per_connection(memory(10_000), memory(30_000), 1_000), 20.0);
+    }
+
+    #[test]
+    fn too_many_connections_for_the_limit_are_refused_beforehand() {
+        allow_open_files(10).expect("some files may always be open");
+        if getrlimit(Resource::Nofile).maximum.is_some() {
+            assert!(allow_open_files(usize::MAX / 4).is_err());
+        }
+    }
+}
