@@ -12,10 +12,10 @@ ARGS ?=
 
 # command:package, for building, and for the tests beside that
 BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
-TEST_TOOLS := nginx:nginx-light haproxy:haproxy wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus
+TEST_TOOLS := nginx:nginx-light haproxy:haproxy wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus valgrind:valgrind
 PEER_TOOLS := nginx:nginx-light haproxy:haproxy strace:strace
 
-.PHONY: instructions help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
+.PHONY: instructions instruction-limits help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,7 @@ test: packages lint unit doc ## everything: format, lints, tests, documents, dem
 	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
 	$(MAKE) --no-print-directory eyes CUTOVER=target/debug/cutover ARGS="--short"
+	$(MAKE) --no-print-directory instruction-limits
 	target/debug/cutover-loadtest peers --short --cutover target/debug/cutover --minipingora target/debug/minipingora >/dev/null
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
@@ -70,9 +71,20 @@ judge: build-packages ## the sequential judge on virtual time: its delays beside
 	target/release/judge delays --assert $(ARGS)
 	target/release/judge aa --days $(or $(DAYS),100) --assert
 
-instructions: build-packages ## instructions per request of recorder and gate, counted by valgrind
-	$(CARGO) build --release --locked -p cutover-benches --bin instructions
+# Its version has to be that of the library.
+RUNNER := target/tools/bin/gungraun-runner
+RUNNER_VERSION := $(shell sed -n 's/^gungraun = "=\(.*\)"/\1/p' Cargo.toml)
+$(RUNNER): Cargo.toml
+	@$(RUNNER) --version 2>/dev/null | grep -qF " $(RUNNER_VERSION)" || $(CARGO) install --quiet --locked --root target/tools gungraun-runner --version $(RUNNER_VERSION)
+	@touch $(RUNNER)
+
+instructions: packages $(RUNNER) ## instructions of each piece of a request, and of one through the whole proxy beside a do-nothing one, counted by valgrind
+	GUNGRAUN_RUNNER=$(CURDIR)/$(RUNNER) $(CARGO) bench --locked --profile counted -p cutover-benches --bench instructions
+	$(CARGO) build --release --locked -p cutover -p cutover-loadtest -p cutover-benches --bin cutover --bin cutover-loadtest --bin minipingora
 	python3 benches/instructions.py
+
+instruction-limits: packages $(RUNNER) ## no piece of a request needs more instructions than its limit, in a development build
+	GUNGRAUN_RUNNER=$(CURDIR)/$(RUNNER) $(CARGO) bench --quiet --locked --workspace --features $(FEATURES) --profile dev --bench instructions -- --nocapture=no >target/instructions.log || { grep -A8 -i regress target/instructions.log; exit 1; }
 
 peers: peer-packages ## what nginx, HAProxy, a do-nothing pingora proxy and cutover cost for the same split (ARGS="--short", "--only cutover,haproxy", "--phases memory")
 	$(CARGO) build --release --locked -p cutover -p cutover-loadtest -p cutover-benches --bin cutover --bin cutover-loadtest --bin minipingora

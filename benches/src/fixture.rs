@@ -29,6 +29,8 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 pub const USERS: usize = 10_000;
 /// The path of a request that the third rollout takes.
 pub const PATH: &str = "/checkout/basket/items";
+/// How many headers the gate adds to a request at most; an adapter makes room for them.
+const OUR_HEADERS: usize = 9;
 /// The host of a request.
 pub const HOST: &str = "shop.example";
 
@@ -236,7 +238,8 @@ pub fn conn() -> Conn {
 #[derive(Clone, Debug)]
 pub struct MemoryHead {
     headers: HeaderMap,
-    size: usize,
+    query: Option<String>,
+    raw: Vec<u8>,
 }
 
 impl MemoryHead {
@@ -254,13 +257,29 @@ impl MemoryHead {
         ] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value).expect("visible ASCII"));
         }
-        let size = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + ": \r\n".len()).sum();
-        Self { headers, size }
+        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().expect("visible ASCII"))).collect();
+        Self { headers, query: None, raw: format!("GET {PATH} HTTP/1.1\r\n{lines}\r\n").into_bytes() }
     }
 
-    /// The headers that an engine would send on, before ours are added.
+    /// The headers that an engine would send on, with room for ours.
     pub fn copied(&self) -> HeaderMap {
-        self.headers.clone()
+        let mut copy = self.headers.clone();
+        copy.reserve(OUR_HEADERS);
+        copy
+    }
+
+    /// The same with this query.
+    pub fn with_query(self, query: &str) -> Self {
+        Self { query: Some(query.to_owned()), ..self }
+    }
+
+    /// The same with one more header.
+    ///
+    /// # Panics
+    /// When it is not valid.
+    pub fn with(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).expect("visible ASCII"));
+        self
     }
 }
 
@@ -274,15 +293,19 @@ impl Head for MemoryHead {
     }
 
     fn query(&self) -> Option<&str> {
-        None
+        self.query.as_deref()
     }
 
     fn requires_host(&self) -> bool {
         true
     }
 
+    fn raw(&self) -> &[u8] {
+        &self.raw
+    }
+
     fn size(&self) -> usize {
-        self.size
+        self.raw.len()
     }
 
     fn first(&self, name: &HeaderName) -> Option<&[u8]> {
@@ -309,6 +332,7 @@ pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) 
     gate.edits(&exchange, head, conn, edits);
     let ended = started.forward(Duration::from_millis(20));
     gate.answered(&mut exchange, 200, head, true, ended);
+    gate.client_edits(&exchange, edits);
     gate.done(exchange, head.path(), End { status: Some(200), bytes_in: 0, bytes_out: 1024, server: None, attempts: 1 }, || ended);
 }
 

@@ -9,6 +9,7 @@
 //! The door stands before the engine. Today there is one engine, pingora's HTTP proxy with our adapter; a second one for plain HTTP/1.1 would be chosen here, per request, by handing
 //! the stream back and forth.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -280,6 +281,11 @@ async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
 async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, closing: ShutdownWatch, mut dismissed: watch::Receiver<bool>) {
     let mut kept = Box::new(Kept::new(stream));
     let mut persistent: Option<HttpPersistentSettings> = None;
+    // One future for the life of the connection: to begin waiting anew for each request would cost more than the wait.
+    let mut dismissal = pin!(async move {
+        // A sender that is gone is the end of the process.
+        let _ = dismissed.wait_for(|dismissed| *dismissed).await;
+    });
     loop {
         tokio::select! {
             // A request that is there is never dropped.
@@ -287,7 +293,7 @@ async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, 
             begins = kept.begins() => if !begins {
                 return;
             },
-            _ = dismissed.wait_for(|dismissed| *dismissed) => return,
+            () = &mut dismissal => return,
         }
         let mut session = ServerSession::new_http1(kept);
         match persistent {
