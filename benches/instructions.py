@@ -26,7 +26,7 @@ def config(folder, backends, access_log):
     """Two rollouts, of which the second takes the requests: guard, metrics and headers are on."""
     rollout = '[[rollout]]\nid = "{0}"\nmatch = {{ path = "/{0}" }}\npercent = 50\nkey = ["header:x-user-id"]\n'
     return (
-        f'[listen]\nhttp = ["127.0.0.1:0"]\n[admin]\naddress = "127.0.0.1:0"\n[state]\ndirectory = "{folder}/state"\n[log]\naccess = "{access_log}"\n'
+        f'[listen]\nhttp = ["127.0.0.1:0"]\n[admin]\naddress = "127.0.0.1:0"\n[state]\ndirectory = "{folder}/state"\n[log]\naccess = "{access_log}"\nfile = "{folder}/access"\n'
         f'[backend.legacy]\nservers = ["{backends[0]}"]\n[backend.new]\nservers = ["{backends[1]}"]\n' + rollout.format("search") + rollout.format("checkout")
     )
 
@@ -75,8 +75,7 @@ class Bed:
             (folder / "cutover.toml").write_text(config(folder, self.backends, access_log))
             command = [self.binaries / "cutover", "run", "-c", folder / "cutover.toml", "--threads", "1"]
         with said.open("w") as told:
-            out = subprocess.DEVNULL if access_log == "all" else told
-            process = self.start(["valgrind", "--tool=lackey", "--basic-counts=yes", f"--log-file={counted}"] + command, stdout=out, stderr=told)
+            process = self.start(["valgrind", "--tool=lackey", "--basic-counts=yes", f"--log-file={counted}"] + command, stdout=told, stderr=told)
             address = self.address(process, said)
             load = ["h2load", "--h1", "-n", str(requests), "-c", "8", "-t", "1"] + [part for header in HEADERS for part in ("-H", header)]
             answered = subprocess.run(load + [f"http://{address}/checkout/basket/items"], capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL).stdout

@@ -91,20 +91,21 @@ impl Adapter {
 
 #[async_trait]
 impl ProxyHttp for Adapter {
-    type CTX = Context;
+    // Boxed, because pingora moves it along with the future of the request, which is copied as a whole.
+    type CTX = Box<Context>;
 
-    fn new_ctx(&self) -> Context {
-        Context::default()
+    fn new_ctx(&self) -> Box<Context> {
+        Box::default()
     }
 
     /// No modules: the default installs a compression context for each request.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    fn on_connection_reuse(&self, _: &mut Session, context: &mut Context, conn: Box<dyn Any + Send + Sync>) {
+    fn on_connection_reuse(&self, _: &mut Session, context: &mut Box<Context>, conn: Box<dyn Any + Send + Sync>) {
         context.conn = conn.downcast::<Arc<Conn>>().ok().map(|conn| *conn);
     }
 
-    async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
+    async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool> {
         let Some(conn) = context.conn.clone().or_else(door::conn_of_task) else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
         context.conn = Some(Arc::clone(&conn));
         if conn.warms.is_some() {
@@ -151,7 +152,7 @@ impl ProxyHttp for Adapter {
         }
     }
 
-    async fn upstream_peer(&self, session: &mut Session, context: &mut Context) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(&self, session: &mut Session, context: &mut Box<Context>) -> Result<Box<HttpPeer>> {
         if let Some(server) = context.conn.as_ref().and_then(|conn| conn.warms.as_ref()) {
             return Ok(Box::new(server.peer().clone()));
         }
@@ -177,7 +178,7 @@ impl ProxyHttp for Adapter {
         Ok(peer)
     }
 
-    async fn connected_to_upstream(&self, _: &mut Session, reused: bool, peer: &HttpPeer, socket: RawFd, digest: Option<&Digest>, context: &mut Context) -> Result<()> {
+    async fn connected_to_upstream(&self, _: &mut Session, reused: bool, peer: &HttpPeer, socket: RawFd, digest: Option<&Digest>, context: &mut Box<Context>) -> Result<()> {
         // Below TLS and in HTTP/2 there may be messages of their own.
         let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none()) && peer.options.alpn == ALPN::H1;
         context.was_stale = reused && is_plain && upstream::has_unread(socket);
@@ -188,7 +189,7 @@ impl ProxyHttp for Adapter {
         if context.was_stale { Err(error()) } else { Ok(()) }
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Context) -> Result<()> {
+    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Box<Context>) -> Result<()> {
         context.something_sent = true;
         let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
         let head = RequestHead::of(session);
@@ -204,7 +205,7 @@ impl ProxyHttp for Adapter {
         edits.failed.map_or(Ok(()), Err)
     }
 
-    async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Context) -> Result<()> {
+    async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Box<Context>) -> Result<()> {
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
         if let Some(conn) = context.conn.as_ref().filter(|_| context.is_paced && !end_of_stream) {
             let now = clock::mono();
@@ -230,7 +231,7 @@ impl ProxyHttp for Adapter {
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Box<Context>) -> Result<()> {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
         if context.tunnel.is_some() && response.status == StatusCode::SWITCHING_PROTOCOLS {
@@ -269,14 +270,14 @@ impl ProxyHttp for Adapter {
         Ok(())
     }
 
-    fn upstream_response_trailer_filter(&self, _: &mut Session, trailers: &mut HeaderMap, context: &mut Context) -> Result<()> {
+    fn upstream_response_trailer_filter(&self, _: &mut Session, trailers: &mut HeaderMap, context: &mut Box<Context>) -> Result<()> {
         if let (true, Some(exchange), Some(code)) = (context.is_grpc, &mut context.exchange, trailers.get("grpc-status")) {
             self.gate.grpc_status(exchange, code.as_bytes());
         }
         Ok(())
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Context) -> Result<()> {
+    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Box<Context>) -> Result<()> {
         let Some(exchange) = context.exchange.as_ref().filter(|_| !response.status.is_informational()) else { return Ok(()) };
         if session.req_header().version < Version::HTTP_11 {
             // Who does not know chunks gets the body until the end of the connection.
@@ -287,7 +288,7 @@ impl ProxyHttp for Adapter {
         edits.failed.map_or(Ok(()), Err)
     }
 
-    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Box<Context>, mut error: Box<Error>) -> Box<Error> {
         context.server_failed();
         if error.etype() != &ErrorType::ConnectionClosed {
             context.connected(Connect::Failed);
@@ -311,7 +312,7 @@ impl ProxyHttp for Adapter {
 
     /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
     /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
-    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Context, reused: bool) -> Box<Error> {
+    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Box<Context>, reused: bool) -> Box<Error> {
         if std::mem::take(&mut context.asks_other_side) || context.was_stale {
             error.set_retry(true);
             return error;
@@ -336,7 +337,7 @@ impl ProxyHttp for Adapter {
         error
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Context) -> FailToProxy {
+    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<Context>) -> FailToProxy {
         let mut failure = failure_of(error, context.answer_begun);
         // The backend cannot answer what it does not have yet: a client that uploads slowly ran into its timeout, not the backend.
         if context.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_drained()) || (*error.etype() == ErrorType::ReadTimedout && session.was_upgraded()) {
@@ -365,15 +366,15 @@ impl ProxyHttp for Adapter {
     }
 
     /// Failures are counted and in the access log; an outage must not be a flood of error lines.
-    fn suppress_error_log(&self, _: &Session, _: &Context, _: &Error) -> bool {
+    fn suppress_error_log(&self, _: &Session, _: &Box<Context>, _: &Error) -> bool {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Context, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(&self, _: &Session, _: &Box<Context>, _: &Error, _: ProxyWarnLogContext) -> bool {
         true
     }
 
-    async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Context) {
+    async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Box<Context>) {
         let Some(exchange) = context.exchange.take() else { return };
         let status = session.response_written().map(|response| response.status.as_u16());
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
