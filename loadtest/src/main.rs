@@ -162,6 +162,7 @@ async fn serve(arguments: BackendArguments) -> Result<ExitCode, Failure> {
         error_rate: arguments.error_rate,
         body_bytes: arguments.body_bytes,
         seed: arguments.seed,
+        ..BackendConfig::named("")
     })
     .await
     .map_err(|error| match error.kind() {
@@ -176,7 +177,6 @@ async fn serve(arguments: BackendArguments) -> Result<ExitCode, Failure> {
 
 async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     let plan = RunPlan {
-        target: Target::resolve(&arguments.target, arguments.allow_remote).await?,
         path: arguments.path,
         key: arguments.key,
         side_header: arguments.side_header,
@@ -188,6 +188,7 @@ async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         seed: arguments.seed,
         timeout: arguments.timeout,
         oracle: arguments.salt.zip(arguments.percent).map(|(salt, percent)| Oracle::new(salt, percent)),
+        ..RunPlan::to(Target::resolve(&arguments.target, arguments.allow_remote).await?)
     };
     plan.check()?;
     let driver = Driver::start(plan.clone())?;

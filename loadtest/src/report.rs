@@ -742,30 +742,16 @@ impl fmt::Display for Share {
 #[cfg(test)]
 mod tests {
     use super::{Direction, Report, Z_99_9, wilson_interval};
-    use crate::driver::{Arrivals, Measurement, Outcome, Record, RunPlan, Target, TransportFailure, UserKey};
+    use crate::driver::{Measurement, Outcome, Record, RunPlan, Target, TransportFailure};
     use crate::units::Percent;
     use crate::users::{Oracle, Side};
-    use http::uri::PathAndQuery;
-    use http::{HeaderName, StatusCode};
+    use http::StatusCode;
     use std::time::Duration;
 
     const MILLISECOND: u64 = 1_000_000;
 
     async fn plan(oracle: Option<Oracle>) -> RunPlan {
-        RunPlan {
-            target: Target::resolve("http://127.0.0.1:1", false).await.expect("a loopback target"),
-            path: PathAndQuery::from_static("/"),
-            key: UserKey::Header(HeaderName::from_static("x-user-id")),
-            side_header: HeaderName::from_static("x-served-by"),
-            rate: 100.0,
-            arrivals: Arrivals::Constant,
-            duration: Duration::from_secs(1),
-            users: 10,
-            connections: 1,
-            seed: 1,
-            timeout: Duration::from_secs(10),
-            oracle,
-        }
+        RunPlan { rate: 100.0, users: 10, connections: 1, oracle, ..RunPlan::to(Target::resolve("http://127.0.0.1:1", false).await.expect("a loopback target")) }
     }
 
     fn answered(status: u16, side: Option<Side>) -> Outcome {
