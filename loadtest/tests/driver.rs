@@ -66,7 +66,7 @@ async fn a_backend_that_is_not_sticky_shows_users_on_more_than_one_side() {
     assert!(found.users_on_both_sides > 0);
     assert!(found.switches >= found.users_on_both_sides);
     assert_eq!(found.legacy_to_new + found.new_to_legacy + found.overlapping, found.switches);
-    assert!(report.violations[0].contains("more than one side"), "{:?}", report.violations);
+    assert!(report.violations[0].contains("changed sides where no step moved them"), "{:?}", report.violations);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -107,6 +107,13 @@ pub struct Measurement {
     pub stopped: bool,
 }
 
+impl Measurement {
+    /// Puts the records in the order in which they are judged: by user, each user's requests in the order of sending; unsent ones say nothing of sides.
+    pub fn sort(&mut self) {
+        self.records.sort_unstable_by_key(|record| (record.user, record.sent, record.intended));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::Record;

@@ -77,6 +77,16 @@ impl Target {
         }
     }
 
+    /// Host and port.
+    pub fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
+    /// What it resolved to.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
     /// Whether the target speaks TLS.
     pub fn is_tls(&self) -> bool {
         self.scheme == Scheme::HTTPS
