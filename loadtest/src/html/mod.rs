@@ -24,9 +24,9 @@ pub fn of_scenario(outcome: &Outcome) -> String {
 /// The report of a single run.
 pub fn of_run(plan: &RunPlan, measurement: &Measurement, report: Report, websockets: Option<WebSocketReport>) -> String {
     let verdicts = if report.violations.is_empty() {
-        vec![Verdict { name: "run", holds: Some(true), sentence: "no user on a wrong side, no request failed".to_owned() }]
+        vec![Verdict { name: "run", holds: Some(true), sentence: "no user on a wrong side, no request failed".to_owned(), warns: false }]
     } else {
-        report.violations.iter().map(|violation| Verdict { name: "violation", holds: Some(false), sentence: violation.clone() }).collect()
+        report.violations.iter().map(|violation| Verdict { name: "violation", holds: Some(false), sentence: violation.clone(), warns: false }).collect()
     };
     let run = RunOutcome {
         seed: plan.seed,

@@ -78,6 +78,7 @@ fn verdicts(out: &mut String, outcome: &Outcome) {
     let _ = write!(out, "<section class=\"sum{}\"><table>", if failed > 0 { " bad" } else { "" });
     for verdict in &outcome.verdicts {
         let (class, sign) = match verdict.holds {
+            _ if verdict.warns => ("fails", "! doubt"),
             Some(true) => ("holds", "✓ holds"),
             Some(false) => ("fails", "✗ fails"),
             None => ("told", "told"),

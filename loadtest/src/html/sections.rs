@@ -11,11 +11,14 @@ const MIB: f64 = 1024.0 * 1024.0;
 /// A table: its head, with a number's column marked by a leading `#`, and its rows.
 fn table(out: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     let class = |at: usize| if head[at].starts_with('#') { " class=\"number\"" } else { "" };
-    out.push_str("<table><tr>");
-    for (at, name) in head.iter().enumerate() {
-        let _ = write!(out, "<th{}>{}</th>", class(at), escape(name.trim_start_matches('#')));
+    out.push_str("<table>");
+    if head.iter().any(|name| !name.is_empty()) {
+        out.push_str("<tr>");
+        for (at, name) in head.iter().enumerate() {
+            let _ = write!(out, "<th{}>{}</th>", class(at), escape(name.trim_start_matches('#')));
+        }
+        out.push_str("</tr>");
     }
-    out.push_str("</tr>");
     for row in rows {
         out.push_str("<tr>");
         for (at, cell) in row.iter().enumerate() {
@@ -28,6 +31,16 @@ fn table(out: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>
 
 fn seconds(value: f64) -> String {
     if value.fract().abs() < 1e-9 { format!("{value:.0} s") } else { format!("{value:.1} s") }
+}
+
+/// A time in microseconds at an axis.
+fn axis_time(microseconds: f64) -> String {
+    let (value, unit) = match microseconds {
+        value if value < 1e3 => (value, "µs"),
+        value if value < 1e6 => (value / 1e3, "ms"),
+        value => (value / 1e6, "s"),
+    };
+    format!("{} {unit}", (value * 100.0).round() / 100.0)
 }
 
 fn quantile_cells(quantiles: &Quantiles) -> Vec<String> {
@@ -50,7 +63,7 @@ pub(super) fn run_section(out: &mut String, run: &RunOutcome) {
                 x_ticks: Vec::new(),
                 x_words: &|rate| format!("{rate:.0}/s"),
                 scale: Scale::Log,
-                y_words: &|value| readable(value as u64),
+                y_words: &axis_time,
                 series: vec![
                     Series { name: "p99 from the intended start", class: "p99", shape: Shape::Line, points: points(&|step| Some(step.evidence.p99_us as f64)) },
                     Series { name: "mean exchange", class: "new", shape: Shape::Line, points: points(&|step| step.evidence.exchange_us) },
@@ -183,7 +196,7 @@ fn over_time(out: &mut String, run: &RunOutcome) {
     out.push_str(&chart(
         "Latency from the intended start",
         Scale::Log,
-        &|value| readable(value as u64),
+        &axis_time,
         vec![
             line("p50", "p50", points(&|step| step.latency.p50_us as f64)),
             line("p99", "p99", points(&|step| step.latency.p99_us as f64)),
@@ -227,7 +240,7 @@ fn over_time(out: &mut String, run: &RunOutcome) {
             x_ticks: ticks,
             x_words: &words,
             scale: Scale::Log,
-            y_words: &|value| readable(value as u64),
+            y_words: &axis_time,
             series: vec![line("from the intended start", "p99", curve)],
             marks: Vec::new(),
         }

@@ -60,6 +60,9 @@ pub struct Verdict {
     pub holds: Option<bool>,
     /// The numbers, in a sentence.
     pub sentence: String,
+    /// Whether the numbers of the run deserve doubt.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub warns: bool,
 }
 
 impl Expect {
@@ -72,7 +75,7 @@ impl Expect {
     pub fn judge(&self, run: &RunOutcome) -> Vec<Verdict> {
         let report = &run.report;
         let mut verdicts = Vec::new();
-        let mut say = |name, holds, sentence| verdicts.push(Verdict { name, holds, sentence });
+        let mut say = |name, holds, sentence| verdicts.push(Verdict { name, holds, sentence, warns: false });
 
         let found = &report.stickiness;
         let sentence = found.violation().unwrap_or_else(|| {
@@ -86,7 +89,7 @@ impl Expect {
         let failed: Vec<String> = run.steps.iter().filter_map(|step| Some(format!("{} at {:.1} s: {}", step.name, step.begin_ms / 1e3, step.failed.as_ref()?))).collect();
         if !run.steps.is_empty() {
             let sentence = if failed.is_empty() {
-                format!("all {} steps were done", run.steps.len())
+                if run.steps.len() == 1 { "the step was done".to_owned() } else { format!("all {} steps were done", run.steps.len()) }
             } else {
                 format!("{} of {} steps failed: {}", failed.len(), run.steps.len(), failed.join("; "))
             };
@@ -148,8 +151,10 @@ impl Expect {
                 format!("{knee:.0} requests per second{}", self.knee_at_least.map_or(String::new(), |least| format!(" (at least {least})"))),
             );
         }
-        let trusted = run.lateness_note();
-        say("generator", None, trusted.unwrap_or_else(|| format!("on time: 99 % of requests were released within {}", readable(report.release_lateness.p99_us))));
+        let doubt = run.lateness_note();
+        let warns = doubt.is_some();
+        let sentence = doubt.unwrap_or_else(|| format!("on time: 99 % of requests were released within {}", readable(report.release_lateness.p99_us)));
+        verdicts.push(Verdict { name: "generator", holds: None, sentence, warns });
         verdicts
     }
 }
@@ -165,7 +170,7 @@ pub fn over_runs(runs: &[Vec<Verdict>]) -> Vec<Verdict> {
     for (number, verdicts) in runs.iter().enumerate() {
         for verdict in verdicts {
             match merged.iter_mut().find(|one| one.name == verdict.name) {
-                Some(one) if one.holds == Some(false) => {}
+                Some(one) if one.holds == Some(false) || (one.warns && !verdict.warns) => {}
                 Some(one) => *one = told_of(verdict, number, runs.len()),
                 None => merged.push(told_of(verdict, number, runs.len())),
             }
@@ -177,6 +182,7 @@ pub fn over_runs(runs: &[Vec<Verdict>]) -> Vec<Verdict> {
 fn told_of(verdict: &Verdict, number: usize, runs: usize) -> Verdict {
     let place = match verdict.holds {
         _ if runs == 1 => String::new(),
+        _ if verdict.warns => format!("run {}: ", number + 1),
         Some(false) => format!("run {}: ", number + 1),
         Some(true) | None => format!("{} runs, the last: ", number + 1),
     };
@@ -189,7 +195,7 @@ mod tests {
 
     #[test]
     fn what_fails_in_one_run_fails_and_says_in_which() {
-        let verdict = |holds, sentence: &str| Verdict { name: "sticky", holds, sentence: sentence.to_owned() };
+        let verdict = |holds, sentence: &str| Verdict { name: "sticky", holds, sentence: sentence.to_owned(), warns: false };
         let merged = over_runs(&[vec![verdict(Some(true), "a")], vec![verdict(Some(false), "b")], vec![verdict(Some(true), "c")]]);
         assert_eq!(merged, [verdict(Some(false), "run 2: b")]);
         assert_eq!(over_runs(&[vec![verdict(Some(true), "a")]]), [verdict(Some(true), "a")]);

@@ -89,6 +89,7 @@ impl fmt::Display for Outcome {
         }
         for verdict in &self.verdicts {
             let sign = match verdict.holds {
+                _ if verdict.warns => "DOUBT",
                 Some(true) => "ok",
                 Some(false) => "FAIL",
                 None => "",
