@@ -164,29 +164,26 @@ fn limit(most: Option<impl std::fmt::Display>) -> String {
     most.map_or(String::new(), |most| format!(" (at most {most})"))
 }
 
-/// One list of verdicts for several runs: what fails in one fails, and the sentence is of the first that failed, or of the last run.
+/// One list of verdicts for several runs: what fails in one fails, and the sentence is of the first that failed, or of the last run. What is only told is told for a
+/// single run; for several there are the numbers over all of them.
 pub fn over_runs(runs: &[Vec<Verdict>]) -> Vec<Verdict> {
+    if let [only] = runs {
+        return only.clone();
+    }
     let mut merged: Vec<Verdict> = Vec::new();
     for (number, verdicts) in runs.iter().enumerate() {
-        for verdict in verdicts {
+        for verdict in verdicts.iter().filter(|verdict| verdict.holds.is_some() || verdict.warns) {
+            let place = if verdict.holds == Some(true) { format!("in {} runs, the last: ", number + 1) } else { format!("run {}: ", number + 1) };
+            let told = Verdict { sentence: place + &verdict.sentence, ..verdict.clone() };
             match merged.iter_mut().find(|one| one.name == verdict.name) {
-                Some(one) if one.holds == Some(false) || (one.warns && !verdict.warns) => {}
-                Some(one) => *one = told_of(verdict, number, runs.len()),
-                None => merged.push(told_of(verdict, number, runs.len())),
+                Some(one) if one.holds == Some(true) => *one = told,
+                // The first that failed, or that deserves doubt, stays.
+                Some(_) => {}
+                None => merged.push(told),
             }
         }
     }
     merged
-}
-
-fn told_of(verdict: &Verdict, number: usize, runs: usize) -> Verdict {
-    let place = match verdict.holds {
-        _ if runs == 1 => String::new(),
-        _ if verdict.warns => format!("run {}: ", number + 1),
-        Some(false) => format!("run {}: ", number + 1),
-        Some(true) | None => format!("{} runs, the last: ", number + 1),
-    };
-    Verdict { sentence: place + &verdict.sentence, ..verdict.clone() }
 }
 
 #[cfg(test)]
@@ -199,6 +196,8 @@ mod tests {
         let merged = over_runs(&[vec![verdict(Some(true), "a")], vec![verdict(Some(false), "b")], vec![verdict(Some(true), "c")]]);
         assert_eq!(merged, [verdict(Some(false), "run 2: b")]);
         assert_eq!(over_runs(&[vec![verdict(Some(true), "a")]]), [verdict(Some(true), "a")]);
-        assert_eq!(over_runs(&[vec![verdict(None, "a")], vec![verdict(None, "b")]]), [verdict(None, "2 runs, the last: b")]);
+        assert_eq!(over_runs(&[vec![verdict(Some(true), "a")], vec![verdict(Some(true), "b")]]), [verdict(Some(true), "in 2 runs, the last: b")]);
+        assert_eq!(over_runs(&[vec![verdict(None, "a")], vec![verdict(None, "b")]]), []);
+        assert_eq!(over_runs(&[vec![verdict(None, "a")]]), [verdict(None, "a")]);
     }
 }
