@@ -39,7 +39,7 @@ pub struct SlowSection {
     #[serde(default = "pause", deserialize_with = "values::duration")]
     pub pause: Duration,
     /// Size that readers ask for, by `?bytes=`.
-    #[serde(default = "mebibyte")]
+    #[serde(default = "more_than_buffers_hold")]
     pub bytes: usize,
     /// When they come.
     #[serde(default, deserialize_with = "values::duration")]
@@ -50,8 +50,9 @@ fn pause() -> Duration {
     Duration::from_millis(500)
 }
 
-fn mebibyte() -> usize {
-    1024 * 1024
+/// What kernels keep on the way of one connection is a few mebibytes.
+fn more_than_buffers_hold() -> usize {
+    32 * 1024 * 1024
 }
 
 /// What became of one kind.

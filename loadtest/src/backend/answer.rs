@@ -25,6 +25,8 @@ pub const STATS_PATH: &str = "/__stats";
 pub const SERVED_BY: &str = "x-served-by";
 
 const MOST_DIAL_BYTES: usize = 64 * 1024;
+/// What bodies are filled up with: one piece for all of them, so that a large body costs no memory.
+static FILLER: [u8; 64 * 1024] = [b' '; 64 * 1024];
 /// Largest body that a request may ask for with `?bytes=N`.
 const MOST_ASKED_BYTES: usize = 64 * 1024 * 1024;
 
@@ -76,8 +78,8 @@ impl Shared {
         }
     }
 
-    fn response(&self, status: StatusCode, body: Vec<u8>, drip: Option<Duration>) -> Response<Reply> {
-        let mut response = Response::new(Reply::new(body.into(), drip));
+    fn response(&self, status: StatusCode, reply: Reply) -> Response<Reply> {
+        let mut response = Response::new(reply);
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
@@ -87,8 +89,8 @@ impl Shared {
 
     fn json(&self, status: StatusCode, value: &impl Serialize) -> Response<Reply> {
         match serde_json::to_vec(value) {
-            Ok(body) => self.response(status, body, None),
-            Err(_) => self.response(StatusCode::INTERNAL_SERVER_ERROR, Vec::new(), None),
+            Ok(body) => self.response(status, Reply::whole(body)),
+            Err(_) => self.response(StatusCode::INTERNAL_SERVER_ERROR, Reply::whole(Vec::new())),
         }
     }
 }
@@ -142,7 +144,7 @@ pub(super) async fn answer(shared: &std::sync::Arc<Shared>, mut request: Request
     {
         drop(begun);
         shared.counters.websocket();
-        let mut response = shared.response(StatusCode::SWITCHING_PROTOCOLS, Vec::new(), None);
+        let mut response = shared.response(StatusCode::SWITCHING_PROTOCOLS, Reply::whole(Vec::new()));
         switch.accept(response.headers_mut(), shared);
         return Ok(response);
     }
@@ -160,12 +162,10 @@ pub(super) async fn answer(shared: &std::sync::Arc<Shared>, mut request: Request
         path: parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str),
         user: parts.headers.get("x-user-id").map(|user| String::from_utf8_lossy(user.as_bytes())),
     };
-    let mut body = serde_json::to_vec(&said).unwrap_or_default();
+    let body = serde_json::to_vec(&said).unwrap_or_default();
     let asked = parts.uri.query().and_then(asked_bytes).unwrap_or(0);
-    if body.len() < shared.config.body_bytes.max(asked) {
-        body.resize(shared.config.body_bytes.max(asked), b' ');
-    }
-    Ok(shared.response(status, body, fate.drip))
+    let filler = shared.config.body_bytes.max(asked).saturating_sub(body.len());
+    Ok(shared.response(status, Reply { filler, drip: fate.drip.map(|pause| (pause, Box::pin(tokio::time::sleep(pause)))), ..Reply::whole(body) }))
 }
 
 /// The size that a request asks for with `bytes=N` in its query.
@@ -237,16 +237,17 @@ fn method_not_allowed(shared: &Shared, allowed: &'static str) -> Response<Reply>
     response
 }
 
-/// A body, at once or byte by byte.
+/// A body, at once or byte by byte, filled up with spaces.
 #[derive(Debug)]
 pub(super) struct Reply {
     rest: Bytes,
+    filler: usize,
     drip: Option<(Duration, Pin<Box<Sleep>>)>,
 }
 
 impl Reply {
-    fn new(body: Bytes, drip: Option<Duration>) -> Self {
-        Self { rest: body, drip: drip.map(|pause| (pause, Box::pin(tokio::time::sleep(pause)))) }
+    fn whole(body: Vec<u8>) -> Self {
+        Self { rest: body.into(), filler: 0, drip: None }
     }
 }
 
@@ -255,27 +256,29 @@ impl Body for Reply {
     type Error = Infallible;
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.rest.is_empty() {
+        if self.is_end_stream() {
             return Poll::Ready(None);
         }
-        let next = match &mut self.drip {
-            None => self.rest.len(),
-            Some((pause, sleep)) => {
-                ready!(sleep.as_mut().poll(context));
-                let again = sleep.deadline() + *pause;
-                sleep.as_mut().reset(again);
-                1
-            }
-        };
+        if let Some((pause, sleep)) = &mut self.drip {
+            ready!(sleep.as_mut().poll(context));
+            let again = sleep.deadline() + *pause;
+            sleep.as_mut().reset(again);
+        }
+        if self.rest.is_empty() {
+            let piece = self.filler.min(FILLER.len());
+            self.filler -= piece;
+            self.rest = Bytes::from_static(&FILLER[..piece]);
+        }
+        let next = if self.drip.is_some() { 1 } else { self.rest.len() };
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(next)))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        self.rest.is_empty() && self.filler == 0
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.len() as u64)
+        SizeHint::with_exact((self.rest.len() + self.filler) as u64)
     }
 }
 

@@ -142,9 +142,10 @@ pub fn name(base: Option<&Evidence>, broken: &Evidence, limits: &Limits) -> (Bot
     if let Some((_, cores, may_use)) = proxy
         && proxy_is_full
     {
+        let shared = if cores.starved > cores.busy { " (waited more than used: the machine has other work)" } else { "" };
         return (
             Bottleneck::ProxyCpu,
-            format!("it used {:.2} and waited for {:.2} of the {may_use} processors it may use; an exchange took {}", cores.busy, cores.starved, time(exchange)),
+            format!("it used {:.2} and waited for {:.2} of the {may_use} processors it may use{shared}; an exchange took {}", cores.busy, cores.starved, time(exchange)),
         );
     }
     let own = broken.used.generator.unwrap_or_default();

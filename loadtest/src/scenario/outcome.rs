@@ -16,6 +16,8 @@ use std::time::Duration;
 
 /// Lateness of the generator below which it is never worth a word.
 const LATE_US: u64 = 1_000;
+/// A wait for a connection that is more than an unlucky moment.
+const FULL_US: u64 = 50_000;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What came out of a scenario.
@@ -109,15 +111,23 @@ impl PartOutcome {
 }
 
 impl RunOutcome {
-    /// What there is to say when the generator was too late for its numbers to be believed.
+    /// What there is to say when the generator was too late for its numbers to be believed, or what it loaded was full.
     pub fn lateness_note(&self) -> Option<String> {
         let late = self.report.release_lateness.p99_us;
         let latency = self.report.latency.p99_us;
-        (late > LATE_US && late > latency / 4).then(|| {
-            format!(
-                "NOT TO BE TRUSTED: the generator itself was late (99 % of releases within {}, of answers within {}); give it more processor or ask for less",
+        let waited = self.report.send_lateness.p99_us;
+        if late > LATE_US && late > latency / 4 {
+            return Some(format!(
+                "latencies are not to be trusted: the generator itself was late (99 % of releases within {}, of answers within {}); give it more processor or ask for less",
                 readable(late),
                 readable(latency)
+            ));
+        }
+        (self.capacity.is_none() && waited > FULL_US && waited > latency / 2).then(|| {
+            format!(
+                "latencies are mostly waiting: all {} connections were busy for up to {} (99 %), so the target, or this machine, was full; ask for less",
+                self.report.plan.connections,
+                readable(waited)
             )
         })
     }
