@@ -93,20 +93,27 @@ pub struct CapacityStep {
     pub evidence: Evidence,
 }
 
+/// What is explored, beside where the requests go.
+pub struct Subject<'world> {
+    /// The proxy, to see what it uses.
+    pub probe: Option<Probe>,
+    /// Processors it may use, if that is known better than by its affinity.
+    pub cores: Option<f64>,
+    /// A backend that is not one of ours.
+    pub direct: Option<Target>,
+    /// What our backends have counted.
+    pub stats: &'world (dyn Fn() -> BTreeMap<String, Stats> + Send + Sync),
+}
+
 /// Looks for the knee. Also returns everything that was measured at the last rate that passed, or at the last one.
 pub async fn explore(
     section: &CapacitySection,
     plan: &RunPlan,
-    probe: Option<Probe>,
-    cores: Option<f64>,
-    stats: impl Fn() -> BTreeMap<String, Stats>,
+    subject: &Subject<'_>,
     stop: &watch::Receiver<bool>,
     say: &(dyn Fn(&str) + Send + Sync),
 ) -> io::Result<(CapacityReport, RunPlan, Measurement)> {
-    let direct = match &section.direct {
-        Some(direct) => Some(Target::resolve(direct, false).await.map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?),
-        None => None,
-    };
+    let Subject { probe, cores, .. } = *subject;
     let mut search = Search::new(section.start, section.most, section.precision);
     let mut steps: Vec<CapacityStep> = Vec::new();
     let mut kept: Option<(bool, RunPlan, Measurement)> = None;
@@ -114,7 +121,7 @@ pub async fn explore(
         && !*stop.borrow()
     {
         let plan = RunPlan { rate, duration: section.step, seed: plan.seed + steps.len() as u64, ..plan.clone() };
-        let (evidence, measurement) = measure(&plan, direct.as_ref(), probe, &stats).await?;
+        let (evidence, measurement) = measure(&plan, subject).await?;
         let passed = evidence.failed == 0 && evidence.p99_us <= u64::try_from(section.p99.as_micros()).unwrap_or(u64::MAX);
         say(&format!("{rate:.0} per second: {}, 99 % within {}, {} failed", if passed { "passed" } else { "too much" }, readable(evidence.p99_us), evidence.failed));
         search.found(rate, passed);
@@ -145,10 +152,11 @@ pub async fn explore(
     Ok((CapacityReport { knee, bottleneck, sentence, steps }, plan, measurement))
 }
 
-async fn measure(plan: &RunPlan, direct: Option<&Target>, probe: Option<Probe>, stats: &impl Fn() -> BTreeMap<String, Stats>) -> io::Result<(Evidence, Measurement)> {
+async fn measure(plan: &RunPlan, subject: &Subject<'_>) -> io::Result<(Evidence, Measurement)> {
+    let Subject { probe, stats, .. } = *subject;
     let counted = stats();
     let before = Moment::look(probe);
-    let beside = match direct {
+    let beside = match &subject.direct {
         Some(target) => Some(Driver::start(RunPlan { rate: DIRECT_RATE, duration: plan.duration, timeout: plan.timeout, ..RunPlan::to(target.clone()) })?),
         None => None,
     };

@@ -89,17 +89,15 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
         allow_remote: arguments.allow_remote,
     };
     let (end, stop) = watch::channel(false);
-    tokio::spawn(async move {
-        if interrupted().await.is_ok() {
-            say("interrupted: finishing what was released");
-            end.send_replace(true);
-        }
-        // The channel must not end before the scenario does.
-        std::future::pending::<()>().await;
-        drop(end);
-    });
     let stage = Stage { say: &say, follows: io::stderr().is_terminal(), stop };
-    let outcome = play(&scenario, name, &text, &surroundings, &stage).await?;
+    let outcome = tokio::select! {
+        outcome = play(&scenario, name, &text, &surroundings, &stage) => outcome?,
+        abandoned = twice_interrupted(&end) => {
+            // What was started ends with the future that was dropped.
+            abandoned?;
+            return Err(io::Error::other("interrupted twice: abandoned").into());
+        }
+    };
 
     if arguments.json {
         write_out(&format!("{}\n", serde_json::to_string_pretty(&outcome).map_err(io::Error::other)?))?;
@@ -120,6 +118,14 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
         say(&line);
     }
     Ok(ExitCode::from(1))
+}
+
+/// The first interruption ends the load, the second one everything.
+async fn twice_interrupted(end: &watch::Sender<bool>) -> io::Result<()> {
+    interrupted().await?;
+    say("interrupted: finishing what was released");
+    end.send_replace(true);
+    interrupted().await
 }
 
 fn failures(outcome: &Outcome) -> Vec<String> {

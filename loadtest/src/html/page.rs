@@ -29,6 +29,7 @@ svg { width: 100%; height: auto; display: block; } .grid { stroke: var(--edge); 
 .line.failed { stroke: var(--bad); } .key.failed::before { background: var(--bad); } .bar.failed, .dot.failed { fill: var(--bad); }
 .line.p50 { stroke: var(--p50); } .key.p50::before { background: var(--p50); } .bar.p50, .dot.p50 { fill: var(--p50); }
 .line.p99 { stroke: var(--p99); } .key.p99::before { background: var(--p99); } .bar.p99, .dot.p99 { fill: var(--p99); }
+details section { border: 0; padding: 0; margin: 6px 0 14px; }
 summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; font-size: 12.5px; line-height: 1.4; background: var(--page); padding: 10px; border-radius: 6px; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(280px, 1fr)); gap: 0 28px; }
 @media print { section { break-inside: avoid; } }

@@ -187,11 +187,14 @@ fn over_time(out: &mut String, run: &RunOutcome) {
         "Requests per second",
         Scale::Linear,
         &|value| format!("{value:.0}"),
-        vec![
+        [
             line("legacy", "legacy", points(&|step| step.legacy as f64 / width)),
             line("new", "new", points(&|step| step.new as f64 / width)),
             line("without a side", "other", points(&|step| step.unnamed as f64 / width)),
-        ],
+        ]
+        .into_iter()
+        .filter(|series| series.points.iter().any(|(_, rate)| *rate > 0.0))
+        .collect(),
     ));
     out.push_str(&chart(
         "Latency from the intended start",

@@ -167,7 +167,7 @@ pub fn over_runs(runs: &[RunOutcome]) -> Vec<OverRuns> {
         ("bad answers", "", Box::new(move |run| Some(since(run)?.bad_answers as f64))),
         ("users hurt", "", Box::new(move |run| Some(since(run)?.users_hurt as f64))),
         ("time to zero", "ms", Box::new(move |run| Some(since(run)?.time_to_zero_ms))),
-        ("step with the fault", "ms", Box::new(|run| run.steps.iter().find(|step| step.fault).map(|step| step.end_ms - step.begin_ms))),
+        ("fault to end of its step", "ms", Box::new(|run| run.steps.iter().find(|step| step.fault).map(|step| step.end_ms - step.begin_ms))),
         ("failed requests", "", Box::new(|run| Some(run.report.failures.requests as f64))),
         ("latency p50", "ms", Box::new(|run| Some(run.report.latency.p50_us as f64 / 1e3))),
         ("latency p99", "ms", Box::new(|run| Some(run.report.latency.p99_us as f64 / 1e3))),

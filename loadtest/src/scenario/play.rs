@@ -5,7 +5,7 @@ use super::file::Scenario;
 use super::outcome::{self, Outcome, PartOutcome, RunOutcome};
 use super::steps;
 use super::world::{Surroundings, World};
-use crate::driver::{Driver, Measurement, RunPlan};
+use crate::driver::{Driver, Measurement, RunPlan, Target};
 use crate::probe::sample;
 use crate::report::timeline::Timeline;
 use crate::report::{Report, Times};
@@ -88,7 +88,12 @@ async fn run_in(world: &World, scenario: &Scenario, seed: u64, stage: &Stage<'_>
     let sampling = tokio::spawn(sample(world.probe, start, every, ended.clone()));
 
     if let Some(section) = &scenario.capacity {
-        let (capacity, plan, mut measurement) = capacity::explore(section, &plan, world.probe, world.cores, || world.stats(), &stage.stop, stage.say).await?;
+        let direct = match &section.direct {
+            Some(direct) => Some(Target::resolve(direct, world.allows_remote()).await.map_err(invalid)?),
+            None => None,
+        };
+        let subject = capacity::Subject { probe: world.probe, cores: world.cores, direct, stats: &|| world.stats() };
+        let (capacity, plan, mut measurement) = capacity::explore(section, &plan, &subject, &stage.stop, stage.say).await?;
         end.send_replace(true);
         let samples = sampling.await.map_err(io::Error::other)?;
         measurement.sort();

@@ -86,13 +86,14 @@ pub async fn play(scenario: &Scenario, world: &World, start: Instant, mut stop: 
     let mut done: Vec<StepDone> = Vec::new();
     let mut certificates = JoinSet::new();
     for (at, _, step) in scenario.timetable() {
-        tokio::select! {
+        let in_time = tokio::select! {
             biased;
-            () = stopped(&mut stop) => break,
-            () = tokio::time::sleep_until((start + at).into()) => {}
-        }
+            () = stopped(&mut stop) => false,
+            () = tokio::time::sleep_until((start + at).into()) => true,
+        };
         let begin = start.elapsed();
         let outcome = match filled(step, &world.names) {
+            Ok(_) if !in_time => Err(io::Error::other("not done: the load ended before its turn came")),
             Ok(step) => act(&step, scenario, world).await,
             Err(error) => Err(io::Error::other(error)),
         };
@@ -111,12 +112,12 @@ pub async fn play(scenario: &Scenario, world: &World, start: Instant, mut stop: 
             planned_ms: at.as_secs_f64() * 1e3,
             begin_ms: begin.as_secs_f64() * 1e3,
             end_ms: end.as_secs_f64() * 1e3,
-            moves: step.moves,
-            fault: step.is_fault(),
+            moves: step.moves.filter(|_| in_time),
+            fault: in_time && step.is_fault(),
             failed,
             settled: nanoseconds(end + step.settle),
             begin: nanoseconds(begin),
-            percent: step.percent,
+            percent: step.percent.filter(|_| in_time),
         });
     }
     while let Some(looked) = certificates.join_next().await {

@@ -280,7 +280,7 @@ impl World {
 
     /// Ends everything.
     pub async fn end(mut self) {
-        // SIGTERM first, for what a proxy has to write down; then the handle kills it.
+        // SIGINT first, for what a proxy has to write down; then the handle kills it.
         let _ = self.signal(rustix::process::Signal::INT);
         if let Some(mut proxy) = self.proxy.take() {
             let _ = tokio::time::timeout(GRACE, proxy.wait()).await;

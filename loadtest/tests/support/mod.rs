@@ -44,6 +44,7 @@ pub fn user_of(request: &Request<Incoming>) -> String {
 }
 
 /// 400 requests of 40 users over 4 connections, with a timeout that no test waits for.
+#[allow(dead_code)] // Each test binary compiles this module; not all of them use all of it.
 pub async fn plan(address: SocketAddr) -> RunPlan {
     RunPlan {
         path: PathAndQuery::from_static("/checkout?step=1"),
@@ -58,6 +59,7 @@ pub async fn plan(address: SocketAddr) -> RunPlan {
 }
 
 /// Runs a plan to its end.
+#[allow(dead_code)] // As above.
 pub async fn run(plan: &RunPlan) -> Report {
     let driver = Driver::start(plan.clone()).expect("a run");
     Report::new(plan, driver.finish().await.expect("a measurement"))
