@@ -113,7 +113,7 @@ impl Chart<'_> {
         let values = || self.series.iter().flat_map(|series| series.points.iter().map(|(_, y)| *y)).filter(|y| y.is_finite());
         let high = values().fold(0.0, f64::max);
         match self.scale {
-            Scale::Linear => (0.0, if high > 0.0 { ceiling(high) } else { 1.0 }),
+            Scale::Linear => (0.0, if high > 0.0 { ceiling(high, &ENDS) } else { 1.0 }),
             Scale::Log => {
                 let low = values().filter(|y| *y > 0.0).fold(f64::INFINITY, f64::min);
                 if !low.is_finite() {
@@ -160,7 +160,7 @@ impl Chart<'_> {
     }
 
     fn found_ticks(&self) -> Vec<(f64, String)> {
-        let step = ceiling((self.x.1 - self.x.0) / 10.0);
+        let step = ceiling((self.x.1 - self.x.0) / 12.0, &[1.0, 2.0, 5.0, 10.0]);
         (0..=12).map(|n| self.x.0 + step * f64::from(n)).take_while(|x| *x <= self.x.1 + step * 1e-6).map(|x| (x, (self.x_words)(x))).collect()
     }
 
@@ -211,15 +211,18 @@ impl Chart<'_> {
     }
 }
 
-/// The next number of 1, 2, 2.5, 5 times a power of ten.
-fn ceiling(value: f64) -> f64 {
+/// Where an axis may end, times a power of ten: its quarters are read easily.
+const ENDS: [f64; 7] = [1.0, 2.0, 2.5, 4.0, 5.0, 8.0, 10.0];
+
+/// The next of these numbers times a power of ten.
+fn ceiling(value: f64, numbers: &[f64]) -> f64 {
     let power = 10_f64.powf(value.log10().floor());
-    [1.0, 2.0, 2.5, 4.0, 5.0, 8.0, 10.0].into_iter().map(|step| step * power).find(|step| *step >= value * 0.999_999).unwrap_or(value)
+    numbers.iter().map(|step| step * power).find(|step| *step >= value * 0.999_999).unwrap_or(value)
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Chart, Mark, Scale, Series, Shape, ceiling};
+    use super::{Chart, ENDS, Mark, Scale, Series, Shape, ceiling};
 
     fn chart(scale: Scale, points: Vec<(f64, f64)>) -> String {
         let words = |value: f64| format!("{value:.0}");
@@ -251,7 +254,7 @@ mod tests {
     #[test]
     fn axes_end_at_round_numbers() {
         for (value, end) in [(1.0, 1.0), (1.1, 2.0), (2.1, 2.5), (31.0, 40.0), (99.0, 100.0), (0.03, 0.04)] {
-            assert!((ceiling(value) - end).abs() < 1e-9, "{value}: {}", ceiling(value));
+            assert!((ceiling(value, &ENDS) - end).abs() < 1e-9, "{value}: {}", ceiling(value, &ENDS));
         }
     }
 }

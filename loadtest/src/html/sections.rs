@@ -155,7 +155,13 @@ fn numbers(out: &mut String, run: &RunOutcome) {
     for part in &run.parts {
         rows.push(vec![
             format!("part {}", part.name),
-            format!("{} to {}: {} requests, {} failed", seconds(part.from_ms / 1e3), seconds(part.to_ms / 1e3), part.requests, part.failed),
+            format!(
+                "{}: {} requests, {} failed, 99 % within {} in the median second",
+                part.windows_ms.iter().map(|(from, to)| format!("{} to {}", seconds(from / 1e3), seconds(to / 1e3))).collect::<Vec<_>>().join(", "),
+                part.requests,
+                part.failed,
+                readable(part.typical_p99_us)
+            ),
         ]);
     }
     table(out, &["", ""], rows.into_iter());

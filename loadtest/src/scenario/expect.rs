@@ -49,6 +49,8 @@ pub struct Ratio {
     pub to: String,
     /// At most; reported only, when absent.
     pub most: Option<f64>,
+    /// Of the median second of each part, at most: what is left when the machine had other work now and then.
+    pub most_typical: Option<f64>,
 }
 
 /// One thing that was asked, and the answer.
@@ -116,14 +118,26 @@ impl Expect {
             say("p99", Some(u128::from(p99) <= most.as_micros()), format!("99 % of answers within {}{}", readable(p99), limit(Some(format!("{most:?}")))));
         }
         if let Some(ratio) = &self.p99_ratio {
-            let p99 = |name: &str| run.parts.iter().find(|part| part.name == name).map(|part| part.latency.p99_us);
-            match (p99(&ratio.part), p99(&ratio.to)) {
-                (Some(part), Some(to)) if to > 0 => {
-                    let found = part as f64 / to as f64;
-                    let sentence = format!("99 % within {} in {}, {} in {}: {found:.2} times{}", readable(part), ratio.part, readable(to), ratio.to, limit(ratio.most));
-                    say("p99 ratio", ratio.most.map(|most| found <= most), sentence);
+            let part = |name: &str| run.parts.iter().find(|part| part.name == name && part.latency.p99_us > 0 && part.typical_p99_us > 0);
+            match part(&ratio.part).zip(part(&ratio.to)) {
+                Some((part, to)) => {
+                    let whole = part.latency.p99_us as f64 / to.latency.p99_us as f64;
+                    let typical = part.typical_p99_us as f64 / to.typical_p99_us as f64;
+                    let sentence = format!(
+                        "99 % within {} in {}, {} in {}: {whole:.2} times{}; in the median second {} against {}: {typical:.2} times{}",
+                        readable(part.latency.p99_us),
+                        ratio.part,
+                        readable(to.latency.p99_us),
+                        ratio.to,
+                        limit(ratio.most),
+                        readable(part.typical_p99_us),
+                        readable(to.typical_p99_us),
+                        limit(ratio.most_typical)
+                    );
+                    let holds = [ratio.most.map(|most| whole <= most), ratio.most_typical.map(|most| typical <= most)].into_iter().flatten().reduce(|one, other| one && other);
+                    say("p99 ratio", holds, sentence);
                 }
-                _ => say("p99 ratio", Some(false), format!("{} or {} had no answers", ratio.part, ratio.to)),
+                None => say("p99 ratio", Some(false), format!("{} or {} had no answers", ratio.part, ratio.to)),
             }
         }
         if let Some(websockets) = &run.websockets {
@@ -131,14 +145,11 @@ impl Expect {
             let sentence = format!("{} WebSockets opened, {} refused, {lost} ended before we closed them", websockets.opened, websockets.refused.values().sum::<u64>());
             say("websockets", self.websockets_lost.map(|most| lost <= most && websockets.refused.is_empty()), sentence + &limit(self.websockets_lost));
         }
-        if let Some(growth) = run.memory_growth_mib() {
-            say(
-                "memory",
-                self.memory_growth_mib.map(|most| growth <= most),
-                format!("the proxy grew by {growth:.1} MiB after the first tenth of the run{}", limit(self.memory_growth_mib)),
-            );
-        } else if self.memory_growth_mib.is_some() {
-            say("memory", Some(false), "the memory of the proxy is not known".to_owned());
+        if let Some(most) = self.memory_growth_mib {
+            match run.memory_growth_mib() {
+                Some(growth) => say("memory", Some(growth <= most), format!("the proxy grew by {growth:.1} MiB after the first tenth of the run{}", limit(Some(most)))),
+                None => say("memory", Some(false), "how much memory the proxy held is not known".to_owned()),
+            }
         }
         if let Some(capacity) = &run.capacity {
             let holds = self.bottleneck.map(|expected| capacity.bottleneck == Some(expected));

@@ -205,7 +205,7 @@ pub struct HashSection {
     pub percent: Percent,
 }
 
-/// A stretch of the run.
+/// A stretch of the run. Those of one name are one part.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
@@ -217,6 +217,20 @@ pub struct Part {
     /// Its end.
     #[serde(deserialize_with = "values::duration")]
     pub to: Duration,
+    /// How often, as one part: quiet and storm that take turns see the same machine.
+    #[serde(default = "one")]
+    pub repeat: u32,
+    /// Time from one begin to the next.
+    #[serde(default, deserialize_with = "values::some_duration")]
+    pub every: Option<Duration>,
+}
+
+impl Part {
+    /// Its windows, in the order of time.
+    pub fn windows(&self) -> impl Iterator<Item = (Duration, Duration)> {
+        let every = self.every.unwrap_or_default();
+        (0..self.repeat).map(move |number| (self.from + every * number, self.to + every * number))
+    }
 }
 
 /// Something that happens meanwhile: at most one of `dial`, `edit`, `write`, `command`, `request`, `signal` and `certificate`.
@@ -379,8 +393,10 @@ impl Scenario {
         }
         for part in &self.part {
             let one = part.get_ref();
-            if one.from >= one.to || one.to > self.load.duration {
-                return Some((Some(part.span()), format!("expected a part that begins before it ends, within the {:?} of the load", self.load.duration)));
+            let repeats = one.repeat > 0 && (one.repeat == 1 || one.every.is_some_and(|every| !every.is_zero()));
+            if one.from >= one.to || !repeats || one.windows().any(|(_, to)| to > self.load.duration) {
+                let message = format!("expected a part that begins before it ends, within the {:?} of the load, and every = \"...\" beside repeat", self.load.duration);
+                return Some((Some(part.span()), message));
             }
         }
         if let Some((one, name)) = self.expect.parts().find_map(|name| (!self.part.iter().any(|part| part.get_ref().name == name)).then_some(("[expect]", name))) {

@@ -18,6 +18,8 @@ use std::time::Duration;
 const LATE_US: u64 = 1_000;
 /// A wait for a connection that is more than an unlucky moment.
 const FULL_US: u64 = 50_000;
+/// In nanoseconds.
+const SECOND: u64 = 1_000_000_000;
 const MIB: f64 = 1024.0 * 1024.0;
 
 /// What came out of a scenario.
@@ -77,35 +79,44 @@ pub struct RunOutcome {
     pub hgrm: String,
 }
 
-/// A stretch of a run.
+/// A stretch of a run, or several of one name.
 #[derive(Debug, Clone, Serialize)]
 pub struct PartOutcome {
     /// Its name.
     pub name: String,
-    /// Its begin.
-    pub from_ms: f64,
-    /// Its end.
-    pub to_ms: f64,
+    /// Begins and ends in milliseconds.
+    pub windows_ms: Vec<(f64, f64)>,
     /// Requests that were to start in it.
     pub requests: u64,
     /// Those that failed.
     pub failed: u64,
     /// Latency from the intended start.
     pub latency: Quantiles,
+    /// The 99th percentile of its median second: a few seconds in which the machine had other work do not move it.
+    pub typical_p99_us: u64,
 }
 
 impl PartOutcome {
-    /// Of the records that were to start within these times.
-    pub fn of(name: &str, from: Duration, to: Duration, records: &[Record]) -> Self {
-        let (begin, end) = (crate::driver::nanoseconds(from), crate::driver::nanoseconds(to));
-        let within = || records.iter().filter(|record| (begin..end).contains(&record.intended));
+    /// Of the records that were to start within these windows.
+    pub fn of(name: &str, windows: &[(Duration, Duration)], records: &[Record]) -> Self {
+        let bounds: Vec<(u64, u64)> = windows.iter().map(|(from, to)| (crate::driver::nanoseconds(*from), crate::driver::nanoseconds(*to))).collect();
+        // Each record with the second of its window, counted over all windows.
+        let mut seconds: BTreeMap<(usize, u64), Vec<&Record>> = BTreeMap::new();
+        for record in records {
+            if let Some(window) = bounds.iter().position(|(begin, end)| (*begin..*end).contains(&record.intended)) {
+                seconds.entry((window, (record.intended - bounds[window].0) / SECOND)).or_default().push(record);
+            }
+        }
+        let within = || seconds.values().flatten();
+        let mut by_second: Vec<u64> = seconds.values().map(|records| Times::of(records.iter().filter_map(|record| record.latency())).quantiles().p99_us).collect();
+        by_second.sort_unstable();
         Self {
             name: name.to_owned(),
-            from_ms: from.as_secs_f64() * 1e3,
-            to_ms: to.as_secs_f64() * 1e3,
+            windows_ms: windows.iter().map(|(from, to)| (from.as_secs_f64() * 1e3, to.as_secs_f64() * 1e3)).collect(),
             requests: within().count() as u64,
             failed: within().filter(|record| record.outcome.is_failure()).count() as u64,
-            latency: Times::of(within().filter_map(Record::latency)).quantiles(),
+            latency: Times::of(within().filter_map(|record| record.latency())).quantiles(),
+            typical_p99_us: by_second.get(by_second.len() / 2).copied().unwrap_or(0),
         }
     }
 }
@@ -188,7 +199,29 @@ impl OverRuns {
 
 #[cfg(test)]
 mod tests {
-    use super::OverRuns;
+    use super::{OverRuns, PartOutcome};
+    use crate::driver::{Outcome, Record};
+    use http::StatusCode;
+    use std::time::Duration;
+
+    #[test]
+    fn a_part_of_several_windows_is_measured_as_one_and_by_its_median_second() {
+        let record = |at_ms: u64, took_ms: u64| Record {
+            user: 1,
+            outcome: Outcome::Answered { status: StatusCode::OK, side: None },
+            intended: at_ms * 1_000_000,
+            released: at_ms * 1_000_000,
+            sent: Some(at_ms * 1_000_000),
+            finished: (at_ms + took_ms) * 1_000_000,
+        };
+        let records = [record(100, 1), record(1_100, 900), record(2_500, 500), record(5_000, 3), record(5_999, 4), record(6_000, 800)];
+        let windows = [(Duration::ZERO, Duration::from_secs(2)), (Duration::from_secs(5), Duration::from_secs(6))];
+        let part = PartOutcome::of("quiet", &windows, &records);
+        assert_eq!((part.requests, part.failed), (4, 0));
+        assert!(part.latency.p99_us > 890_000, "{part:?}");
+        assert!((3_900..4_100).contains(&part.typical_p99_us), "{part:?}");
+        assert_eq!(PartOutcome::of("none", &windows, &[]).typical_p99_us, 0);
+    }
 
     #[test]
     fn the_median_of_an_even_number_is_between_the_middle_two() {

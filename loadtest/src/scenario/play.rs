@@ -161,14 +161,7 @@ fn measured(scenario: &Scenario, plan: &RunPlan, measurement: &Measurement, step
         timeline: Timeline::of(&measurement.records, plan.duration),
         curve: latencies.curve(),
         hgrm: latencies.hgrm(),
-        parts: scenario
-            .part
-            .iter()
-            .map(|part| {
-                let part = part.get_ref();
-                PartOutcome::of(&part.name, part.from, part.to, &measurement.records)
-            })
-            .collect(),
+        parts: parts(scenario, measurement),
         steps,
         samples: Vec::new(),
         backends: std::collections::BTreeMap::new(),
@@ -176,6 +169,18 @@ fn measured(scenario: &Scenario, plan: &RunPlan, measurement: &Measurement, step
         slow: Vec::new(),
         capacity: None,
     }
+}
+
+/// The parts in the order of the file, those of one name as one.
+fn parts(scenario: &Scenario, measurement: &Measurement) -> Vec<PartOutcome> {
+    let mut windows: Vec<(&str, Vec<(Duration, Duration)>)> = Vec::new();
+    for part in scenario.part.iter().map(toml::Spanned::get_ref) {
+        match windows.iter_mut().find(|(name, _)| *name == part.name) {
+            Some((_, windows)) => windows.extend(part.windows()),
+            None => windows.push((&part.name, part.windows().collect())),
+        }
+    }
+    windows.into_iter().map(|(name, windows)| PartOutcome::of(name, &windows, &measurement.records)).collect()
 }
 
 fn plan(scenario: &Scenario, world: &World, seed: u64) -> RunPlan {

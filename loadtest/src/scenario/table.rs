@@ -50,11 +50,12 @@ impl fmt::Display for Outcome {
             for part in &run.parts {
                 writeln!(
                     formatter,
-                    "{:<15}{}: p50 {}, p99 {}, {} requests, {} failed",
+                    "{:<15}{}: p50 {}, p99 {} ({} in the median second), {} requests, {} failed",
                     "part",
                     part.name,
                     readable(part.latency.p50_us),
                     readable(part.latency.p99_us),
+                    readable(part.typical_p99_us),
                     part.requests,
                     part.failed
                 )?;
