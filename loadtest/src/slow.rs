@@ -2,6 +2,9 @@
 //!
 //! They come beside the load, at a stated time, and come back when they are cut off. How long a target bears each kind is counted; what it does to the others is for
 //! the load to show, by the parts of the run before and during.
+//!
+//! A slow reader learns that it was cut off only when it has read what is still under way, which is megabytes in the buffers of two kernels: that count says little, the
+//! target's own log says when.
 
 use crate::driver::{Connector, Protocol, RunPlan};
 use crate::report::{Quantiles, Times};
@@ -15,6 +18,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+/// Time from one client to the next when they come: a crowd at the door would be another test.
+const STAGGER: Duration = Duration::from_millis(20);
 /// Pause after a connection that ended, before the client comes back.
 const AGAIN: Duration = Duration::from_millis(200);
 /// Bytes that a slow reader takes at a time.
@@ -97,8 +102,8 @@ pub async fn crowd(section: &SlowSection, plan: &RunPlan, mut stop: watch::Recei
     for (kind, name, clients) in [(Kind::Head, "heads", section.heads), (Kind::Reader, "readers", section.readers), (Kind::Idle, "idle", section.idle)] {
         let mut lives = JoinSet::new();
         let request = Arc::new(format!("GET /?bytes={} HTTP/1.1\r\nhost: {}\r\n", section.bytes, plan.target.authority()));
-        for _ in 0..clients {
-            lives.spawn(live(kind, Arc::clone(&connector), Arc::clone(&request), section.pause, stop.clone()));
+        for number in 0..clients {
+            lives.spawn(live(kind, Arc::clone(&connector), Arc::clone(&request), section.pause, STAGGER * number, stop.clone()));
         }
         kinds.push((name, clients, lives));
     }
@@ -121,8 +126,12 @@ pub async fn crowd(section: &SlowSection, plan: &RunPlan, mut stop: watch::Recei
     Ok(reports)
 }
 
-async fn live(kind: Kind, connector: Arc<Connector>, request: Arc<String>, pause: Duration, mut stop: watch::Receiver<bool>) -> Life {
+async fn live(kind: Kind, connector: Arc<Connector>, request: Arc<String>, pause: Duration, after: Duration, mut stop: watch::Receiver<bool>) -> Life {
     let mut life = Life::default();
+    tokio::select! {
+        () = stopped(&mut stop) => return life,
+        () = tokio::time::sleep(after) => {}
+    }
     while !*stop.borrow() {
         match connector.wire().await {
             Err(_) => life.refused += 1,

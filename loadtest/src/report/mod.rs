@@ -8,7 +8,7 @@
 //!   failed are not in it: a fast refusal would flatter the percentiles.
 //! - *Switches* of a user are found in the order in which its requests were sent. Where two requests
 //!   were in flight together that order proves nothing about the order of decisions, so such a
-//!   switch counts as `overlapping`, without a direction. What a step of a scenario explains is in [`history`] and [`stickiness`].
+//!   switch counts as `overlapping`, without a direction. What a step of a scenario explains is said in [`history`] and [`Stickiness`].
 //! - *Shares* come with the 99.9 % Wilson interval. For users the expectation is the percentage
 //!   itself. For requests it is the share of this population that the hash puts on new: requests are
 //!   drawn from a fixed population, so the luck of the hash with these users is no news there.
