@@ -67,6 +67,8 @@ pub struct Evidence {
     pub late_p99_us: u64,
     /// From the release to a connection.
     pub wait_us: f64,
+    /// Its 99th percentile.
+    pub wait_p99_us: u64,
     /// From a connection to the end of the answer.
     pub exchange_us: Option<f64>,
     /// In the backend.
@@ -112,13 +114,14 @@ pub fn name(base: Option<&Evidence>, broken: &Evidence, limits: &Limits) -> (Bot
     if let Some(base) = base
         && let Some(before) = base.exchange_us
     {
-        if exchange <= GROWN * before && broken.wait_us > base.wait_us + before / 2.0 && broken.wait_us > exchange / 2.0 {
+        if exchange <= GROWN * before && broken.wait_p99_us as f64 >= MOSTLY * broken.p99_us as f64 {
             return (
                 Bottleneck::Generator,
                 format!(
-                    "its {} connections were all busy: requests waited {} for one, and an exchange took {} as it did without load",
+                    "its {} connections were all busy: 99 % of requests had one within {}, of the {} that they took, and an exchange took {} as it did without load",
                     limits.in_flight,
-                    time(broken.wait_us),
+                    readable(broken.wait_p99_us),
+                    readable(broken.p99_us),
                     time(exchange)
                 ),
             );
@@ -254,7 +257,7 @@ mod tests {
     #[test]
     fn the_generator_is_named_when_its_connections_are_few_or_it_is_late() {
         check(
-            Evidence { p99_us: 90_000, wait_us: 80_000.0, exchange_us: Some(520.0), most_in_backend: Some(128), ..gentle() },
+            Evidence { p99_us: 90_000, wait_us: 8_000.0, wait_p99_us: 80_000, exchange_us: Some(520.0), most_in_backend: Some(128), ..gentle() },
             Bottleneck::Generator,
             "128 connections were all busy",
         );

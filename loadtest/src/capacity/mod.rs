@@ -178,13 +178,18 @@ async fn measure(plan: &RunPlan, subject: &Subject<'_>) -> io::Result<(Evidence,
         refused: failures(&bottleneck::is_refusal),
         requests: records.len() as u64,
         late_p99_us: Times::of(records.iter().map(|record| record.released.saturating_sub(record.intended))).quantiles().p99_us,
-        wait_us: mean(records.iter().map(|record| record.sent.unwrap_or(record.finished).saturating_sub(record.released))).unwrap_or(0.0),
+        wait_us: mean(records.iter().map(wait)).unwrap_or(0.0),
+        wait_p99_us: Times::of(records.iter().map(wait)).quantiles().p99_us,
         exchange_us: mean(records.iter().filter_map(exchange)),
         service_us,
         most_in_backend: counted_most(&stats()),
         used,
     };
     Ok((evidence, measurement))
+}
+
+fn wait(record: &Record) -> u64 {
+    record.sent.unwrap_or(record.finished).saturating_sub(record.released)
 }
 
 fn exchange(record: &Record) -> Option<u64> {
