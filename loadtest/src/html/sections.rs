@@ -224,6 +224,7 @@ fn over_time(out: &mut String, run: &RunOutcome) {
             &|value| format!("{value:.2}"),
             vec![
                 line("proxy", "p99", used(&|sample| Some(sample.used.proxy?.busy))),
+                line("proxy, waited for", "other", used(&|sample| Some(sample.used.proxy?.starved))),
                 line("generator", "p50", used(&|sample| Some(sample.used.generator?.busy))),
                 line("sample backends", "legacy", used(&|sample| Some(sample.used.backends?.busy))),
             ],

@@ -134,6 +134,9 @@ impl RunOutcome {
                 readable(latency)
             ));
         }
+        if let Some((busy, starved)) = self.mean_proxy_cores().filter(|(busy, starved)| self.capacity.is_none() && starved > busy) {
+            return Some(format!("latencies are not to be trusted: the proxy used {busy:.2} processors and waited for {starved:.2}, so this machine has other work"));
+        }
         (self.capacity.is_none() && waited > FULL_US && waited > latency / 2).then(|| {
             format!(
                 "latencies are mostly waiting: all {} connections were busy for up to {} (99 %), so the target, or this machine, was full; ask for less",
@@ -141,6 +144,13 @@ impl RunOutcome {
                 readable(waited)
             )
         })
+    }
+
+    /// Processors that the proxy used and waited for, over the samples; none if that is not known.
+    fn mean_proxy_cores(&self) -> Option<(f64, f64)> {
+        let cores: Vec<_> = self.samples.iter().filter_map(|sample| sample.used.proxy).collect();
+        let mean = |read: &dyn Fn(&crate::probe::Cores) -> f64| cores.iter().map(read).sum::<f64>() / cores.len() as f64;
+        (!cores.is_empty()).then(|| (mean(&|one| one.busy), mean(&|one| one.starved)))
     }
 
     /// How much more memory the proxy held at the end than after the first tenth of the run; none if that is not known.
