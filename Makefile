@@ -15,7 +15,7 @@ BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
 TEST_TOOLS := nginx:nginx-light haproxy:haproxy wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus valgrind:valgrind
 PEER_TOOLS := nginx:nginx-light haproxy:haproxy strace:strace
 
-.PHONY: instructions instruction-limits help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
+.PHONY: load scenario scenarios instructions instruction-limits help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -32,6 +32,7 @@ test: packages lint unit doc ## everything: format, lints, tests, documents, dem
 	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
 	$(MAKE) --no-print-directory eyes CUTOVER=target/debug/cutover ARGS="--short"
+	$(MAKE) --no-print-directory scenarios CUTOVER=target/debug/cutover
 	$(MAKE) --no-print-directory instruction-limits
 	target/debug/cutover-loadtest peers --short --cutover target/debug/cutover --minipingora target/debug/minipingora >/dev/null
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
@@ -62,6 +63,18 @@ edge: packages ## clients and servers of others: curl, nghttp2, openssl, grpcio,
 eyes: packages ## dashboards, alerts and runbook against a real Prometheus and a breach (ARGS="--short", "--pictures docs/pictures")
 	@test -x $(CUTOVER) -a -x $(CUTOVER)-loadtest || $(CARGO) build $(if $(findstring debug,$(CUTOVER)),,--release) --locked -p cutover -p cutover-loadtest
 	python3 loadtest/acceptance/eyes.py --cutover $(CUTOVER) $(ARGS)
+
+LOADTEST = $(if $(findstring debug,$(CUTOVER)),target/debug,target/release)/cutover-loadtest
+load: build-packages ## load with stable users on TARGET (ARGS="--rps 2000 --html load.html"): see loadtest/README.md
+	$(CARGO) run --release --quiet --locked -p cutover-loadtest -- run --target $(or $(TARGET),http://127.0.0.1:8080) $(ARGS)
+
+scenario: build-packages ## one scenario against the release binary: NAME=breach (ARGS="--runs 20 --html breach.html"); without NAME a list of them
+	@test -z "$(NAME)" -o -x $(CUTOVER) || $(CARGO) build --release --locked -p cutover
+	$(CARGO) run --release --quiet --locked -p cutover-loadtest -- scenario $(NAME) --cutover $(CUTOVER) $(ARGS)
+
+scenarios: build-packages ## every scenario in a short form with --assert; no numbers are judged (CUTOVER=target/debug/cutover)
+	@test -x $(CUTOVER) -a -x $(LOADTEST) || $(CARGO) build $(if $(findstring debug,$(CUTOVER)),,--release) --locked -p cutover -p cutover-loadtest
+	python3 loadtest/acceptance/load.py --cutover $(CUTOVER) --loadtest $(LOADTEST) $(ARGS)
 
 bench: build-packages ## decision, recorder, tick and gate (criterion)
 	$(CARGO) bench --locked -p cutover-benches $(ARGS)

@@ -1,16 +1,22 @@
-//! Load kit of Cutover: sample backends with a fault dial, and an open-loop generator that checks
-//! stickiness while it measures.
+//! Load kit of Cutover: sample backends with a fault dial, an open-loop generator that checks
+//! stickiness while it measures, and scenarios that put both to a purpose.
 //!
 //! The kit is a black box beside the proxy. It imports none of the proxy's crates, so that its
 //! opinion of who belongs on which side ([`users::Oracle`]) is a second, independent one: a mistake
-//! in the proxy's hash cannot repeat itself here unnoticed.
-//!
-//! Deliberately absent: scenarios, HTTP/2 and TLS, and any control of the proxy itself.
+//! in the proxy's hash cannot repeat itself here unnoticed. For the same reason it can be used with any proxy.
 
 pub mod backend;
+pub mod calls;
+pub mod capacity;
 pub mod driver;
+pub mod html;
 #[cfg(target_os = "linux")]
 pub mod peers;
+pub mod probe;
 pub mod report;
+pub mod scenario;
+pub mod slow;
+pub mod stopping;
 pub mod units;
 pub mod users;
+pub mod websockets;

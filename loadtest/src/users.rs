@@ -118,7 +118,17 @@ impl Oracle {
 
     /// The side the user belongs on.
     pub fn side(&self, user: &str) -> Side {
-        if self.bucket(user) < u64::from(self.percent.thousandths()) { Side::New } else { Side::Legacy }
+        self.side_at(user, self.percent)
+    }
+
+    /// The side the user belongs on at another percentage.
+    pub fn side_at(&self, user: &str, percent: Percent) -> Side {
+        Self::side_of(self.bucket(user), percent)
+    }
+
+    /// The side of a bucket.
+    pub fn side_of(bucket: u64, percent: Percent) -> Side {
+        if bucket < u64::from(percent.thousandths()) { Side::New } else { Side::Legacy }
     }
 
     /// How many of the users `user-0` to `user-(population - 1)` belong on new.

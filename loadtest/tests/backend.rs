@@ -73,7 +73,9 @@ async fn the_dial_is_turned_shown_and_turned_back_over_its_control_path() {
 
     ask(&backend, "PUT /__dial", "{}").await;
     assert!(ask(&backend, "GET /", "").await.0.starts_with("HTTP/1.1 200"));
-    assert_eq!(ask(&backend, "GET /__stats", "").await.1, r#"{"requests":2,"statuses":{"200":1,"503":1},"hung":0,"reset":0}"#);
+    let stats: serde_json::Value = serde_json::from_str(&ask(&backend, "GET /__stats", "").await.1).expect("json");
+    assert_eq!(stats["statuses"], serde_json::json!({"200": 1, "503": 1}));
+    assert_eq!((&stats["requests"], &stats["hung"], &stats["reset"]), (&2.into(), &0.into(), &0.into()));
     backend.stop().await;
 }
 
@@ -139,4 +141,82 @@ async fn stopping_ends_requests_that_hang() {
 async fn a_name_that_no_header_can_carry_is_refused() {
     let error = Backend::start(BackendConfig::named("new\n")).await.expect_err("a wrong name");
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
+}
+
+#[tokio::test]
+async fn a_backend_that_refuses_is_out_of_reach_and_comes_back_on_the_same_port() {
+    let backend = start(|config| config.control = Some(([127, 0, 0, 1], 0).into())).await;
+    let control = backend.control().expect("a control port");
+    // A kept connection, to see it end.
+    let mut kept = TcpStream::connect(backend.address()).await.expect("a connection");
+    kept.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.expect("a request");
+    let mut first = [0; 12];
+    kept.read_exact(&mut first).await.expect("an answer");
+
+    let (head, shown) = exchange(control, "PUT /__dial", r#"{"refuse":true}"#).await.expect("control");
+    assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+    assert_eq!(shown, r#"{"refuse":true}"#);
+    assert_eq!(TcpStream::connect(backend.address()).await.expect_err("refused").kind(), ErrorKind::ConnectionRefused);
+    let mut rest = Vec::new();
+    // The end of the connection, orderly or not.
+    let _ = kept.read_to_end(&mut rest).await;
+    assert_eq!(exchange(control, "GET /__dial", "").await.expect("control").1, r#"{"refuse":true}"#);
+
+    exchange(control, "PUT /__dial", "{}").await.expect("control");
+    assert!(ask(&backend, "GET /", "").await.0.starts_with("HTTP/1.1 200"));
+    let (head, _) = exchange(control, "GET /", "").await.expect("control");
+    assert!(head.starts_with("HTTP/1.1 404"), "{head}");
+    backend.stop().await;
+}
+
+#[tokio::test]
+async fn refusing_needs_another_way_to_the_dial() {
+    let backend = start(|_| {}).await;
+    let (head, body) = ask(&backend, "PUT /__dial", r#"{"refuse":true}"#).await;
+    assert!(head.starts_with("HTTP/1.1 400"), "{head}");
+    assert!(body.contains("--control"), "{body}");
+    assert!(ask(&backend, "GET /", "").await.0.starts_with("HTTP/1.1 200"));
+    backend.dial().turn(Dial { refuse: true, ..Dial::default() }).await.expect("by its handle");
+    assert!(TcpStream::connect(backend.address()).await.is_err());
+    backend.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_drips_comes_whole_and_a_request_may_ask_for_its_size() {
+    let backend = start(|_| {}).await;
+    backend.dial().set(Dial { drip_ms: Some(0), ..Dial::default() }).expect("a dial");
+    let (head, body) = ask(&backend, "GET /?bytes=300", "").await;
+    assert!(head.contains("content-length: 300"), "{head}");
+    assert_eq!(body.len(), 300);
+    backend.stop().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_are_closed() {
+    let backend = start(|config| config.connections = Some(1)).await;
+    let mut held = TcpStream::connect(backend.address()).await.expect("a connection");
+    held.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.expect("a request");
+    held.read_exact(&mut [0; 12]).await.expect("an answer");
+    let answer = exchange(backend.address(), "GET /", "").await;
+    assert!(answer.is_err() || answer.is_ok_and(|(head, _)| head.is_empty()));
+    assert_eq!(backend.stats().turned_away, 1);
+    backend.stop().await;
+}
+
+#[tokio::test]
+async fn requests_wait_for_each_other_where_one_is_worked_on_at_a_time() {
+    let backend = start(|config| {
+        config.concurrency = Some(1);
+        config.latency = std::time::Duration::from_millis(5);
+    })
+    .await;
+    let address = backend.address();
+    let asked: Vec<_> = (0..4).map(|_| tokio::spawn(exchange(address, "GET /", ""))).collect();
+    for one in asked {
+        assert!(one.await.expect("no panic").expect("an answer").0.starts_with("HTTP/1.1 200"));
+    }
+    let stats = backend.stats();
+    assert_eq!(stats.requests, 4);
+    assert!(stats.busy_us >= 4 * 5_000, "{stats:?}");
+    backend.stop().await;
 }

@@ -51,6 +51,14 @@ fn bad_usage_exits_with_2_and_says_what_was_expected() {
         (vec!["backend", "--name", "a\nb"], "expected a name"),
         (vec!["backend", "--name", "new", "--error-rate", "101"], "expected a percentage"),
         (vec!["backend"], "--name"),
+        (vec!["run", "--target", "https://127.0.0.1:1"], "--ca FILE or --insecure"),
+        (vec!["run", "--target", "http://127.0.0.1:1", "--key", "query:a"], "jwt:<claim>"),
+        (vec!["run", "--target", "http://127.0.0.1:1", "--protocol", "h3"], "expected h1 or h2"),
+        (vec!["scenario", "nowhere.toml"], "one of steady, ramp, breach"),
+        (vec!["scenario", "steady", "--set", "load.rat=5"], "unknown field `rat`"),
+        (vec!["scenario", "steady", "--set", "load.duration=5"], "steady:"),
+        (vec!["scenario", "steady", "--set", "nonsense"], "expected key=value"),
+        (vec!["scenario", "steady", "--cutover", "/nowhere/cutover"], "expected a program in --cutover"),
     ] {
         let output = output(&arguments);
         let said = text(&output.stderr);
@@ -94,4 +102,81 @@ fn a_failing_run_exits_with_1_only_under_assert_and_says_which() {
     let said = text(&asserted.stderr);
     assert!(said.contains("violation: 50 of 50 requests failed (5xx 50)"), "{said}");
     serde_json::from_slice::<serde_json::Value>(&asserted.stdout).expect("json all the same");
+}
+
+#[test]
+fn the_scenarios_that_come_with_the_kit_are_listed_and_shown() {
+    let list = text(&output(&["scenario"]).stdout);
+    for name in ["steady", "ramp", "breach", "rollback", "reload-storm", "slow-clients", "capacity", "soak"] {
+        assert!(list.lines().any(|line| line.starts_with(name)), "{name} in\n{list}");
+    }
+    let shown = text(&output(&["scenario", "breach", "--set", "load.rate=7", "--runs", "3", "--print"]).stdout);
+    assert!(shown.contains("rate = 7") && shown.contains("runs = 3"), "{shown}");
+}
+
+#[test]
+fn a_scenario_needs_the_program_that_it_names() {
+    let output = program().args(["scenario", "steady"]).env_remove("CUTOVER").output().expect("the program runs");
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("found {cutover}"), "{said}");
+}
+
+#[test]
+fn a_scenario_reports_in_every_form_and_fails_only_under_assert() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let (scenario, html, hgrm) = (file("broken.toml"), file("report.html"), file("latency.hgrm"));
+    let story = "title = \"Broken <backend>\"\n[backend.new]\nerror_rate = 100\n[load]\nrate = 500\nduration = \"100ms\"\n[expect]\nfailed = 0\n";
+    std::fs::write(&scenario, story).expect("written");
+    let told = output(&["scenario", &scenario, "--html", &html, "--hgrm", &hgrm]);
+    assert_eq!(told.status.code(), Some(0), "{}", text(&told.stderr));
+    assert!(text(&told.stdout).contains("FAIL  failed"), "{}", text(&told.stdout));
+    let page = std::fs::read_to_string(&html).expect("a page");
+    assert!(page.contains("Broken &lt;backend&gt;") && page.contains("✗ fails"));
+    assert!(std::fs::read_to_string(&hgrm).expect("a distribution").contains("1/(1-Percentile)"));
+
+    let asserted = output(&["scenario", &scenario, "--assert", "--json"]);
+    assert_eq!(asserted.status.code(), Some(1));
+    assert!(text(&asserted.stderr).contains("violation: failed: "), "{}", text(&asserted.stderr));
+    let outcome: serde_json::Value = serde_json::from_slice(&asserted.stdout).expect("json");
+    assert_eq!(outcome["runs"][0]["report"]["failures"]["requests"], outcome["runs"][0]["report"]["requests"]["finished"]);
+    assert_eq!(outcome["runs"][0]["backends"]["new"]["statuses"]["500"], outcome["runs"][0]["report"]["statuses"]["5xx"]);
+}
+
+#[test]
+fn a_run_by_tokens_over_http2_with_websockets_writes_its_page() {
+    let backend = BackendProcess::start(&[]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let html = folder.path().join("run.html").display().to_string();
+    let output = output(&[
+        "run",
+        "--target",
+        &backend.url,
+        "--rps",
+        "200",
+        "--duration",
+        "200ms",
+        "--protocol",
+        "h2",
+        "--key",
+        "jwt:sub",
+        "--method",
+        "POST",
+        "--body-bytes",
+        "100",
+        "--websockets",
+        "2",
+        "--websocket-interval",
+        "20ms",
+        "--html",
+        &html,
+        "--assert",
+    ]);
+    let table = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for line in ["POST http://", "with 100 bytes by HTTP/2", "users by jwt:sub", "websockets     2 opened, 0 refused, 0 closed early"] {
+        assert!(table.contains(line), "expected {line:?} in\n{table}");
+    }
+    assert!(std::fs::read_to_string(&html).expect("a page").contains("WebSockets: 2 opened"));
 }

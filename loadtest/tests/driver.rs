@@ -6,11 +6,14 @@
 mod support;
 
 use cutover_loadtest::backend::{Backend, BackendConfig, Dial};
-use cutover_loadtest::driver::{Arrivals, Driver, RunPlan, UserKey};
+use cutover_loadtest::driver::{Arrivals, Driver, Protocol, RunPlan, Target, Trust, UserKey};
 use cutover_loadtest::report::Report;
 use cutover_loadtest::units::Percent;
 use cutover_loadtest::users::{Oracle, Side};
+use http::Method;
 use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use support::{finish, plan, run, start_server, user_of};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -66,7 +69,7 @@ async fn a_backend_that_is_not_sticky_shows_users_on_more_than_one_side() {
     assert!(found.users_on_both_sides > 0);
     assert!(found.switches >= found.users_on_both_sides);
     assert_eq!(found.legacy_to_new + found.new_to_legacy + found.overlapping, found.switches);
-    assert!(report.violations[0].contains("more than one side"), "{:?}", report.violations);
+    assert!(report.violations[0].contains("changed sides where no step moved them"), "{:?}", report.violations);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -201,4 +204,101 @@ async fn a_plan_that_cannot_be_remembered_is_refused() {
     plan.duration = Duration::from_secs(1_000_000);
     let message = Driver::start(plan).expect_err("too long").to_string();
     assert!(message.contains("expected rate times duration"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_shares_connections_and_counts_as_http1_does() {
+    let report = run_against_dial(Dial::default(), |plan| {
+        plan.protocol = Protocol::H2;
+        plan.connections = 2;
+        plan.streams = 8;
+        plan.method = Method::POST;
+        plan.body_bytes = 10_000;
+        plan.requests_per_connection = 50;
+    })
+    .await;
+    assert_eq!(report.requests.finished, 400);
+    assert_eq!(report.sides.new, 400);
+    assert_eq!(report.failures.requests, 0, "{:?}", report.failures);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn http2_meets_statuses_and_resets() {
+    let broken = run_against_dial(Dial { status: Some(503), ..Dial::default() }, |plan| plan.protocol = Protocol::H2).await;
+    assert_eq!((broken.failures.server_errors, broken.sides.new), (400, 400));
+    let reset = run_against_dial(Dial { reset: true, ..Dial::default() }, |plan| plan.protocol = Protocol::H2).await;
+    assert_eq!(reset.failures.transport["reset"], 400);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_that_end_after_some_requests_fail_nothing() {
+    let connections = Arc::new(AtomicU64::new(0));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    let counted = Arc::clone(&connections);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            counted.fetch_add(1, Ordering::SeqCst);
+            tokio::spawn(async move {
+                let mut request = [0; 1024];
+                while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                    if stream.write_all(b"HTTP/1.1 200 OK\r\nx-served-by: new\r\ncontent-length: 0\r\n\r\n").await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let mut plan = plan(address).await;
+    plan.requests_per_connection = 10;
+    plan.connections = 1;
+    let report = run(&plan).await;
+    assert_eq!(report.failures.requests, 0, "{:?}", report.failures);
+    assert_eq!(connections.load(Ordering::SeqCst), 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_target_with_tls_is_believed_by_its_authority_only() {
+    let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("a certificate");
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![signed.cert.der().clone()], rustls_pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).expect("a key"))
+        .expect("a pair");
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let address = listener.local_addr().expect("an address");
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let acceptor = acceptor.clone();
+            tokio::spawn(async move {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    return;
+                };
+                let mut request = [0; 1024];
+                while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
+                    if stream.write_all(b"HTTP/1.1 200 OK\r\nx-served-by: new\r\ncontent-length: 0\r\n\r\n").await.is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = folder.path().join("ca.pem");
+    std::fs::write(&authority, signed.cert.pem()).expect("written");
+    let target = Target::resolve(&format!("https://{address}"), false).await.expect("a target");
+    for (trust, answered) in [(Trust::Authority(authority), true), (Trust::Anybody, true)] {
+        let report = run(&RunPlan { target: target.clone(), trust, ..plan(address).await }).await;
+        assert_eq!(report.sides.new == 400, answered, "{:?}", report.failures);
+    }
+    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let stranger = folder.path().join("stranger.pem");
+    std::fs::write(&stranger, other.cert.pem()).expect("written");
+    let report = run(&RunPlan { target: target.clone(), trust: Trust::Authority(stranger), ..plan(address).await }).await;
+    assert_eq!(report.failures.requests, 400);
+    let message = Driver::start(RunPlan { target, ..plan(address).await }).expect_err("nobody is trusted").to_string();
+    assert!(message.contains("--ca FILE or --insecure"), "{message}");
 }

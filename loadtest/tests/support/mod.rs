@@ -1,10 +1,10 @@
 //! What the tests of a whole run share: a server whose sides a test decides, and a plan for it.
 
-use cutover_loadtest::driver::{Arrivals, Driver, Measurement, RunPlan, StopHandle, Target, UserKey};
+use cutover_loadtest::driver::{Driver, Measurement, RunPlan, StopHandle, Target};
 use cutover_loadtest::report::Report;
 use cutover_loadtest::users::Side;
 use http::uri::PathAndQuery;
-use http::{HeaderName, Request, Response};
+use http::{Request, Response};
 use http_body_util::Empty;
 use hyper::body::{Bytes, Incoming};
 use hyper::server::conn::http1;
@@ -44,24 +44,22 @@ pub fn user_of(request: &Request<Incoming>) -> String {
 }
 
 /// 400 requests of 40 users over 4 connections, with a timeout that no test waits for.
+#[allow(dead_code)] // Each test binary compiles this module; not all of them use all of it.
 pub async fn plan(address: SocketAddr) -> RunPlan {
     RunPlan {
-        target: Target::resolve(&format!("http://{address}"), false).await.expect("a loopback target"),
         path: PathAndQuery::from_static("/checkout?step=1"),
-        key: UserKey::Header(HeaderName::from_static("x-user-id")),
-        side_header: HeaderName::from_static("x-served-by"),
         rate: 2_000.0,
-        arrivals: Arrivals::Constant,
         duration: Duration::from_millis(200),
         users: 40,
         connections: 4,
         seed: 7,
         timeout: Duration::from_secs(60),
-        oracle: None,
+        ..RunPlan::to(Target::resolve(&format!("http://{address}"), false).await.expect("a loopback target"))
     }
 }
 
 /// Runs a plan to its end.
+#[allow(dead_code)] // As above.
 pub async fn run(plan: &RunPlan) -> Report {
     let driver = Driver::start(plan.clone()).expect("a run");
     Report::new(plan, driver.finish().await.expect("a measurement"))

@@ -1,0 +1,73 @@
+//! How far a breakdown reached: how many answers, which users, for how long.
+//!
+//! Without a step that broke something only the answers tell when trouble began. With one, the time to zero counts by when requests were *sent*: what still fails
+//! later was sent before.
+
+use super::milliseconds;
+use crate::driver::Record;
+use crate::users::Side;
+use serde::Serialize;
+
+/// How long trouble lasted, in milliseconds since the start of the run.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct BlastRadius {
+    /// First failed answer.
+    pub first_failure_ms: f64,
+    /// Last failed answer.
+    pub last_failure_ms: f64,
+    /// Last answer served by new; absent when there was none.
+    pub last_new_ms: Option<f64>,
+    /// From the first failed answer to the last answer served by new; 0 when none came after it.
+    pub duration_ms: f64,
+    /// What followed a step that broke something; absent without one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub since_fault: Option<SinceFault>,
+}
+
+/// What followed a step that broke something.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SinceFault {
+    /// When that was.
+    pub fault_ms: f64,
+    /// Requests that failed after it.
+    pub bad_answers: u64,
+    /// Distinct users with one.
+    pub users_hurt: u64,
+    /// From the fault to the last request that new answered, or that failed, by when it was sent.
+    pub time_to_zero_ms: f64,
+    /// Requests that were sent after that one: with none, it did not end within the run.
+    pub requests_after: u64,
+}
+
+/// Measures it, by records sorted by user; none if nothing failed and nothing was broken.
+pub(super) fn blast_radius(records: &[Record], fault: Option<u64>) -> Option<BlastRadius> {
+    let failures = || records.iter().filter(|record| record.outcome.is_failure());
+    let since_fault = fault.map(|fault| since_fault(records, fault));
+    let first_failure = failures().map(|record| record.finished).min().or(fault)?;
+    let last_failure = failures().map(|record| record.finished).max().or(fault)?;
+    let last_new = records.iter().filter(|record| record.outcome.side() == Some(Side::New)).map(|record| record.finished).max();
+    Some(BlastRadius {
+        first_failure_ms: milliseconds(first_failure),
+        last_failure_ms: milliseconds(last_failure),
+        last_new_ms: last_new.map(milliseconds),
+        duration_ms: milliseconds(last_new.unwrap_or(0).saturating_sub(first_failure)),
+        since_fault,
+    })
+}
+
+fn since_fault(records: &[Record], fault: u64) -> SinceFault {
+    let sent = |record: &Record| record.sent.unwrap_or(record.released);
+    let after = || records.iter().filter(|record| record.finished >= fault);
+    let bad = || after().filter(|record| record.outcome.is_failure());
+    let mut hurt: Vec<u32> = bad().map(|record| record.user).collect();
+    // The records are sorted by user.
+    hurt.dedup();
+    let last = after().filter(|record| record.outcome.is_failure() || record.outcome.side() == Some(Side::New)).map(sent).max().unwrap_or(fault).max(fault);
+    SinceFault {
+        fault_ms: milliseconds(fault),
+        bad_answers: bad().count() as u64,
+        users_hurt: hurt.len() as u64,
+        time_to_zero_ms: milliseconds(last - fault),
+        requests_after: records.iter().filter(|record| sent(record) > last).count() as u64,
+    }
+}

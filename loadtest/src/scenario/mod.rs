@@ -1,0 +1,27 @@
+//! Scenarios: a whole story in a file, played against a proxy, with what has to come out of it.
+//!
+//! `file` is what is written, `world` what is started, `steps` what happens meanwhile, `play` puts them together, `expect` judges, `outcome` is what there is to
+//! report. Nothing in here knows Cutover: its command line, its file and its admin API stand in the scenario files.
+
+pub mod expect;
+pub mod file;
+pub mod outcome;
+pub mod values;
+
+mod builtin;
+mod certificates;
+mod located;
+mod play;
+mod settings;
+mod steps;
+mod table;
+mod template;
+mod world;
+
+pub use builtin::{BUILT_IN, built_in};
+pub use file::Scenario;
+pub use located::ScenarioError;
+pub use outcome::Outcome;
+pub use play::{Stage, play};
+pub use settings::set;
+pub use world::Surroundings;

@@ -1,0 +1,119 @@
+//! The bottleneck is named correctly in prepared cases: each has one, made by the sample backend, which stands for a proxy where it is a child process.
+//!
+//! What is asserted is the name, never a rate: the cases are made so that the machine hardly matters.
+
+use cutover_loadtest::capacity::{Bottleneck, CapacityReport};
+use cutover_loadtest::scenario::{Scenario, Stage, Surroundings, play};
+use std::path::PathBuf;
+use tokio::sync::watch;
+
+async fn explored(text: &str) -> CapacityReport {
+    let scenario = Scenario::parse("test", text).unwrap_or_else(|error| panic!("{error}"));
+    let surroundings = Surroundings { kit: Some(PathBuf::from(env!("CARGO_BIN_EXE_cutover-loadtest"))), ..Surroundings::default() };
+    let (_go_on, stop) = watch::channel(false);
+    let outcome = play(&scenario, "test", text, &surroundings, &Stage { say: &|_| {}, follows: false, stop }).await.expect("an outcome");
+    outcome.runs.into_iter().next().and_then(|run| run.capacity).expect("a search")
+}
+
+fn check(found: &CapacityReport, expected: Bottleneck) {
+    assert_eq!(found.bottleneck, Some(expected), "{}: {:#?}", found.sentence, found.steps);
+}
+
+/// Each answer costs 20 ms of the only thread: 50 in a second, whatever the machine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[cfg(target_os = "linux")]
+async fn a_proxy_that_has_no_processor_left() {
+    let found = explored(
+        r#"
+title = "processor"
+[proxy]
+command = ["{kit}", "backend", "--name", "new", "--work", "20000", "--threads", "1"]
+target = "listening on {}"
+cores = 1
+[load]
+connections = 32
+timeout = "3s"
+[capacity]
+start = 10
+step = "700ms"
+p99 = "200ms"
+precision = 1.0
+"#,
+    )
+    .await;
+    check(&found, Bottleneck::ProxyCpu);
+}
+
+/// Two answers at once, each 40 ms: 50 in a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_works_on_two_requests_at_once() {
+    let found = explored(
+        r#"
+title = "backend"
+[backend.new]
+latency = "40ms"
+concurrency = 2
+[load]
+connections = 64
+timeout = "3s"
+[capacity]
+start = 10
+step = "700ms"
+p99 = "200ms"
+precision = 1.0
+"#,
+    )
+    .await;
+    check(&found, Bottleneck::Backend);
+}
+
+/// Four connections are served and every further one is closed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_on_connections() {
+    let found = explored(
+        r#"
+title = "connections"
+[backend.new]
+latency = "20ms"
+connections = 4
+[load]
+connections = 32
+timeout = "3s"
+[capacity]
+start = 100
+step = "400ms"
+p99 = "500ms"
+precision = 1.0
+"#,
+    )
+    .await;
+    check(&found, Bottleneck::ConnectionLimit);
+}
+
+/// One connection of the generator, and 20 ms for each answer: 50 in a second.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_generator_with_too_few_connections() {
+    let found = explored(
+        r#"
+title = "generator"
+[backend.new]
+latency = "20ms"
+[load]
+connections = 1
+timeout = "3s"
+[capacity]
+start = 10
+step = "700ms"
+p99 = "200ms"
+precision = 1.0
+"#,
+    )
+    .await;
+    check(&found, Bottleneck::Generator);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_that_gives_way_is_no_bottleneck() {
+    let found = explored("title = \"nothing\"\n[backend.new]\n[load]\ntimeout = \"60s\"\n[capacity]\nstart = 5\nmost = 10\nstep = \"300ms\"\np99 = \"60s\"\n").await;
+    assert_eq!((found.knee, found.bottleneck), (Some(10.0), None), "{}", found.sentence);
+}
