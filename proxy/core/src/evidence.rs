@@ -7,6 +7,9 @@
 //! Within a tick any number of e-values may be multiplied in without a further "+ 1": `M - ticks begun` stays a supermartingale. [`Detector::fold`] is that multiplication,
 //! [`Detector::begin_tick`] the "+ 1".
 //!
+//! Where bad events come in bursts, they are no independent draws: a processor that stalls for 50 ms makes everything slow that is under way, by accident more on one side. [`Detector::at_most`] limits what
+//! one tick may add, so that such a burst counts as one event and only what lasts adds up.
+//!
 //! Each component also remembers since when it has grown (the last time its CUSUM was at zero, Page 1954): the numbers of a verdict are those since then.
 //!
 //! Deliberately absent: tests that begin at zero and never restart (mSPRT, confidence sequences). After ten healthy minutes they need minutes to see a failure of five per cent.
@@ -183,6 +186,8 @@ pub struct Detector {
     test: Test,
     components: Vec<Component>,
     total: Tally,
+    /// The most that one tick may add.
+    most_at_once: f64,
     /// When something bad on new was last counted, or evidence begun anew.
     last_bad: Mono,
 }
@@ -191,6 +196,8 @@ pub struct Detector {
 struct Component {
     log_m: f64,
     cusum: f64,
+    /// The CUSUM without the limit on what a tick may add.
+    unlimited: f64,
     onset: Onset,
 }
 
@@ -213,8 +220,13 @@ pub struct Excursion {
 impl Detector {
     /// A detector without evidence.
     pub fn new(test: Test, now: Mono) -> Self {
-        let component = Component { log_m: 0.0, cusum: 0.0, onset: Onset { at: now, total: Tally::default() } };
-        Self { components: vec![component; test.len()], test, total: Tally::default(), last_bad: now }
+        let component = Component { log_m: 0.0, cusum: 0.0, unlimited: 0.0, onset: Onset { at: now, total: Tally::default() } };
+        Self { components: vec![component; test.len()], test, total: Tally::default(), most_at_once: f64::INFINITY, last_bad: now }
+    }
+
+    /// The same with a limit on what the events of one tick may add to the logarithm of the evidence, for events that come in bursts of one cause. A smaller e-value is an e-value, too.
+    pub fn at_most(self, most_at_once: f64) -> Self {
+        Self { most_at_once, ..self }
     }
 
     /// What it tests.
@@ -224,7 +236,7 @@ impl Detector {
 
     /// Forgets everything.
     pub fn restart(&mut self, now: Mono) {
-        *self = Self::new(self.test.clone(), now);
+        *self = Self::new(self.test.clone(), now).at_most(self.most_at_once);
     }
 
     /// Everything it knows, as numbers in a fixed order, for another process that goes on with it.
@@ -232,7 +244,7 @@ impl Detector {
         let mut numbers = vec![self.last_bad.as_micros() as f64];
         numbers.extend(self.total.numbers());
         for component in &self.components {
-            numbers.extend([component.log_m, component.cusum, component.onset.at.as_micros() as f64]);
+            numbers.extend([component.log_m, component.cusum, component.unlimited, component.onset.at.as_micros() as f64]);
             numbers.extend(component.onset.total.numbers());
         }
         numbers
@@ -240,7 +252,7 @@ impl Detector {
 
     /// Goes on with what [`Detector::numbers`] said in another process. Numbers of another test, and what is none, change nothing.
     pub fn take_up(&mut self, numbers: &[f64]) {
-        let per_component = 3 + Tally::COUNT;
+        let per_component = 4 + Tally::COUNT;
         if numbers.len() != 1 + Tally::COUNT + self.components.len() * per_component || numbers.iter().any(|number| !number.is_finite()) {
             return;
         }
@@ -248,8 +260,8 @@ impl Detector {
         self.last_bad = Mono::from_micros(head[0] as u64);
         self.total = Tally::of_numbers(&head[1..]);
         for (component, numbers) in self.components.iter_mut().zip(components.chunks_exact(per_component)) {
-            let onset = Onset { at: Mono::from_micros(numbers[2] as u64), total: Tally::of_numbers(&numbers[3..]) };
-            *component = Component { log_m: numbers[0].min(MAX_LOG), cusum: numbers[1].max(0.0), onset };
+            let onset = Onset { at: Mono::from_micros(numbers[3] as u64), total: Tally::of_numbers(&numbers[4..]) };
+            *component = Component { log_m: numbers[0].min(MAX_LOG), cusum: numbers[1].max(0.0), unlimited: numbers[2].max(0.0), onset };
         }
     }
 
@@ -274,7 +286,7 @@ impl Detector {
         }
         for k in 0..self.components.len() {
             let log_e = self.test.log_e(k, tally);
-            self.components[k].add(log_e, self.total, now);
+            self.components[k].add(log_e, self.most_at_once, self.total, now);
         }
     }
 
@@ -284,7 +296,7 @@ impl Detector {
         let Test::Mean { limit, stakes } = &self.test else { return };
         for (component, stake) in self.components.iter_mut().zip(stakes) {
             let log_e = values.clone().map(|(value, count)| count as f64 * (stake * (value / limit - 1.0)).ln_1p()).sum();
-            component.add(log_e, self.total, now);
+            component.add(log_e, self.most_at_once, self.total, now);
         }
     }
 
@@ -302,7 +314,9 @@ impl Detector {
     pub fn log_evidence_without(&self, share: f64) -> f64 {
         log_mean(self.components.iter().enumerate().map(|(k, component)| {
             let since = self.total.since(&component.onset.total);
-            component.log_m - share * since.x as f64 * self.test.worth(k, &since)
+            // Where a tick brought more than it may add, what is left may still be as much.
+            let left = component.unlimited - share * since.x as f64 * self.test.worth(k, &since);
+            component.log_m - (component.cusum - left).max(0.0)
         }))
     }
 
@@ -315,11 +329,13 @@ impl Detector {
 }
 
 impl Component {
-    fn add(&mut self, log_e: f64, total: Tally, now: Mono) {
-        self.log_m = (self.log_m + log_e).min(MAX_LOG);
-        self.cusum += log_e;
+    fn add(&mut self, log_e: f64, most: f64, total: Tally, now: Mono) {
+        let added = log_e.min(most);
+        self.log_m = (self.log_m + added).min(MAX_LOG);
+        self.cusum += added;
+        self.unlimited += log_e;
         if self.cusum <= 0.0 {
-            self.cusum = 0.0;
+            (self.cusum, self.unlimited) = (0.0, 0.0);
             self.onset = Onset { at: now, total };
         }
     }

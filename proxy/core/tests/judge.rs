@@ -547,3 +547,24 @@ fn a_cold_start_after_a_raise_and_fractions_of_a_millisecond_are_no_evidence() {
         assert_eq!(run(&mut world, 3 * MINUTE), [], "seed {seed}");
     }
 }
+
+#[test]
+fn a_stall_that_makes_what_is_under_way_slow_is_one_event_and_not_hundreds() {
+    for seed in 0..3 {
+        let mut stalls = scenario("50", 4_000.0, seed);
+        stalls.traffic = Traffic { median_us: 2_000.0, sigma: 0.5, ..stalls.traffic };
+        let mut world = World::new(stalls);
+        run(&mut world, MINUTE);
+        for stall in 1..=20 {
+            let from = world.elapsed() + stall * Duration::from_secs(8);
+            world.fault(Fault { side: Some(Side::New), kind: FaultKind::Slow(30.0), from, lasts: Duration::from_millis(300) });
+        }
+        assert_eq!(run(&mut world, 3 * MINUTE), [], "seed {seed}");
+    }
+}
+
+#[test]
+fn what_is_slow_and_stays_slow_is_noticed_after_two_seconds() {
+    let delay = median((0..9).map(|seed| noticed("50", 1_000.0, seed, FaultKind::Slow(3.0), MINUTE).delay).collect());
+    assert!((Duration::from_millis(1_750)..=Duration::from_secs(5)).contains(&delay), "{delay:?}");
+}
