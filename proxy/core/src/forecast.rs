@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::evidence::{Detector, Tally, Test, log_mean};
 use crate::guard::{GuardSettings, MIN_COMPARED_EVENTS, Mode, Rule};
-use crate::judge::log_threshold;
+use crate::judge::{log_threshold, most_at_once};
 use crate::percent::{Percent, Ratio};
 use crate::simulate::{Chance, Traffic};
 use crate::time::Mono;
@@ -214,7 +214,8 @@ impl Alarm {
             Rule::LatencyVsLegacy(_) => Test::relative(1.0),
             Rule::Hang(_) | Rule::Health(_) | Rule::Dead(_) => Test::absolute(guard.hang_limit()),
         };
-        Self::Sequential { detectors: vec![Detector::new(test, Mono::default())], log_threshold: log_threshold(guard) }
+        let most_at_once = most_at_once(rule, log_threshold(guard));
+        Self::Sequential { detectors: vec![Detector::new(test, Mono::default()).at_most(most_at_once)], log_threshold: log_threshold(guard) }
     }
 
     /// A false alarm of the warm-up is not the delay that is asked for.

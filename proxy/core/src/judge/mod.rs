@@ -241,15 +241,12 @@ enum Source {
 /// For so many ticks at least new has to be slower: a machine that stalls makes everything slow that is under way, and by accident more on one side.
 const SLOW_TICKS: f64 = 8.0;
 
-impl Source {
-    /// The most that a tick may add to the evidence.
-    fn most_at_once(self, log_threshold: f64) -> f64 {
-        match self {
-            Self::Bad(Class::Slow(_)) | Self::Values(Class::Slow(_)) => log_threshold / SLOW_TICKS,
-            Self::Bad(_) | Self::Values(_) | Self::Waited => f64::INFINITY,
-        }
-    }
+/// The most that a tick may add to the evidence of a rule.
+pub(crate) fn most_at_once(rule: Rule, log_threshold: f64) -> f64 {
+    if matches!(rule, Rule::Latency(..) | Rule::LatencyVsLegacy(_)) { log_threshold / SLOW_TICKS } else { f64::INFINITY }
+}
 
+impl Source {
     /// The counts of this source since the start; what was tried is requests, or the appearances of users.
     fn tally(self, totals: &PerSide<Totals>, by_users: bool) -> Tally {
         let (new, legacy) = (&totals.new.counts, &totals.legacy.counts);
@@ -284,9 +281,9 @@ fn key_of(rule: Rule) -> String {
 
 impl RuleState {
     fn new(rule: Rule, settings: &GuardSettings, now: Mono) -> Self {
-        let part = |source: Source, test| Part {
+        let part = |source, test| Part {
             source,
-            detector: Detector::new(test, now).at_most(source.most_at_once(log_threshold(settings))),
+            detector: Detector::new(test, now).at_most(most_at_once(rule, log_threshold(settings))),
             alone: None,
             seen: Tally::default(),
             pending: Tally::default(),
@@ -428,7 +425,7 @@ impl Judge {
             for (part, heritage) in state.parts.iter_mut().zip(parts) {
                 part.detector.take_up(&heritage.evidence);
                 part.alone = heritage.alone.as_ref().map(|(limit, evidence)| {
-                    let mut alone = Detector::new(Test::absolute(*limit), now).at_most(part.source.most_at_once(self.log_threshold));
+                    let mut alone = Detector::new(Test::absolute(*limit), now).at_most(most_at_once(state.rule, self.log_threshold));
                     alone.take_up(evidence);
                     alone
                 });
@@ -598,7 +595,7 @@ impl Judge {
         for rule in self.rules.iter_mut().filter(|rule| rule.compares()) {
             for part in &mut rule.parts {
                 part.alone =
-                    baseline.map(|baseline| Detector::new(Test::absolute(baseline.limit(rule.rule, part.source)), now).at_most(part.source.most_at_once(self.log_threshold)));
+                    baseline.map(|baseline| Detector::new(Test::absolute(baseline.limit(rule.rule, part.source)), now).at_most(most_at_once(rule.rule, self.log_threshold)));
                 part.detector.restart(now);
             }
         }
