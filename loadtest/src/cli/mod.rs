@@ -54,6 +54,26 @@ impl TrustArguments {
     }
 }
 
+/// What becomes of a result, and who may be loaded.
+#[derive(Debug, clap::Args)]
+pub struct ReportArguments {
+    /// Exit with 1 if anything is not as expected: a user on a wrong side, a failed request, or what a scenario expects.
+    #[arg(long)]
+    pub assert: bool,
+    /// Write JSON instead of a table.
+    #[arg(long)]
+    pub json: bool,
+    /// Write a report with charts, in one file.
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write the percentile distribution of latency (of the last run), for the plotter of HdrHistogram.
+    #[arg(long, value_name = "FILE")]
+    pub hgrm: Option<PathBuf>,
+    /// Allow a target that is not loopback. Load only machines that are yours to load.
+    #[arg(long)]
+    pub allow_remote: bool,
+}
+
 /// Returns when somebody interrupts the program, or ends it.
 #[cfg(unix)]
 pub async fn interrupted() -> io::Result<()> {

@@ -1,7 +1,7 @@
 //! `cutover-loadtest run`: load, and whether each user stays on his side.
 
 use super::backend::body_bytes;
-use super::{Failure, TrustArguments, interrupted, say, write_file, write_out};
+use super::{Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out};
 use cutover_loadtest::backend::SERVED_BY;
 use cutover_loadtest::driver::{Arrivals, Driver, Progress, Protocol, Record, RunPlan, StopHandle, Target, UserKey};
 use cutover_loadtest::html;
@@ -13,7 +13,6 @@ use cutover_loadtest::websockets::{WebSocketSection, hold};
 use http::uri::PathAndQuery;
 use http::{HeaderName, Method};
 use std::io::{self, IsTerminal};
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -86,21 +85,8 @@ pub struct RunArguments {
     percent: Option<Percent>,
     #[command(flatten)]
     trust: TrustArguments,
-    /// Exit with 1 if a user was on a wrong side or a request failed.
-    #[arg(long)]
-    assert: bool,
-    /// Write JSON instead of a table.
-    #[arg(long)]
-    json: bool,
-    /// Write a report with charts, in one file.
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-    /// Write the percentile distribution of latency, for the plotter of HdrHistogram.
-    #[arg(long, value_name = "FILE")]
-    hgrm: Option<PathBuf>,
-    /// Allow a target that is not loopback. Load only machines that are yours to load.
-    #[arg(long)]
-    allow_remote: bool,
+    #[command(flatten)]
+    report: ReportArguments,
 }
 
 /// Runs a load and reports.
@@ -123,7 +109,7 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         seed: arguments.seed,
         timeout: arguments.timeout,
         oracle: arguments.salt.zip(arguments.percent).map(|(salt, percent)| Oracle::new(salt, percent)),
-        ..RunPlan::to(Target::resolve(&arguments.target, arguments.allow_remote).await?)
+        ..RunPlan::to(Target::resolve(&arguments.target, arguments.report.allow_remote).await?)
     };
     plan.check()?;
     let driver = Driver::start(plan.clone())?;
@@ -145,7 +131,7 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     measurement.sort();
     let report = Report::of(&plan, &measurement, &History::default());
     let websockets = (section.count > 0).then_some(websockets);
-    if arguments.json {
+    if arguments.report.json {
         let mut json = serde_json::to_value(&report).map_err(io::Error::other)?;
         if let Some(websockets) = &websockets {
             json["websockets"] = serde_json::to_value(websockets).map_err(io::Error::other)?;
@@ -157,17 +143,17 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
             write_out(&format!("{:<15}{websockets}\n", "websockets"))?;
         }
     }
-    if let Some(path) = &arguments.hgrm {
+    if let Some(path) = &arguments.report.hgrm {
         write_file(path, &Times::of(measurement.records.iter().filter_map(Record::latency)).hgrm())?;
     }
     let mut violations = report.violations.clone();
     if let Some(websockets) = websockets.as_ref().filter(|websockets| websockets.lost() > 0 || !websockets.refused.is_empty()) {
         violations.push(format!("not every WebSocket lived: {websockets}"));
     }
-    if let Some(path) = &arguments.html {
+    if let Some(path) = &arguments.report.html {
         write_file(path, &html::of_run(&plan, &measurement, report, websockets))?;
     }
-    if !arguments.assert || violations.is_empty() {
+    if !arguments.report.assert || violations.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     for violation in &violations {

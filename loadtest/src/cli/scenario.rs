@@ -1,6 +1,6 @@
 //! `cutover-loadtest scenario`: a whole story in a file, and what came out of it.
 
-use super::{Failure, TrustArguments, interrupted, say, write_file, write_out};
+use super::{Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out};
 use cutover_loadtest::html;
 use cutover_loadtest::scenario::{BUILT_IN, Outcome, Scenario, Stage, Surroundings, built_in, play, set};
 use cutover_loadtest::units::UsageError;
@@ -32,24 +32,11 @@ pub struct ScenarioArguments {
     set: Vec<String>,
     #[command(flatten)]
     trust: TrustArguments,
-    /// Exit with 1 if anything is not as expected.
-    #[arg(long)]
-    assert: bool,
-    /// Write JSON instead of a table.
-    #[arg(long)]
-    json: bool,
-    /// Write a report with charts, in one file.
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-    /// Write the percentile distribution of latency (of the last run), for the plotter of HdrHistogram.
-    #[arg(long, value_name = "FILE")]
-    hgrm: Option<PathBuf>,
     /// Write the scenario as it would be played, and do not play it.
     #[arg(long)]
     print: bool,
-    /// Allow a target that is not loopback. Load only machines that are yours to load.
-    #[arg(long)]
-    allow_remote: bool,
+    #[command(flatten)]
+    report: ReportArguments,
 }
 
 /// Plays a scenario and reports.
@@ -86,7 +73,7 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
         kit: std::env::current_exe().ok(),
         proxy_pid: arguments.proxy_pid,
         trust: arguments.trust.trust(),
-        allow_remote: arguments.allow_remote,
+        allow_remote: arguments.report.allow_remote,
     };
     let (end, stop) = watch::channel(false);
     let stage = Stage { say: &say, follows: io::stderr().is_terminal(), stop };
@@ -99,19 +86,19 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
         }
     };
 
-    if arguments.json {
+    if arguments.report.json {
         write_out(&format!("{}\n", serde_json::to_string_pretty(&outcome).map_err(io::Error::other)?))?;
     } else {
         write_out(&outcome.to_string())?;
     }
-    if let Some(path) = &arguments.hgrm {
+    if let Some(path) = &arguments.report.hgrm {
         write_file(path, outcome.runs.last().map_or("", |run| run.hgrm.as_str()))?;
     }
-    if let Some(path) = &arguments.html {
+    if let Some(path) = &arguments.report.html {
         write_file(path, &html::of_scenario(&outcome))?;
     }
     let failed = failures(&outcome);
-    if !arguments.assert || failed.is_empty() {
+    if !arguments.report.assert || failed.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
     for line in failed {

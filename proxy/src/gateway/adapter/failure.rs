@@ -1,6 +1,7 @@
-//! What an engine's error means.
+//! What an engine's error means, and what may still be done about it.
 
 use cutover_core::FailureKind;
+use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::gateway::gate::{Blame, Failure};
@@ -26,4 +27,14 @@ pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
         _ => FailureKind::Reset,
     };
     Failure { blame, kind }
+}
+
+/// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body is still in the buffer.
+pub(super) fn can_repeat(session: &Session) -> bool {
+    is_unanswered(session) && !session.as_ref().retry_buffer_truncated()
+}
+
+/// Whether nothing of an answer has gone out but interim ones.
+pub(super) fn is_unanswered(session: &Session) -> bool {
+    session.response_written().is_none_or(|response| response.status.is_informational())
 }

@@ -34,7 +34,7 @@ use super::tunnel::{self, Tunnel};
 use crate::clock;
 use crate::upstream::{self, Connect};
 use context::Context;
-use failure::failure_of;
+use failure::{can_repeat, failure_of, is_unanswered};
 use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits};
 
 /// A server of the backend, and one more.
@@ -94,7 +94,7 @@ impl ProxyHttp for Adapter {
     // Boxed, because pingora moves it along with the future of the request, which is copied as a whole.
     type CTX = Box<Context>;
 
-    fn new_ctx(&self) -> Box<Context> {
+    fn new_ctx(&self) -> Self::CTX {
         Box::default()
     }
 
@@ -156,7 +156,6 @@ impl ProxyHttp for Adapter {
         if let Some(server) = context.conn.as_ref().and_then(|conn| conn.warms.as_ref()) {
             return Ok(Box::new(server.peer().clone()));
         }
-        // The first attempt begins when the request was decided.
         let (backend, now) = (context.exchange.as_ref().map(Exchange::backend), context.began.take().unwrap_or_else(clock::mono));
         // A second attempt goes to another server than the first, where there is one.
         let tried = context.end.server.filter(|_| !context.was_stale);
@@ -388,14 +387,4 @@ impl ProxyHttp for Adapter {
             conn.await_head();
         }
     }
-}
-
-/// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body is still in the buffer.
-fn can_repeat(session: &Session) -> bool {
-    is_unanswered(session) && !session.as_ref().retry_buffer_truncated()
-}
-
-/// Whether nothing of an answer has gone out but interim ones.
-fn is_unanswered(session: &Session) -> bool {
-    session.response_written().is_none_or(|response| response.status.is_informational())
 }
