@@ -341,8 +341,11 @@ impl Gate {
         };
         // Nearly always there is a server, so the side is looked at first and the other one only if it has none.
         let mut decision = decide(rollout, &Ask { key, override_to, available: PerSide { legacy: true, new: true } });
-        if !prepared.backends[decision.side].is_available() {
-            decision = decide(rollout, &Ask { key, override_to, available: snapshot.available(at) });
+        let mut is_available = prepared.backends[decision.side].is_available();
+        if !is_available {
+            let available = snapshot.available(at);
+            decision = decide(rollout, &Ask { key, override_to, available });
+            is_available = available[decision.side];
         }
         exchange.rollout = Some(at);
         exchange.decision = Some(decision);
@@ -351,7 +354,7 @@ impl Gate {
             exchange.user = self.access_log.user(&snapshot.common.settings.log, key);
         }
         exchange.backend = Arc::clone(&prepared.backends[decision.side]);
-        if exchange.backend.is_available() {
+        if is_available {
             return Step::Forward;
         }
         // Nobody was asked, but the users of this side get nothing: that is the backend's failure.
