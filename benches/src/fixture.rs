@@ -331,9 +331,9 @@ pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) 
     assert_eq!(step, Step::Forward);
     gate.edits(&exchange, head, conn, edits);
     let ended = started.forward(Duration::from_millis(20));
-    gate.answered(&mut exchange, 200, head, true, ended);
+    gate.answered(&mut exchange, 200, head.path(), true, ended);
     gate.client_edits(&exchange, edits);
-    gate.done(exchange, head.path(), End { status: Some(200), bytes_in: 0, bytes_out: 1024, server: None, attempts: 1 }, || ended);
+    gate.done(exchange, head.path(), End { status: Some(200), bytes_in: 0, bytes_out: 1024, attempts: 1, ..End::default() }, || ended);
 }
 
 #[cfg(test)]

@@ -41,10 +41,11 @@ use crate::control_handle::ControlHandle;
 use crate::disk::{self, Disk, Ownership};
 use crate::drain::Drains;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
-use crate::gateway::door::{Connections, Door, Ending, Entrance};
+use crate::gateway::door::{self, Connections, Door, Ending, Entrance};
 use crate::gateway::gate::{Gate, Limits};
 use crate::gateway::parking::{Parking, ParkingLimits};
 use crate::gateway::stoker::Stoker;
+use crate::gateway::watchdog::Watchdog;
 use crate::published::{Common, Published, Snapshot};
 use crate::readiness::Readiness;
 use crate::recorder::recorder;
@@ -58,10 +59,8 @@ use crate::watch::{self as file_watch, WatchHandle};
 
 /// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the cost of a request.
 const POOL_PER_THREAD: usize = 1_024;
-/// Read buffer of a client connection in bytes: pingora's default of 64 KiB would be pinned by every idle client.
-const READ_BUFFER: usize = 4 * 1024;
-/// The same below TLS, which has a buffer of its own and reads past this one.
-const READ_BUFFER_BELOW_TLS: usize = 512;
+/// Read buffer of a client connection in bytes: every idle client would pin it, and whoever reads has one.
+const READ_BUFFER: usize = 0;
 /// Write buffer of a client connection in bytes: pingora's default.
 const WRITE_BUFFER: usize = 1_460;
 /// How long WebSockets may take to end when the process does.
@@ -314,11 +313,14 @@ impl Start {
         runtime.spawn(Stoker::new(wishes).work(Arc::clone(&proxy)));
         let in_use = published.load().new_in_use();
         runtime.spawn(async move { warm_up.warm(in_use).await });
-        let door = |entrance| Door::new(Arc::clone(&proxy), entrance, Arc::clone(&connections), Arc::clone(&ending), drains.clone(), &settings.listen);
-        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http, READ_BUFFER), hand_over(&http_sockets, &http)?)];
+        let watchdog = Arc::new(Watchdog::new(&published.load()));
+        runtime.spawn(Arc::clone(&watchdog).work(Arc::clone(&published), drains.clone(), ending.dismissed.subscribe()));
+        let shared = door::Shared { proxy, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
+        let door = |entrance| Door::new(&shared, entrance, &settings.listen);
+        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(&http_sockets, &http)?)];
         if !https.is_empty() {
             let acceptor = Acceptor::from_server_config(Arc::new(certificates.server_config()?));
-            services.push((listening(door(Entrance::Tls(acceptor)), &https, READ_BUFFER_BELOW_TLS), hand_over(&https_sockets, &https)?));
+            services.push((listening(door(Entrance::Tls(acceptor)), &https), hand_over(&https_sockets, &https)?));
         }
         let doors = services.len();
         for (mut service, fds) in services {
@@ -509,10 +511,10 @@ fn socket(given: &mut Given, purpose: Purpose, address: SocketAddr) -> Result<So
 }
 
 /// The listening service of one kind of port, with its door.
-fn listening(door: Door, addresses: &[SocketAddr], read_buffer: usize) -> Service<Door> {
+fn listening(door: Door, addresses: &[SocketAddr]) -> Service<Door> {
     let mut service = Service::new("cutover".to_owned(), door);
     for address in addresses {
-        let buffers = L4BufferSettings::default().read(read_buffer).write(WRITE_BUFFER);
+        let buffers = L4BufferSettings::default().read(READ_BUFFER).write(WRITE_BUFFER);
         service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffers));
     }
     service

@@ -87,14 +87,24 @@ impl Drains {
 pub struct Listener(watch::Receiver<Vec<Order>>);
 
 impl Listener {
+    /// Returns when an order has come. Cancel safe.
+    pub async fn come(&mut self) {
+        if self.0.changed().await.is_err() {
+            // Nobody will ever order anything.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Whether any order means this stay.
+    pub fn means(&self, stay: &Stay) -> bool {
+        self.0.borrow().iter().any(|order| stay.is_meant(*order))
+    }
+
     /// Returns when an order has come that this stay has to follow. Cancel safe.
     pub async fn sent_away(&mut self, stay: &Stay) {
         loop {
-            if self.0.changed().await.is_err() {
-                // Nobody will ever order anything.
-                return std::future::pending().await;
-            }
-            if self.0.borrow_and_update().iter().any(|order| stay.is_meant(*order)) {
+            self.come().await;
+            if self.means(stay) {
                 return;
             }
         }

@@ -65,6 +65,8 @@ pub struct Common {
     pub backends: BTreeMap<Arc<str>, Arc<Backend>>,
     /// Where requests go that match no rollout.
     pub default_backend: Arc<Backend>,
+    /// Whether all of its servers speak HTTP/1.1 without TLS.
+    pub is_default_plain: bool,
     /// Lower-case names of headers that carry a user key in any rollout: none may be nominated as hop-by-hop.
     pub key_headers: Vec<HeaderName>,
 }
@@ -76,6 +78,8 @@ pub struct Prepared {
     pub slot: usize,
     /// Its backends.
     pub backends: PerSide<Arc<Backend>>,
+    /// Whether all servers of both speak HTTP/1.1 without TLS.
+    pub is_plain: bool,
     /// Its id as a header value.
     pub id: HeaderValue,
     /// Its key sources with parsed header names.
@@ -121,7 +125,7 @@ impl Common {
         let mut key_headers: Vec<HeaderName> = settings.rollouts.iter().flat_map(|rollout| &rollout.keys).filter_map(|source| PreparedKey::new(source).header).collect();
         key_headers.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         key_headers.dedup();
-        Self { settings, backends, default_backend, key_headers }
+        Self { is_default_plain: default_backend.is_plain(), settings, backends, default_backend, key_headers }
     }
 }
 
@@ -138,9 +142,11 @@ impl Snapshot {
                 });
                 same.cloned().unwrap_or_else(|| {
                     let rule = &rollout.rule;
+                    let backends = PerSide::from_fn(|side| Arc::clone(&common.backends[&rule.backends[side]]));
                     Arc::new(Prepared {
                         slot: slot_of(rule.slot),
-                        backends: PerSide::from_fn(|side| Arc::clone(&common.backends[&rule.backends[side]])),
+                        is_plain: Side::BOTH.into_iter().all(|side| backends[side].is_plain()),
+                        backends,
                         id: HeaderValue::from_str(&rule.id).unwrap_or_else(|_| HeaderValue::from_static("invalid")),
                         keys: rule.keys.iter().map(PreparedKey::new).collect(),
                     })

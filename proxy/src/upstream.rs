@@ -235,6 +235,11 @@ impl Backend {
         &self.settings
     }
 
+    /// Whether all of its servers speak HTTP/1.1 without TLS.
+    pub fn is_plain(&self) -> bool {
+        !self.settings.http2 && self.settings.servers.iter().all(|server| !server.tls)
+    }
+
     /// All servers that have an address.
     pub fn servers(&self) -> Arc<Vec<Arc<Server>>> {
         self.servers.load_full()

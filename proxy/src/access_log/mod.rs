@@ -16,13 +16,13 @@ use std::time::Duration;
 
 use cutover_config::{AccessLog as Which, Log, LogFormat, LogUser};
 use cutover_core::{Maintenance, Outcome};
-use http::HeaderValue;
 use rand::Rng;
 
 use render::Renderer;
 use siphasher::sip::SipHasher24;
 
 use crate::ended::Ended;
+use crate::gateway::gate::{Engine, RequestId};
 
 /// How many lines may wait.
 const QUEUE: usize = 16_384;
@@ -78,8 +78,10 @@ pub struct Line {
     pub bytes_out: u64,
     /// How many attempts were made.
     pub attempts: u8,
+    /// What moved its bytes.
+    pub engine: Engine,
     /// Its id.
-    pub request_id: HeaderValue,
+    pub request_id: RequestId,
     /// The trace it belongs to.
     pub trace: u128,
     /// The span that asked for it, or ours.
@@ -296,7 +298,8 @@ mod tests {
             bytes_in: 0,
             bytes_out: 5,
             attempts: 1,
-            request_id: HeaderValue::from_static("abc"),
+            engine: Engine::Lane,
+            request_id: RequestId::Theirs((*b"abc").into()),
             trace: 0xfeed,
             span: Some(7),
             user: Some(User::Hashed(0xbeef)),

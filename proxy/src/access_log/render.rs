@@ -152,6 +152,7 @@ impl Renderer {
                 object.number("http.request.body.bytes", line.bytes_in);
                 object.number("http.response.body.bytes", line.bytes_out);
                 object.number("attempts", u64::from(line.attempts));
+                object.word("cutover.engine", line.engine.name());
                 object.text("http.request.id", &request_id);
                 object.hex("trace.id", line.trace, 32);
                 line.span.into_iter().for_each(|span| object.hex("span.id", u128::from(span), 16));

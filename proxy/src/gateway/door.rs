@@ -1,21 +1,22 @@
 //! One connection: the cap, the facts that hold for all of its requests, the deadline for a whole request head.
 //!
-//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a connection for hours; between requests it would register a timer for each. Here a watchdog looks at a
-//! connection a few times in the span of its limit, and closes it when it has been waiting for a whole request head for `header_timeout` (the first one) or `keepalive_timeout` (later ones),
-//! at most a quarter longer.
+//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a connection for hours; between requests it would register a timer for each. Here the watchdog closes a
+//! connection whose first head is not whole within `header_timeout`, that is silent for `keepalive_timeout` between two requests, or whose later head is not whole within `header_timeout` of its first byte.
+//!
+//! Pingora's future for a request is some 15 KiB, so it is made when the first bytes of a head are there, which are given to it; a connection between two requests has no buffer and no such future.
 //!
 //! TLS handshakes and the choice between HTTP/1.1 and HTTP/2 are made here, too, within `header_timeout`: pingora would wait a minute for the one and for ever for the other.
-//!
-//! The door stands before the engine. Today there is one engine, pingora's HTTP proxy with our adapter; a second one for plain HTTP/1.1 would be chosen here, per request, by handing
-//! the stream back and forth.
 
-use std::pin::pin;
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pingora::apps::{HttpPersistentSettings, HttpServerApp, ReusedHttpStream, ServerApp};
+use bytes::BytesMut;
+use pingora::apps::{HttpServerApp, ServerApp};
 use pingora::listeners::ALPN;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
@@ -28,9 +29,10 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
+use super::buffer::{Buffer, Size};
 use super::gate::is_trusted;
 use super::head::Conn;
-use super::kept::Kept;
+use super::watchdog::{Alarm, Watchdog, Watched};
 use crate::clock;
 use crate::drain::{Drains, Ended};
 
@@ -100,6 +102,7 @@ pub struct Door {
     closing: watch::Receiver<bool>,
     drains: Drains,
     ending: Arc<Ending>,
+    watchdog: Arc<Watchdog>,
     max_connections: usize,
     max_header_bytes: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
@@ -109,9 +112,25 @@ pub struct Door {
     body_rest: Duration,
 }
 
+/// What all doors share.
+#[derive(Clone)]
+pub struct Shared {
+    /// What serves requests.
+    pub proxy: Arc<HttpProxy<Adapter>>,
+    /// Client connections.
+    pub connections: Arc<Connections>,
+    /// The end of the process.
+    pub ending: Arc<Ending>,
+    /// Who is sent away after a rollback.
+    pub drains: Drains,
+    /// Who waits for too long.
+    pub watchdog: Arc<Watchdog>,
+}
+
 impl Door {
-    /// A door before this proxy. From `closing` of the drain on clients are told to come on another connection; who is sent away by `drains` leaves.
-    pub fn new(proxy: Arc<HttpProxy<Adapter>>, entrance: Entrance, connections: Arc<Connections>, ending: Arc<Ending>, drains: Drains, listen: &cutover_config::Listen) -> Self {
+    /// A door to what all doors share. From `closing` of the drain on clients are told to come on another connection; who is sent away by `drains` leaves.
+    pub fn new(common: &Shared, entrance: Entrance, listen: &cutover_config::Listen) -> Self {
+        let Shared { proxy, connections, ending, drains, watchdog } = common.clone();
         Self {
             proxy,
             entrance,
@@ -119,6 +138,7 @@ impl Door {
             closing: ending.closing.subscribe(),
             ending,
             drains,
+            watchdog,
             max_connections: listen.max_connections,
             max_header_bytes: listen.max_header_bytes,
             trusted_proxies: listen.trusted_proxies.clone(),
@@ -141,11 +161,7 @@ impl ServerApp for Door {
             Entrance::Plain { h2c: true } | Entrance::Tls(_) => tokio::time::timeout(self.header_timeout, Box::pin(self.greet(stream))).await.ok().flatten()?,
         };
         match speaks {
-            Speaks::Http1 => {
-                // A task of its own, so that the watchdog is polled when its timer rings and not at every turn of a request.
-                let serving = tokio::spawn(serve(Arc::clone(&self.proxy), stream, Arc::clone(&conn), self.closing.clone(), self.ending.dismissed.subscribe()));
-                self.watch_heads(&conn, serving).await;
-            }
+            Speaks::Http1 => self.serve_http1(stream, conn).await,
             Speaks::Http2 => Box::pin(self.serve_http2(stream, conn)).await,
         }
         None
@@ -277,85 +293,77 @@ async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
     }
 }
 
-/// The same loop as pingora's own for HTTP/1.1, with our facts handed to each request; what a request needs exists from its first byte on.
-async fn serve(proxy: Arc<HttpProxy<Adapter>>, stream: Stream, conn: Arc<Conn>, closing: ShutdownWatch, mut dismissed: watch::Receiver<bool>) {
-    let mut kept = Box::new(Kept::new(stream));
-    let mut persistent: Option<HttpPersistentSettings> = None;
-    // One future for the life of the connection: to begin waiting anew for each request would cost more than the wait.
-    let mut dismissal = pin!(async move {
-        // A sender that is gone is the end of the process.
-        let _ = dismissed.wait_for(|dismissed| *dismissed).await;
-    });
-    loop {
-        tokio::select! {
-            // A request that is there is never dropped.
-            biased;
-            begins = kept.begins() => if !begins {
-                return;
-            },
-            () = &mut dismissal => return,
+impl Door {
+    /// One connection of HTTP/1.1: a request after the other.
+    async fn serve_http1(&self, mut stream: Stream, conn: Arc<Conn>) {
+        let watched = Arc::clone(&self.watchdog).watch(conn).await;
+        watched.within(self.header_timeout);
+        let mut is_first = true;
+        loop {
+            let Some(begun) = begins(&mut stream, &watched).await else { return };
+            if !is_first {
+                watched.within(self.header_timeout);
+            }
+            is_first = false;
+            let mut session = ServerSession::new_http1(stream);
+            session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
+            session.set_pipelined_prefix(BytesMut::from(begun.filled()));
+            drop(begun);
+            session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
+            let Some(Some(reused)) = self.attended(self.proxy.process_new_http(session, &self.closing), &watched).await else { return };
+            (stream, _) = reused.consume();
+            watched.within(self.keepalive_timeout);
         }
-        let mut session = ServerSession::new_http1(kept);
-        match persistent {
-            Some(persistent) => persistent.apply_to_session(&mut session),
-            None => session.set_keepalive(if *closing.borrow() { None } else { NO_TIMER }),
-        }
-        session.set_connection_user_context(Some(Box::new(Arc::clone(&conn))));
-        let Some((stream, settings)) = proxy.process_new_http(session, &closing).await.map(ReusedHttpStream::consume) else { return };
-        let Ok(stream) = stream.into_any().downcast() else { return };
-        (kept, persistent) = (stream, settings);
+    }
+
+    /// Serves while the watchdog lets it. `None` when it was ended.
+    async fn attended<T>(&self, mut serving: Pin<Box<dyn Future<Output = T> + Send + '_>>, watched: &Watched) -> Option<T> {
+        poll_fn(|cx| {
+            if let Poll::Ready(served) = serving.as_mut().poll(cx) {
+                return Poll::Ready(Some(served));
+            }
+            match watched.alarm() {
+                None => Poll::Pending,
+                Some(Alarm::Overdue) => Poll::Ready(None),
+                Some(Alarm::SentAway) => {
+                    let conn = watched.conn();
+                    if let Some(tunnel) = conn.tunnel.load_full() {
+                        conn.heard();
+                        watched.within(FAREWELL);
+                        self.drains.count(tunnel.kind());
+                        tunnel.drain();
+                        return Poll::Pending;
+                    }
+                    if conn.due_us() == 0 {
+                        self.drains.count(Ended::Stream);
+                    }
+                    Poll::Ready(None)
+                }
+            }
+        })
+        .await
     }
 }
 
-impl Door {
-    /// Ends with the connection, or ends the connection when a request head has been awaited for too long.
-    async fn watch_heads(&self, conn: &Conn, serving: tokio::task::JoinHandle<()>) {
-        // However this ends (a dropped runtime included), the connection ends with it.
-        let mut serving = AbortOnDrop(serving);
-        let mut orders = self.drains.listen();
-        let (mut seen, mut waited) = (conn.turn(), Duration::ZERO);
-        loop {
-            let limit = if seen.is_first() { self.header_timeout } else { self.keepalive_timeout };
-            let step = limit / LOOKS;
-            tokio::select! {
-                _ = &mut serving.0 => return,
-                () = tokio::time::sleep(step) => {}
-                () = orders.sent_away(&conn.stay) => {
-                    if let Some(tunnel) = conn.tunnel.load_full() {
-                        tunnel.drain();
-                        self.drains.count(tunnel.kind());
-                        let _ = tokio::time::timeout(FAREWELL, &mut serving.0).await;
-                    } else if !conn.turn().awaits_a_head() {
-                        self.drains.count(Ended::Stream);
-                    }
-                    return;
-                }
-            }
-            let turn = conn.turn();
-            if turn != seen || !turn.awaits_a_head() {
-                (seen, waited) = (turn, Duration::ZERO);
-                continue;
-            }
-            waited += step;
-            if waited >= limit {
-                return;
-            }
+/// Waits for the first bytes of a request. `None` when there will be none, or the wait was ended.
+async fn begins(stream: &mut Stream, watched: &Watched) -> Option<Buffer> {
+    poll_fn(|cx| {
+        let mut buffer = Buffer::new(Size::Head);
+        match buffer.poll_fill(stream, usize::MAX, cx) {
+            // A request that is there is never dropped.
+            Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Some(buffer)),
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending if watched.alarm().is_some() || watched.is_dismissed() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
         }
-    }
+    })
+    .await
 }
 
 /// How long a tunnel that is sent away may take to end.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How often the watchdog looks at a waiting connection within its limit.
+/// How often a body of HTTP/2 is looked at within its limit.
 const LOOKS: u32 = 4;
 
 /// Pingora's word for "kept, without a timer of its own": the watchdog is the timer.
 pub(super) const NO_TIMER: Option<u64> = Some(0);
-
-struct AbortOnDrop(tokio::task::JoinHandle<()>);
-
-impl Drop for AbortOnDrop {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}

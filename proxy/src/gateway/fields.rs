@@ -14,6 +14,8 @@ use super::head::Head;
 pub struct Fields<'a> {
     /// The first `Host`.
     pub host: Option<&'a [u8]>,
+    /// How many there are.
+    pub hosts: u8,
     /// The first `Content-Length`.
     pub length: Option<&'a [u8]>,
     /// Whether the body is framed in more ways than one, or in one that cannot be read: at most one length, in digits, and at most one coding, `chunked`, are good. Every other coding would be
@@ -23,8 +25,12 @@ pub struct Fields<'a> {
     pub has_lookalike: bool,
     /// Whether a name is there that is ours alone.
     pub has_forged: bool,
-    /// Whether there is a `Connection`.
-    pub has_connection: bool,
+    /// The first `Connection`.
+    pub connection: Option<&'a [u8]>,
+    /// Whether there is more than one `Connection`, or another name that is for the next hop only.
+    pub has_hop_by_hop: bool,
+    /// Whether there is a `Transfer-Encoding`.
+    pub is_coded: bool,
     /// Whether the connection may become, or the answer be, something that lasts: an upgrade, a stream of events, gRPC.
     pub may_last: bool,
     /// The first `X-Cutover-Override`.
@@ -54,8 +60,15 @@ impl<'a> Fields<'a> {
         match name {
             // Nearly every request has these, and nothing hangs on them here.
             "accept-encoding" | "accept-language" | "user-agent" | "cookie" | "referer" | "authorization" | "cache-control" | "origin" => {}
-            "host" => self.host = self.host.or(Some(value)),
-            "connection" => self.has_connection = true,
+            "host" => {
+                self.hosts = self.hosts.saturating_add(1);
+                self.host = self.host.or(Some(value));
+            }
+            "connection" => {
+                self.has_hop_by_hop |= self.connection.is_some();
+                self.connection = self.connection.or(Some(value));
+            }
+            "te" | "trailer" | "expect" | "keep-alive" | "proxy-connection" | "proxy-authorization" | "proxy-authenticate" | "http2-settings" => self.has_hop_by_hop = true,
             "content-length" => {
                 self.lengths = self.lengths.saturating_add(1);
                 self.is_badly_framed |= value.is_empty() || !value.iter().all(u8::is_ascii_digit);
@@ -63,6 +76,7 @@ impl<'a> Fields<'a> {
             }
             "transfer-encoding" => {
                 self.codings = self.codings.saturating_add(1);
+                self.is_coded = true;
                 self.is_badly_framed |= !value.eq_ignore_ascii_case(b"chunked");
             }
             "accept" => self.may_last |= value == b"text/event-stream",
@@ -152,7 +166,7 @@ mod tests {
         ]);
         let fields = Fields::of(&head, &[]);
         assert_eq!((fields.host, fields.request_id, fields.override_to, fields.traceparent), (Some(&b"a"[..]), Some(&b"1"[..]), Some(&b"new x"[..]), None));
-        assert!(fields.has_tracestate && fields.has_forged && !fields.has_connection);
+        assert!(fields.has_tracestate && fields.has_forged && fields.connection.is_none());
     }
 
     #[test]

@@ -4,9 +4,9 @@
 
 use std::net::IpAddr;
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderName;
 
-use super::head::{Conn, Edits, Head};
+use super::head::{Conn, Edits, Head, Value};
 
 /// Which backend serves: `legacy` or `new`.
 pub static BACKEND: HeaderName = HeaderName::from_static("x-cutover-backend");
@@ -79,16 +79,16 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
 }
 
 /// Sets `X-Forwarded-*`: appended to what a trusted proxy sent (`before`), replaced for anybody else.
-pub fn set_forwarding(edits: &mut impl Edits, conn: &Conn, host: Option<HeaderValue>, before: Option<&[u8]>) {
+pub fn set_forwarding(edits: &mut impl Edits, conn: &Conn, host: Option<Value<'_>>, before: Option<&[u8]>) {
     match before {
         Some(before) => {
             let chain = [before, b", ", conn.peer_value.as_bytes()].concat();
-            edits.set(&FORWARDED_FOR, HeaderValue::from_bytes(&chain).unwrap_or_else(|_| conn.peer_value.clone()));
+            edits.set(&FORWARDED_FOR, Value::Text(&chain));
         }
-        None => edits.set(&FORWARDED_FOR, conn.peer_value.clone()),
+        None => edits.set(&FORWARDED_FOR, Value::Shared(&conn.peer_value)),
     }
     if !conn.trusted || !edits.contains(&FORWARDED_PROTO) {
-        edits.set(&FORWARDED_PROTO, HeaderValue::from_static(if conn.tls { "https" } else { "http" }));
+        edits.set(&FORWARDED_PROTO, Value::Word(if conn.tls { "https" } else { "http" }));
     }
     if !conn.trusted || !edits.contains(&FORWARDED_HOST) {
         match host {

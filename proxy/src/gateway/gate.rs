@@ -30,7 +30,7 @@ use subtle::ConstantTimeEq;
 
 use super::fields::Fields;
 use super::forward;
-use super::head::{Conn, Edits, Head};
+use super::head::{Conn, Edits, Head, Value};
 use super::identity::{self, Identity, MINTED_COOKIE};
 use super::parking::Unparked;
 use super::reply::Reply;
@@ -66,6 +66,14 @@ pub struct Limits {
     pub max_header_bytes: usize,
     /// The largest request body in bytes.
     pub max_body: u64,
+}
+
+/// What is in force, and what the head of a request says, before anything is decided.
+#[derive(Debug)]
+pub struct Look<'a> {
+    snapshot: Arc<Snapshot>,
+    /// What the head says.
+    pub fields: Fields<'a>,
 }
 
 /// What to do with a request.
@@ -130,7 +138,7 @@ pub struct Exchange {
     status: Option<u16>,
     failure: Option<Failure>,
     client: IpAddr,
-    request_id: HeaderValue,
+    request_id: RequestId,
     trace: Trace,
     set_cookie: Option<HeaderValue>,
     method: Method,
@@ -186,6 +194,28 @@ pub struct End {
     pub server: Option<SocketAddr>,
     /// How many attempts were made.
     pub attempts: u8,
+    /// What moved its bytes.
+    pub engine: Engine,
+}
+
+/// What moves the bytes of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Pingora's HTTP proxy.
+    #[default]
+    Proxy,
+    /// The fast lane.
+    Lane,
+}
+
+impl Engine {
+    /// The name used in the access log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Lane => "lane",
+        }
+    }
 }
 
 impl Exchange {
@@ -213,6 +243,16 @@ impl Exchange {
     /// Whether its head says that it may become, or be answered by, something that lasts.
     pub fn may_last(&self) -> bool {
         self.may_last
+    }
+
+    /// Whether every server that it may be sent to, on either side, speaks HTTP/1.1 without TLS.
+    pub fn is_plain(&self) -> bool {
+        self.rollout.map_or(self.snapshot.common.is_default_plain, |at| self.snapshot.prepared[at].is_plain)
+    }
+
+    /// Its method.
+    pub fn method(&self) -> &Method {
+        &self.method
     }
 
     /// How long it was parked so far.
@@ -251,13 +291,27 @@ impl Gate {
 
     /// Takes a request in: who is it, and where does it go?
     pub fn request(&self, head: &impl Head, conn: &Conn, now: Mono) -> (Exchange, Step) {
+        let (mut exchange, step) = self.decide(self.look(head), head, conn, now);
+        if step == Step::Forward {
+            self.begin(&mut exchange);
+        }
+        (exchange, step)
+    }
+
+    /// The first part of [`Gate::request`]: what is in force, and what the head says.
+    pub fn look<'a>(&self, head: &'a impl Head) -> Look<'a> {
         let snapshot = self.published.load();
+        let fields = Fields::of(head, &snapshot.common.key_headers);
+        Look { snapshot, fields }
+    }
+
+    /// The second: where it goes. Nothing is counted of a request that is forwarded, so that an engine may still leave it to another one.
+    pub fn decide(&self, look: Look<'_>, head: &impl Head, conn: &Conn, now: Mono) -> (Exchange, Step) {
+        let Look { snapshot, fields } = look;
         let common = Arc::clone(&snapshot.common);
-        let fields = Fields::of(head, &common.key_headers);
         let client = forward::client_address(head, conn, |address| is_trusted(&common.settings.listen.trusted_proxies, address));
         let trace = Trace::of(&fields, conn.trusted, self.traces.samples(common.settings.traces.as_ref()));
-        let kept_id = fields.request_id.filter(|_| conn.trusted);
-        let request_id = kept_id.and_then(|id| HeaderValue::from_bytes(id).ok()).unwrap_or_else(|| new_request_id(&trace));
+        let request_id = fields.request_id.filter(|_| conn.trusted).map_or_else(|| RequestId::new(&trace), |id| RequestId::Theirs(id.into()));
         let mut exchange = Exchange {
             rollout: None,
             decision: None,
@@ -285,12 +339,14 @@ impl Gate {
         };
         let step = match self.host_of(head, &fields, &common.key_headers) {
             Err(reply) => Step::Reply(reply),
-            Ok(host) => self.decide(&mut exchange, head, &fields, conn, host, now),
+            Ok(host) => self.route(&mut exchange, head, &fields, conn, host, now),
         };
-        if step == Step::Forward {
-            exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), exchange.decision.map(|decision| decision.reason)));
-        }
         (exchange, step)
+    }
+
+    /// The third: a request that is forwarded is in flight now.
+    pub fn begin(&self, exchange: &mut Exchange) {
+        exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), exchange.decision.map(|decision| decision.reason)));
     }
 
     /// The host that a request asks for, or what is wrong with the request whoever sent it.
@@ -299,14 +355,14 @@ impl Gate {
             return Err(Reply::HEAD_TOO_LARGE);
         }
         let host = strict::host_of(head, fields)?;
-        if fields.has_connection && identity::nominates_a_key_header(head, key_headers) {
+        if fields.connection.is_some() && identity::nominates_a_key_header(head, key_headers) {
             return Err(Reply::bad_request("key_nominated", "the Connection header names a header that identifies the user"));
         }
         let length = fields.length.and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.limits.max_body) { Err(Reply::TOO_LARGE) } else { Ok(host) }
     }
 
-    fn decide(&self, exchange: &mut Exchange, head: &impl Head, fields: &Fields<'_>, conn: &Conn, host: &str, now: Mono) -> Step {
+    fn route(&self, exchange: &mut Exchange, head: &impl Head, fields: &Fields<'_>, conn: &Conn, host: &str, now: Mono) -> Step {
         let snapshot = Arc::clone(&exchange.snapshot);
         let path = normalised(head.path());
         let at = snapshot.split.rollout_for(host, &path, head.method().as_str());
@@ -430,19 +486,19 @@ impl Gate {
             edits.remove_all(forward::PREFIX);
         }
         if let (Some(at), Some(decision)) = (exchange.rollout, exchange.decision) {
-            edits.set(&forward::BACKEND, HeaderValue::from_static(exchange.side().name()));
-            edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
-            edits.set(&forward::REASON, HeaderValue::from_static(exchange.moved.map_or(decision.reason.name(), Moved::name)));
+            edits.set(&forward::BACKEND, Value::Word(exchange.side().name()));
+            edits.set(&forward::ROLLOUT, Value::Shared(&exchange.snapshot.prepared[at].id));
+            edits.set(&forward::REASON, Value::Word(exchange.moved.map_or(decision.reason.name(), Moved::name)));
             if let Some(bucket) = decision.bucket {
-                edits.set(&forward::BUCKET, HeaderValue::from(bucket.number()));
+                edits.set(&forward::BUCKET, Value::Text(itoa::Buffer::new().format(bucket.number()).as_bytes()));
             }
         }
         let host = head.host_value();
         let before = if conn.trusted { joined(head, &forward::FORWARDED_FOR) } else { None };
         forward::set_forwarding(edits, conn, host, before.as_deref());
-        edits.set(&forward::REQUEST_ID, exchange.request_id.clone());
+        edits.set(&forward::REQUEST_ID, Value::Text(exchange.request_id.as_bytes()));
         if let Some(traceparent) = exchange.trace.header() {
-            edits.set(&forward::TRACEPARENT, traceparent);
+            edits.set(&forward::TRACEPARENT, Value::Text(&traceparent));
         }
         if exchange.trace.is_orphaned {
             edits.remove(&forward::TRACESTATE);
@@ -450,7 +506,7 @@ impl Gate {
     }
 
     /// The backend's first final answer, and what to do with it. Informational ones do not count. `can_repeat` is whether the whole request can be sent once more.
-    pub fn answered(&self, exchange: &mut Exchange, status: u16, head: &impl Head, can_repeat: bool, now: Mono) -> Answer {
+    pub fn answered(&self, exchange: &mut Exchange, status: u16, path: &str, can_repeat: bool, now: Mono) -> Answer {
         if status < 200 && status != 101 {
             return Answer::Deliver;
         }
@@ -464,8 +520,8 @@ impl Gate {
         }
         let moves = match status {
             _ if !can_repeat => false,
-            500.. => self.rescue(exchange, Failure { blame: Blame::Backend, kind: FailureKind::Status }, head, Sent::Repeatable, now),
-            404 => self.fall_back(exchange, head, now),
+            500.. => self.rescue(exchange, Failure { blame: Blame::Backend, kind: FailureKind::Status }, path, Sent::Repeatable, now),
+            404 => self.fall_back(exchange, path, now),
             _ => false,
         };
         if moves { Answer::AskOtherSide } else { Answer::Deliver }
@@ -487,7 +543,7 @@ impl Gate {
     }
 
     /// A request that failed on new before anything of the answer went out: whether legacy is asked now.
-    pub fn rescue(&self, exchange: &mut Exchange, failure: Failure, head: &impl Head, sent: Sent, now: Mono) -> bool {
+    pub fn rescue(&self, exchange: &mut Exchange, failure: Failure, path: &str, sent: Sent, now: Mono) -> bool {
         let (Some(at), true) = (exchange.rollout, failure.blame == Blame::Backend) else { return false };
         if exchange.moved.is_some() || exchange.side() != Side::New || !exchange.is_evidence() {
             return false;
@@ -495,26 +551,26 @@ impl Gate {
         let allowed = match exchange.snapshot.split.rollouts[at].rule.failover {
             Failover::Off => false,
             Failover::Connect => sent == Sent::Nothing,
-            Failover::Safe => sent == Sent::Nothing || (sent == Sent::Repeatable && is_safe(head.method())),
+            Failover::Safe => sent == Sent::Nothing || (sent == Sent::Repeatable && is_safe(&exchange.method)),
         };
         if !allowed || !exchange.snapshot.prepared[at].backends[Side::Legacy].is_available() || !self.recorder.rescue(exchange.slot()).permit() {
             return false;
         }
         exchange.failure = Some(failure);
-        self.move_over(exchange, Moved::Failover, head.path(), now);
+        self.move_over(exchange, Moved::Failover, path, now);
         true
     }
 
     /// A file that is missing on one side may be there on the other: assets are named by the build that needs them.
-    fn fall_back(&self, exchange: &mut Exchange, head: &impl Head, now: Mono) -> bool {
-        let Some(at) = exchange.rollout.filter(|_| exchange.moved.is_none() && matches!(*head.method(), Method::GET | Method::HEAD)) else { return false };
+    fn fall_back(&self, exchange: &mut Exchange, path: &str, now: Mono) -> bool {
+        let Some(at) = exchange.rollout.filter(|_| exchange.moved.is_none() && matches!(exchange.method, Method::GET | Method::HEAD)) else { return false };
         let rule = &exchange.snapshot.split.rollouts[at].rule;
         // Empty for nearly everybody, and then the path is not even looked at.
-        if rule.fallback_on_404.is_empty() || !rule.falls_back(&normalised(head.path())) || !exchange.snapshot.prepared[at].backends[exchange.side().other()].is_available() {
+        if rule.fallback_on_404.is_empty() || !rule.falls_back(&normalised(path)) || !exchange.snapshot.prepared[at].backends[exchange.side().other()].is_available() {
             return false;
         }
         exchange.status = None;
-        self.move_over(exchange, Moved::Fallback, head.path(), now);
+        self.move_over(exchange, Moved::Fallback, path, now);
         true
     }
 
@@ -537,11 +593,11 @@ impl Gate {
     /// Headers to the client.
     pub fn client_edits(&self, exchange: &Exchange, edits: &mut impl Edits) {
         if let Some(cookie) = &exchange.set_cookie {
-            edits.append(&forward::SET_COOKIE, cookie.clone());
+            edits.append(&forward::SET_COOKIE, Value::Shared(cookie));
         }
         if let (true, Some(at)) = (exchange.snapshot.common.settings.routing.expose_decision, exchange.rollout) {
-            edits.set(&forward::BACKEND, HeaderValue::from_static(exchange.side().name()));
-            edits.set(&forward::ROLLOUT, exchange.snapshot.prepared[at].id.clone());
+            edits.set(&forward::BACKEND, Value::Word(exchange.side().name()));
+            edits.set(&forward::ROLLOUT, Value::Shared(&exchange.snapshot.prepared[at].id));
         }
     }
 
@@ -643,6 +699,7 @@ impl Gate {
                 bytes_in: end.bytes_in,
                 bytes_out: end.bytes_out,
                 attempts: end.attempts,
+                engine: end.engine,
                 request_id: exchange.request_id,
                 trace,
                 span,
@@ -733,10 +790,28 @@ fn hex(number: u128) -> String {
     format!("{number:032x}")
 }
 
-/// 128 random bits in hex: the id of the trace where it begins here, so that one id finds both.
-fn new_request_id(trace: &Trace) -> HeaderValue {
-    let id = if trace.parent.is_none() { trace.id } else { rand::rng().random() };
-    HeaderValue::from_bytes(&hex_digits(id)).unwrap_or_else(|_| HeaderValue::from_static("0"))
+/// The id of a request.
+#[derive(Clone, Debug)]
+pub enum RequestId {
+    /// One of ours.
+    Ours([u8; 32]),
+    /// That of a trusted proxy.
+    Theirs(Box<[u8]>),
+}
+
+impl RequestId {
+    /// 128 random bits in hex: the id of the trace where it begins here, so that one id finds both.
+    fn new(trace: &Trace) -> Self {
+        Self::Ours(hex_digits(if trace.parent.is_none() { trace.id } else { rand::rng().random() }))
+    }
+
+    /// Its text.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Ours(id) => id,
+            Self::Theirs(id) => id,
+        }
+    }
 }
 
 /// Whether the client came over TLS, as far as we or a trusted proxy know.
@@ -810,11 +885,11 @@ pub(crate) mod tests {
     }
 
     impl Edits for TestHead {
-        fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
+        fn set(&mut self, name: &'static HeaderName, value: Value<'_>) {
             self.remove(name);
             self.append(name, value);
         }
-        fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
+        fn append(&mut self, name: &'static HeaderName, value: Value<'_>) {
             self.headers.push((name.clone(), value.as_bytes().to_vec()));
         }
         fn remove(&mut self, name: &HeaderName) {
@@ -1032,8 +1107,8 @@ pub(crate) mod tests {
             let head = head("/checkout").with("x-user-id", "u");
             let (mut exchange, _) = gate.request(&head, &conn(), Mono::default());
             if let Some(status) = status {
-                gate.answered(&mut exchange, 103, &head, false, Mono::from_micros(1));
-                gate.answered(&mut exchange, status, &head, false, Mono::from_micros(5_000));
+                gate.answered(&mut exchange, 103, "/", false, Mono::from_micros(1));
+                gate.answered(&mut exchange, status, "/", false, Mono::from_micros(5_000));
             }
             if let Some(failure) = failure {
                 gate.failed(&mut exchange, failure);
@@ -1168,7 +1243,7 @@ pub(crate) mod tests {
         world.maintain(Some("checkout"), Maintenance::Off, None);
         let (mut released, step) = after(first, Unparked::Released);
         assert_eq!((step, released.parked()), (Step::Forward, Duration::from_millis(8)));
-        gate.answered(&mut released, 200, &head, false, Mono::from_micros(10_000));
+        gate.answered(&mut released, 200, "/checkout", false, Mono::from_micros(10_000));
         gate.done(released, "/checkout", End { status: Some(200), ..End::default() }, || Mono::from_micros(10_000));
         let slot = parked(0);
         assert_eq!(slot.halted, [0, 5, 2, 1, 2]);

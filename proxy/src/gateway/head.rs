@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -25,9 +25,9 @@ pub trait Head {
     fn authority(&self) -> Option<&str> {
         None
     }
-    /// The host asked for as a header value, of the target or else of the `Host` header; without a copy where the engine has one.
-    fn host_value(&self) -> Option<HeaderValue> {
-        HeaderValue::from_bytes(self.authority().map(str::as_bytes).or_else(|| self.first(&http::header::HOST))?).ok()
+    /// The host asked for, of the target or else of the `Host` header.
+    fn host_value(&self) -> Option<Value<'_>> {
+        self.authority().map(str::as_bytes).or_else(|| self.first(&http::header::HOST)).map(Value::Text)
     }
     /// Whether this is HTTP/1.1 or later, where a host is required.
     fn requires_host(&self) -> bool;
@@ -49,12 +49,43 @@ pub trait Head {
     fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8]));
 }
 
+/// A value for a header, as whoever asks for the edit has it: an engine that keeps header values shares what can be shared, one that writes bytes copies them once.
+#[derive(Clone, Copy, Debug)]
+pub enum Value<'a> {
+    /// One of our own words.
+    Word(&'static str),
+    /// One that exists already.
+    Shared(&'a HeaderValue),
+    /// Bytes.
+    Text(&'a [u8]),
+}
+
+impl Value<'_> {
+    /// Its bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Word(word) => word.as_bytes(),
+            Self::Shared(value) => value.as_bytes(),
+            Self::Text(text) => text,
+        }
+    }
+
+    /// As a header value. Bytes that are none become an empty one; they come from heads that have been parsed, or from us.
+    pub fn to_header(self) -> HeaderValue {
+        match self {
+            Self::Word(word) => HeaderValue::from_static(word),
+            Self::Shared(value) => value.clone(),
+            Self::Text(text) => HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static("")),
+        }
+    }
+}
+
 /// Changes to a head, in the order asked for. Names are statics, so that no engine has to copy them.
 pub trait Edits {
     /// Replaces every value of a header by this one.
-    fn set(&mut self, name: &'static HeaderName, value: HeaderValue);
+    fn set(&mut self, name: &'static HeaderName, value: Value<'_>);
     /// Adds a value.
-    fn append(&mut self, name: &'static HeaderName, value: HeaderValue);
+    fn append(&mut self, name: &'static HeaderName, value: Value<'_>);
     /// Removes every value of a header.
     fn remove(&mut self, name: &HeaderName);
     /// Whether a header is there.
@@ -64,12 +95,12 @@ pub trait Edits {
 }
 
 impl Edits for HeaderMap {
-    fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        self.insert(name, value);
+    fn set(&mut self, name: &'static HeaderName, value: Value<'_>) {
+        self.insert(name, value.to_header());
     }
 
-    fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
-        Self::append(self, name, value);
+    fn append(&mut self, name: &'static HeaderName, value: Value<'_>) {
+        Self::append(self, name, value.to_header());
     }
 
     fn remove(&mut self, name: &HeaderName) {
@@ -109,8 +140,10 @@ pub struct Conn {
     pub warms: Option<Arc<Server>>,
     /// When a body came on last, in microseconds of the process; zero while none is awaited.
     body_moved_us: AtomicU64,
-    /// Counts the turns of the connection: even while a request head is awaited, odd while a request is served. Written by the task of the connection alone.
-    turn: AtomicU64,
+    /// Until when something is awaited, in microseconds of the process; zero while nothing is.
+    due_us: AtomicU64,
+    /// Whether its request is to end before its time.
+    is_sent_away: AtomicBool,
 }
 
 impl Conn {
@@ -118,7 +151,18 @@ impl Conn {
     pub fn new(peer: IpAddr, trusted: bool, tls: bool) -> Self {
         let peer = peer.to_canonical();
         let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
-        Self { peer, peer_value, trusted, tls, stay: Stay::default(), tunnel: ArcSwapOption::default(), warms: None, body_moved_us: AtomicU64::default(), turn: AtomicU64::new(0) }
+        Self {
+            peer,
+            peer_value,
+            trusted,
+            tls,
+            stay: Stay::default(),
+            tunnel: ArcSwapOption::default(),
+            warms: None,
+            body_moved_us: AtomicU64::default(),
+            due_us: AtomicU64::default(),
+            is_sent_away: AtomicBool::default(),
+        }
     }
 
     /// A connection of our own, to warm up this server.
@@ -138,7 +182,8 @@ impl Conn {
             tunnel: ArcSwapOption::default(),
             warms: None,
             body_moved_us: AtomicU64::default(),
-            turn: AtomicU64::new(0),
+            due_us: AtomicU64::default(),
+            is_sent_away: AtomicBool::default(),
         }
     }
 
@@ -160,35 +205,35 @@ impl Conn {
         }
     }
 
-    /// A request head has come; its request is served now.
+    /// A request head has come; its request is served now, and has limits of its own.
     pub fn head_came(&self) {
-        self.turn.store(self.turn.load(Ordering::Relaxed) | 1, Ordering::Relaxed);
+        self.wait_until(0);
     }
 
-    /// The request is over; the next head is awaited.
-    pub fn await_head(&self) {
-        self.turn.store((self.turn.load(Ordering::Relaxed) | 1) + 1, Ordering::Relaxed);
+    /// Until when something is awaited, in microseconds of the process; zero while nothing is, or nothing that has a limit here. See [`Watchdog`](super::watchdog::Watchdog).
+    pub(super) fn due_us(&self) -> u64 {
+        self.due_us.load(Ordering::Relaxed)
     }
 
-    /// Which turn the connection is in.
-    pub fn turn(&self) -> Turn {
-        Turn(self.turn.load(Ordering::Relaxed))
-    }
-}
-
-/// One turn of a connection: awaiting a request head, or serving a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Turn(u64);
-
-impl Turn {
-    /// Whether a request head is awaited.
-    pub fn awaits_a_head(self) -> bool {
-        self.0.is_multiple_of(2)
+    pub(super) fn wait_until(&self, due_us: u64) {
+        self.due_us.store(due_us, Ordering::Relaxed);
     }
 
-    /// Whether it is the first head of the connection.
-    pub fn is_first(self) -> bool {
-        self.0 == 0
+    pub(super) fn is_overdue(&self, now_us: u64) -> bool {
+        (1..now_us).contains(&self.due_us())
+    }
+
+    pub(super) fn send_away(&self) {
+        self.is_sent_away.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_sent_away(&self) -> bool {
+        self.is_sent_away.load(Ordering::Relaxed)
+    }
+
+    /// The order to leave has been heard.
+    pub(super) fn heard(&self) {
+        self.is_sent_away.store(false, Ordering::Relaxed);
     }
 }
 
@@ -197,15 +242,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_takes_turns() {
+    fn nothing_is_overdue_that_has_no_limit() {
         let conn = Conn::new(IpAddr::from([192, 0, 2, 7]), false, false);
-        assert!(conn.turn().is_first() && conn.turn().awaits_a_head());
+        assert!(!conn.is_overdue(u64::MAX));
+        conn.wait_until(5);
+        assert_eq!([4, 5, 6].map(|now| conn.is_overdue(now)), [false, false, true]);
         conn.head_came();
-        assert!(!conn.turn().awaits_a_head());
-        conn.await_head();
-        let awaiting = conn.turn();
-        assert!(awaiting.awaits_a_head() && !awaiting.is_first());
-        conn.await_head();
-        assert!(conn.turn().awaits_a_head() && conn.turn() != awaiting, "a request that was never told of is a turn all the same");
+        assert!(!conn.is_overdue(u64::MAX));
     }
 }

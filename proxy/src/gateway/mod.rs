@@ -9,7 +9,8 @@
 //! | room | what |
 //! |---|---|
 //! | `door` | one connection |
-//! | `kept` | a connection between two requests |
+//! | `watchdog` | deadlines of connections, and orders to them |
+//! | `buffer` | bytes that have been read, lent by the thread |
 //! | `adapter` | pingora's callbacks, translated |
 //! | `spelling` | header names and targets as the client wrote them |
 //! | `tunnel` | connections for upgrades |
@@ -24,16 +25,16 @@
 //! | `stoker` | connections to a backend before its first user |
 //! | `parking` | where requests wait while maintenance holds them |
 //!
-//! Never here: a lock, a file, a wait for the control plane. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
+//! Never here: a lock that is everybody's, a file, a wait for the control plane. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
 
 pub mod adapter;
+pub mod buffer;
 pub mod door;
 pub mod fields;
 pub mod forward;
 pub mod gate;
 pub mod head;
 pub mod identity;
-pub mod kept;
 pub mod pace;
 pub mod parking;
 pub mod reply;
@@ -42,3 +43,4 @@ pub mod stoker;
 pub mod strict;
 pub mod trace;
 pub mod tunnel;
+pub mod watchdog;

@@ -31,7 +31,7 @@ fn product(text: &str) -> &str {
 fn rooms_meet_only_in_assemble() {
     let source = root().join("proxy/src");
     let rooms: [(&str, &[&str]); 5] = [
-        ("gateway", &["crate::control", "crate::watch", "crate::admin", "crate::disk", "crate::journal", "crate::state_file", "std::fs", "std::sync::Mutex", "RwLock"]),
+        ("gateway", &["crate::control", "crate::watch", "crate::admin", "crate::disk", "crate::journal", "crate::state_file", "std::fs", "Mutex", "RwLock"]),
         ("admin", &["crate::control::", "crate::recorder", "crate::disk", "crate::state_file", "cutover_core::Rollout", "ControlPlane"]),
         ("control.rs", &["crate::gateway", "crate::admin", "crate::watch", "std::fs", "crate::source"]),
         ("watch.rs", &["crate::gateway", "crate::admin", "crate::control::", "crate::recorder"]),
@@ -42,6 +42,10 @@ fn rooms_meet_only_in_assemble() {
         let files = if path.is_dir() { sources(&path) } else { vec![(path.clone(), fs::read_to_string(&path).unwrap())] };
         for (file, text) in files {
             for word in forbidden {
+                // Where a lock is taken for a connection, or by a thread for what is its own.
+                if *word == "Mutex" && ["gateway/watchdog.rs", "gateway/lane/pool.rs"].iter().any(|may| file.ends_with(may)) {
+                    continue;
+                }
                 let named = product(&text).lines().filter(|line| !line.trim_start().starts_with("//")).find(|line| line.contains(word));
                 assert_eq!(named, None, "{} must not name `{word}`", file.display());
             }
@@ -56,7 +60,6 @@ fn pingora_is_named_only_where_it_is_allowed() {
         "gateway/adapter/failure.rs",
         "gateway/adapter/heads.rs",
         "gateway/door.rs",
-        "gateway/kept.rs",
         "gateway/spelling.rs",
         "gateway/stoker.rs",
         "gateway/tunnel.rs",

@@ -5,7 +5,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 
-use crate::gateway::head::{Edits, Head, names_with};
+use crate::gateway::head::{Edits, Head, Value, names_with};
 
 pub(super) struct RequestHead<'a> {
     pub(super) head: &'a RequestHeader,
@@ -43,10 +43,10 @@ impl Head for RequestHead<'_> {
         self.head.uri.authority().map(http::uri::Authority::as_str)
     }
 
-    fn host_value(&self) -> Option<HeaderValue> {
+    fn host_value(&self) -> Option<Value<'_>> {
         match self.head.uri.authority() {
-            Some(authority) => HeaderValue::from_str(authority.as_str()).ok(),
-            None => self.head.headers.get(http::header::HOST).cloned(),
+            Some(authority) => Some(Value::Text(authority.as_str().as_bytes())),
+            None => self.head.headers.get(http::header::HOST).map(Value::Shared),
         }
     }
 
@@ -91,14 +91,14 @@ macro_rules! edits {
         }
 
         impl Edits for $edits<'_> {
-            fn set(&mut self, name: &'static HeaderName, value: HeaderValue) {
-                if let Err(error) = self.head.insert_header(name.as_str(), value) {
+            fn set(&mut self, name: &'static HeaderName, value: Value<'_>) {
+                if let Err(error) = self.head.insert_header(name.as_str(), value.to_header()) {
                     self.failed.get_or_insert(error);
                 }
             }
 
-            fn append(&mut self, name: &'static HeaderName, value: HeaderValue) {
-                if let Err(error) = self.head.append_header(name.as_str(), value) {
+            fn append(&mut self, name: &'static HeaderName, value: Value<'_>) {
+                if let Err(error) = self.head.append_header(name.as_str(), value.to_header()) {
                     self.failed.get_or_insert(error);
                 }
             }

@@ -253,7 +253,7 @@ impl ProxyHttp for Adapter {
         }
         if let Some(exchange) = &mut context.exchange {
             let can_repeat = can_repeat(session);
-            if self.gate.answered(exchange, response.status.as_u16(), &RequestHead::of(session), can_repeat, clock::mono()) == Answer::AskOtherSide {
+            if self.gate.answered(exchange, response.status.as_u16(), session.req_header().uri.path(), can_repeat, clock::mono()) == Answer::AskOtherSide {
                 context.turn_to_the_other_side();
                 context.asks_other_side = true;
                 let mut error = Error::create(ErrorType::HTTPStatus(response.status.as_u16()), ErrorSource::Upstream, None, None);
@@ -301,7 +301,7 @@ impl ProxyHttp for Adapter {
             true if can_repeat(session) => Sent::Repeatable,
             true => Sent::Gone,
         };
-        let rescued = !another && self.gate.rescue(exchange, failure, &RequestHead::of(session), sent, clock::mono());
+        let rescued = !another && self.gate.rescue(exchange, failure, session.req_header().uri.path(), sent, clock::mono());
         if rescued {
             context.turn_to_the_other_side();
         }
@@ -329,7 +329,7 @@ impl ProxyHttp for Adapter {
         }
         context.server_failed();
         let Some(exchange) = context.exchange.as_mut().filter(|exchange| exchange.is_sent()) else { return error };
-        if may_repeat && self.gate.rescue(exchange, failure, &RequestHead::of(session), Sent::Repeatable, clock::mono()) {
+        if may_repeat && self.gate.rescue(exchange, failure, session.req_header().uri.path(), Sent::Repeatable, clock::mono()) {
             context.turn_to_the_other_side();
             error.set_retry(true);
         }
@@ -384,7 +384,6 @@ impl ProxyHttp for Adapter {
             if context.tunnel.is_some() {
                 conn.tunnel.store(None);
             }
-            conn.await_head();
         }
     }
 }

@@ -1,0 +1,203 @@
+//! Buffers that belong to a thread and are lent to whoever has bytes at hand: a connection that waits has none.
+//!
+//! They come in three sizes, are filled with zeros once in their life, and go back where they are dropped. A thread keeps a few of each; what is over goes back to the allocator.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, ReadBuf};
+
+/// What a buffer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// Nearly every head, with a small body.
+    Head,
+    /// The largest head.
+    LargeHead,
+    /// Bodies on their way.
+    Body,
+}
+
+impl Size {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Head => 4 << 10,
+            Self::LargeHead => 16 << 10,
+            Self::Body => 64 << 10,
+        }
+    }
+
+    /// How many a thread keeps.
+    const fn kept(self) -> usize {
+        match self {
+            Self::Head => 256,
+            Self::LargeHead => 32,
+            Self::Body => 16,
+        }
+    }
+}
+
+thread_local! {
+    static FREE: RefCell<[Vec<Box<[u8]>>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+}
+
+/// Bytes that have been read and are not used up yet.
+#[derive(Debug)]
+pub struct Buffer {
+    bytes: Box<[u8]>,
+    start: usize,
+    end: usize,
+    size: Size,
+}
+
+impl Buffer {
+    /// One of the thread's, empty.
+    pub fn new(size: Size) -> Self {
+        let bytes = FREE.with_borrow_mut(|free| free[size as usize].pop()).unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice());
+        Self { bytes, start: 0, end: 0, size }
+    }
+
+    /// What is in it.
+    pub fn filled(&self) -> &[u8] {
+        &self.bytes[self.start..self.end]
+    }
+
+    /// How many bytes are in it.
+    pub fn len(&self) -> usize {
+        self.end - self.start
+    }
+
+    /// Whether nothing is in it.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.end
+    }
+
+    /// Whether nothing more can be read into it.
+    pub fn is_full(&self) -> bool {
+        self.end == self.bytes.len()
+    }
+
+    /// Forgets the first bytes.
+    pub fn consume(&mut self, bytes: usize) {
+        self.start = (self.start + bytes).min(self.end);
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
+    /// Forgets all but the first bytes.
+    pub fn truncate(&mut self, bytes: usize) {
+        self.end = self.end.min(self.start + bytes);
+    }
+
+    /// Leaves room in front, for what may have to stand before the bytes. Only while it is empty.
+    pub fn begin_at(&mut self, room: usize) {
+        debug_assert!(self.is_empty(), "room is left before anything is read");
+        (self.start, self.end) = (room, room);
+    }
+
+    /// Puts bytes before the others, as far as there is room in front.
+    pub fn prepend(&mut self, bytes: &[u8]) {
+        let start = self.start.saturating_sub(bytes.len());
+        self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
+        self.start = start;
+    }
+
+    /// Takes these bytes in, too, and says whether there was room for all.
+    #[must_use]
+    pub fn extend(&mut self, bytes: &[u8]) -> bool {
+        let Some(room) = self.bytes.get_mut(self.end..self.end + bytes.len()) else { return false };
+        room.copy_from_slice(bytes);
+        self.end += bytes.len();
+        true
+    }
+
+    /// The same bytes in a buffer of another size that has room for them.
+    #[must_use]
+    pub fn moved_to(self, size: Size) -> Self {
+        let mut larger = Self::new(size);
+        let fits = larger.extend(self.filled());
+        debug_assert!(fits, "the other one is larger");
+        larger
+    }
+
+    /// Reads once, `most` bytes at most, and says how many came; none are the end, or no room.
+    pub fn poll_fill<R: AsyncRead + Unpin>(&mut self, from: &mut R, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let until = self.bytes.len().min(self.end.saturating_add(most));
+        let mut room = ReadBuf::new(&mut self.bytes[self.end..until]);
+        ready!(Pin::new(from).poll_read(cx, &mut room))?;
+        let read = room.filled().len();
+        self.end += read;
+        Poll::Ready(Ok(read))
+    }
+}
+
+impl Drop for Buffer {
+    fn drop(&mut self) {
+        let bytes = std::mem::take(&mut self.bytes);
+        // While a thread ends there is nobody to give it back to.
+        let _ = FREE.try_with(|free| {
+            let free = &mut free.borrow_mut()[self.size as usize];
+            if free.len() < self.size.kept() {
+                free.push(bytes);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::task::Waker;
+
+    fn fill(buffer: &mut Buffer, mut from: &[u8], most: usize) -> usize {
+        match buffer.poll_fill(&mut from, most, &mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(read)) => read,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_was_read_is_there_until_it_is_used_up() {
+        let mut buffer = Buffer::new(Size::Head);
+        assert_eq!((fill(&mut buffer, b"abcdef", 4), fill(&mut buffer, b"ef", 9)), (4, 2));
+        buffer.consume(2);
+        assert_eq!(buffer.filled(), b"cdef");
+        buffer.truncate(3);
+        assert_eq!(buffer.filled(), b"cde");
+        let mut larger = buffer.moved_to(Size::LargeHead);
+        assert_eq!((larger.filled(), larger.len()), (&b"cde"[..], 3));
+        larger.consume(9);
+        assert!(larger.is_empty());
+    }
+
+    #[test]
+    fn something_can_be_put_in_front_where_room_was_left() {
+        let mut buffer = Buffer::new(Size::Head);
+        buffer.begin_at(3);
+        fill(&mut buffer, b"body", 9);
+        buffer.prepend(b"4:");
+        assert!(buffer.extend(b"."));
+        assert_eq!(buffer.filled(), b"4:body.");
+    }
+
+    #[test]
+    fn a_full_one_takes_no_more() {
+        let mut buffer = Buffer::new(Size::Head);
+        assert_eq!(fill(&mut buffer, &[7; 9_000], usize::MAX), 4096);
+        assert!(buffer.is_full() && !buffer.extend(b"x"));
+        assert_eq!(fill(&mut buffer, b"x", 1), 0);
+    }
+
+    #[test]
+    fn a_buffer_comes_back_to_its_thread_empty() {
+        let before = FREE.with_borrow(|free| free[Size::Body as usize].len());
+        let mut buffer = Buffer::new(Size::Body);
+        fill(&mut buffer, b"x", 1);
+        drop(buffer);
+        assert_eq!(FREE.with_borrow(|free| free[Size::Body as usize].len()), before.max(1));
+        assert!(Buffer::new(Size::Body).is_empty());
+    }
+}
