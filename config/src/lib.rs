@@ -22,7 +22,7 @@ pub use duration::{MAX_DURATION, parse_duration};
 pub use edit::{EditError, set_percent};
 pub use error::{Problem, Problems, Severity};
 pub use schema::schema;
-pub use settings::{AccessLog, Admin, Backend, Certificate, HealthCheck, Listen, Log, LogFormat, LogUser, Role, Routing, Server, Settings, State, Token, Traces};
+pub use settings::{AccessLog, Admin, Backend, Certificate, Engine, HealthCheck, Listen, Log, LogFormat, LogUser, Role, Routing, Server, Settings, State, Token, Traces};
 
 /// How the shell hands in the world. Paths are as the file writes them: relative to the folder of the main file unless absolute, in included files too.
 pub trait Loader {

@@ -54,6 +54,7 @@ impl Settings {
             https,
             certificates: _,
             h2c,
+            engine,
             trusted_proxies,
             max_connections,
             max_header_bytes,
@@ -73,6 +74,7 @@ impl Settings {
             ("listen.http", *http != was.listen.http),
             ("listen.https", *https != was.listen.https),
             ("listen.h2c", *h2c != was.listen.h2c),
+            ("listen.engine", *engine != was.listen.engine),
             ("listen.trusted_proxies", *trusted_proxies != was.listen.trusted_proxies),
             ("listen.max_connections", *max_connections != was.listen.max_connections),
             ("listen.max_header_bytes", *max_header_bytes != was.listen.max_header_bytes),
@@ -105,6 +107,8 @@ pub struct Listen {
     pub certificates: Vec<Certificate>,
     /// Whether cleartext HTTP/2 is understood on the `http` addresses.
     pub h2c: bool,
+    /// What moves the bytes of requests.
+    pub engine: Engine,
     /// Networks whose `X-Forwarded-*` headers are believed.
     pub trusted_proxies: Vec<IpNet>,
     /// Client connections held at once, `1..=1_000_000`.
@@ -121,6 +125,15 @@ pub struct Listen {
     pub keepalive_timeout: Duration,
     /// The largest request body in bytes, at least 1.
     pub max_body: u64,
+}
+
+/// What moves the bytes of requests: `listen.engine`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Engine {
+    /// Plain HTTP/1.1 on the fast lane, everything else through the proxy engine.
+    Auto,
+    /// Everything through the proxy engine.
+    Proxy,
 }
 
 /// One entry of `listen.certificates`: two paths, relative to the folder of the file.

@@ -86,7 +86,7 @@ fn the_part_of_the_reference_that_comes_later_is_refused_line_by_line() {
     // The one other thing to say is the warning about `ip` as the only key.
     let problems = parse(&uncommented).expect_err("nothing of this is supported");
     let refused = problems.iter().filter(|problem| problem.message.contains("not supported yet")).count();
-    assert_eq!((refused, problems.len() - refused), (4, 1), "{problems}");
+    assert_eq!((refused, problems.len() - refused), (3, 1), "{problems}");
 }
 
 #[test]

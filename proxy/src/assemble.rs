@@ -19,7 +19,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use cutover_config::Settings;
+use cutover_config::{Engine, Settings};
 use cutover_core::plane::Restored;
 use cutover_core::{Actor, ControlPlane, Event};
 use pingora::listeners::ListenerConfig;
@@ -43,6 +43,7 @@ use crate::drain::Drains;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
 use crate::gateway::door::{self, Connections, Door, Ending, Entrance};
 use crate::gateway::gate::{Gate, Limits};
+use crate::gateway::lane::Lane;
 use crate::gateway::parking::{Parking, ParkingLimits};
 use crate::gateway::stoker::Stoker;
 use crate::gateway::watchdog::Watchdog;
@@ -310,12 +311,14 @@ impl Start {
         let ending: Arc<Ending> = Arc::default();
         let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
         let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, &settings.listen)));
-        runtime.spawn(Stoker::new(wishes).work(Arc::clone(&proxy)));
+        let lane =
+            (settings.listen.engine == Engine::Auto).then(|| Arc::new(Lane::new(gate, drains.clone(), Arc::clone(&connections), ending.closing.subscribe(), &settings.listen)));
+        runtime.spawn(Stoker::new(wishes).work(Arc::clone(&proxy), lane.is_some()));
         let in_use = published.load().new_in_use();
         runtime.spawn(async move { warm_up.warm(in_use).await });
         let watchdog = Arc::new(Watchdog::new(&published.load()));
         runtime.spawn(Arc::clone(&watchdog).work(Arc::clone(&published), drains.clone(), ending.dismissed.subscribe()));
-        let shared = door::Shared { proxy, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
+        let shared = door::Shared { proxy, lane, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
         let door = |entrance| Door::new(&shared, entrance, &settings.listen);
         let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(&http_sockets, &http)?)];
         if !https.is_empty() {

@@ -22,6 +22,7 @@ pub mod handover;
 pub mod health;
 pub mod journal;
 pub mod metrics;
+pub mod pool;
 pub mod published;
 pub mod readiness;
 pub mod recorder;

@@ -10,7 +10,6 @@
 //! Of the servers in turn, two are looked at and the one with fewer requests in flight gets the next (Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001).
 
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -18,12 +17,12 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use cutover_config::{Backend as BackendSettings, Server as ServerSettings};
 use cutover_core::Mono;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use sha2::{Digest, Sha256};
+
+use crate::pool::Pool;
 
 /// So many requests in a row without an answer send a server out.
 const FAILURES_TO_EJECT: u32 = 5;
@@ -93,6 +92,8 @@ pub struct Server {
     name: String,
     in_flight: AtomicUsize,
     traffic: Arc<Traffic>,
+    /// Connections of the lane that rest. Those of the proxy engine are its own.
+    pool: ArcSwap<Pool>,
     /// Whether its checks pass. Without checks they do.
     passes_checks: AtomicBool,
     /// Requests in a row that got no answer.
@@ -151,6 +152,11 @@ impl Server {
         &self.peer
     }
 
+    /// Connections of the lane that rest.
+    pub fn pool(&self) -> arc_swap::Guard<Arc<Pool>> {
+        self.pool.load()
+    }
+
     /// Whether its checks pass.
     pub fn passes_checks(&self) -> bool {
         self.passes_checks.load(Ordering::Relaxed)
@@ -205,6 +211,7 @@ impl Server {
             to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
         }
         self.passes_checks.store(before.passes_checks(), Ordering::Relaxed);
+        self.pool.store(before.pool.load_full());
     }
 }
 
@@ -253,6 +260,16 @@ impl Backend {
     /// Attempts under way.
     pub fn active(&self) -> usize {
         self.traffic.active.load(Ordering::Relaxed)
+    }
+
+    /// Connections of the lane that rest.
+    pub fn resting(&self) -> usize {
+        self.servers.load().iter().map(|server| server.pool().len()).sum()
+    }
+
+    /// Throws away what has rested too long or has ended.
+    pub fn tidy(&self, now: Mono) {
+        self.servers.load().iter().for_each(|server| server.pool().tidy(self.settings.idle_timeout, now));
     }
 
     /// How many attempts got their connection so.
@@ -365,6 +382,7 @@ impl Backend {
             name: named.to_string(),
             in_flight: AtomicUsize::default(),
             traffic: Arc::clone(&self.traffic),
+            pool: ArcSwap::default(),
             passes_checks: AtomicBool::new(true),
             failures: AtomicU32::default(),
             ejections: AtomicU32::default(),
@@ -372,11 +390,6 @@ impl Backend {
             back_since_us: AtomicU64::default(),
         }
     }
-}
-
-/// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for. The engine looks, too, but at what the runtime has been told, not at what has come since.
-pub fn has_unread(socket: RawFd) -> bool {
-    recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::EAGAIN)
 }
 
 /// Keeps connections apart that different authorities vouched for: the engine tells kept connections apart by address, name and protocol only, so that a server would be taken on another's trust.

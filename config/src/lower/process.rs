@@ -10,7 +10,7 @@ use crate::schema::{
     AccessText, AdminTable, At, CertificateTable, EngineText, ListenTable, LogFormatText, LogTable, LogUserText, RoleText, RoutingTable, StateTable, TokenTable, TracesTable,
     default,
 };
-use crate::settings::{AccessLog, Admin, Certificate, Listen, Log, LogFormat, LogUser, Role, Routing, State, Token, Traces};
+use crate::settings::{AccessLog, Admin, Certificate, Engine, Listen, Log, LogFormat, LogUser, Role, Routing, State, Token, Traces};
 use crate::text::quote;
 
 /// SHA-256 of nothing, and of a single line end: what comes of `echo -n "$TOKEN" | sha256sum` and `echo "$TOKEN" | sha256sum` while TOKEN is not set.
@@ -36,9 +36,6 @@ impl Lower<'_> {
             keepalive_timeout,
             max_body,
         } = table;
-        if let Some(At { value: EngineText::Auto, span }) = engine {
-            self.refuse(span, "listen.engine = \"auto\"", "write engine = \"proxy\", or remove the line");
-        }
         let has_https = https.as_ref().is_some_and(|https| !https.value.is_empty());
         let http = match &http {
             None => default::HTTP.parse().ok().map(|address| vec![address]),
@@ -65,6 +62,10 @@ impl Lower<'_> {
             keepalive_timeout: self.timeout(keepalive_timeout.as_ref(), "listen.keepalive_timeout", default::KEEPALIVE_TIMEOUT),
             max_body: self.size(max_body.as_ref(), "listen.max_body", default::MAX_BODY, 1, u64::MAX),
             h2c: h2c.unwrap_or(false),
+            engine: match engine {
+                Some(EngineText::Proxy) => Engine::Proxy,
+                Some(EngineText::Auto) | None => Engine::Auto,
+            },
             certificates: certificates?,
             https: https_addresses?,
             http: http?,

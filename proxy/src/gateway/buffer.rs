@@ -1,6 +1,6 @@
 //! Buffers that belong to a thread and are lent to whoever has bytes at hand: a connection that waits has none.
 //!
-//! They come in three sizes, are filled with zeros once in their life, and go back where they are dropped. A thread keeps a few of each; what is over goes back to the allocator.
+//! They come in a few sizes, are filled with zeros once in their life, and go back where they are dropped. A thread keeps a few of each; what is over goes back to the allocator.
 
 use std::cell::RefCell;
 use std::io;
@@ -18,14 +18,18 @@ pub enum Size {
     LargeHead,
     /// Bodies on their way.
     Body,
+    /// A head that some backend really sends.
+    HugeHead,
 }
 
 impl Size {
-    const fn bytes(self) -> usize {
+    /// How many bytes it has.
+    pub const fn bytes(self) -> usize {
         match self {
             Self::Head => 4 << 10,
             Self::LargeHead => 16 << 10,
             Self::Body => 64 << 10,
+            Self::HugeHead => 1 << 20,
         }
     }
 
@@ -35,12 +39,13 @@ impl Size {
             Self::Head => 256,
             Self::LargeHead => 32,
             Self::Body => 16,
+            Self::HugeHead => 0,
         }
     }
 }
 
 thread_local! {
-    static FREE: RefCell<[Vec<Box<[u8]>>; 3]> = const { RefCell::new([Vec::new(), Vec::new(), Vec::new()]) };
+    static FREE: RefCell<[Vec<Box<[u8]>>; 4]> = const { RefCell::new([const { Vec::new() }; 4]) };
 }
 
 /// Bytes that have been read and are not used up yet.
@@ -62,6 +67,11 @@ impl Buffer {
     /// What is in it.
     pub fn filled(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
+    }
+
+    /// The same, to be changed in place.
+    pub fn filled_mut(&mut self) -> &mut [u8] {
+        &mut self.bytes[self.start..self.end]
     }
 
     /// How many bytes are in it.
@@ -112,6 +122,28 @@ impl Buffer {
         room.copy_from_slice(bytes);
         self.end += bytes.len();
         true
+    }
+
+    /// Makes room behind the bytes in whatever way there is, up to a mebibyte, and says whether there is some now.
+    #[must_use]
+    pub fn make_room(&mut self) -> bool {
+        if self.start > 0 {
+            self.bytes.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            return true;
+        }
+        let size = match self.size {
+            Size::Head => Size::LargeHead,
+            Size::LargeHead => Size::Body,
+            Size::Body => Size::HugeHead,
+            Size::HugeHead => return false,
+        };
+        *self = std::mem::replace(self, Self::nothing()).moved_to(size);
+        true
+    }
+
+    fn nothing() -> Self {
+        Self { bytes: Box::default(), start: 0, end: 0, size: Size::HugeHead }
     }
 
     /// The same bytes in a buffer of another size that has room for them.

@@ -29,18 +29,19 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
-use super::buffer::{Buffer, Size};
 use super::gate::is_trusted;
 use super::head::Conn;
+use super::lane::{Declines, Exit, Lane, begins};
 use super::watchdog::{Alarm, Watchdog, Watched};
 use crate::clock;
 use crate::drain::{Drains, Ended};
 
-/// Client connections: how many are open, and how many were turned away.
+/// Client connections: how many are open, how many were turned away, and what of theirs was not the lane's.
 #[derive(Debug, Default)]
 pub struct Connections {
     open: AtomicUsize,
     refused: AtomicU64,
+    declines: Declines,
 }
 
 impl Connections {
@@ -52,6 +53,11 @@ impl Connections {
     /// Connections closed at once because `max_connections` were open.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Requests that the lane left to the proxy engine.
+    pub fn declines(&self) -> &Declines {
+        &self.declines
     }
 
     fn enter(self: &Arc<Self>, max: usize) -> Option<OpenConnection> {
@@ -97,6 +103,7 @@ pub struct Ending {
 /// What one port's connections go through: the application that pingora's listener runs for each.
 pub struct Door {
     proxy: Arc<HttpProxy<Adapter>>,
+    lane: Option<Arc<Lane>>,
     entrance: Entrance,
     connections: Arc<Connections>,
     closing: watch::Receiver<bool>,
@@ -115,8 +122,10 @@ pub struct Door {
 /// What all doors share.
 #[derive(Clone)]
 pub struct Shared {
-    /// What serves requests.
+    /// What serves requests of every kind.
     pub proxy: Arc<HttpProxy<Adapter>>,
+    /// What serves the plain ones, if there is one.
+    pub lane: Option<Arc<Lane>>,
     /// Client connections.
     pub connections: Arc<Connections>,
     /// The end of the process.
@@ -130,9 +139,10 @@ pub struct Shared {
 impl Door {
     /// A door to what all doors share. From `closing` of the drain on clients are told to come on another connection; who is sent away by `drains` leaves.
     pub fn new(common: &Shared, entrance: Entrance, listen: &cutover_config::Listen) -> Self {
-        let Shared { proxy, connections, ending, drains, watchdog } = common.clone();
+        let Shared { proxy, lane, connections, ending, drains, watchdog } = common.clone();
         Self {
             proxy,
+            lane,
             entrance,
             connections,
             closing: ending.closing.subscribe(),
@@ -294,16 +304,25 @@ async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
 }
 
 impl Door {
-    /// One connection of HTTP/1.1: a request after the other.
+    /// One connection of HTTP/1.1: a request after the other, on the lane as long as they are plain.
     async fn serve_http1(&self, mut stream: Stream, conn: Arc<Conn>) {
         let watched = Arc::clone(&self.watchdog).watch(conn).await;
         watched.within(self.header_timeout);
         let mut is_first = true;
         loop {
-            let Some(begun) = begins(&mut stream, &watched).await else { return };
-            if !is_first {
-                watched.within(self.header_timeout);
-            }
+            let begun = match &self.lane {
+                Some(lane) => match lane.serve(&mut stream, &watched, is_first).await {
+                    Exit::Declined(begun) => begun,
+                    Exit::Closed => return,
+                },
+                None => {
+                    let Some(begun) = begins(&mut stream, &watched).await else { return };
+                    if !is_first {
+                        watched.within(self.header_timeout);
+                    }
+                    begun
+                }
+            };
             is_first = false;
             let mut session = ServerSession::new_http1(stream);
             session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
@@ -343,21 +362,6 @@ impl Door {
         })
         .await
     }
-}
-
-/// Waits for the first bytes of a request. `None` when there will be none, or the wait was ended.
-async fn begins(stream: &mut Stream, watched: &Watched) -> Option<Buffer> {
-    poll_fn(|cx| {
-        let mut buffer = Buffer::new(Size::Head);
-        match buffer.poll_fill(stream, usize::MAX, cx) {
-            // A request that is there is never dropped.
-            Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Some(buffer)),
-            Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending if watched.alarm().is_some() || watched.is_dismissed() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        }
-    })
-    .await
 }
 
 /// How long a tunnel that is sent away may take to end.

@@ -47,6 +47,11 @@ use crate::upstream::Backend;
 /// When to ask again where maintenance has no end yet, in seconds.
 const RETRY_AFTER: u32 = 30;
 
+/// Attempts on one side: a server of the backend, and one more.
+pub const ATTEMPTS_ON_A_SIDE: u8 = 2;
+/// Interim answers that a backend may send before its answer.
+pub const MAX_INTERIM: u8 = 32;
+
 /// The gate. One per process.
 #[derive(Debug)]
 pub struct Gate {
@@ -248,6 +253,11 @@ impl Exchange {
     /// Whether every server that it may be sent to, on either side, speaks HTTP/1.1 without TLS.
     pub fn is_plain(&self) -> bool {
         self.rollout.map_or(self.snapshot.common.is_default_plain, |at| self.snapshot.prepared[at].is_plain)
+    }
+
+    /// When it began.
+    pub fn started(&self) -> Mono {
+        self.started
     }
 
     /// Its method.

@@ -10,7 +10,8 @@
 //! |---|---|
 //! | `door` | one connection |
 //! | `watchdog` | deadlines of connections, and orders to them |
-//! | `buffer` | bytes that have been read, lent by the thread |
+//! | `buffer`, `scratch` | bytes that have been read, and bytes in the making, in memory lent by the thread |
+//! | `lane` | plain HTTP/1.1, moved as the bytes that came |
 //! | `adapter` | pingora's callbacks, translated |
 //! | `spelling` | header names and targets as the client wrote them |
 //! | `tunnel` | connections for upgrades |
@@ -35,9 +36,11 @@ pub mod forward;
 pub mod gate;
 pub mod head;
 pub mod identity;
+pub mod lane;
 pub mod pace;
 pub mod parking;
 pub mod reply;
+pub mod scratch;
 pub mod spelling;
 pub mod stoker;
 pub mod strict;

@@ -1,7 +1,7 @@
-//! Connections to a backend before its first user: a few requests for its health path, sent through the engine, leave their connections in its pool.
+//! Connections to a backend before its first user: a few requests for its health path, sent through each engine, leave their connections in its pool.
 //!
 //! The first percent would otherwise pay for a connection (and with TLS for a handshake) with each of its first requests, and would be compared with a legacy whose connections are
-//! warm. The pool belongs to the engine and has no other entrance. These requests are nobody's: they are counted, judged and logged nowhere.
+//! warm. The pool of the proxy engine has no other entrance than the engine. These requests are nobody's: they are counted, judged and logged nowhere.
 //!
 //! Absent on purpose: a warm-up of backends without `health`. There is no path that is known to change nothing.
 
@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 
 use super::adapter::Adapter;
 use super::head::Conn;
+use super::lane::warm;
 use crate::upstream::Server;
 use crate::warm_up::Wishes;
 
@@ -40,7 +41,7 @@ impl Stoker {
     }
 
     /// Works until nobody can ask any more.
-    pub async fn work(mut self, proxy: Arc<HttpProxy<Adapter>>) {
+    pub async fn work(mut self, proxy: Arc<HttpProxy<Adapter>>, has_lane: bool) {
         // Not the drain's: a warm-up at the end of the process is nobody's loss.
         let closing = watch::Sender::new(false);
         while let Some((backends, done)) = self.0.next().await {
@@ -51,6 +52,13 @@ impl Stoker {
                     backends.iter().flat_map(|backend| backend.servers().iter().take(MAX_SERVERS).map(|server| (backend, Arc::clone(server))).collect::<Vec<_>>())
                 {
                     let Some(health) = backend.settings().health.as_ref().filter(|_| server.passes_checks()) else { continue };
+                    if has_lane && backend.is_plain() {
+                        let (path, limit) = (health.path.to_string(), backend.settings().connect_timeout);
+                        for _ in 0..CONNECTIONS {
+                            let (server, path) = (Arc::clone(&server), path.clone());
+                            requests.spawn(async move { warm(&server, &path, limit).await });
+                        }
+                    }
                     // Streams share a connection.
                     for _ in 0..if backend.settings().http2 { 1 } else { CONNECTIONS } {
                         requests.spawn(request(Arc::clone(&proxy), Arc::clone(&server), health.path.to_string(), closing.clone()));

@@ -4,6 +4,8 @@
 //! deadline is never early and at most a quarter late, and a request costs no timer. The same task hears for all of them when requests are sent away after a rollback, and when connections
 //! without a request are dismissed as the process ends.
 //!
+//! Connections to backends that rest are looked at, too, once a second.
+//!
 //! The lock is taken when a connection begins and ends, and for a look; never by a request.
 //!
 //! Streams of HTTP/2 have timers of their own in `door`: there are fewer of them than requests.
@@ -27,6 +29,9 @@ const LOOKS: u32 = 8;
 /// Between two looks, whatever the limits are.
 const LEAST: Duration = Duration::from_millis(5);
 const MOST: Duration = Duration::from_millis(250);
+
+/// How often connections that rest are looked at.
+const TIDY: Duration = Duration::from_secs(1);
 
 /// Watches all connections. One per process.
 #[derive(Debug)]
@@ -68,9 +73,17 @@ impl Watchdog {
     pub async fn work(self: Arc<Self>, published: Arc<Published>, drains: Drains, mut dismissed: watch::Receiver<bool>) {
         let mut orders = drains.listen();
         let mut changes = published.changes();
+        let mut tidied = clock::mono();
         loop {
             tokio::select! {
-                () = tokio::time::sleep(self.step()) => self.look(clock::mono().as_micros()),
+                () = tokio::time::sleep(self.step()) => {
+                    let now = clock::mono();
+                    self.look(now.as_micros());
+                    if now.since(tidied) >= TIDY {
+                        tidied = now;
+                        published.load().common.backends.values().for_each(|backend| backend.tidy(now));
+                    }
+                }
                 () = orders.come() => self.entries().wake(|conn| {
                     let is_meant = orders.means(&conn.stay);
                     if is_meant {

@@ -22,6 +22,7 @@ use crate::certificates::Certificates;
 use crate::clock;
 use crate::drain::{Drains, Ended};
 use crate::gateway::door::Connections;
+use crate::gateway::lane::Declined;
 use crate::recorder::{Halted, SlotTotals};
 use crate::rescue::Saving;
 use crate::status::{MaintenanceStatus, Report};
@@ -91,6 +92,7 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
         let name = &*backend.settings().name;
         families.add(names::EXPECTED, &[name], Value::Gauge(backend.expected() as f64));
         families.add(names::UPSTREAM, &[name, "active"], Value::Gauge(backend.active() as f64));
+        families.add(names::UPSTREAM, &[name, "idle"], Value::Gauge(backend.resting() as f64));
         for connect in Connect::ALL {
             families.add(names::CONNECTS, &[name, connect.name()], Value::Counter(backend.connects(connect)));
         }
@@ -105,6 +107,9 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
     families.add(names::CONNECTIONS, &["open"], Value::Gauge(connections.open() as f64));
     families.add(names::CONNECTIONS_LIMIT, &[], Value::Gauge(report.common.settings.listen.max_connections as f64));
     families.add(names::CONNECTIONS_REFUSED, &[], Value::Counter(connections.refused()));
+    for why in Declined::ALL {
+        families.add(names::LANE_DECLINED, &[why.name()], Value::Counter(connections.declines().count(why)));
+    }
     families.add(names::RELOAD_SUCCESSFUL, &[], Value::Gauge(f64::from(status.config.last_reload_successful)));
     let read_at = clock::parse_rfc3339(&status.config.last_success_at).map_or(0.0, |wall| wall.as_millis() as f64 / 1e3);
     families.add(names::RELOAD_TIMESTAMP, &[], Value::Gauge(read_at));

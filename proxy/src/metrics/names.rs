@@ -135,6 +135,13 @@ pub const CERTIFICATE_CURRENT: Name = name(
 pub const CONNECTIONS: Name = name("cutover_connections", "gauge", &["state"], "Client connections that are open.");
 /// Refused connections.
 pub const CONNECTIONS_REFUSED: Name = name("cutover_connections_refused_total", "counter", &[], "Client connections closed at once because max_connections were open.");
+/// Engines.
+pub const LANE_DECLINED: Name = name(
+    "cutover_lane_declined_total",
+    "counter",
+    &["reason"],
+    "Requests that the fast lane left to the proxy engine, by what is not plain about them. Zero throughout with engine = \"proxy\".",
+);
 /// The file.
 pub const RELOAD_SUCCESSFUL: Name =
     name("cutover_config_last_reload_successful", "gauge", &[], "1 when the file as it is now is in force, 0 when it has problems and the last good one stays.");
@@ -158,7 +165,7 @@ pub const UPSTREAM: Name = name(
     "cutover_upstream_connections",
     "gauge",
     &["backend", "state"],
-    "Attempts under way at a backend, each on a connection or (HTTP/2) a stream: \"active\". How many connections rest in the pool only the engine knows.",
+    "Attempts under way at a backend, each on a connection or (HTTP/2) a stream: \"active\"; and connections of the fast lane that rest: \"idle\". How many rest in the pool of the proxy engine only that knows.",
 );
 /// Connects.
 pub const CONNECTS: Name = name(
@@ -173,7 +180,7 @@ pub const CONNECTIONS_LIMIT: Name = name("cutover_connections_limit", "gauge", &
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 35] = [
+pub const ALL: [Name; 36] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -202,6 +209,7 @@ pub const ALL: [Name; 35] = [
     CONNECTIONS,
     CONNECTIONS_LIMIT,
     CONNECTIONS_REFUSED,
+    LANE_DECLINED,
     RELOAD_SUCCESSFUL,
     RELOAD_TIMESTAMP,
     CONFIG,

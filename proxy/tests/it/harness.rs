@@ -406,9 +406,16 @@ impl Drop for Proxy {
     }
 }
 
+/// The engine that all tests run on: `make test` runs them on one and on the other.
+pub fn engine() -> String {
+    std::env::var("CUTOVER_TEST_ENGINE").unwrap_or_else(|_| "auto".to_owned())
+}
+
 /// A whole file on free ports.
 pub fn file(directory: &Path, legacy: &Backend, new: &Backend, tables: &str, rollouts: &str) -> String {
-    let listen = if tables.contains("[listen]") { "" } else { "[listen]\nhttp = [\"127.0.0.1:0\"]\n" };
+    let engine = format!("[listen]\nengine = \"{}\"\n", engine());
+    let tables = &tables.replacen("[listen]\n", &engine, 1);
+    let listen = if tables.contains("[listen]") { String::new() } else { format!("{engine}http = [\"127.0.0.1:0\"]\n") };
     let admin = if tables.contains("[admin]") { "" } else { "[admin]\naddress = \"127.0.0.1:0\"\n" };
     let legacy_more = if tables.contains("[backend.legacy]") { String::new() } else { format!("[backend.legacy]\nservers = [\"{}\"]\n", legacy.address) };
     let new_more = if tables.contains("[backend.new]") { String::new() } else { format!("[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"300ms\"\n", new.address) };

@@ -25,24 +25,21 @@ use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
 use super::door::{self, NO_TIMER};
-use super::gate::{Answer, Blame, End, Exchange, Gate, Sent, Step, is_safe};
+use super::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Exchange, Gate, MAX_INTERIM, Sent, Step, is_safe};
 use super::head::Conn;
 use super::parking::Parking;
 use super::reply::{Reply, wants_html};
 use super::spelling::is_plain;
 use super::tunnel::{self, Tunnel};
 use crate::clock;
+use crate::pool::has_unread;
 use crate::upstream::{self, Connect};
 use context::Context;
 use failure::{can_repeat, failure_of, is_unanswered};
 use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits};
 
-/// A server of the backend, and one more.
-const ATTEMPTS_ON_A_SIDE: u8 = 2;
 /// Attempts for one request: pingora counts them all, and on each side a kept connection that was of no use.
 pub const MAX_ATTEMPTS: usize = 2 * (ATTEMPTS_ON_A_SIDE as usize + 1);
-/// How many interim answers a backend may send before its answer.
-const MAX_INTERIM: u8 = 32;
 
 /// The proxy application. One per process.
 pub struct Adapter {
@@ -180,7 +177,7 @@ impl ProxyHttp for Adapter {
     async fn connected_to_upstream(&self, _: &mut Session, reused: bool, peer: &HttpPeer, socket: RawFd, digest: Option<&Digest>, context: &mut Box<Context>) -> Result<()> {
         // Below TLS and in HTTP/2 there may be messages of their own.
         let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none()) && peer.options.alpn == ALPN::H1;
-        context.was_stale = reused && is_plain && upstream::has_unread(socket);
+        context.was_stale = reused && is_plain && has_unread(socket);
         if !context.was_stale {
             context.connected(if reused { Connect::Reused } else { Connect::New });
         }

@@ -1,0 +1,291 @@
+//! The fast lane: plain HTTP/1.1, moved as the bytes that came.
+//!
+//! ```text
+//! serve: wait for a head (no buffer while nothing comes) -> with_head: parse, look, decide            one pass over the bytes of the thread's buffer
+//!          |- not plain, or not to be answered at once: Declined, with every byte that was read -> the proxy engine, for one request
+//!          '- Transaction: a server -> a kept or new connection -> head and body up -> the answer's head -> its body down
+//! ```
+//!
+//! Decisions, evidence, failover, headers of ours and log lines are the [`Gate`]'s, as for the other engine; deadlines are the [`Watchdog`](super::watchdog)'s. Here is only what moves bytes: which requests are plain
+//! (`request`), where a body ends (`framing`), heads made of the lines that came (`lines`, `response`), bodies with one buffer each way (`relay`), and the order of it all (`transaction`).
+//!
+//! No allocation, no timer, no task and no channel for a request: buffers are lent by the thread and returned whenever something has to be waited for.
+//!
+//! Deliberately absent: chunked requests, upgrades, `Expect`, whatever lasts, TLS and HTTP/2 to backends, HTTP/1.0, requests that maintenance holds. The proxy engine has all of these.
+//!
+//! Source of the design: measurements of a sketch against nginx, HAProxy and pingora's proxy; what they came to is in `docs/PERFORMANCE.md`.
+
+mod date;
+mod framing;
+mod lines;
+mod relay;
+mod request;
+mod response;
+mod transaction;
+mod warm;
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+
+use super::buffer::{Buffer, Size};
+use super::door::Connections;
+use super::gate::{Exchange, Gate, Step};
+use super::reply::{Reply, wants_html};
+use super::watchdog::Watched;
+use crate::clock;
+use crate::drain::Drains;
+use request::{Asked, Parsed};
+use transaction::{After, Transaction};
+pub use warm::warm;
+
+/// Bytes of the largest head that the lane takes.
+pub const LARGEST_HEAD: usize = Size::LargeHead.bytes();
+/// How long a client may go on sending after its last answer, when it did not say that it would close.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// What the lane can serve a client on.
+pub trait LaneStream: AsyncRead + AsyncWrite + Unpin + Send {}
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> LaneStream for T {}
+
+/// Why a request is left to the proxy engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declined {
+    /// The head is not plain, or large.
+    Head,
+    /// It is not HTTP/1.1.
+    Version,
+    /// The method is not one of the usual ones.
+    Method,
+    /// The target is not a path in plain characters.
+    Target,
+    /// There is not exactly one plain `Host`.
+    Host,
+    /// The body is not framed by one length.
+    Framing,
+    /// Fields are for the next hop only.
+    HopByHop,
+    /// It may become, or be answered by, something that lasts.
+    Lasts,
+    /// A body where none is usual: it could not be sent twice.
+    Body,
+    /// A backend speaks TLS or HTTP/2.
+    Backend,
+    /// Maintenance holds it.
+    Held,
+}
+
+impl Declined {
+    /// All of them.
+    pub const ALL: [Self; 11] =
+        [Self::Head, Self::Version, Self::Method, Self::Target, Self::Host, Self::Framing, Self::HopByHop, Self::Lasts, Self::Body, Self::Backend, Self::Held];
+
+    /// The name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Version => "version",
+            Self::Method => "method",
+            Self::Target => "target",
+            Self::Host => "host",
+            Self::Framing => "framing",
+            Self::HopByHop => "hop_by_hop",
+            Self::Lasts => "lasts",
+            Self::Body => "body",
+            Self::Backend => "backend",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// How many requests were declined, by reason. Counted in one place for all threads, since such a request is slow anyway.
+#[derive(Debug, Default)]
+pub struct Declines([AtomicU64; Declined::ALL.len()]);
+
+impl Declines {
+    /// For this reason.
+    pub fn count(&self, why: Declined) -> u64 {
+        self.0[why as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// The lane. One per process.
+#[derive(Debug)]
+pub struct Lane {
+    gate: Arc<Gate>,
+    drains: Drains,
+    connections: Arc<Connections>,
+    closing: watch::Receiver<bool>,
+    header: Duration,
+    keepalive: Duration,
+    body_idle: Duration,
+    write: Duration,
+}
+
+/// How the lane is done with a connection.
+#[derive(Debug)]
+pub enum Exit {
+    /// It is over.
+    Closed,
+    /// The next request is not the lane's. Here is every byte that was read of it.
+    Declined(Buffer),
+}
+
+/// What is done with a request, after its head was looked at.
+enum Looked {
+    Partial,
+    Declined(Declined),
+    Begin(Exchange, Asked),
+    Reply(Reply, Exchange, Asked, bool),
+}
+
+impl Lane {
+    /// A lane to this gate. From `closing` on clients are told to come on another connection.
+    pub fn new(gate: Arc<Gate>, drains: Drains, connections: Arc<Connections>, closing: watch::Receiver<bool>, listen: &cutover_config::Listen) -> Self {
+        Self {
+            gate,
+            drains,
+            connections,
+            closing,
+            header: listen.header_timeout,
+            keepalive: listen.keepalive_timeout,
+            body_idle: listen.body_idle_timeout,
+            write: listen.write_timeout,
+        }
+    }
+
+    fn is_closing(&self) -> bool {
+        // It turns true once. To look at the value would take a lock.
+        self.closing.has_changed().unwrap_or(true)
+    }
+
+    /// Serves a client as far as its requests are plain. What the watchdog has been told last holds for the first byte of the first request, and if `is_first` for its whole head.
+    pub async fn serve<S: LaneStream>(&self, client: &mut S, watched: &Watched, mut is_first: bool) -> Exit {
+        // What the client has said before its turn.
+        let mut ahead: Option<Buffer> = None;
+        loop {
+            let mut request = match ahead.take() {
+                Some(buffer) => buffer,
+                None => match begins(client, watched).await {
+                    Some(buffer) => buffer,
+                    None => return Exit::Closed,
+                },
+            };
+            if !std::mem::take(&mut is_first) {
+                watched.within(self.header);
+            }
+            let looked = loop {
+                match self.look(request.filled(), watched) {
+                    Looked::Partial => {}
+                    looked => break looked,
+                }
+                if request.is_full() {
+                    request = request.moved_to(Size::LargeHead);
+                }
+                if !fills(client, &mut request, watched).await {
+                    return Exit::Closed;
+                }
+            };
+            let after = match looked {
+                Looked::Partial => return Exit::Closed,
+                Looked::Declined(why) => {
+                    self.connections.declines().0[why as usize].fetch_add(1, Ordering::Relaxed);
+                    return Exit::Declined(request);
+                }
+                Looked::Begin(exchange, asked) => Transaction::new(self, watched, exchange, asked, request, &mut ahead).run(client, &mut ahead).await,
+                Looked::Reply(reply, exchange, asked, html) => Transaction::new(self, watched, exchange, asked, request, &mut ahead).refuse(client, reply, html).await,
+            };
+            match after {
+                After::Keep => watched.within(self.keepalive),
+                After::Close => {
+                    let _ = poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await;
+                    return Exit::Closed;
+                }
+                After::Linger(most) => {
+                    linger(client, watched, most).await;
+                    return Exit::Closed;
+                }
+                After::Cut => return Exit::Closed,
+            }
+        }
+    }
+
+    /// Parses and decides, in one go.
+    fn look(&self, bytes: &[u8], watched: &Watched) -> Looked {
+        request::with_head(bytes, |parsed| {
+            let head = match parsed {
+                Parsed::Whole(head) => head,
+                Parsed::Partial => return Looked::Partial,
+                Parsed::Declined(why) => return Looked::Declined(why),
+            };
+            let look = self.gate.look(&head);
+            let asked = match head.asked(&look.fields) {
+                Ok(asked) => asked,
+                Err(why) => return Looked::Declined(why),
+            };
+            let (mut exchange, step) = self.gate.decide(look, &head, watched.conn(), clock::mono());
+            match step {
+                Step::Forward if !exchange.is_plain() => Looked::Declined(Declined::Backend),
+                Step::Forward => {
+                    self.gate.begin(&mut exchange);
+                    Looked::Begin(exchange, asked)
+                }
+                Step::Hold(_) => Looked::Declined(Declined::Held),
+                Step::Reply(reply) => Looked::Reply(reply, exchange, asked, wants_html(&head)),
+            }
+        })
+    }
+}
+
+/// Waits for the first bytes of a request. `None` when there will be none, or the wait was ended.
+pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Watched) -> Option<Buffer> {
+    poll_fn(|cx| {
+        let mut buffer = Buffer::new(Size::Head);
+        match buffer.poll_fill(client, usize::MAX, cx) {
+            // A request that is there is never dropped.
+            Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Some(buffer)),
+            Poll::Ready(_) => Poll::Ready(None),
+            Poll::Pending if watched.alarm().is_some() || watched.is_dismissed() => Poll::Ready(None),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}
+
+/// Waits for more bytes of a head. Says whether some came.
+async fn fills<S: AsyncRead + Unpin>(client: &mut S, buffer: &mut Buffer, watched: &Watched) -> bool {
+    poll_fn(|cx| match buffer.poll_fill(client, usize::MAX, cx) {
+        Poll::Ready(read) => Poll::Ready(read.is_ok_and(|read| read > 0)),
+        Poll::Pending if watched.alarm().is_some() => Poll::Ready(false),
+        Poll::Pending => Poll::Pending,
+    })
+    .await
+}
+
+/// Ends our side, and reads what the client still sends for a while: a connection that is closed with bytes unread is reset, and the client may lose its answer.
+async fn linger<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
+    watched.within(most);
+    let _ = poll_fn(|cx| match Pin::new(&mut *client).poll_shutdown(cx) {
+        Poll::Pending if watched.alarm().is_some() => Poll::Ready(Ok(())),
+        polled => polled,
+    })
+    .await;
+    let _ = poll_fn(|cx| {
+        loop {
+            let mut buffer = Buffer::new(Size::Head);
+            match buffer.poll_fill(client, usize::MAX, cx) {
+                Poll::Ready(Ok(read)) if read > 0 => {}
+                Poll::Ready(_) => return Poll::Ready(()),
+                Poll::Pending if watched.alarm().is_some() || watched.is_dismissed() => return Poll::Ready(()),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    })
+    .await;
+}

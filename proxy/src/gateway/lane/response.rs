@@ -1,0 +1,294 @@
+//! The head of an answer: how its body is framed, whether the connection can be kept, and what of it goes on.
+//!
+//! Backends are sloppier than clients may be, and nobody can be handed an answer unread: so this is as lenient as the proxy engine (a fold, a space before a colon, bare line feeds, equal lengths twice), and writes in one form
+//! whatever could be read in two.
+
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+
+use super::date;
+use super::framing::Body;
+use super::lines::{Lines, MAX_LINES, Splice};
+use super::request::Parsed;
+use crate::gateway::gate::{Exchange, Gate};
+
+/// What an answer says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Answered {
+    /// Bytes of the head.
+    pub(super) head: usize,
+    pub(super) status: u16,
+    pub(super) body: Body,
+    /// Whether the backend would keep the connection, and whether it is to be trusted with another request.
+    pub(super) keeps: bool,
+    framing: Framing,
+    /// Whether fields stand there that are for us only.
+    has_hops: bool,
+    has_date: bool,
+}
+
+/// What becomes of the fields that frame the body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Framing {
+    /// They stay.
+    Stays,
+    /// Several say this length, and one goes on.
+    Agreed(u64),
+    /// A coding overrides the length.
+    OverridesLength,
+    /// None may stand here.
+    Forbidden,
+}
+
+/// The head of an answer as the bytes that came.
+#[derive(Debug)]
+pub(super) struct Answer<'a> {
+    pub(super) says: Answered,
+    bytes: &'a [u8],
+    lines: &'a Lines,
+    reason: &'a str,
+}
+
+thread_local! {
+    static LINES: RefCell<Lines> = RefCell::default();
+    static ADDED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Has somebody look at the head that these bytes begin with, of an answer to HEAD if `to_head`. `None` when it is none.
+pub(super) fn with_answer<T>(bytes: &[u8], to_head: bool, look: impl FnOnce(Option<Parsed<Answer<'_>>>) -> T) -> T {
+    LINES.with_borrow_mut(|lines| look(parse(bytes, to_head, lines)))
+}
+
+fn parse<'a>(bytes: &'a [u8], to_head: bool, lines: &'a mut Lines) -> Option<Parsed<Answer<'a>>> {
+    let mut headers = [const { MaybeUninit::uninit() }; MAX_LINES];
+    let mut response = httparse::Response::new(&mut []);
+    let mut config = httparse::ParserConfig::default();
+    config.allow_spaces_after_header_name_in_responses(true).allow_obsolete_multiline_headers_in_responses(true);
+    let httparse::Status::Complete(head) = config.parse_response_with_uninit_headers(&mut response, bytes, &mut headers).ok()? else { return Some(Parsed::Partial) };
+    let status = response.code.filter(|status| (100..1000).contains(status))?;
+    let bytes = &bytes[..head];
+    lines.read(bytes, response.headers);
+    let says = answered(bytes, lines, status, response.version == Some(1), to_head)?;
+    Some(Parsed::Whole(Answer { says, bytes, lines, reason: response.reason.unwrap_or_default() }))
+}
+
+/// Lengths in a list, if they agree.
+fn length(value: &[u8]) -> Option<u64> {
+    let number = |digits: &[u8]| {
+        let digits = digits.trim_ascii();
+        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+        std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse::<u64>().ok()
+    };
+    let mut all = value.split(|&byte| byte == b',').map(number);
+    let first = all.next()??;
+    all.all(|other| other == Some(first)).then_some(first)
+}
+
+fn answered(bytes: &[u8], lines: &Lines, status: u16, is_current: bool, to_head: bool) -> Option<Answered> {
+    let (mut keeps, mut closes, mut has_hops, mut has_date) = (is_current, false, false, false);
+    // What the lengths say, if they agree, and how many there are.
+    let (mut said, mut lengths, mut codings, mut is_chunked) = (None, 0u8, 0u8, false);
+    for (name, value) in lines.each(bytes) {
+        match name {
+            "date" => has_date = true,
+            "connection" => {
+                has_hops = true;
+                for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                    keeps |= option.eq_ignore_ascii_case(b"keep-alive");
+                    closes |= option.eq_ignore_ascii_case(b"close");
+                }
+            }
+            "keep-alive" | "proxy-connection" | "upgrade" | "trailer" | "te" => has_hops = true,
+            "content-length" => {
+                let here = length(value);
+                said = if lengths == 0 || said == here { here } else { None };
+                lengths = lengths.saturating_add(if value.contains(&b',') { 2 } else { 1 });
+            }
+            "transfer-encoding" => {
+                codings = codings.saturating_add(1);
+                is_chunked = value.eq_ignore_ascii_case(b"chunked");
+            }
+            _ => {}
+        }
+    }
+    if codings == 0 && lengths > 0 {
+        said?;
+    }
+    let may_be_framed = status >= 200 && status != 204;
+    let has_body = may_be_framed && status != 304 && !to_head;
+    let body = match (codings, lengths) {
+        _ if !has_body => Body::Length(0),
+        (0, 0) => Body::Close,
+        (0, _) => Body::Length(said.unwrap_or_default()),
+        (1, _) if is_chunked => Body::Chunked,
+        _ => return None,
+    };
+    let framing = match (codings, lengths) {
+        _ if !may_be_framed => Framing::Forbidden,
+        (1.., 1..) => Framing::OverridesLength,
+        (0, 2..) => said.map_or(Framing::Stays, Framing::Agreed),
+        _ => Framing::Stays,
+    };
+    // Whoever announces a body where none may be may send it, too; whoever frames in two ways may mean the other one.
+    let is_suspect = match framing {
+        Framing::Forbidden => codings > 0 || (lengths > 0 && said != Some(0)),
+        Framing::OverridesLength => true,
+        Framing::Stays | Framing::Agreed(_) => codings > 0 && !(is_current && codings == 1 && is_chunked),
+    };
+    Some(Answered { head: bytes.len(), status, body, keeps: keeps && !closes && !is_suspect && body != Body::Close, framing, has_hops, has_date })
+}
+
+/// How an answer is to be framed for the client.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sending {
+    /// Whether its connection is kept.
+    pub(super) keeps: bool,
+    /// Whether chunks are made of a body that had none.
+    pub(super) in_chunks: bool,
+}
+
+impl Answer<'_> {
+    /// Writes a final answer as the client is to get it.
+    pub(super) fn write(&self, sending: Sending, gate: &Gate, exchange: &Exchange, out: &mut Vec<u8>) {
+        self.splice(out, |splice| {
+            if sending.in_chunks {
+                splice.add("transfer-encoding", b"chunked");
+            }
+            gate.client_edits(exchange, splice);
+            if !self.says.has_date {
+                date::with(|date| splice.add("date", date));
+            }
+            if !sending.keeps {
+                splice.add("connection", b"close");
+            }
+        });
+    }
+
+    /// Writes an interim one.
+    pub(super) fn write_interim(&self, out: &mut Vec<u8>) {
+        self.splice(out, |_| ());
+    }
+
+    fn splice(&self, out: &mut Vec<u8>, edit: impl FnOnce(&mut Splice<'_>)) {
+        out.extend_from_slice(b"HTTP/1.1 ");
+        out.extend_from_slice(itoa::Buffer::new().format(self.says.status).as_bytes());
+        out.push(b' ');
+        out.extend_from_slice(self.reason.as_bytes());
+        out.extend_from_slice(b"\r\n");
+        ADDED.with_borrow_mut(|added| {
+            let mut splice = Splice::new(self.bytes, self.lines, added);
+            if self.says.has_hops {
+                self.drop_hops(&mut splice);
+            }
+            match self.says.framing {
+                Framing::Stays => {}
+                Framing::OverridesLength => splice.drop_where(|name| name == "content-length"),
+                Framing::Forbidden => splice.drop_where(|name| name == "content-length" || name == "transfer-encoding"),
+                Framing::Agreed(length) => {
+                    splice.drop_where(|name| name == "content-length");
+                    splice.add("content-length", itoa::Buffer::new().format(length).as_bytes());
+                }
+            }
+            edit(&mut splice);
+            splice.write(out);
+        });
+    }
+
+    /// Drops fields for the next hop only, and what `Connection` says is for it, too, but for what frames the message.
+    fn drop_hops(&self, splice: &mut Splice<'_>) {
+        splice.drop_where(|name| matches!(name, "connection" | "keep-alive" | "proxy-connection" | "upgrade" | "trailer" | "te"));
+        for option in self.lines.values(self.bytes, "connection").flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii) {
+            let is_framing = [&b"content-length"[..], b"transfer-encoding"].into_iter().any(|name| option.eq_ignore_ascii_case(name));
+            if !is_framing && !option.is_empty() {
+                splice.drop_where(|name| name.as_bytes().eq_ignore_ascii_case(option));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn says(fields: &str, status: u16, to_head: bool) -> Option<(Body, bool)> {
+        let bytes = format!("HTTP/1.1 {status} X\r\n{fields}\r\nbody");
+        with_answer(bytes.as_bytes(), to_head, |parsed| match parsed {
+            Some(Parsed::Whole(answer)) => {
+                assert_eq!(answer.says.head, bytes.len() - 4);
+                Some((answer.says.body, answer.says.keeps))
+            }
+            Some(other) => panic!("{other:?}"),
+            None => None,
+        })
+    }
+
+    fn written(bytes: &str) -> String {
+        with_answer(bytes.as_bytes(), false, |parsed| {
+            let Some(Parsed::Whole(answer)) = parsed else { panic!("{parsed:?}") };
+            let mut out = Vec::new();
+            answer.write_interim(&mut out);
+            String::from_utf8(out).unwrap_or_else(|error| panic!("{error}"))
+        })
+    }
+
+    #[test]
+    fn a_body_is_framed_as_the_head_says() {
+        for (fields, status, to_head, body, keeps) in [
+            ("content-length: 5\r\n", 200, false, Body::Length(5), true),
+            ("Content-Length: 5\r\nConnection: close\r\n", 200, false, Body::Length(5), false),
+            ("transfer-encoding: Chunked\r\n", 200, false, Body::Chunked, true),
+            ("", 200, false, Body::Close, false),
+            ("content-length: 5\r\n", 200, true, Body::Length(0), true),
+            ("transfer-encoding: chunked\r\n", 200, true, Body::Length(0), true),
+            ("", 204, false, Body::Length(0), true),
+            ("content-length: 5\r\n", 304, false, Body::Length(0), true),
+            ("content-length: 5, 5\r\ncontent-length: 5\r\n", 200, false, Body::Length(5), true),
+            // Kept for nobody else: a body may follow, or another length be meant.
+            ("content-length: 5\r\n", 204, false, Body::Length(0), false),
+            ("content-length: 0\r\n", 204, false, Body::Length(0), true),
+            ("transfer-encoding: chunked\r\n", 204, false, Body::Length(0), false),
+            ("content-length: 5\r\ntransfer-encoding: chunked\r\n", 200, false, Body::Chunked, false),
+        ] {
+            assert_eq!(says(fields, status, to_head), Some((body, keeps)), "{fields:?} {status}");
+        }
+        for bad in
+            ["content-length: 5, 6\r\n", "content-length: 5\r\ncontent-length: 6\r\n", "content-length: -1\r\n", "content-length: \r\n", "transfer-encoding: gzip, chunked\r\n"]
+        {
+            assert_eq!(says(bad, 200, false), None, "{bad:?}");
+        }
+        assert_eq!(says("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", 200, false), None);
+        assert_eq!(says("content-length: 5, 6\r\n", 200, true), None, "though nothing is framed by it");
+    }
+
+    #[test]
+    fn an_old_backend_keeps_its_connection_only_where_it_says_so() {
+        for (fields, keeps) in
+            [("", false), ("connection: keep-alive\r\n", true), ("connection: keep-alive, close\r\n", false), ("transfer-encoding: chunked\r\nconnection: keep-alive\r\n", false)]
+        {
+            let bytes = format!("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n{fields}\r\n");
+            let kept = with_answer(bytes.as_bytes(), false, |parsed| matches!(parsed, Some(Parsed::Whole(answer)) if answer.says.keeps));
+            assert_eq!(kept, keeps, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_for_us_only_does_not_go_on() {
+        let hops = "Connection: x-hop, content-length, close\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\nTrailer: x\r\n";
+        assert_eq!(written(&format!("HTTP/1.1 200 Fine\r\na: 1\r\n{hops}content-length: 2\r\n\r\n")), "HTTP/1.1 200 Fine\r\na: 1\r\ncontent-length: 2\r\n\r\n");
+    }
+
+    #[test]
+    fn framing_goes_on_in_one_form() {
+        assert_eq!(written("HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\na: 1\r\n\r\n"), "HTTP/1.1 200 OK\r\na: 1\r\ncontent-length: 2\r\n\r\n");
+        assert_eq!(written("HTTP/1.1 200\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n"), "HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n");
+        assert_eq!(written("HTTP/1.0 204 No Content\ncontent-length: 2\n\n"), "HTTP/1.1 204 No Content\r\n\r\n");
+    }
+
+    #[test]
+    fn what_is_no_answer_is_none() {
+        for bad in ["SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/1.2 200 OK\r\n\r\n", "HTTP/1.1 099 X\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n"] {
+            assert!(with_answer(bad.as_bytes(), false, |parsed| parsed.is_none()), "{bad:?}");
+        }
+        assert!(with_answer(b"HTTP/1.1 20", false, |parsed| matches!(parsed, Some(Parsed::Partial))));
+    }
+}

@@ -1,0 +1,532 @@
+//! One request on the lane, from its decision to its end.
+//!
+//! Attempts, in this order and at most two on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke before the first byte of
+//! the answer and it changes nothing; then the other side, if the gate says so. The buffer with the head is kept until the end, since each attempt may need it.
+
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use cutover_core::{FailureKind, Mono};
+use http::Method;
+use tokio::net::TcpStream;
+
+use super::framing::{Body, Left};
+use super::lines::Splice;
+use super::relay::{Broken, Download, Upload, now, pending, poll_client, write_all};
+use super::request::{Asked, Parsed, RequestHead, with_head};
+use super::response::{Answered, Sending, with_answer};
+use super::{FAREWELL, Lane, LaneStream, date};
+use crate::drain::Ended;
+use crate::gateway::buffer::{Buffer, Size};
+use crate::gateway::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Exchange, Failure, MAX_INTERIM, Sent, is_safe};
+use crate::gateway::reply::{Reply, wants_html};
+use crate::gateway::scratch::Scratch;
+use crate::gateway::watchdog::Watched;
+use crate::upstream::{Chosen, Connect};
+
+/// What becomes of the client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// It waits for the next request.
+    Keep,
+    /// It ends.
+    Close,
+    /// It ends after what the client still sends has been read, for so long at most.
+    Linger(Duration),
+    /// It breaks off.
+    Cut,
+}
+
+/// One request.
+pub(super) struct Transaction<'a> {
+    lane: &'a Lane,
+    watched: &'a Watched,
+    exchange: Exchange,
+    asked: Asked,
+    /// The head, and what came of the body with it.
+    request: Buffer,
+    upload: Upload,
+    end: End,
+    chosen: Option<Chosen>,
+    attempts_on_this_side: u8,
+    /// Whether a server has seen something of the request.
+    something_sent: bool,
+    /// Whether something of the final answer may have been written to the client.
+    answer_begun: bool,
+    interim: u8,
+}
+
+/// What came of one attempt.
+enum Attempt {
+    /// The client has its answer, whole.
+    Answered { keeps: bool },
+    /// The next attempt is worth making.
+    Again,
+}
+
+impl<'a> Transaction<'a> {
+    /// Of a request whose head this buffer begins with. What follows the request in it goes to `ahead`.
+    pub(super) fn new(lane: &'a Lane, watched: &'a Watched, exchange: Exchange, asked: Asked, mut request: Buffer, ahead: &mut Option<Buffer>) -> Self {
+        let came = (request.len() - asked.head) as u64;
+        let body = came.min(asked.body);
+        let used = asked.head + body as usize;
+        if request.len() > used {
+            let mut rest = Buffer::new(if request.len() - used > Size::Head.bytes() { Size::LargeHead } else { Size::Head });
+            let fits = rest.extend(&request.filled()[used..]);
+            debug_assert!(fits, "it came in a buffer of that size");
+            *ahead = Some(rest);
+            request.truncate(used);
+        }
+        Self {
+            lane,
+            watched,
+            exchange,
+            asked,
+            request,
+            upload: Upload::new(body, asked.body - body),
+            end: End { engine: Engine::Lane, ..End::default() },
+            chosen: None,
+            attempts_on_this_side: 0,
+            something_sent: false,
+            answer_begun: false,
+            interim: 0,
+        }
+    }
+
+    /// Serves it.
+    pub(super) async fn run<S: LaneStream>(mut self, client: &mut S, ahead: &mut Option<Buffer>) -> After {
+        let began = self.exchange.started();
+        if self.asked.body == 0 {
+            self.lane.gate.sent(&mut self.exchange, began);
+        }
+        match self.exchange.stays_on_new() {
+            Some((slot, revision)) => self.watched.conn().stay.on_new(slot, revision),
+            None => self.watched.conn().stay.over(),
+        }
+        let mut began = Some(began);
+        let after = loop {
+            match self.attempt(client, ahead, began.take()).await {
+                Ok(Attempt::Again) => {}
+                Ok(Attempt::Answered { keeps }) => break self.after_answer(keeps, ahead.is_some()),
+                Err(failure) => break self.fail(client, failure).await,
+            }
+        };
+        self.watched.conn().stay.over();
+        self.done();
+        after
+    }
+
+    /// Answers it ourselves.
+    pub(super) async fn refuse<S: LaneStream>(mut self, client: &mut S, reply: Reply, html: bool) -> After {
+        let after = self.reply(client, reply, html).await;
+        self.done();
+        after
+    }
+
+    fn done(self) {
+        let end = End { bytes_in: self.upload.read, ..self.end };
+        let path = path_of(&self.request, &self.asked);
+        self.lane.gate.done(self.exchange, path, end, now);
+    }
+
+    fn after_answer(&self, keeps: bool, has_more: bool) -> After {
+        if keeps {
+            After::Keep
+        } else if !self.upload.is_over() {
+            After::Linger(self.lane.body_idle)
+        } else if self.asked.keeps || has_more {
+            After::Linger(FAREWELL)
+        } else {
+            After::Close
+        }
+    }
+
+    /// One attempt at one server.
+    async fn attempt<S: LaneStream>(&mut self, client: &mut S, ahead: &mut Option<Buffer>, began: Option<Mono>) -> Result<Attempt, Failure> {
+        let at = began.unwrap_or_else(now);
+        let backend = self.exchange.backend();
+        // A second attempt goes to another server than the first, where there is one.
+        let chosen = backend.choose(self.end.server, at).or_else(|| backend.choose(None, at));
+        let Some(chosen) = chosen else { return Err(Failure { blame: Blame::Backend, kind: FailureKind::Connect }) };
+        let (connect_timeout, response_timeout, idle_timeout) = {
+            let settings = backend.settings();
+            (settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
+        };
+        let server = std::sync::Arc::clone(chosen.server());
+        self.end.server = Some(server.address());
+        self.end.attempts = self.end.attempts.saturating_add(1);
+        self.attempts_on_this_side += 1;
+        self.lane.gate.attempt(&mut self.exchange, server.address(), at);
+        self.chosen = Some(chosen);
+
+        let kept = server.pool().take(idle_timeout, at);
+        let reused = kept.is_some();
+        let mut stream = match kept {
+            Some(stream) => stream,
+            None => match self.connect(server.address(), connect_timeout).await {
+                Ok(stream) => stream,
+                Err(broken) => {
+                    if let Broken::Backend(_) = broken {
+                        server.connected(Connect::Failed);
+                    }
+                    return self.not_connected(broken);
+                }
+            },
+        };
+        server.connected(if reused { Connect::Reused } else { Connect::New });
+
+        let mut response = match self.ask(client, &mut stream, ahead, response_timeout).await {
+            Ok(response) => response,
+            Err((broken, nothing_came)) => return self.unanswered(broken, reused && nothing_came),
+        };
+        let says = match self.final_answer(client, &mut stream, ahead, &mut response, response_timeout).await {
+            Ok(says) => says,
+            Err(broken) => return self.unanswered(broken, false),
+        };
+        server.answered();
+        let can_repeat = self.upload.is_over() && self.upload.read == self.sent_with_the_head();
+        let path = path_of(&self.request, &self.asked);
+        if self.lane.gate.answered(&mut self.exchange, says.status, path, can_repeat, now()) == Answer::AskOtherSide {
+            self.turn_to_the_other_side();
+            return Ok(Attempt::Again);
+        }
+        self.answer_begun = true;
+        self.end.status = Some(says.status);
+        match self.deliver(client, &mut stream, ahead, response, &says, response_timeout).await {
+            Ok((keeps, is_clean)) => {
+                if is_clean && says.keeps && self.upload.is_over() {
+                    server.pool().put(stream, now());
+                }
+                Ok(Attempt::Answered { keeps })
+            }
+            Err(broken) => Err(self.broken(broken)),
+        }
+    }
+
+    /// Body bytes that came with the head, and are there for another attempt.
+    fn sent_with_the_head(&self) -> u64 {
+        (self.request.len() - self.asked.head) as u64
+    }
+
+    /// A new connection.
+    async fn connect(&self, address: std::net::SocketAddr, within: Duration) -> Result<TcpStream, Broken> {
+        self.watched.within(within);
+        let mut connecting = std::pin::pin!(TcpStream::connect(address));
+        let stream = poll_fn(|cx| match connecting.as_mut().poll(cx) {
+            Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
+            Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Poll::Ready(Err(Broken::Backend(FailureKind::Timeout))),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Backend(FailureKind::Connect))),
+            Poll::Pending => pending(self.watched, Broken::Backend(FailureKind::Timeout)),
+        })
+        .await?;
+        // Without it small messages wait for each other; a socket that does not know it is as good.
+        let _ = stream.set_nodelay(true);
+        Ok(stream)
+    }
+
+    /// There was no connection: another server, the other side, or the end.
+    fn not_connected(&mut self, broken: Broken) -> Result<Attempt, Failure> {
+        let failure = self.broken(broken);
+        if failure.blame != Blame::Backend {
+            return Err(failure);
+        }
+        self.server_failed();
+        let another = self.exchange.backend().servers().len() > 1 && self.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
+        let sent = match self.something_sent {
+            false => Sent::Nothing,
+            true if self.upload.read == self.sent_with_the_head() => Sent::Repeatable,
+            true => Sent::Gone,
+        };
+        if another || self.rescue(failure, sent) { Ok(Attempt::Again) } else { Err(failure) }
+    }
+
+    /// There was no answer, or none that can be read. `is_stale` is whether a kept connection ended before a byte of it.
+    fn unanswered(&mut self, broken: Broken, is_stale: bool) -> Result<Attempt, Failure> {
+        let failure = self.broken(broken);
+        let may_repeat = is_safe(self.exchange.method());
+        if may_repeat && is_stale && failure.kind == FailureKind::Reset && failure.blame == Blame::Backend && self.attempts_on_this_side < ATTEMPTS_ON_A_SIDE {
+            return Ok(Attempt::Again);
+        }
+        if failure.blame != Blame::Backend {
+            return Err(failure);
+        }
+        self.server_failed();
+        if may_repeat && self.exchange.is_sent() && self.rescue(failure, Sent::Repeatable) { Ok(Attempt::Again) } else { Err(failure) }
+    }
+
+    /// What a break means, told to the gate.
+    fn broken(&mut self, broken: Broken) -> Failure {
+        let failure = broken.failure(self.answer_begun);
+        let kind = Some(failure.kind).filter(|_| failure.blame == Blame::Backend);
+        self.lane.gate.attempt_ended(&mut self.exchange, kind, now());
+        failure
+    }
+
+    fn server_failed(&self) {
+        if let Some(chosen) = &self.chosen {
+            self.exchange.backend().failed(chosen.server(), now());
+        }
+    }
+
+    fn rescue(&mut self, failure: Failure, sent: Sent) -> bool {
+        let path = path_of(&self.request, &self.asked);
+        let is_rescued = self.lane.gate.rescue(&mut self.exchange, failure, path, sent, now());
+        if is_rescued {
+            self.turn_to_the_other_side();
+        }
+        is_rescued
+    }
+
+    fn turn_to_the_other_side(&mut self) {
+        self.chosen = None;
+        self.attempts_on_this_side = 0;
+        self.end.server = None;
+        self.watched.conn().stay.over();
+    }
+
+    /// Sends the request, and reads the first bytes of an answer. An error says whether nothing of one had come.
+    async fn ask<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, ahead: &mut Option<Buffer>, response_timeout: Duration) -> Result<Buffer, (Broken, bool)> {
+        let mut out = Scratch::new();
+        with_head(self.request.filled(), |parsed| {
+            if let Parsed::Whole(head) = parsed {
+                self.write_head(&head, &mut out);
+            }
+        });
+        out.extend_from_slice(&self.request.filled()[self.asked.head..]);
+        self.something_sent = true;
+        self.watched.within(response_timeout);
+        let reset = Broken::Backend(FailureKind::Reset);
+        let written = write_all(stream, &out, self.watched, reset, Broken::Backend(FailureKind::Timeout)).await;
+        drop(out);
+        match written {
+            Ok(()) if self.upload.is_over() => self.sent(),
+            Ok(()) => self.watched.within(self.lane.body_idle),
+            // It may have answered before it closed.
+            Err(broken) if broken == reset => {}
+            Err(broken) => return Err((broken, true)),
+        }
+        let mut response = Buffer::new(Size::Head);
+        let was_written = written.is_ok();
+        match self.fill(client, stream, ahead, &mut response, response_timeout, was_written).await {
+            Ok(()) => Ok(response),
+            Err(broken) => Err((broken, true)),
+        }
+    }
+
+    fn write_head(&self, head: &RequestHead<'_>, out: &mut Vec<u8>) {
+        let mut added = Scratch::new();
+        head.write_line(out);
+        let mut splice = Splice::new(head.bytes(), head.lines, &mut added);
+        splice.drop_where(|name| name == "connection");
+        self.lane.gate.edits(&self.exchange, head, self.watched.conn(), &mut splice);
+        splice.write(out);
+    }
+
+    fn sent(&mut self) {
+        if !self.exchange.is_sent() {
+            self.lane.gate.sent(&mut self.exchange, now());
+        }
+    }
+
+    /// Reads bytes of the answer's head, while the rest of the upload goes on.
+    async fn fill<S: LaneStream>(
+        &mut self,
+        client: &mut S,
+        stream: &mut TcpStream,
+        ahead: &mut Option<Buffer>,
+        response: &mut Buffer,
+        response_timeout: Duration,
+        uploads: bool,
+    ) -> Result<(), Broken> {
+        poll_fn(|cx| {
+            let mut late = Broken::Backend(FailureKind::Timeout);
+            if uploads && !self.upload.is_done() {
+                match self.upload.poll(client, stream, self.lane, self.watched, cx) {
+                    Poll::Ready(Ok(())) => {
+                        self.sent();
+                        self.watched.within(response_timeout);
+                    }
+                    Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
+                    Poll::Pending if self.upload.waits_for_the_client() => late = Broken::ClientSlow,
+                    Poll::Pending => {}
+                }
+            } else if let Err(gone) = poll_client(client, ahead, cx) {
+                return Poll::Ready(Err(gone));
+            }
+            match response.poll_fill(stream, usize::MAX, cx) {
+                Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Ok(())),
+                Poll::Ready(_) => Poll::Ready(Err(Broken::Backend(FailureKind::Reset))),
+                Poll::Pending => pending(self.watched, late),
+            }
+        })
+        .await
+    }
+
+    /// Reads until there is the head of a final answer, and hands on the interim ones.
+    async fn final_answer<S: LaneStream>(
+        &mut self,
+        client: &mut S,
+        stream: &mut TcpStream,
+        ahead: &mut Option<Buffer>,
+        response: &mut Buffer,
+        response_timeout: Duration,
+    ) -> Result<Answered, Broken> {
+        let to_head = *self.exchange.method() == Method::HEAD;
+        loop {
+            let mut interim = None;
+            let says = with_answer(response.filled(), to_head, |parsed| match parsed {
+                None => Err(Broken::Backend(FailureKind::Protocol)),
+                Some(Parsed::Partial | Parsed::Declined(_)) => Ok(None),
+                Some(Parsed::Whole(answer)) if answer.says.status == 101 => Err(Broken::Backend(FailureKind::Protocol)),
+                Some(Parsed::Whole(answer)) if answer.says.status < 200 => {
+                    let mut out = Scratch::new();
+                    answer.write_interim(&mut out);
+                    interim = Some(out);
+                    Ok(Some(answer.says))
+                }
+                Some(Parsed::Whole(answer)) => Ok(Some(answer.says)),
+            })?;
+            match (says, interim) {
+                (Some(says), None) => return Ok(says),
+                (Some(says), Some(out)) => {
+                    self.interim += 1;
+                    if self.interim > MAX_INTERIM {
+                        return Err(Broken::Backend(FailureKind::Protocol));
+                    }
+                    write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await?;
+                    response.consume(says.head);
+                    if !response.is_empty() {
+                        continue;
+                    }
+                }
+                (None, _) => {
+                    if response.is_full() && !response.make_room() {
+                        return Err(Broken::Backend(FailureKind::Protocol));
+                    }
+                }
+            }
+            self.watched.within(response_timeout);
+            self.fill(client, stream, ahead, response, response_timeout, true).await?;
+        }
+    }
+
+    /// Writes the answer. Says whether the client's connection is kept, and whether the backend's ends with the answer.
+    async fn deliver<S: LaneStream>(
+        &mut self,
+        client: &mut S,
+        stream: &mut TcpStream,
+        ahead: &mut Option<Buffer>,
+        mut response: Buffer,
+        says: &Answered,
+        response_timeout: Duration,
+    ) -> Result<(bool, bool), Broken> {
+        let keeps = self.asked.keeps && self.upload.is_over() && !self.lane.is_closing();
+        let in_chunks = says.body == Body::Close;
+        let mut out = Scratch::new();
+        with_answer(response.filled(), *self.exchange.method() == Method::HEAD, |parsed| {
+            if let Some(Parsed::Whole(answer)) = parsed {
+                answer.write(Sending { keeps, in_chunks }, &self.lane.gate, &self.exchange, &mut out);
+            }
+        });
+        response.consume(says.head);
+        let mut download = Download::new(Left::new(says.body), in_chunks);
+        let begun = download.begin(response.filled_mut(), &mut out);
+        drop(response);
+        self.watched.within(self.lane.write);
+        let written = write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await;
+        drop(out);
+        self.end.bytes_out = download.payload;
+        written?;
+        begun?;
+        if !download.is_read() {
+            self.watched.within(response_timeout);
+            let relayed = self.relay(client, stream, ahead, &mut download, response_timeout).await;
+            self.end.bytes_out = download.payload;
+            relayed?;
+        }
+        Ok((keeps, !download.has_more))
+    }
+
+    async fn relay<S: LaneStream>(
+        &mut self,
+        client: &mut S,
+        stream: &mut TcpStream,
+        ahead: &mut Option<Buffer>,
+        download: &mut Download,
+        response_timeout: Duration,
+    ) -> Result<(), Broken> {
+        poll_fn(|cx| {
+            if self.upload.is_done() {
+                poll_client(client, ahead, cx)?;
+            } else if let Poll::Ready(uploaded) = self.upload.poll(client, stream, self.lane, self.watched, cx) {
+                uploaded?;
+                self.sent();
+            }
+            download.poll(stream, client, self.lane, self.watched, response_timeout, cx)
+        })
+        .await
+    }
+
+    /// It failed, for good.
+    async fn fail<S: LaneStream>(&mut self, client: &mut S, failure: Failure) -> After {
+        if failure.blame == Blame::Proxy {
+            self.watched.conn().heard();
+            self.lane.drains.count(Ended::Stream);
+        }
+        let reply = self.lane.gate.failed(&mut self.exchange, failure);
+        let is_gone = failure.blame == Blame::Client && failure.kind == FailureKind::Reset;
+        if self.answer_begun || is_gone || failure.blame == Blame::Proxy {
+            return After::Cut;
+        }
+        let html = with_head(self.request.filled(), |parsed| matches!(parsed, Parsed::Whole(head) if wants_html(&head)));
+        self.reply(client, reply, html).await
+    }
+
+    /// Writes an answer of ours.
+    async fn reply<S: LaneStream>(&mut self, client: &mut S, reply: Reply, html: bool) -> After {
+        // The request body may not have been read: what follows on this connection could be mistaken for a request.
+        let keeps = reply.retry_after.is_some() && self.asked.body == 0 && self.asked.keeps && !self.lane.is_closing();
+        let (body, content_type) = reply.body(html);
+        let mut out = Scratch::new();
+        write_reply(&reply, content_type, body.as_bytes(), keeps, *self.exchange.method() == Method::HEAD, &mut out);
+        self.watched.within(self.lane.write);
+        if write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await.is_err() {
+            return After::Cut;
+        }
+        self.end.status = Some(reply.status.as_u16());
+        self.end.bytes_out = if *self.exchange.method() == Method::HEAD { 0 } else { body.len() as u64 };
+        if keeps { After::Keep } else { After::Linger(self.lane.body_idle) }
+    }
+}
+
+fn write_reply(reply: &Reply, content_type: &str, body: &[u8], keeps: bool, head_only: bool, out: &mut Vec<u8>) {
+    let mut number = itoa::Buffer::new();
+    let mut add = |part: &[u8]| out.extend_from_slice(part);
+    add(b"HTTP/1.1 ");
+    add(reply.status.as_str().as_bytes());
+    add(b" ");
+    add(reply.status.canonical_reason().unwrap_or("Error").as_bytes());
+    add(b"\r\ncontent-type: ");
+    add(content_type.as_bytes());
+    add(b"\r\ncontent-length: ");
+    add(number.format(body.len()).as_bytes());
+    add(b"\r\ncache-control: no-store\r\n");
+    if let Some(seconds) = reply.retry_after {
+        add(b"retry-after: ");
+        add(number.format(seconds).as_bytes());
+        add(b"\r\n");
+    }
+    add(b"date: ");
+    date::with(|date| add(date));
+    add(if keeps { b"\r\n\r\n" } else { b"\r\nconnection: close\r\n\r\n" });
+    if !head_only {
+        add(body);
+    }
+}
+
+/// The path as it was sent.
+fn path_of<'a>(request: &'a Buffer, asked: &Asked) -> &'a str {
+    // Every byte of it was looked at: it is ASCII.
+    request.filled().get(asked.path.0..asked.path.1).and_then(|path| std::str::from_utf8(path).ok()).unwrap_or("/")
+}

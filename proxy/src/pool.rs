@@ -1,0 +1,174 @@
+//! Connections to one server that rest between two requests.
+//!
+//! Each thread has a shelf of its own, last in, first out, so that a thread meets neither a lock that another holds nor a connection of another's cache; only where its shelf is empty it looks at its neighbours'. What is
+//! taken is silent and open: the kernel is asked, since the runtime knows what has come only when it has looked. From time to time what has ended or rested too long is thrown away.
+
+use std::cell::Cell;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use cutover_core::Mono;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
+use parking_lot::Mutex;
+use tokio::net::TcpStream;
+
+/// Shelves; more threads share them.
+const SHELVES: usize = 16;
+/// Connections on one of them.
+const PLACES: usize = 512;
+
+/// The resting connections to one server.
+#[derive(Debug, Default)]
+pub struct Pool {
+    shelves: [Mutex<Vec<Resting>>; SHELVES],
+}
+
+#[derive(Debug)]
+struct Resting {
+    stream: TcpStream,
+    since: Mono,
+}
+
+impl Resting {
+    fn has_rested(&self, longest: Duration, now: Mono) -> bool {
+        now.since(self.since) >= longest
+    }
+}
+
+/// The shelf of this thread.
+fn own() -> usize {
+    static THREADS: AtomicUsize = AtomicUsize::new(0);
+    thread_local! {
+        static OWN: Cell<usize> = const { Cell::new(usize::MAX) };
+    }
+    OWN.with(|own| {
+        if own.get() == usize::MAX {
+            own.set(THREADS.fetch_add(1, Ordering::Relaxed) % SHELVES);
+        }
+        own.get()
+    })
+}
+
+impl Pool {
+    /// A connection that can be used, if there is one that has not rested for `longest`.
+    pub fn take(&self, longest: Duration, now: Mono) -> Option<TcpStream> {
+        let own = own();
+        for step in 0..SHELVES {
+            let shelf = &self.shelves[(own + step) % SHELVES];
+            // A neighbour that is busy with its shelf has work for what is on it.
+            let Some(mut shelf) = (if step == 0 { Some(shelf.lock()) } else { shelf.try_lock() }) else { continue };
+            while let Some(resting) = shelf.pop() {
+                if !resting.has_rested(longest, now) && !has_unread(resting.stream.as_raw_fd()) {
+                    return Some(resting.stream);
+                }
+            }
+        }
+        None
+    }
+
+    /// Lays a connection down whose last answer was read to its end, unless there are enough.
+    pub fn put(&self, stream: TcpStream, now: Mono) {
+        let mut shelf = self.shelves[own()].lock();
+        if shelf.len() < PLACES {
+            shelf.push(Resting { stream, since: now });
+        }
+    }
+
+    /// Throws away what has rested too long, has ended, or says something unasked.
+    pub fn tidy(&self, longest: Duration, now: Mono) {
+        let is_silent = |resting: &Resting| resting.stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_pending();
+        for shelf in &self.shelves {
+            let mut shelf = shelf.lock();
+            let gone: Vec<Resting> = shelf.extract_if(.., |resting| resting.has_rested(longest, now) || !is_silent(resting)).collect();
+            drop(shelf);
+            // Closing takes its time.
+            drop(gone);
+        }
+    }
+
+    /// How many rest.
+    pub fn len(&self) -> usize {
+        self.shelves.iter().map(|shelf| shelf.lock().len()).sum()
+    }
+
+    /// Whether none does.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for. Engines look, too, but at what the runtime has been told, not at what has come since.
+pub fn has_unread(socket: RawFd) -> bool {
+    recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::EAGAIN)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use tokio::net::TcpListener;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn at(seconds: u64) -> Mono {
+        Mono::default().forward(Duration::from_secs(seconds))
+    }
+
+    async fn pair(listener: &TcpListener) -> (TcpStream, std::net::TcpStream) {
+        let ours = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let theirs = listener.accept().await.expect("a connection").0.into_std().expect("a socket");
+        (ours, theirs)
+    }
+
+    /// Waits until the kernel has something for us.
+    async fn hear(pool: &Pool) {
+        for _ in 0..10_000 {
+            let is_heard = pool.shelves.iter().any(|shelf| shelf.lock().iter().any(|resting| has_unread(resting.stream.as_raw_fd())));
+            if is_heard {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+        panic!("nothing came");
+    }
+
+    #[tokio::test]
+    async fn the_one_laid_down_last_is_taken_first_by_whatever_thread() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let pool = Pool::default();
+        let (first, _a) = pair(&listener).await;
+        let (second, _b) = pair(&listener).await;
+        let last = second.local_addr().expect("an address");
+        pool.put(first, at(1));
+        pool.put(second, at(1));
+        let taken = std::thread::scope(|scope| scope.spawn(|| pool.take(MINUTE, at(2))).join()).expect("no panic").expect("a connection");
+        assert_eq!((taken.local_addr().expect("an address"), pool.len()), (last, 1));
+        assert!(pool.take(MINUTE, at(2)).is_some() && pool.take(MINUTE, at(2)).is_none());
+    }
+
+    #[tokio::test]
+    async fn what_has_ended_or_speaks_unasked_or_rested_too_long_is_nobodys() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let pool = Pool::default();
+        let (ours, theirs) = pair(&listener).await;
+        pool.put(ours, at(1));
+        drop(theirs);
+        hear(&pool).await;
+        assert!(pool.take(MINUTE, at(2)).is_none());
+
+        let (ours, mut theirs) = pair(&listener).await;
+        pool.put(ours, at(1));
+        theirs.write_all(b"HTTP/1.1 200 OK\r\n").expect("no error");
+        hear(&pool).await;
+        assert!(pool.take(MINUTE, at(2)).is_none());
+
+        let (ours, _theirs) = pair(&listener).await;
+        pool.put(ours, at(1));
+        pool.tidy(MINUTE, at(60));
+        assert_eq!(pool.len(), 1);
+        assert!(pool.take(MINUTE, at(61)).is_none() && pool.is_empty());
+    }
+}
