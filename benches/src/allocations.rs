@@ -1,14 +1,29 @@
 //! An allocator that counts, so that "no allocation" is a test and not a hope.
 //!
-//! Counts are per thread: what the test harness or another test allocates meanwhile is not ours. Freeing is not counted, since whatever is freed was allocated.
+//! Counts are per thread: what the test harness or another test allocates meanwhile is not ours. Freeing is not counted, since whatever is freed was allocated. For what many threads do together there are the
+//! count and the bytes of the whole process, too.
 //! Install it with `#[global_allocator]` in a test of its own; the benchmarks run on the allocator of the product instead.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 thread_local! {
     /// Built at compile time and without a destructor, so that reading it never allocates and works to the end of the thread.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+static OF_ALL: AtomicU64 = AtomicU64::new(0);
+static LIVE_BYTES: AtomicI64 = AtomicI64::new(0);
+
+/// How many allocations and reallocations all threads have made.
+pub fn of_all_threads() -> u64 {
+    OF_ALL.load(Ordering::Relaxed)
+}
+
+/// How many bytes are allocated now.
+pub fn live_bytes() -> i64 {
+    LIVE_BYTES.load(Ordering::Relaxed)
 }
 
 /// The system's allocator with a counter before it.
@@ -22,32 +37,35 @@ pub fn counted<T>(run: impl FnOnce() -> T) -> (T, u64) {
     (result, ALLOCATIONS.get() - before)
 }
 
-fn count() {
+fn count(more: usize, less: usize) {
     ALLOCATIONS.set(ALLOCATIONS.get() + 1);
+    OF_ALL.fetch_add(1, Ordering::Relaxed);
+    LIVE_BYTES.fetch_add(more as i64 - less as i64, Ordering::Relaxed);
 }
 
 // SAFETY: every call goes unchanged to `System`, which keeps the contract; the counter beside it neither allocates nor unwinds.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size(), 0);
         // SAFETY: the caller keeps the contract of `alloc`, which is the one of `System`.
         unsafe { System.alloc(layout) }
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        count();
+        count(layout.size(), 0);
         // SAFETY: as above, for `alloc_zeroed`.
         unsafe { System.alloc_zeroed(layout) }
     }
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        count();
+        count(new_size, layout.size());
         // SAFETY: as above, for `realloc`; `pointer` came from `System`, since nothing else allocates here.
         unsafe { System.realloc(pointer, layout, new_size) }
     }
 
     unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE_BYTES.fetch_sub(layout.size() as i64, Ordering::Relaxed);
         // SAFETY: as above, for `dealloc`.
         unsafe { System.dealloc(pointer, layout) }
     }

@@ -316,8 +316,8 @@ impl Head for MemoryHead {
         self.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
     }
 
-    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8])) {
-        self.headers.iter().for_each(|(name, value)| found(name.as_str(), value.as_bytes()));
+    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
+        self.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
     }
 }
 

@@ -196,7 +196,7 @@ impl Head for Question {
         self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value.as_bytes()));
     }
 
-    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8])) {
-        self.headers.iter().for_each(|(name, value)| found(name.as_str(), value.as_bytes()));
+    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
+        self.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
     }
 }

@@ -162,7 +162,7 @@ impl Door {
 #[async_trait]
 impl ServerApp for Door {
     async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
-        let _open = self.connections.enter(self.max_connections)?;
+        let open = self.connections.enter(self.max_connections)?;
         let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().map(std::net::SocketAddr::ip)))?;
         let is_tls = matches!(self.entrance, Entrance::Tls(_));
         let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical()), is_tls));
@@ -171,7 +171,8 @@ impl ServerApp for Door {
             Entrance::Plain { h2c: true } | Entrance::Tls(_) => tokio::time::timeout(self.header_timeout, Box::pin(self.greet(stream))).await.ok().flatten()?,
         };
         match speaks {
-            Speaks::Http1 => self.serve_http1(stream, conn).await,
+            // A task of its own: pingora's has room for handshakes, which it would keep for as long as the connection.
+            Speaks::Http1 => drop(tokio::spawn(Arc::clone(self).serve_http1(stream, conn, open))),
             Speaks::Http2 => Box::pin(self.serve_http2(stream, conn)).await,
         }
         None
@@ -305,7 +306,7 @@ async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
 
 impl Door {
     /// One connection of HTTP/1.1: a request after the other, on the lane as long as they are plain.
-    async fn serve_http1(&self, mut stream: Stream, conn: Arc<Conn>) {
+    async fn serve_http1(self: Arc<Self>, mut stream: Stream, conn: Arc<Conn>, _open: OpenConnection) {
         let watched = Arc::clone(&self.watchdog).watch(conn).await;
         watched.within(self.header_timeout);
         let mut is_first = true;

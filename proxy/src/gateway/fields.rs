@@ -56,41 +56,41 @@ impl<'a> Fields<'a> {
         fields
     }
 
-    fn take(&mut self, name: &'a str, value: &'a [u8], key_headers: &[HeaderName]) {
+    fn take(&mut self, name: &'a [u8], value: &'a [u8], key_headers: &[HeaderName]) {
         match name {
             // Nearly every request has these, and nothing hangs on them here.
-            "accept-encoding" | "accept-language" | "user-agent" | "cookie" | "referer" | "authorization" | "cache-control" | "origin" => {}
-            "host" => {
+            b"accept-encoding" | b"accept-language" | b"user-agent" | b"cookie" | b"referer" | b"authorization" | b"cache-control" | b"origin" => {}
+            b"host" => {
                 self.hosts = self.hosts.saturating_add(1);
                 self.host = self.host.or(Some(value));
             }
-            "connection" => {
+            b"connection" => {
                 self.has_hop_by_hop |= self.connection.is_some();
                 self.connection = self.connection.or(Some(value));
             }
-            "te" | "trailer" | "expect" | "keep-alive" | "proxy-connection" | "proxy-authorization" | "proxy-authenticate" | "http2-settings" => self.has_hop_by_hop = true,
-            "content-length" => {
+            b"te" | b"trailer" | b"expect" | b"keep-alive" | b"proxy-connection" | b"proxy-authorization" | b"proxy-authenticate" | b"http2-settings" => self.has_hop_by_hop = true,
+            b"content-length" => {
                 self.lengths = self.lengths.saturating_add(1);
                 self.is_badly_framed |= value.is_empty() || !value.iter().all(u8::is_ascii_digit);
                 self.length = self.length.or(Some(value));
             }
-            "transfer-encoding" => {
+            b"transfer-encoding" => {
                 self.codings = self.codings.saturating_add(1);
                 self.is_coded = true;
                 self.is_badly_framed |= !value.eq_ignore_ascii_case(b"chunked");
             }
-            "accept" => self.may_last |= value == b"text/event-stream",
-            "content-type" => self.may_last |= value.starts_with(b"application/grpc"),
-            "upgrade" => self.may_last = true,
-            "x-request-id" => self.request_id = self.request_id.or(Some(value)),
-            "traceparent" => {
+            b"accept" => self.may_last |= value == b"text/event-stream",
+            b"content-type" => self.may_last |= value.starts_with(b"application/grpc"),
+            b"upgrade" => self.may_last = true,
+            b"x-request-id" => self.request_id = self.request_id.or(Some(value)),
+            b"traceparent" => {
                 self.traceparents = self.traceparents.saturating_add(1);
                 self.traceparent = Some(value);
             }
-            "tracestate" => self.has_tracestate = true,
+            b"tracestate" => self.has_tracestate = true,
             _ => {
-                self.has_forged |= name.starts_with(forward::PREFIX);
-                if name == "x-cutover-override" {
+                self.has_forged |= name.starts_with(forward::PREFIX.as_bytes());
+                if name == b"x-cutover-override" {
                     self.override_to = self.override_to.or(Some(value));
                 }
                 self.has_lookalike |= is_lookalike(name, key_headers);
@@ -99,15 +99,13 @@ impl<'a> Fields<'a> {
     }
 }
 
-fn is_lookalike(name: &str, key_headers: &[HeaderName]) -> bool {
-    if !name.as_bytes().contains(&b'_') {
+fn is_lookalike(name: &[u8], key_headers: &[HeaderName]) -> bool {
+    if !name.contains(&b'_') {
         return false;
     }
     let same = |known: &HeaderName| {
         let known = known.as_str().as_bytes();
-        known != name.as_bytes()
-            && known.len() == name.len()
-            && known.iter().zip(name.bytes()).all(|(&known, byte)| known == byte || (matches!(known, b'-' | b'_') && matches!(byte, b'-' | b'_')))
+        known != name && known.len() == name.len() && known.iter().zip(name).all(|(&known, &byte)| known == byte || (matches!(known, b'-' | b'_') && matches!(byte, b'-' | b'_')))
     };
     forward::OURS.into_iter().chain([&CONTENT_LENGTH, &TRANSFER_ENCODING]).chain(key_headers).any(same)
 }

@@ -889,8 +889,8 @@ pub(crate) mod tests {
         fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
             self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value));
         }
-        fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8])) {
-            self.headers.iter().for_each(|(name, value)| found(name.as_str(), value));
+        fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
+            self.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value));
         }
     }
 

@@ -46,7 +46,7 @@ pub trait Head {
     /// Calls back with every value of a header, in order.
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8]));
     /// Calls back with every field, its name in lower case. Values of one name come in order.
-    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8]));
+    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8]));
 }
 
 /// A value for a header, as whoever asks for the edit has it: an engine that keeps header values shares what can be shared, one that writes bytes copies them once.

@@ -384,7 +384,7 @@ fn evidence_is_handed_over() {
     }
     drop(client);
     // Ticks may come between the four.
-    let all = until("all four to be weighed", || Some(service.rollout()).filter(|rollout| rollout["totals"]["new"][0] == 4));
+    let all = until("all four to be weighed", || Some(service.rollout()).filter(|rollout| rollout["new"]["requests"] == 4));
     let before = evidence(&all);
     assert!(before > 1.0, "{all}");
     service.upgrade();

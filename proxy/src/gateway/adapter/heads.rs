@@ -74,8 +74,8 @@ impl Head for RequestHead<'_> {
         self.head.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
     }
 
-    fn fields<'b>(&'b self, found: &mut impl FnMut(&'b str, &'b [u8])) {
-        self.head.headers.iter().for_each(|(name, value)| found(name.as_str(), value.as_bytes()));
+    fn fields<'b>(&'b self, found: &mut impl FnMut(&'b [u8], &'b [u8])) {
+        self.head.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
     }
 }
 

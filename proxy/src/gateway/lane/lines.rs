@@ -3,6 +3,8 @@
 //! A line is copied as it stands only if it stands in the one form that everybody reads alike (`name: value` and both bytes of a line end). Any other is written anew in that form, so no backend and no
 //! client sees a fold, a space before a colon or a bare line feed.
 
+use std::cell::RefCell;
+
 use http::HeaderName;
 
 use crate::gateway::head::{Edits, Value};
@@ -22,11 +24,36 @@ struct Line {
     is_canonical: bool,
 }
 
-/// The fields of one head. Kept by the thread, for the next one.
+/// The fields of one head. The room for them is lent by the thread.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     all: Vec<Line>,
-    lower: String,
+    lower: Vec<u8>,
+}
+
+/// How many a thread keeps.
+const KEPT: usize = 64;
+
+thread_local! {
+    static FREE: RefCell<Vec<Lines>> = const { RefCell::new(Vec::new()) };
+}
+
+impl Drop for Lines {
+    fn drop(&mut self) {
+        if self.all.capacity() == 0 {
+            return;
+        }
+        let (mut all, mut lower) = (std::mem::take(&mut self.all), std::mem::take(&mut self.lower));
+        all.clear();
+        lower.clear();
+        // While a thread ends there is nobody to give it back to.
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < KEPT {
+                free.push(Self { all, lower });
+            }
+        });
+    }
 }
 
 fn of(bytes: &[u8], span: Span) -> &[u8] {
@@ -34,39 +61,46 @@ fn of(bytes: &[u8], span: Span) -> &[u8] {
 }
 
 impl Lines {
-    /// Takes the fields of a head that has been parsed out of `bytes`.
-    pub(super) fn read(&mut self, bytes: &[u8], headers: &[httparse::Header<'_>]) {
-        self.all.clear();
-        self.lower.clear();
+    /// The fields of a head that has been parsed out of `bytes`; `may_fold` is whether a value may go on in the next line.
+    pub(super) fn read(bytes: &[u8], headers: &[httparse::Header<'_>], may_fold: bool) -> Self {
+        let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
+        lines.all.reserve(headers.len());
         let start = bytes.as_ptr() as usize;
         for header in headers {
-            let lower = self.lower.len() as u32;
-            self.lower.push_str(header.name);
+            let lower = lines.lower.len() as u32;
+            lines.lower.extend_from_slice(header.name.as_bytes());
             let at = (header.name.as_ptr() as usize - start) as u32;
             let name = (at, at + header.name.len() as u32);
             // Where nothing is, nothing says where.
             let at = if header.value.is_empty() { name.1 } else { (header.value.as_ptr() as usize - start) as u32 };
             let value = (at, at + header.value.len() as u32);
-            let is_canonical =
-                value.0 == name.1 + 2 && of(bytes, (name.1, value.0)) == b": " && of(bytes, (value.1, value.1 + 2)) == b"\r\n" && memchr::memchr(b'\n', header.value).is_none();
-            self.all.push(Line { name, value, lower, is_canonical });
+            let is_canonical = value.0 == name.1 + 2
+                && of(bytes, (name.1, value.0)) == b": "
+                && of(bytes, (value.1, value.1 + 2)) == b"\r\n"
+                && !(may_fold && memchr::memchr(b'\n', header.value).is_some());
+            lines.all.push(Line { name, value, lower, is_canonical });
         }
-        self.lower.make_ascii_lowercase();
+        lines.lower.make_ascii_lowercase();
+        lines
     }
 
-    fn name(&self, line: &Line) -> &str {
-        let at = line.lower as usize;
-        self.lower.get(at..at + (line.name.1 - line.name.0) as usize).unwrap_or_default()
+    fn name(&self, line: &Line) -> &[u8] {
+        of(&self.lower, (line.lower, line.lower + line.name.1 - line.name.0))
+    }
+
+    /// Whether a field has this name, in lower case.
+    fn is(&self, line: &Line, name: &[u8]) -> bool {
+        (line.name.1 - line.name.0) as usize == name.len() && self.name(line) == name
     }
 
     /// Every field, its name in lower case.
-    pub(super) fn each<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a str, &'a [u8])> {
+    pub(super) fn each<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         self.all.iter().map(move |line| (self.name(line), of(bytes, line.value)))
     }
 
     /// Every value of a name in lower case.
     pub(super) fn values<'a>(&'a self, bytes: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> {
-        self.all.iter().filter(move |line| self.name(line) == name).map(move |line| of(bytes, line.value))
+        self.all.iter().filter(move |line| self.is(line, name.as_bytes())).map(move |line| of(bytes, line.value))
     }
 }
 
@@ -89,10 +123,10 @@ impl<'a> Splice<'a> {
         self.dropped[at / 64] & 1 << (at % 64) != 0
     }
 
-    /// Drops every field of which this holds.
-    pub(super) fn drop_where(&mut self, unwanted: impl Fn(&str) -> bool) {
+    /// Drops every field of this name.
+    pub(super) fn drop_named(&mut self, name: &[u8]) {
         for (at, line) in self.lines.all.iter().enumerate() {
-            if unwanted(self.lines.name(line)) {
+            if self.lines.is(line, name) {
                 self.dropped[at / 64] |= 1 << (at % 64);
             }
         }
@@ -142,15 +176,19 @@ impl Edits for Splice<'_> {
     }
 
     fn remove(&mut self, name: &HeaderName) {
-        self.drop_where(|found| found == name.as_str());
+        self.drop_named(name.as_str().as_bytes());
     }
 
     fn contains(&self, name: &HeaderName) -> bool {
-        self.lines.all.iter().enumerate().any(|(at, line)| !self.is_dropped(at) && self.lines.name(line) == name.as_str())
+        self.lines.all.iter().enumerate().any(|(at, line)| !self.is_dropped(at) && self.lines.is(line, name.as_str().as_bytes()))
     }
 
     fn remove_all(&mut self, prefix: &str) {
-        self.drop_where(|found| found.starts_with(prefix));
+        for (at, line) in self.lines.all.iter().enumerate() {
+            if self.lines.name(line).starts_with(prefix.as_bytes()) {
+                self.dropped[at / 64] |= 1 << (at % 64);
+            }
+        }
     }
 }
 
@@ -165,8 +203,7 @@ mod tests {
         let mut config = httparse::ParserConfig::default();
         config.allow_spaces_after_header_name_in_responses(true).allow_obsolete_multiline_headers_in_responses(true);
         assert!(config.parse_response(&mut response, &bytes).is_ok_and(|status| status.is_complete()), "{fields:?}");
-        let mut lines = Lines::default();
-        lines.read(&bytes, response.headers);
+        let lines = Lines::read(&bytes, response.headers, true);
         let (mut added, mut out) = (Vec::new(), Vec::new());
         let mut splice = Splice::new(&bytes, &lines, &mut added);
         edit(&mut splice);

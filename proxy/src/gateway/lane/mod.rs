@@ -37,11 +37,11 @@ use tokio::sync::watch;
 use super::buffer::{Buffer, Size};
 use super::door::Connections;
 use super::gate::{Exchange, Gate, Step};
-use super::reply::{Reply, wants_html};
+use super::reply::Reply;
 use super::watchdog::Watched;
 use crate::clock;
 use crate::drain::Drains;
-use request::{Asked, Parsed};
+use request::{Asked, Parsed, Request};
 use transaction::{After, Transaction};
 pub use warm::warm;
 
@@ -141,8 +141,8 @@ pub enum Exit {
 enum Looked {
     Partial,
     Declined(Declined),
-    Begin(Exchange, Asked),
-    Reply(Reply, Exchange, Asked, bool),
+    /// Where it goes, or what we answer.
+    Decided(Exchange, Asked, Request, Option<Reply>),
 }
 
 impl Lane {
@@ -170,7 +170,7 @@ impl Lane {
         // What the client has said before its turn.
         let mut ahead: Option<Buffer> = None;
         loop {
-            let mut request = match ahead.take() {
+            let mut came = match ahead.take() {
                 Some(buffer) => buffer,
                 None => match begins(client, watched).await {
                     Some(buffer) => buffer,
@@ -180,27 +180,27 @@ impl Lane {
             if !std::mem::take(&mut is_first) {
                 watched.within(self.header);
             }
-            let looked = loop {
-                match self.look(request.filled(), watched) {
+            let (mut transaction, refusal) = loop {
+                match self.look(came.filled(), watched) {
                     Looked::Partial => {}
-                    looked => break looked,
+                    Looked::Declined(why) => {
+                        self.connections.declines().0[why as usize].fetch_add(1, Ordering::Relaxed);
+                        return Exit::Declined(came);
+                    }
+                    Looked::Decided(exchange, asked, request, refusal) => break (Transaction::new(self, watched, exchange, asked, request, came, &mut ahead), refusal),
                 }
-                if request.is_full() {
-                    request = request.moved_to(Size::LargeHead);
+                if came.is_full() {
+                    came = came.moved_to(Size::LargeHead);
                 }
-                if !fills(client, &mut request, watched).await {
+                if !fills(client, &mut came, watched).await {
                     return Exit::Closed;
                 }
             };
-            let after = match looked {
-                Looked::Partial => return Exit::Closed,
-                Looked::Declined(why) => {
-                    self.connections.declines().0[why as usize].fetch_add(1, Ordering::Relaxed);
-                    return Exit::Declined(request);
-                }
-                Looked::Begin(exchange, asked) => Transaction::new(self, watched, exchange, asked, request, &mut ahead).run(client, &mut ahead).await,
-                Looked::Reply(reply, exchange, asked, html) => Transaction::new(self, watched, exchange, asked, request, &mut ahead).refuse(client, reply, html).await,
+            let after = match refusal {
+                None => transaction.run(client, &mut ahead).await,
+                Some(reply) => transaction.reply(client, reply).await,
             };
+            transaction.done();
             match after {
                 After::Keep => watched.within(self.keepalive),
                 After::Close => {
@@ -218,28 +218,27 @@ impl Lane {
 
     /// Parses and decides, in one go.
     fn look(&self, bytes: &[u8], watched: &Watched) -> Looked {
-        request::with_head(bytes, |parsed| {
-            let head = match parsed {
-                Parsed::Whole(head) => head,
-                Parsed::Partial => return Looked::Partial,
-                Parsed::Declined(why) => return Looked::Declined(why),
-            };
-            let look = self.gate.look(&head);
-            let asked = match head.asked(&look.fields) {
-                Ok(asked) => asked,
-                Err(why) => return Looked::Declined(why),
-            };
-            let (mut exchange, step) = self.gate.decide(look, &head, watched.conn(), clock::mono());
-            match step {
-                Step::Forward if !exchange.is_plain() => Looked::Declined(Declined::Backend),
-                Step::Forward => {
-                    self.gate.begin(&mut exchange);
-                    Looked::Begin(exchange, asked)
-                }
-                Step::Hold(_) => Looked::Declined(Declined::Held),
-                Step::Reply(reply) => Looked::Reply(reply, exchange, asked, wants_html(&head)),
+        let request = match request::parse(bytes) {
+            Parsed::Whole(request) => request,
+            Parsed::Partial => return Looked::Partial,
+            Parsed::Declined(why) => return Looked::Declined(why),
+        };
+        let head = request.of(bytes);
+        let look = self.gate.look(&head);
+        let asked = match head.asked(&look.fields) {
+            Ok(asked) => asked,
+            Err(why) => return Looked::Declined(why),
+        };
+        let (mut exchange, step) = self.gate.decide(look, &head, watched.conn(), clock::mono());
+        match step {
+            Step::Forward if !exchange.is_plain() => Looked::Declined(Declined::Backend),
+            Step::Forward => {
+                self.gate.begin(&mut exchange);
+                Looked::Decided(exchange, asked, request, None)
             }
-        })
+            Step::Hold(_) => Looked::Declined(Declined::Held),
+            Step::Reply(reply) => Looked::Decided(exchange, asked, request, Some(reply)),
+        }
     }
 }
 

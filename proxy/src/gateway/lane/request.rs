@@ -2,29 +2,35 @@
 //!
 //! The grammar is narrow on purpose: what is not the plainest HTTP/1.1 goes to the proxy engine with every byte that came, and that engine knows what to make of it. So nothing here is lenient, and nothing has to be.
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use http::{HeaderName, Method};
 
-use super::lines::Lines;
+use super::lines::{Lines, Splice};
 use super::{Declined, LARGEST_HEAD};
 use crate::gateway::fields::Fields;
 use crate::gateway::head::Head;
+use crate::gateway::scratch::Scratch;
 
 /// Fields that a request of the lane may have.
 const MAX_FIELDS: usize = 64;
 
-/// The head of a request as the bytes that came.
+/// A request that the lane takes, as far as its first line and the shape of its fields go: where everything stands in the bytes that came.
 #[derive(Debug)]
-pub(super) struct RequestHead<'a> {
-    /// The head, with its empty line.
-    bytes: &'a [u8],
-    pub(super) lines: &'a Lines,
+pub(super) struct Request {
+    lines: Lines,
     method: &'static Method,
-    target: &'a str,
-    /// Where the query begins, with its question mark.
+    /// Bytes of the head, with its empty line.
+    pub(super) head: usize,
+    target: (usize, usize),
     path_end: usize,
+}
+
+/// The same with the bytes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RequestHead<'a> {
+    request: &'a Request,
+    bytes: &'a [u8],
 }
 
 /// What became of some bytes.
@@ -38,29 +44,17 @@ pub(super) enum Parsed<T> {
     Declined(Declined),
 }
 
-/// What has to be known of a request after its head has been looked at.
+/// What the transaction has to know of a request beside its head.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Asked {
-    /// Bytes of the head.
-    pub(super) head: usize,
     /// Bytes of the body.
     pub(super) body: u64,
     /// Whether the client would have the connection kept.
     pub(super) keeps: bool,
-    /// Where the path stands.
-    pub(super) path: (usize, usize),
 }
 
-thread_local! {
-    static LINES: RefCell<Lines> = RefCell::default();
-}
-
-/// Has somebody look at the head that these bytes begin with.
-pub(super) fn with_head<T>(bytes: &[u8], look: impl FnOnce(Parsed<RequestHead<'_>>) -> T) -> T {
-    LINES.with_borrow_mut(|lines| look(parse(bytes, lines)))
-}
-
-fn parse<'a>(bytes: &'a [u8], lines: &'a mut Lines) -> Parsed<RequestHead<'a>> {
+/// Reads the head that these bytes begin with.
+pub(super) fn parse(bytes: &[u8]) -> Parsed<Request> {
     if !bytes.first().is_some_and(u8::is_ascii_uppercase) {
         return Parsed::Declined(Declined::Head);
     }
@@ -76,9 +70,16 @@ fn parse<'a>(bytes: &'a [u8], lines: &'a mut Lines) -> Parsed<RequestHead<'a>> {
     }
     let Some(method) = request.method.and_then(known) else { return Parsed::Declined(Declined::Method) };
     let Some(target) = request.path.filter(|target| is_plain(target.as_bytes())) else { return Parsed::Declined(Declined::Target) };
-    lines.read(bytes, request.headers);
-    let path_end = memchr::memchr(b'?', target.as_bytes()).unwrap_or(target.len());
-    Parsed::Whole(RequestHead { bytes: &bytes[..head], lines, method, target, path_end })
+    let at = target.as_ptr() as usize - bytes.as_ptr() as usize;
+    let path_end = at + memchr::memchr(b'?', target.as_bytes()).unwrap_or(target.len());
+    Parsed::Whole(Request { lines: Lines::read(bytes, request.headers, false), method, head, target: (at, at + target.len()), path_end })
+}
+
+impl Request {
+    /// With the bytes that it was read from.
+    pub(super) fn of<'a>(&'a self, bytes: &'a [u8]) -> RequestHead<'a> {
+        RequestHead { request: self, bytes: bytes.get(..self.head).unwrap_or_default() }
+    }
 }
 
 fn known(method: &str) -> Option<&'static Method> {
@@ -109,9 +110,9 @@ fn is_plain(target: &[u8]) -> bool {
     target.first() == Some(&b'/') && target.iter().fold(true, |plain, &byte| plain & IN_TARGET[usize::from(byte)])
 }
 
-impl RequestHead<'_> {
+impl<'a> RequestHead<'a> {
     /// What the transaction has to know, or why it is not the lane's.
-    pub(super) fn asked(&self, fields: &Fields<'_>) -> Result<Asked, Declined> {
+    pub(super) fn asked(self, fields: &Fields<'_>) -> Result<Asked, Declined> {
         if fields.hosts != 1 || fields.host.is_none_or(|host| host.contains(&b'@')) {
             return Err(Declined::Host);
         }
@@ -134,37 +135,48 @@ impl RequestHead<'_> {
         if fields.may_last {
             return Err(Declined::Lasts);
         }
-        if body > 0 && matches!(*self.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        if body > 0 && matches!(*self.request.method, Method::GET | Method::HEAD | Method::OPTIONS) {
             return Err(Declined::Body);
         }
-        let path = self.target.as_ptr() as usize - self.bytes.as_ptr() as usize;
-        Ok(Asked { head: self.bytes.len(), body, keeps, path: (path, path + self.path_end) })
+        Ok(Asked { body, keeps })
     }
 
-    /// Writes the first line.
-    pub(super) fn write_line(&self, out: &mut Vec<u8>) {
-        out.extend_from_slice(self.method.as_str().as_bytes());
+    fn text(self, from: usize, to: usize) -> &'a str {
+        // Every byte of a target was looked at: it is ASCII.
+        self.bytes.get(from..to).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or("/")
+    }
+
+    /// The path as it was sent.
+    pub(super) fn path_sent(self) -> &'a str {
+        self.text(self.request.target.0, self.request.path_end)
+    }
+
+    /// Writes the head with edits.
+    pub(super) fn write(self, out: &mut Vec<u8>, edit: impl FnOnce(&mut Splice<'_>)) {
+        let (from, to) = self.request.target;
+        out.extend_from_slice(self.request.method.as_str().as_bytes());
         out.push(b' ');
-        out.extend_from_slice(self.target.as_bytes());
+        out.extend_from_slice(&self.bytes[from..to]);
         out.extend_from_slice(b" HTTP/1.1\r\n");
-    }
-
-    pub(super) fn bytes(&self) -> &[u8] {
-        self.bytes
+        let mut added = Scratch::new();
+        let mut splice = Splice::new(self.bytes, &self.request.lines, &mut added);
+        edit(&mut splice);
+        splice.write(out);
     }
 }
 
 impl Head for RequestHead<'_> {
     fn method(&self) -> &Method {
-        self.method
+        self.request.method
     }
 
     fn path(&self) -> &str {
-        &self.target[..self.path_end]
+        self.path_sent()
     }
 
     fn query(&self) -> Option<&str> {
-        self.target.get(self.path_end + 1..)
+        let (from, to) = (self.request.path_end + 1, self.request.target.1);
+        (from <= to).then(|| self.text(from, to))
     }
 
     fn requires_host(&self) -> bool {
@@ -172,7 +184,7 @@ impl Head for RequestHead<'_> {
     }
 
     fn target(&self) -> &[u8] {
-        self.target.as_bytes()
+        &self.bytes[self.request.target.0..self.request.target.1]
     }
 
     fn raw(&self) -> &[u8] {
@@ -184,15 +196,15 @@ impl Head for RequestHead<'_> {
     }
 
     fn first(&self, name: &HeaderName) -> Option<&[u8]> {
-        self.lines.values(self.bytes, name.as_str()).next()
+        self.request.lines.values(self.bytes, name.as_str()).next()
     }
 
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
-        self.lines.values(self.bytes, name.as_str()).for_each(found);
+        self.request.lines.values(self.bytes, name.as_str()).for_each(found);
     }
 
-    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a str, &'a [u8])) {
-        self.lines.each(self.bytes).for_each(|(name, value)| found(name, value));
+    fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
+        self.request.lines.each(self.bytes).for_each(|(name, value)| found(name, value));
     }
 }
 
@@ -202,11 +214,14 @@ mod tests {
 
     /// Why it is declined; nothing where it is taken.
     fn declined(request: &str) -> Option<Declined> {
-        with_head(request.as_bytes(), |parsed| match parsed {
-            Parsed::Whole(head) => head.asked(&Fields::of(&head, &[])).err(),
+        match parse(request.as_bytes()) {
+            Parsed::Whole(read) => {
+                let head = read.of(request.as_bytes());
+                head.asked(&Fields::of(&head, &[])).err()
+            }
             Parsed::Declined(why) => Some(why),
             Parsed::Partial => panic!("half a head: {request:?}"),
-        })
+        }
     }
 
     fn get(fields: &str) -> String {
@@ -268,20 +283,18 @@ mod tests {
     #[test]
     fn a_head_is_read_as_it_stands() {
         let bytes = b"GET /a%20b?c=d&e HTTP/1.1\r\nHost: h\r\nX-User-Id: u\r\nx-user-id: v\r\n\r\nnext";
-        with_head(bytes, |parsed| {
-            let Parsed::Whole(head) = parsed else { panic!("{parsed:?}") };
-            assert_eq!((head.path(), head.query(), head.target(), head.size()), ("/a%20b", Some("c=d&e"), &b"/a%20b?c=d&e"[..], bytes.len() - 4));
-            let name = HeaderName::from_static("x-user-id");
-            let mut all = Vec::new();
-            head.each(&name, &mut |value| all.push(value));
-            assert_eq!((head.first(&name), all), (Some(&b"u"[..]), vec![&b"u"[..], b"v"]));
-            let asked = head.asked(&Fields::of(&head, &[])).unwrap_or_else(|why| panic!("{why:?}"));
-            assert_eq!(&bytes[asked.path.0..asked.path.1], b"/a%20b");
-        });
-        assert!(with_head(b"GET / HTTP/1.1\r\nhost: h\r\n", |parsed| matches!(parsed, Parsed::Partial)));
-        with_head(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n", |parsed| {
-            let Parsed::Whole(head) = parsed else { panic!("{parsed:?}") };
-            assert_eq!((head.path(), head.query()), ("/", None));
-        });
+        let Parsed::Whole(read) = parse(bytes) else { panic!("not taken") };
+        let head = read.of(bytes);
+        assert_eq!((head.path(), head.query(), head.target(), head.size()), ("/a%20b", Some("c=d&e"), &b"/a%20b?c=d&e"[..], bytes.len() - 4));
+        let name = HeaderName::from_static("x-user-id");
+        let mut all = Vec::new();
+        head.each(&name, &mut |value| all.push(value));
+        assert_eq!((head.first(&name), all), (Some(&b"u"[..]), vec![&b"u"[..], b"v"]));
+        assert!(matches!(parse(b"GET / HTTP/1.1\r\nhost: h\r\n"), Parsed::Partial));
+        for (target, query) in [("/", None), ("/?", Some(""))] {
+            let bytes = format!("GET {target} HTTP/1.1\r\nhost: h\r\n\r\n");
+            let Parsed::Whole(read) = parse(bytes.as_bytes()) else { panic!("not taken") };
+            assert_eq!((read.of(bytes.as_bytes()).path(), read.of(bytes.as_bytes()).query()), ("/", query));
+        }
     }
 }

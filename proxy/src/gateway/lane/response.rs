@@ -3,7 +3,6 @@
 //! Backends are sloppier than clients may be, and nobody can be handed an answer unread: so this is as lenient as the proxy engine (a fold, a space before a colon, bare line feeds, equal lengths twice), and writes in one form
 //! whatever could be read in two.
 
-use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use super::date;
@@ -11,6 +10,7 @@ use super::framing::Body;
 use super::lines::{Lines, MAX_LINES, Splice};
 use super::request::Parsed;
 use crate::gateway::gate::{Exchange, Gate};
+use crate::gateway::scratch::Scratch;
 
 /// What an answer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,45 +40,41 @@ enum Framing {
     Forbidden,
 }
 
-/// The head of an answer as the bytes that came.
+/// The head of an answer: where everything stands in the bytes that came.
 #[derive(Debug)]
-pub(super) struct Answer<'a> {
+pub(super) struct Answer {
     pub(super) says: Answered,
-    bytes: &'a [u8],
-    lines: &'a Lines,
-    reason: &'a str,
+    lines: Lines,
+    reason: (usize, usize),
 }
 
-thread_local! {
-    static LINES: RefCell<Lines> = RefCell::default();
-    static ADDED: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Has somebody look at the head that these bytes begin with, of an answer to HEAD if `to_head`. `None` when it is none.
-pub(super) fn with_answer<T>(bytes: &[u8], to_head: bool, look: impl FnOnce(Option<Parsed<Answer<'_>>>) -> T) -> T {
-    LINES.with_borrow_mut(|lines| look(parse(bytes, to_head, lines)))
-}
-
-fn parse<'a>(bytes: &'a [u8], to_head: bool, lines: &'a mut Lines) -> Option<Parsed<Answer<'a>>> {
+/// Reads the head that these bytes begin with, of an answer to HEAD if `to_head`. `None` when it is none.
+pub(super) fn parse(bytes: &[u8], to_head: bool) -> Option<Parsed<Answer>> {
     let mut headers = [const { MaybeUninit::uninit() }; MAX_LINES];
     let mut response = httparse::Response::new(&mut []);
     let mut config = httparse::ParserConfig::default();
     config.allow_spaces_after_header_name_in_responses(true).allow_obsolete_multiline_headers_in_responses(true);
     let httparse::Status::Complete(head) = config.parse_response_with_uninit_headers(&mut response, bytes, &mut headers).ok()? else { return Some(Parsed::Partial) };
     let status = response.code.filter(|status| (100..1000).contains(status))?;
-    let bytes = &bytes[..head];
-    lines.read(bytes, response.headers);
-    let says = answered(bytes, lines, status, response.version == Some(1), to_head)?;
-    Some(Parsed::Whole(Answer { says, bytes, lines, reason: response.reason.unwrap_or_default() }))
+    let lines = Lines::read(bytes, response.headers, true);
+    let says = answered(&bytes[..head], &lines, status, response.version == Some(1), to_head)?;
+    let reason = response.reason.filter(|reason| !reason.is_empty()).map_or((0, 0), |reason| {
+        let at = reason.as_ptr() as usize - bytes.as_ptr() as usize;
+        (at, at + reason.len())
+    });
+    Some(Parsed::Whole(Answer { says, lines, reason }))
 }
 
 /// Lengths in a list, if they agree.
 fn length(value: &[u8]) -> Option<u64> {
     let number = |digits: &[u8]| {
         let digits = digits.trim_ascii();
-        let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-        std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse::<u64>().ok()
+        let add = |number: u64, digit: &u8| digit.is_ascii_digit().then(|| number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))).flatten();
+        digits.iter().try_fold(0, add).filter(|_| !digits.is_empty())
     };
+    if !value.contains(&b',') {
+        return number(value);
+    }
     let mut all = value.split(|&byte| byte == b',').map(number);
     let first = all.next()??;
     all.all(|other| other == Some(first)).then_some(first)
@@ -90,21 +86,21 @@ fn answered(bytes: &[u8], lines: &Lines, status: u16, is_current: bool, to_head:
     let (mut said, mut lengths, mut codings, mut is_chunked) = (None, 0u8, 0u8, false);
     for (name, value) in lines.each(bytes) {
         match name {
-            "date" => has_date = true,
-            "connection" => {
+            b"date" => has_date = true,
+            b"connection" => {
                 has_hops = true;
                 for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
                     keeps |= option.eq_ignore_ascii_case(b"keep-alive");
                     closes |= option.eq_ignore_ascii_case(b"close");
                 }
             }
-            "keep-alive" | "proxy-connection" | "upgrade" | "trailer" | "te" => has_hops = true,
-            "content-length" => {
+            b"keep-alive" | b"proxy-connection" | b"upgrade" | b"trailer" | b"te" => has_hops = true,
+            b"content-length" => {
                 let here = length(value);
                 said = if lengths == 0 || said == here { here } else { None };
                 lengths = lengths.saturating_add(if value.contains(&b',') { 2 } else { 1 });
             }
-            "transfer-encoding" => {
+            b"transfer-encoding" => {
                 codings = codings.saturating_add(1);
                 is_chunked = value.eq_ignore_ascii_case(b"chunked");
             }
@@ -147,10 +143,10 @@ pub(super) struct Sending {
     pub(super) in_chunks: bool,
 }
 
-impl Answer<'_> {
-    /// Writes a final answer as the client is to get it.
-    pub(super) fn write(&self, sending: Sending, gate: &Gate, exchange: &Exchange, out: &mut Vec<u8>) {
-        self.splice(out, |splice| {
+impl Answer {
+    /// Writes a final answer, read from these bytes, as the client is to get it.
+    pub(super) fn write(&self, bytes: &[u8], sending: Sending, gate: &Gate, exchange: &Exchange, out: &mut Vec<u8>) {
+        self.splice(bytes, out, |splice| {
             if sending.in_chunks {
                 splice.add("transfer-encoding", b"chunked");
             }
@@ -165,42 +161,44 @@ impl Answer<'_> {
     }
 
     /// Writes an interim one.
-    pub(super) fn write_interim(&self, out: &mut Vec<u8>) {
-        self.splice(out, |_| ());
+    pub(super) fn write_interim(&self, bytes: &[u8], out: &mut Vec<u8>) {
+        self.splice(bytes, out, |_| ());
     }
 
-    fn splice(&self, out: &mut Vec<u8>, edit: impl FnOnce(&mut Splice<'_>)) {
+    fn splice(&self, bytes: &[u8], out: &mut Vec<u8>, edit: impl FnOnce(&mut Splice<'_>)) {
         out.extend_from_slice(b"HTTP/1.1 ");
         out.extend_from_slice(itoa::Buffer::new().format(self.says.status).as_bytes());
         out.push(b' ');
-        out.extend_from_slice(self.reason.as_bytes());
+        out.extend_from_slice(bytes.get(self.reason.0..self.reason.1).unwrap_or_default());
         out.extend_from_slice(b"\r\n");
-        ADDED.with_borrow_mut(|added| {
-            let mut splice = Splice::new(self.bytes, self.lines, added);
-            if self.says.has_hops {
-                self.drop_hops(&mut splice);
+        let mut added = Scratch::new();
+        let mut splice = Splice::new(bytes, &self.lines, &mut added);
+        if self.says.has_hops {
+            self.drop_hops(bytes, &mut splice);
+        }
+        match self.says.framing {
+            Framing::Stays => {}
+            Framing::OverridesLength => splice.drop_named(b"content-length"),
+            Framing::Forbidden => {
+                splice.drop_named(b"content-length");
+                splice.drop_named(b"transfer-encoding");
             }
-            match self.says.framing {
-                Framing::Stays => {}
-                Framing::OverridesLength => splice.drop_where(|name| name == "content-length"),
-                Framing::Forbidden => splice.drop_where(|name| name == "content-length" || name == "transfer-encoding"),
-                Framing::Agreed(length) => {
-                    splice.drop_where(|name| name == "content-length");
-                    splice.add("content-length", itoa::Buffer::new().format(length).as_bytes());
-                }
+            Framing::Agreed(length) => {
+                splice.drop_named(b"content-length");
+                splice.add("content-length", itoa::Buffer::new().format(length).as_bytes());
             }
-            edit(&mut splice);
-            splice.write(out);
-        });
+        }
+        edit(&mut splice);
+        splice.write(out);
     }
 
     /// Drops fields for the next hop only, and what `Connection` says is for it, too, but for what frames the message.
-    fn drop_hops(&self, splice: &mut Splice<'_>) {
-        splice.drop_where(|name| matches!(name, "connection" | "keep-alive" | "proxy-connection" | "upgrade" | "trailer" | "te"));
-        for option in self.lines.values(self.bytes, "connection").flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii) {
+    fn drop_hops(&self, bytes: &[u8], splice: &mut Splice<'_>) {
+        [&b"connection"[..], b"keep-alive", b"proxy-connection", b"upgrade", b"trailer", b"te"].into_iter().for_each(|name| splice.drop_named(name));
+        for option in self.lines.values(bytes, "connection").flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii) {
             let is_framing = [&b"content-length"[..], b"transfer-encoding"].into_iter().any(|name| option.eq_ignore_ascii_case(name));
             if !is_framing && !option.is_empty() {
-                splice.drop_where(|name| name.as_bytes().eq_ignore_ascii_case(option));
+                splice.drop_named(&option.to_ascii_lowercase());
             }
         }
     }
@@ -212,23 +210,21 @@ mod tests {
 
     fn says(fields: &str, status: u16, to_head: bool) -> Option<(Body, bool)> {
         let bytes = format!("HTTP/1.1 {status} X\r\n{fields}\r\nbody");
-        with_answer(bytes.as_bytes(), to_head, |parsed| match parsed {
+        match parse(bytes.as_bytes(), to_head) {
             Some(Parsed::Whole(answer)) => {
                 assert_eq!(answer.says.head, bytes.len() - 4);
                 Some((answer.says.body, answer.says.keeps))
             }
             Some(other) => panic!("{other:?}"),
             None => None,
-        })
+        }
     }
 
     fn written(bytes: &str) -> String {
-        with_answer(bytes.as_bytes(), false, |parsed| {
-            let Some(Parsed::Whole(answer)) = parsed else { panic!("{parsed:?}") };
-            let mut out = Vec::new();
-            answer.write_interim(&mut out);
-            String::from_utf8(out).unwrap_or_else(|error| panic!("{error}"))
-        })
+        let Some(Parsed::Whole(answer)) = parse(bytes.as_bytes(), false) else { panic!("no answer: {bytes:?}") };
+        let mut out = Vec::new();
+        answer.write_interim(bytes.as_bytes(), &mut out);
+        String::from_utf8(out).unwrap_or_else(|error| panic!("{error}"))
     }
 
     #[test]
@@ -266,7 +262,7 @@ mod tests {
             [("", false), ("connection: keep-alive\r\n", true), ("connection: keep-alive, close\r\n", false), ("transfer-encoding: chunked\r\nconnection: keep-alive\r\n", false)]
         {
             let bytes = format!("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n{fields}\r\n");
-            let kept = with_answer(bytes.as_bytes(), false, |parsed| matches!(parsed, Some(Parsed::Whole(answer)) if answer.says.keeps));
+            let kept = matches!(parse(bytes.as_bytes(), false), Some(Parsed::Whole(answer)) if answer.says.keeps);
             assert_eq!(kept, keeps, "{fields:?}");
         }
     }
@@ -287,8 +283,8 @@ mod tests {
     #[test]
     fn what_is_no_answer_is_none() {
         for bad in ["SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/1.2 200 OK\r\n\r\n", "HTTP/1.1 099 X\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n"] {
-            assert!(with_answer(bad.as_bytes(), false, |parsed| parsed.is_none()), "{bad:?}");
+            assert!(parse(bad.as_bytes(), false).is_none(), "{bad:?}");
         }
-        assert!(with_answer(b"HTTP/1.1 20", false, |parsed| matches!(parsed, Some(Parsed::Partial))));
+        assert!(matches!(parse(b"HTTP/1.1 20", false), Some(Parsed::Partial)));
     }
 }

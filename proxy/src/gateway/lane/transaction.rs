@@ -12,10 +12,9 @@ use http::Method;
 use tokio::net::TcpStream;
 
 use super::framing::{Body, Left};
-use super::lines::Splice;
 use super::relay::{Broken, Download, Upload, now, pending, poll_client, write_all};
-use super::request::{Asked, Parsed, RequestHead, with_head};
-use super::response::{Answered, Sending, with_answer};
+use super::request::{Asked, Parsed, Request};
+use super::response::{self, Sending};
 use super::{FAREWELL, Lane, LaneStream, date};
 use crate::drain::Ended;
 use crate::gateway::buffer::{Buffer, Size};
@@ -44,8 +43,9 @@ pub(super) struct Transaction<'a> {
     watched: &'a Watched,
     exchange: Exchange,
     asked: Asked,
-    /// The head, and what came of the body with it.
-    request: Buffer,
+    request: Request,
+    /// The bytes of its head, and what came of the body with it.
+    came: Buffer,
     upload: Upload,
     end: End,
     chosen: Option<Chosen>,
@@ -67,16 +67,15 @@ enum Attempt {
 
 impl<'a> Transaction<'a> {
     /// Of a request whose head this buffer begins with. What follows the request in it goes to `ahead`.
-    pub(super) fn new(lane: &'a Lane, watched: &'a Watched, exchange: Exchange, asked: Asked, mut request: Buffer, ahead: &mut Option<Buffer>) -> Self {
-        let came = (request.len() - asked.head) as u64;
-        let body = came.min(asked.body);
-        let used = asked.head + body as usize;
-        if request.len() > used {
-            let mut rest = Buffer::new(if request.len() - used > Size::Head.bytes() { Size::LargeHead } else { Size::Head });
-            let fits = rest.extend(&request.filled()[used..]);
+    pub(super) fn new(lane: &'a Lane, watched: &'a Watched, exchange: Exchange, asked: Asked, request: Request, mut came: Buffer, ahead: &mut Option<Buffer>) -> Self {
+        let body = ((came.len() - request.head) as u64).min(asked.body);
+        let used = request.head + body as usize;
+        if came.len() > used {
+            let mut rest = Buffer::new(if came.len() - used > Size::Head.bytes() { Size::LargeHead } else { Size::Head });
+            let fits = rest.extend(&came.filled()[used..]);
             debug_assert!(fits, "it came in a buffer of that size");
             *ahead = Some(rest);
-            request.truncate(used);
+            came.truncate(used);
         }
         Self {
             lane,
@@ -84,6 +83,7 @@ impl<'a> Transaction<'a> {
             exchange,
             asked,
             request,
+            came,
             upload: Upload::new(body, asked.body - body),
             end: End { engine: Engine::Lane, ..End::default() },
             chosen: None,
@@ -95,7 +95,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Serves it.
-    pub(super) async fn run<S: LaneStream>(mut self, client: &mut S, ahead: &mut Option<Buffer>) -> After {
+    pub(super) async fn run<S: LaneStream>(&mut self, client: &mut S, ahead: &mut Option<Buffer>) -> After {
         let began = self.exchange.started();
         if self.asked.body == 0 {
             self.lane.gate.sent(&mut self.exchange, began);
@@ -113,21 +113,13 @@ impl<'a> Transaction<'a> {
             }
         };
         self.watched.conn().stay.over();
-        self.done();
         after
     }
 
-    /// Answers it ourselves.
-    pub(super) async fn refuse<S: LaneStream>(mut self, client: &mut S, reply: Reply, html: bool) -> After {
-        let after = self.reply(client, reply, html).await;
-        self.done();
-        after
-    }
-
-    fn done(self) {
+    /// It is over, however it was.
+    pub(super) fn done(self) {
         let end = End { bytes_in: self.upload.read, ..self.end };
-        let path = path_of(&self.request, &self.asked);
-        self.lane.gate.done(self.exchange, path, end, now);
+        self.lane.gate.done(self.exchange, self.request.of(self.came.filled()).path_sent(), end, now);
     }
 
     fn after_answer(&self, keeps: bool, has_more: bool) -> After {
@@ -180,20 +172,21 @@ impl<'a> Transaction<'a> {
             Ok(response) => response,
             Err((broken, nothing_came)) => return self.unanswered(broken, reused && nothing_came),
         };
-        let says = match self.final_answer(client, &mut stream, ahead, &mut response, response_timeout).await {
-            Ok(says) => says,
+        let answer = match self.final_answer(client, &mut stream, ahead, &mut response, response_timeout).await {
+            Ok(answer) => answer,
             Err(broken) => return self.unanswered(broken, false),
         };
         server.answered();
         let can_repeat = self.upload.is_over() && self.upload.read == self.sent_with_the_head();
-        let path = path_of(&self.request, &self.asked);
+        let path = self.request.of(self.came.filled()).path_sent();
+        let says = answer.says;
         if self.lane.gate.answered(&mut self.exchange, says.status, path, can_repeat, now()) == Answer::AskOtherSide {
             self.turn_to_the_other_side();
             return Ok(Attempt::Again);
         }
         self.answer_begun = true;
         self.end.status = Some(says.status);
-        match self.deliver(client, &mut stream, ahead, response, &says, response_timeout).await {
+        match self.deliver(client, &mut stream, ahead, response, answer, response_timeout).await {
             Ok((keeps, is_clean)) => {
                 if is_clean && says.keeps && self.upload.is_over() {
                     server.pool().put(stream, now());
@@ -206,7 +199,7 @@ impl<'a> Transaction<'a> {
 
     /// Body bytes that came with the head, and are there for another attempt.
     fn sent_with_the_head(&self) -> u64 {
-        (self.request.len() - self.asked.head) as u64
+        (self.came.len() - self.request.head) as u64
     }
 
     /// A new connection.
@@ -270,7 +263,7 @@ impl<'a> Transaction<'a> {
     }
 
     fn rescue(&mut self, failure: Failure, sent: Sent) -> bool {
-        let path = path_of(&self.request, &self.asked);
+        let path = self.request.of(self.came.filled()).path_sent();
         let is_rescued = self.lane.gate.rescue(&mut self.exchange, failure, path, sent, now());
         if is_rescued {
             self.turn_to_the_other_side();
@@ -288,12 +281,12 @@ impl<'a> Transaction<'a> {
     /// Sends the request, and reads the first bytes of an answer. An error says whether nothing of one had come.
     async fn ask<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, ahead: &mut Option<Buffer>, response_timeout: Duration) -> Result<Buffer, (Broken, bool)> {
         let mut out = Scratch::new();
-        with_head(self.request.filled(), |parsed| {
-            if let Parsed::Whole(head) = parsed {
-                self.write_head(&head, &mut out);
-            }
+        let head = self.request.of(self.came.filled());
+        head.write(&mut out, |splice| {
+            splice.drop_named(b"connection");
+            self.lane.gate.edits(&self.exchange, &head, self.watched.conn(), splice);
         });
-        out.extend_from_slice(&self.request.filled()[self.asked.head..]);
+        out.extend_from_slice(&self.came.filled()[self.request.head..]);
         self.something_sent = true;
         self.watched.within(response_timeout);
         let reset = Broken::Backend(FailureKind::Reset);
@@ -312,15 +305,6 @@ impl<'a> Transaction<'a> {
             Ok(()) => Ok(response),
             Err(broken) => Err((broken, true)),
         }
-    }
-
-    fn write_head(&self, head: &RequestHead<'_>, out: &mut Vec<u8>) {
-        let mut added = Scratch::new();
-        head.write_line(out);
-        let mut splice = Splice::new(head.bytes(), head.lines, &mut added);
-        splice.drop_where(|name| name == "connection");
-        self.lane.gate.edits(&self.exchange, head, self.watched.conn(), &mut splice);
-        splice.write(out);
     }
 
     fn sent(&mut self) {
@@ -371,40 +355,24 @@ impl<'a> Transaction<'a> {
         ahead: &mut Option<Buffer>,
         response: &mut Buffer,
         response_timeout: Duration,
-    ) -> Result<Answered, Broken> {
+    ) -> Result<response::Answer, Broken> {
         let to_head = *self.exchange.method() == Method::HEAD;
         loop {
-            let mut interim = None;
-            let says = with_answer(response.filled(), to_head, |parsed| match parsed {
-                None => Err(Broken::Backend(FailureKind::Protocol)),
-                Some(Parsed::Partial | Parsed::Declined(_)) => Ok(None),
-                Some(Parsed::Whole(answer)) if answer.says.status == 101 => Err(Broken::Backend(FailureKind::Protocol)),
-                Some(Parsed::Whole(answer)) if answer.says.status < 200 => {
-                    let mut out = Scratch::new();
-                    answer.write_interim(&mut out);
-                    interim = Some(out);
-                    Ok(Some(answer.says))
-                }
-                Some(Parsed::Whole(answer)) => Ok(Some(answer.says)),
-            })?;
-            match (says, interim) {
-                (Some(says), None) => return Ok(says),
-                (Some(says), Some(out)) => {
+            match response::parse(response.filled(), to_head) {
+                Some(Parsed::Whole(answer)) if answer.says.status >= 200 => return Ok(answer),
+                Some(Parsed::Whole(answer)) if answer.says.status != 101 && self.interim < MAX_INTERIM => {
                     self.interim += 1;
-                    if self.interim > MAX_INTERIM {
-                        return Err(Broken::Backend(FailureKind::Protocol));
-                    }
+                    let mut out = Scratch::new();
+                    answer.write_interim(response.filled(), &mut out);
+                    response.consume(answer.says.head);
+                    drop(answer);
                     write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await?;
-                    response.consume(says.head);
                     if !response.is_empty() {
                         continue;
                     }
                 }
-                (None, _) => {
-                    if response.is_full() && !response.make_room() {
-                        return Err(Broken::Backend(FailureKind::Protocol));
-                    }
-                }
+                Some(Parsed::Partial) if !response.is_full() || response.make_room() => {}
+                Some(_) | None => return Err(Broken::Backend(FailureKind::Protocol)),
             }
             self.watched.within(response_timeout);
             self.fill(client, stream, ahead, response, response_timeout, true).await?;
@@ -418,17 +386,15 @@ impl<'a> Transaction<'a> {
         stream: &mut TcpStream,
         ahead: &mut Option<Buffer>,
         mut response: Buffer,
-        says: &Answered,
+        answer: response::Answer,
         response_timeout: Duration,
     ) -> Result<(bool, bool), Broken> {
+        let says = answer.says;
         let keeps = self.asked.keeps && self.upload.is_over() && !self.lane.is_closing();
         let in_chunks = says.body == Body::Close;
         let mut out = Scratch::new();
-        with_answer(response.filled(), *self.exchange.method() == Method::HEAD, |parsed| {
-            if let Some(Parsed::Whole(answer)) = parsed {
-                answer.write(Sending { keeps, in_chunks }, &self.lane.gate, &self.exchange, &mut out);
-            }
-        });
+        answer.write(response.filled(), Sending { keeps, in_chunks }, &self.lane.gate, &self.exchange, &mut out);
+        drop(answer);
         response.consume(says.head);
         let mut download = Download::new(Left::new(says.body), in_chunks);
         let begun = download.begin(response.filled_mut(), &mut out);
@@ -479,15 +445,14 @@ impl<'a> Transaction<'a> {
         if self.answer_begun || is_gone || failure.blame == Blame::Proxy {
             return After::Cut;
         }
-        let html = with_head(self.request.filled(), |parsed| matches!(parsed, Parsed::Whole(head) if wants_html(&head)));
-        self.reply(client, reply, html).await
+        self.reply(client, reply).await
     }
 
     /// Writes an answer of ours.
-    async fn reply<S: LaneStream>(&mut self, client: &mut S, reply: Reply, html: bool) -> After {
+    pub(super) async fn reply<S: LaneStream>(&mut self, client: &mut S, reply: Reply) -> After {
         // The request body may not have been read: what follows on this connection could be mistaken for a request.
         let keeps = reply.retry_after.is_some() && self.asked.body == 0 && self.asked.keeps && !self.lane.is_closing();
-        let (body, content_type) = reply.body(html);
+        let (body, content_type) = reply.body(wants_html(&self.request.of(self.came.filled())));
         let mut out = Scratch::new();
         write_reply(&reply, content_type, body.as_bytes(), keeps, *self.exchange.method() == Method::HEAD, &mut out);
         self.watched.within(self.lane.write);
@@ -523,10 +488,4 @@ fn write_reply(reply: &Reply, content_type: &str, body: &[u8], keeps: bool, head
     if !head_only {
         add(body);
     }
-}
-
-/// The path as it was sent.
-fn path_of<'a>(request: &'a Buffer, asked: &Asked) -> &'a str {
-    // Every byte of it was looked at: it is ASCII.
-    request.filled().get(asked.path.0..asked.path.1).and_then(|path| std::str::from_utf8(path).ok()).unwrap_or("/")
 }

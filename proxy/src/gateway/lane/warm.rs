@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use super::framing::Left;
 use super::request::Parsed;
-use super::response::with_answer;
+use super::response::{Answer, parse};
 use crate::clock;
 use crate::gateway::buffer::{Buffer, Size};
 use crate::upstream::{Connect, Server};
@@ -30,10 +30,10 @@ async fn reads_to_the_end(stream: &mut TcpStream) -> bool {
         if buffer.is_full() || !fills(stream, &mut buffer).await {
             return false;
         }
-        match with_answer(buffer.filled(), false, |parsed| parsed.map(|parsed| if let Parsed::Whole(answer) = parsed { Some(answer.says) } else { None })) {
-            Some(Some(says)) if says.status >= 200 && says.keeps => break says,
-            Some(None) => {}
-            Some(Some(_)) | None => return false,
+        match parse(buffer.filled(), false) {
+            Some(Parsed::Whole(Answer { says, .. })) if says.status >= 200 && says.keeps => break says,
+            Some(Parsed::Partial) => {}
+            Some(_) | None => return false,
         }
     };
     buffer.consume(says.head);
