@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use cutover::gateway::gate::normalised;
 use cutover::gateway::head::Head;
 use cutover::gateway::identity::{Identity, MAX_KEY, identify, nominates_a_key_header};
+use cutover::gateway::lane::inspect::{self, Request, Response};
 use cutover::published::PreparedKey;
 use cutover_config::Loader;
 use cutover_core::KeySource;
@@ -178,6 +179,58 @@ pub fn config(bytes: &[u8]) {
                 assert!((1..=columns).contains(&problem.column), "column {} of {columns}: {problem}", problem.column);
             }
             assert!(!problems.render(false).is_empty() && !problems.render(true).is_empty());
+        }
+    }
+}
+
+/// Whether these bytes are the head of a message in the one form that everybody reads alike: lines of `name: value` that end in both bytes, and one empty line, at the end.
+fn is_in_one_form(form: &[u8]) -> bool {
+    let text: Vec<char> = form.iter().map(|&byte| char::from(byte)).collect();
+    let text: String = text.into_iter().collect();
+    let Some(head) = text.strip_suffix("\r\n\r\n") else { return false };
+    let is_line = |line: &str| !line.is_empty() && !line.contains(['\r', '\n', '\0']);
+    let is_field = |line: &str| {
+        is_line(line) && line.split_once(": ").is_some_and(|(name, value)| !name.is_empty() && !name.contains([' ', '\t', ':']) && (value.trim_matches([' ', '\t']) == value))
+    };
+    let mut lines = head.split("\r\n");
+    lines.next().is_some_and(is_line) && lines.all(is_field)
+}
+
+/// A request that the lane takes has one form, which it takes again and does not change; what comes after its head makes no difference, and no beginning of it is a whole one.
+pub fn lane_request(bytes: &[u8]) {
+    let Request::Taken { head, body, form } = inspect::request(bytes) else { return };
+    assert!(is_in_one_form(&form), "{:?} became {:?}", String::from_utf8_lossy(bytes), String::from_utf8_lossy(&form));
+    match inspect::request(&form) {
+        Request::Taken { head: length, body: again, form: same } => assert_eq!((length, again, &same), (form.len(), body, &form)),
+        other => panic!("{:?} is taken and then {other:?}", String::from_utf8_lossy(bytes)),
+    }
+    let alone = &bytes[..head];
+    assert_eq!(inspect::request(alone), Request::Taken { head, body, form }, "what follows makes a difference");
+    for cut in [head / 3, head / 2, head - 2, head - 1] {
+        let early = inspect::request(&alone[..cut]);
+        assert!(!matches!(early, Request::Taken { .. }), "the first {cut} bytes are taken as a whole request");
+    }
+}
+
+/// An answer has one form, framed as it was; it is the same in however many parts its body comes, and chunks that go on are chunks.
+pub fn lane_response(bytes: &[u8]) {
+    for to_head in [false, true] {
+        let Response::Whole { status, form, body, is_over, .. } = inspect::response(&[bytes], to_head) else { continue };
+        assert!(is_in_one_form(&form), "{:?} became {:?}", String::from_utf8_lossy(bytes), String::from_utf8_lossy(&form));
+        let Some(body) = body else { continue };
+        let written = [&form[..], &body].concat();
+        match inspect::response(&[&written], to_head) {
+            Response::Whole { status: again, form: same, body: relayed, is_over: ended, .. } => {
+                assert_eq!((again, same, relayed, ended), (status, form.clone(), Some(body.clone()), is_over));
+            }
+            other => panic!("{:?} is an answer and then {other:?}", String::from_utf8_lossy(bytes)),
+        }
+        let head = bytes.windows(2).position(|two| two == b"\n\n").map(|at| at + 2).into_iter().chain(bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)).min();
+        let Some(head) = head.filter(|head| matches!(inspect::response(&[&bytes[..*head]], to_head), Response::Whole { .. })) else { continue };
+        let parts: Vec<&[u8]> = std::iter::once(&bytes[..head]).chain(bytes[head..].chunks(3)).collect();
+        match inspect::response(&parts, to_head) {
+            Response::Whole { body: in_parts, is_over: ended, .. } => assert_eq!((in_parts, ended), (Some(body), is_over), "{:?}", String::from_utf8_lossy(bytes)),
+            other => panic!("in parts {other:?}"),
         }
     }
 }

@@ -6,11 +6,13 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::stub::{BODY_BYTES, mark};
+use super::stub::{answer_bytes, mark};
 use crate::users::Side;
 
-/// More than any answer has: a head and [`BODY_BYTES`].
-pub const MOST_ANSWER_BYTES: usize = 16 * 1024;
+/// More than any answer has: a head and its body.
+pub fn most_answer_bytes() -> usize {
+    16 * 1024 + answer_bytes()
+}
 
 /// Reads one whole answer and says whose it is.
 ///
@@ -44,7 +46,7 @@ pub async fn ask_on(stream: &mut TcpStream, request: &[u8], buffer: &mut [u8]) -
 /// # Errors
 /// When a stub's answer does not come.
 pub async fn ask_once(address: SocketAddr, request: &[u8]) -> io::Result<Side> {
-    ask_on(&mut TcpStream::connect(address).await?, request, &mut vec![0; MOST_ANSWER_BYTES]).await
+    ask_on(&mut TcpStream::connect(address).await?, request, &mut vec![0; most_answer_bytes()]).await
 }
 
 /// Whose whole answer this is; `None` while it is a part of one, an error when it is not going to be one.
@@ -55,11 +57,11 @@ fn whole(answer: &[u8]) -> io::Result<Option<Side>> {
         let first_line = String::from_utf8_lossy(head.split(|&byte| byte == b'\r').next().unwrap_or_default()).into_owned();
         io::Error::new(io::ErrorKind::InvalidData, format!("not a backend's answer: {first_line}, {} bytes of body", body.len()))
     };
-    if !head.starts_with(b"HTTP/1.1 200 ") || body.len() > BODY_BYTES {
+    if !head.starts_with(b"HTTP/1.1 200 ") || body.len() > answer_bytes() {
         return Err(wrong());
     }
     match body.last() {
-        Some(_) if body.len() < BODY_BYTES => Ok(None),
+        Some(_) if body.len() < answer_bytes() => Ok(None),
         None => Ok(None),
         Some(&last) => [Side::Legacy, Side::New].into_iter().find(|&side| mark(side) == last).map(Some).ok_or_else(wrong),
     }
@@ -68,6 +70,7 @@ fn whole(answer: &[u8]) -> io::Result<Option<Side>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::peers::stub::BODY_BYTES;
 
     #[test]
     fn only_a_whole_answer_of_a_backend_counts_and_says_its_side() {

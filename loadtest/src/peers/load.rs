@@ -27,7 +27,7 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::answer::{MOST_ANSWER_BYTES, ask_on, read_answer};
+use super::answer::{ask_on, most_answer_bytes, read_answer};
 use super::population::{Requests, Sightings};
 use crate::users::Side;
 
@@ -240,7 +240,7 @@ fn pace(shared: &Shared, rate: f64) {
 
 /// One kept connection to the end of the load, opened again whenever it breaks.
 async fn keep(shared: Arc<Shared>, line: usize) {
-    let mut buffer = vec![0; MOST_ANSWER_BYTES];
+    let mut buffer = vec![0; most_answer_bytes()];
     loop {
         let Err(error) = answers(&shared, line, &mut buffer).await;
         shared.lock().broken(line, &error);
@@ -268,7 +268,7 @@ async fn answers(shared: &Shared, line: usize, buffer: &mut [u8]) -> io::Result<
 
 /// Requests one after the other, each on a connection that the proxy closes: who closes first keeps the port for a minute, and the load would run out of them.
 async fn reconnect(shared: Arc<Shared>) {
-    let mut buffer = vec![0; MOST_ANSWER_BYTES];
+    let mut buffer = vec![0; most_answer_bytes()];
     loop {
         let user = {
             let mut state = shared.lock();

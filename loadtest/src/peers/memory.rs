@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::net::TcpStream;
 
-use super::answer::{MOST_ANSWER_BYTES, ask_on};
+use super::answer::{ask_on, most_answer_bytes};
 use super::peer::Running;
 use super::population::Requests;
 use super::process::Memory;
@@ -62,7 +62,7 @@ pub fn allow_open_files(connections: usize) -> io::Result<()> {
 pub async fn hold(proxy: &Running, numbers: &[usize], requests: &Requests) -> io::Result<Held> {
     let rest = settled(proxy).await?;
     let mut open = Vec::new();
-    let mut buffer = vec![0; MOST_ANSWER_BYTES];
+    let mut buffer = vec![0; most_answer_bytes()];
     let mut idle = Vec::new();
     for &connections in numbers {
         while open.len() < connections {

@@ -98,6 +98,9 @@ pub struct Arguments {
     /// Requests per second of the phase `latency`.
     #[arg(long, default_value = "5000", value_parser = crate::units::parse_rate)]
     latency_rate: f64,
+    /// Bytes of the body of each answer, 16 MiB at most.
+    #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
+    answer_bytes: u32,
     /// Idle connections of the phase `memory`.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 5_000], value_parser = clap::value_parser!(u32).range(1..=5_500))]
     idle: Vec<u32>,
@@ -186,7 +189,10 @@ async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
     let bed = TestBed {
         core,
         threads: if is_pinned { 1 } else { cores },
-        stubs: Stubs::start()?,
+        stubs: {
+            stub::set_answer_bytes(arguments.answer_bytes as usize);
+            Stubs::start()?
+        },
         folder: TempDir::with_prefix("peers-")?,
         access_log: std::path::absolute(&arguments.access_log)?,
         requests: conditions.kept.clone(),
@@ -313,10 +319,10 @@ fn progress(name: &str, round: usize, peer: Peer, drive: &drive::Drive) -> Strin
 
 fn method(arguments: &Arguments, is_pinned: bool) -> String {
     let cores = if is_pinned { format!("proxies on core {PROXY_CORE}, load and backends on core {LOAD_CORE}") } else { "not pinned".to_owned() };
-    let Arguments { rounds, seconds, warm_up, connections, nice, .. } = arguments;
+    let Arguments { rounds, seconds, warm_up, connections, nice, answer_bytes, .. } = arguments;
     let nice = if *nice == 0 { String::new() } else { format!("; niceness {nice}") };
     format!(
-        "{rounds} × {seconds} s for each proxy and question, after {warm_up} s of warm-up, {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % on new, answers of 1 KiB; {cores}{nice}"
+        "{rounds} × {seconds} s for each proxy and question, after {warm_up} s of warm-up, {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % on new, answers of {answer_bytes} bytes; {cores}{nice}"
     )
 }
 

@@ -6,6 +6,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -13,8 +14,21 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::users::Side;
 
-/// How long the body of each answer is.
+/// How long the body of each answer is, in bytes, unless somebody says otherwise.
 pub const BODY_BYTES: usize = 1024;
+
+/// One length for a whole comparison, so that nobody has to be told with each request.
+static ANSWER_BYTES: AtomicUsize = AtomicUsize::new(BODY_BYTES);
+
+/// How long the body of each answer is, in bytes.
+pub fn answer_bytes() -> usize {
+    ANSWER_BYTES.load(Ordering::Relaxed)
+}
+
+/// Makes the body of each answer so long, before anything is started.
+pub fn set_answer_bytes(bytes: usize) {
+    ANSWER_BYTES.store(bytes, Ordering::Relaxed);
+}
 
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 const MOST_HEAD_BYTES: usize = 16 * 1024;
@@ -77,8 +91,8 @@ async fn serve(mut stream: TcpStream, side: Side) -> io::Result<()> {
 }
 
 fn answer(side: Side) -> Vec<u8> {
-    let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {BODY_BYTES}\r\n\r\n").into_bytes();
-    answer.resize(answer.len() + BODY_BYTES, mark(side));
+    let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n", answer_bytes()).into_bytes();
+    answer.resize(answer.len() + answer_bytes(), mark(side));
     answer
 }
 

@@ -23,6 +23,8 @@ fn every_seed_of_the_fuzz_targets_keeps_their_invariants() {
     seeds("key_extraction", 14, invariants::keys);
     seeds("path_normalisation", 13, invariants::path);
     seeds("config_parser", 7, invariants::config);
+    seeds("lane_request", 12, invariants::lane_request);
+    seeds("lane_response", 13, invariants::lane_response);
 }
 
 /// Bytes made of the pieces given, with some noise between them.
@@ -56,6 +58,42 @@ const HEADS: [&str; 22] = [
     "+",
     "/",
 ];
+const MESSAGES: [&str; 34] = [
+    "GET / HTTP/1.1\r\nhost: h\r\n",
+    "POST /a?b HTTP/1.1\r\nHost:h\r\n",
+    "HTTP/1.1 200 OK\r\n",
+    "HTTP/1.0 204\r\n",
+    "HTTP/1.1 103 Early Hints\n",
+    "\r\n",
+    "\r\n\r\n",
+    "\n",
+    "\n\n",
+    "\r",
+    " ",
+    "\t",
+    ":",
+    ": ",
+    "content-length: 2\r\n",
+    "Content-Length: 2, 2\r\n",
+    "content-length: 3\r\n",
+    "transfer-encoding: chunked\r\n",
+    "Transfer-Encoding: gzip, chunked\r\n",
+    "connection: close\r\n",
+    "Connection: x-a, keep-alive\r\n",
+    "x-a: 1\r\n",
+    "X_A:\r\n",
+    "a: 1\r\n 2\r\n",
+    "expect: 100-continue\r\n",
+    "upgrade: websocket\r\n",
+    "ok",
+    "2\r\nok\r\n",
+    "A;x=y\r\n0123456789\r\n",
+    "0\r\n",
+    "0\r\n\r\n",
+    "f\r\n",
+    "\0",
+    "\u{e9}",
+];
 const FILES: [&str; 18] = [
     "\n",
     "[listen]\n",
@@ -77,7 +115,23 @@ const FILES: [&str; 18] = [
     "\"\"\"",
 ];
 
+/// A message that begins well: a first line, a few fields, the end of the head, and more.
+fn begun_with(first: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
+    let fields = vec(select(&MESSAGES[14..26]), 0..6).prop_map(|fields| fields.concat().into_bytes());
+    (select(first), fields, select(&["\r\n", "\n", ""][..]), made_of(&MESSAGES)).prop_map(|(first, fields, end, rest)| [first.as_bytes(), &fields, end.as_bytes(), &rest].concat())
+}
+
 proptest! {
+    #[test]
+    fn any_bytes_are_declined_by_the_lane_or_a_request_in_one_form(bytes in prop_oneof![made_of(&MESSAGES), begun_with(&MESSAGES[..2])]) {
+        invariants::lane_request(&bytes);
+    }
+
+    #[test]
+    fn any_bytes_are_no_answer_or_one_in_one_form(bytes in prop_oneof![made_of(&MESSAGES), begun_with(&MESSAGES[2..5])]) {
+        invariants::lane_response(&bytes);
+    }
+
     #[test]
     fn any_request_head_is_one_user_nobody_or_refused(bytes in made_of(&HEADS)) {
         invariants::keys(&bytes);

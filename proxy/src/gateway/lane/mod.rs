@@ -17,6 +17,7 @@
 
 mod date;
 mod framing;
+pub mod inspect;
 mod lines;
 mod relay;
 mod request;
@@ -137,13 +138,8 @@ pub enum Exit {
     Declined(Buffer),
 }
 
-/// What is done with a request, after its head was looked at.
-enum Looked {
-    Partial,
-    Declined(Declined),
-    /// Where it goes, or what we answer.
-    Decided(Exchange, Asked, Request, Option<Reply>),
-}
+/// What is known of a request that the lane takes: where it goes, or what we answer.
+type Decided = (Exchange, Asked, Request, Option<Reply>);
 
 impl Lane {
     /// A lane to this gate. From `closing` on clients are told to come on another connection.
@@ -182,12 +178,12 @@ impl Lane {
             }
             let (mut transaction, refusal) = loop {
                 match self.look(came.filled(), watched) {
-                    Looked::Partial => {}
-                    Looked::Declined(why) => {
+                    Parsed::Partial => {}
+                    Parsed::Declined(why) => {
                         self.connections.declines().0[why as usize].fetch_add(1, Ordering::Relaxed);
                         return Exit::Declined(came);
                     }
-                    Looked::Decided(exchange, asked, request, refusal) => break (Transaction::new(self, watched, exchange, asked, request, came, &mut ahead), refusal),
+                    Parsed::Whole((exchange, asked, request, refusal)) => break (Transaction::new(self, watched, exchange, asked, request, came, &mut ahead), refusal),
                 }
                 if came.is_full() {
                     came = came.moved_to(Size::LargeHead);
@@ -204,7 +200,10 @@ impl Lane {
             match after {
                 After::Keep => watched.within(self.keepalive),
                 After::Close => {
-                    let _ = poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await;
+                    // Below TLS there is nothing to say that the end of the connection does not.
+                    if watched.conn().tls {
+                        let _ = poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await;
+                    }
                     return Exit::Closed;
                 }
                 After::Linger(most) => {
@@ -217,27 +216,27 @@ impl Lane {
     }
 
     /// Parses and decides, in one go.
-    fn look(&self, bytes: &[u8], watched: &Watched) -> Looked {
+    fn look(&self, bytes: &[u8], watched: &Watched) -> Parsed<Decided> {
         let request = match request::parse(bytes) {
             Parsed::Whole(request) => request,
-            Parsed::Partial => return Looked::Partial,
-            Parsed::Declined(why) => return Looked::Declined(why),
+            Parsed::Partial => return Parsed::Partial,
+            Parsed::Declined(why) => return Parsed::Declined(why),
         };
         let head = request.of(bytes);
         let look = self.gate.look(&head);
         let asked = match head.asked(&look.fields) {
             Ok(asked) => asked,
-            Err(why) => return Looked::Declined(why),
+            Err(why) => return Parsed::Declined(why),
         };
         let (mut exchange, step) = self.gate.decide(look, &head, watched.conn(), clock::mono());
         match step {
-            Step::Forward if !exchange.is_plain() => Looked::Declined(Declined::Backend),
+            Step::Forward if !exchange.is_plain() => Parsed::Declined(Declined::Backend),
             Step::Forward => {
                 self.gate.begin(&mut exchange);
-                Looked::Decided(exchange, asked, request, None)
+                Parsed::Whole((exchange, asked, request, None))
             }
-            Step::Hold(_) => Looked::Declined(Declined::Held),
-            Step::Reply(reply) => Looked::Decided(exchange, asked, request, Some(reply)),
+            Step::Hold(_) => Parsed::Declined(Declined::Held),
+            Step::Reply(reply) => Parsed::Whole((exchange, asked, request, Some(reply))),
         }
     }
 }

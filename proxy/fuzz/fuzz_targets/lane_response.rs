@@ -1,0 +1,8 @@
+//! Whatever the lane takes for an answer has one form.
+
+#![no_main]
+
+#[path = "../invariants.rs"]
+mod invariants;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| invariants::lane_response(bytes));
