@@ -414,7 +414,7 @@ pub fn engine() -> String {
 /// A whole file on free ports.
 pub fn file(directory: &Path, legacy: &Backend, new: &Backend, tables: &str, rollouts: &str) -> String {
     let engine = format!("[listen]\nengine = \"{}\"\n", engine());
-    let tables = &tables.replacen("[listen]\n", &engine, 1);
+    let tables = &if tables.contains("engine = ") { tables.to_owned() } else { tables.replacen("[listen]\n", &engine, 1) };
     let listen = if tables.contains("[listen]") { String::new() } else { format!("{engine}http = [\"127.0.0.1:0\"]\n") };
     let admin = if tables.contains("[admin]") { "" } else { "[admin]\naddress = \"127.0.0.1:0\"\n" };
     let legacy_more = if tables.contains("[backend.legacy]") { String::new() } else { format!("[backend.legacy]\nservers = [\"{}\"]\n", legacy.address) };

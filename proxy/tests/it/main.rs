@@ -14,6 +14,7 @@ mod harness;
 mod hostile_backends;
 mod http2;
 mod judge;
+mod lane;
 mod logs;
 mod maintenance;
 mod malformed;

@@ -318,6 +318,11 @@ impl RawClient {
         let _ = self.stream.write_all(bytes);
     }
 
+    /// Bytes that were read past this client are read as what comes next.
+    pub fn put_back(&mut self, bytes: Vec<u8>) {
+        self.buffer.splice(..0, bytes);
+    }
+
     fn fill(&mut self) -> Came {
         let left = self.deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         self.stream.set_read_timeout(Some(left)).unwrap();

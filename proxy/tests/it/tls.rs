@@ -112,6 +112,17 @@ fn certificates_are_chosen_by_name_and_clients_are_told_apart_by_protocol() {
 }
 
 #[test]
+fn a_client_with_tls_takes_the_lane_too() {
+    let authority = Authority::new();
+    let (proxy, https) = start(&authority, "[log]\nfile = \"access.log\"\n");
+    let answer = ask(https, "two.example", &authority.client(&[b"http/1.1"])).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("new 0"), "{answer}");
+    let line = until("its line", || std::fs::read_to_string(proxy.directory.path().join("access.log")).ok().filter(|log| log.ends_with('\n')));
+    let engine = if crate::harness::engine() == "auto" { "lane" } else { "proxy" };
+    assert!(line.contains(&format!("\"cutover.engine\":\"{engine}\"")), "{line}");
+}
+
+#[test]
 fn a_renewed_certificate_is_used_at_once_and_a_broken_one_never() {
     let authority = Authority::new();
     let (proxy, https) = start(&authority, "");

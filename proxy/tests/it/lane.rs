@@ -1,0 +1,240 @@
+//! Which engine takes which request, and what the lane owns that the other tests do not ask about. They all run on both engines.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::{Proxy, rollout, until};
+use crate::raw::{Ending, RawBackend, RawClient};
+
+/// Everything on new, with a log and these keys below `[listen]`.
+fn start(engine: &str, listen: &str, backend: &RawBackend, more: &str) -> Proxy {
+    let tables = format!(
+        "[listen]\nengine = \"{engine}\"\nhttp = [\"127.0.0.1:0\"]\n{listen}\n[log]\nfile = \"access.log\"\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"2s\"\n{more}\n",
+        backend.address
+    );
+    Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""))
+}
+
+/// Which engine served a path.
+fn engine_of(proxy: &Proxy, path: &str) -> String {
+    until("its line", || {
+        let text = fs::read_to_string(proxy.directory.path().join("access.log")).unwrap_or_default();
+        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.find(|line| line["url.path"] == path).map(|line| line["cutover.engine"].as_str().unwrap_or("none").to_owned())
+    })
+}
+
+fn declined(proxy: &Proxy, reason: &str) -> f64 {
+    proxy.metric(&format!("cutover_lane_declined_total{{reason=\"{reason}\"}}")).unwrap()
+}
+
+fn resting(proxy: &Proxy) -> f64 {
+    proxy.metric("cutover_upstream_connections{backend=\"new\",state=\"idle\"}").unwrap()
+}
+
+fn get(path: &str) -> String {
+    format!("GET {path} HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n")
+}
+
+#[test]
+fn what_is_plain_takes_the_lane_and_what_is_not_the_proxy_engine_request_by_request_on_one_connection() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "");
+    let mut client = RawClient::connect(proxy.http);
+    let post = |path: &str, fields: &str, body: &str| format!("POST {path} HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n{fields}\r\n{body}");
+    for (path, request, engine) in [
+        ("/a", get("/a"), "lane"),
+        ("/b", post("/b", "content-length: 4\r\n", "once"), "lane"),
+        ("/c", post("/c", "transfer-encoding: chunked\r\n", "4\r\nonce\r\n0\r\n\r\n"), "proxy"),
+        ("/d", get("/d"), "lane"),
+        ("/e", get("/e").replace("\r\n\r\n", "\r\nte: trailers\r\n\r\n"), "proxy"),
+        ("/f", get("/f").replace("\r\n\r\n", "\r\naccept: text/event-stream\r\n\r\n"), "proxy"),
+        ("/g", get("/g").replace("host: h", "host: h\r\nx-odd: \u{e9}"), "lane"),
+    ] {
+        client.send(request.as_bytes());
+        let answer = client.answer(false).unwrap_or_else(|| panic!("{path}: no answer"));
+        assert_eq!((answer.status, &answer.ending), (200, &Ending::Whole), "{path}");
+        assert!(answer.text().contains(path), "{path}: {}", answer.text());
+        assert_eq!(engine_of(&proxy, path), engine, "{path}");
+    }
+    for (reason, count) in [("framing", 1.0), ("hop_by_hop", 1.0), ("lasts", 1.0), ("head", 0.0), ("backend", 0.0)] {
+        assert_eq!(declined(&proxy, reason), count, "{reason}");
+    }
+}
+
+#[test]
+fn with_the_proxy_engine_nothing_takes_the_lane() {
+    let backend = RawBackend::start();
+    let proxy = start("proxy", "", &backend, "");
+    let mut client = RawClient::connect(proxy.http);
+    client.send(get("/a").as_bytes());
+    assert_eq!(client.answer(false).map(|answer| answer.status), Some(200));
+    assert_eq!((engine_of(&proxy, "/a").as_str(), resting(&proxy)), ("proxy", 0.0));
+}
+
+#[test]
+fn a_backend_that_is_not_plain_is_the_proxy_engines() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "http2 = true\n");
+    let mut client = RawClient::connect(proxy.http);
+    client.send(get("/a").as_bytes());
+    // What it makes of HTTP/2 is its own affair; what counts is who asked.
+    assert!(client.answer(false).is_some());
+    assert_eq!((engine_of(&proxy, "/a").as_str(), declined(&proxy, "backend")), ("proxy", 1.0));
+}
+
+#[test]
+fn requests_that_come_all_at_once_are_answered_in_their_order() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "");
+    let mut client = RawClient::connect(proxy.http);
+    // More than a buffer has room for, and one with a body among them.
+    let mut all = String::new();
+    for number in 0..300 {
+        all.push_str(&get(&format!("/{number}")));
+        if number == 150 {
+            all.push_str("POST /post HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 5\r\n\r\nGET /");
+        }
+    }
+    let mut writing = client.stream.try_clone().unwrap();
+    let writer = std::thread::spawn(move || writing.write_all(all.as_bytes()).unwrap());
+    for number in 0..300 {
+        let answer = client.answer(false).unwrap_or_else(|| panic!("no answer to {number}"));
+        assert!(answer.text().starts_with(&format!("GET /{number} ")), "{number}: {}", answer.text());
+        if number == 150 {
+            assert_eq!(client.answer(false).map(|answer| answer.text()), Some("POST /post rollout=checkout body=5".to_owned()));
+        }
+    }
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_large_upload_arrives_whole_in_whatever_fragments_it_comes() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "");
+    for fragment in [100_000, 7_919, 1 << 20] {
+        let mut client = RawClient::connect(proxy.http);
+        client.send(b"PUT /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1048576\r\n\r\n");
+        vec![b'x'; 1 << 20].chunks(fragment).for_each(|part| client.send(part));
+        assert_eq!(client.answer(false).map(|answer| answer.text()), Some("PUT /upload rollout=checkout body=1048576".to_owned()));
+        client.send(get("/next").as_bytes());
+        assert_eq!(client.answer(false).map(|answer| answer.status), Some(200), "the connection goes on");
+    }
+}
+
+/// The body of a large answer: no two parts of it are alike.
+fn large(bytes: usize) -> Vec<u8> {
+    (0..bytes as u32 / 4).flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes()).collect()
+}
+
+/// More than the sockets on the way have room for.
+const LARGE: usize = 24 << 20;
+
+#[test]
+fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slowly() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "");
+    let expected = large(LARGE);
+    let by_length: crate::raw::Script = |talk, _| {
+        talk.say(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n").as_bytes())?;
+        talk.say(&large(LARGE))?;
+        Ok(true)
+    };
+    let in_chunks: crate::raw::Script = |talk, _| {
+        talk.say(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
+        for part in large(LARGE).chunks(700_001) {
+            talk.say(&[format!("{:X};x=y\r\n", part.len()).as_bytes(), part, b"\r\n"].concat())?;
+        }
+        talk.say(b"0\r\ntrailer: x\r\n\r\n")?;
+        Ok(true)
+    };
+    let by_the_end: crate::raw::Script = |talk, _| {
+        talk.say(b"HTTP/1.1 200 OK\r\n\r\n")?;
+        talk.say(&large(LARGE))?;
+        Ok(false)
+    };
+    for (name, script) in [("by length", by_length), ("in chunks", in_chunks), ("by the end", by_the_end)] {
+        backend.behave(crate::raw::AtAccept::Read, script);
+        let mut client = RawClient::connect(proxy.http);
+        client.send(get("/evil").as_bytes());
+        // A little at first, so that everything on the way fills up.
+        let mut begin = vec![0; 1000];
+        client.stream.read_exact(&mut begin).unwrap();
+        until("the answer to be under way", || (proxy.rollout()["new"]["in_flight"] == 1).then_some(()));
+        client.put_back(begin);
+        let answer = client.answer(false).unwrap();
+        assert_eq!((&answer.ending, answer.body.len()), (&Ending::Whole, LARGE), "{name}");
+        assert!(answer.body == expected, "{name}: other bytes");
+        client.send(get("/next").as_bytes());
+        assert_eq!(client.answer(false).map(|answer| answer.status), Some(200), "{name}: the connection goes on");
+    }
+}
+
+#[test]
+fn a_client_that_does_not_read_is_cut_and_is_nobodys_failure() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "write_timeout = \"300ms\"\n", &backend, "");
+    backend.behave(crate::raw::AtAccept::Read, |talk, _| {
+        talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 67108864\r\n\r\n")?;
+        // Until the proxy gives up.
+        while talk.say(&[b'x'; 65_536]).is_ok() {}
+        Ok(false)
+    });
+    let mut client = RawClient::connect(proxy.http);
+    client.send(get("/evil").as_bytes());
+    until("the request to be there", || (proxy.rollout()["new"]["in_flight"] == 1).then_some(()));
+    until("the proxy to give up", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    assert_eq!((&proxy.rollout()["new"]["failed"], engine_of(&proxy, "/evil").as_str()), (&0.into(), "lane"));
+}
+
+#[test]
+fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes_it_or_its_time_is_up() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "idle_timeout = \"1500ms\"\n");
+    let ask = |path: &str| {
+        let mut client = RawClient::connect(proxy.http);
+        client.send(get(path).as_bytes());
+        assert_eq!(client.answer(false).map(|answer| answer.status), Some(200));
+    };
+    let mark = backend.mark();
+    (0..20).for_each(|number| ask(&format!("/{number}")));
+    assert_eq!((backend.since(&mark).len(), resting(&proxy)), (1, 1.0), "one connection for all");
+    until("its time to be up", || (resting(&proxy) == 0.0).then_some(()));
+    until("its end", || (backend.ended() > 0).then_some(()));
+    backend.behave(crate::raw::AtAccept::Read, |talk, _| {
+        talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
+        talk.rest(Duration::from_millis(100));
+        Ok(false)
+    });
+    ask("/evil");
+    until("it to be thrown away before its time", || (resting(&proxy) == 0.0).then_some(()));
+}
+
+#[test]
+fn a_silent_connection_is_closed_after_a_while_and_a_later_head_has_its_own_limit() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "keepalive_timeout = \"400ms\"\nheader_timeout = \"600ms\"\n", &backend, "");
+    let mut silent = RawClient::connect(proxy.http);
+    silent.send(get("/a").as_bytes());
+    assert_eq!(silent.answer(false).map(|answer| answer.status), Some(200));
+    assert!(silent.is_closed(), "keepalive_timeout");
+    let mut slow = RawClient::connect(proxy.http);
+    slow.send(get("/b").as_bytes());
+    assert_eq!(slow.answer(false).map(|answer| answer.status), Some(200));
+    slow.send(b"GET /c HTTP/1.1\r\nhost: ");
+    assert!(slow.is_closed(), "header_timeout");
+}
+
+#[test]
+fn a_backend_is_warmed_up_for_both_engines() {
+    let proxy = Proxy::start_with("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n", &rollout("checkout", "0", ""));
+    assert_eq!(resting(&proxy), 0.0, "a backend without health is left alone");
+    let new = format!("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nhealth = {{ path = \"/healthz\" }}\n", proxy.new.address);
+    fs::write(proxy.file(), proxy.text_with(&new, &rollout("checkout", "10", ""))).unwrap();
+    proxy.reload();
+    until("the lane's connections", || (resting(&proxy) == 4.0).then_some(()));
+    until("those of the other engine", || (proxy.new.connections() >= 8).then_some(()));
+}
