@@ -23,6 +23,8 @@ use tokio::sync::{Notify, watch};
 const STRAY: &[u8] = b"HTTP/1.1 200 OK\r\nx-case: stray\r\ncontent-length: 0\r\n\r\n";
 /// How long is waited, after a conversation, for what the backend still reads of it.
 const SETTLE: Duration = Duration::from_secs(3);
+/// How long after the last byte a connection is reset.
+const RESET: Duration = Duration::from_millis(3);
 /// What nobody but us says to a backend, and its answer: all that was sent before it has arrived then.
 const KNOCK: &[u8] = b"KNOCK\r\n\r\n";
 
@@ -276,6 +278,8 @@ async fn serve(stream: TcpStream, place: &Place) {
             After::Keep => is_kept = true,
             After::Close => return,
             After::Reset => {
+                // Behind an answer it is no part of it: sooner, it would be chance what of the answer is lost.
+                tokio::time::sleep(RESET).await;
                 if let Ok(stream) = reader.into_inner().reunite(write) {
                     let _ = stream.set_zero_linger();
                 }

@@ -43,6 +43,17 @@ pub struct Request {
     pub script: Script,
 }
 
+/// How the writes of a case are cut when it is played again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// As the case says.
+    AsItIs,
+    /// Each request is one write.
+    Whole,
+    /// The beginning of each request comes byte by byte.
+    Bytes,
+}
+
 /// How bytes are cut into writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writes {
@@ -95,6 +106,26 @@ pub enum After {
     Hang,
 }
 
+impl Case {
+    /// The same bytes in other writes.
+    pub fn cut(&self, cut: Cut) -> Self {
+        let mut case = self.clone();
+        for request in &mut case.requests {
+            let head = request.head().len();
+            let cuts = match cut {
+                Cut::AsItIs => continue,
+                Cut::Whole => vec![head],
+                Cut::Bytes => (1..head.min(400)).chain([head]).collect(),
+            };
+            let pause = if cut == Cut::Bytes { Pause::Yield } else { Pause::Nothing };
+            // Where a client waits for 100 a write has to end.
+            let cuts = if cut == Cut::Whole && !request.awaits_continue { Vec::new() } else { cuts };
+            request.writes = Writes { cuts, pause };
+        }
+        case
+    }
+}
+
 impl Pause {
     /// Waits as long as it says.
     pub async fn rest(self) {
@@ -119,14 +150,27 @@ impl Writes {
     }
 }
 
-impl Case {
-    /// Whether something stands behind a request that is no body of it, and may be taken for another request.
-    pub fn has_loose_bytes(&self) -> bool {
-        self.requests.iter().any(|request| !request.body.is_empty() && !request.names("content-length:") && !request.names("transfer-encoding:"))
-    }
-}
-
 impl Request {
+    /// Bytes that may be a request or not.
+    pub fn raw(bytes: Vec<u8>) -> Self {
+        Self {
+            start: bytes,
+            lines: Vec::new(),
+            end: Vec::new(),
+            body: Vec::new(),
+            writes: Writes::default(),
+            is_head: false,
+            awaits_continue: false,
+            is_last_word: false,
+            script: Script::default(),
+        }
+    }
+
+    /// Whether what stands behind its head is no body of it.
+    pub fn has_loose_bytes(&self) -> bool {
+        !self.body.is_empty() && !self.names("content-length:") && !self.names("transfer-encoding:")
+    }
+
     /// The bytes of the head.
     pub fn head(&self) -> Vec<u8> {
         [&self.start[..], &self.lines.concat(), &self.end].concat()

@@ -17,8 +17,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the rest of a request may take that has been answered.
 const REST: Duration = Duration::from_secs(2);
-/// How long is waited for answers to what stands behind a request and may be one itself.
-const LOOSE: Duration = Duration::from_millis(50);
 /// How long a client waits for 100 before it sends its body anyway.
 const CONTINUE: Duration = Duration::from_millis(300);
 
@@ -89,9 +87,6 @@ pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
                 break;
             }
         }
-    }
-    if case.has_loose_bytes() && replies.replies.last().is_some_and(may_go_on) {
-        let _ = timeout(LOOSE, reader.on()).await;
     }
     replies.surplus = reader.rest().to_vec();
     replies

@@ -93,7 +93,9 @@ impl Rule {
             Self::CutRequest => "of a request that never came whole, one engine passed on more than the other before it noticed",
             Self::EarlyAnswer => "of a request that was answered before it was read, one engine passed on more than the other",
             Self::CutAnswer => "of an answer that broke off, one engine passed on more than the other before it noticed",
-            Self::EitherWay => "the proxy engine alone gives both outcomes when the case is played again, and the candidate gives none that it does not",
+            Self::EitherWay => {
+                "the proxy engine alone gives both outcomes when the case is played again, with its bytes cut into the same or other writes, and the candidate gives none that it does not"
+            }
         }
     }
 

@@ -133,11 +133,6 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         }
     }
 
-    /// Reads until the connection ends, and keeps what it reads.
-    pub async fn on(&mut self) {
-        while self.rest().len() < MOST_HEAD_BYTES && self.more().await {}
-    }
-
     /// Reads a head.
     pub async fn head(&mut self) -> HeadRead {
         let mut looked = 0;

@@ -1,7 +1,7 @@
 //! A request as a browser or a program would send it, before anything odd happens to it.
 
 use super::super::case::{CODE, Request, Script, code};
-use super::{Chance, Place, answer, length, oddity, tagged};
+use super::{Chance, Place, answer, framing, length, oddity, tagged};
 use crate::differential::engine::group_name;
 
 /// The longest body of a request.
@@ -65,6 +65,8 @@ impl Draft {
         self.without("content-length");
         self.without("transfer-encoding");
         self.body.clear();
+        // Whoever says all of it again leaves nothing out.
+        self.is_last_word = false;
     }
 
     /// Frames the content by its length.
@@ -195,7 +197,7 @@ pub fn make(chance: &mut Chance, place: Place, is_slow: bool, is_pipelined: bool
         oddity::add(chance, &mut draft);
     }
     if is_slow {
-        oddity::missing(chance, &mut draft);
+        framing::missing(chance, &mut draft);
     }
     if is_pipelined {
         // The last word of one would be that of all; and a client that writes all at once waits for nothing.
