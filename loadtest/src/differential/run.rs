@@ -83,13 +83,21 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
         Some(threads) => threads,
         None => std::thread::available_parallelism()?.get(),
     };
-    let (first, second) = (Backends::start(groups).await?, Backends::start(groups).await?);
+    let (first, second) = (Backends::start(groups + 1).await?, Backends::start(groups + 1).await?);
     let reference = Engine::start(&program, REFERENCE, &first, threads).await?;
     let candidate = Engine::start(&program, &arguments.engine, &second, threads).await?;
     let addresses = [reference.address, candidate.address];
     let mut engines = [reference, candidate];
     let names = [REFERENCE.to_owned(), if arguments.engine == REFERENCE { format!("{REFERENCE} again") } else { arguments.engine.clone() }];
-    let bench = Arc::new(Bench { backends: [first, second], addresses, names, seed: arguments.seed, is_self: arguments.engine == REFERENCE, full: arguments.case.is_some() });
+    let bench = Arc::new(Bench {
+        backends: [first, second],
+        addresses,
+        names,
+        seed: arguments.seed,
+        spare: groups.into(),
+        is_self: arguments.engine == REFERENCE,
+        full: arguments.case.is_some(),
+    });
     let numbers = match arguments.case {
         Some(case) => case..case + 1,
         None => arguments.from..arguments.from.saturating_add(arguments.cases),
@@ -147,6 +155,8 @@ struct Bench {
     addresses: [std::net::SocketAddr; 2],
     names: [String; 2],
     seed: u64,
+    /// The group that no worker has, for a second opinion.
+    spare: tokio::sync::Mutex<usize>,
     /// Whether an engine is compared with itself.
     is_self: bool,
     /// Whether conversations are printed also where nothing is different.
@@ -256,15 +266,10 @@ impl Bench {
     async fn look_again(&self, course: &Course, group: usize, versions: &Versions, first: (Observation, Observation), differences: &[Difference]) {
         let number = versions.candidate.number;
         let kind = unexplained(differences).first().map(|difference| kind_of(difference)).unwrap_or_default();
-        let again = |again: Again| async move {
-            match again {
-                // Several at once, if they were: the candidate may hand some of its requests to the reference.
-                Again::Reference(Cut::AsItIs) => self.play(0, group, &versions.candidate).await,
-                Again::Reference(cut) => self.play(0, group, &versions.reference.cut(cut)).await,
-                Again::Candidate => self.play(1, group, &versions.candidate).await,
-            }
-        };
-        let verdict = lookup::judge(&versions.reference, (&first.0, &first.1), again).await;
+        let mut verdict = self.judge(group, versions, (&first.0, &first.1)).await;
+        if matches!(verdict, Verdict::Differs) && wants_example(&course.tally().unexplained, &kind) {
+            verdict = self.second_opinion(versions).await;
+        }
         match verdict {
             Verdict::Chance => course.tally().explain(Rule::EitherWay),
             Verdict::Unrepeated => {
@@ -286,6 +291,30 @@ impl Bench {
                 say(&format!("unexplained: case {number} of seed {}: {kind}\n{text}", self.seed));
                 record(&mut course.tally().unexplained, kind, Some(Example { case: number, text }));
             }
+        }
+    }
+
+    async fn judge(&self, group: usize, versions: &Versions, first: (&Observation, &Observation)) -> Verdict {
+        let again = |again: Again| async move {
+            match again {
+                // Several at once, if they were: the candidate may hand some of its requests to the reference.
+                Again::Reference(Cut::AsItIs) => self.play(0, group, &versions.candidate).await,
+                Again::Reference(cut) => self.play(0, group, &versions.reference.cut(cut)).await,
+                Again::Candidate => self.play(1, group, &versions.candidate).await,
+            }
+        };
+        lookup::judge(&versions.reference, first, again).await
+    }
+
+    /// Whether a difference shows among other backends, too. What does not is of one place and one time, and not of an engine.
+    async fn second_opinion(&self, versions: &Versions) -> Verdict {
+        let spare = self.spare.lock().await;
+        let case = generate::case(self.seed, versions.candidate.number, *spare);
+        let versions = Versions { reference: Case { is_pipelined: versions.reference.is_pipelined, ..case.clone() }, candidate: case };
+        let (reference, candidate) = self.both(*spare, &versions).await;
+        match self.judge(*spare, &versions, (&reference, &candidate)).await {
+            Verdict::Differs => Verdict::Differs,
+            Verdict::Chance | Verdict::Unrepeated => Verdict::Unrepeated,
         }
     }
 
@@ -362,7 +391,15 @@ mod tests {
             let (legacy, _) = backends.groups().next().expect("a group");
             addresses.push(relay(legacy, mangle).await);
         }
-        let bench = Arc::new(Bench { backends, addresses: [addresses[0], addresses[1]], names: ["one".to_owned(), "other".to_owned()], seed: 1, is_self: false, full: false });
+        let bench = Arc::new(Bench {
+            backends,
+            addresses: [addresses[0], addresses[1]],
+            names: ["one".to_owned(), "other".to_owned()],
+            seed: 1,
+            spare: 0.into(),
+            is_self: false,
+            full: false,
+        });
         let course = Arc::new(Course { next: AtomicU64::new(cases.start), end: cases.end, tally: Mutex::default(), playing: vec![AtomicU64::new(IDLE)] });
         // All of it is the first group's.
         work(bench, Arc::clone(&course), 0).await;
