@@ -15,7 +15,7 @@ BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
 TEST_TOOLS := nginx:nginx-light haproxy:haproxy wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus valgrind:valgrind
 PEER_TOOLS := nginx:nginx-light haproxy:haproxy strace:strace
 
-.PHONY: load scenario scenarios instructions instruction-limits help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
+.PHONY: load scenario scenarios differential instructions instruction-limits help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -75,6 +75,10 @@ scenario: build-packages ## one scenario against the release binary: NAME=breach
 scenarios: build-packages ## every scenario in a short form with --assert; no numbers are judged (CUTOVER=target/debug/cutover)
 	@test -x $(CUTOVER) -a -x $(LOADTEST) || $(CARGO) build $(if $(findstring debug,$(CUTOVER)),,--release) --locked -p cutover -p cutover-loadtest
 	python3 loadtest/acceptance/load.py --cutover $(CUTOVER) --loadtest $(LOADTEST) $(ARGS)
+
+differential: build-packages ## the same made-up messages through two engines of the proxy; nothing may differ but by a listed rule (ARGS="--cases 10000000", "--seed 7 --case 123")
+	@test -x $(CUTOVER) || $(CARGO) build --release --locked -p cutover
+	$(CARGO) run --release --quiet --locked -p cutover-loadtest -- differential --cutover $(CUTOVER) $(ARGS)
 
 bench: build-packages ## decision, recorder, tick and gate (criterion)
 	$(CARGO) bench --locked -p cutover-benches $(ARGS)

@@ -8,6 +8,8 @@
 pub mod backend;
 pub mod calls;
 pub mod capacity;
+#[cfg(target_os = "linux")]
+pub mod differential;
 pub mod driver;
 pub mod html;
 #[cfg(target_os = "linux")]

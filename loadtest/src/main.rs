@@ -28,6 +28,9 @@ enum Command {
     /// Compare the cost of cutover with a do-nothing proxy, HAProxy and nginx.
     #[cfg(target_os = "linux")]
     Peers(Box<cutover_loadtest::peers::Arguments>),
+    /// Play the same messages through two engines of cutover, and find what they do not treat alike.
+    #[cfg(target_os = "linux")]
+    Differential(Box<cutover_loadtest::differential::Arguments>),
 }
 
 impl Command {
@@ -36,7 +39,7 @@ impl Command {
             Self::Backend(arguments) => arguments.threads,
             Self::Run(_) | Self::Scenario(_) => None,
             #[cfg(target_os = "linux")]
-            Self::Peers(_) => None,
+            Self::Peers(_) | Self::Differential(_) => None,
         }
     }
 
@@ -47,6 +50,8 @@ impl Command {
             Self::Scenario(arguments) => cli::scenario::run(*arguments).await,
             #[cfg(target_os = "linux")]
             Self::Peers(arguments) => cutover_loadtest::peers::run(*arguments).await.map_err(Failure::from),
+            #[cfg(target_os = "linux")]
+            Self::Differential(arguments) => cutover_loadtest::differential::run(*arguments).await.map_err(Failure::from),
         }
     }
 }

@@ -25,3 +25,5 @@ pub use outcome::Outcome;
 pub use play::{Stage, play};
 pub use settings::set;
 pub use world::Surroundings;
+#[cfg(target_os = "linux")]
+pub(crate) use world::between;

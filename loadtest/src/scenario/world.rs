@@ -315,7 +315,7 @@ async fn start_backend(runtime: &Runtime, name: &str, section: &BackendSection, 
 }
 
 /// The first text in the output between these two that looks like an address.
-fn between<'output>(output: &'output str, before: &str, after: &str) -> Option<&'output str> {
+pub(crate) fn between<'output>(output: &'output str, before: &str, after: &str) -> Option<&'output str> {
     let begin = output.find(before)? + before.len();
     let rest = &output[begin..];
     let line = &rest[..rest.find('\n')?];

@@ -1,0 +1,366 @@
+//! The backends behind one engine: they do what the script of each request says, and remember what came.
+//!
+//! Every group of listeners belongs to one conversation at a time, so that what one case does to a kept connection is seen by nobody else, and all connections of a group are closed between
+//! two cases: a case finds the pools of an engine as empty as every other one. Requests whose target and host are both so odd that no rollout takes them arrive at a backend that all share; their
+//! scripts do nothing to a connection that its next user would notice, which is up to who writes them.
+//!
+//! Scripts are looked up by the code that the request carries. What comes without a code belongs to the case that the group plays; it is answered, and it counts.
+
+use super::case::{After, CODE, Case, Script, decode};
+use super::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
+use std::collections::HashMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, watch};
+
+/// What a request without a code is answered.
+const STRAY: &[u8] = b"HTTP/1.1 200 OK\r\nx-case: stray\r\ncontent-length: 0\r\n\r\n";
+/// How long is waited, after a conversation, for what the backend still reads of it.
+const SETTLE: Duration = Duration::from_secs(3);
+/// How long after the last byte a connection is reset.
+const RESET: Duration = Duration::from_millis(3);
+/// What nobody but us says to a backend, and its answer: all that was sent before it has arrived then.
+const KNOCK: &[u8] = b"KNOCK\r\n\r\n";
+
+/// What arrived of one request, each time it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// Which request of the case, if it said so.
+    pub request: Option<usize>,
+    /// Its head.
+    pub head: Head,
+    /// How its body was framed.
+    pub framing: Framing,
+    /// Its body.
+    pub body: Body,
+}
+
+/// A case that is being played through one engine.
+#[derive(Debug)]
+pub struct Play {
+    scripts: Vec<Script>,
+    arrivals: Mutex<Vec<Arrival>>,
+    busy: AtomicUsize,
+    settled: Notify,
+}
+
+/// All backends behind one engine.
+#[derive(Debug)]
+pub struct Backends {
+    groups: Vec<Group>,
+    commons: SocketAddr,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Group {
+    legacy: SocketAddr,
+    new: SocketAddr,
+    current: Arc<Mutex<Option<Arc<Play>>>>,
+    /// Raised to close all connections.
+    epoch: watch::Sender<u64>,
+    open: Arc<Open>,
+}
+
+/// How many connections of a group are open.
+#[derive(Debug, Default)]
+struct Open {
+    count: AtomicUsize,
+    none: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    plays: Mutex<HashMap<u64, Arc<Play>>>,
+}
+
+/// Where a connection was accepted.
+#[derive(Clone, Debug)]
+struct Place {
+    shared: Arc<Shared>,
+    /// The case that its group plays; nothing in the commons.
+    current: Option<Arc<Mutex<Option<Arc<Play>>>>>,
+}
+
+/// A lock whose holder cannot have left anything half done: all of them do one thing.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Backends {
+    /// Starts so many groups.
+    ///
+    /// # Errors
+    /// When there are no ports.
+    pub async fn start(groups: usize) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let (never, _) = watch::channel(0);
+        let commons = listen(Place { shared: Arc::clone(&shared), current: None }, never, Arc::default()).await?;
+        let mut all = Vec::new();
+        for _ in 0..groups {
+            let current = Arc::new(Mutex::new(None));
+            let (epoch, _) = watch::channel(0);
+            let place = Place { shared: Arc::clone(&shared), current: Some(Arc::clone(&current)) };
+            let open = Arc::new(Open::default());
+            let legacy = listen(place.clone(), epoch.clone(), Arc::clone(&open)).await?;
+            let new = listen(place, epoch.clone(), Arc::clone(&open)).await?;
+            all.push(Group { legacy, new, current, epoch, open });
+        }
+        Ok(Self { groups: all, commons, shared })
+    }
+
+    /// The address of the backend that all share.
+    pub fn commons(&self) -> SocketAddr {
+        self.commons
+    }
+
+    /// The addresses of legacy and new of each group.
+    pub fn groups(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
+        self.groups.iter().map(|group| (group.legacy, group.new))
+    }
+
+    /// Begins a case in a group.
+    pub fn begin(&self, group: usize, case: &Case) -> Arc<Play> {
+        let scripts = case.requests.iter().map(|request| request.script.clone()).collect();
+        let play = Arc::new(Play { scripts, arrivals: Mutex::default(), busy: AtomicUsize::new(0), settled: Notify::new() });
+        lock(&self.shared.plays).insert(case.number, Arc::clone(&play));
+        if let Some(group) = self.groups.get(group) {
+            *lock(&group.current) = Some(Arc::clone(&play));
+        }
+        play
+    }
+
+    /// Ends a case: waits for what the backend still reads of it, closes the connections of the group, and says what arrived. Where the engine answered in the backend's place, something may
+    /// be under way that no answer has waited for.
+    pub async fn end(&self, group: usize, case: &Case, play: &Play, is_under_way: bool) -> Vec<Arrival> {
+        if let Some(group) = self.groups.get(group) {
+            if is_under_way {
+                for address in [group.legacy, group.new] {
+                    // A knock that fails leaves a difference that does not show again.
+                    let _ = tokio::time::timeout(SETTLE, knock(address)).await;
+                }
+            }
+            // What is not over by then shows as a body that fell silent.
+            let _ = tokio::time::timeout(SETTLE, zero(&play.busy, &play.settled)).await;
+            group.epoch.send_modify(|epoch| *epoch += 1);
+            let _ = tokio::time::timeout(SETTLE, zero(&group.open.count, &group.open.none)).await;
+            *lock(&group.current) = None;
+        }
+        lock(&self.shared.plays).remove(&case.number);
+        std::mem::take(&mut *lock(&play.arrivals))
+    }
+}
+
+/// Returns when the number is 0.
+async fn zero(number: &AtomicUsize, changed: &Notify) {
+    loop {
+        let told = changed.notified();
+        tokio::pin!(told);
+        // From here on nothing is missed.
+        told.as_mut().enable();
+        if number.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        told.await;
+    }
+}
+
+async fn knock(address: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    stream.set_zero_linger()?;
+    stream.write_all(KNOCK).await?;
+    stream.read_u8().await.map(drop)
+}
+
+/// A request that is being read or answered. It ends when this is dropped, however.
+struct Exchange {
+    play: Option<Arc<Play>>,
+    arrival: usize,
+}
+
+impl Exchange {
+    fn begin(play: Option<Arc<Play>>, arrival: Arrival) -> Self {
+        let mut at = 0;
+        if let Some(play) = &play {
+            play.busy.fetch_add(1, Ordering::SeqCst);
+            let mut arrivals = lock(&play.arrivals);
+            at = arrivals.len();
+            arrivals.push(arrival);
+        }
+        Self { play, arrival: at }
+    }
+
+    fn has_read(&self, body: Body) {
+        if let Some(play) = &self.play
+            && let Some(arrival) = lock(&play.arrivals).get_mut(self.arrival)
+        {
+            arrival.body = body;
+        }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        if let Some(play) = &self.play
+            && play.busy.fetch_sub(1, Ordering::SeqCst) == 1
+        {
+            play.settled.notify_waiters();
+        }
+    }
+}
+
+/// Counts as open until it is dropped.
+struct Counted(Arc<Open>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        if self.0.count.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.none.notify_waiters();
+        }
+    }
+}
+
+async fn listen(place: Place, epoch: watch::Sender<u64>, open: Arc<Open>) -> io::Result<SocketAddr> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
+    let address = listener.local_addr()?;
+    tokio::spawn(async move {
+        loop {
+            // Out of files for a moment: the engine sees a connection that waits.
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                continue;
+            };
+            let (place, mut epoch) = (place.clone(), epoch.subscribe());
+            open.count.fetch_add(1, Ordering::SeqCst);
+            let counted = Counted(Arc::clone(&open));
+            tokio::spawn(async move {
+                let _counted = counted;
+                tokio::select! {
+                    // What has arrived is read before the end is looked at.
+                    biased;
+                    () = serve(stream, &place) => {}
+                    _ = epoch.changed() => {}
+                }
+            });
+        }
+    });
+    Ok(address)
+}
+
+async fn serve(stream: TcpStream, place: &Place) {
+    // Without it an answer in pieces waits for acknowledgements.
+    let _ = stream.set_nodelay(true);
+    let (read, mut write) = stream.into_split();
+    let mut reader = Reader::new(read);
+    let mut is_kept = false;
+    loop {
+        let head = match reader.head().await {
+            HeadRead::Whole(head) if head.start == b"KNOCK" => {
+                let _ = write.write_all(b"!").await;
+                return;
+            }
+            HeadRead::Whole(head) => head,
+            HeadRead::Ended(0) => return,
+            HeadRead::Ended(_) | HeadRead::TooLong => {
+                // No engine may send half a head. It is kept as an arrival that nobody asked for.
+                let head = Head { start: reader.rest().to_vec(), fields: Vec::new() };
+                Exchange::begin(place.playing(), Arrival { request: None, head, framing: Framing::None, body: Body::default() });
+                return;
+            }
+        };
+        match answer(&mut reader, &mut write, place, head, is_kept).await {
+            After::Keep => is_kept = true,
+            After::Close => return,
+            After::Reset => {
+                // Behind an answer it is no part of it: sooner, it would be chance what of the answer is lost.
+                tokio::time::sleep(RESET).await;
+                if let Ok(stream) = reader.into_inner().reunite(write) {
+                    let _ = stream.set_zero_linger();
+                }
+                return;
+            }
+            After::Hang => {
+                reader.to_end().await;
+                return;
+            }
+        }
+    }
+}
+
+impl Place {
+    fn playing(&self) -> Option<Arc<Play>> {
+        self.current.as_ref().and_then(|current| lock(current).clone())
+    }
+
+    /// The play and the number of the request that carries this head.
+    fn find(&self, head: &Head) -> (Option<Arc<Play>>, Option<usize>) {
+        let codes: Vec<&[u8]> = head.values(CODE).collect();
+        let Some((case, request)) = codes.first().and_then(|code| decode(code)) else { return (self.playing(), None) };
+        let play = lock(&self.shared.plays).get(&case).cloned();
+        (play, Some(request))
+    }
+}
+
+async fn answer(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, place: &Place, head: Head, is_kept: bool) -> After {
+    let (play, request) = place.find(&head);
+    let script = play.as_ref().zip(request).and_then(|(play, request)| play.scripts.get(request).cloned());
+    let framing = head.request_framing();
+    let exchange = Exchange::begin(play, Arrival { request, head, framing, body: Body::default() });
+    let Some(script) = script else {
+        let ending = read_body(reader, framing, &exchange).await;
+        let is_said = write.write_all(STRAY).await.is_ok();
+        return if is_said && ending == Ending::Whole { After::Keep } else { After::Close };
+    };
+    if script.closes_kept && is_kept && place.current.is_some() {
+        read_body(reader, framing, &exchange).await;
+        return After::Close;
+    }
+    let mut is_said = script.before.is_empty() || write.write_all(&script.before).await.is_ok();
+    let ending = if script.is_early {
+        is_said = is_said && say(write, &script).await;
+        read_body(reader, framing, &exchange).await
+    } else {
+        let ending = read_body(reader, framing, &exchange).await;
+        // Half a request gets no answer from a careful backend.
+        is_said = is_said && ending == Ending::Whole && say(write, &script).await;
+        ending
+    };
+    match script.after {
+        _ if !is_said || ending != Ending::Whole => After::Close,
+        after => after,
+    }
+}
+
+async fn read_body(reader: &mut Reader<OwnedReadHalf>, framing: Framing, exchange: &Exchange) -> Ending {
+    let mut reading = Reading { exchange, body: Body::default() };
+    reader.body(framing, &mut reading.body).await;
+    reading.body.ending
+}
+
+/// A body that is remembered as far as it came, also if nobody waits for the rest.
+struct Reading<'a> {
+    exchange: &'a Exchange,
+    body: Body,
+}
+
+impl Drop for Reading<'_> {
+    fn drop(&mut self) {
+        self.exchange.has_read(std::mem::take(&mut self.body));
+    }
+}
+
+async fn say(write: &mut OwnedWriteHalf, script: &Script) -> bool {
+    for piece in script.writes.pieces(&script.answer) {
+        if write.write_all(piece).await.is_err() {
+            return false;
+        }
+        script.writes.pause.rest().await;
+    }
+    true
+}

@@ -1,0 +1,194 @@
+//! What a run came to: numbers, rules with their counts, and what no rule explains.
+
+use super::case::Case;
+use super::client::Outcome;
+use super::compare::Observation;
+use super::engine::Counted;
+use super::rules::Rule;
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+/// The most differences of one kind whose conversations are kept.
+const MOST_OF_A_KIND: usize = 3;
+/// The most kinds that are kept one by one.
+const MOST_KINDS: usize = 200;
+
+/// The most slow cases whose numbers are kept.
+const MOST_SLOW: usize = 30;
+
+/// What was counted while a run went on.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Tally {
+    /// Cases that were played through both engines.
+    pub cases: u64,
+    /// Requests of these cases.
+    pub requests: u64,
+    /// What the clients of the reference got: by the class of the status, or why there was none.
+    pub answers: BTreeMap<&'static str, u64>,
+    /// Cases that took longer than half a second.
+    pub slow: u64,
+    /// The first of these.
+    pub slow_examples: Vec<u64>,
+    /// How many differences each rule explained.
+    #[serde(skip)]
+    pub rules: BTreeMap<Rule, u64>,
+    /// What no rule explains, by kind.
+    pub unexplained: BTreeMap<String, Kind>,
+    /// What did not happen again, by kind.
+    pub unrepeated: BTreeMap<String, Kind>,
+}
+
+/// Differences of one kind.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Kind {
+    /// In how many cases.
+    pub cases: u64,
+    /// The first of them.
+    pub examples: Vec<Example>,
+}
+
+/// One case that differs.
+#[derive(Clone, Debug, Serialize)]
+pub struct Example {
+    /// Its number.
+    pub case: u64,
+    /// What was said and got.
+    pub text: String,
+}
+
+/// The whole report.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The seed.
+    pub seed: u64,
+    /// The engines, the reference first.
+    pub engines: [String; 2],
+    /// What was counted.
+    pub tally: Tally,
+    /// Rules that were needed, and how often.
+    pub rules: Vec<RuleCount>,
+    /// What the metrics of each process say.
+    pub counted: [Counted; 2],
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// A rule that was needed.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuleCount {
+    /// Its name.
+    pub name: &'static str,
+    /// How many differences it explains.
+    pub differences: u64,
+    /// Why they may be.
+    pub sentence: &'static str,
+}
+
+impl Tally {
+    /// Counts a case.
+    pub fn count(&mut self, case: &Case, reference: &Observation, took: Duration) {
+        self.cases += 1;
+        self.requests += case.requests.len() as u64;
+        if took > Duration::from_millis(500) {
+            self.slow += 1;
+            if self.slow_examples.len() < MOST_SLOW {
+                self.slow_examples.push(case.number);
+            }
+        }
+        for reply in &reference.client.replies {
+            let class = match reply.outcome {
+                Outcome::Answered => match reply.head.status() {
+                    101 => "101",
+                    200..=299 => "2xx",
+                    300..=399 => "3xx",
+                    400..=499 => "4xx",
+                    500..=599 => "5xx",
+                    _ => "other",
+                },
+                Outcome::Closed | Outcome::HalfAHead => "closed",
+                Outcome::Silent => "silent",
+                Outcome::NotSent => "not sent",
+            };
+            *self.answers.entry(class).or_default() += 1;
+        }
+    }
+
+    /// Counts a rule.
+    pub fn explain(&mut self, rule: Rule) {
+        *self.rules.entry(rule).or_default() += 1;
+    }
+}
+
+/// Where a difference of this kind goes; whether its conversation is still wanted.
+pub fn wants_example(kinds: &BTreeMap<String, Kind>, kind: &str) -> bool {
+    match kinds.get(kind) {
+        Some(known) => known.examples.len() < MOST_OF_A_KIND,
+        None => kinds.len() < MOST_KINDS,
+    }
+}
+
+/// Counts a difference of a kind.
+pub fn record(kinds: &mut BTreeMap<String, Kind>, kind: String, example: Option<Example>) {
+    let kind = if kinds.len() < MOST_KINDS || kinds.contains_key(&kind) { kind } else { "others".to_owned() };
+    let known = kinds.entry(kind).or_default();
+    known.cases += 1;
+    known.examples.extend(example);
+}
+
+impl Report {
+    /// Puts together what was counted.
+    pub fn new(seed: u64, engines: [String; 2], tally: Tally, counted: [Counted; 2], took: Duration) -> Self {
+        let rules = Rule::ALL.iter().filter_map(|rule| tally.rules.get(rule).map(|&differences| RuleCount { name: rule.name(), differences, sentence: rule.sentence() })).collect();
+        Self { seed, engines, tally, rules, counted, seconds: took.as_secs_f64() }
+    }
+
+    fn slow_ones(&self) -> String {
+        match self.tally.slow_examples.as_slice() {
+            [] => String::new(),
+            some => format!(", such as {}", some.iter().take(5).map(u64::to_string).collect::<Vec<_>>().join(", ")),
+        }
+    }
+
+    /// How many cases no rule explains.
+    pub fn unexplained(&self) -> u64 {
+        self.tally.unexplained.values().map(|kind| kind.cases).sum()
+    }
+
+    /// How many differences did not show again.
+    pub fn unrepeated(&self) -> u64 {
+        self.tally.unrepeated.values().map(|kind| kind.cases).sum()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Tally { cases, requests, answers, slow, unexplained, unrepeated, .. } = &self.tally;
+        writeln!(formatter, "{:<14}{} and {}, seed {}", "engines", self.engines[0], self.engines[1], self.seed)?;
+        writeln!(
+            formatter,
+            "{:<14}{cases} in {:.1} s, {:.0} per second; {slow} took longer than half a second{}",
+            "cases",
+            self.seconds,
+            *cases as f64 / self.seconds.max(0.001),
+            self.slow_ones()
+        )?;
+        writeln!(formatter, "{:<14}{requests}: {}", "requests", answers.iter().map(|(class, count)| format!("{class} {count}")).collect::<Vec<_>>().join(", "))?;
+        for (name, counted) in self.engines.iter().zip(&self.counted) {
+            writeln!(formatter, "{:<14}{} requests counted by the process", name, counted.requests)?;
+            for (sample, value) in &counted.lane {
+                writeln!(formatter, "{:<14}{sample} {value}", "")?;
+            }
+        }
+        for RuleCount { name, differences, sentence } in &self.rules {
+            writeln!(formatter, "{:<14}{name}: {differences} ({sentence})", "rule")?;
+        }
+        for (title, kinds) in [("unrepeated", unrepeated), ("unexplained", unexplained)] {
+            for (kind, Kind { cases, examples }) in kinds {
+                writeln!(formatter, "{title:<14}{cases} cases: {kind}; such as {}", examples.iter().map(|example| example.case.to_string()).collect::<Vec<_>>().join(", "))?;
+            }
+        }
+        writeln!(formatter, "{:<14}{} unexplained, {} unrepeated", "differences", self.unexplained(), self.unrepeated())
+    }
+}

@@ -1,0 +1,200 @@
+//! The differences that may be.
+//!
+//! Each is as narrow as it can be said: which engine does what, in which line, with which value. What a rule does not name is a difference, and ends the run with a failure. A new rule is a
+//! variant with its sentence, and a place in `compare` that asks for it.
+//!
+//! The reference is the proxy engine, and the candidate is the one that is compared with it: some rules hold in this direction only.
+
+use super::case::{Request, Script};
+use super::wire::{Body, Ending, Field};
+
+/// A difference that may be, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Rule {
+    /// Random request ids.
+    RequestId,
+    /// Random trace contexts.
+    TraceContext,
+    /// The time of an answer.
+    Date,
+    /// `connection: keep-alive` where it says nothing.
+    KeepAliveLine,
+    /// The order of lines of different names.
+    LineOrder,
+    /// Where chunks end.
+    ChunkBoundaries,
+    /// Several requests at once.
+    Pipelined,
+    /// Trailers of answers.
+    AnswerTrailers,
+    /// Chunk extensions of answers.
+    AnswerExtensions,
+    /// How much of a broken request came.
+    CutRequest,
+    /// How much of a request came that had been answered.
+    EarlyAnswer,
+    /// How much of a broken answer came.
+    CutAnswer,
+    /// Chance in the reference itself.
+    EitherWay,
+}
+
+impl Rule {
+    /// All of them, in the order of the report.
+    pub const ALL: [Self; 13] = [
+        Self::RequestId,
+        Self::TraceContext,
+        Self::Date,
+        Self::KeepAliveLine,
+        Self::LineOrder,
+        Self::ChunkBoundaries,
+        Self::Pipelined,
+        Self::AnswerTrailers,
+        Self::AnswerExtensions,
+        Self::CutRequest,
+        Self::EarlyAnswer,
+        Self::CutAnswer,
+        Self::EitherWay,
+    ];
+
+    /// Its name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::RequestId => "request id",
+            Self::TraceContext => "trace context",
+            Self::Date => "date",
+            Self::KeepAliveLine => "keep-alive line",
+            Self::LineOrder => "line order",
+            Self::ChunkBoundaries => "chunk boundaries",
+            Self::Pipelined => "pipelined",
+            Self::AnswerTrailers => "answer trailers",
+            Self::AnswerExtensions => "answer extensions",
+            Self::CutRequest => "cut request",
+            Self::EarlyAnswer => "early answer",
+            Self::CutAnswer => "cut answer",
+            Self::EitherWay => "either way",
+        }
+    }
+
+    /// What may differ, and why.
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::RequestId => "x-request-id to the backend is a random id of ours in both engines",
+            Self::TraceContext => "traceparent to the backend is a random one of ours in both engines, where the client sent none that counts",
+            Self::Date => "both engines write a date of their own",
+            Self::KeepAliveLine => "the proxy engine says connection: keep-alive in an answer of HTTP/1.1, where it goes without saying",
+            Self::LineOrder => "lines of different names stand in another order",
+            Self::ChunkBoundaries => "the same bytes are cut into other chunks",
+            Self::Pipelined => {
+                "the proxy engine answers the first of several requests at once and closes; the answers to the others are compared with those it gives one after the other"
+            }
+            Self::AnswerTrailers => "the proxy engine drops the trailers of an answer, the candidate passes them on as they came",
+            Self::AnswerExtensions => "the proxy engine drops chunk extensions of an answer, the candidate passes them on as they came",
+            Self::CutRequest => "of a request that never came whole, one engine passed on more than the other before it noticed",
+            Self::EarlyAnswer => "of a request that was answered before it was read, one engine passed on more than the other",
+            Self::CutAnswer => "of an answer that broke off, one engine passed on more than the other before it noticed",
+            Self::EitherWay => {
+                "the proxy engine alone gives both outcomes when the case is played again, with its bytes cut into the same or other writes, and the candidate gives none that it does not"
+            }
+        }
+    }
+
+    /// A line that only one engine, or both with other values, sent to the backend.
+    pub fn of_request_line(request: &Request, name: &[u8], reference: &[&[u8]], candidate: &[&[u8]]) -> Option<Self> {
+        let (&[reference], &[candidate]) = (reference, candidate) else { return None };
+        let is_sent = |value: &[u8]| request.lines.iter().any(|line| line.windows(value.len().max(1)).any(|window| window == value));
+        if is_sent(reference) || is_sent(candidate) {
+            return None;
+        }
+        match name {
+            b"x-request-id" if is_id(reference) && is_id(candidate) => Some(Self::RequestId),
+            b"traceparent" if is_context(reference) && is_context(candidate) => Some(Self::TraceContext),
+            _ => None,
+        }
+    }
+
+    /// A line that only one engine, or both with other values, sent to the client.
+    pub fn of_answer_line(script: &Script, start: &[u8], name: &[u8], reference: &[&[u8]], candidate: &[&[u8]]) -> Option<Self> {
+        match (name, reference, candidate) {
+            (b"date", &[reference], &[candidate]) => {
+                let is_own = |value: &[u8]| is_date(value) && !contains(&script.answer, value);
+                (is_own(reference) && is_own(candidate)).then_some(Self::Date)
+            }
+            (b"connection", &[b"keep-alive"], &[]) if start.starts_with(b"HTTP/1.1 ") => Some(Self::KeepAliveLine),
+            _ => None,
+        }
+    }
+
+    /// Trailers of an answer.
+    pub fn of_trailers(script: &Script, reference: &[Field], candidate: &[Field]) -> Option<Self> {
+        let came = |field: &Field| contains(&script.answer, &field.name) && contains(&script.answer, &field.value);
+        (reference.is_empty() && candidate.iter().all(came)).then_some(Self::AnswerTrailers)
+    }
+
+    /// Chunk extensions of an answer.
+    pub fn of_extensions(script: &Script, reference: &[Vec<u8>], candidate: &[Vec<u8>]) -> Option<Self> {
+        (reference.is_empty() && candidate.iter().all(|extension| contains(&script.answer, extension))).then_some(Self::AnswerExtensions)
+    }
+
+    /// Bodies at the backend that are not the same.
+    pub fn of_request_body(request: &Request, reference: &Body, candidate: &Body) -> Option<Self> {
+        if !is_begin_of_the_other(reference, candidate) {
+            return None;
+        }
+        let is_broken = reference.ending != Ending::Whole && candidate.ending != Ending::Whole;
+        match () {
+            () if is_broken => Some(Self::CutRequest),
+            () if request.script.is_early => Some(Self::EarlyAnswer),
+            () => None,
+        }
+    }
+
+    /// Bodies at the client that are not the same.
+    pub fn of_answer_body(reference: &Body, candidate: &Body) -> Option<Self> {
+        let is_broken = reference.ending != Ending::Whole && candidate.ending == reference.ending;
+        (is_broken && is_begin_of_the_other(reference, candidate)).then_some(Self::CutAnswer)
+    }
+}
+
+fn is_begin_of_the_other(one: &Body, other: &Body) -> bool {
+    one.bytes.starts_with(&other.bytes) || other.bytes.starts_with(&one.bytes)
+}
+
+fn contains(bytes: &[u8], part: &[u8]) -> bool {
+    part.is_empty() || bytes.windows(part.len()).any(|window| window == part)
+}
+
+/// An id of ours: letters and digits of a random number.
+fn is_id(value: &[u8]) -> bool {
+    value.len() == 32 && value.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte))
+}
+
+/// A context of ours: of the version 00, and not sampled.
+fn is_context(value: &[u8]) -> bool {
+    let parts: Vec<&[u8]> = value.split(|&byte| byte == b'-').collect();
+    matches!(&parts[..], [b"00", trace, span, b"00"] if is_id(trace) && span.len() == 16 && span.iter().all(u8::is_ascii_hexdigit))
+}
+
+fn is_date(value: &[u8]) -> bool {
+    value.len() == 29 && value.ends_with(b" GMT")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_listed_once() {
+        let mut sorted = Rule::ALL.to_vec();
+        sorted.dedup();
+        assert!(sorted.is_sorted() && sorted.len() == Rule::ALL.len());
+    }
+
+    #[test]
+    fn ids_of_ours_have_one_shape() {
+        assert!(is_id(b"4bf92f3577b34da6a3ce929d0e0e4736") && is_context(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"));
+        for other in [&b""[..], b"forged-id", b"4BF92F3577B34DA6A3CE929D0E0E4736", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"] {
+            assert!(!is_id(other) && !is_context(other));
+        }
+    }
+}

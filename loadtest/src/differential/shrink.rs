@@ -1,0 +1,106 @@
+//! A smaller case that still differs: whoever reads it has less to think about.
+//!
+//! Greedy and bounded: requests go first, then the cutting into writes, then lines one by one, then bodies. Each try is a play of both engines, and a case whose difference comes and goes is
+//! small enough when it does not show once.
+
+use super::case::{Case, Request, Writes};
+
+/// The most plays for one case.
+const MOST_TRIES: usize = 80;
+
+/// Makes a case smaller as long as `differs` holds.
+pub async fn shrink<F: Future<Output = bool>>(case: Case, mut differs: impl FnMut(Case) -> F) -> Case {
+    let mut smallest = case;
+    let mut tries = 0;
+    let mut at = 0;
+    loop {
+        // A step that helped leaves another thing at the same place.
+        let Some(candidate) = step(&smallest, at) else { return smallest };
+        match candidate {
+            Some(candidate) if candidate != smallest => {
+                tries += 1;
+                if tries > MOST_TRIES {
+                    return smallest;
+                }
+                if differs(candidate.clone()).await {
+                    smallest = candidate;
+                } else {
+                    at += 1;
+                }
+            }
+            _ => at += 1,
+        }
+    }
+}
+
+/// The case with one thing less. Nothing when there is no such step any more; nothing inside where the step does not apply.
+fn step(case: &Case, at: usize) -> Option<Option<Case>> {
+    let requests = case.requests.len();
+    if at < requests {
+        // The last ones first. The first is never all that is left out.
+        let gone = requests - 1 - at;
+        return Some((requests > 1 && gone > 0).then(|| without_request(case, gone)));
+    }
+    let mut left = at - requests;
+    for (which, request) in case.requests.iter().enumerate() {
+        let changes = 3 + request.lines.len();
+        if left < changes {
+            return Some(changed(request, left).map(|request| {
+                let mut case = case.clone();
+                if let Some(place) = case.requests.get_mut(which) {
+                    *place = request;
+                }
+                case
+            }));
+        }
+        left -= changes;
+    }
+    None
+}
+
+/// Requests behind the one that goes keep their codes, so its place stays: only what comes last can go.
+fn without_request(case: &Case, gone: usize) -> Case {
+    let mut case = case.clone();
+    case.requests.truncate(gone);
+    case
+}
+
+fn changed(request: &Request, which: usize) -> Option<Request> {
+    let mut request = request.clone();
+    match which {
+        0 => request.writes = if request.awaits_continue { Writes { cuts: vec![request.head().len()], ..Writes::default() } } else { Writes::default() },
+        1 => request.script.writes = Writes::default(),
+        2 => request.script.before.clear(),
+        line => {
+            let line = line - 3;
+            if request.lines.get(line).is_none_or(|line| Request::is_code(line)) {
+                return None;
+            }
+            request.lines.remove(line);
+            request.writes.cuts.clear();
+            request.awaits_continue = false;
+        }
+    }
+    Some(request)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::generate;
+    use super::*;
+
+    #[tokio::test]
+    async fn what_does_not_matter_goes() {
+        let mut case = generate::case(1, 1, 0);
+        case.requests.truncate(1);
+        case.requests[0].lines.extend((0..10).map(|at| format!("X-{at}: 1\r\n").into_bytes()));
+        case.requests.push(case.requests[0].clone());
+        let matters = |case: &Case| case.requests[0].lines.iter().any(|line| line == b"X-7: 1\r\n");
+        let small = shrink(case, |case| {
+            let matters = matters(&case);
+            async move { matters }
+        })
+        .await;
+        assert_eq!((small.requests.len(), small.requests[0].lines.len()), (1, 2), "{small:?}");
+    }
+}
