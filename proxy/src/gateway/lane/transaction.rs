@@ -152,7 +152,7 @@ impl<'a> Transaction<'a> {
         self.lane.gate.attempt(&mut self.exchange, server.address(), at);
         self.chosen = Some(chosen);
 
-        let kept = server.pool().take(idle_timeout, at);
+        let kept = server.pool().take(idle_timeout, !is_safe(self.exchange.method()), at);
         let reused = kept.is_some();
         let mut stream = match kept {
             Some(stream) => stream,
