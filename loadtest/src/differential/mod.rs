@@ -16,6 +16,7 @@ pub mod report;
 pub mod rules;
 pub mod wire;
 
+mod allowed;
 mod backend;
 mod client;
 mod engine;

@@ -6,7 +6,7 @@
 //! The reference is the proxy engine, and the candidate is the one that is compared with it: some rules hold in this direction only.
 
 use super::case::{Request, Script};
-use super::wire::{Body, Ending, Field};
+use super::wire::{Body, Ending};
 
 /// A difference that may be, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -25,10 +25,6 @@ pub enum Rule {
     ChunkBoundaries,
     /// Several requests at once.
     Pipelined,
-    /// Trailers of answers.
-    AnswerTrailers,
-    /// Chunk extensions of answers.
-    AnswerExtensions,
     /// How much of a broken request came.
     CutRequest,
     /// How much of a request came that had been answered.
@@ -37,11 +33,27 @@ pub enum Rule {
     CutAnswer,
     /// Chance in the reference itself.
     EitherWay,
+    /// The date that a backend sent.
+    BackendDate,
+    /// Lines that frame an answer, where they say too much.
+    Framing,
+    /// A coding that is not one of chunks.
+    Coding,
+    /// Capitals in common names.
+    Capitals,
+    /// Whether a kept connection was there to be closed.
+    KeptOrNew,
+    /// A second attempt after half a head.
+    AskedAgain,
+    /// Bytes behind a request that are no request.
+    LooseBytes,
+    /// Requests at once behind one that is not the lane's.
+    BehindDeclined,
 }
 
 impl Rule {
     /// All of them, in the order of the report.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 19] = [
         Self::RequestId,
         Self::TraceContext,
         Self::Date,
@@ -49,12 +61,18 @@ impl Rule {
         Self::LineOrder,
         Self::ChunkBoundaries,
         Self::Pipelined,
-        Self::AnswerTrailers,
-        Self::AnswerExtensions,
         Self::CutRequest,
         Self::EarlyAnswer,
         Self::CutAnswer,
         Self::EitherWay,
+        Self::BackendDate,
+        Self::Framing,
+        Self::Coding,
+        Self::Capitals,
+        Self::KeptOrNew,
+        Self::AskedAgain,
+        Self::LooseBytes,
+        Self::BehindDeclined,
     ];
 
     /// Its name in reports.
@@ -67,12 +85,18 @@ impl Rule {
             Self::LineOrder => "line order",
             Self::ChunkBoundaries => "chunk boundaries",
             Self::Pipelined => "pipelined",
-            Self::AnswerTrailers => "answer trailers",
-            Self::AnswerExtensions => "answer extensions",
             Self::CutRequest => "cut request",
             Self::EarlyAnswer => "early answer",
             Self::CutAnswer => "cut answer",
             Self::EitherWay => "either way",
+            Self::BackendDate => "backend's date",
+            Self::Framing => "framing lines",
+            Self::Coding => "coding",
+            Self::Capitals => "capitals",
+            Self::KeptOrNew => "kept or new",
+            Self::AskedAgain => "asked again",
+            Self::LooseBytes => "loose bytes",
+            Self::BehindDeclined => "behind a declined one",
         }
     }
 
@@ -88,14 +112,22 @@ impl Rule {
             Self::Pipelined => {
                 "the proxy engine answers the first of several requests at once and closes; the answers to the others are compared with those it gives one after the other"
             }
-            Self::AnswerTrailers => "the proxy engine drops the trailers of an answer, the candidate passes them on as they came",
-            Self::AnswerExtensions => "the proxy engine drops chunk extensions of an answer, the candidate passes them on as they came",
             Self::CutRequest => "of a request that never came whole, one engine passed on more than the other before it noticed",
             Self::EarlyAnswer => "of a request that was answered before it was read, one engine passed on more than the other",
             Self::CutAnswer => "of an answer that broke off, one engine passed on more than the other before it noticed",
             Self::EitherWay => {
                 "the proxy engine alone gives both outcomes when the case is played again, with its bytes cut into the same or other writes, and the candidate gives none that it does not"
             }
+            Self::BackendDate => "the proxy engine replaces the date that a backend sent, the lane keeps it",
+            Self::Framing => "the lane passes on one length where a backend sent several, and none where an answer may have none",
+            Self::Coding => "the lane refuses an answer whose Transfer-Encoding is not chunked, once; the proxy engine passes it on",
+            Self::Capitals => "the proxy engine writes a dozen common names with capitals where the client wrote none, the lane as the client did",
+            Self::KeptOrNew => "the engines have pools of their own, so one may meet a kept connection that closes where the other opens a new one",
+            Self::AskedAgain => {
+                "when a kept connection ends before an answer, the proxy engine asks again, the lane only where not a byte of one has come; and each has kept connections of its own"
+            }
+            Self::LooseBytes => "what stands behind a request and is none is refused sooner or later, with the request before it or by itself",
+            Self::BehindDeclined => "of several requests at once those behind one that is not the lane's end with it, as with the proxy engine, which answers and closes",
         }
     }
 
@@ -123,17 +155,6 @@ impl Rule {
             (b"connection", &[b"keep-alive"], &[]) if start.starts_with(b"HTTP/1.1 ") => Some(Self::KeepAliveLine),
             _ => None,
         }
-    }
-
-    /// Trailers of an answer.
-    pub fn of_trailers(script: &Script, reference: &[Field], candidate: &[Field]) -> Option<Self> {
-        let came = |field: &Field| contains(&script.answer, &field.name) && contains(&script.answer, &field.value);
-        (reference.is_empty() && candidate.iter().all(came)).then_some(Self::AnswerTrailers)
-    }
-
-    /// Chunk extensions of an answer.
-    pub fn of_extensions(script: &Script, reference: &[Vec<u8>], candidate: &[Vec<u8>]) -> Option<Self> {
-        (reference.is_empty() && candidate.iter().all(|extension| contains(&script.answer, extension))).then_some(Self::AnswerExtensions)
     }
 
     /// Bodies at the backend that are not the same.

@@ -231,7 +231,7 @@ impl Bench {
         let mut versions = Versions { reference: case.clone(), candidate: case };
         let (mut reference, candidate) = self.both(group, &versions).await;
         let took = begun.elapsed();
-        let mut differences = compare(&versions.reference, &reference, &candidate);
+        let mut differences = compare(&versions.candidate, &reference, &candidate);
         if versions.reference.is_pipelined && !unexplained(&differences).is_empty() {
             course.tally().explain(Rule::Pipelined);
             if self.is_self {
@@ -240,7 +240,7 @@ impl Bench {
             } else {
                 versions.reference.is_pipelined = false;
                 reference = self.play(0, group, &versions.reference).await;
-                differences = compare(&versions.reference, &reference, &candidate);
+                differences = compare(&versions.candidate, &reference, &candidate);
             }
         }
         {
@@ -325,13 +325,13 @@ impl Bench {
         let differs = |case: Case| async move {
             let versions = version(&case);
             let (reference, candidate) = self.both(group, &versions).await;
-            let differences = compare(&versions.reference, &reference, &candidate);
+            let differences = compare(&versions.candidate, &reference, &candidate);
             unexplained(&differences).iter().any(|difference| kind_of(difference) == kind)
         };
         let small = shrink(versions.candidate.clone(), differs).await;
         let versions = version(&small);
         let (reference, candidate) = self.both(group, &versions).await;
-        let differences = compare(&versions.reference, &reference, &candidate);
+        let differences = compare(&versions.candidate, &reference, &candidate);
         format!("  --- smaller\n{}", self.text(&small, &reference, &candidate, &differences))
     }
 

@@ -79,6 +79,18 @@ impl Head for RequestHead<'_> {
     }
 }
 
+/// Drops what of an answer is for us only (RFC 9110, 7.6.1): fields of one hop, and those that `Connection` names, but for what frames the message. Pingora does so with requests.
+pub(super) fn drop_hops(response: &mut ResponseHeader) {
+    const HOPS: [HeaderName; 5] =
+        [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), http::header::TE, http::header::TRAILER, http::header::UPGRADE];
+    let named = |value: &HeaderValue| value.as_bytes().split(|&byte| byte == b',').filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()).collect::<Vec<_>>();
+    let mut names: Vec<HeaderName> = response.headers.get_all(http::header::CONNECTION).iter().flat_map(named).collect();
+    names.retain(|name| *name != http::header::CONTENT_LENGTH && *name != http::header::TRANSFER_ENCODING);
+    for name in HOPS.iter().chain(&names) {
+        response.remove_header(name);
+    }
+}
+
 /// How many headers the gate sets at most.
 pub(super) const OUR_HEADERS: usize = 9;
 

@@ -36,7 +36,7 @@ use crate::pool::has_unread;
 use crate::upstream::{self, Connect};
 use context::Context;
 use failure::{can_repeat, failure_of, is_unanswered};
-use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits};
+use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops};
 
 /// Attempts for one request: pingora counts them all, and on each side a kept connection that was of no use.
 pub const MAX_ATTEMPTS: usize = 2 * (ATTEMPTS_ON_A_SIDE as usize + 1);
@@ -278,6 +278,9 @@ impl ProxyHttp for Adapter {
         if session.req_header().version < Version::HTTP_11 {
             // Who does not know chunks gets the body until the end of the connection.
             response.remove_header(&http::header::TRANSFER_ENCODING);
+        }
+        if session.as_downstream().as_http1().is_some() {
+            drop_hops(response);
         }
         let mut edits = ResponseEdits { head: response, failed: None };
         self.gate.client_edits(exchange, &mut edits);

@@ -156,12 +156,24 @@ impl<'a> Splice<'a> {
             }
             out.extend_from_slice(of(self.bytes, line.name));
             out.extend_from_slice(b": ");
-            out.extend(of(self.bytes, line.value).iter().map(|&byte| if byte == b'\r' || byte == b'\n' { b' ' } else { byte }));
+            unfold(of(self.bytes, line.value), out);
             out.extend_from_slice(b"\r\n");
         }
         out.extend_from_slice(of(self.bytes, run));
         out.extend_from_slice(self.added);
         out.extend_from_slice(b"\r\n");
+    }
+}
+
+/// Writes a value; where it goes on in another line, one space stands for the line end and what is white around it.
+fn unfold(value: &[u8], out: &mut Vec<u8>) {
+    let mut parts = value.split(|byte| matches!(byte, b'\r' | b'\n')).map(<[u8]>::trim_ascii).filter(|part| !part.is_empty());
+    if let Some(first) = parts.next() {
+        out.extend_from_slice(first);
+    }
+    for part in parts {
+        out.push(b' ');
+        out.extend_from_slice(part);
     }
 }
 
@@ -227,7 +239,7 @@ mod tests {
             ("a:\r\n", "a: \r\n"),
             ("a : 1\r\n", "a: 1\r\n"),
             ("a: 1\nb: 2\r\n", "a: 1\r\nb: 2\r\n"),
-            ("a: 1\r\n  2\r\nb: 3\r\n", "a: 1    2\r\nb: 3\r\n"),
+            ("a: 1\r\n  2\r\n\t3\r\nb: 3\r\n", "a: 1 2 3\r\nb: 3\r\n"),
         ] {
             assert_eq!(spliced(odd, |_| ()), format!("{one}\r\n"), "{odd:?}");
         }

@@ -148,14 +148,14 @@ impl Answer {
     pub(super) fn write(&self, bytes: &[u8], sending: Sending, gate: &Gate, exchange: &Exchange, out: &mut Vec<u8>) {
         self.splice(bytes, out, |splice| {
             if sending.in_chunks {
-                splice.add("transfer-encoding", b"chunked");
+                splice.add("Transfer-Encoding", b"chunked");
             }
             gate.client_edits(exchange, splice);
             if !self.says.has_date {
-                date::with(|date| splice.add("date", date));
+                date::with(|date| splice.add("Date", date));
             }
             if !sending.keeps {
-                splice.add("connection", b"close");
+                splice.add("Connection", b"close");
             }
         });
     }
@@ -185,7 +185,7 @@ impl Answer {
             }
             Framing::Agreed(length) => {
                 splice.drop_named(b"content-length");
-                splice.add("content-length", itoa::Buffer::new().format(length).as_bytes());
+                splice.add("Content-Length", itoa::Buffer::new().format(length).as_bytes());
             }
         }
         edit(&mut splice);
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn framing_goes_on_in_one_form() {
-        assert_eq!(written("HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\na: 1\r\n\r\n"), "HTTP/1.1 200 OK\r\na: 1\r\ncontent-length: 2\r\n\r\n");
+        assert_eq!(written("HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\na: 1\r\n\r\n"), "HTTP/1.1 200 OK\r\na: 1\r\nContent-Length: 2\r\n\r\n");
         assert_eq!(written("HTTP/1.1 200\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n"), "HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n");
         assert_eq!(written("HTTP/1.0 204 No Content\ncontent-length: 2\n\n"), "HTTP/1.1 204 No Content\r\n\r\n");
     }

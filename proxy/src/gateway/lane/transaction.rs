@@ -472,19 +472,19 @@ fn write_reply(reply: &Reply, content_type: &str, body: &[u8], keeps: bool, head
     add(reply.status.as_str().as_bytes());
     add(b" ");
     add(reply.status.canonical_reason().unwrap_or("Error").as_bytes());
-    add(b"\r\ncontent-type: ");
+    add(b"\r\nContent-Type: ");
     add(content_type.as_bytes());
-    add(b"\r\ncontent-length: ");
+    add(b"\r\nContent-Length: ");
     add(number.format(body.len()).as_bytes());
-    add(b"\r\ncache-control: no-store\r\n");
+    add(b"\r\nCache-Control: no-store\r\n");
     if let Some(seconds) = reply.retry_after {
-        add(b"retry-after: ");
+        add(b"Retry-After: ");
         add(number.format(seconds).as_bytes());
         add(b"\r\n");
     }
-    add(b"date: ");
+    add(b"Date: ");
     date::with(|date| add(date));
-    add(if keeps { b"\r\n\r\n" } else { b"\r\nconnection: close\r\n\r\n" });
+    add(if keeps { b"\r\n\r\n" } else { b"\r\nConnection: close\r\n\r\n" });
     if !head_only {
         add(body);
     }

@@ -1,0 +1,148 @@
+//! Where the lane is stricter than the proxy engine, or knows less, on purpose.
+//!
+//! Applied to what no other rule explains. Some of these concern one line; others a whole request and what follows it on the same connection, since an answer that one engine refuses ends the connection there.
+
+use super::case::{After, Case, Request, Script};
+use super::compare::Difference;
+use super::rules::Rule;
+
+/// Names that the proxy engine writes with capitals where the client wrote none.
+const CANONICAL: [&str; 12] =
+    ["host", "connection", "content-length", "content-type", "content-encoding", "transfer-encoding", "cache-control", "date", "accept-ranges", "age", "server", "set-cookie"];
+
+/// Finds the rules for what has none yet.
+pub fn explain(case: &Case, found: &mut [Difference]) {
+    let ended: Vec<usize> = found
+        .iter()
+        .filter(|difference| difference.what == "client outcome" && ["Closed", "NotSent"].contains(&difference.candidate.as_str()))
+        .filter_map(|difference| difference.request)
+        .collect();
+    let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request).or_else(|| of_what_was_before(case, at))?)));
+    for difference in found.iter_mut().filter(|difference| difference.rule.is_none()) {
+        let Some(at) = difference.request else {
+            // What stands behind a broken answer is a part of it.
+            difference.rule = case.requests.last().filter(|request| is_cut(&request.script)).map(|_| Rule::CutAnswer).or(odd.map(|(_, rule)| rule));
+            continue;
+        };
+        let script = case.requests.get(at).map(|request| &request.script);
+        difference.rule = script.and_then(|script| of_line(script, difference)).or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
+        if difference.rule.is_none() && case.is_pipelined && at > 0 && ended.contains(&at) {
+            difference.rule = Some(Rule::BehindDeclined);
+        }
+    }
+}
+
+/// One line, in one direction.
+fn of_line(script: &Script, difference: &Difference) -> Option<Rule> {
+    let is_absent = difference.candidate == "absent";
+    let status = script.answer.get(9..12).unwrap_or_default();
+    match difference.what.as_str() {
+        "client header date" if script_has(script, b"date") => Some(Rule::BackendDate),
+        "client interim answers" if script_has(script, b"content-length") || script_has(script, b"transfer-encoding") => Some(Rule::Framing),
+        "client header content-length" if is_absent || difference.reference.contains(", ") => Some(Rule::Framing),
+        "client header transfer-encoding" if is_absent && matches!(status, b"204" | b"304") => Some(Rule::Framing),
+        "client framing" if head(script).contains("content-length") && head(script).contains(", ") => Some(Rule::Framing),
+        "backend asked" | "client interim answers" if has_no_final_head(script) => Some(Rule::AskedAgain),
+        what => {
+            let name = what.strip_prefix("backend spelling of ")?;
+            (CANONICAL.contains(&name) && difference.reference.eq_ignore_ascii_case(&difference.candidate)).then_some(Rule::Capitals)
+        }
+    }
+}
+
+/// A whole request, and what comes after it.
+fn of_request(request: &Request) -> Option<Rule> {
+    let script = &request.script;
+    let is_kept_or_new = script.closes_kept;
+    match () {
+        () if is_kept_or_new => Some(Rule::KeptOrNew),
+        () if request.has_loose_bytes() || declares_less(request) => Some(Rule::LooseBytes),
+        () if has_odd_coding(script) => Some(Rule::Coding),
+        () => None,
+    }
+}
+
+/// What comes at once behind an answer whose backend closes without a word finds that connection or a new one.
+fn of_what_was_before(case: &Case, at: usize) -> Option<Rule> {
+    let before = case.requests.get(at.checked_sub(1)?)?;
+    (case.is_pipelined && before.script.after != After::Keep).then_some(Rule::KeptOrNew)
+}
+
+/// Whether more stands behind the head than its length says.
+fn declares_less(request: &Request) -> bool {
+    let length = request.lines.iter().find_map(|line| {
+        let line = String::from_utf8_lossy(line).to_ascii_lowercase();
+        line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()
+    });
+    length.is_some_and(|length| length < request.body.len())
+}
+
+fn head(script: &Script) -> String {
+    let end = script.answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(script.answer.len());
+    String::from_utf8_lossy(&script.answer[..end]).to_ascii_lowercase()
+}
+
+fn script_has(script: &Script, name: &[u8]) -> bool {
+    let name = String::from_utf8_lossy(name).into_owned();
+    let before = String::from_utf8_lossy(&script.before).to_ascii_lowercase();
+    format!("{before}\r\n{}", head(script)).lines().any(|line| line.split(':').next().is_some_and(|found| found.trim() == name))
+}
+
+/// Whether an answer is coded in another way than in chunks, once.
+fn has_odd_coding(script: &Script) -> bool {
+    let head = head(script);
+    let codings: Vec<&str> = head.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() == "transfer-encoding").map(|(_, value)| value.trim()).collect();
+    !codings.is_empty() && codings != ["chunked"]
+}
+
+/// Whether the connection ends before there is the head of a final answer.
+fn has_no_final_head(script: &Script) -> bool {
+    let text = String::from_utf8_lossy(&script.answer);
+    let is_final = |head: &str| head.get(9..10).is_some_and(|class| class != "1");
+    script.after != After::Keep && !text.split_inclusive("\r\n\r\n").any(|head| head.ends_with("\r\n\r\n") && is_final(head))
+}
+
+fn is_cut(script: &Script) -> bool {
+    script.after != After::Keep || head(script).contains("chunked")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn difference(what: &str, reference: &str, candidate: &str) -> Difference {
+        Difference { request: Some(0), what: what.to_owned(), reference: reference.to_owned(), candidate: candidate.to_owned(), rule: None }
+    }
+
+    fn explained(answer: &str, change: impl Fn(&mut Request), found: Difference) -> Option<Rule> {
+        let mut request = Request::raw(b"GET / HTTP/1.1\r\n".to_vec());
+        request.script.answer = answer.as_bytes().to_vec();
+        change(&mut request);
+        let mut found = [found];
+        explain(&Case { number: 1, requests: vec![request], is_pipelined: false }, &mut found);
+        found[0].rule
+    }
+
+    #[test]
+    fn each_holds_where_it_is_meant_and_nowhere_else() {
+        let plain = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+        let keep = |_: &mut Request| ();
+        assert_eq!(explained(plain, keep, difference("client status line", "a", "b")), None);
+        assert_eq!(explained(plain, keep, difference("client header x-a", "\"1\"", "absent")), None);
+        assert_eq!(explained(plain, keep, difference("client header date", "a", "b")), None);
+        assert_eq!(explained("HTTP/1.1 200 OK\r\nDate: x\r\n\r\n", keep, difference("client header date", "a", "b")), Some(Rule::BackendDate));
+        assert_eq!(explained(plain, keep, difference("client header content-length", "\"2\", \"2\"", "\"2\"")), Some(Rule::Framing));
+        assert_eq!(explained(plain, keep, difference("client header content-length", "\"2\"", "\"3\"")), None);
+        assert_eq!(explained(plain, keep, difference("backend spelling of host", "Host", "host")), Some(Rule::Capitals));
+        assert_eq!(explained(plain, keep, difference("backend spelling of x-a", "X-A", "x-a")), None);
+        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\n", keep, difference("client status line", "a", "b")), Some(Rule::Coding));
+        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n", keep, difference("client status line", "a", "b")), None);
+        assert_eq!(explained(plain, |request| request.script.closes_kept = true, difference("client status line", "a", "b")), Some(Rule::KeptOrNew));
+        assert_eq!(explained(plain, |request| request.body = b"loose".to_vec(), difference("client status line", "a", "b")), Some(Rule::LooseBytes));
+        let with_length = |request: &mut Request| {
+            request.lines = vec![b"Content-Length: 5\r\n".to_vec()];
+            request.body = b"whole".to_vec();
+        };
+        assert_eq!(explained(plain, with_length, difference("client status line", "a", "b")), None);
+    }
+}
