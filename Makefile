@@ -26,12 +26,14 @@ demo: build-packages ## the main job on one machine: split, ramp, break, drop (A
 run: build-packages ## the proxy, following CONFIG (cutover.toml)
 	$(CARGO) run --release --locked -p cutover -- run -c $(CONFIG) $(ARGS)
 
-test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others, dashboards and alerts with Prometheus, a short comparison with nginx and HAProxy
+test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others, dashboards and alerts with Prometheus, both engines against each other, a short comparison with nginx and HAProxy
 	$(CARGO) build --workspace --features $(FEATURES) --locked
 	target/debug/cutover demo --headless --assert
 	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
+	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short --engine proxy --only bodies streaming changes dead"
 	$(MAKE) --no-print-directory eyes CUTOVER=target/debug/cutover ARGS="--short"
+	target/debug/cutover-loadtest differential --cutover target/debug/cutover --cases 4000
 	$(MAKE) --no-print-directory scenarios CUTOVER=target/debug/cutover
 	$(MAKE) --no-print-directory instruction-limits
 	target/debug/cutover-loadtest peers --short --cutover target/debug/cutover --minipingora target/debug/minipingora >/dev/null
@@ -42,8 +44,9 @@ lint: build-packages ## format and lints
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) --locked -- -D warnings
 	$(CARGO) clippy -p cutover --locked -- -D warnings
 
-unit: build-packages ## all tests of the workspace
+unit: build-packages ## all tests of the workspace, those of the running proxy with both engines
 	$(CARGO) test --workspace --features $(FEATURES) --locked
+	CUTOVER_TEST_ENGINE=proxy $(CARGO) test --quiet -p cutover --features $(FEATURES) --locked --test it
 
 doc: build-packages ## documents of the code, links checked
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet

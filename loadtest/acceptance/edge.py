@@ -265,6 +265,7 @@ class Edge:
         """The file: backends by name with their keys, rollouts with theirs."""
         tables = "".join(f"[backend.{name}]\n{keys}\n" for name, keys in backends.items())
         return f"""[listen]
+engine = "{self.options.engine}"
 http = ["127.0.0.1:{self.http_port}"]
 https = ["127.0.0.1:{self.https_port}"]
 h2c = true
@@ -944,6 +945,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--cutover", default=str(ROOT / "target/release/cutover"))
     arguments.add_argument("--short", action="store_true", help="smaller numbers, for every test run")
+    arguments.add_argument("--engine", default="auto", choices=("auto", "proxy"), help="what moves the bytes of plain requests")
     arguments.add_argument("--only", nargs="*", choices=CHECKS, default=list(CHECKS))
     arguments.add_argument("--json", action="store_true")
     options = arguments.parse_args()

@@ -17,11 +17,11 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         .filter(|difference| difference.what == "client outcome" && ["Closed", "NotSent"].contains(&difference.candidate.as_str()))
         .filter_map(|difference| difference.request)
         .collect();
-    let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request).or_else(|| of_what_was_before(case, at))?)));
+    let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request, case.is_pipelined).or_else(|| of_what_was_before(case, at))?)));
     for difference in found.iter_mut().filter(|difference| difference.rule.is_none()) {
         let Some(at) = difference.request else {
             // What stands behind a broken answer is a part of it.
-            difference.rule = case.requests.last().filter(|request| is_cut(&request.script)).map(|_| Rule::CutAnswer).or(odd.map(|(_, rule)| rule));
+            difference.rule = case.requests.iter().any(|request| is_cut(&request.script)).then_some(Rule::CutAnswer).or(odd.map(|(_, rule)| rule));
             continue;
         };
         let script = case.requests.get(at).map(|request| &request.script);
@@ -51,12 +51,15 @@ fn of_line(script: &Script, difference: &Difference) -> Option<Rule> {
 }
 
 /// A whole request, and what comes after it.
-fn of_request(request: &Request) -> Option<Rule> {
+fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
     let script = &request.script;
     let is_kept_or_new = script.closes_kept;
     match () {
         () if is_kept_or_new => Some(Rule::KeptOrNew),
-        () if request.has_loose_bytes() || declares_less(request) => Some(Rule::LooseBytes),
+        () if request.has_loose_bytes() || declares(request).is_some_and(|length| length < request.body.len()) => Some(Rule::LooseBytes),
+        // What follows at once is taken for the rest of it.
+        () if is_pipelined && declares(request).is_some_and(|length| length > request.body.len()) => Some(Rule::LooseBytes),
+        () if !request.body.is_empty() && (script.is_early || !script.before.is_empty()) => Some(Rule::EarlyAnswer),
         () if has_odd_coding(script) => Some(Rule::Coding),
         () => None,
     }
@@ -68,13 +71,12 @@ fn of_what_was_before(case: &Case, at: usize) -> Option<Rule> {
     (case.is_pipelined && before.script.after != After::Keep).then_some(Rule::KeptOrNew)
 }
 
-/// Whether more stands behind the head than its length says.
-fn declares_less(request: &Request) -> bool {
-    let length = request.lines.iter().find_map(|line| {
+/// How long the body is to be.
+fn declares(request: &Request) -> Option<usize> {
+    request.lines.iter().find_map(|line| {
         let line = String::from_utf8_lossy(line).to_ascii_lowercase();
         line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()
-    });
-    length.is_some_and(|length| length < request.body.len())
+    })
 }
 
 fn head(script: &Script) -> String {

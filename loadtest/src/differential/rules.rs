@@ -113,7 +113,7 @@ impl Rule {
                 "the proxy engine answers the first of several requests at once and closes; the answers to the others are compared with those it gives one after the other"
             }
             Self::CutRequest => "of a request that never came whole, one engine passed on more than the other before it noticed",
-            Self::EarlyAnswer => "of a request that was answered before it was read, one engine passed on more than the other",
+            Self::EarlyAnswer => "of a request that was answered before it was read, one engine passed on more than the other, and closed or kept the connection",
             Self::CutAnswer => "of an answer that broke off, one engine passed on more than the other before it noticed",
             Self::EitherWay => {
                 "the proxy engine alone gives both outcomes when the case is played again, with its bytes cut into the same or other writes, and the candidate gives none that it does not"
