@@ -11,6 +11,7 @@
 //! Streams of HTTP/2 have timers of their own in `door`: there are fewer of them than requests.
 
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Poll, Waker};
@@ -18,6 +19,7 @@ use std::time::Duration;
 
 use cutover_core::time::micros;
 use tokio::sync::watch;
+use tokio::time::sleep;
 
 use super::head::Conn;
 use crate::clock;
@@ -74,9 +76,12 @@ impl Watchdog {
         let mut orders = drains.listen();
         let mut changes = published.changes();
         let mut tidied = clock::mono();
+        // One that goes on while others are heard: changes that come all the time must not put off every look.
+        let mut next = pin!(sleep(self.step()));
         loop {
             tokio::select! {
-                () = tokio::time::sleep(self.step()) => {
+                () = &mut next => {
+                    next.set(sleep(self.step()));
                     let now = clock::mono();
                     self.look(now.as_micros());
                     if now.since(tidied) >= TIDY {
@@ -214,7 +219,6 @@ mod tests {
     use crate::gateway::gate::tests::World;
     use std::future::Future;
     use std::net::{IpAddr, Ipv4Addr};
-    use std::pin::pin;
     use std::sync::atomic::AtomicUsize;
     use std::task::{Context, Wake};
 

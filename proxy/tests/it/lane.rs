@@ -214,6 +214,25 @@ fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes
 }
 
 #[test]
+fn a_get_is_answered_though_every_kept_connection_has_ended_unnoticed() {
+    let proxy = Proxy::start(&rollout("checkout", "100", ""));
+    let unfinished = b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 5\r\n\r\nhel";
+    let mut clients: Vec<RawClient> = (0..3).map(|_| RawClient::connect(proxy.http)).collect();
+    for (at, client) in clients.iter_mut().enumerate() {
+        client.send(unfinished);
+        until("a connection of its own", || (proxy.new.connections() == at + 1).then_some(()));
+    }
+    for client in &mut clients {
+        client.send(b"lo");
+        assert_eq!(client.answer(false).map(|answer| answer.status), Some(200));
+    }
+    // Each closes at its next request, without a byte.
+    proxy.new.behave(crate::harness::Behaviour::CloseKept);
+    assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 200);
+    assert_eq!(proxy.rollout()["new"]["failed"], 0);
+}
+
+#[test]
 fn a_silent_connection_is_closed_after_a_while_and_a_later_head_has_its_own_limit() {
     let backend = RawBackend::start();
     let proxy = start("auto", "keepalive_timeout = \"400ms\"\nheader_timeout = \"600ms\"\n", &backend, "");

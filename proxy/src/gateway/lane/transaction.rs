@@ -22,7 +22,7 @@ use crate::gateway::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Excha
 use crate::gateway::reply::{Reply, wants_html};
 use crate::gateway::scratch::Scratch;
 use crate::gateway::watchdog::Watched;
-use crate::upstream::{Chosen, Connect};
+use crate::upstream::{Chosen, Connect, Server};
 
 /// What becomes of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +50,8 @@ pub(super) struct Transaction<'a> {
     end: End,
     chosen: Option<Chosen>,
     attempts_on_this_side: u8,
+    /// Whether a kept connection has been of no use: others are likely to be.
+    needs_a_fresh_one: bool,
     /// Whether a server has seen something of the request.
     something_sent: bool,
     /// Whether something of the final answer may have been written to the client.
@@ -88,6 +90,7 @@ impl<'a> Transaction<'a> {
             end: End { engine: Engine::Lane, ..End::default() },
             chosen: None,
             attempts_on_this_side: 0,
+            needs_a_fresh_one: false,
             something_sent: false,
             answer_begun: false,
             interim: 0,
@@ -152,7 +155,7 @@ impl<'a> Transaction<'a> {
         self.lane.gate.attempt(&mut self.exchange, server.address(), at);
         self.chosen = Some(chosen);
 
-        let kept = server.pool().take(idle_timeout, !is_safe(self.exchange.method()), at);
+        let kept = if self.needs_a_fresh_one { None } else { server.pool().take(idle_timeout, !is_safe(self.exchange.method()), at) };
         let reused = kept.is_some();
         let mut stream = match kept {
             Some(stream) => stream,
@@ -186,13 +189,8 @@ impl<'a> Transaction<'a> {
         }
         self.answer_begun = true;
         self.end.status = Some(says.status);
-        match self.deliver(client, &mut stream, ahead, response, answer, response_timeout).await {
-            Ok((keeps, is_clean)) => {
-                if is_clean && says.keeps && self.upload.is_over() {
-                    server.pool().put(stream, now());
-                }
-                Ok(Attempt::Answered { keeps })
-            }
+        match self.deliver(client, stream, &server, ahead, response, answer).await {
+            Ok(keeps) => Ok(Attempt::Answered { keeps }),
             Err(broken) => Err(self.broken(broken)),
         }
     }
@@ -239,6 +237,7 @@ impl<'a> Transaction<'a> {
         let failure = self.broken(broken);
         let may_repeat = is_safe(self.exchange.method());
         if may_repeat && is_stale && failure.kind == FailureKind::Reset && failure.blame == Blame::Backend && self.attempts_on_this_side < ATTEMPTS_ON_A_SIDE {
+            self.needs_a_fresh_one = true;
             return Ok(Attempt::Again);
         }
         if failure.blame != Blame::Backend {
@@ -274,6 +273,7 @@ impl<'a> Transaction<'a> {
     fn turn_to_the_other_side(&mut self) {
         self.chosen = None;
         self.attempts_on_this_side = 0;
+        self.needs_a_fresh_one = false;
         self.end.server = None;
         self.watched.conn().stay.over();
     }
@@ -379,16 +379,17 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Writes the answer. Says whether the client's connection is kept, and whether the backend's ends with the answer.
+    /// Writes the answer, and lays the backend's connection down when all of it has been read. Says whether the client's is kept.
     async fn deliver<S: LaneStream>(
         &mut self,
         client: &mut S,
-        stream: &mut TcpStream,
+        stream: TcpStream,
+        server: &Server,
         ahead: &mut Option<Buffer>,
         mut response: Buffer,
         answer: response::Answer,
-        response_timeout: Duration,
-    ) -> Result<(bool, bool), Broken> {
+    ) -> Result<bool, Broken> {
+        let response_timeout = self.exchange.backend().settings().response_timeout;
         let says = answer.says;
         let keeps = self.asked.keeps && self.upload.is_over() && !self.lane.is_closing();
         let in_chunks = says.body == Body::Close;
@@ -399,19 +400,28 @@ impl<'a> Transaction<'a> {
         let mut download = Download::new(Left::new(says.body), in_chunks);
         let begun = download.begin(response.filled_mut(), &mut out);
         drop(response);
+        let is_reusable = says.keeps && self.upload.is_over();
+        // Before the client has the answer, so that its next request finds it.
+        let mut stream = Some(stream);
+        if is_reusable && download.is_read() && !download.has_more && begun.is_ok() {
+            stream.take().into_iter().for_each(|stream| server.pool().put(stream, now()));
+        }
         self.watched.within(self.lane.write);
         let written = write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await;
         drop(out);
         self.end.bytes_out = download.payload;
         written?;
         begun?;
-        if !download.is_read() {
+        if let Some(mut stream) = stream.filter(|_| !download.is_read()) {
             self.watched.within(response_timeout);
-            let relayed = self.relay(client, stream, ahead, &mut download, response_timeout).await;
+            let relayed = self.relay(client, &mut stream, ahead, &mut download, response_timeout).await;
             self.end.bytes_out = download.payload;
             relayed?;
+            if says.keeps && self.upload.is_over() && !download.has_more {
+                server.pool().put(stream, now());
+            }
         }
-        Ok((keeps, !download.has_more))
+        Ok(keeps)
     }
 
     async fn relay<S: LaneStream>(
