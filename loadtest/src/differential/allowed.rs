@@ -61,6 +61,8 @@ fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
         () if is_pipelined && declares(request).is_some_and(|length| length > request.body.len()) => Some(Rule::LooseBytes),
         () if !request.body.is_empty() && (script.is_early || !script.before.is_empty()) => Some(Rule::EarlyAnswer),
         () if has_odd_coding(script) => Some(Rule::Coding),
+        // One engine's client cannot tell where the body ends.
+        () if head(script).lines().any(|line| line.starts_with("content-length") && line.contains(',')) => Some(Rule::Framing),
         () => None,
     }
 }
