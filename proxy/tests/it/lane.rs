@@ -174,6 +174,52 @@ fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slow
 }
 
 #[test]
+fn answers_larger_than_a_buffer_leave_their_connection_to_the_next_request() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "");
+    backend.behave(crate::raw::AtAccept::Read, |talk, _| {
+        talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n")?;
+        talk.say(&[b'x'; 100_000])?;
+        Ok(true)
+    });
+    let mark = backend.mark();
+    let mut client = RawClient::connect(proxy.http);
+    for _ in 0..10 {
+        client.send(get("/evil").as_bytes());
+        assert_eq!(client.answer(false).map(|answer| answer.body.len()), Some(100_000));
+        // Laid down a moment after the last byte was written.
+        until("the connection to rest", || (resting(&proxy) == 1.0).then_some(()));
+    }
+    assert_eq!(backend.since(&mark).len(), 1, "one connection for all");
+}
+
+#[test]
+fn a_client_that_stops_its_upload_under_an_answer_is_no_failure_of_the_backend() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "body_idle_timeout = \"300ms\"\n", &backend, "");
+    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun"), crate::raw::good);
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000\r\n\r\nsome");
+    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((200, Ending::Cut)));
+    until("the end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    assert_eq!((&proxy.rollout()["new"]["failed"], engine_of(&proxy, "/upload").as_str()), (&0.into(), "lane"));
+}
+
+#[test]
+fn a_client_that_leaves_after_its_upload_is_noticed_before_the_backend_is_late() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "");
+    backend.behave(crate::raw::AtAccept::Read, |talk, _| talk.outlast());
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"POST /evil HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 20000\r\n\r\n");
+    client.send(&[b'x'; 20_000]);
+    until("the upload to be there", || (!backend.take_evil().is_empty()).then_some(()));
+    drop(client);
+    until("the request to be over", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    assert_eq!(proxy.rollout()["new"]["failed"], 0);
+}
+
+#[test]
 fn a_client_that_does_not_read_is_cut_and_is_nobodys_failure() {
     let backend = RawBackend::start();
     let proxy = start("auto", "write_timeout = \"300ms\"\n", &backend, "");

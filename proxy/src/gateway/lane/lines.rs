@@ -33,6 +33,8 @@ pub(super) struct Lines {
 
 /// How many a thread keeps.
 const KEPT: usize = 64;
+/// Names of more bytes than that go back to the allocator.
+const LARGEST: usize = 16 << 10;
 
 thread_local! {
     static FREE: RefCell<Vec<Lines>> = const { RefCell::new(Vec::new()) };
@@ -40,7 +42,7 @@ thread_local! {
 
 impl Drop for Lines {
     fn drop(&mut self) {
-        if self.all.capacity() == 0 {
+        if self.all.capacity() == 0 || self.lower.capacity() > LARGEST {
             return;
         }
         let (mut all, mut lower) = (std::mem::take(&mut self.all), std::mem::take(&mut self.lower));

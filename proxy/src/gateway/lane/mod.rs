@@ -202,7 +202,7 @@ impl Lane {
                 After::Close => {
                     // Below TLS there is nothing to say that the end of the connection does not.
                     if watched.conn().tls {
-                        let _ = poll_fn(|cx| Pin::new(&mut *client).poll_shutdown(cx)).await;
+                        end(client, watched, FAREWELL).await;
                     }
                     return Exit::Closed;
                 }
@@ -266,14 +266,19 @@ async fn fills<S: AsyncRead + Unpin>(client: &mut S, buffer: &mut Buffer, watche
     .await
 }
 
-/// Ends our side, and reads what the client still sends for a while: a connection that is closed with bytes unread is reset, and the client may lose its answer.
-async fn linger<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
+/// Ends our side, within this time.
+async fn end<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
     watched.within(most);
     let _ = poll_fn(|cx| match Pin::new(&mut *client).poll_shutdown(cx) {
         Poll::Pending if watched.alarm().is_some() => Poll::Ready(Ok(())),
         polled => polled,
     })
     .await;
+}
+
+/// Ends our side, and reads what the client still sends for a while: a connection that is closed with bytes unread is reset, and the client may lose its answer.
+async fn linger<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
+    end(client, watched, most).await;
     let _ = poll_fn(|cx| {
         loop {
             let mut buffer = Buffer::new(Size::Head);

@@ -3,6 +3,7 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use cutover_core::{FailureKind, Mono};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -103,7 +104,7 @@ impl Upload {
 
     /// Whether the backend has all of it.
     pub(super) fn is_over(&self) -> bool {
-        self.left == 0 && self.buffer.is_none()
+        self.left == 0 && self.buffer.is_none() && !self.is_refused
     }
 
     /// Whether there is nothing more to do for it.
@@ -111,26 +112,50 @@ impl Upload {
         self.is_over() || self.is_refused
     }
 
+    /// Whether the client has sent all of it: what comes now is something else.
+    pub(super) fn is_read(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The backend takes no more of it; it may have answered before.
+    pub(super) fn refuse(&mut self) {
+        self.is_refused = true;
+        self.buffer = None;
+    }
+
+    /// Another attempt begins, at which the same bytes are sent.
+    pub(super) fn begin_again(&mut self) {
+        self.is_refused = false;
+    }
+
     /// Whether the client is waited for, and not the backend.
     pub(super) fn waits_for_the_client(&self) -> bool {
         self.buffer.is_none() && !self.is_done()
     }
 
-    /// Moves what can be moved. Says when all is with the backend.
-    pub(super) fn poll<S: AsyncRead + Unpin>(&mut self, client: &mut S, backend: &mut TcpStream, lane: &Lane, watched: &Watched, cx: &mut Context<'_>) -> Poll<Result<(), Broken>> {
+    /// Moves what can be moved. Says when all is with the backend. Whoever is waited for has its time, a backend `patience`, unless `None`: then the answer that is under way says how long anybody waits.
+    pub(super) fn poll<S: AsyncRead + Unpin>(
+        &mut self,
+        client: &mut S,
+        backend: &mut TcpStream,
+        (lane, watched): (&Lane, &Watched),
+        patience: Option<Duration>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
         loop {
             if let Some(buffer) = &mut self.buffer {
                 match poll_drain(buffer, backend, cx) {
                     Poll::Pending => return Poll::Pending,
+                    // Its answer, if there is one, is heard first.
                     Poll::Ready(Err(_)) => {
-                        // It may have answered before: that is heard first.
-                        self.is_refused = true;
-                        self.buffer = None;
+                        self.refuse();
                         return Poll::Pending;
                     }
                     Poll::Ready(Ok(())) => self.buffer = None,
                 }
-                watched.within(lane.body_idle);
+                if patience.is_some() {
+                    watched.within(lane.body_idle);
+                }
             }
             if self.left == 0 {
                 return Poll::Ready(Ok(()));
@@ -145,6 +170,9 @@ impl Upload {
                         return Poll::Ready(Err(Broken::ClientSlow));
                     }
                     self.buffer = Some(buffer);
+                    if let Some(patience) = patience {
+                        watched.within(patience);
+                    }
                 }
                 Poll::Ready(_) => return Poll::Ready(Err(Broken::ClientGone)),
             }
@@ -213,14 +241,18 @@ impl Download {
         }
     }
 
-    /// Moves what can be moved. Says when the client has all of it.
+    /// Whether the client is waited for, and not the backend.
+    pub(super) fn waits_for_the_client(&self) -> bool {
+        self.buffer.is_some()
+    }
+
+    /// Moves what can be moved. Says when the client has all of it. `late` is who is to blame if the backend says nothing in time.
     pub(super) fn poll<S: LaneStream>(
         &mut self,
         backend: &mut TcpStream,
         client: &mut S,
-        lane: &Lane,
-        watched: &Watched,
-        patience: std::time::Duration,
+        (lane, watched): (&Lane, &Watched),
+        (patience, late): (Duration, Broken),
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), Broken>> {
         loop {
@@ -243,13 +275,12 @@ impl Download {
             if self.in_chunks {
                 buffer.begin_at(CHUNK_HEAD);
             }
-            let most = self.left.most().min(Size::Body.bytes() - CHUNK_HEAD - CHUNK_TAIL - LAST_CHUNK.len());
-            match buffer.poll_fill(backend, most, cx) {
+            match buffer.poll_fill(backend, Size::Body.bytes() - CHUNK_HEAD - CHUNK_TAIL - LAST_CHUNK.len(), cx) {
                 Poll::Pending => {
                     // What was written must not wait for what comes.
                     return match Pin::new(&mut *client).poll_flush(cx) {
                         Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
-                        Poll::Ready(Ok(())) | Poll::Pending => pending(watched, Broken::Backend(FailureKind::Timeout)),
+                        Poll::Ready(Ok(())) | Poll::Pending => pending(watched, late),
                     };
                 }
                 Poll::Ready(Ok(0)) if matches!(self.left, Left::Close) => {

@@ -115,8 +115,14 @@ impl<'a> Transaction<'a> {
                 Err(failure) => break self.fail(client, failure).await,
             }
         };
-        self.watched.conn().stay.over();
+        self.leave();
         after
+    }
+
+    /// It is nowhere in particular any more; an order to leave that came meanwhile was for what has ended.
+    fn leave(&self) {
+        self.watched.conn().stay.over();
+        self.watched.conn().heard();
     }
 
     /// It is over, however it was.
@@ -128,7 +134,7 @@ impl<'a> Transaction<'a> {
     fn after_answer(&self, keeps: bool, has_more: bool) -> After {
         if keeps {
             After::Keep
-        } else if !self.upload.is_over() {
+        } else if self.asked.body > 0 && !self.upload.is_over() {
             After::Linger(self.lane.body_idle)
         } else if self.asked.keeps || has_more {
             After::Linger(FAREWELL)
@@ -154,8 +160,9 @@ impl<'a> Transaction<'a> {
         self.attempts_on_this_side += 1;
         self.lane.gate.attempt(&mut self.exchange, server.address(), at);
         self.chosen = Some(chosen);
+        self.upload.begin_again();
 
-        let kept = if self.needs_a_fresh_one { None } else { server.pool().take(idle_timeout, !is_safe(self.exchange.method()), at) };
+        let kept = if self.needs_a_fresh_one { None } else { server.pool().take(idle_timeout, at) };
         let reused = kept.is_some();
         let mut stream = match kept {
             Some(stream) => stream,
@@ -275,7 +282,7 @@ impl<'a> Transaction<'a> {
         self.attempts_on_this_side = 0;
         self.needs_a_fresh_one = false;
         self.end.server = None;
-        self.watched.conn().stay.over();
+        self.leave();
     }
 
     /// Sends the request, and reads the first bytes of an answer. An error says whether nothing of one had come.
@@ -296,12 +303,11 @@ impl<'a> Transaction<'a> {
             Ok(()) if self.upload.is_over() => self.sent(),
             Ok(()) => self.watched.within(self.lane.body_idle),
             // It may have answered before it closed.
-            Err(broken) if broken == reset => {}
+            Err(broken) if broken == reset => self.upload.refuse(),
             Err(broken) => return Err((broken, true)),
         }
         let mut response = Buffer::new(Size::Head);
-        let was_written = written.is_ok();
-        match self.fill(client, stream, ahead, &mut response, response_timeout, was_written).await {
+        match self.fill(client, stream, ahead, &mut response, response_timeout).await {
             Ok(()) => Ok(response),
             Err(broken) => Err((broken, true)),
         }
@@ -321,12 +327,11 @@ impl<'a> Transaction<'a> {
         ahead: &mut Option<Buffer>,
         response: &mut Buffer,
         response_timeout: Duration,
-        uploads: bool,
     ) -> Result<(), Broken> {
         poll_fn(|cx| {
             let mut late = Broken::Backend(FailureKind::Timeout);
-            if uploads && !self.upload.is_done() {
-                match self.upload.poll(client, stream, self.lane, self.watched, cx) {
+            if !self.upload.is_done() {
+                match self.upload.poll(client, stream, (self.lane, self.watched), Some(response_timeout), cx) {
                     Poll::Ready(Ok(())) => {
                         self.sent();
                         self.watched.within(response_timeout);
@@ -335,7 +340,12 @@ impl<'a> Transaction<'a> {
                     Poll::Pending if self.upload.waits_for_the_client() => late = Broken::ClientSlow,
                     Poll::Pending => {}
                 }
-            } else if let Err(gone) = poll_client(client, ahead, cx) {
+            }
+            // As long as it has some of the body to send it is heard there, or not at all.
+            if self.upload.is_done()
+                && self.upload.is_read()
+                && let Err(gone) = poll_client(client, ahead, cx)
+            {
                 return Poll::Ready(Err(gone));
             }
             match response.poll_fill(stream, usize::MAX, cx) {
@@ -366,6 +376,7 @@ impl<'a> Transaction<'a> {
                     answer.write_interim(response.filled(), &mut out);
                     response.consume(answer.says.head);
                     drop(answer);
+                    self.watched.within(self.lane.write);
                     write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await?;
                     if !response.is_empty() {
                         continue;
@@ -375,7 +386,7 @@ impl<'a> Transaction<'a> {
                 Some(_) | None => return Err(Broken::Backend(FailureKind::Protocol)),
             }
             self.watched.within(response_timeout);
-            self.fill(client, stream, ahead, response, response_timeout, true).await?;
+            self.fill(client, stream, ahead, response, response_timeout).await?;
         }
     }
 
@@ -433,13 +444,21 @@ impl<'a> Transaction<'a> {
         response_timeout: Duration,
     ) -> Result<(), Broken> {
         poll_fn(|cx| {
-            if self.upload.is_done() {
-                poll_client(client, ahead, cx)?;
-            } else if let Poll::Ready(uploaded) = self.upload.poll(client, stream, self.lane, self.watched, cx) {
+            if !self.upload.is_done()
+                && let Poll::Ready(uploaded) = self.upload.poll(client, stream, (self.lane, self.watched), None, cx)
+            {
                 uploaded?;
                 self.sent();
+                if !download.waits_for_the_client() {
+                    self.watched.within(response_timeout);
+                }
             }
-            download.poll(stream, client, self.lane, self.watched, response_timeout, cx)
+            if self.upload.is_done() && self.upload.is_read() {
+                poll_client(client, ahead, cx)?;
+            }
+            // A backend may wait for the rest of an upload before it goes on.
+            let late = if self.upload.waits_for_the_client() { Broken::ClientSlow } else { Broken::Backend(FailureKind::Timeout) };
+            download.poll(stream, client, (self.lane, self.watched), (response_timeout, late), cx)
         })
         .await
     }
@@ -471,7 +490,7 @@ impl<'a> Transaction<'a> {
         }
         self.end.status = Some(reply.status.as_u16());
         self.end.bytes_out = if *self.exchange.method() == Method::HEAD { 0 } else { body.len() as u64 };
-        if keeps { After::Keep } else { After::Linger(self.lane.body_idle) }
+        self.after_answer(keeps, false)
     }
 }
 
