@@ -38,7 +38,9 @@ fn without_a_guard_section_a_broken_backend_costs_a_handful_of_answers() {
     until("the drop", || (proxy.rollout()["phase"] == "rolled_back").then_some(()));
     let failed = load.end();
     let sentence = proxy.rollout()["latch"]["sentence"].as_str().unwrap().to_owned();
-    assert!(sentence.starts_with("new failed ") && sentence.contains(" users in ") && sentence.contains("a healthy backend would do this once in 30 days"), "{sentence}");
+    // Where the judge wakes up late, twenty in a row have said it before the evidence is weighed.
+    let is_weighed = sentence.contains(" users in ") && sentence.contains("a healthy backend would do this once in 30 days");
+    assert!(sentence.starts_with("new failed ") && (is_weighed || sentence.contains(" times in a row")), "{sentence}");
     // Eight or so decide; the rest is what a busy machine lets through before the judge wakes up.
     assert!(failed.len() <= 200, "{} bad answers: {sentence}", failed.len());
     let history = proxy.admin_ask("GET", "/api/v1/history", &[], b"").json();
