@@ -332,6 +332,8 @@ impl Door {
             session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
             let Some(Some(reused)) = self.attended(self.proxy.process_new_http(session, &self.closing), &watched).await else { return };
             (stream, _) = reused.consume();
+            // An order to leave was for the request that is over.
+            watched.conn().heard();
             watched.within(self.keepalive_timeout);
         }
     }
