@@ -407,7 +407,7 @@ def check_broken(world, report, _):
         "an unclosed string": good.replace('id = "checkout"', 'id = "checkout'),
         "no rollouts": good.split("[[rollout]]")[0],
         "two rollouts with one id": good + "[[rollout]]" + good.split("[[rollout]]")[1],
-        "not supported yet": good.replace("[listen]", '[listen]\nengine = "auto"'),
+        "not supported yet": good + '\n[[notify]]\nurl = "https://hooks.example/"\n',
         "binary": "\x00\x01\x02",
     }
     for name, text in kinds.items():
