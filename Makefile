@@ -33,7 +33,7 @@ test: packages lint unit doc ## everything: format, lints, tests, documents, dem
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
 	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short --engine proxy --only bodies streaming changes dead"
 	$(MAKE) --no-print-directory eyes CUTOVER=target/debug/cutover ARGS="--short"
-	target/debug/cutover-loadtest differential --cutover target/debug/cutover --cases 1500
+	target/debug/cutover-loadtest differential --cutover target/debug/cutover --cases 600
 	$(MAKE) --no-print-directory scenarios CUTOVER=target/debug/cutover
 	$(MAKE) --no-print-directory instruction-limits
 	target/debug/cutover-loadtest peers --short --cutover target/debug/cutover --minipingora target/debug/minipingora >/dev/null
