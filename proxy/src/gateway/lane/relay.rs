@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use cutover_core::{FailureKind, Mono};
+use cutover_core::FailureKind;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
@@ -24,7 +24,7 @@ pub(super) enum Broken {
     ClientGone,
     /// The client was too slow.
     ClientSlow,
-    /// The backend failed so. Whether a byte of its answer had come is `Reset`'s to say.
+    /// The backend failed so.
     Backend(FailureKind),
     /// It was sent away.
     SentAway,
@@ -349,11 +349,6 @@ pub(super) fn poll_client<S: AsyncRead + Unpin>(client: &mut S, ahead: &mut Opti
         *ahead = Some(buffer);
     }
     if is_gone { Err(Broken::ClientGone) } else { Ok(()) }
-}
-
-/// The time, where a whole upload ends.
-pub(super) fn now() -> Mono {
-    clock::mono()
 }
 
 #[cfg(test)]

@@ -12,10 +12,11 @@ use http::Method;
 use tokio::net::TcpStream;
 
 use super::framing::{Body, Left};
-use super::relay::{Broken, Download, Upload, now, pending, poll_client, write_all};
+use super::relay::{Broken, Download, Upload, pending, poll_client, write_all};
 use super::request::{Asked, Parsed, Request};
 use super::response::{self, Sending};
 use super::{FAREWELL, Lane, LaneStream, date};
+use crate::clock::mono as now;
 use crate::drain::Ended;
 use crate::gateway::buffer::{Buffer, Size};
 use crate::gateway::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Exchange, Failure, MAX_INTERIM, Sent, is_safe};
@@ -180,7 +181,7 @@ impl<'a> Transaction<'a> {
 
         let mut response = match self.ask(client, &mut stream, ahead, response_timeout).await {
             Ok(response) => response,
-            Err((broken, nothing_came)) => return self.unanswered(broken, reused && nothing_came),
+            Err(broken) => return self.unanswered(broken, reused),
         };
         let answer = match self.final_answer(client, &mut stream, ahead, &mut response, response_timeout).await {
             Ok(answer) => answer,
@@ -285,8 +286,8 @@ impl<'a> Transaction<'a> {
         self.leave();
     }
 
-    /// Sends the request, and reads the first bytes of an answer. An error says whether nothing of one had come.
-    async fn ask<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, ahead: &mut Option<Buffer>, response_timeout: Duration) -> Result<Buffer, (Broken, bool)> {
+    /// Sends the request, and reads the first bytes of an answer. After an error not a byte of one has come.
+    async fn ask<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, ahead: &mut Option<Buffer>, response_timeout: Duration) -> Result<Buffer, Broken> {
         let mut out = Scratch::new();
         let head = self.request.of(self.came.filled());
         head.write(&mut out, |splice| {
@@ -304,13 +305,11 @@ impl<'a> Transaction<'a> {
             Ok(()) => self.watched.within(self.lane.body_idle),
             // It may have answered before it closed.
             Err(broken) if broken == reset => self.upload.refuse(),
-            Err(broken) => return Err((broken, true)),
+            Err(broken) => return Err(broken),
         }
         let mut response = Buffer::new(Size::Head);
-        match self.fill(client, stream, ahead, &mut response, response_timeout).await {
-            Ok(()) => Ok(response),
-            Err(broken) => Err((broken, true)),
-        }
+        self.fill(client, stream, ahead, &mut response, response_timeout).await?;
+        Ok(response)
     }
 
     fn sent(&mut self) {
