@@ -11,7 +11,6 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::os::fd::IntoRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -22,13 +21,8 @@ use std::time::Duration;
 use cutover_config::{Engine, Settings};
 use cutover_core::plane::Restored;
 use cutover_core::{Actor, ControlPlane, Event};
-use pingora::listeners::ListenerConfig;
-use pingora::listeners::tls::Acceptor;
-use pingora::protocols::l4::stream::L4BufferSettings;
+use pingora::listeners::tls::Acceptor as TlsAcceptor;
 use pingora::server::configuration::ServerConf;
-use pingora::server::{Fds, ListenFds};
-use pingora::services::Service as _;
-use pingora::services::listening::Service;
 use tokio::sync::watch;
 
 use crate::access_log::{AccessLog, Out, Reopener};
@@ -40,6 +34,7 @@ use crate::control::Control;
 use crate::control_handle::ControlHandle;
 use crate::disk::{self, Disk, Ownership};
 use crate::drain::Drains;
+use crate::gateway::acceptor::Acceptor;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
 use crate::gateway::door::{self, Connections, Door, Ending, Entrance};
 use crate::gateway::gate::{Gate, Limits};
@@ -60,17 +55,10 @@ use crate::watch::{self as file_watch, WatchHandle};
 
 /// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the cost of a request.
 const POOL_PER_THREAD: usize = 1_024;
-/// Read buffer of a client connection in bytes: every idle client would pin it, and whoever reads has one.
-const READ_BUFFER: usize = 0;
-/// Write buffer of a client connection in bytes: pingora's default.
-const WRITE_BUFFER: usize = 1_460;
 /// How long WebSockets may take to end when the process does.
 const FAREWELL: Duration = Duration::from_millis(1_500);
 /// How often a stopping process looks whether it is idle.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
-/// For how long there must have been no connection until there will be none: between being accepted and being counted lies a task that has to get its turn.
-const SETTLED: Duration = Duration::from_millis(250);
-
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -319,16 +307,19 @@ impl Start {
         let watchdog = Arc::new(Watchdog::new(&published.load()));
         runtime.spawn(Arc::clone(&watchdog).work(Arc::clone(&published), drains.clone(), ending.dismissed.subscribe()));
         let shared = door::Shared { proxy, lane, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
-        let door = |entrance| Door::new(&shared, entrance, &settings.listen);
-        let mut services = vec![(listening(door(Entrance::Plain { h2c: settings.listen.h2c }), &http), hand_over(&http_sockets, &http)?)];
+        let mut doors = 0;
+        let mut open = |entrance, sockets: &[Socket]| -> io::Result<()> {
+            let door = Arc::new(Door::new(&shared, entrance, &settings.listen));
+            let _inside = runtime.enter();
+            for socket in sockets {
+                runtime.spawn(Acceptor::new(socket.again()?.listener)?.work(Arc::clone(&door), accepting.clone()));
+                doors += 1;
+            }
+            Ok(())
+        };
+        open(Entrance::Plain { h2c: settings.listen.h2c }, &http_sockets)?;
         if !https.is_empty() {
-            let acceptor = Acceptor::from_server_config(Arc::new(certificates.server_config()?));
-            services.push((listening(door(Entrance::Tls(acceptor)), &https), hand_over(&https_sockets, &https)?));
-        }
-        let doors = services.len();
-        for (mut service, fds) in services {
-            let accepting = accepting.clone();
-            runtime.spawn(async move { service.start_service(Some(fds), accepting, 1).await });
+            open(Entrance::Tls(TlsAcceptor::from_server_config(Arc::new(certificates.server_config()?))), &https_sockets)?;
         }
 
         let ready: Arc<Readiness> = Arc::default();
@@ -399,14 +390,8 @@ impl Running {
         self.ready.fall();
         self.ending.closing.send_replace(true);
         self.stop_listening();
-        let nobody_since = std::cell::Cell::new(None);
-        let has_nobody = || {
-            // Who has been accepted a moment ago may not be counted yet.
-            let nobody = self.connections.open() == 0 && self.ending.closed_doors.load(Ordering::Acquire) == self.doors;
-            let since = nobody.then(|| nobody_since.get().unwrap_or_else(clock::mono));
-            nobody_since.set(since);
-            since.is_some_and(|since| clock::mono().since(since) >= SETTLED)
-        };
+        // In this order: who has been accepted is counted before its door is closed.
+        let has_nobody = || self.ending.closed_doors.load(Ordering::Acquire) == self.doors && self.connections.open() == 0;
         let hurried = wait(grace, &hurry, has_nobody);
         self.ending.dismissed.send_replace(true);
         if !hurried {
@@ -511,27 +496,6 @@ fn open_state(directory: &Path) -> io::Result<(Ownership, Restored)> {
 /// The socket for an address of the file, given or bound.
 fn socket(given: &mut Given, purpose: Purpose, address: SocketAddr) -> Result<Socket, StartError> {
     given.take(purpose, address).map_err(|error| StartError::Bind { address, key: purpose.key(), error })
-}
-
-/// The listening service of one kind of port, with its door.
-fn listening(door: Door, addresses: &[SocketAddr]) -> Service<Door> {
-    let mut service = Service::new("cutover".to_owned(), door);
-    for address in addresses {
-        let buffers = L4BufferSettings::default().read(READ_BUFFER).write(WRITE_BUFFER);
-        service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(buffers));
-    }
-    service
-}
-
-/// Hands bound sockets to pingora under the names it will ask for.
-fn hand_over(sockets: &[Socket], addresses: &[SocketAddr]) -> io::Result<ListenFds> {
-    let mut fds = Fds::new();
-    for (socket, address) in sockets.iter().zip(addresses) {
-        let listener = socket.again()?.listener;
-        listener.set_nonblocking(true)?;
-        fds.add(address.to_string(), listener.into_raw_fd());
-    }
-    Ok(Arc::new(parking_lot::Mutex::new(fds)))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use cutover_core::histogram::{COUNTERS, OCTAVE, OCTAVES, index_of};
 use cutover_core::outcome::{CODE_CLASSES, code_class};
 use cutover_core::window::Totals;
-use cutover_core::witness::tick_of;
+use cutover_core::witness::{LastCrowd, tick_of};
 use cutover_core::{Class, Counted, Crowd, Ending, FailureKind, Mono, Observed, Outcome, PerSide, Reason, Side, Waited, Watch, Who, Witness};
 use tokio::sync::Notify;
 
@@ -472,7 +472,7 @@ struct Slot {
     started: PerSide<u64>,
     finished: PerSide<u64>,
     waits: PerSide<Waits>,
-    crowd: Crowd,
+    crowd: LastCrowd,
     ration: Ration,
 }
 
@@ -608,12 +608,12 @@ impl Reader {
     pub fn look(&mut self, slot: usize, now: Mono, aged: Option<Range<u64>>) -> Look {
         let watch = self.registry.watch(slot);
         let known = self.slots.get_mut(slot);
-        // Once a second, and not for all slots at once. While there are few, how many matters to who may trip a rule: then at every look.
+        // Once a second, and not for all slots at once.
         let is_due = aged.is_some() && (tick_of(now) as usize + slot).is_multiple_of(4);
-        let crowd = (is_due || known.as_ref().is_some_and(|slot| slot.crowd.is_small())).then(|| watch.crowd(now));
-        if let (Some(slot), Some(crowd)) = (known, crowd) {
-            slot.crowd = crowd;
-        }
+        let crowd = match known {
+            Some(slot) => slot.crowd.look(&watch, is_due, now),
+            None => is_due.then(|| watch.crowd(now)),
+        };
         Look {
             streaks: watch.streaks(),
             witnesses: watch.drain(),

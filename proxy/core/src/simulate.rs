@@ -18,7 +18,7 @@ use crate::side::{PerSide, Side};
 use crate::split::{Ask, Split, UserKey, decide};
 use crate::time::{Mono, Now, Wall, micros};
 use crate::window::Totals;
-use crate::witness::{Crowd, TICK, Watch, Who, tick_of};
+use crate::witness::{LastCrowd, TICK, Watch, Who, tick_of};
 
 /// At most one look between ticks in this time.
 pub const WAKE_PAUSE: Duration = Duration::from_millis(2);
@@ -195,7 +195,7 @@ pub struct World {
     started: VecDeque<PerSide<u64>>,
     hang_ticks: Option<usize>,
     noise: Vec<Noise>,
-    crowd: Crowd,
+    crowd: LastCrowd,
     on_new: (u64, u64),
     tripped: Option<(Mono, (u64, u64))>,
 }
@@ -228,7 +228,7 @@ impl World {
             started: VecDeque::new(),
             hang_ticks,
             noise: Vec::new(),
-            crowd: Crowd::default(),
+            crowd: LastCrowd::default(),
             on_new: (0, 0),
             tripped: None,
             chance,
@@ -462,8 +462,7 @@ impl World {
         let available = PerSide::from_fn(|side| !is_down(side));
         let waited = if is_tick { self.waited() } else { PerSide::default() };
         let is_due = is_tick && tick_of(self.now.mono).is_multiple_of(4);
-        let crowd = (is_due || self.crowd.is_small()).then(|| self.watch.crowd(self.now.mono));
-        self.crowd = crowd.unwrap_or(self.crowd);
+        let crowd = self.crowd.look(&self.watch, is_due, self.now.mono);
         let totals = std::mem::take(&mut self.totals);
         let observed = [Observed { totals: &totals[0], streaks: self.watch.streaks(), available, waited, witnesses: &witnesses, crowd }];
         let event = if is_tick { Event::Tick(&observed) } else { Event::Failure(&observed) };

@@ -151,6 +151,26 @@ impl Crowd {
     }
 }
 
+/// What a crowd was when it was counted last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LastCrowd {
+    crowd: Crowd,
+    newcomers: u32,
+}
+
+impl LastCrowd {
+    /// Counts once more if that `is_due`; and while there are few, for then how many matters to who may trip a rule, as soon as somebody has come.
+    pub fn look(&mut self, watch: &Watch, is_due: bool, now: Mono) -> Option<Crowd> {
+        // Read before the tables: whoever comes meanwhile is counted now or at the next look.
+        let newcomers = watch.newcomers.load(Ordering::Acquire);
+        if is_due || self.crowd.is_small() && newcomers != self.newcomers {
+            *self = Self { crowd: watch.crowd(now), newcomers };
+            return Some(self.crowd);
+        }
+        None
+    }
+}
+
 /// What the control plane wants to be watched in one rollout. Written by it alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aims {
@@ -188,6 +208,8 @@ pub struct Watch {
     /// The tick after the last one in which somebody was seen on new, and what it was when a look at the tables found them empty: a rollout that rests is not looked through again and again.
     newest: AtomicU32,
     empty_at: AtomicU32,
+    /// How often somebody came to new who had not been there lately. Whoever looks sees by it whether there is anybody to count.
+    newcomers: AtomicU32,
     witnesses: Mutex<Vec<Witness>>,
     kept: [AtomicU32; Class::COUNT],
 }
@@ -223,6 +245,7 @@ impl Default for Watch {
             networks: stamps(NETWORKS),
             newest: AtomicU32::default(),
             empty_at: AtomicU32::default(),
+            newcomers: AtomicU32::default(),
             witnesses: Mutex::default(),
             kept: Default::default(),
         };
@@ -246,10 +269,16 @@ impl Watch {
         let mut counted = Counted::default();
         let now = stamp_of(at);
         let seen = &sheet.seen[who.user as usize % USERS];
-        if seen.load(Ordering::Relaxed) != now {
+        let was = seen.load(Ordering::Relaxed);
+        if was != now {
             seen.store(now, Ordering::Relaxed);
             if side == Side::New {
-                self.networks[who.network as usize % NETWORKS].store(now, Ordering::Relaxed);
+                let network = &self.networks[who.network as usize % NETWORKS];
+                let network_was = network.load(Ordering::Relaxed);
+                network.store(now, Ordering::Relaxed);
+                if !is_recent(was, now) || !is_recent(network_was, now) {
+                    self.newcomers.fetch_add(1, Ordering::Release);
+                }
                 let tick = (tick_of(at) as u32).wrapping_add(1);
                 if self.newest.load(Ordering::Relaxed) < tick {
                     self.newest.store(tick, Ordering::Relaxed);
@@ -367,7 +396,7 @@ impl Watch {
         std::mem::take(&mut *self.witnesses.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Counts whom new has served lately. Looks through two tables, so for once a second and not for each tick, unless nobody came since they were found empty.
+    /// Counts whom new has served lately. Looks through two tables, so for once a second and not for each tick, unless nobody came since they were found empty: see [`LastCrowd`].
     pub fn crowd(&self, now: Mono) -> Crowd {
         let newest = self.newest.load(Ordering::Relaxed);
         if newest == self.empty_at.load(Ordering::Relaxed) {
@@ -378,11 +407,9 @@ impl Watch {
             let (mut in_10s, mut in_60s) = (0usize, 0usize);
             for cell in cells {
                 let stamp = cell.load(Ordering::Relaxed);
-                let age = now.wrapping_sub(stamp);
-                // Requests are stamped with a time just before they end, and other threads go on: a stamp may be ahead of this look.
-                let is_seen = stamp != 0 && !(6 * PERIOD_TICKS + 1..65_000).contains(&age);
+                let is_seen = is_within(stamp, now, 6 * PERIOD_TICKS);
                 in_60s += usize::from(is_seen);
-                in_10s += usize::from(is_seen && !(PERIOD_TICKS + 1..65_000).contains(&age));
+                in_10s += usize::from(is_recent(stamp, now));
                 if stamp != 0 && !is_seen {
                     // Cleared before sixteen bits of ticks come round and make it look young.
                     let _ = cell.compare_exchange(stamp, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -403,6 +430,16 @@ impl Watch {
 /// A tick as the tables keep it. Zero is "never".
 fn stamp_of(at: Mono) -> u16 {
     (tick_of(at) as u16).max(1)
+}
+
+/// Whether a cell of a table was stamped in the last [`USER_PERIOD`].
+fn is_recent(stamp: u16, now: u16) -> bool {
+    is_within(stamp, now, PERIOD_TICKS)
+}
+
+/// Whether a cell was stamped in the last so many ticks. Requests are stamped with a time just before they end, and other threads go on: a stamp may be ahead of a look.
+fn is_within(stamp: u16, now: u16, ticks: u16) -> bool {
+    stamp != 0 && !(ticks + 1..65_000).contains(&now.wrapping_sub(stamp))
 }
 
 /// The tick that a moment lies in.
@@ -514,6 +551,29 @@ mod tests {
         assert_eq!(counted.indexes().collect::<Vec<_>>(), [Class::Slow(0).index(), Class::Slow(3).index()]);
         assert_eq!(watch.see(Side::New, &success(100), user(2), "/", at(1)).indexes().count(), 0, "at the limit is not above it");
         assert_eq!(watch.see(Side::Legacy, &success(180), user(1), "/", at(1)).indexes().count(), 0, "limits are those of a side");
+    }
+
+    #[test]
+    fn a_crowd_is_counted_again_when_it_is_due_or_somebody_has_come() {
+        let (watch, mut last) = (Watch::default(), LastCrowd::default());
+        assert_eq!(last.look(&watch, false, at(1_000)), None, "nobody has come");
+        for number in 0..3 {
+            watch.see(Side::New, &failure(), user(number * 4), "/", at(1_000));
+        }
+        let users = |crowd: Option<Crowd>| crowd.map(|crowd| crowd.users_10s.round());
+        assert_eq!(users(last.look(&watch, false, at(1_001))), Some(3.0));
+        watch.see(Side::New, &failure(), user(0), "/", at(1_500));
+        watch.see(Side::Legacy, &failure(), user(40), "/", at(1_500));
+        assert_eq!(last.look(&watch, false, at(1_501)), None, "all of them were there");
+        assert_eq!(users(last.look(&watch, true, at(1_502))), Some(3.0));
+        watch.see(Side::New, &failure(), user(0), "/", at(30_000));
+        assert_eq!(users(last.look(&watch, false, at(30_001))), Some(1.0), "one has come back");
+        for number in 0..40 {
+            watch.see(Side::New, &failure(), user(number * 4), "/", at(31_000));
+        }
+        assert!(last.look(&watch, false, at(31_001)).is_some_and(|crowd| !crowd.is_small()));
+        watch.see(Side::New, &failure(), user(400), "/", at(31_002));
+        assert_eq!(last.look(&watch, false, at(31_003)), None, "one more among many is counted in its time");
     }
 
     #[test]

@@ -8,27 +8,27 @@
 //! TLS handshakes and the choice between HTTP/1.1 and HTTP/2 are made here, too, within `header_timeout`: pingora would wait a minute for the one and for ever for the other.
 
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use bytes::BytesMut;
-use pingora::apps::{HttpServerApp, ServerApp};
+use pingora::apps::HttpServerApp;
 use pingora::listeners::ALPN;
 use pingora::listeners::tls::Acceptor;
 use pingora::protocols::http::ServerSession;
 use pingora::protocols::http::v2::server::{self as h2_server, H2Accept, HttpSession as H2Session};
-use pingora::protocols::l4::stream::Stream as Socket;
 use pingora::protocols::{Digest, Stream};
 use pingora::proxy::HttpProxy;
-use pingora::server::ShutdownWatch;
 use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
+use super::client::{Client, Lent};
 use super::gate::is_trusted;
 use super::head::Conn;
 use super::lane::{Declines, Exit, Lane, begins};
@@ -159,31 +159,35 @@ impl Door {
     }
 }
 
-#[async_trait]
-impl ServerApp for Door {
-    async fn process_new(self: &Arc<Self>, stream: Stream, _: &ShutdownWatch) -> Option<Stream> {
-        let open = self.connections.enter(self.max_connections)?;
-        let peer = stream.get_socket_digest().and_then(|digest| digest.peer_addr().and_then(|address| address.as_inet().map(std::net::SocketAddr::ip)))?;
+impl Door {
+    /// A client comes in, unless there are too many.
+    pub fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
+        let Some(open) = self.connections.enter(self.max_connections) else { return };
         let is_tls = matches!(self.entrance, Entrance::Tls(_));
         let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical()), is_tls));
-        let (stream, speaks) = match &self.entrance {
-            Entrance::Plain { h2c: false } => (stream, Speaks::Http1),
-            Entrance::Plain { h2c: true } | Entrance::Tls(_) => tokio::time::timeout(self.header_timeout, Box::pin(self.greet(stream))).await.ok().flatten()?,
-        };
-        match speaks {
-            // A task of its own: pingora's has room for handshakes, which it would keep for as long as the connection.
-            Speaks::Http1 => drop(tokio::spawn(Arc::clone(self).serve_http1(stream, conn, open))),
-            Speaks::Http2 => Box::pin(self.serve_http2(stream, conn)).await,
+        match self.entrance {
+            Entrance::Plain { h2c: false } => drop(tokio::spawn(Arc::clone(self).serve_http1(Client::Bare(socket), conn, open))),
+            Entrance::Plain { h2c: true } | Entrance::Tls(_) => drop(tokio::spawn(Arc::clone(self).serve_greeted(socket, conn, open))),
         }
-        None
     }
 
-    /// Called when nobody is accepted any more.
-    async fn cleanup(&self) {
+    /// Called when a socket of this door accepts nobody any more.
+    pub async fn closed(&self) {
         self.ending.closed_doors.fetch_add(1, Ordering::Release);
         // A sender that is gone is the end of the process.
         let _ = self.ending.dismissed.subscribe().wait_for(|dismissed| *dismissed).await;
         self.proxy.http_cleanup().await;
+    }
+
+    /// One connection whose protocol has to be learned first.
+    async fn serve_greeted(self: Arc<Self>, socket: TcpStream, conn: Arc<Conn>, open: OpenConnection) {
+        let greeting = tokio::time::timeout(self.header_timeout, Box::pin(self.greet(socket))).await;
+        match greeting.ok().flatten() {
+            None => {}
+            // A task of its own, for as long as the connection: this one has room for the greeting.
+            Some((client, Speaks::Http1)) => drop(tokio::spawn(self.serve_http1(client, conn, open))),
+            Some((client, Speaks::Http2)) => Box::pin(self.serve_http2(client.lend(), conn)).await,
+        }
     }
 }
 
@@ -197,18 +201,21 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Door {
     /// The TLS handshake, or a look at the first bytes.
-    async fn greet(&self, stream: Stream) -> Option<(Stream, Speaks)> {
-        let mut socket = stream.into_any().downcast::<Socket>().ok()?;
+    async fn greet(&self, mut socket: TcpStream) -> Option<(Client, Speaks)> {
         match &self.entrance {
             Entrance::Tls(acceptor) => {
                 // Scanners and clients that do not like our certificate are everyday life, and no line in the log.
-                let tls: Stream = Box::new(acceptor.tls_handshake(*socket).await.ok()?);
+                let tls: Stream = Box::new(acceptor.tls_handshake(Lent::new(socket)).await.ok()?);
                 let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) { Speaks::Http2 } else { Speaks::Http1 };
-                Some((tls, speaks))
+                Some((Client::Above(tls), speaks))
             }
             Entrance::Plain { .. } => {
                 let mut begun = [0; PREFACE.len()];
-                let mut known = 0;
+                let mut known = socket.peek(&mut begun).await.ok()?;
+                if begun[..known] != PREFACE[..known] {
+                    return Some((Client::Bare(socket), Speaks::Http1));
+                }
+                known = 0;
                 // As far as it could be the preface and no further: a short request of HTTP/1.0 has fewer bytes than that.
                 while known < PREFACE.len() && begun[..known] == PREFACE[..known] {
                     match socket.read(&mut begun[known..]).await {
@@ -216,8 +223,8 @@ impl Door {
                         Ok(_) | Err(_) => return None,
                     }
                 }
-                socket.rewind(&begun[..known]);
-                Some((socket, if begun == PREFACE { Speaks::Http2 } else { Speaks::Http1 }))
+                let stream = Box::new(Lent::begun(socket, begun[..known].to_vec()));
+                Some((Client::Above(stream), if begun == PREFACE { Speaks::Http2 } else { Speaks::Http1 }))
             }
         }
     }
@@ -306,18 +313,18 @@ async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
 
 impl Door {
     /// One connection of HTTP/1.1: a request after the other, on the lane as long as they are plain.
-    async fn serve_http1(self: Arc<Self>, mut stream: Stream, conn: Arc<Conn>, _open: OpenConnection) {
+    async fn serve_http1(self: Arc<Self>, mut client: Client, conn: Arc<Conn>, _open: OpenConnection) {
         let watched = Arc::clone(&self.watchdog).watch(conn).await;
         watched.within(self.header_timeout);
         let mut is_first = true;
         loop {
             let begun = match &self.lane {
-                Some(lane) => match lane.serve(&mut stream, &watched, is_first).await {
+                Some(lane) => match lane.serve(&mut client, &watched, is_first).await {
                     Exit::Declined(begun) => begun,
                     Exit::Closed => return,
                 },
                 None => {
-                    let Some(begun) = begins(&mut stream, &watched).await else { return };
+                    let Some(begun) = begins(&mut client, &watched).await else { return };
                     if !is_first {
                         watched.within(self.header_timeout);
                     }
@@ -325,13 +332,13 @@ impl Door {
                 }
             };
             is_first = false;
-            let mut session = ServerSession::new_http1(stream);
+            let mut session = ServerSession::new_http1(client.lend());
             session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
             session.set_pipelined_prefix(BytesMut::from(begun.filled()));
             drop(begun);
             session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
             let Some(Some(reused)) = self.attended(self.proxy.process_new_http(session, &self.closing), &watched).await else { return };
-            (stream, _) = reused.consume();
+            client = Client::back(reused.consume().0);
             // An order to leave was for the request that is over.
             watched.conn().heard();
             watched.within(self.keepalive_timeout);

@@ -1,14 +1,16 @@
 //! The data path: from a client's connection to a backend's and back.
 //!
 //! ```text
-//! listener (pingora) -> Door: connection cap, facts of the connection, deadline of the first head
-//!                         '- Adapter: pingora's phases -> Gate          the only file that names pingora's request types
+//! Acceptor -> Door: connection cap, facts of the connection, deadline of the first head
+//!              '- Adapter: pingora's phases -> Gate          the only file that names pingora's request types
 //!                                                          Gate: our logic about one request, without sockets and without pingora
 //! ```
 //!
 //! | room | what |
 //! |---|---|
+//! | `acceptor` | listening sockets |
 //! | `door` | one connection |
+//! | `client` | its socket, and what pingora needs beside it |
 //! | `watchdog` | deadlines of connections, and orders to them |
 //! | `buffer`, `scratch` | bytes that have been read, and bytes in the making, in memory lent by the thread |
 //! | `lane` | plain HTTP/1.1, moved as the bytes that came |
@@ -28,8 +30,10 @@
 //!
 //! Never here: a lock that is everybody's, a file, a wait for the control plane. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
 
+pub mod acceptor;
 pub mod adapter;
 pub mod buffer;
+pub mod client;
 pub mod door;
 pub mod fields;
 pub mod forward;

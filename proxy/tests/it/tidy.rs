@@ -59,6 +59,7 @@ fn pingora_is_named_only_where_it_is_allowed() {
         "gateway/adapter/mod.rs",
         "gateway/adapter/failure.rs",
         "gateway/adapter/heads.rs",
+        "gateway/client.rs",
         "gateway/door.rs",
         "gateway/spelling.rs",
         "gateway/stoker.rs",

@@ -1,0 +1,223 @@
+//! What a client is served on: its socket, bare while the lane has it or nobody, and in pingora's clothes while pingora has it.
+//!
+//! Pingora's own stream has a buffer and records that stay for as long as the connection does, counts time at each read and asks the kernel for an option when it is closed. Here what
+//! pingora needs exists while a request is pingora's, and the socket comes back from it.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use async_trait::async_trait;
+use pingora::protocols::raw_connect::ProxyDigest;
+use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::net::TcpStream;
+
+/// Bytes that pingora may write before they are sent, so that a head and a short body leave together: its own default, about a segment.
+const WRITE_BUFFER: usize = 1_460;
+
+/// What a client is served on.
+#[derive(Debug)]
+pub enum Client {
+    /// Its socket.
+    Bare(TcpStream),
+    /// Something above it, such as TLS.
+    Above(Stream),
+}
+
+impl Client {
+    /// For pingora to serve a request on.
+    pub fn lend(self) -> Stream {
+        match self {
+            Self::Bare(socket) => Box::new(Lent::new(socket)),
+            Self::Above(stream) => stream,
+        }
+    }
+
+    /// As pingora gives it back.
+    pub fn back(stream: Stream) -> Self {
+        // What is not written yet, or was read and not used, is in what was lent.
+        if !stream.as_any().downcast_ref::<Lent>().is_some_and(Lent::is_bare) {
+            return Self::Above(stream);
+        }
+        match stream.into_any().downcast::<Lent>() {
+            Ok(lent) => Self::Bare(lent.socket.into_inner()),
+            Err(_) => unreachable!("it has just been looked at"),
+        }
+    }
+}
+
+impl AsyncRead for Client {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Bare(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Self::Above(stream) => Pin::new(stream).poll_read(cx, buffer),
+        }
+    }
+}
+
+impl AsyncWrite for Client {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Self::Bare(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Above(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            // What is written to a socket is on its way.
+            Self::Bare(_) => Poll::Ready(Ok(())),
+            Self::Above(stream) => Pin::new(stream).poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Bare(socket) => Pin::new(socket).poll_shutdown(cx),
+            Self::Above(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
+    }
+}
+
+/// A socket with what pingora asks of a stream.
+#[derive(Debug)]
+pub struct Lent {
+    socket: BufWriter<TcpStream>,
+    /// What was read to learn what the client speaks, and is to be read again.
+    begun: Vec<u8>,
+    digest: Arc<SocketDigest>,
+}
+
+impl Lent {
+    /// Of this socket.
+    pub fn new(socket: TcpStream) -> Self {
+        Self::begun(socket, Vec::new())
+    }
+
+    /// Of a socket from which these bytes were read already.
+    pub fn begun(socket: TcpStream, begun: Vec<u8>) -> Self {
+        let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
+        Self { socket: BufWriter::with_capacity(WRITE_BUFFER, socket), begun, digest }
+    }
+
+    fn is_bare(&self) -> bool {
+        self.begun.is_empty() && self.socket.buffer().is_empty()
+    }
+}
+
+impl AsyncRead for Lent {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.begun.is_empty() {
+            return Pin::new(&mut self.socket).poll_read(cx, buffer);
+        }
+        let bytes = self.begun.len().min(buffer.remaining());
+        buffer.put_slice(&self.begun[..bytes]);
+        self.begun.drain(..bytes);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Lent {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write(cx, bytes)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[async_trait]
+impl Shutdown for Lent {
+    async fn shutdown(&mut self) {
+        // Whoever has gone already need not be told.
+        let _ = AsyncWriteExt::shutdown(self).await;
+    }
+}
+
+impl UniqueID for Lent {
+    fn id(&self) -> UniqueIDType {
+        self.socket.get_ref().as_raw_fd()
+    }
+}
+
+impl Ssl for Lent {}
+impl Peek for Lent {}
+
+impl GetTimingDigest for Lent {
+    fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
+        Vec::new()
+    }
+}
+
+impl GetProxyDigest for Lent {
+    fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
+        None
+    }
+}
+
+impl GetSocketDigest for Lent {
+    fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
+        Some(Arc::clone(&self.digest))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpListener;
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        (listener.accept().await.expect("a connection").0, client)
+    }
+
+    #[tokio::test]
+    async fn the_socket_comes_back_from_pingora_unless_something_is_left_in_what_was_lent() {
+        let (ours, mut theirs) = pair().await;
+        let mut lent = Client::Bare(ours).lend();
+        assert!(lent.get_socket_digest().is_some_and(|digest| digest.peer_addr().is_some()));
+        lent.write_all(b"not sent yet").await.expect("no error");
+        let Client::Above(mut lent) = Client::back(lent) else { panic!("there are bytes to be sent") };
+        lent.flush().await.expect("no error");
+        let Client::Bare(mut socket) = Client::back(lent) else { panic!("nothing is left") };
+        socket.write_all(b"; sent").await.expect("no error");
+        drop(socket);
+        let mut came = String::new();
+        theirs.read_to_string(&mut came).await.expect("no error");
+        assert_eq!(came, "not sent yet; sent");
+    }
+
+    #[tokio::test]
+    async fn what_was_read_to_learn_what_the_client_speaks_is_read_again() {
+        let (ours, mut theirs) = pair().await;
+        theirs.write_all(b"E / HTTP/1.1").await.expect("no error");
+        theirs.shutdown().await.expect("no error");
+        let Client::Above(mut lent) = Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec()))) else { panic!("there are bytes to be read") };
+        let mut came = [0; 2];
+        lent.read_exact(&mut came).await.expect("two bytes");
+        assert_eq!(&came, b"PU");
+        let mut rest = String::new();
+        lent.read_to_string(&mut rest).await.expect("no error");
+        assert_eq!(rest, "RE / HTTP/1.1");
+        assert!(matches!(Client::back(lent), Client::Bare(_)));
+    }
+}
