@@ -44,6 +44,8 @@ lint: build-packages ## format and lints
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) --locked -- -D warnings
 	$(CARGO) clippy -p cutover --locked -- -D warnings
 
+# Most tests of the running proxy wait for its deadlines: more of them at once than there are cores.
+unit: export RUST_TEST_THREADS ?= 6
 unit: build-packages ## all tests of the workspace, those of the running proxy with both engines
 	$(CARGO) test --workspace --features $(FEATURES) --locked
 	CUTOVER_TEST_ENGINE=proxy $(CARGO) test --quiet -p cutover --features $(FEATURES) --locked --test it
@@ -95,7 +97,7 @@ judge: build-packages ## the sequential judge on virtual time: its delays beside
 RUNNER := target/tools/bin/gungraun-runner
 RUNNER_VERSION := $(shell sed -n 's/^gungraun = "=\(.*\)"/\1/p' Cargo.toml)
 $(RUNNER): Cargo.toml
-	@$(RUNNER) --version 2>/dev/null | grep -qF " $(RUNNER_VERSION)" || $(CARGO) install --quiet --locked --root target/tools gungraun-runner --version $(RUNNER_VERSION)
+	@$(RUNNER) --version 2>/dev/null | grep -qF " $(RUNNER_VERSION)" || $(CARGO) install --quiet --debug --locked --root target/tools gungraun-runner --version $(RUNNER_VERSION)
 	@touch $(RUNNER)
 
 instructions: packages $(RUNNER) ## instructions of each piece of a request, and of one through the whole proxy beside a do-nothing one, counted by valgrind

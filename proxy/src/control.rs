@@ -35,6 +35,8 @@ use crate::warm_up::WarmUp;
 
 /// The shortest time between two looks.
 const LOOK_PAUSE: Duration = WAKE_PAUSE;
+/// How long a process that ends waits until the one that has taken over has heard of its last rollback.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// How long a raise waits for the disk.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -70,6 +72,8 @@ enum Role {
         trips: mpsc::UnboundedSender<Tripped>,
         /// How many rollbacks it has been told of.
         told: u64,
+        /// How many of them it has heard of.
+        heard: u64,
         /// What it has in force; `None` as long as it is not ready.
         lead: Option<Lead>,
     },
@@ -111,7 +115,7 @@ impl Control {
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                _ = stopped.wait_for(|stopped| *stopped) => return,
+                _ = stopped.wait_for(|stopped| *stopped) => break,
                 _ = ticks.tick() => self.tick().await,
                 () = failed.notified(), if !has_failed => has_failed = true,
                 _ = looks.tick(), if has_failed => {
@@ -124,6 +128,21 @@ impl Control {
                 },
             }
         }
+        // What the last requests came to counts like everything before: a rollback is saved, or told to the process that has taken over.
+        self.tick().await;
+        let hear = async {
+            while self.has_somebody_to_hear()
+                && let Some(message) = inbox.recv().await
+            {
+                self.take(message).await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, hear).await;
+    }
+
+    /// Whether the process that has taken over has not heard yet of all it was told.
+    fn has_somebody_to_hear(&self) -> bool {
+        matches!(&self.role, Role::Follows { told, heard, lead: Some(_), .. } if heard < told)
     }
 
     async fn tick(&mut self) {
@@ -273,13 +292,14 @@ impl Control {
             self.disk.take_back();
             return Err("the state cannot be written in time".to_owned());
         }
-        self.role = Role::Follows { trips, told: 0, lead: None };
+        self.role = Role::Follows { trips, told: 0, heard: 0, lead: None };
         Ok(self.plane.heritage())
     }
 
     /// Puts in force what the process that has taken over has in force.
     fn follow(&mut self, new_lead: Lead, acknowledged: u64) {
-        let Role::Follows { told, lead, .. } = &mut self.role else { return };
+        let Role::Follows { told, heard, lead, .. } = &mut self.role else { return };
+        *heard = acknowledged;
         let knows_all = acknowledged >= *told;
         *lead = Some(new_lead.clone());
         let now = clock::now();

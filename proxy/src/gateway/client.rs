@@ -7,7 +7,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker};
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
@@ -36,16 +36,13 @@ impl Client {
         }
     }
 
-    /// As pingora gives it back.
-    pub fn back(stream: Stream) -> Self {
-        // What is not written yet, or was read and not used, is in what was lent.
-        if !stream.as_any().downcast_ref::<Lent>().is_some_and(Lent::is_bare) {
-            return Self::Above(stream);
+    /// As pingora gives it back: bare again, unless something is left in what was lent. `None` if it is no client's.
+    pub fn back(stream: Stream) -> Option<Self> {
+        if !stream.as_any().downcast_ref::<Lent>().is_some_and(Lent::is_empty) {
+            return Some(Self::Above(stream));
         }
-        match stream.into_any().downcast::<Lent>() {
-            Ok(lent) => Self::Bare(lent.socket.into_inner()),
-            Err(_) => unreachable!("it has just been looked at"),
-        }
+        let mut lent = stream.into_any().downcast::<Lent>().ok()?;
+        lent.socket.take().map(|socket| Self::Bare(socket.into_inner()))
     }
 }
 
@@ -85,7 +82,8 @@ impl AsyncWrite for Client {
 /// A socket with what pingora asks of a stream.
 #[derive(Debug)]
 pub struct Lent {
-    socket: BufWriter<TcpStream>,
+    /// Until it is given back.
+    socket: Option<BufWriter<TcpStream>>,
     /// What was read to learn what the client speaks, and is to be read again.
     begun: Vec<u8>,
     digest: Arc<SocketDigest>,
@@ -100,18 +98,34 @@ impl Lent {
     /// Of a socket from which these bytes were read already.
     pub fn begun(socket: TcpStream, begun: Vec<u8>) -> Self {
         let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
-        Self { socket: BufWriter::with_capacity(WRITE_BUFFER, socket), begun, digest }
+        Self { socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)), begun, digest }
     }
 
-    fn is_bare(&self) -> bool {
-        self.begun.is_empty() && self.socket.buffer().is_empty()
+    fn is_empty(&self) -> bool {
+        self.begun.is_empty() && self.socket.as_ref().is_some_and(|socket| socket.buffer().is_empty())
+    }
+
+    fn socket(&mut self) -> io::Result<Pin<&mut BufWriter<TcpStream>>> {
+        self.socket.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Lent {
+    /// A head that waits for its body leaves with a connection that breaks off: pingora counts on it.
+    fn drop(&mut self) {
+        if let Ok(socket) = self.socket()
+            && !socket.buffer().is_empty()
+        {
+            // As far as there is room for it.
+            let _ = socket.poll_flush(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }
 
 impl AsyncRead for Lent {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.begun.is_empty() {
-            return Pin::new(&mut self.socket).poll_read(cx, buffer);
+            return self.socket()?.poll_read(cx, buffer);
         }
         let bytes = self.begun.len().min(buffer.remaining());
         buffer.put_slice(&self.begun[..bytes]);
@@ -122,24 +136,23 @@ impl AsyncRead for Lent {
 
 impl AsyncWrite for Lent {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, bytes)
+        self.socket()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write_vectored(cx, slices)
+        self.socket()?.poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.socket.is_write_vectored()
+        true
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
+        self.socket()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(Pin::new(&mut self.socket).poll_shutdown(cx))?;
-        Poll::Ready(Ok(()))
+        self.socket()?.poll_shutdown(cx)
     }
 }
 
@@ -153,7 +166,7 @@ impl Shutdown for Lent {
 
 impl UniqueID for Lent {
     fn id(&self) -> UniqueIDType {
-        self.socket.get_ref().as_raw_fd()
+        self.socket.as_ref().map_or(-1, |socket| socket.get_ref().as_raw_fd())
     }
 }
 
@@ -196,9 +209,9 @@ mod tests {
         let mut lent = Client::Bare(ours).lend();
         assert!(lent.get_socket_digest().is_some_and(|digest| digest.peer_addr().is_some()));
         lent.write_all(b"not sent yet").await.expect("no error");
-        let Client::Above(mut lent) = Client::back(lent) else { panic!("there are bytes to be sent") };
+        let Some(Client::Above(mut lent)) = Client::back(lent) else { panic!("there are bytes to be sent") };
         lent.flush().await.expect("no error");
-        let Client::Bare(mut socket) = Client::back(lent) else { panic!("nothing is left") };
+        let Some(Client::Bare(mut socket)) = Client::back(lent) else { panic!("nothing is left") };
         socket.write_all(b"; sent").await.expect("no error");
         drop(socket);
         let mut came = String::new();
@@ -207,17 +220,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn what_is_written_and_not_sent_leaves_with_a_connection_that_breaks_off() {
+        let (ours, mut theirs) = pair().await;
+        let mut lent = Client::Bare(ours).lend();
+        lent.write_all(b"HTTP/1.1 200 OK\r\n").await.expect("no error");
+        drop(lent);
+        let mut came = String::new();
+        theirs.read_to_string(&mut came).await.expect("no error");
+        assert_eq!(came, "HTTP/1.1 200 OK\r\n");
+    }
+
+    #[tokio::test]
     async fn what_was_read_to_learn_what_the_client_speaks_is_read_again() {
         let (ours, mut theirs) = pair().await;
         theirs.write_all(b"E / HTTP/1.1").await.expect("no error");
         theirs.shutdown().await.expect("no error");
-        let Client::Above(mut lent) = Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec()))) else { panic!("there are bytes to be read") };
+        let Some(Client::Above(mut lent)) = Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec()))) else { panic!("there are bytes to be read") };
         let mut came = [0; 2];
         lent.read_exact(&mut came).await.expect("two bytes");
         assert_eq!(&came, b"PU");
         let mut rest = String::new();
         lent.read_to_string(&mut rest).await.expect("no error");
         assert_eq!(rest, "RE / HTTP/1.1");
-        assert!(matches!(Client::back(lent), Client::Bare(_)));
+        assert!(matches!(Client::back(lent), Some(Client::Bare(_))));
     }
 }

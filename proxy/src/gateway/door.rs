@@ -338,7 +338,8 @@ impl Door {
             drop(begun);
             session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
             let Some(Some(reused)) = self.attended(self.proxy.process_new_http(session, &self.closing), &watched).await else { return };
-            client = Client::back(reused.consume().0);
+            let Some(returned) = Client::back(reused.consume().0) else { return };
+            client = returned;
             // An order to leave was for the request that is over.
             watched.conn().heard();
             watched.within(self.keepalive_timeout);
