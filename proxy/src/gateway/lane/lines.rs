@@ -29,6 +29,13 @@ struct Line {
 pub(super) struct Lines {
     all: Vec<Line>,
     lower: Vec<u8>,
+    /// A bit for each length that a name has: most names that are asked for are not there, and of no length that is.
+    lengths: u64,
+}
+
+/// The bit of names of this length.
+fn length_bit(name: usize) -> u64 {
+    1 << name.min(63)
 }
 
 /// How many a thread keeps.
@@ -52,7 +59,7 @@ impl Drop for Lines {
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < KEPT {
-                free.push(Self { all, lower });
+                free.push(Self { all, lower, lengths: 0 });
             }
         });
     }
@@ -80,6 +87,7 @@ impl Lines {
                 && of(bytes, (name.1, value.0)) == b": "
                 && of(bytes, (value.1, value.1 + 2)) == b"\r\n"
                 && !(may_fold && memchr::memchr(b'\n', header.value).is_some());
+            lines.lengths |= length_bit(header.name.len());
             lines.all.push(Line { name, value, lower, is_canonical });
         }
         lines.lower.make_ascii_lowercase();
@@ -95,14 +103,20 @@ impl Lines {
         (line.name.1 - line.name.0) as usize == name.len() && self.name(line) == name
     }
 
+    /// Every field of this name, in lower case, with its place.
+    fn named<'a, 'n>(&'a self, name: &'n [u8]) -> impl Iterator<Item = (usize, &'a Line)> + use<'a, 'n> {
+        let lines = if self.lengths & length_bit(name.len()) == 0 { &[][..] } else { &self.all };
+        lines.iter().enumerate().filter(move |(_, line)| self.is(line, name))
+    }
+
     /// Every field, its name in lower case.
     pub(super) fn each<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
         self.all.iter().map(move |line| (self.name(line), of(bytes, line.value)))
     }
 
     /// Every value of a name in lower case.
-    pub(super) fn values<'a>(&'a self, bytes: &'a [u8], name: &str) -> impl Iterator<Item = &'a [u8]> {
-        self.all.iter().filter(move |line| self.is(line, name.as_bytes())).map(move |line| of(bytes, line.value))
+    pub(super) fn values<'a, 'n>(&'a self, bytes: &'a [u8], name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        self.named(name.as_bytes()).map(move |(_, line)| of(bytes, line.value))
     }
 }
 
@@ -127,10 +141,8 @@ impl<'a> Splice<'a> {
 
     /// Drops every field of this name.
     pub(super) fn drop_named(&mut self, name: &[u8]) {
-        for (at, line) in self.lines.all.iter().enumerate() {
-            if self.lines.is(line, name) {
-                self.dropped[at / 64] |= 1 << (at % 64);
-            }
+        for (at, _) in self.lines.named(name) {
+            self.dropped[at / 64] |= 1 << (at % 64);
         }
     }
 
@@ -194,7 +206,7 @@ impl Edits for Splice<'_> {
     }
 
     fn contains(&self, name: &HeaderName) -> bool {
-        self.lines.all.iter().enumerate().any(|(at, line)| !self.is_dropped(at) && self.lines.is(line, name.as_str().as_bytes()))
+        self.lines.named(name.as_str().as_bytes()).any(|(at, _)| !self.is_dropped(at))
     }
 
     fn remove_all(&mut self, prefix: &str) {
