@@ -42,6 +42,7 @@ use super::reply::Reply;
 use super::watchdog::Watched;
 use crate::clock;
 use crate::drain::Drains;
+use relay::Caller;
 use request::{Asked, Parsed, Request};
 use transaction::{After, Transaction};
 pub use warm::warm;
@@ -193,7 +194,7 @@ impl Lane {
                 }
             };
             let after = match refusal {
-                None => transaction.run(client, &mut ahead).await,
+                None => transaction.run(&mut Caller { stream: &mut *client, ahead: &mut ahead }).await,
                 Some(reply) => transaction.reply(client, reply).await,
             };
             transaction.done();

@@ -332,23 +332,33 @@ fn chunk_head(bytes: usize, write: impl FnOnce(&[u8])) {
     write(&line[at..]);
 }
 
-/// Looks whether the client has gone, and keeps what it says before its turn, as far as there is room.
-pub(super) fn poll_client<S: AsyncRead + Unpin>(client: &mut S, ahead: &mut Option<Buffer>, cx: &mut Context<'_>) -> Result<(), Broken> {
-    let mut buffer = ahead.take().unwrap_or_else(|| Buffer::new(Size::Head));
-    let is_gone = loop {
-        if buffer.is_full() {
-            break false;
+/// The client of a request.
+pub(super) struct Caller<'a, S> {
+    /// Its connection.
+    pub(super) stream: &'a mut S,
+    /// What it has said before its turn.
+    pub(super) ahead: &'a mut Option<Buffer>,
+}
+
+impl<S: AsyncRead + Unpin> Caller<'_, S> {
+    /// Looks whether it has gone, and keeps what it says before its turn, as far as there is room.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        let mut buffer = self.ahead.take().unwrap_or_else(|| Buffer::new(Size::Head));
+        let is_gone = loop {
+            if buffer.is_full() {
+                break false;
+            }
+            match buffer.poll_fill(self.stream, usize::MAX, cx) {
+                Poll::Ready(Ok(read)) if read > 0 => {}
+                Poll::Ready(_) => break true,
+                Poll::Pending => break false,
+            }
+        };
+        if !buffer.is_empty() {
+            *self.ahead = Some(buffer);
         }
-        match buffer.poll_fill(client, usize::MAX, cx) {
-            Poll::Ready(Ok(read)) if read > 0 => {}
-            Poll::Ready(_) => break true,
-            Poll::Pending => break false,
-        }
-    };
-    if !buffer.is_empty() {
-        *ahead = Some(buffer);
+        if is_gone { Err(Broken::ClientGone) } else { Ok(()) }
     }
-    if is_gone { Err(Broken::ClientGone) } else { Ok(()) }
 }
 
 #[cfg(test)]

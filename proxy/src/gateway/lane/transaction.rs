@@ -12,7 +12,7 @@ use http::Method;
 use tokio::net::TcpStream;
 
 use super::framing::{Body, Left};
-use super::relay::{Broken, Download, Upload, pending, poll_client, write_all};
+use super::relay::{Broken, Caller, Download, Upload, pending, write_all};
 use super::request::{Asked, Parsed, Request};
 use super::response::{self, Sending};
 use super::{FAREWELL, Lane, LaneStream, date};
@@ -99,7 +99,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Serves it.
-    pub(super) async fn run<S: LaneStream>(&mut self, client: &mut S, ahead: &mut Option<Buffer>) -> After {
+    pub(super) async fn run<S: LaneStream>(&mut self, client: &mut Caller<'_, S>) -> After {
         let began = self.exchange.started();
         if self.asked.body == 0 {
             self.lane.gate.sent(&mut self.exchange, began);
@@ -110,10 +110,10 @@ impl<'a> Transaction<'a> {
         }
         let mut began = Some(began);
         let after = loop {
-            match self.attempt(client, ahead, began.take()).await {
+            match self.attempt(client, began.take()).await {
                 Ok(Attempt::Again) => {}
-                Ok(Attempt::Answered { keeps }) => break self.after_answer(keeps, ahead.is_some()),
-                Err(failure) => break self.fail(client, failure).await,
+                Ok(Attempt::Answered { keeps }) => break self.after_answer(keeps, client.ahead.is_some()),
+                Err(failure) => break self.fail(client.stream, failure).await,
             }
         };
         self.leave();
@@ -145,7 +145,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// One attempt at one server.
-    async fn attempt<S: LaneStream>(&mut self, client: &mut S, ahead: &mut Option<Buffer>, began: Option<Mono>) -> Result<Attempt, Failure> {
+    async fn attempt<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, began: Option<Mono>) -> Result<Attempt, Failure> {
         let at = began.unwrap_or_else(now);
         let backend = self.exchange.backend();
         // A second attempt goes to another server than the first, where there is one.
@@ -179,11 +179,11 @@ impl<'a> Transaction<'a> {
         };
         server.connected(if reused { Connect::Reused } else { Connect::New });
 
-        let mut response = match self.ask(client, &mut stream, ahead, response_timeout).await {
+        let mut response = match self.ask(client, &mut stream, response_timeout).await {
             Ok(response) => response,
             Err(broken) => return self.unanswered(broken, reused),
         };
-        let answer = match self.final_answer(client, &mut stream, ahead, &mut response, response_timeout).await {
+        let answer = match self.final_answer(client, &mut stream, &mut response, response_timeout).await {
             Ok(answer) => answer,
             Err(broken) => return self.unanswered(broken, false),
         };
@@ -197,7 +197,7 @@ impl<'a> Transaction<'a> {
         }
         self.answer_begun = true;
         self.end.status = Some(says.status);
-        match self.deliver(client, stream, &server, ahead, response, answer).await {
+        match self.deliver(client, stream, &server, response, answer).await {
             Ok(keeps) => Ok(Attempt::Answered { keeps }),
             Err(broken) => Err(self.broken(broken)),
         }
@@ -287,7 +287,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// Sends the request, and reads the first bytes of an answer. After an error not a byte of one has come.
-    async fn ask<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, ahead: &mut Option<Buffer>, response_timeout: Duration) -> Result<Buffer, Broken> {
+    async fn ask<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, response_timeout: Duration) -> Result<Buffer, Broken> {
         let mut out = Scratch::new();
         let head = self.request.of(self.came.filled());
         head.write(&mut out, |splice| {
@@ -308,7 +308,7 @@ impl<'a> Transaction<'a> {
             Err(broken) => return Err(broken),
         }
         let mut response = Buffer::new(Size::Head);
-        self.fill(client, stream, ahead, &mut response, response_timeout).await?;
+        self.fill(client, stream, &mut response, response_timeout).await?;
         Ok(response)
     }
 
@@ -319,18 +319,11 @@ impl<'a> Transaction<'a> {
     }
 
     /// Reads bytes of the answer's head, while the rest of the upload goes on.
-    async fn fill<S: LaneStream>(
-        &mut self,
-        client: &mut S,
-        stream: &mut TcpStream,
-        ahead: &mut Option<Buffer>,
-        response: &mut Buffer,
-        response_timeout: Duration,
-    ) -> Result<(), Broken> {
+    async fn fill<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, response: &mut Buffer, response_timeout: Duration) -> Result<(), Broken> {
         poll_fn(|cx| {
             let mut late = Broken::Backend(FailureKind::Timeout);
             if !self.upload.is_done() {
-                match self.upload.poll(client, stream, (self.lane, self.watched), Some(response_timeout), cx) {
+                match self.upload.poll(client.stream, stream, (self.lane, self.watched), Some(response_timeout), cx) {
                     Poll::Ready(Ok(())) => {
                         self.sent();
                         self.watched.within(response_timeout);
@@ -343,7 +336,7 @@ impl<'a> Transaction<'a> {
             // As long as it has some of the body to send it is heard there, or not at all.
             if self.upload.is_done()
                 && self.upload.is_read()
-                && let Err(gone) = poll_client(client, ahead, cx)
+                && let Err(gone) = client.look(cx)
             {
                 return Poll::Ready(Err(gone));
             }
@@ -359,9 +352,8 @@ impl<'a> Transaction<'a> {
     /// Reads until there is the head of a final answer, and hands on the interim ones.
     async fn final_answer<S: LaneStream>(
         &mut self,
-        client: &mut S,
+        client: &mut Caller<'_, S>,
         stream: &mut TcpStream,
-        ahead: &mut Option<Buffer>,
         response: &mut Buffer,
         response_timeout: Duration,
     ) -> Result<response::Answer, Broken> {
@@ -376,7 +368,7 @@ impl<'a> Transaction<'a> {
                     response.consume(answer.says.head);
                     drop(answer);
                     self.watched.within(self.lane.write);
-                    write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await?;
+                    write_all(client.stream, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await?;
                     if !response.is_empty() {
                         continue;
                     }
@@ -385,17 +377,16 @@ impl<'a> Transaction<'a> {
                 Some(_) | None => return Err(Broken::Backend(FailureKind::Protocol)),
             }
             self.watched.within(response_timeout);
-            self.fill(client, stream, ahead, response, response_timeout).await?;
+            self.fill(client, stream, response, response_timeout).await?;
         }
     }
 
     /// Writes the answer, and lays the backend's connection down when all of it has been read. Says whether the client's is kept.
     async fn deliver<S: LaneStream>(
         &mut self,
-        client: &mut S,
+        client: &mut Caller<'_, S>,
         stream: TcpStream,
         server: &Server,
-        ahead: &mut Option<Buffer>,
         mut response: Buffer,
         answer: response::Answer,
     ) -> Result<bool, Broken> {
@@ -417,14 +408,14 @@ impl<'a> Transaction<'a> {
             stream.take().into_iter().for_each(|stream| server.pool().put(stream, now()));
         }
         self.watched.within(self.lane.write);
-        let written = write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await;
+        let written = write_all(client.stream, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await;
         drop(out);
         self.end.bytes_out = download.payload;
         written?;
         begun?;
         if let Some(mut stream) = stream.filter(|_| !download.is_read()) {
             self.watched.within(response_timeout);
-            let relayed = self.relay(client, &mut stream, ahead, &mut download, response_timeout).await;
+            let relayed = self.relay(client, &mut stream, &mut download, response_timeout).await;
             self.end.bytes_out = download.payload;
             relayed?;
             if says.keeps && self.upload.is_over() && !download.has_more {
@@ -434,17 +425,10 @@ impl<'a> Transaction<'a> {
         Ok(keeps)
     }
 
-    async fn relay<S: LaneStream>(
-        &mut self,
-        client: &mut S,
-        stream: &mut TcpStream,
-        ahead: &mut Option<Buffer>,
-        download: &mut Download,
-        response_timeout: Duration,
-    ) -> Result<(), Broken> {
+    async fn relay<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, download: &mut Download, response_timeout: Duration) -> Result<(), Broken> {
         poll_fn(|cx| {
             if !self.upload.is_done()
-                && let Poll::Ready(uploaded) = self.upload.poll(client, stream, (self.lane, self.watched), None, cx)
+                && let Poll::Ready(uploaded) = self.upload.poll(client.stream, stream, (self.lane, self.watched), None, cx)
             {
                 uploaded?;
                 self.sent();
@@ -453,11 +437,11 @@ impl<'a> Transaction<'a> {
                 }
             }
             if self.upload.is_done() && self.upload.is_read() {
-                poll_client(client, ahead, cx)?;
+                client.look(cx)?;
             }
             // A backend may wait for the rest of an upload before it goes on.
             let late = if self.upload.waits_for_the_client() { Broken::ClientSlow } else { Broken::Backend(FailureKind::Timeout) };
-            download.poll(stream, client, (self.lane, self.watched), (response_timeout, late), cx)
+            download.poll(stream, client.stream, (self.lane, self.watched), (response_timeout, late), cx)
         })
         .await
     }
