@@ -9,8 +9,8 @@ use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -436,12 +436,19 @@ fn a_socket_of_systemd_that_the_file_does_not_ask_for_is_named() {
 fn systemd_is_told_of_every_step() {
     let world = World::new(&rollout("checkout", "100", ""));
     let path = world.path().join("notify");
-    let told = UnixDatagram::bind(&path).unwrap();
-    told.set_read_timeout(Some(PATIENCE)).unwrap();
-    let word = |wanted: &str| -> String {
+    let socket = UnixDatagram::bind(&path).unwrap();
+    let (tell, told) = mpsc::channel();
+    // Read all the time, as systemd does: a process waits while a dozen words of it are unread, and the log is waited for meanwhile.
+    std::thread::spawn(move || {
         let mut buffer = [0; 1024];
-        let length = told.recv(&mut buffer).unwrap_or_else(|error| panic!("waited for {wanted}: {error}"));
-        String::from_utf8_lossy(&buffer[..length]).into_owned()
+        while let Ok(length) = socket.recv(&mut buffer)
+            && tell.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_ok()
+        {}
+    });
+    let deadline = Instant::now() + PATIENCE * 3;
+    let word = |wanted: &str| -> String {
+        let left = deadline.saturating_duration_since(Instant::now());
+        told.recv_timeout(left).unwrap_or_else(|error| panic!("waited for {wanted}: {error}"))
     };
     let next = |wanted: &str| -> String {
         loop {
