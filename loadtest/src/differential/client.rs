@@ -3,7 +3,7 @@
 //! A request is written and its answer read at the same time, because an answer may come early. A write that fails is no observation: how much the kernel took before the other end closed is
 //! chance. What was read until then is. A client that is told `Connection: close`, or whose answer was broken, says nothing more; all later requests of the case are not sent.
 
-use super::case::{ANSWERED, Case, Request};
+use super::case::{ANSWERED, After, Case, Request};
 use super::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(2);
 /// How long a client waits for 100 before it sends its body anyway.
 const CONTINUE: Duration = Duration::from_millis(300);
+
+/// How long after an answer every engine has noticed that the backend has ended the connection, by a reset or otherwise.
+const NOTICED: Duration = Duration::from_millis(8);
 
 /// What a request came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,9 +89,15 @@ pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
             if !may_go_on(reply) {
                 break;
             }
+            // Sooner it would be chance whether an engine has noticed that the connection behind it has ended.
+            if request.script.after != After::Keep {
+                tokio::time::sleep(NOTICED).await;
+            }
         }
     }
     replies.surplus = reader.rest().to_vec();
+    // The end is the reset. To shut one side before would be one more thing to say.
+    write.forget();
     replies
 }
 

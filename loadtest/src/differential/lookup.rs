@@ -4,11 +4,16 @@
 
 use super::case::{Case, Cut};
 use super::compare::{Difference, Observation, compare};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often a case is played again.
 const AGAIN: usize = 8;
 /// How often the reference is played for outcomes that it may have, too.
 const MOST_REFERENCES: usize = 40;
+
+/// How long is looked at one case. One that waits for timeouts is played less often.
+const LONGEST: Duration = Duration::from_secs(20);
 
 /// What a difference is.
 #[derive(Debug)]
@@ -45,17 +50,20 @@ pub async fn judge<F: Future<Output = Observation>>(case: &Case, first: (&Observ
     let mut references = vec![first.0.clone()];
     let mut candidates = vec![first.1.clone()];
     let mut cuts = [Cut::AsItIs, Cut::Whole, Cut::AsItIs, Cut::Bytes].into_iter().cycle();
+    let begun = Instant::now();
     for _ in 0..AGAIN {
-        references.push(play(Again::Reference(cuts.next().unwrap_or(Cut::AsItIs))).await);
-        candidates.push(play(Again::Candidate).await);
+        let (reference, candidate) = tokio::join!(play(Again::Reference(cuts.next().unwrap_or(Cut::AsItIs))), play(Again::Candidate));
+        references.push(reference);
+        candidates.push(candidate);
     }
     let is_known = |candidate: &Observation, references: &[Observation]| references.iter().any(|reference| agree(case, reference, candidate));
     loop {
         let unknown: Vec<usize> = (0..candidates.len()).filter(|&at| candidates.get(at).is_some_and(|candidate| !is_known(candidate, &references))).collect();
+        let is_enough = references.len() >= MOST_REFERENCES || begun.elapsed() > LONGEST;
         match unknown.as_slice() {
             [] => return Verdict::Chance,
-            [0] if references.len() >= MOST_REFERENCES => return Verdict::Unrepeated,
-            _ if references.len() >= MOST_REFERENCES => return Verdict::Differs,
+            [0] if is_enough => return Verdict::Unrepeated,
+            _ if is_enough => return Verdict::Differs,
             // Nothing that the candidate does is known, and the reference has had its turns.
             unknown if unknown.len() == candidates.len() && references.len() > AGAIN => return Verdict::Differs,
             _ => references.push(play(Again::Reference(cuts.next().unwrap_or(Cut::AsItIs))).await),
