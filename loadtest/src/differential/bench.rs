@@ -14,7 +14,13 @@ use super::shrink::shrink;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How the reference is asked for the end of a conversation: as the case says, with all of it there from the beginning, and with little of it.
+const HAND_OVERS: [Cut; 3] = [Cut::Whole, Cut::AsItIs, Cut::Bytes];
+
+/// What took longer may have met a timeout of an engine, which are a second.
+const STALL: Duration = Duration::from_millis(900);
 
 /// What cases are played on.
 #[derive(Debug)]
@@ -91,6 +97,13 @@ impl Bench {
                 versions.one_by_one();
                 reference = self.play(0, group, &versions.reference).await;
                 differences = compare(&versions.candidate, &reference, &candidate);
+                if !unexplained(&differences).is_empty()
+                    && let Some(at) = self.handed_over(group, &versions, &reference, &candidate).await
+                {
+                    differences.iter_mut().filter(|difference| difference.request.is_none_or(|request| request >= at)).for_each(|difference| {
+                        difference.rule.get_or_insert(Rule::HandedOver);
+                    });
+                }
             }
         }
         {
@@ -109,12 +122,26 @@ impl Bench {
             record(&mut course.tally().unexplained, "crossed: an answer of another case".to_owned(), Some(Example { case: number, text }));
         }
         if !unexplained(&differences).is_empty() {
-            self.look_again(course, group, &versions, (reference, candidate), &differences).await;
+            self.look_again(course, group, &versions, (reference, candidate, took), &differences).await;
         }
     }
 
-    async fn look_again(&self, course: &Course, group: usize, versions: &Versions, first: (Observation, Observation), differences: &[Difference]) {
-        let number = versions.candidate.number;
+    /// Where the candidate can have handed a conversation to the reference: from some request on it does what the reference does when that one and all behind it come at once.
+    async fn handed_over(&self, group: usize, versions: &Versions, reference: &Observation, candidate: &Observation) -> Option<usize> {
+        for at in 1..versions.candidate.requests.len() {
+            let rest = Case { begins_at: at, ..Case::clone(&versions.candidate) };
+            for cut in HAND_OVERS {
+                let rest = self.play(0, group, &Arc::new(rest.cut(cut))).await;
+                if lookup::agree(&versions.candidate, &reference.up_to(at, &rest), candidate) {
+                    return Some(at);
+                }
+            }
+        }
+        None
+    }
+
+    async fn look_again(&self, course: &Course, group: usize, versions: &Versions, first: (Observation, Observation, Duration), differences: &[Difference]) {
+        let (number, took) = (versions.candidate.number, first.2);
         let kind = unexplained(differences).first().map(|difference| kind_of(difference)).unwrap_or_default();
         let mut verdict = self.judge(group, versions, (&first.0, &first.1)).await;
         if matches!(verdict, Verdict::Differs) && wants_example(&course.tally().unexplained, &kind) {
@@ -122,6 +149,7 @@ impl Bench {
         }
         match verdict {
             Verdict::Chance => course.tally().explain(Rule::EitherWay),
+            Verdict::Unrepeated if took > STALL => course.tally().explain(Rule::Stall),
             Verdict::Unrepeated => {
                 let is_wanted = wants_example(&course.tally().unrepeated, &kind);
                 let example = is_wanted.then(|| Example { case: number, text: self.text(&versions.candidate, &first.0, &first.1, differences) });
@@ -147,9 +175,10 @@ impl Bench {
     async fn judge(&self, group: usize, versions: &Versions, first: (&Observation, &Observation)) -> Verdict {
         let again = |again: Again| async move {
             match again {
-                // Several at once, if they were: the candidate may hand some of its requests to the reference.
-                Again::Reference(Cut::AsItIs) => self.play(0, group, &versions.candidate).await,
-                Again::Reference(cut) => self.play(0, group, &Arc::new(versions.reference.cut(cut))).await,
+                Again::Reference(cut, is_at_once) => {
+                    let case = if is_at_once { &versions.candidate } else { &versions.reference };
+                    self.play(0, group, &Arc::new(case.cut(cut))).await
+                }
                 Again::Candidate => self.play(1, group, &versions.candidate).await,
             }
         };

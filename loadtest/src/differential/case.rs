@@ -18,6 +18,8 @@ pub struct Case {
     pub requests: Vec<Request>,
     /// Whether all is written at once, before the first answer is read.
     pub is_pipelined: bool,
+    /// The first request that is asked, where those before it are left out.
+    pub begins_at: usize,
 }
 
 /// A request as it goes on the wire.
@@ -117,6 +119,11 @@ impl Case {
             script.after == After::Keep && !script.closes_kept && !script.says_more && !request.lines.is_empty() && !request.holds_another()
         };
         self.requests.iter().all(is_calm)
+    }
+
+    /// What is asked: all of it, or its end.
+    pub fn asked(&self) -> &[Request] {
+        self.requests.get(self.begins_at..).unwrap_or_default()
     }
 
     /// The same bytes in other writes.
@@ -238,7 +245,7 @@ mod tests {
         let is_calm = |change: fn(&mut Request)| {
             let mut request = Request { lines: vec![b"Host: h\r\n".to_vec()], ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
             change(&mut request);
-            Case { number: 1, requests: vec![request], is_pipelined: false }.is_calm()
+            Case { number: 1, requests: vec![request], is_pipelined: false, begins_at: 0 }.is_calm()
         };
         assert!(is_calm(|_| {}) && is_calm(|request| request.body = b"body".to_vec()));
         assert!(!is_calm(|request| request.script.after = After::Close) && !is_calm(|request| request.script.closes_kept = true));

@@ -82,9 +82,9 @@ pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
     let (read, mut write) = stream.into_split();
     let mut reader = Reader::new(read);
     if case.is_pipelined {
-        pipeline(&mut reader, &mut write, case, &mut replies.replies).await;
+        pipeline(&mut reader, &mut write, case.asked(), replies.replies.iter_mut().skip(case.begins_at)).await;
     } else {
-        for (request, reply) in case.requests.iter().zip(&mut replies.replies) {
+        for (request, reply) in case.asked().iter().zip(replies.replies.iter_mut().skip(case.begins_at)) {
             exchange(&mut reader, &mut write, request, reply).await;
             if !may_go_on(reply) {
                 break;
@@ -105,10 +105,10 @@ fn may_go_on(reply: &Reply) -> bool {
     reply.outcome == Outcome::Answered && reply.body.ending == Ending::Whole && !reply.is_closed
 }
 
-async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, case: &Case, replies: &mut [Reply]) {
-    let bytes: Vec<u8> = case.requests.iter().flat_map(Request::bytes).collect();
-    let is_last_word = case.requests.last().is_some_and(|request| request.is_last_word);
-    let Some(first) = case.requests.first() else { return };
+async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, requests: &[Request], replies: impl Iterator<Item = &mut Reply>) {
+    let bytes: Vec<u8> = requests.iter().flat_map(Request::bytes).collect();
+    let is_last_word = requests.last().is_some_and(|request| request.is_last_word);
+    let Some(first) = requests.first() else { return };
     let writing = async {
         for piece in first.writes.pieces(&bytes) {
             if write.write_all(piece).await.is_err() {
@@ -121,7 +121,7 @@ async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf
         }
     };
     let reading = async {
-        for (request, reply) in case.requests.iter().zip(replies) {
+        for (request, reply) in requests.iter().zip(replies) {
             let _ = timeout(PATIENCE, read(reader, request, reply, &Notify::new())).await;
             fall_silent(reply);
             if !may_go_on(reply) {
