@@ -12,8 +12,12 @@ const CANONICAL: [&str; 12] =
 
 /// Finds the rules for what has none yet.
 pub fn explain(case: &Case, found: &mut [Difference]) {
-    let unsent: Vec<usize> =
-        found.iter().filter(|difference| difference.what == "client outcome" && difference.candidate == "NotSent").filter_map(|difference| difference.request).collect();
+    let outcomes = |is_meant: fn(&Difference) -> bool| -> Vec<usize> {
+        found.iter().filter(|difference| difference.what == "client outcome" && is_meant(difference)).filter_map(|difference| difference.request).collect()
+    };
+    let unsent = outcomes(|difference| difference.candidate == "NotSent");
+    let ended = outcomes(|difference| ["Closed", "NotSent"].contains(&difference.reference.as_str()));
+    let followed = case.requests.iter().position(|request| request.end == b"\r\n\r\n");
     let broken_off = case.requests.iter().position(|request| has_empty_size(&request.script));
     let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request, case.is_pipelined).or_else(|| of_what_was_before(case, at))?)));
     for difference in found.iter_mut().filter(|difference| difference.rule.is_none()) {
@@ -26,6 +30,9 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         difference.rule = script.and_then(|script| of_line(script, difference)).or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
         if difference.rule.is_none() && broken_off.is_some_and(|from| at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)) {
             difference.rule = Some(Rule::EmptySize);
+        }
+        if difference.rule.is_none() && followed.is_some_and(|from| at > from) && ended.contains(&at) {
+            difference.rule = Some(Rule::EmptyLine);
         }
     }
 }
@@ -153,6 +160,19 @@ mod tests {
         let mut found = [found];
         explain(&Case { number: 1, requests: vec![request], is_pipelined: false, begins_at: 0 }, &mut found);
         found[0].rule
+    }
+
+    #[test]
+    fn behind_an_empty_line_the_reference_may_close_and_the_candidate_may_not() {
+        let judged = |end: &[u8], reference: &str, candidate: &str| {
+            let requests = vec![Request { end: end.to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) }, Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
+            let mut found = ["client outcome", "backend asked"].map(|what| Difference { request: Some(1), ..difference(what, reference, candidate) });
+            explain(&Case { number: 1, requests, is_pipelined: false, begins_at: 0 }, &mut found);
+            found.map(|difference| difference.rule)
+        };
+        assert_eq!(judged(b"\r\n\r\n", "Closed", "Answered"), [Some(Rule::EmptyLine); 2]);
+        assert_eq!(judged(b"\r\n\r\n", "Answered", "Closed"), [None; 2]);
+        assert_eq!(judged(b"\r\n", "Closed", "Answered"), [None; 2]);
     }
 
     #[test]

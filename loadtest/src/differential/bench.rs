@@ -132,7 +132,7 @@ impl Bench {
             let rest = Case { begins_at: at, ..Case::clone(&versions.candidate) };
             for cut in HAND_OVERS {
                 let rest = self.play(0, group, &Arc::new(rest.cut(cut))).await;
-                if lookup::agree(&versions.candidate, &reference.up_to(at, &rest), candidate) {
+                if lookup::agree(&versions.candidate, &reference.up_to(&versions.candidate, at, &rest), candidate) {
                     return Some(at);
                 }
             }

@@ -46,12 +46,21 @@ impl Observation {
 }
 
 impl Observation {
-    /// This up to a request, and another one from there on.
-    pub fn up_to(&self, request: usize, rest: &Self) -> Self {
-        let is_before = |arrival: &Arrival| arrival.request.is_some_and(|at| at < request);
-        let arrivals = self.arrivals.iter().filter(|arrival| is_before(arrival)).chain(rest.arrivals.iter().filter(|arrival| !is_before(arrival)));
+    /// This up to a request of the case, and another one from there on. Of what came without a code so much belongs to the first part as it has requests without one.
+    pub fn up_to(&self, case: &Case, request: usize, rest: &Self) -> Self {
+        let mut strays = case.requests.iter().take(request).filter(|request| request.lines.is_empty()).count();
+        let is_before = |arrival: &&Arrival| match arrival.request {
+            Some(at) => at < request,
+            None => {
+                let is_one = strays > 0;
+                strays = strays.saturating_sub(1);
+                is_one
+            }
+        };
+        let before: Vec<&Arrival> = self.arrivals.iter().filter(is_before).collect();
+        let behind = rest.arrivals.iter().filter(|arrival| arrival.request.is_none_or(|at| at >= request));
         let replies = self.client.replies.iter().take(request).chain(rest.client.replies.iter().skip(request));
-        Self { client: Replies { replies: replies.cloned().collect(), surplus: rest.client.surplus.clone() }, arrivals: arrivals.cloned().collect() }
+        Self { client: Replies { replies: replies.cloned().collect(), surplus: rest.client.surplus.clone() }, arrivals: before.into_iter().chain(behind).cloned().collect() }
     }
 }
 
@@ -376,9 +385,11 @@ mod tests {
         };
         let rest =
             Observation { client: Replies { replies: vec![closed(true), closed(true)], surplus: b"rest".to_vec() }, arrivals: vec![arrived(Some(1), "d"), arrived(None, "e")] };
-        let whole = before.up_to(1, &rest);
+        let whole = before.up_to(&case(), 1, &rest);
         assert_eq!(whole.client.replies, [closed(false), closed(true)]);
         assert_eq!((whole.client.surplus.as_slice(), whole.arrivals), (&b"rest"[..], vec![arrived(Some(0), "a"), arrived(Some(1), "d"), arrived(None, "e")]));
+        let raw = Case { requests: vec![Request::raw(b"c\r\n\r\n".to_vec())], ..case() };
+        assert_eq!(before.up_to(&raw, 1, &rest).arrivals[1], arrived(None, "c"), "it is what the first request came as");
     }
 
     #[test]

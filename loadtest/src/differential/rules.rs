@@ -51,6 +51,8 @@ pub enum Rule {
     EmptySize,
     /// An empty line where the size of a chunk of a request should be.
     EmptySizeAsked,
+    /// An empty line behind a request.
+    EmptyLine,
     /// The machine stood still.
     Stall,
     /// Requests at once of which the last ones are the reference's.
@@ -59,7 +61,7 @@ pub enum Rule {
 
 impl Rule {
     /// All of them, in the order of the report.
-    pub const ALL: [Self; 22] = [
+    pub const ALL: [Self; 23] = [
         Self::RequestId,
         Self::TraceContext,
         Self::Date,
@@ -80,6 +82,7 @@ impl Rule {
         Self::LooseBytes,
         Self::EmptySize,
         Self::EmptySizeAsked,
+        Self::EmptyLine,
         Self::Stall,
         Self::HandedOver,
     ];
@@ -107,6 +110,7 @@ impl Rule {
             Self::LooseBytes => "loose bytes",
             Self::EmptySize => "empty size",
             Self::EmptySizeAsked => "empty size asked",
+            Self::EmptyLine => "empty line",
             Self::Stall => "stall",
             Self::HandedOver => "handed over",
         }
@@ -143,6 +147,7 @@ impl Rule {
             Self::EmptySizeAsked => {
                 "the proxy engine, which has every chunked request, takes an empty line where the size of a chunk should be for the end; whether the client's own end comes before that is chance"
             }
+            Self::EmptyLine => "the proxy engine may take an empty line behind a request for another request at once, and closes; the lane skips it",
             Self::Stall => "the machine stood still for nearly as long as an engine waits, and the difference did not show again",
             Self::HandedOver => {
                 "of several requests at once the first that is not the lane's and all behind it are the proxy engine's, and end as they do when that one is asked for just these at once"
