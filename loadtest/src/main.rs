@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 use cli::{Failure, say};
 use std::process::ExitCode;
 
-/// Quicker than glibc's where many small things come and go: a tenth of the time of `differential`.
+/// Quicker than glibc's where many small things come and go.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
