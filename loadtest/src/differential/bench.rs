@@ -122,7 +122,7 @@ impl Bench {
             record(&mut course.tally().unexplained, "crossed: an answer of another case".to_owned(), Some(Example { case: number, text }));
         }
         if !unexplained(&differences).is_empty() {
-            self.look_again(course, group, &versions, (reference, candidate, took), &differences).await;
+            self.look_again(course, group, &versions, (reference, candidate, begun.elapsed()), &differences).await;
         }
     }
 
