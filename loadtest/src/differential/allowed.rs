@@ -12,11 +12,13 @@ const CANONICAL: [&str; 12] =
 
 /// Finds the rules for what has none yet.
 pub fn explain(case: &Case, found: &mut [Difference]) {
-    let ended: Vec<usize> = found
-        .iter()
-        .filter(|difference| difference.what == "client outcome" && ["Closed", "NotSent"].contains(&difference.candidate.as_str()))
-        .filter_map(|difference| difference.request)
-        .collect();
+    let outcomes = |is_meant: fn(&Difference) -> bool| -> Vec<usize> {
+        found.iter().filter(|difference| difference.what == "client outcome" && is_meant(difference)).filter_map(|difference| difference.request).collect()
+    };
+    let unsent = outcomes(|difference| difference.candidate == "NotSent");
+    let ended = outcomes(|difference| ["Closed", "NotSent"].contains(&difference.reference.as_str()));
+    let followed = case.requests.iter().position(|request| request.end == b"\r\n\r\n");
+    let broken_off = case.requests.iter().position(|request| has_empty_size(&request.script));
     let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request, case.is_pipelined).or_else(|| of_what_was_before(case, at))?)));
     for difference in found.iter_mut().filter(|difference| difference.rule.is_none()) {
         let Some(at) = difference.request else {
@@ -26,8 +28,11 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         };
         let script = case.requests.get(at).map(|request| &request.script);
         difference.rule = script.and_then(|script| of_line(script, difference)).or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
-        if difference.rule.is_none() && case.is_pipelined && at > 0 && ended.contains(&at) {
-            difference.rule = Some(Rule::BehindDeclined);
+        if difference.rule.is_none() && broken_off.is_some_and(|from| at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)) {
+            difference.rule = Some(Rule::EmptySize);
+        }
+        if difference.rule.is_none() && followed.is_some_and(|from| at > from) && ended.contains(&at) {
+            difference.rule = Some(Rule::EmptyLine);
         }
     }
 }
@@ -60,6 +65,7 @@ fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
         // What follows at once is taken for the rest of it.
         () if is_pipelined && declares(request).is_some_and(|length| length > request.body.len()) => Some(Rule::LooseBytes),
         () if !request.body.is_empty() && (script.is_early || !script.before.is_empty()) => Some(Rule::EarlyAnswer),
+        () if request.is_last_word && request.names("transfer-encoding:") && has_empty_line_for_size(&request.body) => Some(Rule::EmptySizeAsked),
         () if has_odd_coding(script) => Some(Rule::Coding),
         // One engine's client cannot tell where the body ends.
         () if head(script).lines().any(|line| line.starts_with("content-length") && line.contains(',')) => Some(Rule::Framing),
@@ -94,9 +100,38 @@ fn script_has(script: &Script, name: &[u8]) -> bool {
 
 /// Whether an answer is coded in another way than in chunks, once.
 fn has_odd_coding(script: &Script) -> bool {
-    let head = head(script);
+    // A line that is folded is one.
+    let head = head(script).replace("\r\n ", " ").replace("\r\n\t", " ");
     let codings: Vec<&str> = head.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() == "transfer-encoding").map(|(_, value)| value.trim()).collect();
     !codings.is_empty() && codings != ["chunked"]
+}
+
+/// Whether an answer has an empty line where the size of a chunk should be.
+fn has_empty_size(script: &Script) -> bool {
+    let begin = script.answer.windows(4).position(|four| four == b"\r\n\r\n").filter(|_| head(script).contains("chunked"));
+    begin.is_some_and(|begin| has_empty_line_for_size(&script.answer[begin + 4..]))
+}
+
+fn has_empty_line_for_size(chunks: &[u8]) -> bool {
+    let mut rest = chunks;
+    while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
+        let size = rest[..end].split(|&byte| byte == b';').next().and_then(|size| std::str::from_utf8(size).ok()).unwrap_or_default();
+        match usize::from_str_radix(size, 16) {
+            Ok(size @ 1..) => rest = size.checked_add(end + 4).and_then(|next| rest.get(next..)).unwrap_or_default(),
+            _ => return end == 0,
+        }
+    }
+    false
+}
+
+/// Whether the candidate broke an answer off that the reference ended: less of the same came, and then the end of the connection.
+fn is_of_broken_answer(difference: &Difference) -> bool {
+    match difference.what.as_str() {
+        "client body" => difference.reference.starts_with("Whole") && difference.candidate.starts_with("Cut"),
+        "client connection closed" => difference.candidate == "true",
+        "client trailers" => difference.candidate.is_empty(),
+        _ => false,
+    }
 }
 
 /// Whether the connection ends before there is the head of a final answer.
@@ -123,8 +158,21 @@ mod tests {
         request.script.answer = answer.as_bytes().to_vec();
         change(&mut request);
         let mut found = [found];
-        explain(&Case { number: 1, requests: vec![request], is_pipelined: false }, &mut found);
+        explain(&Case { number: 1, requests: vec![request], is_pipelined: false, begins_at: 0 }, &mut found);
         found[0].rule
+    }
+
+    #[test]
+    fn behind_an_empty_line_the_reference_may_close_and_the_candidate_may_not() {
+        let judged = |end: &[u8], reference: &str, candidate: &str| {
+            let requests = vec![Request { end: end.to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) }, Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
+            let mut found = ["client outcome", "backend asked"].map(|what| Difference { request: Some(1), ..difference(what, reference, candidate) });
+            explain(&Case { number: 1, requests, is_pipelined: false, begins_at: 0 }, &mut found);
+            found.map(|difference| difference.rule)
+        };
+        assert_eq!(judged(b"\r\n\r\n", "Closed", "Answered"), [Some(Rule::EmptyLine); 2]);
+        assert_eq!(judged(b"\r\n\r\n", "Answered", "Closed"), [None; 2]);
+        assert_eq!(judged(b"\r\n", "Closed", "Answered"), [None; 2]);
     }
 
     #[test]
@@ -140,9 +188,27 @@ mod tests {
         assert_eq!(explained(plain, keep, difference("backend spelling of host", "Host", "host")), Some(Rule::Capitals));
         assert_eq!(explained(plain, keep, difference("backend spelling of x-a", "X-A", "x-a")), None);
         assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\n", keep, difference("client status line", "a", "b")), Some(Rule::Coding));
+        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n x-a: 1\r\n\r\n", keep, difference("client status line", "a", "b")), Some(Rule::Coding));
+        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nx-a: 1\r\n 2\r\n\r\n", keep, difference("client status line", "a", "b")), None);
         assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n", keep, difference("client status line", "a", "b")), None);
         assert_eq!(explained(plain, |request| request.script.closes_kept = true, difference("client status line", "a", "b")), Some(Rule::KeptOrNew));
         assert_eq!(explained(plain, |request| request.body = b"loose".to_vec(), difference("client status line", "a", "b")), Some(Rule::LooseBytes));
+        let (cut, whole) = ("Cut, 0 bytes: \"\"...\"\"", "Whole, 2 bytes: \"ok\"...\"ok\"");
+        let empty = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n\r\nx: 1\r\n\r\n";
+        assert_eq!(explained(empty, keep, difference("client body", whole, cut)), Some(Rule::EmptySize));
+        assert_eq!(explained(&empty.replace("\r\n\r\nx:", "\r\n0\r\nx:"), keep, difference("client body", whole, cut)), None);
+        assert_eq!(explained(empty, keep, difference("client body", cut, whole)), None);
+        assert_eq!(explained(empty, keep, difference("client body", whole, whole)), None);
+        assert_eq!(explained(empty, keep, difference("client status line", "a", "b")), None);
+        let asked = |body: &'static str, is_last_word: bool| {
+            move |request: &mut Request| {
+                request.lines = vec![b"Transfer-Encoding: chunked\r\n".to_vec()];
+                (request.body, request.is_last_word) = (body.as_bytes().to_vec(), is_last_word);
+            }
+        };
+        assert_eq!(explained(plain, asked("3\r\nabc\r\n\r\nhello", true), difference("backend body", whole, cut)), Some(Rule::EmptySizeAsked));
+        assert_eq!(explained(plain, asked("3\r\nabc\r\n\r\nhello", false), difference("backend body", whole, cut)), None);
+        assert_eq!(explained(plain, asked("3\r\nabc\r\n0\r\n\r\n", true), difference("backend body", whole, cut)), None);
         let with_length = |request: &mut Request| {
             request.lines = vec![b"Content-Length: 5\r\n".to_vec()];
             request.body = b"whole".to_vec();

@@ -1,12 +1,13 @@
 //! The backends behind one engine: they do what the script of each request says, and remember what came.
 //!
-//! Every group of listeners belongs to one conversation at a time, so that what one case does to a kept connection is seen by nobody else, and all connections of a group are closed between
-//! two cases: a case finds the pools of an engine as empty as every other one. Requests whose target and host are both so odd that no rollout takes them arrive at a backend that all share; their
+//! Every group of listeners belongs to one conversation at a time, so that what one case does to a kept connection is seen by nobody else. All connections of a group are closed before and after a
+//! case in which it matters what an engine has kept ([`Case::is_calm`]), so it finds the pools of both engines empty; the others use what the ones before them left. Requests whose target and host are both so odd that no rollout takes them arrive at a backend that all share; their
 //! scripts do nothing to a connection that its next user would notice, which is up to who writes them.
 //!
 //! Scripts are looked up by the code that the request carries. What comes without a code belongs to the case that the group plays; it is answered, and it counts.
 
 use super::case::{After, CODE, Case, Script, decode};
+use super::threads::{Threads, look_around};
 use super::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
 use std::collections::HashMap;
 use std::io;
@@ -14,7 +15,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
@@ -25,8 +26,10 @@ const STRAY: &[u8] = b"HTTP/1.1 200 OK\r\nx-case: stray\r\ncontent-length: 0\r\n
 const SETTLE: Duration = Duration::from_secs(3);
 /// How long after the last byte a connection is reset.
 const RESET: Duration = Duration::from_millis(3);
-/// What nobody but us says to a backend, and its answer: all that was sent before it has arrived then.
-const KNOCK: &[u8] = b"KNOCK\r\n\r\n";
+/// How long an engine that has answered in a backend's place may still say something to the backend.
+const AFTERWARDS: Duration = Duration::from_millis(2);
+/// How often a thread looks at the network until all that arrived is with the one that reads it: a connection is accepted, then it is read.
+const LOOKS: usize = 4;
 
 /// What arrived of one request, each time it did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +47,7 @@ pub struct Arrival {
 /// A case that is being played through one engine.
 #[derive(Debug)]
 pub struct Play {
-    scripts: Vec<Script>,
+    case: Arc<Case>,
     arrivals: Mutex<Vec<Arrival>>,
     busy: AtomicUsize,
     settled: Notify,
@@ -94,22 +97,26 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Backends {
-    /// Starts so many groups.
+    /// Starts so many groups, each on its thread.
     ///
     /// # Errors
     /// When there are no ports.
-    pub async fn start(groups: usize) -> io::Result<Self> {
+    pub async fn start(groups: usize, threads: &Threads) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (never, _) = watch::channel(0);
-        let commons = listen(Place { shared: Arc::clone(&shared), current: None }, never, Arc::default()).await?;
+        let listen = |group: usize, place: Place, epoch: watch::Sender<u64>, open: Arc<Open>| {
+            let listening = threads.spawn(group, listen(place, epoch, open));
+            async move { listening.await.map_err(io::Error::other)? }
+        };
+        let commons = listen(0, Place { shared: Arc::clone(&shared), current: None }, never, Arc::default()).await?;
         let mut all = Vec::new();
-        for _ in 0..groups {
+        for group in 0..groups {
             let current = Arc::new(Mutex::new(None));
             let (epoch, _) = watch::channel(0);
             let place = Place { shared: Arc::clone(&shared), current: Some(Arc::clone(&current)) };
             let open = Arc::new(Open::default());
-            let legacy = listen(place.clone(), epoch.clone(), Arc::clone(&open)).await?;
-            let new = listen(place, epoch.clone(), Arc::clone(&open)).await?;
+            let legacy = listen(group, place.clone(), epoch.clone(), Arc::clone(&open)).await?;
+            let new = listen(group, place, epoch.clone(), Arc::clone(&open)).await?;
             all.push(Group { legacy, new, current, epoch, open });
         }
         Ok(Self { groups: all, commons, shared })
@@ -126,34 +133,45 @@ impl Backends {
     }
 
     /// Begins a case in a group.
-    pub fn begin(&self, group: usize, case: &Case) -> Arc<Play> {
-        let scripts = case.requests.iter().map(|request| request.script.clone()).collect();
-        let play = Arc::new(Play { scripts, arrivals: Mutex::default(), busy: AtomicUsize::new(0), settled: Notify::new() });
+    pub async fn begin(&self, group: usize, case: &Arc<Case>) -> Arc<Play> {
+        let play = Arc::new(Play { case: Arc::clone(case), arrivals: Mutex::default(), busy: AtomicUsize::new(0), settled: Notify::new() });
         lock(&self.shared.plays).insert(case.number, Arc::clone(&play));
         if let Some(group) = self.groups.get(group) {
+            if !case.is_calm() {
+                group.close_all().await;
+            }
             *lock(&group.current) = Some(Arc::clone(&play));
         }
         play
     }
 
-    /// Ends a case: waits for what the backend still reads of it, closes the connections of the group, and says what arrived. Where the engine answered in the backend's place, something may
-    /// be under way that no answer has waited for.
-    pub async fn end(&self, group: usize, case: &Case, play: &Play, is_under_way: bool) -> Vec<Arrival> {
+    /// Ends a case: waits for what the backend still reads of it, and says what arrived. Where the engine answered in the backend's place, something may be under way that no answer has waited
+    /// for. Has to run on the thread of the group.
+    pub async fn end(&self, group: usize, play: &Play, is_under_way: bool) -> Vec<Arrival> {
         if let Some(group) = self.groups.get(group) {
             if is_under_way {
-                for address in [group.legacy, group.new] {
-                    // A knock that fails leaves a difference that does not show again.
-                    let _ = tokio::time::timeout(SETTLE, knock(address)).await;
-                }
+                tokio::time::sleep(AFTERWARDS).await;
+                look_around(LOOKS).await;
             }
             // What is not over by then shows as a body that fell silent.
             let _ = tokio::time::timeout(SETTLE, zero(&play.busy, &play.settled)).await;
-            group.epoch.send_modify(|epoch| *epoch += 1);
-            let _ = tokio::time::timeout(SETTLE, zero(&group.open.count, &group.open.none)).await;
+            if !play.case.is_calm() {
+                group.close_all().await;
+            }
             *lock(&group.current) = None;
         }
-        lock(&self.shared.plays).remove(&case.number);
+        lock(&self.shared.plays).remove(&play.case.number);
         std::mem::take(&mut *lock(&play.arrivals))
+    }
+}
+
+impl Group {
+    /// Closes every connection to these backends.
+    async fn close_all(&self) {
+        if self.open.count.load(Ordering::SeqCst) > 0 {
+            self.epoch.send_modify(|epoch| *epoch += 1);
+            let _ = tokio::time::timeout(SETTLE, zero(&self.open.count, &self.open.none)).await;
+        }
     }
 }
 
@@ -169,13 +187,6 @@ async fn zero(number: &AtomicUsize, changed: &Notify) {
         }
         told.await;
     }
-}
-
-async fn knock(address: SocketAddr) -> io::Result<()> {
-    let mut stream = TcpStream::connect(address).await?;
-    stream.set_zero_linger()?;
-    stream.write_all(KNOCK).await?;
-    stream.read_u8().await.map(drop)
 }
 
 /// A request that is being read or answered. It ends when this is dropped, however.
@@ -261,10 +272,6 @@ async fn serve(stream: TcpStream, place: &Place) {
     let mut is_kept = false;
     loop {
         let head = match reader.head().await {
-            HeadRead::Whole(head) if head.start == b"KNOCK" => {
-                let _ = write.write_all(b"!").await;
-                return;
-            }
             HeadRead::Whole(head) => head,
             HeadRead::Ended(0) => return,
             HeadRead::Ended(_) | HeadRead::TooLong => {
@@ -309,7 +316,8 @@ impl Place {
 
 async fn answer(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, place: &Place, head: Head, is_kept: bool) -> After {
     let (play, request) = place.find(&head);
-    let script = play.as_ref().zip(request).and_then(|(play, request)| play.scripts.get(request).cloned());
+    let case = play.as_ref().map(|play| Arc::clone(&play.case));
+    let script = case.as_ref().zip(request).and_then(|(case, request)| case.requests.get(request)).map(|request| &request.script);
     let framing = head.request_framing();
     let exchange = Exchange::begin(play, Arrival { request, head, framing, body: Body::default() });
     let Some(script) = script else {
@@ -323,12 +331,12 @@ async fn answer(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, 
     }
     let mut is_said = script.before.is_empty() || write.write_all(&script.before).await.is_ok();
     let ending = if script.is_early {
-        is_said = is_said && say(write, &script).await;
+        is_said = is_said && say(write, script).await;
         read_body(reader, framing, &exchange).await
     } else {
         let ending = read_body(reader, framing, &exchange).await;
         // Half a request gets no answer from a careful backend.
-        is_said = is_said && ending == Ending::Whole && say(write, &script).await;
+        is_said = is_said && ending == Ending::Whole && say(write, script).await;
         ending
     };
     match script.after {

@@ -18,6 +18,8 @@ pub struct Case {
     pub requests: Vec<Request>,
     /// Whether all is written at once, before the first answer is read.
     pub is_pipelined: bool,
+    /// The first request that is asked, where those before it are left out.
+    pub begins_at: usize,
 }
 
 /// A request as it goes on the wire.
@@ -86,6 +88,8 @@ pub struct Script {
     pub closes_kept: bool,
     /// The answer, byte by byte.
     pub answer: Vec<u8>,
+    /// Whether it says more than its answer is, so that the connection is of no use to the next one.
+    pub says_more: bool,
     /// How it is cut into writes.
     pub writes: Writes,
     /// What becomes of the connection.
@@ -107,6 +111,21 @@ pub enum After {
 }
 
 impl Case {
+    /// Whether nothing in it depends on which connections to the backend an engine has kept, and it leaves none that another case could stumble over.
+    pub fn is_calm(&self) -> bool {
+        let is_calm = |request: &Request| {
+            let script = &request.script;
+            // What may arrive without a code has to belong to nobody else.
+            script.after == After::Keep && !script.closes_kept && !script.says_more && !request.lines.is_empty() && !request.holds_another()
+        };
+        self.requests.iter().all(is_calm)
+    }
+
+    /// What is asked: all of it, or its end.
+    pub fn asked(&self) -> &[Request] {
+        self.requests.get(self.begins_at..).unwrap_or_default()
+    }
+
     /// The same bytes in other writes.
     pub fn cut(&self, cut: Cut) -> Self {
         let mut case = self.clone();
@@ -171,6 +190,12 @@ impl Request {
         !self.body.is_empty() && !self.names("content-length:") && !self.names("transfer-encoding:")
     }
 
+    /// Whether what stands behind its head could be taken for a request.
+    pub fn holds_another(&self) -> bool {
+        const LONGEST: usize = 1_000;
+        self.body.len() < LONGEST && self.body.windows(5).any(|window| window == b"HTTP/")
+    }
+
     /// The bytes of the head.
     pub fn head(&self) -> Vec<u8> {
         [&self.start[..], &self.lines.concat(), &self.end].concat()
@@ -213,6 +238,19 @@ mod tests {
         assert_eq!(writes.pieces(b"abcde").collect::<Vec<_>>(), [&b"a"[..], b"bc", b"de"]);
         assert_eq!(Writes::default().pieces(b"abc").collect::<Vec<_>>(), [b"abc"]);
         assert_eq!(Writes { cuts: vec![0, 0], ..Writes::default() }.pieces(b"").count(), 0);
+    }
+
+    #[test]
+    fn a_case_is_calm_if_nothing_of_it_is_left_for_the_next() {
+        let is_calm = |change: fn(&mut Request)| {
+            let mut request = Request { lines: vec![b"Host: h\r\n".to_vec()], ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
+            change(&mut request);
+            Case { number: 1, requests: vec![request], is_pipelined: false, begins_at: 0 }.is_calm()
+        };
+        assert!(is_calm(|_| {}) && is_calm(|request| request.body = b"body".to_vec()));
+        assert!(!is_calm(|request| request.script.after = After::Close) && !is_calm(|request| request.script.closes_kept = true));
+        assert!(!is_calm(|request| request.script.says_more = true) && !is_calm(|request| request.lines.clear()));
+        assert!(!is_calm(|request| request.body = b"GET / HTTP/1.1\r\n\r\n".to_vec()));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! A request is written and its answer read at the same time, because an answer may come early. A write that fails is no observation: how much the kernel took before the other end closed is
 //! chance. What was read until then is. A client that is told `Connection: close`, or whose answer was broken, says nothing more; all later requests of the case are not sent.
 
-use super::case::{ANSWERED, Case, Request};
+use super::case::{ANSWERED, After, Case, Request};
 use super::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -19,6 +19,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const REST: Duration = Duration::from_secs(2);
 /// How long a client waits for 100 before it sends its body anyway.
 const CONTINUE: Duration = Duration::from_millis(300);
+
+/// How long after an answer every engine has noticed that the backend has ended the connection, by a reset or otherwise.
+const NOTICED: Duration = Duration::from_millis(8);
 
 /// What a request came to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,16 +82,22 @@ pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
     let (read, mut write) = stream.into_split();
     let mut reader = Reader::new(read);
     if case.is_pipelined {
-        pipeline(&mut reader, &mut write, case, &mut replies.replies).await;
+        pipeline(&mut reader, &mut write, case.asked(), replies.replies.iter_mut().skip(case.begins_at)).await;
     } else {
-        for (request, reply) in case.requests.iter().zip(&mut replies.replies) {
+        for (request, reply) in case.asked().iter().zip(replies.replies.iter_mut().skip(case.begins_at)) {
             exchange(&mut reader, &mut write, request, reply).await;
             if !may_go_on(reply) {
                 break;
             }
+            // Sooner it would be chance whether an engine has noticed that the connection behind it has ended.
+            if request.script.after != After::Keep {
+                tokio::time::sleep(NOTICED).await;
+            }
         }
     }
     replies.surplus = reader.rest().to_vec();
+    // The end is the reset. To shut one side before would be one more thing to say.
+    write.forget();
     replies
 }
 
@@ -96,10 +105,10 @@ fn may_go_on(reply: &Reply) -> bool {
     reply.outcome == Outcome::Answered && reply.body.ending == Ending::Whole && !reply.is_closed
 }
 
-async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, case: &Case, replies: &mut [Reply]) {
-    let bytes: Vec<u8> = case.requests.iter().flat_map(Request::bytes).collect();
-    let is_last_word = case.requests.last().is_some_and(|request| request.is_last_word);
-    let Some(first) = case.requests.first() else { return };
+async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, requests: &[Request], replies: impl Iterator<Item = &mut Reply>) {
+    let bytes: Vec<u8> = requests.iter().flat_map(Request::bytes).collect();
+    let is_last_word = requests.last().is_some_and(|request| request.is_last_word);
+    let Some(first) = requests.first() else { return };
     let writing = async {
         for piece in first.writes.pieces(&bytes) {
             if write.write_all(piece).await.is_err() {
@@ -112,7 +121,7 @@ async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf
         }
     };
     let reading = async {
-        for (request, reply) in case.requests.iter().zip(replies) {
+        for (request, reply) in requests.iter().zip(replies) {
             let _ = timeout(PATIENCE, read(reader, request, reply, &Notify::new())).await;
             fall_silent(reply);
             if !may_go_on(reply) {

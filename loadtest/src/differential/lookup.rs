@@ -4,11 +4,19 @@
 
 use super::case::{Case, Cut};
 use super::compare::{Difference, Observation, compare};
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// How often a case is played again.
 const AGAIN: usize = 8;
 /// How often the reference is played for outcomes that it may have, too.
 const MOST_REFERENCES: usize = 40;
+
+/// How long is looked at one case. One that waits for timeouts is played less often.
+const LONGEST: Duration = Duration::from_secs(20);
+
+/// How the reference is played again, in turns. The candidate may hand it several requests at once.
+const WAYS: [(Cut, bool); 6] = [(Cut::AsItIs, true), (Cut::Whole, false), (Cut::AsItIs, true), (Cut::Bytes, false), (Cut::Whole, true), (Cut::Bytes, true)];
 
 /// What a difference is.
 #[derive(Debug)]
@@ -34,8 +42,8 @@ pub fn agree(case: &Case, reference: &Observation, candidate: &Observation) -> b
 /// Which engine is played again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
-    /// The reference, with writes cut in this way.
-    Reference(Cut),
+    /// The reference, with writes cut in this way, and all requests at once if the case has them so, or one after the other.
+    Reference(Cut, bool),
     /// The candidate.
     Candidate,
 }
@@ -44,21 +52,25 @@ pub enum Again {
 pub async fn judge<F: Future<Output = Observation>>(case: &Case, first: (&Observation, &Observation), mut play: impl FnMut(Again) -> F) -> Verdict {
     let mut references = vec![first.0.clone()];
     let mut candidates = vec![first.1.clone()];
-    let mut cuts = [Cut::AsItIs, Cut::Whole, Cut::AsItIs, Cut::Bytes].into_iter().cycle();
+    let mut ways = WAYS.iter().cycle().map(|&(cut, is_at_once)| Again::Reference(cut, is_at_once));
+    let mut reference = || ways.next().unwrap_or(Again::Reference(Cut::AsItIs, true));
+    let begun = Instant::now();
     for _ in 0..AGAIN {
-        references.push(play(Again::Reference(cuts.next().unwrap_or(Cut::AsItIs))).await);
-        candidates.push(play(Again::Candidate).await);
+        let (one, other) = tokio::join!(play(reference()), play(Again::Candidate));
+        references.push(one);
+        candidates.push(other);
     }
     let is_known = |candidate: &Observation, references: &[Observation]| references.iter().any(|reference| agree(case, reference, candidate));
     loop {
         let unknown: Vec<usize> = (0..candidates.len()).filter(|&at| candidates.get(at).is_some_and(|candidate| !is_known(candidate, &references))).collect();
+        let is_enough = references.len() >= MOST_REFERENCES || begun.elapsed() > LONGEST;
         match unknown.as_slice() {
             [] => return Verdict::Chance,
-            [0] if references.len() >= MOST_REFERENCES => return Verdict::Unrepeated,
-            _ if references.len() >= MOST_REFERENCES => return Verdict::Differs,
+            [0] if is_enough => return Verdict::Unrepeated,
+            _ if is_enough => return Verdict::Differs,
             // Nothing that the candidate does is known, and the reference has had its turns.
             unknown if unknown.len() == candidates.len() && references.len() > AGAIN => return Verdict::Differs,
-            _ => references.push(play(Again::Reference(cuts.next().unwrap_or(Cut::AsItIs))).await),
+            _ => references.push(play(reference()).await),
         }
     }
 }

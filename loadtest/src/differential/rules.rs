@@ -47,13 +47,21 @@ pub enum Rule {
     AskedAgain,
     /// Bytes behind a request that are no request.
     LooseBytes,
-    /// Requests at once behind one that is not the lane's.
-    BehindDeclined,
+    /// An empty line where the size of a chunk of an answer should be.
+    EmptySize,
+    /// An empty line where the size of a chunk of a request should be.
+    EmptySizeAsked,
+    /// An empty line behind a request.
+    EmptyLine,
+    /// The machine stood still.
+    Stall,
+    /// Requests at once of which the last ones are the reference's.
+    HandedOver,
 }
 
 impl Rule {
     /// All of them, in the order of the report.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::RequestId,
         Self::TraceContext,
         Self::Date,
@@ -72,7 +80,11 @@ impl Rule {
         Self::KeptOrNew,
         Self::AskedAgain,
         Self::LooseBytes,
-        Self::BehindDeclined,
+        Self::EmptySize,
+        Self::EmptySizeAsked,
+        Self::EmptyLine,
+        Self::Stall,
+        Self::HandedOver,
     ];
 
     /// Its name in reports.
@@ -96,7 +108,11 @@ impl Rule {
             Self::KeptOrNew => "kept or new",
             Self::AskedAgain => "asked again",
             Self::LooseBytes => "loose bytes",
-            Self::BehindDeclined => "behind a declined one",
+            Self::EmptySize => "empty size",
+            Self::EmptySizeAsked => "empty size asked",
+            Self::EmptyLine => "empty line",
+            Self::Stall => "stall",
+            Self::HandedOver => "handed over",
         }
     }
 
@@ -127,7 +143,15 @@ impl Rule {
                 "when a kept connection ends before an answer, the proxy engine asks again, the lane only where not a byte of one has come; and each has kept connections of its own"
             }
             Self::LooseBytes => "what stands behind a request and is none is refused sooner or later, with the request before it or by itself",
-            Self::BehindDeclined => "of several requests at once those behind one that is not the lane's end with it, as with the proxy engine, which answers and closes",
+            Self::EmptySize => "the proxy engine takes an empty line where the size of a chunk should be for the end of the answer, the lane breaks the answer off and closes",
+            Self::EmptySizeAsked => {
+                "the proxy engine, which has every chunked request, takes an empty line where the size of a chunk should be for the end; whether the client's own end comes before that is chance"
+            }
+            Self::EmptyLine => "the proxy engine may take an empty line behind a request for another request at once, and closes; the lane skips it",
+            Self::Stall => "the machine stood still for nearly as long as an engine waits, and the difference did not show again",
+            Self::HandedOver => {
+                "of several requests at once the first that is not the lane's and all behind it are the proxy engine's, and end as they do when that one is asked for just these at once"
+            }
         }
     }
 

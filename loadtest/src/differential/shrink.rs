@@ -4,14 +4,17 @@
 //! small enough when it does not show once.
 
 use super::case::{Case, Request, Writes};
+use std::time::{Duration, Instant};
 
 /// The most plays for one case.
 const MOST_TRIES: usize = 80;
+/// How long is tried.
+const LONGEST: Duration = Duration::from_secs(20);
 
 /// Makes a case smaller as long as `differs` holds.
 pub async fn shrink<F: Future<Output = bool>>(case: Case, mut differs: impl FnMut(Case) -> F) -> Case {
     let mut smallest = case;
-    let mut tries = 0;
+    let (begun, mut tries) = (Instant::now(), 0);
     let mut at = 0;
     loop {
         // A step that helped leaves another thing at the same place.
@@ -19,7 +22,7 @@ pub async fn shrink<F: Future<Output = bool>>(case: Case, mut differs: impl FnMu
         match candidate {
             Some(candidate) if candidate != smallest => {
                 tries += 1;
-                if tries > MOST_TRIES {
+                if tries > MOST_TRIES || begun.elapsed() > LONGEST {
                     return smallest;
                 }
                 if differs(candidate.clone()).await {

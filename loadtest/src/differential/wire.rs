@@ -12,12 +12,17 @@ const MOST_HEAD_BYTES: usize = 256 * 1024;
 /// The longest line of a chunked body, with its extensions.
 const MOST_LINE_BYTES: usize = 128 * 1024;
 
+/// Room for the next read where one has filled what there was.
+const FLOOD: usize = 64 * 1024;
+
 /// A stream with what was read of it and not yet understood.
 #[derive(Debug)]
 pub struct Reader<S> {
     stream: S,
     buffer: Vec<u8>,
     start: usize,
+    /// Whether the last read had no room for more.
+    is_flooded: bool,
 }
 
 /// One line of a head: a name as it was spelled, and its value without the space around it.
@@ -94,7 +99,7 @@ pub enum HeadRead {
 impl<S: AsyncRead + Unpin> Reader<S> {
     /// Nothing of the stream has been read.
     pub fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::with_capacity(4096), start: 0 }
+        Self { stream, buffer: Vec::with_capacity(4096), start: 0, is_flooded: false }
     }
 
     /// The stream, without what was read of it.
@@ -122,8 +127,13 @@ impl<S: AsyncRead + Unpin> Reader<S> {
             self.buffer.drain(..self.start);
             self.start = 0;
         }
+        if self.is_flooded {
+            self.buffer.reserve(FLOOD);
+        }
         // What a reset leaves unread is lost either way: how the connection ended is chance, that it ended is not.
-        matches!(self.stream.read_buf(&mut self.buffer).await, Ok(read) if read > 0)
+        let read = self.stream.read_buf(&mut self.buffer).await;
+        self.is_flooded = self.buffer.len() == self.buffer.capacity();
+        matches!(read, Ok(read) if read > 0)
     }
 
     /// Reads and forgets until the connection ends.

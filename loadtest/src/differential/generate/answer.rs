@@ -350,6 +350,7 @@ fn surplus(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     }
     answer.body.extend_from_slice(behind.as_bytes());
     answer.is_one = true;
+    answer.script.says_more = true;
 }
 
 /// A body where there can be none.
@@ -357,6 +358,7 @@ fn poison(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.start = chance.text(&["HTTP/1.1 204 No Content", "HTTP/1.1 304 Not Modified", "HTTP/1.1 200 OK"]).into();
     answer.is_bare = false;
     answer.is_one = true;
+    answer.script.says_more = true;
 }
 
 fn silently_closes(_: &mut Chance, _: &Draft, answer: &mut Answer) {

@@ -19,11 +19,19 @@ mod request;
 use super::case::{Case, Pause, Request, Writes};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use std::ops::Range;
 
 /// One case of so many may need a timeout to end.
 pub const SLOW_ONE_IN: u32 = 400;
 /// The most requests of a case, beside the plain one that asks whether the connection is still in step.
 const MOST_REQUESTS: u32 = 4;
+
+/// How many bytes of a message are cut one by one at most.
+const MOST_CUT_BYTES: usize = 200;
+/// How many are, mostly.
+const STRETCH: usize = 24;
+/// What tells chance aside from what goes on.
+const ASIDE: u64 = 0x5851_f42d_4c95_7f2d;
 
 /// Where chance comes from.
 #[derive(Debug)]
@@ -73,13 +81,18 @@ impl Chance {
         None
     }
 
-    /// Where to cut so many bytes: not at all, in some places, or (short ones) everywhere.
+    /// Chance that takes nothing from this one: what is made afterwards stays what it was.
+    fn aside(&self) -> Self {
+        Self(StdRng::seed_from_u64(self.0.clone().random::<u64>() ^ ASIDE))
+    }
+
+    /// Where to cut so many bytes: not at all, in some places, or everywhere: in a stretch, or the whole beginning.
     pub fn writes(&mut self, length: usize) -> Writes {
         let mut cuts: Vec<usize> = match self.below(60) {
             0..=35 => Vec::new(),
             36..=57 => (0..=self.below(4)).map(|_| self.size(length)).collect(),
             58 => (0..=self.below(40)).map(|_| self.size(length)).collect(),
-            _ => (1..length.min(200)).collect(),
+            _ => self.aside().every_byte(length).collect(),
         };
         cuts.sort_unstable();
         cuts.dedup();
@@ -89,6 +102,18 @@ impl Chance {
             _ => Pause::Nothing,
         };
         Writes { cuts, pause }
+    }
+}
+
+impl Chance {
+    /// Cuts at every byte: of a stretch somewhere in the beginning, or one time in four of all of it. Each costs both ends and both engines a system call.
+    fn every_byte(&mut self, length: usize) -> Range<usize> {
+        let most = length.min(MOST_CUT_BYTES);
+        if self.one_in(4) {
+            return 1..most;
+        }
+        let begin = 1 + self.size(most);
+        begin..most.min(begin + STRETCH)
     }
 }
 
@@ -132,13 +157,15 @@ pub fn case(seed: u64, number: u64, group: usize) -> Case {
         request.start.splice(0..0, loose);
         all.push(request);
     }
-    Case { number, requests: all, is_pipelined }
+    Case { number, requests: all, is_pipelined, begins_at: 0 }
 }
 
 /// Bytes that say whose they are.
 fn tagged(place: Place, what: char, length: usize) -> Vec<u8> {
     let tag = format!("{what}{}.{};", place.case, place.request);
-    tag.bytes().cycle().take(length).collect()
+    let mut bytes = tag.as_bytes().repeat(length.div_ceil(tag.len()));
+    bytes.truncate(length);
+    bytes
 }
 
 /// A length: mostly small, rarely up to the limit.
@@ -163,6 +190,16 @@ mod tests {
             assert!(case(7, number, 3) == case(7, number, 3), "{number}");
         }
         assert!(case(7, 1, 0).requests != case(8, 1, 0).requests);
+    }
+
+    #[test]
+    fn some_messages_are_cut_at_every_byte_and_what_is_made_afterwards_does_not_hang_on_it() {
+        let all: Vec<usize> = (0..40_000).map(|number| Chance::of(1, number).writes(1_000).cuts.len()).collect();
+        let (long, short) = (all.iter().filter(|cuts| **cuts == MOST_CUT_BYTES - 1).count(), all.iter().filter(|cuts| **cuts == STRETCH).count());
+        assert!(long > 100 && short > 300, "{long} {short}");
+        let (mut one, mut other) = (Chance::of(1, 1), Chance::of(1, 1));
+        one.aside().below(9);
+        assert_eq!(one.below(1_000_000), other.below(1_000_000));
     }
 
     #[test]
