@@ -7,16 +7,26 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::runtime::Handle;
 
 /// Bytes that pingora may write before they are sent, so that a head and a short body leave together: its own default, about a segment.
 const WRITE_BUFFER: usize = 1_460;
+
+/// How long a client may go on sending after pingora has closed its connection.
+const LINGER: Duration = Duration::from_secs(5);
+/// How many clients may do so at once. Where there are more, somebody is up to something.
+const MOST_LINGERING: usize = 1_024;
 
 /// What a client is served on.
 #[derive(Debug)]
@@ -111,14 +121,54 @@ impl Lent {
 }
 
 impl Drop for Lent {
-    /// A head that waits for its body leaves with a connection that breaks off: pingora counts on it.
+    /// Pingora closes whatever the client still sends: unread bytes would make a reset of it, which may reach the client before the answers that are under way.
     fn drop(&mut self) {
-        if let Ok(socket) = self.socket()
-            && !socket.buffer().is_empty()
+        let Some(mut socket) = self.socket.take() else { return };
+        // A head that waits for its body leaves with a connection that breaks off: pingora counts on it. As far as there is room for it.
+        let _ = Pin::new(&mut socket).poll_flush(&mut Context::from_waker(Waker::noop()));
+        let socket = socket.into_inner();
+        if !is_over(&socket)
+            && let Ok(runtime) = Handle::try_current()
+            && let Some(place) = Lingering::enter()
         {
-            // As far as there is room for it.
-            let _ = socket.poll_flush(&mut Context::from_waker(Waker::noop()));
+            drop(runtime.spawn(linger(socket, place)));
         }
+    }
+}
+
+/// Whether the client has ended its side and everything of it has been read, or has gone.
+fn is_over(socket: &TcpStream) -> bool {
+    !matches!(recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT), Ok(1) | Err(Errno::EAGAIN))
+}
+
+/// Ends our side, and throws away what the client still sends, for a while.
+async fn linger(mut socket: TcpStream, _place: Lingering) {
+    let until_its_end = async {
+        if socket.shutdown().await.is_ok() {
+            let mut buffer = vec![0; 4 << 10];
+            while socket.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
+        }
+    };
+    // Whoever sends for longer has had its time.
+    let _ = tokio::time::timeout(LINGER, until_its_end).await;
+}
+
+/// One of the connections that are ending. They count as open no more, so there is a limit of their own.
+struct Lingering;
+
+static LINGERING: AtomicUsize = AtomicUsize::new(0);
+
+impl Lingering {
+    fn enter() -> Option<Self> {
+        let place = LINGERING.fetch_add(1, Ordering::Relaxed) < MOST_LINGERING;
+        // Without a place it leaves at once.
+        Some(Self).filter(|_| place)
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        LINGERING.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -194,7 +244,6 @@ impl GetSocketDigest for Lent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::io::AsyncReadExt;
     use tokio::net::TcpListener;
 
     async fn pair() -> (TcpStream, TcpStream) {

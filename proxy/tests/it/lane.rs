@@ -112,6 +112,29 @@ fn requests_that_come_all_at_once_are_answered_in_their_order() {
 }
 
 #[test]
+fn an_answer_arrives_whole_though_what_stands_behind_its_request_is_refused_unread() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "", &backend, "");
+    backend.behave(crate::raw::AtAccept::Read, |talk, _| {
+        talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 300000\r\n\r\n")?;
+        talk.say(&large(300_000))?;
+        Ok(true)
+    });
+    let head = get("/evil");
+    let refused = [b"\x16\x03\x01", &[b'x'; 40_000][..]].concat();
+    for round in 1..=5 {
+        let mut client = RawClient::connect(proxy.http);
+        client.send(&[head.as_bytes(), &refused].concat());
+        // Both answers are under way then, and not read yet.
+        until("the proxy to close", || (declined(&proxy, "head") == f64::from(round) && proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0)).then_some(()));
+        let answer = client.answer(false).unwrap();
+        assert_eq!((answer.status, &answer.ending, answer.body.len()), (200, &Ending::Whole, 300_000), "round {round}");
+        assert_eq!(client.answer(false).map(|answer| answer.status), Some(400), "round {round}");
+        assert!(client.answer(false).is_none(), "round {round}");
+    }
+}
+
+#[test]
 fn a_large_upload_arrives_whole_in_whatever_fragments_it_comes() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
