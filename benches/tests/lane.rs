@@ -49,7 +49,7 @@ fn ask(client: &mut TcpStream) {
 }
 
 #[test]
-fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_six_kibibytes() {
+fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_three_kibibytes() {
     let (directory, backend) = (tempfile::tempdir().unwrap(), backend());
     let file = directory.path().join("cutover.toml");
     let text = format!(
@@ -84,7 +84,7 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_six
     }
     // Tasks that have ended are freed when their threads get round to it; the least that is seen is what rests.
     let (deadline, mut least) = (Instant::now() + Duration::from_secs(5), i64::MAX);
-    let limit = 4 * 1024 * (CONNECTIONS / 2) as i64;
+    let limit = 3 * 1024 * (CONNECTIONS / 2) as i64;
     while Instant::now() < deadline && least > limit {
         least = least.min(live_bytes() - before);
         std::thread::sleep(Duration::from_millis(10));
