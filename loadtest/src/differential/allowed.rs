@@ -18,12 +18,19 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
     let unsent = outcomes(|difference| difference.candidate == "NotSent");
     let ended = outcomes(|difference| ["Closed", "NotSent"].contains(&difference.reference.as_str()));
     let followed = case.requests.iter().position(|request| request.end == b"\r\n\r\n");
+    let has_closed_before_a_stray = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.lines.is_empty())));
+    let reset = found.iter().filter(|difference| difference.what == "client body" && is_cut_in_one(difference)).filter_map(|difference| difference.request);
+    let reset = reset.min().filter(|&at| case.requests.get(at).is_some_and(|request| request.script.after == After::Reset));
     let broken_off = case.requests.iter().position(|request| has_empty_size(&request.script));
     let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request, case.is_pipelined).or_else(|| of_what_was_before(case, at))?)));
     for difference in found.iter_mut().filter(|difference| difference.rule.is_none()) {
         let Some(at) = difference.request else {
             // What stands behind a broken answer is a part of it.
             difference.rule = case.requests.iter().any(|request| is_cut(&request.script)).then_some(Rule::CutAnswer).or(odd.map(|(_, rule)| rule));
+            // A request without a code that only the candidate took, since the reference had closed.
+            if difference.rule.is_none() && has_closed_before_a_stray && difference.candidate.starts_with(difference.reference.trim_end_matches(']')) {
+                difference.rule = Some(Rule::EmptyLine);
+            }
             continue;
         };
         let script = case.requests.get(at).map(|request| &request.script);
@@ -31,10 +38,20 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         if difference.rule.is_none() && broken_off.is_some_and(|from| at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)) {
             difference.rule = Some(Rule::EmptySize);
         }
+        if difference.rule.is_none() && reset.is_some_and(|from| at >= from) {
+            difference.rule = Some(Rule::CutAnswer);
+        }
         if difference.rule.is_none() && followed.is_some_and(|from| at > from) && ended.contains(&at) {
             difference.rule = Some(Rule::EmptyLine);
         }
     }
+}
+
+/// Whether a body is whole on one side and broken off on the other: a backend that resets its connection may take back what it has sent.
+fn is_cut_in_one(difference: &Difference) -> bool {
+    let is_cut = |body: &str| body.starts_with("Cut");
+    let is_whole = |body: &str| body.starts_with("Whole");
+    is_cut(&difference.reference) && is_whole(&difference.candidate) || is_whole(&difference.reference) && is_cut(&difference.candidate)
 }
 
 /// One line, in one direction.
@@ -160,6 +177,35 @@ mod tests {
         let mut found = [found];
         explain(&Case { number: 1, requests: vec![request], is_pipelined: false, begins_at: 0 }, &mut found);
         found[0].rule
+    }
+
+    #[test]
+    fn a_backend_that_resets_may_take_back_what_it_has_sent_and_no_other() {
+        let judged = |after: After, reference: &str| {
+            let mut requests = vec![Request::raw(b"GET / HTTP/1.1\r\n".to_vec()), Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
+            requests[0].script.after = after;
+            requests[0].script.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec();
+            let mut found = [difference("client body", reference, "Cut, 1 bytes"), Difference { request: Some(1), ..difference("client outcome", "Answered", "NotSent") }];
+            explain(&Case { number: 1, requests, is_pipelined: false, begins_at: 0 }, &mut found);
+            found.map(|difference| difference.rule)
+        };
+        assert_eq!(judged(After::Reset, "Whole, 2 bytes"), [Some(Rule::CutAnswer); 2]);
+        assert_eq!(judged(After::Keep, "Whole, 2 bytes"), [None; 2]);
+        assert_eq!(judged(After::Reset, "Silent, 0 bytes"), [None; 2]);
+    }
+
+    #[test]
+    fn what_has_no_code_is_taken_by_one_where_the_other_had_closed() {
+        let judged = |end: &[u8], reference: &str, candidate: &str| {
+            let requests = vec![Request { end: end.to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) }, Request::raw(b"GET /smuggled HTTP/1.1\r\n\r\n".to_vec())];
+            let strays = Difference { request: None, ..difference("requests without a code at the backend", reference, candidate) };
+            let mut found = [Difference { request: Some(1), ..difference("client outcome", "Closed", "Answered") }, strays];
+            explain(&Case { number: 1, requests, is_pipelined: false, begins_at: 0 }, &mut found);
+            found[1].rule
+        };
+        assert_eq!(judged(b"\r\n\r\n", "[]", "[\"GET /smuggled HTTP/1.1\"]"), Some(Rule::EmptyLine));
+        assert_eq!(judged(b"\r\n", "[]", "[\"GET /smuggled HTTP/1.1\"]"), None);
+        assert_eq!(judged(b"\r\n\r\n", "[\"GET /smuggled HTTP/1.1\"]", "[]"), None);
     }
 
     #[test]
