@@ -36,6 +36,7 @@ use crate::disk::{self, Disk, Ownership};
 use crate::drain::Drains;
 use crate::gateway::acceptor::Acceptor;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
+use crate::gateway::client::lingering;
 use crate::gateway::door::{self, Connections, Door, Ending, Entrance};
 use crate::gateway::gate::{Gate, Limits};
 use crate::gateway::lane::Lane;
@@ -377,9 +378,14 @@ impl Running {
         self.stop_listening();
         self.ending.dismissed.send_replace(true);
         if !hurried {
-            wait(grace, &hurry, || self.connections.open() == 0);
+            wait(grace, &hurry, || self.has_nobody());
         }
         self.end()
+    }
+
+    /// Whether no client is there and none will be. In this order: who has been accepted is counted before its door is closed.
+    fn has_nobody(&self) -> bool {
+        self.ending.closed_doors.load(Ordering::Acquire) == self.doors && self.connections.open() == 0
     }
 
     /// Stops after another process has taken over, and says how many connections had to be cut. `hurry` ends all waiting.
@@ -390,9 +396,7 @@ impl Running {
         self.ready.fall();
         self.ending.closing.send_replace(true);
         self.stop_listening();
-        // In this order: who has been accepted is counted before its door is closed.
-        let has_nobody = || self.ending.closed_doors.load(Ordering::Acquire) == self.doors && self.connections.open() == 0;
-        let hurried = wait(grace, &hurry, has_nobody);
+        let hurried = wait(grace, &hurry, || self.has_nobody());
         self.ending.dismissed.send_replace(true);
         if !hurried {
             wait(lead, &hurry, || self.connections.open() == 0);
@@ -426,6 +430,8 @@ impl Running {
             self.drains.order_all();
             wait(FAREWELL, &|| false, || self.connections.open() == 0);
         }
+        // Whoever still sends would lose an answer that is under way.
+        wait(FAREWELL, &|| false, || lingering() == 0);
         self.runtime.shutdown_timeout(Duration::from_millis(100));
         self.watch.stop();
         // The admin answered until here: whoever waits for readiness to fall has seen it fall.

@@ -140,9 +140,9 @@ impl Control {
         let _ = tokio::time::timeout(LAST_WORDS, hear).await;
     }
 
-    /// Whether the process that has taken over has not heard yet of all it was told.
+    /// Whether the process that has taken over has not heard yet of all it was told, or one that was to take over has not given back yet what it is not to have.
     fn has_somebody_to_hear(&self) -> bool {
-        matches!(&self.role, Role::Follows { told, heard, lead: Some(_), .. } if heard < told)
+        matches!(&self.role, Role::Follows { told, heard, lead, .. } if lead.is_none() || heard < told)
     }
 
     async fn tick(&mut self) {

@@ -276,12 +276,13 @@ impl Watch {
                 let network = &self.networks[who.network as usize % NETWORKS];
                 let network_was = network.load(Ordering::Relaxed);
                 network.store(now, Ordering::Relaxed);
-                if !is_recent(was, now) || !is_recent(network_was, now) {
-                    self.newcomers.fetch_add(1, Ordering::Release);
-                }
                 let tick = (tick_of(at) as u32).wrapping_add(1);
                 if self.newest.load(Ordering::Relaxed) < tick {
                     self.newest.store(tick, Ordering::Relaxed);
+                }
+                // Last: whoever sees it sees what was stored before.
+                if !is_recent(was, now) || !is_recent(network_was, now) {
+                    self.newcomers.fetch_add(1, Ordering::Release);
                 }
             }
             counted.0 |= APPEARANCE;

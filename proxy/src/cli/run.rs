@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::{FILE, Failed};
 use crate::assemble::{Origin, Running, Start, StartError};
+use crate::gateway::client::MOST_LINGERING;
 use crate::sockets::Given;
 use crate::source::Source;
 use crate::succession::{Heir, Outcome, Program, Succession};
@@ -121,11 +122,11 @@ impl Run {
     }
 }
 
-/// As many open files as the system lets us have: a connection is one, and so is each to a backend. Says when that is too few.
+/// As many open files as the system lets us have: a connection is one, and so is each to a backend, and each that is ending. Says when that is too few.
 fn raise_file_limit(max_connections: usize) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
     let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    let wanted = max_connections as u64 * 2 + OTHER_FILES;
+    let wanted = max_connections as u64 * 2 + MOST_LINGERING as u64 + OTHER_FILES;
     if have < wanted {
         tracing::warn!(
             have,

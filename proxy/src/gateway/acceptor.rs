@@ -15,6 +15,8 @@ use tokio::sync::watch;
 use super::door::Door;
 use crate::clock;
 
+/// How many clients may wait to be accepted. The system has a limit of its own (`net.core.somaxconn`), which is meant to be the one that counts.
+const QUEUE: i32 = 65_535;
 /// How long nobody is accepted after the system refused: it is out of files or memory, and what ends meanwhile gives some back.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How often that is said.
@@ -33,8 +35,8 @@ impl Acceptor {
     /// When the system refuses.
     pub fn new(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        // The sockets of clients have it from the one that listens: one call less for each. Small answers must not wait for each other.
-        nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::TcpNoDelay, &true)?;
+        // Listened to once more: whoever bound it may have asked for a short queue, as the standard library does.
+        rustix::net::listen(&socket, QUEUE)?;
         Ok(Self { listener: TcpListener::from_std(socket)? })
     }
 
@@ -50,7 +52,11 @@ impl Acceptor {
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, peer)) => door.admit(socket, peer.ip()),
+                Ok((socket, peer)) => {
+                    // Small answers must not wait for each other. A socket that does not know it is as good.
+                    let _ = socket.set_nodelay(true);
+                    door.admit(socket, peer.ip());
+                }
                 Err(error) if has_left(&error) => {}
                 Err(error) => {
                     let now = clock::mono();
@@ -75,14 +81,14 @@ fn has_left(error: &io::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tokio::net::TcpStream;
 
     #[tokio::test]
-    async fn clients_sockets_do_not_hold_small_answers_back() {
+    async fn hundreds_of_clients_may_wait_until_they_are_accepted() {
         let acceptor = Acceptor::new(Socket::bind("127.0.0.1:0").expect("a port")).expect("no error");
-        let _client = TcpStream::connect(acceptor.listener.local_addr().expect("an address")).await.expect("a connection");
-        let (socket, _) = acceptor.listener.accept().await.expect("a connection");
-        assert!(socket.nodelay().expect("an option"));
+        let address = acceptor.listener.local_addr().expect("an address");
+        // Whoever finds the queue full gets no answer, and tries again after a second.
+        let waiting = |_| std::net::TcpStream::connect_timeout(&address, Duration::from_millis(900)).expect("a place in the queue");
+        assert_eq!((0..400).map(waiting).collect::<Vec<_>>().len(), 400);
     }
 
     #[test]

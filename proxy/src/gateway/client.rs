@@ -24,9 +24,11 @@ use tokio::runtime::Handle;
 const WRITE_BUFFER: usize = 1_460;
 
 /// How long a client may go on sending after pingora has closed its connection.
-const LINGER: Duration = Duration::from_secs(5);
+const LINGER: Duration = Duration::from_secs(2);
 /// How many clients may do so at once. Where there are more, somebody is up to something.
-const MOST_LINGERING: usize = 1_024;
+pub const MOST_LINGERING: usize = 1_024;
+/// How many of these may be clients of whom nothing is unread: their answers are lost only if they go on sending.
+const MOST_SILENT: usize = MOST_LINGERING / 2;
 
 /// What a client is served on.
 #[derive(Debug)]
@@ -96,6 +98,8 @@ pub struct Lent {
     socket: Option<BufWriter<TcpStream>>,
     /// What was read to learn what the client speaks, and is to be read again.
     begun: Vec<u8>,
+    /// Whether something was said to the client.
+    has_written: bool,
     digest: Arc<SocketDigest>,
 }
 
@@ -108,7 +112,7 @@ impl Lent {
     /// Of a socket from which these bytes were read already.
     pub fn begun(socket: TcpStream, begun: Vec<u8>) -> Self {
         let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
-        Self { socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)), begun, digest }
+        Self { socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)), begun, has_written: false, digest }
     }
 
     fn is_empty(&self) -> bool {
@@ -127,18 +131,25 @@ impl Drop for Lent {
         // A head that waits for its body leaves with a connection that breaks off: pingora counts on it. As far as there is room for it.
         let _ = Pin::new(&mut socket).poll_flush(&mut Context::from_waker(Waker::noop()));
         let socket = socket.into_inner();
-        if !is_over(&socket)
-            && let Ok(runtime) = Handle::try_current()
-            && let Some(place) = Lingering::enter()
+        let most = match recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+            // Where nothing was said nothing can be lost: handshakes that failed, scanners.
+            _ if !self.has_written => return,
+            Ok(1) => MOST_LINGERING,
+            Err(Errno::EAGAIN) => MOST_SILENT,
+            // It has ended its side, or has gone.
+            Ok(_) | Err(_) => return,
+        };
+        if let Ok(runtime) = Handle::try_current()
+            && let Some(place) = Lingering::enter(most)
         {
             drop(runtime.spawn(linger(socket, place)));
         }
     }
 }
 
-/// Whether the client has ended its side and everything of it has been read, or has gone.
-fn is_over(socket: &TcpStream) -> bool {
-    !matches!(recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT), Ok(1) | Err(Errno::EAGAIN))
+/// How many clients are let finish at present.
+pub fn lingering() -> usize {
+    LINGERING.load(Ordering::Relaxed)
 }
 
 /// Ends our side, and throws away what the client still sends, for a while.
@@ -159,8 +170,8 @@ struct Lingering;
 static LINGERING: AtomicUsize = AtomicUsize::new(0);
 
 impl Lingering {
-    fn enter() -> Option<Self> {
-        let place = LINGERING.fetch_add(1, Ordering::Relaxed) < MOST_LINGERING;
+    fn enter(most: usize) -> Option<Self> {
+        let place = LINGERING.fetch_add(1, Ordering::Relaxed) < most;
         // Without a place it leaves at once.
         Some(Self).filter(|_| place)
     }
@@ -186,10 +197,12 @@ impl AsyncRead for Lent {
 
 impl AsyncWrite for Lent {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.has_written = true;
         self.socket()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        self.has_written = true;
         self.socket()?.poll_write_vectored(cx, slices)
     }
 

@@ -21,6 +21,7 @@ use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
 use crate::clock;
 use crate::drain::{Drains, Ended};
+use crate::gateway::client::lingering;
 use crate::gateway::door::Connections;
 use crate::gateway::lane::Declined;
 use crate::recorder::{Halted, SlotTotals};
@@ -105,6 +106,7 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
         families.add(names::DRAINED, &[ended.name()], Value::Counter(count));
     }
     families.add(names::CONNECTIONS, &["open"], Value::Gauge(connections.open() as f64));
+    families.add(names::CONNECTIONS, &["lingering"], Value::Gauge(lingering() as f64));
     families.add(names::CONNECTIONS_LIMIT, &[], Value::Gauge(report.common.settings.listen.max_connections as f64));
     families.add(names::CONNECTIONS_REFUSED, &[], Value::Counter(connections.refused()));
     for why in Declined::ALL {

@@ -132,7 +132,12 @@ pub const CERTIFICATE_CURRENT: Name = name(
     "1 when the files of a certificate as they are now are in use, 0 when they cannot be used and the ones before stay.",
 );
 /// Connections.
-pub const CONNECTIONS: Name = name("cutover_connections", "gauge", &["state"], "Client connections that are open.");
+pub const CONNECTIONS: Name = name(
+    "cutover_connections",
+    "gauge",
+    &["state"],
+    "Client connections that are open; and those that were closed while the client still sent, and are read for up to two seconds so that answers arrive: lingering.",
+);
 /// Refused connections.
 pub const CONNECTIONS_REFUSED: Name = name("cutover_connections_refused_total", "counter", &[], "Client connections closed at once because max_connections were open.");
 /// Engines.
