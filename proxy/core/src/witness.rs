@@ -408,9 +408,10 @@ impl Watch {
             let (mut in_10s, mut in_60s) = (0usize, 0usize);
             for cell in cells {
                 let stamp = cell.load(Ordering::Relaxed);
-                let is_seen = is_within(stamp, now, 6 * PERIOD_TICKS);
+                let age = now.wrapping_sub(stamp);
+                let is_seen = stamp != 0 && is_within(age, 6 * PERIOD_TICKS);
                 in_60s += usize::from(is_seen);
-                in_10s += usize::from(is_recent(stamp, now));
+                in_10s += usize::from(is_seen && is_within(age, PERIOD_TICKS));
                 if stamp != 0 && !is_seen {
                     // Cleared before sixteen bits of ticks come round and make it look young.
                     let _ = cell.compare_exchange(stamp, 0, Ordering::Relaxed, Ordering::Relaxed);
@@ -435,12 +436,12 @@ fn stamp_of(at: Mono) -> u16 {
 
 /// Whether a cell of a table was stamped in the last [`USER_PERIOD`].
 fn is_recent(stamp: u16, now: u16) -> bool {
-    is_within(stamp, now, PERIOD_TICKS)
+    stamp != 0 && is_within(now.wrapping_sub(stamp), PERIOD_TICKS)
 }
 
-/// Whether a cell was stamped in the last so many ticks. Requests are stamped with a time just before they end, and other threads go on: a stamp may be ahead of a look.
-fn is_within(stamp: u16, now: u16, ticks: u16) -> bool {
-    stamp != 0 && !(ticks + 1..65_000).contains(&now.wrapping_sub(stamp))
+/// Whether an age is of so many ticks at most. Requests are stamped with a time just before they end, and other threads go on: a stamp may be ahead of a look.
+fn is_within(age: u16, ticks: u16) -> bool {
+    !(ticks + 1..65_000).contains(&age)
 }
 
 /// The tick that a moment lies in.
