@@ -20,7 +20,11 @@ pub struct Process {
 
 impl Process {
     pub fn start(directory: &Path) -> Self {
-        let mut child = command(directory).spawn().unwrap();
+        Self::of(command(directory))
+    }
+
+    fn of(mut command: Command) -> Self {
+        let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stdout.take().unwrap());
         let ready = log_line(&mut log, "cutover is ready");
         let address = |key: &str| ready[key].as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
@@ -151,6 +155,31 @@ fn kill_9_at_any_moment_of_a_rollback_leaves_the_latch_or_the_state_before_it() 
         assert_eq!(history["chain"]["intact"], true, "round {round}: {history}");
         process.kill();
     }
+}
+
+#[test]
+fn running_out_of_files_is_no_failure_of_a_backend() {
+    const FILES: usize = 96;
+    let world = World::new(&rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
+    let mut limited = Command::new("sh");
+    let program = command(world.path());
+    limited.args(["-c", &format!("ulimit -n {FILES} && exec \"$@\""), "sh"]).arg(program.get_program()).args(program.get_args());
+    let process = Process::of({
+        limited.stdout(Stdio::piped()).stderr(Stdio::piped());
+        limited
+    });
+    let mut clients: Vec<Client> = (0..FILES).map(|_| Client::connect(process.http)).collect();
+    let files = format!("/proc/{}/fd", process.child.id());
+    until("all files to be used", || (fs::read_dir(&files).unwrap().count() >= FILES).then_some(()));
+    for client in &mut clients[..3] {
+        let answer = client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap();
+        assert_eq!(answer.status(), 500, "{}", answer.text());
+    }
+    drop(clients);
+    let new = until("somebody to be accepted", || Some(process.rollout()["new"].clone()));
+    assert_eq!((&new["failed"], world.new.requests()), (&json!(0), 0), "{new}");
+    assert_eq!(Client::connect(process.http).ask("GET", "/", &[("x-user-id", "u")], b"").map(|answer| answer.status()), Some(200));
+    process.kill();
 }
 
 #[test]

@@ -6,6 +6,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::gateway::gate::{Blame, Failure};
 use crate::gateway::tunnel;
+use crate::upstream::is_our_shortage;
 
 /// Pingora's error as our failure. The one place where its sources and types are read.
 pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
@@ -13,7 +14,9 @@ pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
         ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, H1Error, HandshakeError, InvalidCert, InvalidHTTPHeader, ReadTimedout, SocketError,
         TLSHandshakeFailure, TLSHandshakeTimedout, WriteTimedout,
     };
+    let is_short = || error.root_cause().downcast_ref::<std::io::Error>().is_some_and(is_our_shortage);
     let blame = match error.esource() {
+        ErrorSource::Upstream if !answer_begun && is_short() => Blame::Proxy,
         ErrorSource::Upstream => Blame::Backend,
         ErrorSource::Downstream => Blame::Client,
         ErrorSource::Internal | ErrorSource::Unset => Blame::Proxy,
@@ -37,4 +40,21 @@ pub(super) fn can_repeat(session: &Session) -> bool {
 /// Whether nothing of an answer has gone out but interim ones.
 pub(super) fn is_unanswered(session: &Session) -> bool {
     session.response_written().is_none_or(|response| response.status.is_informational())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io;
+
+    #[test]
+    fn no_backend_is_to_blame_where_there_is_no_file_for_a_connection() {
+        let blame = |code| failure_of(&Error::because(ErrorType::ConnectError, "connecting", io::Error::from_raw_os_error(code)).into_up(), false).blame;
+        for short in [nix::libc::EMFILE, nix::libc::ENFILE, nix::libc::ENOBUFS] {
+            assert_eq!(blame(short), Blame::Proxy);
+        }
+        for refused in [nix::libc::ECONNREFUSED, nix::libc::ENETUNREACH, nix::libc::EADDRNOTAVAIL] {
+            assert_eq!(blame(refused), Blame::Backend);
+        }
+    }
 }

@@ -288,14 +288,17 @@ impl ProxyHttp for Adapter {
     }
 
     fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Box<Context>, mut error: Box<Error>) -> Box<Error> {
-        context.server_failed();
-        if error.etype() != &ErrorType::ConnectionClosed {
+        let failure = failure_of(&error, false);
+        let is_backends = failure.blame == Blame::Backend;
+        if is_backends {
+            context.server_failed();
+        }
+        if is_backends && error.etype() != &ErrorType::ConnectionClosed {
             context.connected(Connect::Failed);
         }
-        let failure = failure_of(&error, false);
         context.attempt_failed(&self.gate, failure);
         let Some(exchange) = &mut context.exchange else { return error };
-        let another = exchange.backend().servers().len() > 1 && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
+        let another = is_backends && exchange.backend().servers().len() > 1 && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
         let sent = match context.something_sent {
             false => Sent::Nothing,
             true if can_repeat(session) => Sent::Repeatable,

@@ -28,6 +28,8 @@ pub(super) enum Broken {
     Backend(FailureKind),
     /// It was sent away.
     SentAway,
+    /// There is no file or memory for a connection.
+    Shortage,
 }
 
 impl Broken {
@@ -39,6 +41,7 @@ impl Broken {
             Self::Backend(_) if answer_begun => Failure { blame: Blame::Backend, kind: FailureKind::Truncated },
             Self::Backend(kind) => Failure { blame: Blame::Backend, kind },
             Self::SentAway => Failure { blame: Blame::Proxy, kind: FailureKind::Reset },
+            Self::Shortage => Failure { blame: Blame::Proxy, kind: FailureKind::Connect },
         }
     }
 }

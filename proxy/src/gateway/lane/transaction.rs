@@ -23,7 +23,7 @@ use crate::gateway::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Excha
 use crate::gateway::reply::{Reply, wants_html};
 use crate::gateway::scratch::Scratch;
 use crate::gateway::watchdog::Watched;
-use crate::upstream::{Chosen, Connect, Server};
+use crate::upstream::{Chosen, Connect, Server, is_our_shortage};
 
 /// What becomes of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,6 +215,7 @@ impl<'a> Transaction<'a> {
         let stream = poll_fn(|cx| match connecting.as_mut().poll(cx) {
             Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
             Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Poll::Ready(Err(Broken::Backend(FailureKind::Timeout))),
+            Poll::Ready(Err(error)) if is_our_shortage(&error) => Poll::Ready(Err(Broken::Shortage)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Backend(FailureKind::Connect))),
             Poll::Pending => pending(self.watched, Broken::Backend(FailureKind::Timeout)),
         })
@@ -448,13 +449,14 @@ impl<'a> Transaction<'a> {
 
     /// It failed, for good.
     async fn fail<S: LaneStream>(&mut self, client: &mut S, failure: Failure) -> After {
-        if failure.blame == Blame::Proxy {
+        let is_sent_away = failure.blame == Blame::Proxy && failure.kind == FailureKind::Reset;
+        if is_sent_away {
             self.watched.conn().heard();
             self.lane.drains.count(Ended::Stream);
         }
         let reply = self.lane.gate.failed(&mut self.exchange, failure);
         let is_gone = failure.blame == Blame::Client && failure.kind == FailureKind::Reset;
-        if self.answer_begun || is_gone || failure.blame == Blame::Proxy {
+        if self.answer_begun || is_gone || is_sent_away {
             return After::Cut;
         }
         self.reply(client, reply).await
