@@ -486,7 +486,7 @@ fn state_directory_of(text: &str) -> Option<String> {
 
 fn open_state(directory: &Path) -> io::Result<(Ownership, Restored)> {
     std::fs::create_dir_all(directory)?;
-    let lock = disk::lock(directory)?;
+    let lock = disk::lock_soon(directory)?;
     let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
     let restored = crate::state_file::restore(directory, had_a_life);
     if let Restored::Unreadable(why) = &restored {

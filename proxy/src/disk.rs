@@ -32,6 +32,10 @@ pub struct Ownership {
     journal: Journal,
 }
 
+/// How often a start asks for the directory, and the time between.
+const LOCK_TRIES: u32 = 25;
+const LOCK_PAUSE: Duration = Duration::from_millis(20);
+
 /// A state directory that is ours while this lives: nobody else has read or written it since.
 ///
 /// # Errors
@@ -40,6 +44,21 @@ pub fn lock(directory: &Path) -> io::Result<File> {
     let lock = File::create(directory.join(LOCK))?;
     lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another cutover process is using it"))?;
     Ok(lock)
+}
+
+/// The same, with some patience: a process that is just ending may have it still, and so may, until it has become another program, whatever it has started last.
+///
+/// # Errors
+/// As [`lock`], after half a second.
+pub fn lock_soon(directory: &Path) -> io::Result<File> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match lock(directory) {
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+            done => return done,
+        }
+    }
 }
 
 impl Ownership {

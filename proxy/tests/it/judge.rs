@@ -105,7 +105,7 @@ fn a_slow_upload_is_not_a_backend_that_hangs() {
 #[test]
 fn a_client_that_uploads_for_longer_than_the_backend_may_take_is_no_evidence() {
     // The harness gives new 300 ms to answer.
-    let proxy = Proxy::start(&rollout("checkout", "100", ""));
+    let proxy = Proxy::start_with("[listen]\nhttp = [\"127.0.0.1:0\"]\nbody_idle_timeout = \"2s\"\n", &rollout("checkout", "100", ""));
     for client in &mut uploads(&proxy) {
         assert_eq!(client.answer(false).unwrap().status(), 408);
     }

@@ -161,6 +161,8 @@ fn kill_9_at_any_moment_of_a_rollback_leaves_the_latch_or_the_state_before_it() 
 fn running_out_of_files_is_no_failure_of_a_backend() {
     const FILES: usize = 96;
     let world = World::new(&rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
+    // It keeps no connection that the next request could do with.
+    world.new.behave(Behaviour::Http10);
     let mut limited = Command::new("sh");
     let program = command(world.path());
     limited.args(["-c", &format!("ulimit -n {FILES} && exec \"$@\""), "sh"]).arg(program.get_program()).args(program.get_args());
@@ -171,13 +173,15 @@ fn running_out_of_files_is_no_failure_of_a_backend() {
     let mut clients: Vec<Client> = (0..FILES).map(|_| Client::connect(process.http)).collect();
     let files = format!("/proc/{}/fd", process.child.id());
     until("all files to be used", || (fs::read_dir(&files).unwrap().count() >= FILES).then_some(()));
-    for client in &mut clients[..3] {
-        let answer = client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap();
-        assert_eq!(answer.status(), 500, "{}", answer.text());
-    }
+    // A file may be free for a moment, and then a request gets its answer.
+    until("a request without a file", || {
+        let status = clients.iter_mut().take(3).map(|client| client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().status()).max()?;
+        assert!([200, 500].contains(&status), "{status}");
+        (status == 500).then_some(())
+    });
     drop(clients);
     let new = until("somebody to be accepted", || Some(process.rollout()["new"].clone()));
-    assert_eq!((&new["failed"], world.new.requests()), (&json!(0), 0), "{new}");
+    assert_eq!(new["failed"], 0, "{new}");
     assert_eq!(Client::connect(process.http).ask("GET", "/", &[("x-user-id", "u")], b"").map(|answer| answer.status()), Some(200));
     process.kill();
 }
