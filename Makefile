@@ -15,7 +15,7 @@ BUILD_TOOLS := gcc:gcc g++:g++ make:make cmake:cmake pkg-config:pkg-config
 TEST_TOOLS := nginx:nginx-light haproxy:haproxy wrk:wrk python3:python3 curl:curl openssl:openssl h2load:nghttp2-client nghttp:nghttp2-client nghttpd:nghttp2-server prometheus:prometheus promtool:prometheus valgrind:valgrind
 PEER_TOOLS := nginx:nginx-light haproxy:haproxy strace:strace
 
-.PHONY: load scenario scenarios differential instructions instruction-limits help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
+.PHONY: endure load scenario scenarios differential instructions instruction-limits help demo run test lint unit doc judge acceptance edge eyes bench peers release packages build-packages peer-packages clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -68,6 +68,10 @@ edge: packages ## clients and servers of others: curl, nghttp2, openssl, grpcio,
 eyes: packages ## dashboards, alerts and runbook against a real Prometheus and a breach (ARGS="--short", "--pictures docs/pictures")
 	@test -x $(CUTOVER) -a -x $(CUTOVER)-loadtest || $(CARGO) build $(if $(findstring debug,$(CUTOVER)),,--release) --locked -p cutover -p cutover-loadtest
 	python3 loadtest/acceptance/eyes.py --cutover $(CUTOVER) $(ARGS)
+
+endure: packages ## an hour of numbered requests, none lost and none doubled, beside edits, rollbacks, upgrades and hostile clients; memory stays (ARGS="--minutes 5")
+	@test -x $(CUTOVER) || $(CARGO) build --release --locked -p cutover
+	python3 loadtest/acceptance/endure.py --cutover $(CUTOVER) $(ARGS)
 
 LOADTEST = $(if $(findstring debug,$(CUTOVER)),target/debug,target/release)/cutover-loadtest
 load: build-packages ## load with stable users on TARGET (ARGS="--rps 2000 --html load.html"): see loadtest/README.md
