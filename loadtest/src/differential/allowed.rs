@@ -21,6 +21,9 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
     let has_closed_before_a_stray = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.lines.is_empty())));
     let reset = found.iter().filter(|difference| difference.what == "client body" && is_cut_in_one(difference)).filter_map(|difference| difference.request);
     let reset = reset.min().filter(|&at| case.requests.get(at).is_some_and(|request| request.script.after == After::Reset));
+    let hung = case.requests.iter().position(|request| request.script.after == After::Hang);
+    let is_late = |difference: &Difference| difference.what == "client status line" && (difference.reference.contains(" 504 ") != difference.candidate.contains(" 504 "));
+    let met_a_hung_one = found.iter().filter(|difference| is_late(difference)).filter_map(|difference| difference.request).min().filter(|&at| hung.is_some_and(|from| at > from));
     let broken_off = case.requests.iter().position(|request| has_empty_size(&request.script));
     let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request, case.is_pipelined).or_else(|| of_what_was_before(case, at))?)));
     for difference in found.iter_mut().filter(|difference| difference.rule.is_none()) {
@@ -37,6 +40,9 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         difference.rule = script.and_then(|script| of_line(script, difference)).or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
         if difference.rule.is_none() && broken_off.is_some_and(|from| at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)) {
             difference.rule = Some(Rule::EmptySize);
+        }
+        if difference.rule.is_none() && met_a_hung_one.is_some_and(|from| at >= from) {
+            difference.rule = Some(Rule::KeptOrNew);
         }
         if difference.rule.is_none() && reset.is_some_and(|from| at >= from) {
             difference.rule = Some(Rule::CutAnswer);
@@ -192,6 +198,20 @@ mod tests {
         assert_eq!(judged(After::Reset, "Whole, 2 bytes"), [Some(Rule::CutAnswer); 2]);
         assert_eq!(judged(After::Keep, "Whole, 2 bytes"), [None; 2]);
         assert_eq!(judged(After::Reset, "Silent, 0 bytes"), [None; 2]);
+    }
+
+    #[test]
+    fn behind_a_backend_that_says_no_more_one_may_meet_its_connection_and_the_other_a_new_one() {
+        let judged = |after: After, reference: &str| {
+            let mut requests = vec![Request::raw(b"GET / HTTP/1.1\r\n".to_vec()), Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
+            requests[0].script.after = after;
+            let mut found = ["client status line", "client body"].map(|what| Difference { request: Some(1), ..difference(what, reference, "HTTP/1.1 200 OK") });
+            explain(&Case { number: 1, requests, is_pipelined: false, begins_at: 0 }, &mut found);
+            found.map(|difference| difference.rule)
+        };
+        assert_eq!(judged(After::Hang, "HTTP/1.1 504 Gateway Timeout"), [Some(Rule::KeptOrNew); 2]);
+        assert_eq!(judged(After::Keep, "HTTP/1.1 504 Gateway Timeout"), [None; 2]);
+        assert_eq!(judged(After::Hang, "HTTP/1.1 502 Bad Gateway"), [None; 2]);
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Rule {
             Self::Framing => "the lane passes on one length where a backend sent several, and none where an answer may have none",
             Self::Coding => "the lane refuses an answer whose Transfer-Encoding is not chunked, once; the proxy engine passes it on",
             Self::Capitals => "the proxy engine writes a dozen common names with capitals where the client wrote none, the lane as the client did",
-            Self::KeptOrNew => "the engines have pools of their own, so one may meet a kept connection that closes where the other opens a new one",
+            Self::KeptOrNew => "the engines have pools of their own, so one may meet a kept connection that closes, or says no more, where the other opens a new one",
             Self::AskedAgain => {
                 "when a kept connection ends before an answer, the proxy engine asks again, the lane only where not a byte of one has come; and each has kept connections of its own"
             }
