@@ -112,9 +112,29 @@ impl Pool {
     }
 }
 
-/// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for. Engines look, too, but at what the runtime has been told, not at what has come since.
+/// What waits unread on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unread {
+    /// Nothing, and it is open.
+    Nothing,
+    /// Bytes.
+    Bytes,
+    /// Its end.
+    End,
+}
+
+/// Asks the kernel. Engines look, too, but at what the runtime has been told, not at what has come since.
+pub fn unread(socket: RawFd) -> Unread {
+    match recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Err(Errno::EAGAIN) => Unread::Nothing,
+        Ok(1) => Unread::Bytes,
+        Ok(_) | Err(_) => Unread::End,
+    }
+}
+
+/// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for.
 pub fn has_unread(socket: RawFd) -> bool {
-    recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) != Err(Errno::EAGAIN)
+    unread(socket) != Unread::Nothing
 }
 
 #[cfg(test)]

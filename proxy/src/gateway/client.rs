@@ -12,13 +12,13 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use nix::errno::Errno;
-use nix::sys::socket::{MsgFlags, recv};
 use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
+
+use crate::pool::{Unread, unread};
 
 /// Bytes that pingora may write before they are sent, so that a head and a short body leave together: its own default, about a segment.
 const WRITE_BUFFER: usize = 1_460;
@@ -128,16 +128,18 @@ impl Drop for Lent {
     /// Pingora closes whatever the client still sends: unread bytes would make a reset of it, which may reach the client before the answers that are under way.
     fn drop(&mut self) {
         let Some(mut socket) = self.socket.take() else { return };
+        // Where nothing was said nothing can be lost: handshakes that failed, scanners.
+        if !self.has_written {
+            return;
+        }
         // A head that waits for its body leaves with a connection that breaks off: pingora counts on it. As far as there is room for it.
         let _ = Pin::new(&mut socket).poll_flush(&mut Context::from_waker(Waker::noop()));
         let socket = socket.into_inner();
-        let most = match recv(socket.as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-            // Where nothing was said nothing can be lost: handshakes that failed, scanners.
-            _ if !self.has_written => return,
-            Ok(1) => MOST_LINGERING,
-            Err(Errno::EAGAIN) => MOST_SILENT,
+        let most = match unread(socket.as_raw_fd()) {
+            Unread::Bytes => MOST_LINGERING,
+            Unread::Nothing => MOST_SILENT,
             // It has ended its side, or has gone.
-            Ok(_) | Err(_) => return,
+            Unread::End => return,
         };
         if let Ok(runtime) = Handle::try_current()
             && let Some(place) = Lingering::enter(most)

@@ -96,11 +96,11 @@ pub struct Ending {
     pub closing: watch::Sender<bool>,
     /// Connections without a request are closed, once nobody is accepted any more.
     pub dismissed: watch::Sender<bool>,
-    /// How many doors accept nobody any more.
+    /// How many listening sockets accept nobody any more.
     pub closed_doors: AtomicUsize,
 }
 
-/// What one port's connections go through: the application that pingora's listener runs for each.
+/// What the connections of one kind of port go through.
 pub struct Door {
     proxy: Arc<HttpProxy<Adapter>>,
     lane: Option<Arc<Lane>>,
