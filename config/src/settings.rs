@@ -136,6 +136,16 @@ pub enum Engine {
     Proxy,
 }
 
+impl Engine {
+    /// The word of the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Proxy => "proxy",
+        }
+    }
+}
+
 /// One entry of `listen.certificates`: two paths, relative to the folder of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {

@@ -164,6 +164,8 @@ pub struct Running {
     pub https: Vec<SocketAddr>,
     /// The address of the admin port.
     pub admin: SocketAddr,
+    /// `listen.engine` as it is until a restart.
+    pub engine: Engine,
     /// To the control loop.
     pub control: ControlHandle,
     /// To the watched file.
@@ -345,6 +347,7 @@ impl Start {
             http,
             https,
             admin: admin_address,
+            engine: settings.listen.engine,
             control,
             watch: watch_handle,
             access_log: access_log.reopener(),

@@ -172,7 +172,7 @@ impl Writer {
                     self.lines.push_back(*record);
                     if self.lines.len() > WAITING_LINES {
                         let lost = self.lines.pop_front();
-                        tracing::error!(lost = lost.map(|record| record.sentence), "the journal cannot be written; its oldest waiting line is given up");
+                        tracing::error!(directory = %self.directory.display(), lost = lost.map(|record| record.sentence), "the journal cannot be written; its oldest waiting line is given up");
                     }
                     self.work();
                 }

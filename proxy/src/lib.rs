@@ -28,6 +28,7 @@ pub mod readiness;
 pub mod recorder;
 pub mod replay;
 pub mod rescue;
+pub mod shortage;
 pub mod sockets;
 pub mod source;
 pub mod state_file;

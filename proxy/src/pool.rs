@@ -18,7 +18,7 @@ use tokio::net::TcpStream;
 const SHELVES: usize = 16;
 /// Connections that have ended and are looked at for one request.
 const MOST_GONE: usize = 8;
-/// Connections on one of them.
+/// Connections on a shelf.
 const PLACES: usize = 512;
 
 /// The resting connections to one server.
@@ -82,7 +82,7 @@ impl Pool {
         None
     }
 
-    /// Lays a connection down whose last answer was read to its end, unless there are enough.
+    /// Lays a connection down whose last answer was read to its end, unless 512 rest on its shelf.
     pub fn put(&self, stream: TcpStream, now: Mono) {
         let mut shelf = self.shelves[own()].lock();
         if shelf.len() < PLACES {

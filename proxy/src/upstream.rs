@@ -9,7 +9,6 @@
 //!
 //! Of the servers in turn, two are looked at and the one with fewer requests in flight gets the next (Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001).
 
-use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -18,7 +17,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use cutover_config::{Backend as BackendSettings, Server as ServerSettings};
 use cutover_core::Mono;
-use nix::errno::Errno;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
@@ -58,11 +56,6 @@ struct Traffic {
     active: AtomicUsize,
     /// How they got their connection.
     connects: [AtomicU64; Connect::ALL.len()],
-}
-
-/// Whether a connection could not be made because this process or machine is out of files or memory: no backend can help that, and none is to blame.
-pub fn is_our_shortage(error: &io::Error) -> bool {
-    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM))
 }
 
 /// How an attempt got its connection.

@@ -339,7 +339,7 @@ mod tests {
         assert_eq!(json["duration_ms"], 12.345);
         let text = written(LogFormat::Text, vec![line("/a\nb\u{1b}[31m", Outcome::Failure(FailureKind::Connect))]);
         assert_eq!(text.lines().count(), 1);
-        assert!(text.contains("error=connect") && !text.contains('\u{1b}'), "{text}");
+        assert!(text.contains("error=connect") && text.contains(" engine=lane ") && !text.contains('\u{1b}'), "{text}");
     }
 
     #[test]

@@ -162,7 +162,7 @@ impl Renderer {
                 // Writing to memory does not fail.
                 let _ = write!(
                     text,
-                    "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} id={request_id:?} trace={:032x}",
+                    "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} engine={} id={request_id:?} trace={:032x}",
                     self.stamp,
                     line.ended.client,
                     line.ended.method,
@@ -176,6 +176,7 @@ impl Renderer {
                     error.map(|error| format!(" error={error}")).unwrap_or_default(),
                     line.ended.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
                     hash.map(|hash| format!(" user={hash:016x}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
+                    line.engine.name(),
                     line.trace,
                 );
             }

@@ -88,7 +88,14 @@ impl Run {
         })?;
         drop(heir);
         let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).chain(running.https.iter().map(|address| format!("https://{address}"))).collect();
-        tracing::info!(http = http.join(", "), admin = format!("http://{}", running.admin), version = env!("CARGO_PKG_VERSION"), pid = std::process::id(), "cutover is ready");
+        tracing::info!(
+            http = http.join(", "),
+            admin = format!("http://{}", running.admin),
+            engine = running.engine.name(),
+            version = env!("CARGO_PKG_VERSION"),
+            pid = std::process::id(),
+            "cutover is ready"
+        );
         supervisor::ready();
         supervisor::keep_telling(running.control.clone())?;
         let end = serve(&running, &signals, &sender, &program, self.lead);
@@ -132,7 +139,7 @@ fn raise_file_limit(max_connections: usize) {
             have,
             wanted,
             max_connections,
-            "the limit on open files is below twice listen.max_connections: connections will be refused before that many are open (LimitNOFILE, ulimit -n)"
+            "the limit on open files is lower than what listen.max_connections may need, two for each, those that are ending and some others: clients will wait or get 500 before that many are open (LimitNOFILE, ulimit -n)"
         );
     }
 }
@@ -187,7 +194,7 @@ fn reload(watch: WatchHandle) {
         supervisor::ready();
     };
     if let Err(error) = std::thread::Builder::new().name("reload".to_owned()).spawn(reload) {
-        tracing::error!(%error, "the file cannot be read again now");
+        tracing::error!(%error, "the file was not read again: no thread could be started; ask once more (SIGHUP), or wait until it changes");
     }
 }
 

@@ -14,13 +14,12 @@ use tokio::sync::watch;
 
 use super::door::Door;
 use crate::clock;
+use crate::shortage::Seldom;
 
 /// How many clients may wait to be accepted. The system has a limit of its own (`net.core.somaxconn`), which is meant to be the one that counts.
 const QUEUE: i32 = 65_535;
 /// How long nobody is accepted after the system refused: it is out of files or memory, and what ends meanwhile gives some back.
 const PAUSE: Duration = Duration::from_millis(100);
-/// How often that is said.
-const SAID: Duration = Duration::from_secs(10);
 
 /// A socket that listens, for clients of a door.
 #[derive(Debug)]
@@ -42,7 +41,7 @@ impl Acceptor {
 
     /// Accepts until `stop` turns true.
     pub async fn work(self, door: Arc<Door>, mut stop: watch::Receiver<bool>) {
-        let mut said_at = None;
+        let said = Seldom::new();
         // A sender that is gone is the end of the process.
         let mut stopped = pin!(async move { drop(stop.wait_for(|stop| *stop).await) });
         loop {
@@ -59,10 +58,8 @@ impl Acceptor {
                 }
                 Err(error) if has_left(&error) => {}
                 Err(error) => {
-                    let now = clock::mono();
-                    if said_at.is_none_or(|said| now.since(said) >= SAID) {
-                        said_at = Some(now);
-                        tracing::error!(%error, "clients wait: the system refuses new connections (too many open files?)");
+                    if said.is_due(clock::mono()) {
+                        tracing::error!(%error, "clients wait: the system refuses new connections (too many open files? LimitNOFILE, ulimit -n)");
                     }
                     tokio::time::sleep(PAUSE).await;
                 }

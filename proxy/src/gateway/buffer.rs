@@ -108,8 +108,9 @@ impl Buffer {
         (self.start, self.end) = (room, room);
     }
 
-    /// Puts bytes before the others, as far as there is room in front.
+    /// Puts bytes before the others. There has to be room for them in front: [`begin_at`](Self::begin_at).
     pub fn prepend(&mut self, bytes: &[u8]) {
+        debug_assert!(bytes.len() <= self.start, "no room was left in front");
         let start = self.start.saturating_sub(bytes.len());
         self.bytes[start..start + bytes.len()].copy_from_slice(bytes);
         self.start = start;

@@ -1,14 +1,20 @@
 //! Our logic about one request: identify, decide, edit, classify, record. One type, synchronous, without sockets and without pingora; time is an argument.
 //!
 //! ```text
-//! request(head, conn, now) -> (Exchange, Step)      what one request remembers, and: forward it, or answer it ourselves
+//! request(head, conn, now) -> (Exchange, Step)      what one request remembers, and: forward it, answer it ourselves, or hold it; all three of
+//!   look(head) -> Look                              one pass over the fields, before anything is decided or counted: the lane may still decline
+//!   decide(look, head, conn, now) -> (Exchange, Step)
+//!   begin(x)                                        counted as in flight
 //! edits(x, head, conn, edits)                       headers to the backend
-//! answered(x, status, now) / client_edits(x, edits) the first final answer of the backend; headers to the client
-//! rescue(x, failure, ..) -> bool, Answer             a failing request of new that legacy may answer goes there, once; so does a file that is missing on one side
-//! failed(x, failure, now) -> Reply                  what the client gets when the backend did not answer
+//! attempt(x, server, now) / attempt_ended(x, ..)    which server is asked, and what became of it: for the line and the span
 //! sent(x, now)                                      all of the request is with the backend: the wait for its answer begins
+//! answered(x, status, path, can_repeat, now) -> Answer  the first final answer of the backend: it goes to the client, or legacy is asked instead
+//! client_edits(x, edits)                            headers to the client
+//! is_a_websocket(x), grpc_status(x, code)           what an answer turned out to be
+//! rescue(x, failure, ..) -> bool                    a failing request of new that legacy may answer goes there, once; so does a file that is missing on one side
+//! failed(x, failure) -> Reply                       what the client gets when the backend did not answer
 //! done(x, path, end, clock)                         exactly once: outcome, counters, one line of access log
-//! unparked(x, head, conn, why, now)                 after `Step::Hold`: it is decided anew, or answered
+//! park(x) / unparked(x, head, conn, why, now)       after `Step::Hold`: it waits, and is decided anew, or answered
 //! ```
 //!
 //! Maintenance stands before the decision. What it answers is nobody's request and nobody's evidence; only a tester with a valid token passes it.

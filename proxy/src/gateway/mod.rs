@@ -1,9 +1,9 @@
 //! The data path: from a client's connection to a backend's and back.
 //!
 //! ```text
-//! Acceptor -> Door: connection cap, facts of the connection, deadline of the first head
-//!              '- Adapter: pingora's phases -> Gate          the only file that names pingora's request types
-//!                                                          Gate: our logic about one request, without sockets and without pingora
+//! Acceptor -> Door: connection cap, facts of the connection, deadlines of heads
+//!              |- lane: plain HTTP/1.1 ------------> Gate    our logic about one request, without sockets and without pingora
+//!              '- Adapter: pingora's phases -------> Gate    the other room, with `spelling` and `tunnel`, that names pingora's request types
 //! ```
 //!
 //! | room | what |
@@ -25,10 +25,11 @@
 //! | `forward` | headers to the backend |
 //! | `trace` | W3C trace context, and what a sampled request says of its attempts |
 //! | `reply` | answers of our own |
+//! | `pace` | how fast a body has to come |
 //! | `stoker` | connections to a backend before its first user |
 //! | `parking` | where requests wait while maintenance holds them |
 //!
-//! Never here: a lock that is everybody's, a file, a wait for the control plane. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
+//! Never here: a file, a wait for the control plane, a lock that is everybody's, save the watchdog's list of connections, which is held for a moment when one begins and when one ends. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
 
 pub mod acceptor;
 pub mod adapter;

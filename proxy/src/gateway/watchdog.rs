@@ -1,7 +1,7 @@
 //! Deadlines of HTTP/1.1 connections, and orders to them, without a timer for each.
 //!
 //! A connection writes down until when it is willing to wait: one store a step. One task looks at all of them eight times within the shortest limit there is, and wakes whoever is late; so a
-//! deadline is never early and at most a quarter late, and a request costs no timer. The same task hears for all of them when requests are sent away after a rollback, and when connections
+//! deadline is never early and at most a quarter late, and a request costs no timer. Time in which the process stood still, such as a paused machine, does not count: what came meanwhile is read first. The same task hears for all of them when requests are sent away after a rollback, and when connections
 //! without a request are dismissed as the process ends.
 //!
 //! Connections to backends that rest are looked at, too, once a second.
@@ -32,13 +32,16 @@ const LOOKS: u32 = 8;
 const LEAST: Duration = Duration::from_millis(5);
 const MOST: Duration = Duration::from_millis(250);
 
+/// Steps of which at most the time between two looks counts. What is longer was a standstill.
+const STANDSTILL: u32 = 3;
+
 /// How often connections that rest are looked at.
 const TIDY: Duration = Duration::from_secs(1);
 
 /// Watches all connections. One per process.
 #[derive(Debug)]
 pub struct Watchdog {
-    /// The time of the last look, in microseconds of the process.
+    /// The time of the last look, in microseconds of a clock that stops with the process.
     now_us: AtomicU64,
     /// Between two looks.
     step_us: AtomicU64,
@@ -76,6 +79,7 @@ impl Watchdog {
         let mut orders = drains.listen();
         let mut changes = published.changes();
         let mut tidied = clock::mono();
+        let mut looked = tidied;
         // One that goes on while others are heard: changes that come all the time must not put off every look.
         let mut next = pin!(sleep(self.step()));
         loop {
@@ -83,7 +87,8 @@ impl Watchdog {
                 () = &mut next => {
                     next.set(sleep(self.step()));
                     let now = clock::mono();
-                    self.look(now.as_micros());
+                    self.go_on(now.since(looked));
+                    looked = now;
                     if now.since(tidied) >= TIDY {
                         tidied = now;
                         published.load().common.backends.values().for_each(|backend| backend.tidy(now));
@@ -93,6 +98,10 @@ impl Watchdog {
                     let is_meant = orders.means(&conn.stay);
                     if is_meant {
                         conn.send_away();
+                        // It may have ended meanwhile, and the order is not for the next one.
+                        if !orders.means(&conn.stay) {
+                            conn.heard();
+                        }
                     }
                     is_meant
                 }),
@@ -104,6 +113,11 @@ impl Watchdog {
                 _ = changes.changed() => self.step_us.store(micros(step(&published.load())), Ordering::Relaxed),
             }
         }
+    }
+
+    /// Looks, so long after the last time. What is longer than some steps was a standstill of the process, and nobody is late for it.
+    fn go_on(&self, passed: Duration) {
+        self.look(self.now_us.load(Ordering::Relaxed) + micros(passed.min(self.step() * STANDSTILL)));
     }
 
     fn look(&self, now_us: u64) {
@@ -182,11 +196,6 @@ impl Watched {
         self.conn.wait_until(now.saturating_add(micros(limit)));
     }
 
-    /// Whatever is awaited may take as long as it takes, or is somebody else's to watch.
-    pub fn at_leisure(&self) {
-        self.conn.wait_until(0);
-    }
-
     /// What has happened to whoever was woken. For each time that it has to go on waiting.
     pub fn alarm(&self) -> Option<Alarm> {
         if self.conn.is_sent_away() {
@@ -255,9 +264,25 @@ mod tests {
         assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (0, None));
         dog.look(began + 1_000_001 + step);
         assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (1, Some(Alarm::Overdue)));
-        watched.at_leisure();
+        watched.conn().head_came();
         dog.look(began + 9_000_000);
         assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (1, None));
+    }
+
+    #[test]
+    fn nobody_is_late_because_the_process_stood_still() {
+        let (dog, bell) = (dog(), Arc::new(Bell::default()));
+        let watched = watched(&dog, &bell);
+        watched.within(Duration::from_secs(1));
+        dog.go_on(Duration::from_secs(3_600));
+        assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (0, None));
+        // The steps that counted, and the others until then.
+        let mut steps = STANDSTILL;
+        while watched.alarm().is_none() {
+            dog.go_on(dog.step());
+            steps += 1;
+        }
+        assert_eq!((bell.0.load(Ordering::SeqCst), dog.step() * (steps - 2) <= Duration::from_secs(1)), (1, true), "{steps} steps of {:?}", dog.step());
     }
 
     #[test]

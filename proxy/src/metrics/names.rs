@@ -136,7 +136,7 @@ pub const CONNECTIONS: Name = name(
     "cutover_connections",
     "gauge",
     &["state"],
-    "Client connections that are open; and those that were closed while the client still sent, and are read for up to two seconds so that answers arrive: lingering.",
+    "Client connections: \"open\", which count in max_connections; and \"lingering\", those that the proxy engine has closed and that are read for up to two seconds so that the last answer arrives. At most about 1,024 linger in a process, besides max_connections.",
 );
 /// Refused connections.
 pub const CONNECTIONS_REFUSED: Name = name("cutover_connections_refused_total", "counter", &[], "Client connections closed at once because max_connections were open.");
@@ -145,7 +145,7 @@ pub const LANE_DECLINED: Name = name(
     "cutover_lane_declined_total",
     "counter",
     &["reason"],
-    "Requests that the fast lane left to the proxy engine, by what is not plain about them. Zero throughout with engine = \"proxy\".",
+    "Requests of HTTP/1 that the fast lane left to the proxy engine, by what is not plain about them: \"head\" (large, or with odd lines), \"version\" (HTTP/1.0), \"method\", \"target\" (not a path in plain characters), \"host\" (not exactly one), \"framing\" (chunked), \"hop_by_hop\" (Expect, TE and such), \"lasts\" (upgrades, event streams, gRPC), \"body\" (of a GET, HEAD or OPTIONS), \"backend\" (one of the two with TLS or HTTP/2), \"held\" (by maintenance). Requests of HTTP/2 are not among them. Zero throughout with engine = \"proxy\".",
 );
 /// The file.
 pub const RELOAD_SUCCESSFUL: Name =

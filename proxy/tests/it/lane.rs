@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -156,19 +157,25 @@ fn large(bytes: usize) -> Vec<u8> {
 /// More than the sockets on the way have room for.
 const LARGE: usize = 24 << 20;
 
+fn very_large() -> &'static [u8] {
+    static BODY: OnceLock<Vec<u8>> = OnceLock::new();
+    BODY.get_or_init(|| large(LARGE))
+}
+
 #[test]
 fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slowly() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
-    let expected = large(LARGE);
+    // Made before anybody waits for it.
+    let expected = very_large();
     let by_length: crate::raw::Script = |talk, _| {
         talk.say(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n").as_bytes())?;
-        talk.say(&large(LARGE))?;
+        talk.say(very_large())?;
         Ok(true)
     };
     let in_chunks: crate::raw::Script = |talk, _| {
         talk.say(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
-        for part in large(LARGE).chunks(700_001) {
+        for part in very_large().chunks(700_001) {
             talk.say(&[format!("{:X};x=y\r\n", part.len()).as_bytes(), part, b"\r\n"].concat())?;
         }
         talk.say(b"0\r\ntrailer: x\r\n\r\n")?;
@@ -176,7 +183,7 @@ fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slow
     };
     let by_the_end: crate::raw::Script = |talk, _| {
         talk.say(b"HTTP/1.1 200 OK\r\n\r\n")?;
-        talk.say(&large(LARGE))?;
+        talk.say(very_large())?;
         Ok(false)
     };
     for (name, script) in [("by length", by_length), ("in chunks", in_chunks), ("by the end", by_the_end)] {
@@ -190,7 +197,7 @@ fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slow
         client.put_back(begin);
         let answer = client.answer(false).unwrap();
         assert_eq!((&answer.ending, answer.body.len()), (&Ending::Whole, LARGE), "{name}");
-        assert!(answer.body == expected, "{name}: other bytes");
+        assert!(answer.body == *expected, "{name}: other bytes");
         client.send(get("/next").as_bytes());
         assert_eq!(client.answer(false).map(|answer| answer.status), Some(200), "{name}: the connection goes on");
     }
@@ -226,6 +233,92 @@ fn a_client_that_stops_its_upload_under_an_answer_is_no_failure_of_the_backend()
     assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((200, Ending::Cut)));
     until("the end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
     assert_eq!((&proxy.rollout()["new"]["failed"], engine_of(&proxy, "/upload").as_str()), (&0.into(), "lane"));
+}
+
+#[test]
+fn an_upload_goes_on_behind_an_answer_that_came_before_it() {
+    for engine in ["auto", "proxy"] {
+        let backend = RawBackend::start();
+        let proxy = start(engine, "", &backend, "");
+        backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok"), crate::raw::good);
+        let mut client = RawClient::connect(proxy.http);
+        client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 300000\r\n\r\n");
+        client.send(&[b'#'; 100_000]);
+        assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((202, Ending::Whole)), "{engine}");
+        client.send(&[b'#'; 200_000]);
+        let came = || backend.since(&[]).concat().iter().filter(|&&byte| byte == b'#').count();
+        until("all of the upload", || (came() == 300_000).then_some(()));
+        until("the end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+        assert_eq!((&proxy.rollout()["new"]["failed"], engine_of(&proxy, "/upload")), (&0.into(), if engine == "auto" { "lane" } else { "proxy" }.to_owned()));
+    }
+}
+
+#[test]
+fn what_a_backend_has_refused_is_not_sent_to_it_any_more() {
+    let backend = RawBackend::start();
+    let proxy = start("auto", "body_idle_timeout = \"300ms\"\n", &backend, "");
+    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n"), crate::raw::good);
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 300000\r\n\r\nsome");
+    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((413, Ending::Whole)));
+    assert!(client.is_closed(), "the client is told that nobody wants the rest");
+    until("the end", || (backend.ended() == 1).then_some(()));
+}
+
+#[test]
+fn an_upload_that_moves_under_an_answer_has_no_limit_but_its_own() {
+    let backend = RawBackend::start();
+    let tables = format!("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"400ms\"\n", backend.address);
+    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
+    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun"), crate::raw::good);
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1200\r\n\r\n");
+    // Three times as long as the limit, and no pause of that length in it.
+    for part in 1..=12 {
+        client.send(&[b'#'; 100]);
+        let came = || backend.since(&[]).concat().iter().filter(|&&byte| byte == b'#').count();
+        until("this part", || (came() == 100 * part).then_some(()));
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((200, Ending::Cut)));
+}
+
+#[test]
+fn a_backend_has_one_limit_for_all_of_a_head() {
+    let backend = RawBackend::start();
+    let tables = format!("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"500ms\"\n", backend.address);
+    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
+    backend.behave(crate::raw::AtAccept::Read, |talk, _| {
+        for byte in b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok" {
+            talk.say(&[*byte])?;
+            talk.rest(Duration::from_millis(100));
+        }
+        Ok(true)
+    });
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"POST /evil HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 0\r\n\r\n");
+    assert_eq!(client.answer(false).map(|answer| answer.status), Some(504));
+    until("the failure to count", || (proxy.rollout()["new"]["failed"] == 1).then_some(()));
+}
+
+#[test]
+fn an_early_answer_arrives_though_the_process_is_about_to_end() {
+    let backend = RawBackend::start();
+    let mut proxy = start("auto", "", &backend, "");
+    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 7\r\n\r\ntoo big"), crate::raw::good);
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000000\r\n\r\nsome");
+    until("the answer to be written", || (backend.ended() == 1).then_some(()));
+    let address = proxy.http;
+    let stopping = std::thread::spawn(move || proxy.stop());
+    until("it to accept nobody", || std::net::TcpStream::connect(address).is_err().then_some(()));
+    for _ in 0..10 {
+        client.send(&[b'#'; 1_000]);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((413, Ending::Whole)));
+    drop(client);
+    stopping.join().unwrap();
 }
 
 #[test]

@@ -6,7 +6,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::gateway::gate::{Blame, Failure};
 use crate::gateway::tunnel;
-use crate::upstream::is_our_shortage;
+use crate::shortage;
 
 /// Pingora's error as our failure. The one place where its sources and types are read.
 pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
@@ -14,7 +14,7 @@ pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
         ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout, H1Error, HandshakeError, InvalidCert, InvalidHTTPHeader, ReadTimedout, SocketError,
         TLSHandshakeFailure, TLSHandshakeTimedout, WriteTimedout,
     };
-    let is_short = || error.root_cause().downcast_ref::<std::io::Error>().is_some_and(is_our_shortage);
+    let is_short = || error.root_cause().downcast_ref::<std::io::Error>().is_some_and(shortage::is_noted);
     let blame = match error.esource() {
         ErrorSource::Upstream if !answer_begun && is_short() => Blame::Proxy,
         ErrorSource::Upstream => Blame::Backend,

@@ -1,4 +1,4 @@
-//! Pingora's phases, translated to the gate. The only room that names pingora's request types; it decides nothing.
+//! Pingora's phases, translated to the gate. With `spelling` and `tunnel` the only room that names pingora's request types; it decides nothing.
 //!
 //! Attempts, in this order and at most two on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
 //! before the first byte; then the other side, if the gate says so.

@@ -123,6 +123,9 @@ impl<'a> RequestHead<'a> {
             None => 0,
             Some(length) => std::str::from_utf8(length).ok().and_then(|length| length.parse().ok()).ok_or(Declined::Framing)?,
         };
+        if fields.may_last {
+            return Err(Declined::Lasts);
+        }
         let keeps = match fields.connection {
             None => true,
             Some(connection) if connection.eq_ignore_ascii_case(b"keep-alive") => true,
@@ -131,9 +134,6 @@ impl<'a> RequestHead<'a> {
         };
         if fields.has_hop_by_hop {
             return Err(Declined::HopByHop);
-        }
-        if fields.may_last {
-            return Err(Declined::Lasts);
         }
         if body > 0 && matches!(*self.request.method, Method::GET | Method::HEAD | Method::OPTIONS) {
             return Err(Declined::Body);

@@ -23,7 +23,8 @@ use crate::gateway::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Excha
 use crate::gateway::reply::{Reply, wants_html};
 use crate::gateway::scratch::Scratch;
 use crate::gateway::watchdog::Watched;
-use crate::upstream::{Chosen, Connect, Server, is_our_shortage};
+use crate::shortage;
+use crate::upstream::{Chosen, Connect, Server};
 
 /// What becomes of the client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -215,7 +216,7 @@ impl<'a> Transaction<'a> {
         let stream = poll_fn(|cx| match connecting.as_mut().poll(cx) {
             Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
             Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Poll::Ready(Err(Broken::Backend(FailureKind::Timeout))),
-            Poll::Ready(Err(error)) if is_our_shortage(&error) => Poll::Ready(Err(Broken::Shortage)),
+            Poll::Ready(Err(error)) if shortage::is_noted(&error) => Poll::Ready(Err(Broken::Shortage)),
             Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Backend(FailureKind::Connect))),
             Poll::Pending => pending(self.watched, Broken::Backend(FailureKind::Timeout)),
         })
@@ -370,14 +371,15 @@ impl<'a> Transaction<'a> {
                     drop(answer);
                     self.watched.within(self.lane.write);
                     write_all(client.stream, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await?;
+                    self.watched.within(response_timeout);
                     if !response.is_empty() {
                         continue;
                     }
                 }
+                // The limit is one for all of a head: a backend that sends it byte by byte has no more time than others.
                 Some(Parsed::Partial) if !response.is_full() || response.make_room() => {}
                 Some(_) | None => return Err(Broken::Backend(FailureKind::Protocol)),
             }
-            self.watched.within(response_timeout);
             self.fill(client, stream, response, response_timeout).await?;
         }
     }
@@ -414,26 +416,45 @@ impl<'a> Transaction<'a> {
         self.end.bytes_out = download.payload;
         written?;
         begun?;
-        if let Some(mut stream) = stream.filter(|_| !download.is_read()) {
+        let Some(mut stream) = stream else { return Ok(keeps) };
+        if !download.is_read() {
             self.watched.within(response_timeout);
             let relayed = self.relay(client, &mut stream, &mut download, response_timeout).await;
             self.end.bytes_out = download.payload;
             relayed?;
-            if says.keeps && self.upload.is_over() && !download.has_more {
-                server.pool().put(stream, now());
-            }
+        }
+        if !self.upload.is_done() && says.status < 400 {
+            self.finish_upload(client.stream, &mut stream, response_timeout).await;
+        }
+        if says.keeps && self.upload.is_over() && !download.has_more {
+            server.pool().put(stream, now());
         }
         Ok(keeps)
     }
 
+    /// The client has its answer, and the backend not yet all of the request, which it did not refuse: it may have answered first and read later. Whether that comes to an end changes nothing about the answer.
+    async fn finish_upload<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, response_timeout: Duration) {
+        self.watched.within(if self.upload.waits_for_the_client() { self.lane.body_idle } else { response_timeout });
+        let is_over = poll_fn(|cx| match self.upload.poll(client, stream, (self.lane, self.watched), Some(response_timeout), cx) {
+            Poll::Ready(uploaded) => Poll::Ready(uploaded.is_ok()),
+            Poll::Pending if self.upload.is_done() || self.watched.alarm().is_some() => Poll::Ready(false),
+            Poll::Pending => Poll::Pending,
+        });
+        if is_over.await {
+            self.sent();
+        }
+    }
+
     async fn relay<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, download: &mut Download, response_timeout: Duration) -> Result<(), Broken> {
         poll_fn(|cx| {
-            if !self.upload.is_done()
-                && let Poll::Ready(uploaded) = self.upload.poll(client.stream, stream, (self.lane, self.watched), None, cx)
-            {
-                uploaded?;
-                self.sent();
-                if !download.waits_for_the_client() {
+            if !self.upload.is_done() {
+                let before = self.upload.read;
+                if let Poll::Ready(uploaded) = self.upload.poll(client.stream, stream, (self.lane, self.watched), None, cx) {
+                    uploaded?;
+                    self.sent();
+                }
+                // What moves either way shows that both are there; a client that does not read has its own limit.
+                if (self.upload.is_done() || self.upload.read > before) && !download.waits_for_the_client() {
                     self.watched.within(response_timeout);
                 }
             }
