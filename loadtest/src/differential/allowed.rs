@@ -19,6 +19,7 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
     let ended = outcomes(|difference| ["Closed", "NotSent"].contains(&difference.reference.as_str()));
     let followed = case.requests.iter().position(|request| request.end == b"\r\n\r\n");
     let has_closed_before_a_stray = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.lines.is_empty())));
+    let has_closed_before_a_head = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.is_head)));
     let reset = found.iter().filter(|difference| difference.what == "client body" && is_cut_in_one(difference)).filter_map(|difference| difference.request);
     let reset = reset.min().filter(|&at| case.requests.get(at).is_some_and(|request| request.script.after == After::Reset));
     let hung = case.requests.iter().position(|request| request.script.after == After::Hang);
@@ -31,6 +32,10 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
             // What stands behind a broken answer is a part of it.
             difference.rule = case.requests.iter().any(|request| is_cut(&request.script)).then_some(Rule::CutAnswer).or(odd.map(|(_, rule)| rule));
             // A request without a code that only the candidate took, since the reference had closed.
+            // The same, of a request that the client took for HEAD, and the candidate for nothing that it knows.
+            if difference.rule.is_none() && has_closed_before_a_head && difference.what == "bytes behind the last answer" && difference.reference.is_empty() {
+                difference.rule = Some(Rule::EmptyLine);
+            }
             if difference.rule.is_none() && has_closed_before_a_stray && difference.candidate.starts_with(difference.reference.trim_end_matches(']')) {
                 difference.rule = Some(Rule::EmptyLine);
             }
@@ -38,6 +43,10 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         };
         let script = case.requests.get(at).map(|request| &request.script);
         difference.rule = script.and_then(|script| of_line(script, difference)).or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
+        // Whoever answers first and reads later is to get all of it.
+        if difference.rule == Some(Rule::EarlyAnswer) && difference.what == "backend body" && script.is_some_and(|script| !script.refuses()) {
+            difference.rule = None;
+        }
         if difference.rule.is_none() && broken_off.is_some_and(|from| at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)) {
             difference.rule = Some(Rule::EmptySize);
         }
@@ -56,8 +65,11 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
 /// Whether a body is whole on one side and broken off on the other: a backend that resets its connection may take back what it has sent.
 fn is_cut_in_one(difference: &Difference) -> bool {
     let is_cut = |body: &str| body.starts_with("Cut");
-    let is_whole = |body: &str| body.starts_with("Whole");
     is_cut(&difference.reference) && is_whole(&difference.candidate) || is_whole(&difference.reference) && is_cut(&difference.candidate)
+}
+
+fn is_whole(body: &str) -> bool {
+    body.starts_with("Whole")
 }
 
 /// One line, in one direction.
@@ -66,6 +78,8 @@ fn of_line(script: &Script, difference: &Difference) -> Option<Rule> {
     let status = script.answer.get(9..12).unwrap_or_default();
     match difference.what.as_str() {
         "client header date" if script_has(script, b"date") => Some(Rule::BackendDate),
+        // Behind a 101 the client sees the chunks themselves.
+        "client body" if status == b"101" && head(script).contains("chunked") && is_whole(&difference.reference) && is_whole(&difference.candidate) => Some(Rule::ChunkBoundaries),
         "client interim answers" if script_has(script, b"content-length") || script_has(script, b"transfer-encoding") => Some(Rule::Framing),
         "client header content-length" if is_absent || difference.reference.contains(", ") => Some(Rule::Framing),
         "client header transfer-encoding" if is_absent && matches!(status, b"204" | b"304") => Some(Rule::Framing),
@@ -229,6 +243,22 @@ mod tests {
     }
 
     #[test]
+    fn bytes_behind_what_the_client_took_for_head_are_the_refusal_of_something_else() {
+        let judged = |end: &[u8], is_head: bool, reference: &str| {
+            let requests =
+                vec![Request { end: end.to_vec(), ..Request::raw(b"POST / HTTP/1.1\r\n".to_vec()) }, Request { is_head, ..Request::raw(b"HEAD / HTTP/1.1\r\n".to_vec()) }];
+            let behind = Difference { request: None, ..difference("bytes behind the last answer", reference, "{}") };
+            let mut found = [Difference { request: Some(1), ..difference("client outcome", "Closed", "Answered") }, behind];
+            explain(&Case { number: 1, requests, is_pipelined: false, begins_at: 0 }, &mut found);
+            found[1].rule
+        };
+        assert_eq!(judged(b"\r\n\r\n", true, ""), Some(Rule::EmptyLine));
+        assert_eq!(judged(b"\r\n\r\n", false, ""), None);
+        assert_eq!(judged(b"\r\n\r\n", true, "{}"), None);
+        assert_eq!(judged(b"\r\n", true, ""), None);
+    }
+
+    #[test]
     fn behind_an_empty_line_the_reference_may_close_and_the_candidate_may_not() {
         let judged = |end: &[u8], reference: &str, candidate: &str| {
             let requests = vec![Request { end: end.to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) }, Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
@@ -239,6 +269,22 @@ mod tests {
         assert_eq!(judged(b"\r\n\r\n", "Closed", "Answered"), [Some(Rule::EmptyLine); 2]);
         assert_eq!(judged(b"\r\n\r\n", "Answered", "Closed"), [None; 2]);
         assert_eq!(judged(b"\r\n", "Closed", "Answered"), [None; 2]);
+    }
+
+    #[test]
+    fn a_request_that_is_answered_before_it_is_read_has_to_come_whole_unless_it_is_refused() {
+        let judged = |answer: &'static str, after: After, what: &str| {
+            let early = |request: &mut Request| {
+                request.body = b"body".to_vec();
+                request.lines = vec![b"Content-Length: 4\r\n".to_vec()];
+                (request.script.is_early, request.script.after) = (true, after);
+            };
+            explained(answer, early, difference(what, "Whole, 4 bytes", "Cut, 1 bytes"))
+        };
+        assert_eq!(judged("HTTP/1.1 202 Accepted\r\n\r\n", After::Keep, "backend body"), None);
+        assert_eq!(judged("HTTP/1.1 202 Accepted\r\n\r\n", After::Keep, "client connection closed"), Some(Rule::EarlyAnswer));
+        assert_eq!(judged("HTTP/1.1 202 Accepted\r\n\r\n", After::Close, "backend body"), Some(Rule::EarlyAnswer));
+        assert_eq!(judged("HTTP/1.1 413 Content Too Large\r\n\r\n", After::Keep, "backend body"), Some(Rule::EarlyAnswer));
     }
 
     #[test]
@@ -266,6 +312,10 @@ mod tests {
         assert_eq!(explained(empty, keep, difference("client body", cut, whole)), None);
         assert_eq!(explained(empty, keep, difference("client body", whole, whole)), None);
         assert_eq!(explained(empty, keep, difference("client status line", "a", "b")), None);
+        let switched = "HTTP/1.1 101 Switching Protocols\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        assert_eq!(explained(switched, keep, difference("client body", "Whole, 12 bytes", "Whole, 17 bytes")), Some(Rule::ChunkBoundaries));
+        assert_eq!(explained(switched, keep, difference("client body", whole, cut)), None);
+        assert_eq!(explained(&switched.replace("101", "200"), keep, difference("client body", "Whole, 12 bytes", "Whole, 17 bytes")), None);
         let asked = |body: &'static str, is_last_word: bool| {
             move |request: &mut Request| {
                 request.lines = vec![b"Transfer-Encoding: chunked\r\n".to_vec()];

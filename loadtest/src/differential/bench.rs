@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How the reference is asked for the end of a conversation: as the case says, with all of it there from the beginning, and with little of it.
-const HAND_OVERS: [Cut; 3] = [Cut::Whole, Cut::AsItIs, Cut::Bytes];
+/// How the reference is asked for the end of a conversation: as the case says, with all of it there from the beginning, with little of it, and with a head that it has to read twice for.
+const HAND_OVERS: [Cut; 4] = [Cut::Whole, Cut::AsItIs, Cut::Bytes, Cut::FirstLook];
 
 /// What took longer may have met a timeout of an engine, which are a second.
 const STALL: Duration = Duration::from_millis(900);

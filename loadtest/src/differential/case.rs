@@ -54,7 +54,12 @@ pub enum Cut {
     Whole,
     /// The beginning of each request comes byte by byte.
     Bytes,
+    /// What an engine looks at first is one write, and all the rest another.
+    FirstLook,
 }
+
+/// How many bytes an engine reads before it knows whether a head is longer.
+const FIRST_LOOK: usize = 4 << 10;
 
 /// How bytes are cut into writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -110,6 +115,13 @@ pub enum After {
     Hang,
 }
 
+impl Script {
+    /// Whether an answer that comes before the body of the request says that nobody wants that: by its status, or since the connection does not stay.
+    pub fn refuses(&self) -> bool {
+        !matches!(self.answer.get(9), Some(b'2' | b'3')) || self.after != After::Keep
+    }
+}
+
 impl Case {
     /// Whether nothing in it depends on which connections to the backend an engine has kept, and it leaves none that another case could stumble over.
     pub fn is_calm(&self) -> bool {
@@ -135,8 +147,13 @@ impl Case {
                 Cut::AsItIs => continue,
                 Cut::Whole => vec![head],
                 Cut::Bytes => (1..head.min(400)).chain([head]).collect(),
+                Cut::FirstLook => vec![FIRST_LOOK],
             };
-            let pause = if cut == Cut::Bytes { Pause::Yield } else { Pause::Nothing };
+            let pause = match cut {
+                Cut::Bytes => Pause::Yield,
+                Cut::FirstLook => Pause::Tiny,
+                Cut::AsItIs | Cut::Whole => Pause::Nothing,
+            };
             // Where a client waits for 100 a write has to end.
             let cuts = if cut == Cut::Whole && !request.awaits_continue { Vec::new() } else { cuts };
             request.writes = Writes { cuts, pause };
@@ -238,6 +255,16 @@ mod tests {
         assert_eq!(writes.pieces(b"abcde").collect::<Vec<_>>(), [&b"a"[..], b"bc", b"de"]);
         assert_eq!(Writes::default().pieces(b"abc").collect::<Vec<_>>(), [b"abc"]);
         assert_eq!(Writes { cuts: vec![0, 0], ..Writes::default() }.pieces(b"").count(), 0);
+    }
+
+    #[test]
+    fn a_long_head_can_come_in_two_writes_of_which_the_second_holds_what_follows_it() {
+        let long = Request { lines: vec![[b"x-long: ", &[b'a'; 5_000][..], b"\r\n"].concat()], body: b"body".to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
+        let case = Case { number: 1, requests: vec![long.clone(), long], is_pipelined: true, begins_at: 0 }.cut(Cut::FirstLook);
+        let bytes: Vec<u8> = case.requests.iter().flat_map(Request::bytes).collect();
+        let pieces: Vec<&[u8]> = case.requests[0].writes.pieces(&bytes).collect();
+        assert!(pieces.len() == 2 && pieces[0].len() == FIRST_LOOK && pieces.concat() == bytes);
+        assert_eq!(case.requests[0].writes.pause, Pause::Tiny);
     }
 
     #[test]

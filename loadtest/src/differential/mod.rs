@@ -1,6 +1,6 @@
 //! The same messages through two engines of the proxy.
 //!
-//! Cutover has two engines for HTTP/1.1, and nobody may be able to tell which of them served him. So this starts two processes that differ in `[listen] engine` only, plays made-up
+//! Cutover has two engines for HTTP/1.1, and nobody may be able to tell which of them served him but by what `rules` lists. So this starts two processes that differ in `[listen] engine` only, plays made-up
 //! conversations through both, bad ones for the most part, and compares what each end got. What is not the same is explained by a listed rule, or it is a finding.
 //!
 //! `generate` makes cases, `client` and `backend` play their two ends, `wire` reads what they get, `engine` is the process between them, `threads` is where they run, `compare` and `rules` judge, `shrink` makes a finding

@@ -27,7 +27,7 @@ pub enum Rule {
     Pipelined,
     /// How much of a broken request came.
     CutRequest,
-    /// How much of a request came that had been answered.
+    /// How much of a request came that had been refused, and what became of the connection of one that had been answered.
     EarlyAnswer,
     /// How much of a broken answer came.
     CutAnswer,
@@ -129,7 +129,9 @@ impl Rule {
                 "the proxy engine answers the first of several requests at once and closes; the answers to the others are compared with those it gives one after the other"
             }
             Self::CutRequest => "of a request that never came whole, one engine passed on more than the other before it noticed",
-            Self::EarlyAnswer => "of a request that was answered before it was read, one engine passed on more than the other, and closed or kept the connection",
+            Self::EarlyAnswer => {
+                "of a request that was refused before it was read, one engine passed on more than the other; and of any that was answered before, one closed the connection and the other kept it"
+            }
             Self::CutAnswer => "of an answer that broke off, one engine passed on more than the other before it noticed",
             Self::EitherWay => {
                 "the proxy engine alone gives both outcomes when the case is played again, with its bytes cut into the same or other writes, and the candidate gives none that it does not"
@@ -189,7 +191,7 @@ impl Rule {
         let is_broken = reference.ending != Ending::Whole && candidate.ending != Ending::Whole;
         match () {
             () if is_broken => Some(Self::CutRequest),
-            () if request.script.is_early => Some(Self::EarlyAnswer),
+            () if request.script.is_early && request.script.refuses() => Some(Self::EarlyAnswer),
             () => None,
         }
     }
