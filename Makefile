@@ -27,28 +27,42 @@ run: build-packages ## the proxy, following CONFIG (cutover.toml)
 	$(CARGO) run --release --locked -p cutover -- run -c $(CONFIG) $(ARGS)
 
 test: packages lint unit doc ## everything: format, lints, tests, documents, demo, acceptance with nginx, Python and wrk, the edge with clients of others, dashboards and alerts with Prometheus, both engines against each other, a short comparison with nginx and HAProxy
-	$(CARGO) build --workspace --features $(FEATURES) --locked
+	$(CARGO) build --workspace --bins --tests --features $(FEATURES) --locked
 	target/debug/cutover demo --headless --assert
-	$(MAKE) --no-print-directory acceptance CUTOVER=target/debug/cutover ARGS="--edits 48 --runs 2 --rps 400"
-	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short"
-	$(MAKE) --no-print-directory edge CUTOVER=target/debug/cutover ARGS="--short --engine proxy --only bodies streaming changes dead"
-	$(MAKE) --no-print-directory eyes CUTOVER=target/debug/cutover ARGS="--short"
-	target/debug/cutover-loadtest differential --cutover target/debug/cutover --cases 600
-	$(MAKE) --no-print-directory scenarios CUTOVER=target/debug/cutover
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target whole
 	$(MAKE) --no-print-directory instruction-limits
 	target/debug/cutover-loadtest peers --short --cutover target/debug/cutover --minipingora target/debug/minipingora >/dev/null
 	@if command -v cargo-deny >/dev/null; then $(CARGO) deny --offline check bans licenses sources; else echo "cargo-deny is not installed: licences and bans were not checked (cargo install cargo-deny)"; fi
 
+# The built proxy as users have it. They wait more than they work and know nothing of each other: two at once, the longest first.
+WHOLE := whole-acceptance whole-edge whole-eyes whole-scenarios whole-engines whole-edge-proxy
+.PHONY: whole $(WHOLE)
+whole: $(WHOLE)
+whole-%: export CUTOVER = target/debug/cutover
+whole-acceptance:
+	$(MAKE) --no-print-directory acceptance ARGS="--edits 48 --runs 2 --rps 400"
+whole-edge:
+	$(MAKE) --no-print-directory edge ARGS="--short"
+# Not beside whole-edge, which makes the Python environment of both.
+whole-edge-proxy: whole-edge
+	$(MAKE) --no-print-directory edge ARGS="--short --engine proxy --only bodies streaming changes dead"
+whole-eyes:
+	$(MAKE) --no-print-directory eyes ARGS="--short"
+whole-scenarios:
+	$(MAKE) --no-print-directory scenarios
+whole-engines:
+	target/debug/cutover-loadtest differential --cutover target/debug/cutover --cases 600
+
 lint: build-packages ## format and lints
 	$(CARGO) fmt --all -- --check
 	$(CARGO) clippy --workspace --all-targets --features $(FEATURES) --locked -- -D warnings
-	$(CARGO) clippy -p cutover --locked -- -D warnings
+	$(CARGO) clippy --workspace --locked -- -D warnings
 
 # Most tests of the running proxy wait for its deadlines: more of them at once than there are cores.
 unit: export RUST_TEST_THREADS ?= 6
 unit: build-packages ## all tests of the workspace, those of the running proxy with both engines
 	$(CARGO) test --workspace --features $(FEATURES) --locked
-	CUTOVER_TEST_ENGINE=proxy $(CARGO) test --quiet -p cutover --features $(FEATURES) --locked --test it
+	CUTOVER_TEST_ENGINE=proxy $(CARGO) test --quiet --workspace --features $(FEATURES) --locked --test it
 
 doc: build-packages ## documents of the code, links checked
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
@@ -101,7 +115,7 @@ judge: build-packages ## the sequential judge on virtual time: its delays beside
 RUNNER := target/tools/bin/gungraun-runner
 RUNNER_VERSION := $(shell sed -n 's/^gungraun = "=\(.*\)"/\1/p' Cargo.toml)
 $(RUNNER): Cargo.toml
-	@$(RUNNER) --version 2>/dev/null | grep -qF " $(RUNNER_VERSION)" || $(CARGO) install --quiet --debug --locked --root target/tools gungraun-runner --version $(RUNNER_VERSION)
+	@$(RUNNER) --version 2>/dev/null | grep -qF " $(RUNNER_VERSION)" || CARGO_PROFILE_DEV_DEBUG=false $(CARGO) install --quiet --debug --locked --root target/tools gungraun-runner --version $(RUNNER_VERSION)
 	@touch $(RUNNER)
 
 instructions: packages $(RUNNER) ## instructions of each piece of a request, and of one through the whole proxy beside a do-nothing one, counted by valgrind
