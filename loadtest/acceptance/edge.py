@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The edge of the proxy with clients and servers that nobody here wrote: curl, nghttp2, openssl, grpcio, websockets, nginx.
 
-    loadtest/acceptance/edge.py [--cutover PATH] [--short] [--only NAME ...] [--json]
+    loadtest/acceptance/edge.py [--cutover PATH] [--short] [--engine auto|proxy] [--only NAME ...] [--json]
 
 Checks, each printed with its command and its figures; the exit code is 1 if any does not hold:
 

@@ -1,7 +1,10 @@
 #!/usr/bin/env python3
 """A long mixed run against a real proxy: requests with numbers, while the file is edited, users are rolled back and re-armed, processes take over from each other and hostile clients come and go.
 
-Every request has a number, and the backends keep a ledger: a request whose answer the client got must have come once, neither lost nor doubled, and each has to be answered. Memory must not grow.
+Every request has a number, and the backends keep a ledger: a request whose answer the client got must have come once, neither lost nor doubled, and each has to be answered. Clients speak HTTP/1.1 without TLS.
+
+No process may grow: each is measured every few seconds, the first minutes of its life aside, and what it needs at the least in its last quarter is compared with the first. So that this says something,
+processes live for a quarter of an hour before another takes over (`--upgrade-every`).
 """
 import argparse
 import asyncio
@@ -20,8 +23,10 @@ import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 PATIENCE = 20
-# Seconds between two edits; every so many edits a rollback with a rearm, and an upgrade.
-STEP, ROLLBACK_EVERY, UPGRADE_EVERY = 5, 7, 12
+# Seconds between two edits; every so many edits a rollback with a rearm.
+STEP, ROLLBACK_EVERY = 5, 7
+# Minutes until a process has all the memory that it needs; MiB that it may grow by after that.
+WARM, GROWTH = 2, 3
 # What no honest client sends, and how such clients end: by a reset, after an answer, or at once.
 HOSTILE = [
     b"GET / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\nXX",
@@ -77,12 +82,15 @@ class Run:
     def __init__(self, options, folder, port, admin):
         self.options, self.folder, self.port, self.admin = options, folder, port, admin
         self.ledger, self.is_over = Ledger(), asyncio.Event()
-        self.counts, self.problems, self.memory = collections.Counter(), [], []
+        self.counts, self.problems = collections.Counter(), []
+        # Of each process: when, MiB.
+        self.memory = collections.defaultdict(list)
 
     def text(self, percent):
         legacy, new = self.backends
         return f"""[listen]
 http = ["127.0.0.1:{self.port}"]
+engine = "{self.options.engine}"
 header_timeout = "5s"
 [admin]
 address = "127.0.0.1:{self.admin}"
@@ -177,12 +185,25 @@ key = ["header:x-user-id"]
         if await self.until("another process", lambda: self.pid() != old):
             self.counts["upgrades"] += 1
 
-    def resident(self):
-        return int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{self.pid()}/status").read_text())[1]) / 1024
+    def weigh(self):
+        """Writes down what the process that serves now needs."""
+        pid = self.pid()
+        resident = int(re.search(r"VmRSS:\s+(\d+)", pathlib.Path(f"/proc/{pid}/status").read_text())[1]) / 1024
+        self.memory[pid].append((time.monotonic(), resident))
+        return resident
+
+    def growth(self):
+        """How much each process grew that was there for long enough: its least in the first and in the last quarter of the time after it was warm."""
+        for seen in self.memory.values():
+            warm = [resident for at, resident in seen if at - seen[0][0] >= WARM * 60]
+            quarter = len(warm) // 4
+            if quarter:
+                yield min(warm[-quarter:]) - min(warm[:quarter])
 
     async def disturb(self):
         loop, edit = asyncio.get_running_loop(), 0
         end = loop.time() + self.options.minutes * 60
+        upgrade = loop.time() + self.options.upgrade_every * 60
         while loop.time() < end:
             await asyncio.sleep(STEP)
             edit += 1
@@ -191,11 +212,12 @@ key = ["header:x-user-id"]
             if edit % ROLLBACK_EVERY == 0 and await self.command("rollback", "all", "--reason", "endurance"):
                 await asyncio.sleep(1)
                 self.counts["rollbacks with rearm"] += await self.command("rearm", "all", "--reason", "endurance")
-            if edit % UPGRADE_EVERY == 0:
+            if loop.time() >= upgrade:
                 await self.upgrade()
-            self.memory.append(self.resident())
+                upgrade += self.options.upgrade_every * 60
+            resident = self.weigh()
             if edit % 12 == 0:
-                print(f"      {edit * STEP / 60:.0f} min: {self.memory[-1]:.0f} MiB, {dict(self.counts)}", flush=True)
+                print(f"      {edit * STEP / 60:.0f} min: {resident:.0f} MiB, {dict(self.counts)}", flush=True)
         self.is_over.set()
 
     async def play(self):
@@ -213,10 +235,9 @@ key = ["header:x-user-id"]
         left = sum(self.ledger.seen.values())
         if left:
             self.problem(f"{left} requests came once more or to nobody, such as {list(self.ledger.seen)[:3]}")
-        quarter = max(1, len(self.memory) // 4)
-        first, last = max(self.memory[:quarter]), min(self.memory[-quarter:])
-        if last > first + 10:
-            self.problem(f"memory grew from {first:.0f} to {last:.0f} MiB")
+        for grown in self.growth():
+            if grown > GROWTH:
+                self.problem(f"a process grew by {grown:.1f} MiB")
 
     def end(self):
         # Not always a child of ours. It is gone when it is no more, or a child that nobody has asked for its end.
@@ -235,6 +256,8 @@ def main():
     arguments.add_argument("--minutes", type=float, default=60)
     arguments.add_argument("--rps", type=float, default=200, help="about so many requests with numbers per second")
     arguments.add_argument("--clients", type=int, default=24)
+    arguments.add_argument("--upgrade-every", type=float, default=15, help="minutes that a process lives")
+    arguments.add_argument("--engine", choices=["auto", "proxy"], default="auto")
     options = arguments.parse_args()
     with tempfile.TemporaryDirectory(prefix="endure-") as folder:
         run = Run(options, pathlib.Path(folder), free_port(), free_port())
@@ -242,8 +265,10 @@ def main():
             asyncio.run(run.play())
         finally:
             run.end()
-    memory = f"{min(run.memory):.0f} to {max(run.memory):.0f} MiB" if run.memory else "unknown"
-    print(f"{'FAIL' if run.problems else 'ok  '}  {dict(run.counts)}; {len(run.problems)} problems; memory {memory}")
+    resident = [resident for seen in run.memory.values() for _, resident in seen]
+    memory = f"{min(resident):.0f} to {max(resident):.0f} MiB" if resident else "unknown"
+    grown = ", ".join(f"{grown:+.1f}" for grown in run.growth()) or "no process was there for long enough to say"
+    print(f"{'FAIL' if run.problems else 'ok  '}  {dict(run.counts)}; {len(run.problems)} problems; memory {memory}, growth of each process in MiB: {grown}")
     sys.exit(1 if run.problems else 0)
 
 
