@@ -2,7 +2,7 @@
 //!
 //! Applied to what no other rule explains. Some of these concern one line; others a whole request and what follows it on the same connection, since an answer that one engine refuses ends the connection there.
 
-use super::case::{After, Case, Request, Script};
+use super::case::{After, Case, LOOK, Request, Script};
 use super::compare::Difference;
 use super::rules::Rule;
 
@@ -17,6 +17,7 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
     };
     let unsent = outcomes(|difference| difference.candidate == "NotSent");
     let ended = outcomes(|difference| ["Closed", "NotSent"].contains(&difference.reference.as_str()));
+    let left_behind = left_behind(case, found);
     let followed = case.requests.iter().position(|request| request.end == b"\r\n\r\n");
     let has_closed_before_a_stray = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.lines.is_empty())));
     let has_closed_before_a_head = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.is_head)));
@@ -33,7 +34,7 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
             difference.rule = case.requests.iter().any(|request| is_cut(&request.script)).then_some(Rule::CutAnswer).or(odd.map(|(_, rule)| rule));
             // A request without a code that only the candidate took, since the reference had closed.
             // The same, of a request that the client took for HEAD, and the candidate for nothing that it knows.
-            if difference.rule.is_none() && has_closed_before_a_head && difference.what == "bytes behind the last answer" && difference.reference.is_empty() {
+            if difference.rule.is_none() && has_closed_before_a_head && difference.what == "bytes behind the last answer" && difference.reference == "\"\"" {
                 difference.rule = Some(Rule::EmptyLine);
             }
             if difference.rule.is_none() && has_closed_before_a_stray && difference.candidate.starts_with(difference.reference.trim_end_matches(']')) {
@@ -50,6 +51,9 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         if difference.rule.is_none() && broken_off.is_some_and(|from| at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)) {
             difference.rule = Some(Rule::EmptySize);
         }
+        if difference.rule.is_none() && left_behind.is_some_and(|from| at >= from) {
+            difference.rule = Some(Rule::HandedOver);
+        }
         if difference.rule.is_none() && met_a_hung_one.is_some_and(|from| at >= from) {
             difference.rule = Some(Rule::KeptOrNew);
         }
@@ -60,6 +64,16 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
             difference.rule = Some(Rule::EmptyLine);
         }
     }
+}
+
+/// From which request on the candidate closed the connection without having asked a backend: behind one whose head it had to read twice for, so that it handed over what follows in one piece. The reference
+/// closes behind such a piece, and cannot be brought to read one from a client in every case.
+fn left_behind(case: &Case, found: &[Difference]) -> Option<usize> {
+    let outcome = |difference: &&Difference| difference.what == "client outcome" && difference.candidate == "Closed";
+    let at = found.iter().filter(outcome).filter_map(|difference| difference.request).min()?;
+    let before = case.requests.get(at.checked_sub(1)?)?;
+    let was_asked = found.iter().any(|difference| difference.what == "backend asked" && difference.request.is_some_and(|request| request >= at) && difference.candidate != "0");
+    (case.is_pipelined && before.head().len() > LOOK && !was_asked).then_some(at)
 }
 
 /// Whether a body is whole on one side and broken off on the other: a backend that resets its connection may take back what it has sent.
@@ -252,10 +266,10 @@ mod tests {
             explain(&Case { number: 1, requests, is_pipelined: false, begins_at: 0 }, &mut found);
             found[1].rule
         };
-        assert_eq!(judged(b"\r\n\r\n", true, ""), Some(Rule::EmptyLine));
-        assert_eq!(judged(b"\r\n\r\n", false, ""), None);
-        assert_eq!(judged(b"\r\n\r\n", true, "{}"), None);
-        assert_eq!(judged(b"\r\n", true, ""), None);
+        assert_eq!(judged(b"\r\n\r\n", true, "\"\""), Some(Rule::EmptyLine));
+        assert_eq!(judged(b"\r\n\r\n", false, "\"\""), None);
+        assert_eq!(judged(b"\r\n\r\n", true, "\"{}\""), None);
+        assert_eq!(judged(b"\r\n", true, "\"\""), None);
     }
 
     #[test]
@@ -269,6 +283,22 @@ mod tests {
         assert_eq!(judged(b"\r\n\r\n", "Closed", "Answered"), [Some(Rule::EmptyLine); 2]);
         assert_eq!(judged(b"\r\n\r\n", "Answered", "Closed"), [None; 2]);
         assert_eq!(judged(b"\r\n", "Closed", "Answered"), [None; 2]);
+    }
+
+    #[test]
+    fn behind_a_head_that_is_read_twice_the_candidate_may_close_if_it_has_asked_nobody() {
+        let judged = |long: usize, is_pipelined: bool, asked: &str| {
+            let mut first = Request::raw(b"GET / HTTP/1.1\r\n".to_vec());
+            first.lines = vec![[b"x-long: ", &vec![b'a'; long][..], b"\r\n"].concat()];
+            let requests = vec![first, Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
+            let mut found = [("client outcome", "Closed"), ("backend asked", asked)].map(|(what, candidate)| Difference { request: Some(1), ..difference(what, "1", candidate) });
+            explain(&Case { number: 1, requests, is_pipelined, begins_at: 0 }, &mut found);
+            found.map(|difference| difference.rule)
+        };
+        assert_eq!(judged(5_000, true, "0"), [Some(Rule::HandedOver); 2]);
+        assert_eq!(judged(5_000, true, "2"), [None; 2]);
+        assert_eq!(judged(5_000, false, "0"), [None; 2]);
+        assert_eq!(judged(500, true, "0"), [None; 2]);
     }
 
     #[test]

@@ -16,8 +16,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How the reference is asked for the end of a conversation: as the case says, with all of it there from the beginning, with little of it, and with a head that it has to read twice for.
-const HAND_OVERS: [Cut; 4] = [Cut::Whole, Cut::AsItIs, Cut::Bytes, Cut::FirstLook];
+/// How the reference is asked for the end of a conversation: as the case says, with all of it there from the beginning, with little of it, and with as much as it reads at once.
+const HAND_OVERS: [Cut; 4] = [Cut::Whole, Cut::AsItIs, Cut::Bytes, Cut::Looks];
 
 /// What took longer may have met a timeout of an engine, which are a second.
 const STALL: Duration = Duration::from_millis(900);
@@ -153,13 +153,12 @@ impl Bench {
             Verdict::Unrepeated => {
                 let is_wanted = wants_example(&course.tally().unrepeated, &kind);
                 let example = is_wanted.then(|| Example { case: number, text: self.text(&versions.candidate, &first.0, &first.1, differences) });
-                if let Some(example) = &example {
-                    say(&format!("unrepeated: case {number} of seed {}: {kind}\n{}", self.seed, example.text));
-                }
+                say(&format!("unrepeated: case {number} of seed {}: {kind}\n{}", self.seed, example.as_ref().map_or("", |example| &example.text)));
                 record(&mut course.tally().unrepeated, kind, example);
             }
             Verdict::Differs => {
                 if !wants_example(&course.tally().unexplained, &kind) {
+                    say(&format!("unexplained: case {number} of seed {}: {kind}", self.seed));
                     return record(&mut course.tally().unexplained, kind, None);
                 }
                 let mut text = self.text(&versions.candidate, &first.0, &first.1, differences);

@@ -54,12 +54,13 @@ pub enum Cut {
     Whole,
     /// The beginning of each request comes byte by byte.
     Bytes,
-    /// What an engine looks at first is one write, and all the rest another.
-    FirstLook,
+    /// As much at once as an engine reads at once: it has answered what is whole before it sees more.
+    Looks,
 }
 
-/// How many bytes an engine reads before it knows whether a head is longer.
-const FIRST_LOOK: usize = 4 << 10;
+/// How many bytes an engine reads at once while it reads a head; and how many times at most.
+pub const LOOK: usize = 4 << 10;
+const LOOKS: usize = 40;
 
 /// How bytes are cut into writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -147,11 +148,11 @@ impl Case {
                 Cut::AsItIs => continue,
                 Cut::Whole => vec![head],
                 Cut::Bytes => (1..head.min(400)).chain([head]).collect(),
-                Cut::FirstLook => vec![FIRST_LOOK],
+                Cut::Looks => (1..=LOOKS).map(|look| look * LOOK).collect(),
             };
             let pause = match cut {
                 Cut::Bytes => Pause::Yield,
-                Cut::FirstLook => Pause::Tiny,
+                Cut::Looks => Pause::Tiny,
                 Cut::AsItIs | Cut::Whole => Pause::Nothing,
             };
             // Where a client waits for 100 a write has to end.
@@ -258,12 +259,12 @@ mod tests {
     }
 
     #[test]
-    fn a_long_head_can_come_in_two_writes_of_which_the_second_holds_what_follows_it() {
+    fn a_conversation_can_come_as_an_engine_reads_it() {
         let long = Request { lines: vec![[b"x-long: ", &[b'a'; 5_000][..], b"\r\n"].concat()], body: b"body".to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
-        let case = Case { number: 1, requests: vec![long.clone(), long], is_pipelined: true, begins_at: 0 }.cut(Cut::FirstLook);
+        let case = Case { number: 1, requests: vec![long.clone(), long], is_pipelined: true, begins_at: 0 }.cut(Cut::Looks);
         let bytes: Vec<u8> = case.requests.iter().flat_map(Request::bytes).collect();
         let pieces: Vec<&[u8]> = case.requests[0].writes.pieces(&bytes).collect();
-        assert!(pieces.len() == 2 && pieces[0].len() == FIRST_LOOK && pieces.concat() == bytes);
+        assert!(pieces.len() == 3 && pieces[..2].iter().all(|piece| piece.len() == LOOK) && pieces.concat() == bytes);
         assert_eq!(case.requests[0].writes.pause, Pause::Tiny);
     }
 

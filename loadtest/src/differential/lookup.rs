@@ -16,7 +16,7 @@ const MOST_REFERENCES: usize = 40;
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// How the reference is played again, in turns. The candidate may hand it several requests at once.
-const WAYS: [(Cut, bool); 7] = [(Cut::AsItIs, true), (Cut::Whole, false), (Cut::FirstLook, true), (Cut::AsItIs, true), (Cut::Bytes, false), (Cut::Whole, true), (Cut::Bytes, true)];
+const WAYS: [(Cut, bool); 7] = [(Cut::AsItIs, true), (Cut::Whole, false), (Cut::Looks, true), (Cut::AsItIs, true), (Cut::Bytes, false), (Cut::Whole, true), (Cut::Bytes, true)];
 
 /// What a difference is.
 #[derive(Debug)]

@@ -152,7 +152,7 @@ impl Rule {
             Self::EmptyLine => "the proxy engine may take an empty line behind a request for another request at once, and closes; the lane skips it",
             Self::Stall => "the machine stood still for nearly as long as an engine waits, and the difference did not show again",
             Self::HandedOver => {
-                "of several requests at once the first that is not the lane's and all behind it are the proxy engine's, and end as they do when that one is asked for just these at once"
+                "of several requests at once the first that is not the lane's and all behind it are the proxy engine's, and end as they do when that one is asked for just these at once; what comes with a head of more than 4 KiB may be closed upon, unasked"
             }
         }
     }
