@@ -18,6 +18,7 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
     let unsent = outcomes(|difference| difference.candidate == "NotSent");
     let ended = outcomes(|difference| ["Closed", "NotSent"].contains(&difference.reference.as_str()));
     let left_behind = left_behind(case, found);
+    let is_moved = case.requests.last().is_some_and(|last| last.end == b"\r\n\r\n" && !last.body.is_empty() && declares(last) == Some(last.body.len()));
     let followed = case.requests.iter().position(|request| request.end == b"\r\n\r\n");
     let has_closed_before_a_stray = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.lines.is_empty())));
     let has_closed_before_a_head = followed.is_some_and(|from| ended.iter().any(|&at| at > from && case.requests.get(at).is_some_and(|request| request.is_head)));
@@ -36,6 +37,10 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
             // The same, of a request that the client took for HEAD, and the candidate for nothing that it knows.
             if difference.rule.is_none() && has_closed_before_a_head && difference.what == "bytes behind the last answer" && difference.reference == "\"\"" {
                 difference.rule = Some(Rule::EmptyLine);
+            }
+            // An empty line too many moves the body, and its last bytes are behind it.
+            if difference.rule.is_none() && is_moved && difference.what == "bytes behind the last answer" && difference.reference == "\"\"" {
+                difference.rule = Some(Rule::LooseBytes);
             }
             if difference.rule.is_none() && has_closed_before_a_stray && difference.candidate.starts_with(difference.reference.trim_end_matches(']')) {
                 difference.rule = Some(Rule::EmptyLine);
@@ -270,6 +275,21 @@ mod tests {
         assert_eq!(judged(b"\r\n\r\n", false, "\"\""), None);
         assert_eq!(judged(b"\r\n\r\n", true, "\"{}\""), None);
         assert_eq!(judged(b"\r\n", true, "\"\""), None);
+    }
+
+    #[test]
+    fn the_end_of_a_body_that_an_empty_line_has_moved_is_loose() {
+        let judged = |end: &[u8], length: &str, reference: &str| {
+            let mut request = Request { end: end.to_vec(), body: b"body".to_vec(), ..Request::raw(b"POST / HTTP/1.1\r\n".to_vec()) };
+            request.lines = vec![format!("Content-Length: {length}\r\n").into_bytes()];
+            let mut found = [Difference { request: None, ..difference("bytes behind the last answer", reference, "\"HTTP/1.1 400 Bad Request\"") }];
+            explain(&Case { number: 1, requests: vec![request], is_pipelined: false, begins_at: 0 }, &mut found);
+            found[0].rule
+        };
+        assert_eq!(judged(b"\r\n\r\n", "4", "\"\""), Some(Rule::LooseBytes));
+        assert_eq!(judged(b"\r\n", "4", "\"\""), None);
+        assert_eq!(judged(b"\r\n\r\n", "6", "\"\""), None);
+        assert_eq!(judged(b"\r\n\r\n", "4", "\"x\""), None);
     }
 
     #[test]
