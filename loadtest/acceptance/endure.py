@@ -21,7 +21,10 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Importing leaves no files in the source tree.
+sys.dont_write_bytecode = True
+from acceptance import ROOT, free_port  # noqa: E402
+
 PATIENCE = 20
 # Seconds between two edits; every so many edits a rollback with a rearm.
 STEP, ROLLBACK_EVERY = 5, 7
@@ -39,12 +42,6 @@ HOSTILE = [
     b"GET / HTTP/1.1\nHost: h\n\n",
     b"GET / HTTP/1.1\r\nHost: h\r\nX-",
 ]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def length_of(head):

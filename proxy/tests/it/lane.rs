@@ -312,6 +312,7 @@ fn an_early_answer_arrives_though_the_process_is_about_to_end() {
     let address = proxy.http;
     let stopping = std::thread::spawn(move || proxy.stop());
     until("it to accept nobody", || std::net::TcpStream::connect(address).is_err().then_some(()));
+    // On and on, so that a reset would have been there before the answer is read.
     for _ in 0..10 {
         client.send(&[b'#'; 1_000]);
         std::thread::sleep(Duration::from_millis(20));
