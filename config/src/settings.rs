@@ -270,8 +270,12 @@ pub struct Backend {
     pub servers: Vec<Server>,
     /// To make a connection. Like all timeouts here: from 1 ms to 10 years.
     pub connect_timeout: Duration,
-    /// From the request to the response header.
+    /// From the whole request to the response header.
     pub response_timeout: Duration,
+    /// How long the body of an ordinary answer may pause after its header.
+    pub body_pause_timeout: Duration,
+    /// How long an event stream, a WebSocket or a gRPC stream may be silent after its header.
+    pub stream_idle_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
     /// Whether the servers are spoken to in HTTP/2, and in nothing else.
@@ -284,6 +288,18 @@ pub struct Backend {
     pub health: Option<HealthCheck>,
     /// How long a server that has come back takes to its full share; zero is at once.
     pub slow_start: Duration,
+}
+
+impl Backend {
+    /// How long an answer may be silent after its header.
+    pub fn pause(&self, is_stream: bool) -> Duration {
+        if is_stream { self.stream_idle_timeout } else { self.body_pause_timeout }
+    }
+
+    /// The longest time for which anything is waited for of a server.
+    pub fn longest_wait(&self) -> Duration {
+        self.response_timeout.max(self.body_pause_timeout).max(self.stream_idle_timeout)
+    }
 }
 
 /// `health` of a backend.

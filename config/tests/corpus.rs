@@ -6,6 +6,7 @@ mod common;
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use common::{Folder, folder};
 use cutover_config::{Problems, Settings, Severity};
@@ -48,6 +49,10 @@ fn describe(settings: &Settings) -> String {
         let servers: Vec<String> = backend.servers.iter().map(ToString::to_string).collect();
         let (connect, response, idle) = (backend.connect_timeout, backend.response_timeout, backend.idle_timeout);
         let _ = writeln!(text, "backend {:?}: {}; connect {connect:?}, response {response:?}, idle {idle:?}", backend.name, servers.join(", "));
+        let (pause, silence) = (backend.body_pause_timeout, backend.stream_idle_timeout);
+        if (pause, silence) != (Duration::from_secs(300), Duration::from_secs(3_600)) {
+            let _ = writeln!(text, "  a body may pause for {pause:?}, a stream be silent for {silence:?}");
+        }
         let ca = backend.ca.as_ref().map_or(0, Vec::len);
         if backend.http2 || ca > 0 || backend.server_name.is_some() || !backend.slow_start.is_zero() {
             let _ = writeln!(text, "  http2 {}, server name {:?}, {ca} authorities, slow start {:?}", backend.http2, backend.server_name, backend.slow_start);

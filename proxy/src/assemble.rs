@@ -301,15 +301,15 @@ impl Start {
         runtime.spawn(attendant.work());
         let ending: Arc<Ending> = Arc::default();
         let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
-        let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, &settings.listen)));
-        let lane =
-            (settings.listen.engine == Engine::Auto).then(|| Arc::new(Lane::new(gate, drains.clone(), Arc::clone(&connections), ending.closing.subscribe(), &settings.listen)));
+        let watchdog = Arc::new(Watchdog::new(&published.load()));
+        let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, Arc::clone(&watchdog), &settings.listen)));
+        let lane = (settings.listen.engine == Engine::Auto)
+            .then(|| Arc::new(Lane::new(Arc::clone(&gate), drains.clone(), Arc::clone(&connections), ending.closing.subscribe(), &settings.listen)));
         runtime.spawn(Stoker::new(wishes).work(Arc::clone(&proxy), lane.is_some()));
         let in_use = published.load().new_in_use();
         runtime.spawn(async move { warm_up.warm(in_use).await });
-        let watchdog = Arc::new(Watchdog::new(&published.load()));
         runtime.spawn(Arc::clone(&watchdog).work(Arc::clone(&published), drains.clone(), ending.dismissed.subscribe()));
-        let shared = door::Shared { proxy, lane, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
+        let shared = door::Shared { proxy, gate, lane, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
         let mut doors = 0;
         let mut open = |entrance, sockets: &[Socket]| -> io::Result<()> {
             let door = Arc::new(Door::new(&shared, entrance, &settings.listen));

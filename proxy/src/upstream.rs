@@ -17,6 +17,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use cutover_config::{Backend as BackendSettings, Server as ServerSettings};
 use cutover_core::Mono;
+use pingora::listeners::ALPN;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
@@ -32,8 +33,15 @@ const EJECTED_FOR: Duration = Duration::from_secs(10);
 const MAX_EJECTIONS: u32 = 30;
 /// Streams at once on one HTTP/2 connection to a server; more open another connection.
 const MAX_STREAMS: usize = 100;
+/// Bytes of an answer over HTTP/2 that wait for a client to read them.
+pub const STREAM_WINDOW: u32 = 512 << 10;
+/// The same for all streams of a connection: as many as there may be at once, so that clients who do
+/// not read hold up nobody else.
+pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// Keeps connections that are not to be kept apart from the others.
 const FRESH: u64 = 2;
+/// Where the count of departures begins in the number that keeps connections apart.
+const DEPARTURES: u32 = 3;
 
 /// One backend of the file, ready to be sent to.
 #[derive(Debug)]
@@ -94,6 +102,8 @@ pub struct Server {
     traffic: Arc<Traffic>,
     /// Connections of the lane that rest. Those of the proxy engine are its own.
     pool: ArcSwap<Pool>,
+    /// How often the connections of HTTP/2 that were open were left.
+    departures: AtomicU64,
     /// Whether its checks pass. Without checks they do.
     passes_checks: AtomicBool,
     /// Requests in a row that got no answer.
@@ -150,6 +160,21 @@ impl Server {
     /// What pingora connects to.
     pub fn peer(&self) -> &HttpPeer {
         &self.peer
+    }
+
+    /// What pingora connects to for one attempt.
+    pub fn peer_for_attempt(&self) -> HttpPeer {
+        let mut peer = self.peer.clone();
+        peer.group_key ^= self.departures.load(Ordering::Relaxed) << DEPARTURES;
+        peer
+    }
+
+    /// Sends no more requests over the connections of HTTP/2 that are open now: one of them may be
+    /// dead. What is under way on them goes on.
+    pub fn leave_connections(&self) {
+        if self.peer.options.alpn != ALPN::H1 {
+            self.departures.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Connections of the lane that rest.
@@ -375,6 +400,8 @@ impl Backend {
         if self.settings.http2 {
             peer.options.set_http_version(2, 2);
             peer.options.max_h2_streams = MAX_STREAMS;
+            peer.options.h2_stream_window_size = Some(STREAM_WINDOW);
+            peer.options.h2_connection_window_size = Some(CONNECTION_WINDOW);
         }
         Server {
             peer,
@@ -383,6 +410,7 @@ impl Backend {
             in_flight: AtomicUsize::default(),
             traffic: Arc::clone(&self.traffic),
             pool: ArcSwap::default(),
+            departures: AtomicU64::default(),
             passes_checks: AtomicBool::new(true),
             failures: AtomicU32::default(),
             ejections: AtomicU32::default(),

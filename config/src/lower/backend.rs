@@ -41,7 +41,7 @@ impl Lower<'_> {
     }
 
     fn backend(&mut self, name: At<String>, table: BackendTable, world: &mut World<'_>) -> Option<Backend> {
-        let BackendTable { servers, http2, server_name, ca, connect_timeout, response_timeout, idle_timeout, health, slow_start } = table;
+        let BackendTable { servers, http2, server_name, ca, connect_timeout, response_timeout, body_pause_timeout, stream_idle_timeout, idle_timeout, health, slow_start } = table;
         let path = format!("backend.{}", toml_key(&name.value));
         if !is_name(&name.value) {
             let problem = self.error(&name.span, &path, "expected a name of at most 64 lower-case letters, digits, . _ and -").label("this name");
@@ -75,6 +75,8 @@ impl Lower<'_> {
             slow_start: self.duration(slow_start.as_ref(), &format!("{path}.slow_start"), default::SLOW_START, Duration::ZERO, Duration::from_secs(3600)),
             connect_timeout: self.timeout(connect_timeout.as_ref(), &format!("{path}.connect_timeout"), default::CONNECT_TIMEOUT),
             response_timeout: self.timeout(response_timeout.as_ref(), &format!("{path}.response_timeout"), default::RESPONSE_TIMEOUT),
+            body_pause_timeout: self.timeout(body_pause_timeout.as_ref(), &format!("{path}.body_pause_timeout"), default::BODY_PAUSE_TIMEOUT),
+            stream_idle_timeout: self.timeout(stream_idle_timeout.as_ref(), &format!("{path}.stream_idle_timeout"), default::STREAM_IDLE_TIMEOUT),
             idle_timeout: self.timeout(idle_timeout.as_ref(), &format!("{path}.idle_timeout"), default::IDLE_TIMEOUT),
             servers: servers?,
             name: name.value.into(),

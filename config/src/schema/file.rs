@@ -236,9 +236,15 @@ pub(crate) struct BackendTable {
     /// To make a connection.
     #[schemars(extend("default" = default::CONNECT_TIMEOUT))]
     pub(crate) connect_timeout: Option<At<DurationText>>,
-    /// From the request to the response header.
+    /// From the whole request to the response header.
     #[schemars(extend("default" = default::RESPONSE_TIMEOUT))]
     pub(crate) response_timeout: Option<At<DurationText>>,
+    /// How long the body of an ordinary answer may pause after its header.
+    #[schemars(extend("default" = default::BODY_PAUSE_TIMEOUT))]
+    pub(crate) body_pause_timeout: Option<At<DurationText>>,
+    /// How long an event stream, a WebSocket or a gRPC stream may be silent after its header.
+    #[schemars(extend("default" = default::STREAM_IDLE_TIMEOUT))]
+    pub(crate) stream_idle_timeout: Option<At<DurationText>>,
     /// How long an unused connection is kept. Keep it below the server's own.
     #[schemars(extend("default" = default::IDLE_TIMEOUT))]
     pub(crate) idle_timeout: Option<At<DurationText>>,

@@ -42,6 +42,8 @@ pub(crate) mod default {
     pub(crate) const CONNECT_TIMEOUT: &str = "1s";
     pub(crate) const RESPONSE_TIMEOUT: &str = "30s";
     pub(crate) const IDLE_TIMEOUT: &str = "30s";
+    pub(crate) const BODY_PAUSE_TIMEOUT: &str = "5m";
+    pub(crate) const STREAM_IDLE_TIMEOUT: &str = "1h";
     pub(crate) const SLOW_START: &str = "0s";
     pub(crate) const HEALTH_INTERVAL: &str = "2s";
     pub(crate) const UNHEALTHY_AFTER: u64 = 3;

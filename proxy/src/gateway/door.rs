@@ -19,9 +19,8 @@ use bytes::BytesMut;
 use pingora::apps::HttpServerApp;
 use pingora::listeners::ALPN;
 use pingora::listeners::tls::Acceptor;
+use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
-use pingora::protocols::http::v2::server::{self as h2_server, H2Accept, HttpSession as H2Session};
-use pingora::protocols::{Digest, Stream};
 use pingora::proxy::HttpProxy;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
@@ -29,11 +28,12 @@ use tokio::sync::watch;
 
 use super::adapter::Adapter;
 use super::client::{Client, Lent};
-use super::gate::is_trusted;
+use super::gate::{Gate, is_trusted};
 use super::head::Conn;
+use super::http2::Http2;
 use super::lane::{Declines, Exit, Lane, begins};
+use super::patience::Patience;
 use super::watchdog::{Alarm, Watchdog, Watched};
-use crate::clock;
 use crate::drain::{Drains, Ended};
 
 /// Client connections: how many are open, how many were turned away, and what of theirs was not the lane's.
@@ -111,12 +111,10 @@ pub struct Door {
     ending: Arc<Ending>,
     watchdog: Arc<Watchdog>,
     max_connections: usize,
-    max_header_bytes: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
     header_timeout: Duration,
     keepalive_timeout: Duration,
-    /// How long a body of HTTP/2 may rest, whoever lets it rest: pingora has no limit for it.
-    body_rest: Duration,
+    http2: Arc<Http2>,
 }
 
 /// What all doors share.
@@ -124,6 +122,8 @@ pub struct Door {
 pub struct Shared {
     /// What serves requests of every kind.
     pub proxy: Arc<HttpProxy<Adapter>>,
+    /// What decides on them.
+    pub gate: Arc<Gate>,
     /// What serves the plain ones, if there is one.
     pub lane: Option<Arc<Lane>>,
     /// Client connections.
@@ -139,7 +139,8 @@ pub struct Shared {
 impl Door {
     /// A door to what all doors share. From `closing` of the drain on clients are told to come on another connection; who is sent away by `drains` leaves.
     pub fn new(common: &Shared, entrance: Entrance, listen: &cutover_config::Listen) -> Self {
-        let Shared { proxy, lane, connections, ending, drains, watchdog } = common.clone();
+        let Shared { proxy, gate, lane, connections, ending, drains, watchdog } = common.clone();
+        let http2 = Arc::new(Http2::new(Arc::clone(&proxy), gate, drains.clone(), Arc::clone(&ending), Arc::clone(&watchdog), listen));
         Self {
             proxy,
             lane,
@@ -150,16 +151,19 @@ impl Door {
             drains,
             watchdog,
             max_connections: listen.max_connections,
-            max_header_bytes: listen.max_header_bytes,
             trusted_proxies: listen.trusted_proxies.clone(),
             header_timeout: listen.header_timeout,
             keepalive_timeout: listen.keepalive_timeout,
-            body_rest: listen.body_idle_timeout + listen.write_timeout,
+            http2,
         }
     }
 }
 
 impl Door {
+    fn patience(&self, conn: &Arc<Conn>) -> Patience {
+        Patience::new(Arc::clone(conn), Arc::clone(&self.watchdog))
+    }
+
     /// A client comes in, unless there are too many.
     pub fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
         let Some(open) = self.connections.enter(self.max_connections) else { return };
@@ -181,12 +185,12 @@ impl Door {
 
     /// One connection whose protocol has to be learned first.
     async fn serve_greeted(self: Arc<Self>, socket: TcpStream, conn: Arc<Conn>, open: OpenConnection) {
-        let greeting = tokio::time::timeout(self.header_timeout, Box::pin(self.greet(socket))).await;
+        let greeting = tokio::time::timeout(self.header_timeout, Box::pin(self.greet(socket, &conn))).await;
         match greeting.ok().flatten() {
             None => {}
             // A task of its own, for as long as the connection: this one has room for the greeting.
             Some((client, Speaks::Http1)) => drop(tokio::spawn(self.serve_http1(client, conn, open))),
-            Some((client, Speaks::Http2)) => Box::pin(self.serve_http2(client.lend(), conn)).await,
+            Some((client, Speaks::Http2)) => Box::pin(self.http2.serve(client.lend(None), conn)).await,
         }
     }
 }
@@ -201,11 +205,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Door {
     /// The TLS handshake, or a look at the first bytes.
-    async fn greet(&self, mut socket: TcpStream) -> Option<(Client, Speaks)> {
+    async fn greet(&self, mut socket: TcpStream, conn: &Arc<Conn>) -> Option<(Client, Speaks)> {
         match &self.entrance {
             Entrance::Tls(acceptor) => {
                 // Scanners and clients that do not like our certificate are everyday life, and no line in the log.
-                let tls: Stream = Box::new(acceptor.tls_handshake(Lent::new(socket)).await.ok()?);
+                let tls: Stream = Box::new(acceptor.tls_handshake(Lent::new(socket, Some(self.patience(conn)))).await.ok()?);
                 let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) { Speaks::Http2 } else { Speaks::Http1 };
                 Some((Client::Above(tls), speaks))
             }
@@ -223,90 +227,9 @@ impl Door {
                         Ok(_) | Err(_) => return None,
                     }
                 }
-                let stream = Box::new(Lent::begun(socket, begun[..known].to_vec()));
+                let stream = Box::new(Lent::begun(socket, begun[..known].to_vec(), Some(self.patience(conn))));
                 Some((Client::Above(stream), if begun == PREFACE { Speaks::Http2 } else { Speaks::Http1 }))
             }
-        }
-    }
-
-    /// One connection of HTTP/2: a task for each stream. It ends when the client closes it, when nothing has happened for `keepalive_timeout`, or, asked to close, after its last stream.
-    async fn serve_http2(&self, stream: Stream, conn: Arc<Conn>) {
-        let digest = Arc::new(Digest {
-            ssl_digest: stream.get_ssl_digest(),
-            timing_digest: stream.get_timing_digest(),
-            proxy_digest: stream.get_proxy_digest(),
-            socket_digest: stream.get_socket_digest(),
-        });
-        let mut options = h2_server::default_h2_options();
-        options.max_header_list_size(u32::try_from(self.max_header_bytes).unwrap_or(u32::MAX));
-        let Ok(Ok(mut h2)) = tokio::time::timeout(self.header_timeout, h2_server::handshake(stream, Some(options))).await else { return };
-        let mut closing = self.closing.clone();
-        let mut is_closing = *closing.borrow();
-        if is_closing {
-            h2.graceful_shutdown();
-        }
-        let mut streams = tokio::task::JoinSet::new();
-        let mut rejected = 0;
-        loop {
-            let accepted = tokio::select! {
-                biased;
-                _ = closing.wait_for(|closing| *closing), if !is_closing => {
-                    is_closing = true;
-                    h2.graceful_shutdown();
-                    continue;
-                }
-                accepted = H2Session::from_h2_conn(&mut h2, Arc::clone(&digest)) => accepted,
-                _ = streams.join_next(), if !streams.is_empty() => continue,
-                () = tokio::time::sleep(self.keepalive_timeout), if streams.is_empty() => return,
-            };
-            match accepted {
-                Ok(Some(H2Accept::Session(session))) => {
-                    let (proxy, closing) = (Arc::clone(&self.proxy), self.closing.clone());
-                    let (conn, drains, body_rest) = (Arc::new(conn.for_stream()), self.drains.clone(), self.body_rest);
-                    let of_stream = Arc::clone(&conn);
-                    let serving = async move {
-                        tokio::select! {
-                            _ = proxy.process_new_http(ServerSession::new_http2(session), &closing) => {}
-                            // Dropping the request resets the stream.
-                            () = has_to_leave(&drains, &of_stream, body_rest) => {}
-                        }
-                    };
-                    streams.spawn(CONN.scope(conn, serving));
-                }
-                Ok(Some(H2Accept::Rejected)) => {
-                    rejected += 1;
-                    if rejected > MAX_REJECTED {
-                        return;
-                    }
-                }
-                Ok(None) | Err(_) => return,
-            }
-        }
-    }
-}
-
-/// Streams with a head that cannot be read, on one connection. More are no mistake.
-const MAX_REJECTED: u32 = 32;
-
-tokio::task_local! {
-    /// The connection that a stream of HTTP/2 came on. Pingora carries our facts along for HTTP/1.1 only.
-    static CONN: Arc<Conn>;
-}
-
-/// The connection that the present task serves, if it is a stream of HTTP/2.
-pub(super) fn conn_of_task() -> Option<Arc<Conn>> {
-    CONN.try_with(Arc::clone).ok()
-}
-
-/// Returns when a stream is to end before its time: it is sent away, or its body does not come on.
-async fn has_to_leave(drains: &Drains, conn: &Conn, body_rest: Duration) {
-    let mut orders = drains.listen();
-    loop {
-        tokio::select! {
-            () = orders.sent_away(&conn.stay) => return drains.count(Ended::Stream),
-            () = tokio::time::sleep(body_rest / LOOKS) => if conn.body_rests(clock::mono()) >= body_rest {
-                return;
-            },
         }
     }
 }
@@ -332,12 +255,12 @@ impl Door {
                 }
             };
             is_first = false;
-            let mut session = ServerSession::new_http1(client.lend());
+            let mut session = ServerSession::new_http1(client.lend(Some(self.patience(watched.conn()))));
             session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
             session.set_pipelined_prefix(BytesMut::from(begun.filled()));
             drop(begun);
             session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
-            let Some(Some(reused)) = self.attended(self.proxy.process_new_http(session, &self.closing), &watched).await else { return };
+            let Some(Some(reused)) = attended(self.proxy.process_new_http(session, &self.closing), &watched, &self.drains).await else { return };
             let Some(returned) = Client::back(reused.consume().0) else { return };
             client = returned;
             // An order to leave was for the request that is over.
@@ -345,40 +268,38 @@ impl Door {
             watched.within(self.keepalive_timeout);
         }
     }
+}
 
-    /// Serves while the watchdog lets it. `None` when it was ended.
-    async fn attended<T>(&self, mut serving: Pin<Box<dyn Future<Output = T> + Send + '_>>, watched: &Watched) -> Option<T> {
-        poll_fn(|cx| {
-            if let Poll::Ready(served) = serving.as_mut().poll(cx) {
-                return Poll::Ready(Some(served));
-            }
-            match watched.alarm() {
-                None => Poll::Pending,
-                Some(Alarm::Overdue) => Poll::Ready(None),
-                Some(Alarm::SentAway) => {
-                    let conn = watched.conn();
-                    if let Some(tunnel) = conn.tunnel.load_full() {
-                        conn.heard();
-                        watched.within(FAREWELL);
-                        self.drains.count(tunnel.kind());
-                        tunnel.drain();
-                        return Poll::Pending;
-                    }
-                    if conn.due_us() == 0 {
-                        self.drains.count(Ended::Stream);
-                    }
-                    Poll::Ready(None)
+/// Serves while the watchdog lets it. `None` when it was ended.
+pub(super) async fn attended<T>(mut serving: Pin<Box<dyn Future<Output = T> + Send + '_>>, watched: &Watched, drains: &Drains) -> Option<T> {
+    poll_fn(|cx| {
+        if let Poll::Ready(served) = serving.as_mut().poll(cx) {
+            return Poll::Ready(Some(served));
+        }
+        match watched.alarm() {
+            None => Poll::Pending,
+            Some(Alarm::Overdue) => Poll::Ready(None),
+            Some(Alarm::SentAway) => {
+                let conn = watched.conn();
+                if let Some(tunnel) = conn.tunnel.load_full() {
+                    conn.heard();
+                    watched.within(FAREWELL);
+                    drains.count(tunnel.kind());
+                    tunnel.drain();
+                    return Poll::Pending;
                 }
+                if conn.due_us() == 0 {
+                    drains.count(Ended::Stream);
+                }
+                Poll::Ready(None)
             }
-        })
-        .await
-    }
+        }
+    })
+    .await
 }
 
 /// How long a tunnel that is sent away may take to end.
 const FAREWELL: Duration = Duration::from_secs(1);
-/// How often a body of HTTP/2 is looked at within its limit.
-const LOOKS: u32 = 4;
 
 /// Pingora's word for "kept, without a timer of its own": the watchdog is the timer.
 pub(super) const NO_TIMER: Option<u64> = Some(0);

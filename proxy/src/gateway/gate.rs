@@ -1160,7 +1160,7 @@ pub(crate) mod tests {
         for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
             assert_eq!(answered(&gate, &head("/checkout").with("x-user-id", "u").method(method), Mono::default()), None);
         }
-        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::CONNECT] {
+        for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
             let reply = answered(&gate, &head("/checkout").with("x-user-id", "u").method(method), Mono::default()).expect("refused");
             assert_eq!((reply.status.as_u16(), reply.code, reply.retry_after), (503, "maintenance", Some(30)));
             assert!(reply.message.contains("read-only"), "{}", reply.message);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use cutover_core::Mono;
+use cutover_core::time::micros;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::tunnel::Tunnel;
@@ -121,6 +121,34 @@ pub fn names_with(map: &HeaderMap, prefix: &str) -> Vec<HeaderName> {
     map.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect()
 }
 
+/// Something that is awaited, and its deadline. Times are microseconds of the deadlines watch.
+#[derive(Debug, Default)]
+pub(super) struct Wait {
+    /// Zero while nothing is awaited.
+    due_us: AtomicU64,
+    limit_us: AtomicU64,
+}
+
+impl Wait {
+    pub(super) fn begin(&self, due_us: u64, limit: Duration) {
+        self.limit_us.store(micros(limit), Ordering::Relaxed);
+        self.due_us.store(due_us, Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.due_us.store(0, Ordering::Relaxed);
+    }
+
+    /// For how long it is awaited in all; `None` while nothing is.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        (self.due_us.load(Ordering::Relaxed) != 0).then(|| Duration::from_micros(self.limit_us.load(Ordering::Relaxed)))
+    }
+
+    pub(super) fn is_over(&self, now_us: u64) -> bool {
+        (1..now_us).contains(&self.due_us.load(Ordering::Relaxed))
+    }
+}
+
 /// What is known of the client's connection, computed once for all of its requests.
 #[derive(Debug)]
 pub struct Conn {
@@ -138,8 +166,9 @@ pub struct Conn {
     pub tunnel: ArcSwapOption<Tunnel>,
     /// The server that this connection warms up, if it is one of our own: it has no client.
     pub warms: Option<Arc<Server>>,
-    /// When a body came on last, in microseconds of the process; zero while none is awaited.
-    body_moved_us: AtomicU64,
+    /// What its present request waits for: something of the backend, and more of the body.
+    pub(super) answer: Wait,
+    pub(super) body: Wait,
     /// Until when something is awaited, in microseconds of the process; zero while nothing is.
     due_us: AtomicU64,
     /// Whether its request is to end before its time.
@@ -159,7 +188,8 @@ impl Conn {
             stay: Stay::default(),
             tunnel: ArcSwapOption::default(),
             warms: None,
-            body_moved_us: AtomicU64::default(),
+            answer: Wait::default(),
+            body: Wait::default(),
             due_us: AtomicU64::default(),
             is_sent_away: AtomicBool::default(),
         }
@@ -181,27 +211,10 @@ impl Conn {
             stay: Stay::default(),
             tunnel: ArcSwapOption::default(),
             warms: None,
-            body_moved_us: AtomicU64::default(),
+            answer: Wait::default(),
+            body: Wait::default(),
             due_us: AtomicU64::default(),
             is_sent_away: AtomicBool::default(),
-        }
-    }
-
-    /// A part of a body has come, or is awaited from now on.
-    pub fn body_moved(&self, now: Mono) {
-        self.body_moved_us.store(cutover_core::time::micros(now.since(Mono::default())).max(1), Ordering::Relaxed);
-    }
-
-    /// All of the body is there.
-    pub fn body_ended(&self) {
-        self.body_moved_us.store(0, Ordering::Relaxed);
-    }
-
-    /// For how long nothing has come of a body that is awaited.
-    pub fn body_rests(&self, now: Mono) -> Duration {
-        match self.body_moved_us.load(Ordering::Relaxed) {
-            0 => Duration::ZERO,
-            moved => now.since(Mono::from_micros(moved)),
         }
     }
 
@@ -221,6 +234,11 @@ impl Conn {
 
     pub(super) fn is_overdue(&self, now_us: u64) -> bool {
         (1..now_us).contains(&self.due_us())
+    }
+
+    /// Whether anything that is awaited has not come in time.
+    pub(super) fn has_to_look(&self, now_us: u64) -> bool {
+        self.is_overdue(now_us) || self.answer.is_over(now_us) || self.body.is_over(now_us)
     }
 
     pub(super) fn send_away(&self) {

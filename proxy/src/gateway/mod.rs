@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `acceptor` | listening sockets |
 //! | `door` | one connection |
+//! | `http2` | one connection of HTTP/2 and its streams |
 //! | `client` | its socket, and what pingora needs beside it |
 //! | `watchdog` | deadlines of connections, and orders to them |
 //! | `buffer`, `scratch` | bytes that have been read, and bytes in the making, in memory lent by the thread |
@@ -26,6 +27,7 @@
 //! | `trace` | W3C trace context, and what a sampled request says of its attempts |
 //! | `reply` | answers of our own |
 //! | `pace` | how fast a body has to come |
+//! | `patience` | how long a request waits for its backend and for its body |
 //! | `stoker` | connections to a backend before its first user |
 //! | `parking` | where requests wait while maintenance holds them |
 //!
@@ -40,10 +42,12 @@ pub mod fields;
 pub mod forward;
 pub mod gate;
 pub mod head;
+pub mod http2;
 pub mod identity;
 pub mod lane;
 pub mod pace;
 pub mod parking;
+pub mod patience;
 pub mod reply;
 pub mod scratch;
 pub mod spelling;

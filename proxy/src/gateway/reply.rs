@@ -44,6 +44,11 @@ impl Reply {
     pub const TIMEOUT: Self = Self::plain(StatusCode::GATEWAY_TIMEOUT, "backend_timeout", "the server behind this address did not answer in time");
     /// The backend could not be reached or broke off.
     pub const BAD_GATEWAY: Self = Self::plain(StatusCode::BAD_GATEWAY, "backend_failed", "the server behind this address could not answer");
+    /// The backend has closed a connection before it began to process the request.
+    pub const NOT_PROCESSED: Self = Self {
+        retry_after: Some(1),
+        ..Self::plain(StatusCode::SERVICE_UNAVAILABLE, "not_processed", "the server behind this address did not process this request, please send it again")
+    };
     /// The client was too slow to send its request.
     pub const CLIENT_TIMEOUT: Self = Self::plain(StatusCode::REQUEST_TIMEOUT, "request_timeout", "the request did not arrive in time");
     /// Something in the proxy itself failed.

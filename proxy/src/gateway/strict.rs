@@ -19,11 +19,19 @@ pub fn host_of<'a>(head: &'a impl Head, fields: &Fields<'a>) -> Result<&'a str, 
     if has_bare_line_feed(head.raw()) {
         return Err(Reply::bad_request("bad_line_end", "a line of the request head ends in a bare line feed"));
     }
-    if head.method() == Method::TRACE {
+    if matches!(*head.method(), Method::TRACE | Method::CONNECT) {
         return Err(Reply::METHOD_NOT_ALLOWED);
     }
     if !is_target(head.target(), head.method()) || has_split_path(head.path()) {
         return Err(Reply::bad_request("bad_target", "the request target is not valid"));
+    }
+    if fields.hosts > 1 {
+        return Err(Reply::bad_request("bad_host", "the request has more than one Host header"));
+    }
+    if let (Some(authority), Some(host)) = (head.authority(), fields.host)
+        && !host.eq_ignore_ascii_case(authority.as_bytes())
+    {
+        return Err(Reply::bad_request("host_conflict", "the Host header and the host of the request target differ"));
     }
     let asked = head.authority().map(str::as_bytes).or(fields.host);
     let host = match asked {

@@ -9,7 +9,7 @@
 //! When a tunnel is drained, the client gets a close frame (1012, service restart) between two frames of the backend, and then the end; a stream of events just ends, and its client comes again. Below TLS
 //! to the backend frames cannot be seen: a tunnel ends there without a word.
 //!
-//! Pingora has one limit for every read. An answer to an upgrade may take as long as any other answer; a tunnel may rest for much longer. So the limit for the answer is kept here.
+//! A tunnel ends when neither side has said anything for the backend's `stream_idle_timeout`. A side that only listens is not late.
 
 use std::future::Future;
 use std::io;
@@ -36,33 +36,24 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::drain::Ended;
 
-/// How long nothing may pass through a tunnel before it is closed.
-pub const IDLE: Duration = Duration::from_secs(3600);
-/// The server's own word about a deadline is to come before ours.
+/// What is added to the deadline of a gRPC call.
 const GRPC_GRACE: Duration = Duration::from_secs(1);
 /// Keeps these connections apart from those of requests.
 const GROUP: u64 = 1;
-/// For a backend without a limit of its own; ours all have one.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// One upgrade on its way to being a tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
     kind: Ended,
-    patience: Duration,
+    /// How long both sides may be silent.
+    idle: Duration,
     is_open: AtomicBool,
     drained: CancellationToken,
 }
 
 impl Tunnel {
     /// Makes a peer one for an upgrade, if the request asks for one that the engine passes on: it knows WebSocket only.
-    pub fn asked_for(head: &RequestHeader, peer: &mut HttpPeer) -> Option<Arc<Self>> {
-        if is_grpc(&head.headers) {
-            // A stream may rest for as long as its deadline says. A call that hangs is the guard's to notice, and its client's to give up.
-            peer.options.read_timeout =
-                Some(head.headers.get("grpc-timeout").and_then(|deadline| grpc_deadline(deadline.as_bytes())).map_or(IDLE, |deadline| deadline + GRPC_GRACE));
-            return None;
-        }
+    pub fn asked_for(head: &RequestHeader, peer: &mut HttpPeer, idle: Duration) -> Option<Arc<Self>> {
         let upgrade = head.headers.get(http::header::UPGRADE).filter(|_| head.version == Version::HTTP_11);
         let kind = match upgrade {
             Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => Ended::WebSocket,
@@ -71,14 +62,12 @@ impl Tunnel {
         };
         // HTTP/2 shares a connection, so it can have none of its own.
         if peer.options.alpn != ALPN::H1 {
-            peer.options.read_timeout = Some(IDLE);
             return None;
         }
-        let patience = peer.options.read_timeout.unwrap_or(PATIENCE);
-        let tunnel = Arc::new(Self { kind, patience, is_open: AtomicBool::new(false), drained: CancellationToken::new() });
+        let tunnel = Arc::new(Self { kind, idle, is_open: AtomicBool::new(false), drained: CancellationToken::new() });
         peer.group_key = GROUP;
         peer.options.idle_timeout = Some(Duration::ZERO);
-        peer.options.read_timeout = Some(IDLE);
+        peer.options.read_timeout = None;
         peer.options.custom_l4 = Some(Arc::new(Connect(Arc::clone(&tunnel))));
         Some(tunnel)
     }
@@ -98,7 +87,7 @@ impl Tunnel {
         self.drained.is_cancelled()
     }
 
-    /// The backend has answered: from now on the tunnel may rest.
+    /// The backend has switched protocols: from now on both sides speak when they like.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);
     }
@@ -124,10 +113,9 @@ fn grpc_deadline(text: &[u8]) -> Option<Duration> {
     }
 }
 
-/// Whether a read failed because the answer to an upgrade did not come in time.
-pub fn is_late(error: &Error) -> bool {
-    let cause = error.cause.as_ref().and_then(|cause| cause.downcast_ref::<io::Error>());
-    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::TimedOut && cause.raw_os_error().is_none())
+/// How long the answer of a gRPC call is waited for, if the call says so: the server's own word about the deadline is to come before ours.
+pub fn patience_of_call(headers: &HeaderMap) -> Option<Duration> {
+    headers.get("grpc-timeout").and_then(|deadline| grpc_deadline(deadline.as_bytes())).map(|deadline| deadline + GRPC_GRACE)
 }
 
 #[derive(Debug)]
@@ -143,11 +131,11 @@ impl L4Connect for Connect {
         };
         let tcp = TcpStream::connect(address).await.map_err(failed)?;
         tcp.set_nodelay(true).map_err(failed)?;
-        let patience = Box::pin(tokio::time::sleep(self.0.patience));
+        let idle = Box::pin(tokio::time::sleep(self.0.idle));
         Ok(VirtualSocketStream::new(Box::new(Socket {
             tcp,
             has_written: false,
-            patience,
+            idle,
             drained: Box::pin(self.0.drained.clone().cancelled_owned()),
             frames: Frames::default(),
             farewell: None,
@@ -162,7 +150,8 @@ impl L4Connect for Connect {
 struct Socket {
     tcp: TcpStream,
     has_written: bool,
-    patience: Pin<Box<Sleep>>,
+    /// Until when both sides may be silent.
+    idle: Pin<Box<Sleep>>,
     drained: Pin<Box<WaitForCancellationFutureOwned>>,
     frames: Frames,
     /// What is left of the close frame.
@@ -172,6 +161,13 @@ struct Socket {
 
 /// A close frame of a server with the code 1012, service restart (RFC 6455, 5.5.1 and the registry of close codes).
 const CLOSE: &[u8] = &[0x88, 0x02, 0x03, 0xf4];
+
+impl Socket {
+    fn has_spoken(&mut self) {
+        let idle = self.tunnel.idle;
+        self.idle.set(tokio::time::sleep(idle));
+    }
+}
 
 impl VirtualSocket for Socket {
     /// All that is asked for was set when the connection was made.
@@ -186,7 +182,8 @@ impl AsyncRead for Socket {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
-        if self.drained.as_mut().poll(context).is_ready() && (self.tunnel.kind == Ended::Stream || self.frames.is_between()) {
+        let is_drained = self.drained.as_mut().poll(context).is_ready();
+        if is_drained && (self.tunnel.kind == Ended::Stream || self.frames.is_between()) {
             let farewell = self.farewell.unwrap_or(if self.tunnel.kind == Ended::WebSocket { CLOSE } else { &[] });
             let (now, later) = farewell.split_at(farewell.len().min(buffer.remaining()));
             buffer.put_slice(now);
@@ -195,13 +192,16 @@ impl AsyncRead for Socket {
         }
         let filled = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.tcp).poll_read(context, buffer) {
+            self.has_spoken();
             if self.tunnel.kind == Ended::WebSocket {
                 self.frames.pass(&buffer.filled()[filled..]);
             }
             return Poll::Ready(read);
         }
-        if !self.tunnel.is_open.load(Ordering::Relaxed) && self.patience.as_mut().poll(context).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        if self.tunnel.is_open.load(Ordering::Relaxed) && !is_drained && self.idle.as_mut().poll(context).is_ready() {
+            // It ends as one that is sent away.
+            self.tunnel.drain();
+            context.waker().wake_by_ref();
         }
         Poll::Pending
     }
@@ -210,6 +210,7 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.has_written = true;
+        self.has_spoken();
         Pin::new(&mut self.tcp).poll_write(context, bytes)
     }
 

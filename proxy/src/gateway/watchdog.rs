@@ -1,4 +1,4 @@
-//! Deadlines of HTTP/1.1 connections, and orders to them, without a timer for each.
+//! Deadlines of connections and of streams of HTTP/2, and orders to them, without a timer for each.
 //!
 //! A connection writes down until when it is willing to wait: one store a step. One task looks at all of them eight times within the shortest limit there is, and wakes whoever is late; so a
 //! deadline is never early and at most a quarter late, and a request costs no timer. Time in which the process stood still, such as a paused machine, does not count: what came meanwhile is read first. The same task hears for all of them when requests are sent away after a rollback, and when connections
@@ -6,9 +6,7 @@
 //!
 //! Connections to backends that rest are looked at, too, once a second.
 //!
-//! The lock is taken when a connection begins and ends, and for a look; never by a request.
-//!
-//! Streams of HTTP/2 have timers of their own in `door`: there are fewer of them than requests.
+//! The lock is taken when a connection begins and ends, and for a look; never by a request of HTTP/1.1. A stream of HTTP/2 counts as a connection here.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -122,7 +120,18 @@ impl Watchdog {
 
     fn look(&self, now_us: u64) {
         self.now_us.store(now_us, Ordering::Relaxed);
-        self.entries().wake(|conn| conn.is_overdue(now_us));
+        self.entries().wake(|conn| conn.has_to_look(now_us));
+    }
+
+    /// The time of the last look, in microseconds.
+    pub(super) fn now_us(&self) -> u64 {
+        self.now_us.load(Ordering::Relaxed)
+    }
+
+    /// The deadline of what is awaited from now on, for `limit` at most.
+    pub(super) fn due(&self, limit: Duration) -> u64 {
+        let now = self.now_us() + self.step_us.load(Ordering::Relaxed);
+        now.saturating_add(micros(limit))
     }
 
     fn step(&self) -> Duration {
@@ -163,7 +172,7 @@ impl Watchdog {
 fn step(snapshot: &Snapshot) -> Duration {
     let settings = &snapshot.common.settings;
     let of_clients = [settings.listen.header_timeout, settings.listen.keepalive_timeout, settings.listen.body_idle_timeout, settings.listen.write_timeout];
-    let of_backends = settings.backends.iter().flat_map(|backend| [backend.connect_timeout, backend.response_timeout]);
+    let of_backends = settings.backends.iter().flat_map(|backend| [backend.connect_timeout, backend.response_timeout, backend.body_pause_timeout, backend.stream_idle_timeout]);
     of_clients.into_iter().chain(of_backends).min().map_or(MOST, |shortest| (shortest / LOOKS).clamp(LEAST, MOST))
 }
 
@@ -192,8 +201,7 @@ impl Watched {
 
     /// From now on something is awaited, for so long at most.
     pub fn within(&self, limit: Duration) {
-        let now = self.dog.now_us.load(Ordering::Relaxed) + self.dog.step_us.load(Ordering::Relaxed);
-        self.conn.wait_until(now.saturating_add(micros(limit)));
+        self.conn.wait_until(self.dog.due(limit));
     }
 
     /// What has happened to whoever was woken. For each time that it has to go on waiting.

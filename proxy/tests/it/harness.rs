@@ -320,6 +320,11 @@ impl Proxy {
         }
     }
 
+    /// Stops as SIGTERM does, and says how many connections were cut.
+    pub fn stop_within(&mut self, lead: Duration, grace: Duration) -> usize {
+        self.running.take().expect("a running proxy").stop(lead, grace, || false)
+    }
+
     fn launch(&mut self, access_out: Box<dyn Write + Send>) {
         let start = Start { file: self.file(), threads: Some(2), access_out, origin: Origin::default() };
         let running = start.start().unwrap_or_else(|error| panic!("{error}"));

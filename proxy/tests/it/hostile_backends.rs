@@ -281,8 +281,9 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn start(backend: &RawBackend) -> Proxy {
     let tables = format!(
-        "[listen]\nhttp = [\"127.0.0.1:0\"]\nbody_idle_timeout = \"1s\"\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"{}ms\"\nconnect_timeout = \"500ms\"\n",
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\nbody_idle_timeout = \"1s\"\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"{}ms\"\nbody_pause_timeout = \"{}ms\"\nconnect_timeout = \"500ms\"\n",
         backend.address,
+        RESPONSE_TIMEOUT.as_millis(),
         RESPONSE_TIMEOUT.as_millis()
     );
     Proxy::start_with(&tables, &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\""))

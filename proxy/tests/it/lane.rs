@@ -268,7 +268,10 @@ fn what_a_backend_has_refused_is_not_sent_to_it_any_more() {
 #[test]
 fn an_upload_that_moves_under_an_answer_has_no_limit_but_its_own() {
     let backend = RawBackend::start();
-    let tables = format!("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"400ms\"\n", backend.address);
+    let tables = format!(
+        "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"400ms\"\nbody_pause_timeout = \"400ms\"\n",
+        backend.address
+    );
     let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
     backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun"), crate::raw::good);
     let mut client = RawClient::connect(proxy.http);

@@ -12,10 +12,10 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, Server
 use crate::harness::{PATIENCE, Proxy, rollout, until};
 
 /// A certificate authority of its own.
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.distinguished_name.push(DnType::CommonName, "Test CA");
@@ -39,7 +39,7 @@ impl Authority {
         certificate.der().to_vec()
     }
 
-    fn client(&self, alpn: &[&[u8]]) -> Arc<ClientConfig> {
+    pub fn client(&self, alpn: &[&[u8]]) -> Arc<ClientConfig> {
         let mut roots = RootCertStore::empty();
         roots.add(self.0.der().clone()).unwrap();
         let builder = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
@@ -49,9 +49,9 @@ impl Authority {
     }
 }
 
-type Tls = StreamOwned<ClientConnection, TcpStream>;
+pub type Tls = StreamOwned<ClientConnection, TcpStream>;
 
-fn connect(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
+pub fn connect(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::Result<Tls> {
     let socket = TcpStream::connect(address)?;
     socket.set_read_timeout(Some(PATIENCE))?;
     let connection = ClientConnection::new(Arc::clone(config), ServerName::try_from(name.to_owned()).unwrap()).unwrap();
@@ -77,7 +77,7 @@ fn ask(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::
 }
 
 /// A proxy with TLS, and the addresses of it.
-fn start(authority: &Authority, more: &str) -> (Proxy, SocketAddr) {
+pub fn start(authority: &Authority, more: &str) -> (Proxy, SocketAddr) {
     let proxy = Proxy::start_prepared(|directory| {
         authority.write(directory, "one", &["one.example", "*.one.example"]);
         authority.write(directory, "two", &["two.example"]);

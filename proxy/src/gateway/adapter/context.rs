@@ -1,13 +1,19 @@
 //! What one request is on its way through pingora's phases.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use cutover_core::Mono;
+use cutover_core::{FailureKind, Mono};
+use pingora::Error;
+
+use super::MAX_UNPROCESSED;
+use super::failure::failure_of;
 
 use crate::clock;
 use crate::gateway::gate::{Blame, End, Exchange, Failure, Gate};
 use crate::gateway::head::Conn;
 use crate::gateway::pace::Pace;
+use crate::gateway::patience::Patience;
 use crate::gateway::tunnel::Tunnel;
 use crate::upstream::{Chosen, Connect};
 
@@ -15,6 +21,7 @@ use crate::upstream::{Chosen, Connect};
 #[derive(Default)]
 pub struct Context {
     pub(super) conn: Option<Arc<Conn>>,
+    pub(super) patience: Option<Patience>,
     pub(super) exchange: Option<Exchange>,
     /// When the request was decided, until its first attempt begins.
     pub(super) began: Option<Mono>,
@@ -29,6 +36,14 @@ pub struct Context {
     /// Whether the answer is thrown away and the other side asked.
     pub(super) asks_other_side: bool,
     pub(super) is_grpc: bool,
+    /// Whether the request is a call of gRPC.
+    pub(super) is_call: bool,
+    /// Whether the answer was late.
+    pub(super) is_late: bool,
+    /// Attempts that the backend has not processed, or for which a kept connection was of no use.
+    pub(super) unprocessed: u8,
+    /// Whether the backend has not processed the request, which cannot be sent once more.
+    pub(super) is_not_processed: bool,
     /// Interim answers so far.
     pub(super) interim: u8,
     /// Whether the kept connection was of no use, so that nothing was sent over it.
@@ -49,6 +64,45 @@ impl Context {
         if let Some(conn) = &self.conn {
             conn.stay.over();
         }
+    }
+
+    /// Something of the answer is awaited, for so long at most.
+    pub(super) fn await_answer(&self, limit: Duration) {
+        self.patience.iter().for_each(|patience| patience.await_answer(limit));
+    }
+
+    /// Something of the answer has come, or an upload goes on beside it.
+    pub(super) fn answer_moved(&self) {
+        self.patience.iter().for_each(Patience::answer_moved);
+    }
+
+    /// Nothing of the answer is awaited any longer.
+    pub(super) fn answer_ended(&self) {
+        self.patience.iter().for_each(Patience::answer_ended);
+    }
+
+    /// Whether the answer is late, which ends the wait for it.
+    pub(super) fn is_answer_late(&mut self) -> bool {
+        self.is_late = self.patience.as_ref().is_some_and(Patience::is_answer_late);
+        self.answer_ended();
+        self.is_late
+    }
+
+    /// What an error of the engine means for this request.
+    pub(super) fn failure_of(&self, error: &Error) -> Failure {
+        if self.is_late {
+            let kind = if self.answer_begun { FailureKind::Truncated } else { FailureKind::Timeout };
+            return Failure { blame: Blame::Backend, kind };
+        }
+        failure_of(error, self.answer_begun)
+    }
+
+    /// Whether one more attempt may be made because the last one was not processed. It counts as none.
+    pub(super) fn takes_one_more_attempt(&mut self) -> bool {
+        let may = self.unprocessed < MAX_UNPROCESSED;
+        self.unprocessed += u8::from(may);
+        self.attempts_on_this_side = self.attempts_on_this_side.saturating_sub(u8::from(may));
+        may
     }
 
     /// An attempt at this server begins.

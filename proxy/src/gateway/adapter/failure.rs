@@ -1,11 +1,11 @@
 //! What an engine's error means, and what may still be done about it.
 
 use cutover_core::FailureKind;
+use h2::Reason;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::gateway::gate::{Blame, Failure};
-use crate::gateway::tunnel;
 use crate::shortage;
 
 /// Pingora's error as our failure. The one place where its sources and types are read.
@@ -23,13 +23,31 @@ pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     };
     let kind = match error.etype() {
         ConnectTimedout | TLSHandshakeTimedout | ReadTimedout | WriteTimedout if !answer_begun => FailureKind::Timeout,
-        ErrorType::ReadError if !answer_begun && tunnel::is_late(error) => FailureKind::Timeout,
         ConnectRefused | ConnectNoRoute | ConnectError | ConnectProxyFailure | SocketError | TLSHandshakeFailure | InvalidCert | HandshakeError => FailureKind::Connect,
         InvalidHTTPHeader | H1Error if !answer_begun => FailureKind::Protocol,
         _ if answer_begun => FailureKind::Truncated,
         _ => FailureKind::Reset,
     };
     Failure { blame, kind }
+}
+
+fn h2_error(error: &Error) -> Option<&h2::Error> {
+    error.root_cause().downcast_ref::<h2::Error>()
+}
+
+/// Whether a backend of HTTP/2 says that it has not begun to process the request (RFC 9113, section 8.7): it refused the stream, or GOAWAY named a lower one as the last.
+pub(super) fn was_not_processed(error: &Error) -> bool {
+    h2_error(error).is_some_and(|error| error.is_remote() && (error.is_go_away() || (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM))))
+}
+
+/// Whether the backend closes the connection in good order.
+pub(super) fn is_graceful(error: &Error) -> bool {
+    h2_error(error).is_some_and(|error| error.is_go_away() && error.reason() == Some(Reason::NO_ERROR))
+}
+
+/// Whether no stream could be opened on a connection of HTTP/2 that had been made.
+pub(super) fn was_kept(error: &Error) -> bool {
+    h2_error(error).is_some_and(|error| error.is_go_away() || error.is_io())
 }
 
 /// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body is still in the buffer.

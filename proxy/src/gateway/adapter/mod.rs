@@ -3,9 +3,11 @@
 //! Attempts, in this order and at most two on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
 //! before the first byte; then the other side, if the gate says so.
 
+mod attempts;
 mod context;
 mod failure;
 mod heads;
+mod replies;
 
 use std::any::Any;
 use std::os::fd::RawFd;
@@ -14,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{HeaderMap, Method, StatusCode, Version};
+use http::{HeaderMap, StatusCode, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::listeners::ALPN;
 use pingora::modules::http::HttpModules;
@@ -24,27 +26,34 @@ use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::door::{self, NO_TIMER};
-use super::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Exchange, Gate, MAX_INTERIM, Sent, Step, is_safe};
+use super::door::NO_TIMER;
+use super::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Exchange, Gate, MAX_INTERIM, Step};
 use super::head::Conn;
+use super::http2;
 use super::parking::Parking;
-use super::reply::{Reply, wants_html};
+use super::patience::{self, Patience};
+use super::reply::Reply;
 use super::spelling::is_plain;
 use super::tunnel::{self, Tunnel};
+use super::watchdog::Watchdog;
 use crate::clock;
 use crate::pool::has_unread;
 use crate::upstream::{self, Connect};
 use context::Context;
-use failure::{can_repeat, failure_of, is_unanswered};
+use failure::{can_repeat, is_unanswered};
 use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops};
+pub(super) use replies::refusal;
 
-/// Attempts for one request: pingora counts them all, and on each side a kept connection that was of no use.
-pub const MAX_ATTEMPTS: usize = 2 * (ATTEMPTS_ON_A_SIDE as usize + 1);
+/// Attempts for one request: pingora counts them all, and on each side a kept connection that was of no use, and those that a backend did not process.
+pub const MAX_ATTEMPTS: usize = 2 * (ATTEMPTS_ON_A_SIDE as usize + 1) + MAX_UNPROCESSED as usize;
+/// Attempts that a backend may leave unprocessed before that is a failure of it.
+const MAX_UNPROCESSED: u8 = 3;
 
 /// The proxy application. One per process.
 pub struct Adapter {
     gate: Arc<Gate>,
     parking: Parking,
+    watchdog: Arc<Watchdog>,
     timeouts: ClientTimeouts,
     max_body: u64,
 }
@@ -60,29 +69,9 @@ pub struct ClientTimeouts {
 
 impl Adapter {
     /// An adapter to this gate.
-    pub fn new(gate: Arc<Gate>, parking: Parking, listen: &cutover_config::Listen) -> Self {
+    pub fn new(gate: Arc<Gate>, parking: Parking, watchdog: Arc<Watchdog>, listen: &cutover_config::Listen) -> Self {
         let timeouts = ClientTimeouts { body_idle: listen.body_idle_timeout, write: listen.write_timeout };
-        Self { gate, parking, timeouts, max_body: listen.max_body }
-    }
-
-    async fn reply(&self, session: &mut Session, reply: Reply) -> Result<()> {
-        let (body, content_type) = reply.body(wants_html(&RequestHead::of(session)));
-        let head_only = session.req_header().method == Method::HEAD;
-        let mut response = ResponseHeader::build(reply.status, Some(4))?;
-        response.insert_header(http::header::CONTENT_TYPE, content_type)?;
-        response.insert_header(http::header::CONTENT_LENGTH, body.len())?;
-        response.insert_header(http::header::CACHE_CONTROL, "no-store")?;
-        if let Some(seconds) = reply.retry_after {
-            response.insert_header(http::header::RETRY_AFTER, seconds)?;
-        }
-        // The request body may not have been read: what follows on this connection could be mistaken for a request.
-        let keepalive = if reply.retry_after.is_some() && session.is_body_empty() { session.get_keepalive() } else { None };
-        session.set_keepalive(keepalive);
-        session.write_response_header(Box::new(response), head_only).await?;
-        if !head_only {
-            session.write_response_body(Some(Bytes::from(body)), true).await?;
-        }
-        Ok(())
+        Self { gate, parking, watchdog, timeouts, max_body: listen.max_body }
     }
 }
 
@@ -103,8 +92,9 @@ impl ProxyHttp for Adapter {
     }
 
     async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool> {
-        let Some(conn) = context.conn.clone().or_else(door::conn_of_task) else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
+        let Some(conn) = context.conn.clone().or_else(http2::conn_of_task) else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
         context.conn = Some(Arc::clone(&conn));
+        context.patience = Some(Patience::new(Arc::clone(&conn), Arc::clone(&self.watchdog)));
         if conn.warms.is_some() {
             return Ok(false);
         }
@@ -113,7 +103,8 @@ impl ProxyHttp for Adapter {
             session.set_keepalive(NO_TIMER);
         }
         let is_bodiless = session.is_body_empty();
-        if !is_bodiless {
+        context.is_call = tunnel::is_grpc(&session.req_header().headers);
+        if !is_bodiless && !context.is_call {
             session.set_read_timeout(Some(self.timeouts.body_idle));
         }
         session.set_write_timeout(Some(self.timeouts.write));
@@ -129,10 +120,9 @@ impl ProxyHttp for Adapter {
         }
         if is_bodiless {
             self.gate.sent(&mut exchange, now);
-        } else if !tunnel::is_grpc(&session.req_header().headers) {
+        } else if !context.is_call {
             // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a body.
             context.is_paced = true;
-            conn.body_moved(now);
         }
         match exchange.stays_on_new().filter(|_| step == Step::Forward) {
             Some((slot, revision)) => conn.stay.on_new(slot, revision),
@@ -160,12 +150,15 @@ impl ProxyHttp for Adapter {
         let Some(chosen) = chosen else {
             return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("there is no server to send to".into()), None));
         };
-        let mut peer = Box::new(chosen.server().peer().clone());
-        if context.was_stale {
+        let mut peer = Box::new(chosen.server().peer_for_attempt());
+        // The deadlines of `patience` are nearer. This one is for an engine that does not listen to the client.
+        peer.options.read_timeout = backend.map(|backend| backend.settings().longest_wait() * 2);
+        if context.was_stale || context.unprocessed > 1 {
             upstream::make_fresh(&mut peer);
         }
         if context.exchange.as_ref().is_some_and(Exchange::may_last) {
-            context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer);
+            let idle = backend.map_or(Duration::MAX, |backend| backend.settings().stream_idle_timeout);
+            context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer, idle);
             if let Some(conn) = &context.conn {
                 conn.tunnel.store(context.tunnel.clone());
             }
@@ -189,6 +182,16 @@ impl ProxyHttp for Adapter {
         context.something_sent = true;
         let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
         let head = RequestHead::of(session);
+        if context.is_call {
+            let limit = tunnel::patience_of_call(&session.req_header().headers).unwrap_or(exchange.backend().settings().stream_idle_timeout);
+            context.await_answer(limit);
+            if upstream.version == Version::HTTP_2 {
+                // The engine has taken it for a field of one hop. Servers of gRPC may insist on it.
+                upstream.insert_header(http::header::TE, "trailers")?;
+            }
+        } else if exchange.is_sent() {
+            context.await_answer(exchange.backend().settings().response_timeout);
+        }
         if is_plain(upstream) {
             let mut parts = http::request::Parts::from(std::mem::replace(upstream, RequestHeader::from(http::Request::new(()).into_parts().0)));
             parts.headers.reserve(OUR_HEADERS);
@@ -203,25 +206,25 @@ impl ProxyHttp for Adapter {
 
     async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Box<Context>) -> Result<()> {
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
-        if let Some(conn) = context.conn.as_ref().filter(|_| context.is_paced && !end_of_stream) {
-            let now = clock::mono();
-            conn.body_moved(now);
-            if !context.pace.is_kept(context.body_bytes, now) {
-                return Err(Error::explain(ErrorType::ReadTimedout, "the body comes with less than 100 bytes a second").into_down());
-            }
+        if context.is_paced && !end_of_stream && !context.pace.is_kept(context.body_bytes, clock::mono()) {
+            return Err(Error::explain(ErrorType::ReadTimedout, "the body comes with less than 100 bytes a second").into_down());
+        }
+        if let Some(patience) = context.patience.as_ref().filter(|_| context.is_call) {
+            patience.answer_moved();
         }
         if context.body_bytes > self.max_body && !session.was_upgraded() {
             // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
             return Err(Error::explain(ErrorType::HTTPStatus(413), "the request body is larger than max_body").into_down());
         }
         if end_of_stream {
-            if let Some(conn) = &context.conn {
-                conn.body_ended();
-            }
             // An empty last part would end a chunked body twice, and the second end would stand before the next request on that connection (cloudflare/pingora#935).
             body.take_if(|body| body.is_empty());
             if let Some(exchange) = context.exchange.as_mut().filter(|exchange| !exchange.is_sent()) {
                 self.gate.sent(exchange, clock::mono());
+                let limit = exchange.backend().settings().response_timeout;
+                if !context.is_call && !context.answer_begun {
+                    context.await_answer(limit);
+                }
             }
         }
         Ok(())
@@ -231,7 +234,12 @@ impl ProxyHttp for Adapter {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
         if context.tunnel.is_some() && response.status == StatusCode::SWITCHING_PROTOCOLS {
-            session.set_read_timeout(Some(tunnel::IDLE));
+            // Whoever is silent, the other side may speak: the tunnel itself knows when both have been silent for too long.
+            session.set_read_timeout(None);
+            context.answer_ended();
+            if let Some(tunnel) = &context.tunnel {
+                tunnel.open();
+            }
             if let Some(exchange) = &mut context.exchange {
                 self.gate.is_a_websocket(exchange);
             }
@@ -240,13 +248,15 @@ impl ProxyHttp for Adapter {
             if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers, or a switch of protocols that nobody asked for").into_up());
             }
+            context.answer_moved();
             return Ok(());
+        } else if let Some(exchange) = &context.exchange {
+            let content_type = response.headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
+            let is_stream = patience::is_stream(content_type, response.headers.contains_key(http::header::CONTENT_LENGTH));
+            context.await_answer(exchange.backend().settings().pause(is_stream));
         }
         if let Some(chosen) = &context.chosen {
             chosen.server().answered();
-        }
-        if let Some(tunnel) = &context.tunnel {
-            tunnel.open();
         }
         if let Some(exchange) = &mut context.exchange {
             let can_repeat = can_repeat(session);
@@ -264,6 +274,15 @@ impl ProxyHttp for Adapter {
         }
         context.answer_begun = true;
         Ok(())
+    }
+
+    fn upstream_response_body_filter(&self, _: &mut Session, _: &mut Option<Bytes>, end_of_stream: bool, context: &mut Box<Context>) -> Result<Option<Duration>> {
+        if end_of_stream {
+            context.answer_ended();
+        } else {
+            context.answer_moved();
+        }
+        Ok(None)
     }
 
     fn upstream_response_trailer_filter(&self, _: &mut Session, trailers: &mut HeaderMap, context: &mut Box<Context>) -> Result<()> {
@@ -287,71 +306,34 @@ impl ProxyHttp for Adapter {
         edits.failed.map_or(Ok(()), Err)
     }
 
-    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Box<Context>, mut error: Box<Error>) -> Box<Error> {
-        let failure = failure_of(&error, false);
-        let is_backends = failure.blame == Blame::Backend;
-        if is_backends {
-            context.server_failed();
-        }
-        if is_backends && error.etype() != &ErrorType::ConnectionClosed {
-            context.connected(Connect::Failed);
-        }
-        context.attempt_failed(&self.gate, failure);
-        let Some(exchange) = &mut context.exchange else { return error };
-        let another = is_backends && exchange.backend().servers().len() > 1 && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
-        let sent = match context.something_sent {
-            false => Sent::Nothing,
-            true if can_repeat(session) => Sent::Repeatable,
-            true => Sent::Gone,
-        };
-        let rescued = !another && self.gate.rescue(exchange, failure, session.req_header().uri.path(), sent, clock::mono());
-        if rescued {
-            context.turn_to_the_other_side();
-        }
-        error.set_retry(another || rescued);
-        error
+    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Box<Context>, error: Box<Error>) -> Box<Error> {
+        self.after_no_connection(session, context, error)
     }
 
-    /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
-    /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
-    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, mut error: Box<Error>, context: &mut Box<Context>, reused: bool) -> Box<Error> {
-        if std::mem::take(&mut context.asks_other_side) || context.was_stale {
-            error.set_retry(true);
-            return error;
-        }
-        let may_repeat = is_safe(&session.req_header().method) && !context.answer_begun && can_repeat(session);
-        if may_repeat && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE {
-            error.retry.decide_reuse(reused);
-        } else {
-            error.set_retry(false);
-        }
-        let failure = failure_of(&error, context.answer_begun);
-        context.attempt_failed(&self.gate, failure);
-        if error.retry() || failure.blame != Blame::Backend || context.answer_begun {
-            return error;
-        }
-        context.server_failed();
-        let Some(exchange) = context.exchange.as_mut().filter(|exchange| exchange.is_sent()) else { return error };
-        if may_repeat && self.gate.rescue(exchange, failure, session.req_header().uri.path(), Sent::Repeatable, clock::mono()) {
-            context.turn_to_the_other_side();
-            error.set_retry(true);
-        }
-        error
+    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, error: Box<Error>, context: &mut Box<Context>, reused: bool) -> Box<Error> {
+        self.after_an_attempt(session, context, error, reused)
     }
 
     async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<Context>) -> FailToProxy {
-        let mut failure = failure_of(error, context.answer_begun);
+        let mut failure = context.failure_of(error);
+        context.answer_ended();
         // The backend cannot answer what it does not have yet: a client that uploads slowly ran into its timeout, not the backend.
-        if context.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_drained()) || (*error.etype() == ErrorType::ReadTimedout && session.was_upgraded()) {
-            // A tunnel that we ended, or that rested too long, is nobody's failure.
+        if context.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_drained()) {
+            // A tunnel that we ended is nobody's failure.
             failure.blame = Blame::Proxy;
-        } else if *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
+        } else if context.is_not_processed {
+            failure.blame = Blame::Proxy;
+        } else if !context.is_late && *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
             failure.blame = Blame::Client;
         }
         let reply = match (&mut context.exchange, error.etype()) {
             (Some(exchange), ErrorType::HTTPStatus(413)) => {
                 self.gate.failed(exchange, failure);
                 Reply::TOO_LARGE
+            }
+            (Some(exchange), _) if context.is_not_processed => {
+                self.gate.failed(exchange, failure);
+                Reply::NOT_PROCESSED
             }
             (Some(exchange), _) => self.gate.failed(exchange, failure),
             (None, _) => Reply::INTERNAL,
@@ -383,7 +365,7 @@ impl ProxyHttp for Adapter {
         self.gate.done(exchange, session.req_header().uri.path(), End { status, bytes_in, bytes_out, ..context.end }, clock::mono);
         if let Some(conn) = &context.conn {
             conn.stay.over();
-            conn.body_ended();
+            context.answer_ended();
             if context.tunnel.is_some() {
                 conn.tunnel.store(None);
             }

@@ -10,7 +10,7 @@ thread_local! {
 }
 
 /// Gives the date to whoever wants to write it.
-pub(super) fn with<T>(write: impl FnOnce(&[u8]) -> T) -> T {
+pub(in crate::gateway) fn with<T>(write: impl FnOnce(&[u8]) -> T) -> T {
     PRESENT.with_borrow_mut(|(second, text)| {
         let now = clock::wall().as_millis().div_euclid(1_000);
         if now != *second {

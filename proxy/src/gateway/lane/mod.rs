@@ -15,7 +15,7 @@
 //!
 //! Beside what it gives up, it costs about half of the proxy engine's CPU for a request: `docs/PERFORMANCE.md`.
 
-mod date;
+pub(super) mod date;
 mod framing;
 pub mod inspect;
 mod lines;

@@ -10,6 +10,7 @@ use super::framing::Body;
 use super::lines::{Lines, MAX_LINES, Splice};
 use super::request::Parsed;
 use crate::gateway::gate::{Exchange, Gate};
+use crate::gateway::patience::is_stream;
 use crate::gateway::scratch::Scratch;
 
 /// What an answer says.
@@ -158,6 +159,11 @@ impl Answer {
                 splice.add("Connection", b"close");
             }
         });
+    }
+
+    /// Whether its parts may be far apart, as those of an event stream are.
+    pub(super) fn is_stream(&self, bytes: &[u8]) -> bool {
+        !matches!(self.says.body, Body::Length(_)) && is_stream(self.lines.values(bytes, "content-type").next(), false)
     }
 
     /// Writes an interim one.

@@ -393,8 +393,8 @@ impl<'a> Transaction<'a> {
         mut response: Buffer,
         answer: response::Answer,
     ) -> Result<bool, Broken> {
-        let response_timeout = self.exchange.backend().settings().response_timeout;
         let says = answer.says;
+        let pause = self.exchange.backend().settings().pause(answer.is_stream(response.filled()));
         let keeps = self.asked.keeps && self.upload.is_over() && !self.lane.is_closing();
         let in_chunks = says.body == Body::Close;
         let mut out = Scratch::new();
@@ -418,13 +418,13 @@ impl<'a> Transaction<'a> {
         begun?;
         let Some(mut stream) = stream else { return Ok(keeps) };
         if !download.is_read() {
-            self.watched.within(response_timeout);
-            let relayed = self.relay(client, &mut stream, &mut download, response_timeout).await;
+            self.watched.within(self.pause_beside_the_upload(pause));
+            let relayed = self.relay(client, &mut stream, &mut download, pause).await;
             self.end.bytes_out = download.payload;
             relayed?;
         }
         if !self.upload.is_done() && says.status < 400 {
-            self.finish_upload(client.stream, &mut stream, response_timeout).await;
+            self.finish_upload(client.stream, &mut stream, pause).await;
         }
         if says.keeps && self.upload.is_over() && !download.has_more {
             server.pool().put(stream, now());
@@ -433,9 +433,9 @@ impl<'a> Transaction<'a> {
     }
 
     /// The client has its answer, and the backend not yet all of the request, which it did not refuse: it may have answered first and read later. Whether that comes to an end changes nothing about the answer.
-    async fn finish_upload<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, response_timeout: Duration) {
-        self.watched.within(if self.upload.waits_for_the_client() { self.lane.body_idle } else { response_timeout });
-        let is_over = poll_fn(|cx| match self.upload.poll(client, stream, (self.lane, self.watched), Some(response_timeout), cx) {
+    async fn finish_upload<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, pause: Duration) {
+        self.watched.within(if self.upload.waits_for_the_client() { self.lane.body_idle } else { pause });
+        let is_over = poll_fn(|cx| match self.upload.poll(client, stream, (self.lane, self.watched), Some(pause), cx) {
             Poll::Ready(uploaded) => Poll::Ready(uploaded.is_ok()),
             Poll::Pending if self.upload.is_done() || self.watched.alarm().is_some() => Poll::Ready(false),
             Poll::Pending => Poll::Pending,
@@ -445,7 +445,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    async fn relay<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, download: &mut Download, response_timeout: Duration) -> Result<(), Broken> {
+    async fn relay<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, download: &mut Download, pause: Duration) -> Result<(), Broken> {
         poll_fn(|cx| {
             if !self.upload.is_done() {
                 let before = self.upload.read;
@@ -455,7 +455,7 @@ impl<'a> Transaction<'a> {
                 }
                 // What moves either way shows that both are there; a client that does not read has its own limit.
                 if (self.upload.is_done() || self.upload.read > before) && !download.waits_for_the_client() {
-                    self.watched.within(response_timeout);
+                    self.watched.within(self.pause_beside_the_upload(pause));
                 }
             }
             if self.upload.is_done() && self.upload.is_read() {
@@ -463,9 +463,14 @@ impl<'a> Transaction<'a> {
             }
             // A backend may wait for the rest of an upload before it goes on.
             let late = if self.upload.waits_for_the_client() { Broken::ClientSlow } else { Broken::Backend(FailureKind::Timeout) };
-            download.poll(stream, client.stream, (self.lane, self.watched), (response_timeout, late), cx)
+            download.poll(stream, client.stream, (self.lane, self.watched), (self.pause_beside_the_upload(pause), late), cx)
         })
         .await
+    }
+
+    /// How long nothing may move in either direction: a client that stops its upload has no more time under an answer than without one.
+    fn pause_beside_the_upload(&self, pause: Duration) -> Duration {
+        if self.upload.waits_for_the_client() { pause.min(self.lane.body_idle) } else { pause }
     }
 
     /// It failed, for good.

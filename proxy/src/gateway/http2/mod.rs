@@ -1,0 +1,302 @@
+//! One client connection that speaks HTTP/2: a task for each stream, and one end for all of them.
+//!
+//! *How it ends.* Every end says GOAWAY with the last stream that was taken (RFC 9113, section 6.8)
+//! and lets the streams that are under way finish: when the process drains, when nothing has
+//! happened for `keepalive_timeout`, and when the client has sent too many requests that cannot be
+//! read. Only a header block that does not end cuts them, because nothing else can follow it.
+//!
+//! *Memory.* A connection holds at most [`CONNECTION_WINDOW`] bytes of request bodies that no
+//! backend has taken yet, and [`SEND_BUFFER`] bytes of each answer that its client has not read.
+
+mod frames;
+mod session;
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::server::{Builder, Connection, SendResponse};
+use h2::{Reason, RecvStream};
+use http::{Method, Request, Response};
+use pingora::apps::HttpServerApp;
+use pingora::http::RequestHeader;
+use pingora::protocols::http::ServerSession;
+use pingora::protocols::{Digest, Stream};
+use pingora::proxy::HttpProxy;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Sleep, sleep, timeout};
+
+use super::adapter::{self, Adapter};
+use super::door::{Ending, attended};
+use super::gate::{End, Gate};
+use super::head::Conn;
+use super::patience::Patience;
+use super::watchdog::Watchdog;
+use crate::clock;
+use crate::drain::Drains;
+use frames::{Resets, Seen, Watched};
+use session::StreamSession;
+
+/// Bytes of a request body that a client may send before a backend has taken any of them. With a
+/// round trip of 100 ms an upload reaches 10 MB a second.
+pub const STREAM_WINDOW: u32 = 1 << 20;
+/// The same for all streams of a connection together: some that stand still leave room for others.
+pub const CONNECTION_WINDOW: u32 = 4 << 20;
+/// Bytes of each answer that wait for the client to read.
+pub const SEND_BUFFER: usize = 64 << 10;
+/// Streams of one connection at once.
+pub const MAX_STREAMS: u32 = 100;
+/// Streams of one connection that may be refused because they cannot be read. More are no mistake.
+const MAX_REFUSED: usize = 32;
+/// How long a client may take to hear that its connection ends.
+const FAREWELL: Duration = Duration::from_secs(1);
+
+/// Serves connections of HTTP/2. One for each kind of port.
+pub struct Http2 {
+    proxy: Arc<HttpProxy<Adapter>>,
+    gate: Arc<Gate>,
+    drains: Drains,
+    ending: Arc<Ending>,
+    closing: watch::Receiver<bool>,
+    watchdog: Arc<Watchdog>,
+    options: Builder,
+    header_timeout: Duration,
+    keepalive_timeout: Duration,
+    write_timeout: Duration,
+}
+
+type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
+
+/// What has happened on a connection.
+#[expect(clippy::large_enum_variant, reason = "it is looked at where it is made, and never kept")]
+enum Event {
+    Accepted(Accepted),
+    /// A stream has ended.
+    Ended(u32),
+    /// The process drains: clients are told to come on another connection.
+    Closing,
+    /// The process ends: a connection without streams has to go.
+    Dismissed,
+    /// Nothing has happened for as long as may be.
+    Idle,
+    /// A header block has not ended in time.
+    LateHead,
+}
+
+impl Http2 {
+    /// Creates what serves connections with these limits.
+    pub fn new(proxy: Arc<HttpProxy<Adapter>>, gate: Arc<Gate>, drains: Drains, ending: Arc<Ending>, watchdog: Arc<Watchdog>, listen: &cutover_config::Listen) -> Self {
+        let mut options = Builder::new();
+        options
+            .initial_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buffer_size(SEND_BUFFER)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(u32::try_from(listen.max_header_bytes).unwrap_or(u32::MAX));
+        Self {
+            proxy,
+            gate,
+            drains,
+            closing: ending.closing.subscribe(),
+            ending,
+            watchdog,
+            options,
+            header_timeout: listen.header_timeout,
+            keepalive_timeout: listen.keepalive_timeout,
+            write_timeout: listen.write_timeout,
+        }
+    }
+
+    /// Serves one connection to its end.
+    pub async fn serve(self: &Arc<Self>, stream: Stream, conn: Arc<Conn>) {
+        let digest = Arc::new(Digest {
+            ssl_digest: stream.get_ssl_digest(),
+            timing_digest: stream.get_timing_digest(),
+            proxy_digest: stream.get_proxy_digest(),
+            socket_digest: stream.get_socket_digest(),
+        });
+        let seen = Arc::new(Seen::default());
+        let (watched, resets) = Watched::new(stream, Arc::clone(&seen));
+        let handshake = self.options.handshake(watched);
+        let Ok(Ok(h2)) = timeout(self.header_timeout, handshake).await else { return };
+        let live = Live { common: Arc::clone(self), conn, digest, seen, resets, h2, streams: JoinSet::new(), taken: HashSet::new(), is_ending: false, refused: 0 };
+        live.work().await;
+    }
+}
+
+/// One connection that is open.
+struct Live {
+    common: Arc<Http2>,
+    conn: Arc<Conn>,
+    digest: Arc<Digest>,
+    seen: Arc<Seen>,
+    resets: Resets,
+    h2: Connection<Watched<Stream>, Bytes>,
+    /// The streams under way, each of which ends with its number.
+    streams: JoinSet<u32>,
+    taken: HashSet<u32>,
+    /// Whether the client has been told that the connection ends.
+    is_ending: bool,
+    /// Streams that were refused because they could not be read.
+    refused: usize,
+}
+
+impl Live {
+    async fn work(mut self) {
+        let (mut closing, mut dismissed) = (self.common.closing.clone(), self.common.ending.dismissed.subscribe());
+        let mut is_dismissed = false;
+        let mut idle = pin!(sleep(self.common.keepalive_timeout));
+        let mut head = pin!(HeadTimer { block: None, sleep: Box::pin(sleep(Duration::ZERO)) });
+        loop {
+            let has_none = self.streams.is_empty();
+            // What has come is looked at first, so that nobody is late because we stood still.
+            let event = tokio::select! {
+                biased;
+                _ = closing.wait_for(|closing| *closing), if !self.is_ending => Event::Closing,
+                _ = dismissed.wait_for(|dismissed| *dismissed), if !is_dismissed => Event::Dismissed,
+                accepted = self.h2.accept() => Event::Accepted(accepted),
+                Some(Ok(stream)) = self.streams.join_next(), if !has_none => Event::Ended(stream),
+                () = head.late(&self.seen, self.common.header_timeout) => Event::LateHead,
+                () = &mut idle, if has_none => Event::Idle,
+            };
+            match event {
+                Event::Accepted(Some(Ok((request, respond)))) => self.take(request, respond),
+                // The library has said GOAWAY already.
+                Event::Accepted(None | Some(Err(_))) => return,
+                Event::Ended(stream) => drop(self.taken.remove(&stream)),
+                Event::Closing => self.end_gracefully(),
+                Event::Dismissed => is_dismissed = true,
+                Event::Idle if !self.is_ending => self.end_gracefully(),
+                // Its answers are not read, or it does not hear.
+                Event::Idle => return self.finish(Reason::NO_ERROR).await,
+                Event::LateHead => return self.finish(Reason::ENHANCE_YOUR_CALM).await,
+            }
+            self.refused += self.newly_refused();
+            if self.refused > MAX_REFUSED && !self.is_ending {
+                self.end_gracefully();
+            }
+            if is_dismissed && self.streams.is_empty() && !self.h2.has_streams() {
+                return self.finish(Reason::NO_ERROR).await;
+            }
+            let limit = match (self.is_ending, self.h2.has_streams()) {
+                (false, _) => self.common.keepalive_timeout,
+                (true, false) => FAREWELL,
+                // The client has not read all of an answer.
+                (true, true) => self.common.write_timeout,
+            };
+            idle.set(sleep(limit));
+        }
+    }
+
+    /// Begins to serve a request.
+    fn take(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
+        if self.refused > MAX_REFUSED {
+            respond.send_reset(Reason::REFUSED_STREAM);
+            return;
+        }
+        let number = respond.stream_id().as_u32();
+        self.taken.insert(number);
+        let conn = Arc::new(self.conn.for_stream());
+        let common = Arc::clone(&self.common);
+        let target = request.uri().path();
+        if *request.method() == Method::CONNECT || !(target.starts_with('/') || target == "*") {
+            self.streams.spawn(async move {
+                common.refuse(request, respond, &conn).await;
+                number
+            });
+            return;
+        }
+        let patience = Patience::new(Arc::clone(&conn), Arc::clone(&common.watchdog));
+        let session = StreamSession::new(request, respond, Arc::clone(&self.seen), patience, Arc::clone(&self.digest));
+        let of_stream = Arc::clone(&conn);
+        let serving = async move {
+            let watched = Arc::clone(&common.watchdog).watch(of_stream).await;
+            let session = ServerSession::new_custom(Box::new(session));
+            attended(common.proxy.process_new_http(session, &common.closing), &watched, &common.drains).await;
+            number
+        };
+        self.streams.spawn(CONN.scope(conn, serving));
+    }
+
+    /// How many streams have been refused by the library since the last call.
+    fn newly_refused(&mut self) -> usize {
+        let Self { resets, taken, .. } = self;
+        let is_refusal = |&(stream, code): &(u32, u32)| matches!(Reason::from(code), Reason::PROTOCOL_ERROR | Reason::REFUSED_STREAM) && !taken.contains(&stream);
+        std::iter::from_fn(|| resets.try_recv().ok()).filter(is_refusal).count()
+    }
+
+    /// Tells the client that the connection ends. Its streams go on, and those that it has begun
+    /// before it heard.
+    fn end_gracefully(&mut self) {
+        self.is_ending = true;
+        self.h2.graceful_shutdown();
+    }
+
+    /// Ends the connection now: GOAWAY with the last stream that was taken, and the end of TLS.
+    async fn finish(mut self, reason: Reason) {
+        self.h2.abrupt_shutdown(reason);
+        let _ = timeout(FAREWELL, poll_fn(|cx| self.h2.poll_closed(cx))).await;
+    }
+}
+
+/// Waits for the end of a header block.
+struct HeadTimer {
+    /// The block that `sleep` is for.
+    block: Option<u64>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl HeadTimer {
+    /// Returns when a header block has been open for `limit`. The bytes of the block are read by the
+    /// task that polls this, so it looks again whenever some have come. Cancel safe.
+    async fn late(self: &mut Pin<&mut Self>, seen: &Seen, limit: Duration) {
+        poll_fn(|cx| {
+            let block = seen.open_block();
+            if block.is_none() {
+                self.block = None;
+                return Poll::Pending;
+            }
+            if block != self.block {
+                self.block = block;
+                self.sleep.set(sleep(limit));
+            }
+            self.sleep.as_mut().poll(cx)
+        })
+        .await;
+    }
+}
+
+impl Http2 {
+    /// Answers a request that the engine must not see: it would answer by itself.
+    async fn refuse(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, conn: &Conn) {
+        let head = RequestHeader::from(request.into_parts().0);
+        let (exchange, reply, is_html) = adapter::refusal(&self.gate, &head, conn);
+        let (body, content_type) = reply.body(is_html);
+        let answer = Response::builder().status(reply.status).header(http::header::CONTENT_TYPE, content_type).header(http::header::CACHE_CONTROL, "no-store").body(());
+        let bytes_out = body.len() as u64;
+        let mut status = None;
+        if let Ok(answer) = answer
+            && let Ok(mut send) = respond.send_response(answer, false)
+            && pingora::protocols::http::v2::write_body(&mut send, body.into(), true, Some(self.write_timeout)).await.is_ok()
+        {
+            status = Some(reply.status.as_u16());
+        }
+        let end = End { status, bytes_out, ..End::default() };
+        self.gate.done(exchange, head.uri.path(), end, clock::mono);
+    }
+}
+
+tokio::task_local! {
+    /// The connection that a stream of HTTP/2 came on. Pingora carries our facts along for HTTP/1.1 only.
+    static CONN: Arc<Conn>;
+}
+
+/// The connection that the present task serves, if it is a stream of HTTP/2.
+pub(super) fn conn_of_task() -> Option<Arc<Conn>> {
+    CONN.try_with(Arc::clone).ok()
+}

@@ -1,0 +1,147 @@
+//! What a backend of HTTP/2 has not processed may be sent again, and who does not read holds up nobody else.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::h2_peers::{Fate, H2Backend};
+use crate::harness::{Client, Proxy, rollout, until};
+
+const NO_ERROR: u32 = 0;
+const REFUSED_STREAM: u32 = 7;
+const ENHANCE_YOUR_CALM: u32 = 11;
+
+fn start(address: SocketAddr, more: &str) -> Proxy {
+    let tables = format!("[backend.new]\nservers = [\"{address}\"]\nhttp2 = true\n{more}\n");
+    Proxy::start_with(&tables, &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\""))
+}
+
+fn post(proxy: &Proxy, body: &[u8]) -> (u16, String) {
+    let answer = Client::connect(proxy.http).ask("POST", "/", &[("x-user-id", "u")], body).expect("an answer");
+    (answer.status(), answer.text())
+}
+
+#[test]
+fn a_post_that_a_backend_refuses_before_it_processes_it_is_sent_again() {
+    for fate in [Fate::Reset(REFUSED_STREAM), Fate::GoAway(NO_ERROR), Fate::GoAway(ENHANCE_YOUR_CALM)] {
+        let backend = H2Backend::start(move |number| if number % 3 == 2 { fate } else { Fate::Answered });
+        let proxy = start(backend.address, "");
+        for round in 0..6 {
+            assert_eq!(post(&proxy, b"once"), (200, "h2 4".to_owned()), "{fate:?} round {round}");
+        }
+        assert_eq!((backend.answered(), backend.bodies().concat()), (6, b"once".repeat(6)), "each exactly once: {fate:?}");
+        assert_eq!(proxy.rollout()["new"]["failed"], 0, "{fate:?}");
+    }
+}
+
+#[test]
+fn a_backend_that_refuses_every_stream_fails_after_a_few_attempts() {
+    let backend = H2Backend::start(|_| Fate::Reset(REFUSED_STREAM));
+    let proxy = start(backend.address, "");
+    assert_eq!(post(&proxy, b"once").0, 502);
+    assert!((2..=8).contains(&backend.requests()), "{} attempts", backend.requests());
+    until("the failure to count", || (proxy.rollout()["new"]["failed"] == 1).then_some(()));
+}
+
+#[test]
+fn a_stream_reset_after_it_was_processed_is_not_sent_again() {
+    let backend = H2Backend::start(|number| if number == 1 { Fate::Reset(2) } else { Fate::Answered });
+    let proxy = start(backend.address, "");
+    assert_eq!(post(&proxy, b"once").0, 502);
+    assert_eq!(backend.requests(), 1, "INTERNAL_ERROR says nothing about what was done");
+}
+
+#[test]
+fn a_large_upload_that_meets_a_graceful_goaway_is_nobodys_failure() {
+    let backend = H2Backend::start(|number| if number == 1 { Fate::GoAway(NO_ERROR) } else { Fate::Answered });
+    let proxy = start(backend.address, "");
+    // More than is kept for another attempt.
+    let (status, text) = post(&proxy, &vec![b'#'; 300 << 10]);
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("not_processed"), "{text}");
+    assert_eq!(post(&proxy, b"once"), (200, "h2 4".to_owned()));
+    assert_eq!(proxy.rollout()["new"]["failed"], 0);
+}
+
+#[test]
+fn clients_that_stop_reading_do_not_starve_others_on_a_backend_connection() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let sent: Arc<AtomicUsize> = Arc::default();
+    let sending = Arc::clone(&sent);
+    // A backend of h2 with answers of 8 MiB below /big.
+    let address = runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((socket, _)) = listener.accept().await {
+                let sent = Arc::clone(&sending);
+                tokio::spawn(async move {
+                    let mut connection = h2::server::handshake(socket).await.unwrap();
+                    while let Some(Ok((request, mut respond))) = connection.accept().await {
+                        let sent = Arc::clone(&sent);
+                        tokio::spawn(async move {
+                            let size = if request.uri().path() == "/big" { 8 << 20 } else { 10 };
+                            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                            let mut left = Bytes::from(vec![b'#'; size]);
+                            while !left.is_empty() {
+                                send.reserve_capacity(left.len());
+                                let Some(Ok(room)) = std::future::poll_fn(|cx| send.poll_capacity(cx)).await else { return };
+                                let part = left.split_to(room.min(left.len()));
+                                sent.fetch_add(part.len(), Ordering::SeqCst);
+                                if send.send_data(part, left.is_empty()).is_err() {
+                                    return;
+                                }
+                            }
+                        });
+                    }
+                });
+            }
+        });
+        address
+    });
+    let proxy = start(address, "response_timeout = \"3s\"");
+    let mut stalled = Vec::new();
+    for _ in 0..4 {
+        let mut client = Client::connect(proxy.http);
+        client.send(b"GET /big HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n");
+        stalled.push(client);
+    }
+    until("the large answers to be under way", || (proxy.rollout()["new"]["in_flight"] == 4).then_some(()));
+    // Every window between the backend and the clients is full when no byte moves any longer.
+    let (mut before, mut looks) = (0, 0);
+    until("the windows to be full", || {
+        let now = sent.load(Ordering::SeqCst);
+        looks = if now == before && now > 0 { looks + 1 } else { 0 };
+        before = now;
+        (looks > 60).then_some(())
+    });
+    for _ in 0..20 {
+        let answer = Client::connect(proxy.http).ask("GET", "/small", &[("x-user-id", "u")], b"").expect("an answer");
+        assert_eq!((answer.status(), answer.body.len()), (200, 10));
+    }
+    drop(stalled);
+    until("nothing to be in flight", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    assert_eq!(proxy.rollout()["new"]["failed"], 0);
+}
+
+#[test]
+fn a_late_answer_over_http2_is_504_and_the_next_request_has_a_new_connection() {
+    let backend = H2Backend::start(|number| if number == 1 { Fate::Silent } else { Fate::Answered });
+    let proxy = start(backend.address, "response_timeout = \"300ms\"");
+    assert_eq!(post(&proxy, b"once").0, 504);
+    assert_eq!(post(&proxy, b"once"), (200, "h2 4".to_owned()));
+    assert_eq!(backend.connections(), 2, "the first connection may be dead");
+}
+
+#[test]
+fn an_answer_that_pauses_is_cut_by_its_own_limit_and_not_by_that_of_the_header() {
+    let backend = H2Backend::start(|_| Fate::Stalled);
+    let proxy = start(backend.address, "response_timeout = \"100ms\"\nbody_pause_timeout = \"600ms\"");
+    let began = std::time::Instant::now();
+    let answer = Client::connect(proxy.http).ask("GET", "/", &[("x-user-id", "u")], b"");
+    assert!(answer.is_none_or(|answer| !answer.whole), "it cannot be whole");
+    assert!(began.elapsed() >= Duration::from_millis(500), "cut after {:?}", began.elapsed());
+}

@@ -1,0 +1,254 @@
+//! Backends that speak HTTP/2, scripted frame by frame where a library would not do what they do.
+
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+
+pub const HEADERS: u8 = 1;
+pub const DATA: u8 = 0;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+pub const ACK: u8 = 1;
+
+/// One frame.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    pub kind: u8,
+    pub flags: u8,
+    pub stream: u32,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    fn read(stream: &mut TcpStream) -> std::io::Result<Self> {
+        let mut header = [0; 9];
+        stream.read_exact(&mut header)?;
+        let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+        let mut payload = vec![0; length];
+        stream.read_exact(&mut payload)?;
+        Ok(Self { kind: header[3], flags: header[4], stream: u32::from_be_bytes(header[5..9].try_into().unwrap()) & 0x7fff_ffff, payload })
+    }
+}
+
+/// What becomes of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// 200 with the number of body bytes.
+    Answered,
+    /// RST_STREAM with this code.
+    Reset(u32),
+    /// GOAWAY that names the stream before this one as the last, with this code; then the end.
+    GoAway(u32),
+    /// 200, and a body that never comes on.
+    Stalled,
+    /// No answer at all.
+    Silent,
+}
+
+/// A backend whose requests meet the fates that `decide` says, by their number from one on.
+pub struct H2Backend {
+    pub address: SocketAddr,
+    seen: Arc<Seen>,
+}
+
+struct Seen {
+    connections: AtomicUsize,
+    requests: AtomicUsize,
+    answered: AtomicUsize,
+    bodies: Mutex<Vec<Vec<u8>>>,
+}
+
+impl H2Backend {
+    pub fn start(decide: impl Fn(usize) -> Fate + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let seen = Arc::new(Seen { connections: AtomicUsize::new(0), requests: AtomicUsize::new(0), answered: AtomicUsize::new(0), bodies: Mutex::default() });
+        let (serving, decide) = (Arc::clone(&seen), Arc::new(decide));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                serving.connections.fetch_add(1, Ordering::SeqCst);
+                let (seen, decide) = (Arc::clone(&serving), Arc::clone(&decide));
+                std::thread::spawn(move || drop(serve(stream, &seen, &*decide)));
+            }
+        });
+        Self { address, seen }
+    }
+
+    pub fn connections(&self) -> usize {
+        self.seen.connections.load(Ordering::SeqCst)
+    }
+
+    /// Requests that came as a whole.
+    pub fn requests(&self) -> usize {
+        self.seen.requests.load(Ordering::SeqCst)
+    }
+
+    pub fn answered(&self) -> usize {
+        self.seen.answered.load(Ordering::SeqCst)
+    }
+
+    /// The bodies of the requests that were answered.
+    pub fn bodies(&self) -> Vec<Vec<u8>> {
+        self.seen.bodies.lock().unwrap().clone()
+    }
+}
+
+/// The bytes of a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+    let length = payload.len() as u32;
+    let mut bytes = vec![(length >> 16) as u8, (length >> 8) as u8, length as u8, kind, flags];
+    bytes.extend(stream.to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
+
+fn serve(mut stream: TcpStream, seen: &Seen, decide: &(dyn Fn(usize) -> Fate + Send + Sync)) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    let mut preface = [0; 24];
+    stream.read_exact(&mut preface)?;
+    stream.write_all(&frame(SETTINGS, 0, 0, &[]))?;
+    let mut bodies: HashMap<u32, Vec<u8>> = HashMap::new();
+    loop {
+        let came = Frame::read(&mut stream)?;
+        match came.kind {
+            SETTINGS if came.flags & ACK == 0 => stream.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
+            PING if came.flags & ACK == 0 => stream.write_all(&frame(PING, ACK, 0, &came.payload))?,
+            HEADERS => drop(bodies.insert(came.stream, Vec::new())),
+            DATA => {
+                let bytes = (came.payload.len() as u32).to_be_bytes();
+                if !came.payload.is_empty() {
+                    stream.write_all(&[frame(WINDOW_UPDATE, 0, 0, &bytes), frame(WINDOW_UPDATE, 0, came.stream, &bytes)].concat())?;
+                }
+                bodies.entry(came.stream).or_default().extend(came.payload);
+            }
+            _ => {}
+        }
+        if !matches!(came.kind, HEADERS | DATA) || came.flags & END_STREAM == 0 {
+            continue;
+        }
+        let number = seen.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        let body = bodies.remove(&came.stream).unwrap_or_default();
+        // `:status: 200` of the static table (RFC 7541, appendix A).
+        let ok = [0x88];
+        match decide(number) {
+            Fate::Answered => {
+                let text = format!("h2 {}", body.len());
+                seen.answered.fetch_add(1, Ordering::SeqCst);
+                seen.bodies.lock().unwrap().push(body);
+                stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &ok), frame(DATA, END_STREAM, came.stream, text.as_bytes())].concat())?;
+            }
+            Fate::Reset(code) => stream.write_all(&frame(RST_STREAM, 0, came.stream, &code.to_be_bytes()))?,
+            Fate::GoAway(code) => {
+                let last = came.stream.saturating_sub(2);
+                stream.write_all(&frame(GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat()))?;
+                return Ok(());
+            }
+            Fate::Stalled => stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &ok), frame(DATA, 0, came.stream, b"begun")].concat())?,
+            Fate::Silent => {}
+        }
+    }
+}
+
+/// A client of HTTP/2 that sends the frames it is told to.
+pub struct H2Client {
+    stream: TcpStream,
+}
+
+impl H2Client {
+    /// Connects and says hello.
+    pub fn connect(address: SocketAddr) -> Self {
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        stream.write_all(&frame(SETTINGS, 0, 0, &[])).unwrap();
+        Self { stream }
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.stream.write_all(bytes).unwrap();
+    }
+
+    /// Sends these bytes, and says whether the connection still takes them.
+    pub fn send_if_open(&mut self, bytes: &[u8]) -> bool {
+        self.stream.write_all(bytes).is_ok()
+    }
+
+    /// The same connection, to be written to beside it.
+    pub fn split(&self) -> Self {
+        Self { stream: self.stream.try_clone().unwrap() }
+    }
+
+    /// Begins a request; with `flags` one may end it, or its header block.
+    pub fn ask(&mut self, stream: u32, flags: u8, path: &str, more: &[(&str, &str)]) {
+        let block = header_block(path, more);
+        self.send(&frame(HEADERS, flags, stream, &block));
+    }
+
+    pub fn data(&mut self, stream: u32, flags: u8, payload: &[u8]) {
+        self.send(&frame(DATA, flags, stream, payload));
+    }
+
+    pub fn acknowledge(&mut self, ping: &Frame) {
+        self.send(&frame(PING, ACK, 0, &ping.payload));
+    }
+
+    /// The next frame; `None` at the end of the connection.
+    pub fn next(&mut self) -> Option<Frame> {
+        Frame::read(&mut self.stream).ok()
+    }
+
+    /// The next frame of this kind; `None` when the connection ends before.
+    pub fn next_of(&mut self, kind: u8) -> Option<Frame> {
+        loop {
+            let frame = self.next()?;
+            if frame.kind == kind && !(kind == PING && frame.flags & ACK != 0) {
+                return Some(frame);
+            }
+        }
+    }
+
+    /// All frames until the end of the connection. Pings are answered if `answers`.
+    pub fn rest(&mut self, answers: bool) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        while let Some(frame) = self.next() {
+            if answers && frame.kind == PING && frame.flags & ACK == 0 {
+                self.acknowledge(&frame);
+            }
+            frames.push(frame);
+        }
+        frames
+    }
+}
+
+/// A GET of `path` in literals without Huffman coding (RFC 7541, section 6.2.2).
+pub fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    let mut block = Vec::new();
+    let mut field = |name: &str, value: &str| {
+        block.push(0);
+        for text in [name, value] {
+            assert!(text.len() < 127, "one byte of length");
+            block.push(text.len() as u8);
+            block.extend(text.as_bytes());
+        }
+    };
+    let is_given = |name: &str| more.iter().any(|(given, _)| *given == name);
+    for (name, value) in [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "shop.example")] {
+        if !is_given(name) {
+            field(name, value);
+        }
+    }
+    let (first, then): (Vec<_>, Vec<_>) = more.iter().filter(|(_, value)| *value != "-").partition(|(name, _)| name.starts_with(':'));
+    first.iter().for_each(|(name, value)| field(name, value));
+    field("x-user-id", "u");
+    then.iter().for_each(|(name, value)| field(name, value));
+    block
+}
