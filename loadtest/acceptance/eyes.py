@@ -63,7 +63,7 @@ NEVER = {"CutoverDown", "CutoverNoHealthyServers", "CutoverBackendDegraded", "Cu
 # What must have; CutoverSharedCause needs 15 s of it, for which only the long story has time.
 FIRED = {"CutoverRolledBack", "CutoverRestarted", "CutoverConnectionsRefused"}
 # Panels on which zero is what this story has: its requests are plain, the proxy keeps 16,384 lines for a slow reader of its log, more than are written here, and spans are tested with a collector of their own.
-AT_REST = {"Log lines dropped", "Requests that are not plain", "Spans"}
+AT_REST = {"Log lines dropped", "Requests refused", "Requests that are not plain", "Spans"}
 
 
 # -- reading what is shipped

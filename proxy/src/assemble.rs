@@ -309,6 +309,7 @@ impl Start {
         let in_use = published.load().new_in_use();
         runtime.spawn(async move { warm_up.warm(in_use).await });
         runtime.spawn(Arc::clone(&watchdog).work(Arc::clone(&published), drains.clone(), ending.dismissed.subscribe()));
+        let refusals = Arc::clone(gate.refusals());
         let shared = door::Shared { proxy, gate, lane, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
         let mut doors = 0;
         let mut open = |entrance, sockets: &[Socket]| -> io::Result<()> {
@@ -331,6 +332,7 @@ impl Start {
             watch: watch_handle.clone(),
             published: Arc::clone(&published),
             connections: Arc::clone(&connections),
+            refusals,
             certificates,
             access_log: access_log.clone(),
             traces: traces.clone(),

@@ -23,6 +23,7 @@ use siphasher::sip::SipHasher24;
 
 use crate::ended::Ended;
 use crate::gateway::gate::{Engine, RequestId};
+use crate::gateway::reply::Reply;
 
 /// How many lines may wait.
 const QUEUE: usize = 16_384;
@@ -88,6 +89,8 @@ pub struct Line {
     pub span: Option<u64>,
     /// Who asked, and how that is said.
     pub user: Option<User>,
+    /// The answer to a request that was refused. Such a request has a line even where only errors have one.
+    pub refused: Option<Box<Reply>>,
 }
 
 /// A user as a line says it.
@@ -303,6 +306,7 @@ mod tests {
             trace: 0xfeed,
             span: Some(7),
             user: Some(User::Hashed(0xbeef)),
+            refused: None,
         }
     }
 

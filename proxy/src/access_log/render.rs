@@ -140,6 +140,10 @@ impl Renderer {
                 line.ended.moved.into_iter().for_each(|moved| object.word("cutover.moved", moved));
                 maintenance.into_iter().for_each(|mode| object.word("cutover.maintenance", mode));
                 error.into_iter().for_each(|error| object.word("error.kind", error));
+                if let Some(reply) = &line.refused {
+                    object.word("cutover.refused", reply.code);
+                    object.text("error.message", &reply.sentence());
+                }
                 hash.into_iter().for_each(|hash| object.hex("user.hash", u128::from(hash), 16));
                 plain.iter().for_each(|plain| object.text("user.id", plain));
                 object.address("client.address", line.ended.client, None);
@@ -162,7 +166,7 @@ impl Renderer {
                 // Writing to memory does not fail.
                 let _ = write!(
                     text,
-                    "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{} engine={} id={request_id:?} trace={:032x}",
+                    "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{}{} engine={} id={request_id:?} trace={:032x}",
                     self.stamp,
                     line.ended.client,
                     line.ended.method,
@@ -174,6 +178,7 @@ impl Renderer {
                     reason.map(|reason| format!(" by={reason}")).unwrap_or_default(),
                     maintenance.map(|mode| format!(" maintenance={mode}")).unwrap_or_default(),
                     error.map(|error| format!(" error={error}")).unwrap_or_default(),
+                    line.refused.as_ref().map(|reply| format!(" refused={} why={:?}", reply.code, reply.sentence())).unwrap_or_default(),
                     line.ended.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
                     hash.map(|hash| format!(" user={hash:016x}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
                     line.engine.name(),

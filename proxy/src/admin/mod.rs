@@ -37,6 +37,7 @@ use crate::certificates::Certificates;
 use crate::control_handle::ControlHandle;
 use crate::drain::Drains;
 use crate::gateway::door::Connections;
+use crate::gateway::refusal::Refusals;
 use crate::published::Published;
 use crate::readiness::Readiness;
 use crate::traces::Traces;
@@ -55,6 +56,8 @@ pub struct Admin {
     pub published: Arc<Published>,
     /// Client connections.
     pub connections: Arc<Connections>,
+    /// How many requests were refused.
+    pub refusals: Arc<Refusals>,
     /// The certificates that clients see.
     pub certificates: Certificates,
     /// What was sent away, for the metrics.
@@ -176,7 +179,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {
     let report = admin.control.report().await?;
-    let text =
-        crate::metrics::render(&report, &admin.connections, &admin.certificates, &admin.drains, &admin.access_log, &admin.traces).map_err(|error| ApiError::internal(&error))?;
+    let text = crate::metrics::render(&report, &admin.connections, &admin.refusals, &admin.certificates, &admin.drains, &admin.access_log, &admin.traces)
+        .map_err(|error| ApiError::internal(&error))?;
     Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
 }

@@ -64,6 +64,13 @@ impl Buffer {
         Self { bytes, start: 0, end: 0, size }
     }
 
+    /// Creates a buffer that holds these bytes, of the smallest size that has room for them; nothing where none has.
+    pub fn of(bytes: &[u8]) -> Option<Self> {
+        let size = [Size::Head, Size::LargeHead, Size::Body, Size::HugeHead].into_iter().find(|size| bytes.len() <= size.bytes())?;
+        let mut buffer = Self::new(size);
+        buffer.extend(bytes).then_some(buffer)
+    }
+
     /// What is in it.
     pub fn filled(&self) -> &[u8] {
         &self.bytes[self.start..self.end]

@@ -18,7 +18,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, R
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
-use super::patience::Patience;
 use crate::pool::{Unread, unread};
 
 /// Bytes that pingora may write before they are sent, so that a head and a short body leave together: its own default, about a segment.
@@ -42,11 +41,9 @@ pub enum Client {
 
 impl Client {
     /// For pingora to serve a request on.
-    ///
-    /// `patience` has the deadlines of its requests; `None` where they have their own.
-    pub fn lend(self, patience: Option<Patience>) -> Stream {
+    pub fn lend(self) -> Stream {
         match self {
-            Self::Bare(socket) => Box::new(Lent::new(socket, patience)),
+            Self::Bare(socket) => Box::new(Lent::new(socket)),
             Self::Above(stream) => stream,
         }
     }
@@ -103,32 +100,23 @@ pub struct Lent {
     begun: Vec<u8>,
     /// Whether something was said to the client.
     has_written: bool,
-    /// The deadlines of the request that is served on it.
-    patience: Option<Patience>,
     digest: Arc<SocketDigest>,
 }
 
 impl Lent {
     /// Of this socket.
-    pub fn new(socket: TcpStream, patience: Option<Patience>) -> Self {
-        Self::begun(socket, Vec::new(), patience)
+    pub fn new(socket: TcpStream) -> Self {
+        Self::begun(socket, Vec::new())
     }
 
     /// Of a socket from which these bytes were read already.
-    pub fn begun(socket: TcpStream, begun: Vec<u8>, patience: Option<Patience>) -> Self {
+    pub fn begun(socket: TcpStream, begun: Vec<u8>) -> Self {
         let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
-        Self { socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)), begun, has_written: false, patience, digest }
+        Self { socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)), begun, has_written: false, digest }
     }
 
     fn is_empty(&self) -> bool {
         self.begun.is_empty() && self.socket.as_ref().is_some_and(|socket| socket.buffer().is_empty())
-    }
-
-    /// While the client was waited for, the backend was not.
-    fn has_moved(&self, written: &Poll<io::Result<usize>>) {
-        if let (Poll::Ready(Ok(1..)), Some(patience)) = (written, &self.patience) {
-            patience.answer_moved();
-        }
     }
 
     fn socket(&mut self) -> io::Result<Pin<&mut BufWriter<TcpStream>>> {
@@ -200,12 +188,7 @@ impl Drop for Lingering {
 impl AsyncRead for Lent {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if self.begun.is_empty() {
-            let read = self.socket()?.poll_read(cx, buffer);
-            // Pingora listens to the client while it waits for the backend: so it hears that the backend is late.
-            return match &self.patience {
-                Some(patience) if read.is_pending() && patience.is_answer_late() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
-                Some(_) | None => read,
-            };
+            return self.socket()?.poll_read(cx, buffer);
         }
         let bytes = self.begun.len().min(buffer.remaining());
         buffer.put_slice(&self.begun[..bytes]);
@@ -217,16 +200,12 @@ impl AsyncRead for Lent {
 impl AsyncWrite for Lent {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.has_written = true;
-        let written = self.socket()?.poll_write(cx, bytes);
-        self.has_moved(&written);
-        written
+        self.socket()?.poll_write(cx, bytes)
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
         self.has_written = true;
-        let written = self.socket()?.poll_write_vectored(cx, slices);
-        self.has_moved(&written);
-        written
+        self.socket()?.poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -291,7 +270,7 @@ mod tests {
     #[tokio::test]
     async fn the_socket_comes_back_from_pingora_unless_something_is_left_in_what_was_lent() {
         let (ours, mut theirs) = pair().await;
-        let mut lent = Client::Bare(ours).lend(None);
+        let mut lent = Client::Bare(ours).lend();
         assert!(lent.get_socket_digest().is_some_and(|digest| digest.peer_addr().is_some()));
         lent.write_all(b"not sent yet").await.expect("no error");
         let Some(Client::Above(mut lent)) = Client::back(lent) else { panic!("there are bytes to be sent") };
@@ -307,7 +286,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_written_and_not_sent_leaves_with_a_connection_that_breaks_off() {
         let (ours, mut theirs) = pair().await;
-        let mut lent = Client::Bare(ours).lend(None);
+        let mut lent = Client::Bare(ours).lend();
         lent.write_all(b"HTTP/1.1 200 OK\r\n").await.expect("no error");
         drop(lent);
         let mut came = String::new();
@@ -320,7 +299,7 @@ mod tests {
         let (ours, mut theirs) = pair().await;
         theirs.write_all(b"E / HTTP/1.1").await.expect("no error");
         theirs.shutdown().await.expect("no error");
-        let Some(Client::Above(mut lent)) = Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec(), None))) else { panic!("there are bytes to be read") };
+        let Some(Client::Above(mut lent)) = Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec()))) else { panic!("there are bytes to be read") };
         let mut came = [0; 2];
         lent.read_exact(&mut came).await.expect("two bytes");
         assert_eq!(&came, b"PU");

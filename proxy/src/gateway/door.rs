@@ -16,6 +16,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use cutover_core::Mono;
 use pingora::apps::HttpServerApp;
 use pingora::listeners::ALPN;
 use pingora::listeners::tls::Acceptor;
@@ -27,13 +28,22 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
+use super::buffer::{Buffer, Size};
 use super::client::{Client, Lent};
-use super::gate::{Gate, is_trusted};
+use super::gate::{End, Gate, is_trusted};
 use super::head::Conn;
 use super::http2::Http2;
-use super::lane::{Declines, Exit, Lane, begins};
+use super::lane::framing::Left;
+use super::lane::relay::{Broken, write_all};
+use super::lane::transaction::write_reply;
+use super::lane::{self, Declines, Exit, Lane, begins, fills};
 use super::patience::Patience;
+use super::reply::Reply;
+use super::scratch::Scratch;
+use super::screen::{self, Passed, Screen, Screened};
+use super::turn::Turn;
 use super::watchdog::{Alarm, Watchdog, Watched};
+use crate::clock;
 use crate::drain::{Drains, Ended};
 
 /// Client connections: how many are open, how many were turned away, and what of theirs was not the lane's.
@@ -104,6 +114,7 @@ pub struct Ending {
 pub struct Door {
     proxy: Arc<HttpProxy<Adapter>>,
     lane: Option<Arc<Lane>>,
+    gate: Arc<Gate>,
     entrance: Entrance,
     connections: Arc<Connections>,
     closing: watch::Receiver<bool>,
@@ -112,8 +123,10 @@ pub struct Door {
     watchdog: Arc<Watchdog>,
     max_connections: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
+    max_header_bytes: usize,
     header_timeout: Duration,
     keepalive_timeout: Duration,
+    write_timeout: Duration,
     http2: Arc<Http2>,
 }
 
@@ -140,10 +153,11 @@ impl Door {
     /// A door to what all doors share. From `closing` of the drain on clients are told to come on another connection; who is sent away by `drains` leaves.
     pub fn new(common: &Shared, entrance: Entrance, listen: &cutover_config::Listen) -> Self {
         let Shared { proxy, gate, lane, connections, ending, drains, watchdog } = common.clone();
-        let http2 = Arc::new(Http2::new(Arc::clone(&proxy), gate, drains.clone(), Arc::clone(&ending), Arc::clone(&watchdog), listen));
+        let http2 = Arc::new(Http2::new(Arc::clone(&proxy), Arc::clone(&gate), drains.clone(), Arc::clone(&ending), Arc::clone(&watchdog), listen));
         Self {
             proxy,
             lane,
+            gate,
             entrance,
             connections,
             closing: ending.closing.subscribe(),
@@ -152,18 +166,16 @@ impl Door {
             watchdog,
             max_connections: listen.max_connections,
             trusted_proxies: listen.trusted_proxies.clone(),
+            max_header_bytes: listen.max_header_bytes,
             header_timeout: listen.header_timeout,
             keepalive_timeout: listen.keepalive_timeout,
+            write_timeout: listen.write_timeout,
             http2,
         }
     }
 }
 
 impl Door {
-    fn patience(&self, conn: &Arc<Conn>) -> Patience {
-        Patience::new(Arc::clone(conn), Arc::clone(&self.watchdog))
-    }
-
     /// A client comes in, unless there are too many.
     pub fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
         let Some(open) = self.connections.enter(self.max_connections) else { return };
@@ -185,12 +197,12 @@ impl Door {
 
     /// One connection whose protocol has to be learned first.
     async fn serve_greeted(self: Arc<Self>, socket: TcpStream, conn: Arc<Conn>, open: OpenConnection) {
-        let greeting = tokio::time::timeout(self.header_timeout, Box::pin(self.greet(socket, &conn))).await;
+        let greeting = tokio::time::timeout(self.header_timeout, Box::pin(self.greet(socket))).await;
         match greeting.ok().flatten() {
             None => {}
             // A task of its own, for as long as the connection: this one has room for the greeting.
             Some((client, Speaks::Http1)) => drop(tokio::spawn(self.serve_http1(client, conn, open))),
-            Some((client, Speaks::Http2)) => Box::pin(self.http2.serve(client.lend(None), conn)).await,
+            Some((client, Speaks::Http2)) => Box::pin(self.http2.serve(client.lend(), conn)).await,
         }
     }
 }
@@ -205,11 +217,11 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Door {
     /// The TLS handshake, or a look at the first bytes.
-    async fn greet(&self, mut socket: TcpStream, conn: &Arc<Conn>) -> Option<(Client, Speaks)> {
+    async fn greet(&self, mut socket: TcpStream) -> Option<(Client, Speaks)> {
         match &self.entrance {
             Entrance::Tls(acceptor) => {
                 // Scanners and clients that do not like our certificate are everyday life, and no line in the log.
-                let tls: Stream = Box::new(acceptor.tls_handshake(Lent::new(socket, Some(self.patience(conn)))).await.ok()?);
+                let tls: Stream = Box::new(acceptor.tls_handshake(Lent::new(socket)).await.ok()?);
                 let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) { Speaks::Http2 } else { Speaks::Http1 };
                 Some((Client::Above(tls), speaks))
             }
@@ -227,11 +239,22 @@ impl Door {
                         Ok(_) | Err(_) => return None,
                     }
                 }
-                let stream = Box::new(Lent::begun(socket, begun[..known].to_vec(), Some(self.patience(conn))));
+                let stream = Box::new(Lent::begun(socket, begun[..known].to_vec()));
                 Some((Client::Above(stream), if begun == PREFACE { Speaks::Http2 } else { Speaks::Http1 }))
             }
         }
     }
+}
+
+/// A request that has been screened, in the form in which the engine gets it.
+struct Screening {
+    /// The head, and what of the body came with it.
+    prefix: BytesMut,
+    /// What has not come yet of the body.
+    left: Option<Left>,
+    upgrades: bool,
+    /// What came behind the request.
+    behind: Option<Buffer>,
 }
 
 impl Door {
@@ -240,14 +263,22 @@ impl Door {
         let watched = Arc::clone(&self.watchdog).watch(conn).await;
         watched.within(self.header_timeout);
         let mut is_first = true;
+        // What the client has said before its turn.
+        let mut ahead: Option<Buffer> = None;
         loop {
-            let begun = match &self.lane {
-                Some(lane) => match lane.serve(&mut client, &watched, is_first).await {
+            let begun = match (&self.lane, ahead.take()) {
+                (Some(lane), ahead) => match lane.serve(&mut client, &watched, is_first, ahead).await {
                     Exit::Declined(begun) => begun,
                     Exit::Closed => return,
                 },
-                None => {
-                    let Some(begun) = begins(&mut client, &watched).await else { return };
+                (None, ahead) => {
+                    let begun = match ahead {
+                        Some(begun) => begun,
+                        None => match begins(&mut client, &watched).await {
+                            Some(begun) => begun,
+                            None => return,
+                        },
+                    };
                     if !is_first {
                         watched.within(self.header_timeout);
                     }
@@ -255,18 +286,84 @@ impl Door {
                 }
             };
             is_first = false;
-            let mut session = ServerSession::new_http1(client.lend(Some(self.patience(watched.conn()))));
+            let Some(Screening { prefix, left, upgrades, behind }) = self.screen(&mut client, &watched, begun).await else { return };
+            let patience = Patience::new(Arc::clone(watched.conn()), Arc::clone(&self.watchdog));
+            let turn = Turn::new(client.lend(), Arc::clone(watched.conn()), patience, left, upgrades, behind);
+            let mut session = ServerSession::new_http1(Box::new(turn));
             session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
-            session.set_pipelined_prefix(BytesMut::from(begun.filled()));
-            drop(begun);
+            session.set_pipelined_prefix(prefix);
             session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
             let Some(Some(reused)) = attended(self.proxy.process_new_http(session, &self.closing), &watched, &self.drains).await else { return };
-            let Some(returned) = Client::back(reused.consume().0) else { return };
+            let Some((stream, behind)) = Turn::end(reused.consume().0) else { return };
+            let Some(returned) = Client::back(stream) else { return };
             client = returned;
+            ahead = behind;
             // An order to leave was for the request that is over.
             watched.conn().heard();
             watched.within(self.keepalive_timeout);
         }
+    }
+}
+
+impl Door {
+    /// Reads a head until it is whole, and gives what of its request has come the form that the engine takes. What is malformed is answered here; `None` is the end of the connection.
+    async fn screen(&self, client: &mut Client, watched: &Watched, mut came: Buffer) -> Option<Screening> {
+        let began = clock::mono();
+        let mut screen = Screen::default();
+        let passed = loop {
+            match screen.look(came.filled(), self.max_header_bytes) {
+                Screened::Passed(passed) => break passed,
+                Screened::Refused(reply) => return self.refuse(client, watched, came, reply, began).await,
+                Screened::Partial => {}
+            }
+            if came.is_full() && !came.make_room() {
+                return self.refuse(client, watched, came, Reply::HEAD_TOO_LARGE, began).await;
+            }
+            if !fills(client, &mut came, watched).await {
+                return None;
+            }
+        };
+        let Passed { from, to, body, upgrades, target } = passed;
+        let mut prefix = BytesMut::with_capacity(came.len() + Size::Head.bytes() / 4);
+        match target {
+            None => prefix.extend_from_slice(&came.filled()[from..to]),
+            Some((at, target)) => [&came.filled()[from..at.start], &target, &came.filled()[at.end..to]].into_iter().for_each(|part| prefix.extend_from_slice(part)),
+        }
+        let mut left = Some(Left::new(body)).filter(|left| !left.is_nothing());
+        let mut used = to;
+        if let Some(some) = &mut left
+            && came.len() > to
+        {
+            let Some(fed) = some.feed(&mut came.filled_mut()[to..]) else { return self.refuse(client, watched, came, Reply::BAD_CHUNK, began).await };
+            prefix.extend_from_slice(&came.filled()[to..to + fed.kept]);
+            used += fed.used;
+            if fed.is_over {
+                prefix.extend_from_slice(some.end());
+                left = None;
+            }
+        }
+        let behind = if came.len() > used { Buffer::of(&came.filled()[used..]) } else { None };
+        Some(Screening { prefix, left, upgrades, behind })
+    }
+
+    /// Answers a request that cannot be served, tells the gate, and ends the connection: where the next request would begin is not known.
+    async fn refuse<T>(&self, client: &mut Client, watched: &Watched, came: Buffer, reply: Reply, began: Mono) -> Option<T> {
+        let sketch = screen::sketch(came.filled());
+        let (body, content_type) = reply.body(screen::wants_html(came.filled()));
+        drop(came);
+        let is_head = sketch.method == http::Method::HEAD;
+        let mut out = Scratch::new();
+        write_reply(&reply, content_type, body.as_bytes(), false, is_head, &mut out);
+        watched.within(self.write_timeout);
+        let written = write_all(client, &out, watched, Broken::ClientGone, Broken::ClientSlow).await;
+        drop(out);
+        let status = written.is_ok().then(|| reply.status.as_u16());
+        let bytes_out = if is_head || status.is_none() { 0 } else { body.len() as u64 };
+        self.gate.refused(sketch, watched.conn(), &reply, End { status, bytes_out, ..End::default() }, began, clock::mono());
+        if written.is_ok() {
+            lane::linger(client, watched, lane::FAREWELL).await;
+        }
+        None
     }
 }
 

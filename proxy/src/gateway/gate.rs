@@ -12,8 +12,9 @@
 //! client_edits(x, edits)                            headers to the client
 //! is_a_websocket(x), grpc_status(x, code)           what an answer turned out to be
 //! rescue(x, failure, ..) -> bool                    a failing request of new that legacy may answer goes there, once; so does a file that is missing on one side
-//! failed(x, failure) -> Reply                       what the client gets when the backend did not answer
+//! failed(x, failure, refusal) -> Reply              what the client gets when the backend did not answer, or the body was at fault
 //! done(x, path, end, clock)                         exactly once: outcome, counters, one line of access log
+//! refused(sketch, conn, reply, ..)                 a request that cannot even be read: counters and line, without an `Exchange`
 //! park(x) / unparked(x, head, conn, why, now)       after `Step::Hold`: it waits, and is decided anew, or answered
 //! ```
 //!
@@ -39,6 +40,7 @@ use super::forward;
 use super::head::{Conn, Edits, Head, Value};
 use super::identity::{self, Identity, MINTED_COOKIE};
 use super::parking::Unparked;
+use super::refusal::{Refusal, Refusals};
 use super::reply::Reply;
 use super::strict;
 use super::trace::{Trace, hex_digits};
@@ -66,6 +68,7 @@ pub struct Gate {
     access_log: AccessLog,
     traces: Traces,
     limits: Limits,
+    refusals: Arc<Refusals>,
     /// Tells users and networks apart in memory; nobody outside can foresee it.
     hasher: RandomState,
 }
@@ -170,6 +173,23 @@ pub struct Exchange {
     parked: Duration,
     /// While it is parked.
     held: Option<Held>,
+    /// The answer to the request if the request itself is at fault. Boxed, because hardly any request has one.
+    refused: Option<Box<Reply>>,
+}
+
+/// What can be read of a request that is refused before it is one.
+#[derive(Clone, Debug)]
+pub struct Sketch {
+    /// The method; `-` where none can be read.
+    pub method: Method,
+    /// The path without its query; `-` where none can be read.
+    pub path: Box<str>,
+}
+
+impl Default for Sketch {
+    fn default() -> Self {
+        Self { method: Method::from_bytes(b"-").unwrap_or_default(), path: "-".into() }
+    }
 }
 
 /// How an attempt went wrong, as an engine sees it.
@@ -301,6 +321,7 @@ impl Gate {
             access_log,
             traces,
             limits,
+            refusals: Arc::default(),
             hasher: RandomState::with_seeds(rand::rng().random(), rand::rng().random(), rand::rng().random(), rand::rng().random()),
         }
     }
@@ -351,10 +372,11 @@ impl Gate {
             maintenance: Maintenance::Off,
             parked: Duration::ZERO,
             held: None,
+            refused: None,
             snapshot,
         };
         let step = match self.host_of(head, &fields, &common.key_headers) {
-            Err(reply) => Step::Reply(reply),
+            Err(reply) => refuse(&mut exchange, reply),
             Ok(host) => self.route(&mut exchange, head, &fields, conn, host, now),
         };
         (exchange, step)
@@ -372,7 +394,7 @@ impl Gate {
         }
         let host = strict::host_of(head, fields)?;
         if fields.connection.is_some() && identity::nominates_a_key_header(head, key_headers) {
-            return Err(Reply::bad_request("key_nominated", "the Connection header names a header that identifies the user"));
+            return Err(Reply::refused(Refusal::KeyNominated, "`Connection` may not name a header that identifies the user"));
         }
         let length = fields.length.and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
         if length.is_some_and(|length| length > self.limits.max_body) { Err(Reply::TOO_LARGE) } else { Ok(host) }
@@ -396,7 +418,7 @@ impl Gate {
         let minted;
         let found;
         let key = match identity::identify(head, &prepared.keys, exchange.client, mints) {
-            Identity::Refused(why) => return Step::Reply(Reply::bad_request("ambiguous_user", why)),
+            Identity::Refused(why) => return refuse(exchange, Reply::refused(Refusal::AmbiguousUser, why)),
             Identity::Key(key, _) => {
                 found = key;
                 UserKey::Known(&found)
@@ -637,23 +659,71 @@ impl Gate {
         }
     }
 
-    /// Remembers a failure and says what the client gets, if it can still be told.
-    pub fn failed(&self, exchange: &mut Exchange, failure: Failure) -> Reply {
+    /// Remembers a failure and says what the client gets, if it can still be told. `refusal` is the answer if the body of the request itself is at fault.
+    pub fn failed(&self, exchange: &mut Exchange, failure: Failure, refusal: Option<Reply>) -> Reply {
         exchange.failure = Some(failure);
+        if let Some(reply) = refusal {
+            refuse(exchange, reply);
+            return reply;
+        }
         match failure.blame {
             Blame::Backend => match failure.kind {
                 FailureKind::Timeout => Reply::TIMEOUT,
                 FailureKind::Connect | FailureKind::Reset | FailureKind::Status | FailureKind::Truncated | FailureKind::Protocol => Reply::BAD_GATEWAY,
             },
             Blame::Client if failure.kind == FailureKind::Timeout => Reply::CLIENT_TIMEOUT,
-            Blame::Client => Reply::bad_request("bad_request", "the request is not valid"),
+            Blame::Client => Reply::BAD_REQUEST,
             Blame::Proxy => Reply::INTERNAL,
         }
+    }
+
+    /// Returns how many requests were refused, by reason.
+    pub fn refusals(&self) -> &Arc<Refusals> {
+        &self.refusals
+    }
+
+    /// Counts a request that was refused before it could be decided on, and writes its line. `end` says what the client got; `began` is when the request began.
+    pub fn refused(&self, sketch: Sketch, conn: &Conn, reply: &Reply, end: End, began: Mono, now: Mono) {
+        if let Some(why) = reply.refusal {
+            self.refusals.add(why);
+        }
+        let snapshot = self.published.load();
+        let Sketch { method, path } = sketch;
+        let who = self.who(UserKey::None, conn.peer);
+        let ending = Ending { outcome: Outcome::Ignored, status: end.status, latency_us: None, evidence: false };
+        self.recorder.record(UNMATCHED, Side::Legacy, &ending, &Origin { who, path: &path, epoch: 0, at: now });
+        let log = &snapshot.common.settings.log;
+        if !self.access_log.is_on(log.access) {
+            return;
+        }
+        let trace = Trace::of(&Fields::default(), false, None);
+        let (request_id, total) = (RequestId::new(&trace), now.since(began));
+        let ended =
+            Ended { at: crate::clock::wall(), total, method, path, status: end.status, rollout: None, decision: None, moved: None, outcome: Outcome::Ignored, client: conn.peer };
+        self.access_log.write(Line {
+            ended,
+            server: end.server,
+            maintenance: Maintenance::Off,
+            parked: Duration::ZERO,
+            upstream: None,
+            bytes_in: end.bytes_in,
+            bytes_out: end.bytes_out,
+            attempts: end.attempts,
+            engine: end.engine,
+            request_id,
+            trace: trace.id,
+            span: None,
+            user: None,
+            refused: Some(Box::new(*reply)),
+        });
     }
 
     /// Ends a request: its outcome, its counters, its line. The clock is read only where somebody wants to know.
     pub fn done(&self, mut exchange: Exchange, path: &str, end: End, clock: impl Fn() -> Mono) {
         let outcome = outcome(&exchange);
+        if let Some(why) = exchange.refused.as_ref().and_then(|reply| reply.refusal) {
+            self.refusals.add(why);
+        }
         let latency_us = match outcome {
             Outcome::Failure(FailureKind::Timeout) => Some(clock().since(exchange.started)),
             Outcome::Success | Outcome::ClientError | Outcome::Failure(_) | Outcome::Aborted | Outcome::Ignored => exchange.answered.map(|at| at.since(exchange.started)),
@@ -681,7 +751,7 @@ impl Gate {
     fn tell(&self, exchange: Exchange, path: &str, end: End, outcome: Outcome, clock: impl Fn() -> Mono) {
         let log = &exchange.snapshot.common.settings.log;
         let is_unusual = exchange.moved.is_some() || !exchange.parked.is_zero();
-        let has_line = self.access_log.is_on(log.access) && self.access_log.wants(log, outcome, end.status, is_unusual);
+        let has_line = self.access_log.is_on(log.access) && (exchange.refused.is_some() || self.access_log.wants(log, outcome, end.status, is_unusual));
         if !has_line && exchange.trace.spans.is_none() {
             return;
         }
@@ -720,9 +790,16 @@ impl Gate {
                 trace,
                 span,
                 user: exchange.user,
+                refused: exchange.refused,
             });
         }
     }
+}
+
+/// Notes the answer to a request that is itself at fault.
+fn refuse(exchange: &mut Exchange, reply: Reply) -> Step {
+    exchange.refused = Some(Box::new(reply));
+    Step::Reply(reply)
 }
 
 /// What a request says about its backend. A failure after the answer began is one all the same: the body was cut.
@@ -1127,7 +1204,7 @@ pub(crate) mod tests {
                 gate.answered(&mut exchange, status, "/", false, Mono::from_micros(5_000));
             }
             if let Some(failure) = failure {
-                gate.failed(&mut exchange, failure);
+                gate.failed(&mut exchange, failure, None);
             }
             assert_eq!(outcome(&exchange), expected, "{status:?} {failure:?}");
             gate.done(exchange, "/", End { status, ..End::default() }, || Mono::from_micros(9_000));

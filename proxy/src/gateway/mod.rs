@@ -19,7 +19,10 @@
 //! | `spelling` | header names and targets as the client wrote them |
 //! | `tunnel` | connections for upgrades |
 //! | `gate` | one request: identify, decide, edit, classify, record |
+//! | `screen` | heads of HTTP/1 that the lane does not take: read whole, and refused with a reason where they are malformed |
+//! | `turn` | the part of a client's stream that is one request of HTTP/1 |
 //! | `strict` | what no request may look like |
+//! | `refusal` | why requests are refused, and how often |
 //! | `fields` | what the gate wants to know of a header, in one pass |
 //! | `head` | what the gate may see of a message, and the edits it asks for |
 //! | `identity` | request -> user key |
@@ -48,11 +51,14 @@ pub mod lane;
 pub mod pace;
 pub mod parking;
 pub mod patience;
+pub mod refusal;
 pub mod reply;
 pub mod scratch;
+pub mod screen;
 pub mod spelling;
 pub mod stoker;
 pub mod strict;
 pub mod trace;
 pub mod tunnel;
+pub mod turn;
 pub mod watchdog;

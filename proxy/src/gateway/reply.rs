@@ -1,8 +1,11 @@
 //! Answers of our own: refusals and failures, as small JSON or HTML by `Accept`. They name no backend, no address and no version.
 
+use std::borrow::Cow;
+
 use http::StatusCode;
 
 use super::head::Head;
+use super::refusal::Refusal;
 
 /// An answer that no backend gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,12 +18,35 @@ pub struct Reply {
     pub message: &'static str,
     /// After how many seconds it is worth asking again, as far as known.
     pub retry_after: Option<u32>,
+    /// Why the request was refused, if it was.
+    pub refusal: Option<Refusal>,
+    /// The line of the request head that is at fault, counted from 1, where one line is.
+    pub line: Option<u32>,
 }
 
 impl Reply {
-    /// The client's request is wrong.
-    pub const fn bad_request(code: &'static str, message: &'static str) -> Self {
-        Self::plain(StatusCode::BAD_REQUEST, code, message)
+    /// An answer with 400 to a request that is refused.
+    pub const fn refused(refusal: Refusal, message: &'static str) -> Self {
+        Self::refused_with(StatusCode::BAD_REQUEST, refusal, message)
+    }
+
+    /// An answer with this status to a request that is refused.
+    pub const fn refused_with(status: StatusCode, refusal: Refusal, message: &'static str) -> Self {
+        Self { refusal: Some(refusal), ..Self::plain(status, refusal.name(), message) }
+    }
+
+    /// The same answer, which names the line of the head that is at fault, counted from 1.
+    #[must_use]
+    pub const fn at_line(self, line: u32) -> Self {
+        Self { line: Some(line), ..self }
+    }
+
+    /// Returns the sentence for people, with the line that is at fault where one is.
+    pub fn sentence(&self) -> Cow<'static, str> {
+        match self.line {
+            Some(line) => Cow::Owned(format!("line {line} of the request head: {}", self.message)),
+            None => Cow::Borrowed(self.message),
+        }
     }
 
     /// Closed for maintenance.
@@ -29,15 +55,22 @@ impl Reply {
     }
 
     const fn plain(status: StatusCode, code: &'static str, message: &'static str) -> Self {
-        Self { status, code, message, retry_after: None }
+        Self { status, code, message, retry_after: None, refusal: None, line: None }
     }
 
     /// A method that would show the client what we tell backends.
-    pub const METHOD_NOT_ALLOWED: Self = Self::plain(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this method is not allowed here");
+    pub const METHOD_NOT_ALLOWED: Self = Self::refused_with(StatusCode::METHOD_NOT_ALLOWED, Refusal::Method, "this method is not allowed here");
     /// The request body is larger than `max_body`.
-    pub const TOO_LARGE: Self = Self::plain(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", "the request body is larger than this server accepts");
+    pub const TOO_LARGE: Self = Self::refused_with(StatusCode::PAYLOAD_TOO_LARGE, Refusal::BodyTooLarge, "the request body is larger than this server accepts");
     /// The request head is larger than `max_header_bytes`.
-    pub const HEAD_TOO_LARGE: Self = Self::plain(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "headers_too_large", "the request headers are larger than this server accepts");
+    pub const HEAD_TOO_LARGE: Self =
+        Self::refused_with(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Refusal::HeadTooLarge, "the request headers are larger than this server accepts");
+    /// The request head has more lines than the engines read.
+    pub const TOO_MANY_LINES: Self = Self::refused_with(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, Refusal::HeadTooLarge, "the request has more than 256 header lines");
+    /// A chunk of the request body is malformed.
+    pub const BAD_CHUNK: Self = Self::refused(Refusal::Chunk, "the chunked request body is malformed: a chunk is its size in hexadecimal digits, CR LF, that many bytes, CR LF");
+    /// The client broke off, or sent what the engine cannot read.
+    pub const BAD_REQUEST: Self = Self::plain(StatusCode::BAD_REQUEST, "bad_request", "the request is not valid");
     /// No server of the backend can be asked.
     pub const NO_SERVER: Self = Self::plain(StatusCode::SERVICE_UNAVAILABLE, "no_server", "no server is available for this request, please try again");
     /// The backend did not answer in time.
@@ -58,14 +91,21 @@ impl Reply {
     pub fn body(&self, html: bool) -> (String, &'static str) {
         let (status, reason) = (self.status.as_u16(), self.status.canonical_reason().unwrap_or("Error"));
         if html {
-            let body =
-                format!("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title><h1>{status} {reason}</h1><p>{}.</p></html>\n", self.message);
+            let body = format!(
+                "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>{status} {reason}</title><h1>{status} {reason}</h1><p>{}.</p></html>\n",
+                escaped(&self.sentence())
+            );
             (body, "text/html; charset=utf-8")
         } else {
-            let body = serde_json::json!({"error": {"code": self.code, "message": self.message, "status": status}});
+            let body = serde_json::json!({"error": {"code": self.code, "message": self.sentence(), "status": status}});
             (format!("{body}\n"), "application/json")
         }
     }
+}
+
+/// The text with the characters escaped that have a meaning in HTML.
+fn escaped(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
 }
 
 /// Whether the client is a browser asking for a page.

@@ -3,13 +3,25 @@
 //! The engine's parser is lenient where old clients were sloppy: it ends lines at a bare line feed, takes any target and any host, and passes on lists of equal lengths. Each of these is
 //! harmless alone and a request of somebody else behind a backend that reads it otherwise. So they are refused here, before anything is decided on them.
 //!
-//! Deliberately absent: bodies. Chunks are parsed and written anew by the engine, so a backend never sees the client's framing.
+//! Deliberately absent: bodies, whose framing `turn` reads, and the form of the head's lines, which `screen` reads.
 
 use http::Method;
 
 use super::fields::Fields;
 use super::head::Head;
+use super::refusal::Refusal;
 use super::reply::Reply;
+
+/// The answer to a target of no known form.
+pub(super) const NO_TARGET: Reply =
+    Reply::refused(Refusal::Target, "the request target is neither a path that begins with `/`, nor an address of http or https, nor the `*` of OPTIONS");
+/// The answer to a host that is none.
+pub(super) const BAD_HOST: Reply = Reply::refused(Refusal::Host, "the host is not a name or an address with an optional port");
+/// The answer to a body whose length is not said in exactly one way.
+pub(super) const BAD_FRAMING: Reply = Reply::refused(Refusal::Framing, "the length of the body is ambiguous: send one `Content-Length` in digits, or `Transfer-Encoding: chunked`");
+
+/// The answer to a line that ends in a bare line feed.
+pub(super) const BARE_FEED: Reply = Reply::refused(Refusal::LineEnd, "the line ends in a bare line feed, and not in CR LF");
 
 /// The name or address of the host that is asked for, without its port, empty where none is; or what is wrong with this request.
 ///
@@ -17,33 +29,36 @@ use super::reply::Reply;
 /// The answer to a request that nobody may send.
 pub fn host_of<'a>(head: &'a impl Head, fields: &Fields<'a>) -> Result<&'a str, Reply> {
     if has_bare_line_feed(head.raw()) {
-        return Err(Reply::bad_request("bad_line_end", "a line of the request head ends in a bare line feed"));
+        return Err(BARE_FEED.at_line(line_of_the_first_bare_feed(head.raw())));
     }
     if matches!(*head.method(), Method::TRACE | Method::CONNECT) {
         return Err(Reply::METHOD_NOT_ALLOWED);
     }
-    if !is_target(head.target(), head.method()) || has_split_path(head.path()) {
-        return Err(Reply::bad_request("bad_target", "the request target is not valid"));
+    if !is_target(head.target(), head.method()) {
+        return Err(NO_TARGET);
+    }
+    if has_split_path(head.path()) {
+        return Err(Reply::refused(Refusal::Target, "the path holds an escaped NUL, CR or LF (%00, %0D, %0A)"));
     }
     if fields.hosts > 1 {
-        return Err(Reply::bad_request("bad_host", "the request has more than one Host header"));
+        return Err(Reply::refused(Refusal::Host, "the request has more than one Host header"));
     }
     if let (Some(authority), Some(host)) = (head.authority(), fields.host)
         && !host.eq_ignore_ascii_case(authority.as_bytes())
     {
-        return Err(Reply::bad_request("host_conflict", "the Host header and the host of the request target differ"));
+        return Err(Reply::refused(Refusal::Host, "the Host header and the host in the request target differ"));
     }
     let asked = head.authority().map(str::as_bytes).or(fields.host);
     let host = match asked {
         None if !head.requires_host() => "",
-        None | Some(b"") => return Err(Reply::bad_request("missing_host", "the request has no Host header")),
-        Some(asked) => name_of(asked).ok_or(Reply::bad_request("bad_host", "the Host header is not a host"))?,
+        None | Some(b"") => return Err(Reply::refused(Refusal::MissingHost, "the request has no Host header")),
+        Some(asked) => name_of(asked).ok_or(BAD_HOST)?,
     };
     if fields.is_badly_framed {
-        return Err(Reply::bad_request("bad_framing", "the length of the request body is ambiguous"));
+        return Err(BAD_FRAMING);
     }
     if fields.has_lookalike {
-        return Err(Reply::bad_request("lookalike_header", "a header name differs from one with a meaning here by an underscore only"));
+        return Err(Reply::refused(Refusal::Lookalike, "a header name differs from one with a meaning here by an underscore only"));
     }
     Ok(host)
 }
@@ -55,6 +70,11 @@ fn has_bare_line_feed(raw: &[u8]) -> bool {
     let Some((&first, rest)) = raw.split_first() else { return false };
     let is_bare = |(&before, &byte): (&u8, &u8)| u8::from(byte == b'\n') & u8::from(before != b'\r');
     first == b'\n' || raw.iter().zip(rest).map(is_bare).fold(0, |any, bare| any | bare) != 0
+}
+
+/// The number of the first line that ends in a bare line feed, counted from 1.
+fn line_of_the_first_bare_feed(raw: &[u8]) -> u32 {
+    raw.split_inclusive(|byte| *byte == b'\n').zip(1..).find_map(|(line, number)| (!line.ends_with(b"\r\n")).then_some(number)).unwrap_or(1)
 }
 
 /// Origin form, the absolute form of a web address, or the star of OPTIONS. CONNECT never comes this far.
@@ -91,7 +111,7 @@ const IN_NAME: [bool; 256] = {
 };
 
 /// The name or address of a host that may have a port, if it is one.
-fn name_of(host: &[u8]) -> Option<&str> {
+pub(super) fn name_of(host: &[u8]) -> Option<&str> {
     let (name, port) = match host.strip_prefix(b"[") {
         Some(rest) => {
             let (address, port) = rest.split_at(rest.iter().position(|&byte| byte == b']')?);
@@ -123,6 +143,7 @@ mod tests {
         for raw in [&b"\nGET / HTTP/1.1\r\n\r\n"[..], b"GET / HTTP/1.1\nhost: h\r\n\r\n", b"GET / HTTP/1.1\r\n\n"] {
             assert!(has_bare_line_feed(raw));
         }
+        assert_eq!(line_of_the_first_bare_feed(b"GET / HTTP/1.1\r\nhost: h\n\r\n"), 2);
     }
 
     #[test]

@@ -87,6 +87,11 @@ impl Tunnel {
         self.drained.is_cancelled()
     }
 
+    /// Returns whether the backend has switched protocols, so that what the client sends is no HTTP.
+    pub fn has_switched(&self) -> bool {
+        self.is_open.load(Ordering::Relaxed)
+    }
+
     /// The backend has switched protocols: from now on both sides speak when they like.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);

@@ -24,6 +24,7 @@ use crate::drain::{Drains, Ended};
 use crate::gateway::client::lingering;
 use crate::gateway::door::Connections;
 use crate::gateway::lane::Declined;
+use crate::gateway::refusal::{Refusal, Refusals};
 use crate::recorder::{Halted, SlotTotals};
 use crate::rescue::Saving;
 use crate::status::{MaintenanceStatus, Report};
@@ -41,7 +42,15 @@ const BUCKETS_US: [u64; 20] = [
 ///
 /// # Errors
 /// Only what the encoder reports; families are valid by construction.
-pub fn render(report: &Report, connections: &Connections, certificates: &Certificates, drains: &Drains, access_log: &AccessLog, traces: &Traces) -> prometheus::Result<Vec<u8>> {
+pub fn render(
+    report: &Report,
+    connections: &Connections,
+    refusals: &Refusals,
+    certificates: &Certificates,
+    drains: &Drains,
+    access_log: &AccessLog,
+    traces: &Traces,
+) -> prometheus::Result<Vec<u8>> {
     let mut families = Families::default();
     let status = &report.status;
     for (rollout, measured) in status.rollouts.iter().zip(&report.measured) {
@@ -109,6 +118,9 @@ pub fn render(report: &Report, connections: &Connections, certificates: &Certifi
     families.add(names::CONNECTIONS, &["lingering"], Value::Gauge(lingering() as f64));
     families.add(names::CONNECTIONS_LIMIT, &[], Value::Gauge(report.common.settings.listen.max_connections as f64));
     families.add(names::CONNECTIONS_REFUSED, &[], Value::Counter(connections.refused()));
+    for why in Refusal::ALL {
+        families.add(names::REQUESTS_REFUSED, &[why.name()], Value::Counter(refusals.count(why)));
+    }
     for why in Declined::ALL {
         families.add(names::LANE_DECLINED, &[why.name()], Value::Counter(connections.declines().count(why)));
     }

@@ -140,6 +140,13 @@ pub const CONNECTIONS: Name = name(
 );
 /// Refused connections.
 pub const CONNECTIONS_REFUSED: Name = name("cutover_connections_refused_total", "counter", &[], "Client connections closed at once because max_connections were open.");
+/// Refused requests.
+pub const REQUESTS_REFUSED: Name = name(
+    "cutover_requests_refused_total",
+    "counter",
+    &["reason"],
+    "Requests that were refused because of what they are, before a backend had all of them, by the code in the error body: \"bad_request_line\", \"bad_version\", \"bad_line_end\", \"bad_header\", \"headers_too_large\", \"method_not_allowed\", \"bad_target\", \"missing_host\", \"bad_host\", \"bad_framing\", \"bad_chunk\", \"body_too_large\", \"bad_connection\", \"key_nominated\", \"lookalike_header\", \"ambiguous_user\", \"bad_stream\" (of HTTP/2). Each has a line in the access log with the reason.",
+);
 /// Engines.
 pub const LANE_DECLINED: Name = name(
     "cutover_lane_declined_total",
@@ -185,7 +192,7 @@ pub const CONNECTIONS_LIMIT: Name = name("cutover_connections_limit", "gauge", &
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 36] = [
+pub const ALL: [Name; 37] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -214,6 +221,7 @@ pub const ALL: [Name; 36] = [
     CONNECTIONS,
     CONNECTIONS_LIMIT,
     CONNECTIONS_REFUSED,
+    REQUESTS_REFUSED,
     LANE_DECLINED,
     RELOAD_SUCCESSFUL,
     RELOAD_TIMESTAMP,

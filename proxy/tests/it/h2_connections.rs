@@ -172,6 +172,8 @@ fn a_client_of_malformed_requests_is_told_goaway_and_its_good_stream_ends() {
     let answer = frames.iter().find(|frame| frame.kind == HEADERS).expect("an answer to the good one");
     assert_eq!((answer.stream, status_of(answer)), (1, 200));
     assert_eq!(backend.requests(), 1);
+    let refused = proxy.metric("cutover_requests_refused_total{reason=\"bad_stream\"}");
+    assert!(refused.is_some_and(|refused| refused >= 33.0), "{refused:?}");
 }
 
 #[test]
@@ -210,7 +212,7 @@ fn requests_that_http2_alone_can_say_are_refused_with_a_reason() {
     let before = proxy.new.requests();
     for (more, status, code) in [
         (&[(":method", "CONNECT"), (":scheme", "-"), (":path", "-")][..], 405, "method_not_allowed"),
-        (&[("host", "other.example")], 400, "host_conflict"),
+        (&[("host", "other.example")], 400, "bad_host"),
         (&[("host", "shop.example"), ("host", "shop.example")], 400, "bad_host"),
         (&[(":authority", "-")], 400, "missing_host"),
         (&[(":authority", "u@shop.example")], 400, "bad_host"),

@@ -25,6 +25,7 @@ mod outlive;
 mod process;
 mod raw;
 mod reload;
+mod requests;
 mod seeds;
 mod tidy;
 mod tls;

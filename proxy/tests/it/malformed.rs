@@ -20,7 +20,7 @@ enum Expected {
     Forwarded(String),
     /// The same, and the connection is closed after the answer.
     ForwardedOnce(String),
-    /// The backend gets these bytes and no more: a request that looks as broken as it is. The client gets this status, the connection is closed.
+    /// The backend gets these bytes and no more, or nothing: a request that looks as broken as it is. The client gets this status, the connection is closed.
     Cut(u16, String),
 }
 
@@ -138,13 +138,23 @@ fn chunks() -> Vec<Case> {
         cut("a chunk size with a space before", " 5\r\nhello\r\n0\r\n\r\n"),
         cut("a chunk size of more than 64 bits", "10000000000000005\r\nhello\r\n0\r\n\r\n"),
         cut("a chunk size of 64 bits", "ffffffffffffffff\r\nhello\r\n0\r\n\r\n"),
-        // The engine reads no size as none left and drops what follows as trailers; the backend gets an empty body, and the connection is in step.
-        becomes("a chunk without a size", &format!("{head}\r\nhello\r\n0\r\n\r\n"), &format!("{head}0\r\n\r\n")),
+        cut("a chunk without a size", "\r\nhello\r\n0\r\n\r\n"),
+        cut("an extension without a size", ";x\r\nhello\r\n0\r\n\r\n"),
+        cut("no chunk but the end of the trailers", "\r\n\r\n"),
+        cut("a second chunk without a size", "5\r\nhello\r\n\r\n0\r\n\r\n"),
+        cut("a chunk size with a tab before", "\t5\r\nhello\r\n0\r\n\r\n"),
+        cut("a chunk size with a vertical tab behind", "5\x0b\r\nhello\r\n0\r\n\r\n"),
+        cut("a chunk size with a NUL behind", "5\0\r\nhello\r\n0\r\n\r\n"),
+        cut("a chunk size of two words", "5 5\r\nhello\r\n0\r\n\r\n"),
+        cut("an extension with a NUL inside", "5;x=\0\r\nhello\r\n0\r\n\r\n"),
+        cut("a trailer with a bare line feed", "5\r\nhello\r\n0\r\nX-A: 1\n\r\n"),
+        cut("a trailer with a NUL inside", "5\r\nhello\r\n0\r\nX-A: \0\r\n\r\n"),
+        cut("a last chunk that ends in a bare line feed", "5\r\nhello\r\n0\n\r\n"),
+        becomes("a chunk size with spaces behind", &format!("{head}5  \r\nhello\r\n0\r\n\r\n"), &format!("{head}5\r\nhello\r\n0\r\n\r\n")),
         cut("a chunk size that is a word", "five\r\nhello\r\n0\r\n\r\n"),
         cut("a chunk size that ends in a bare line feed", "5\nhello\r\n0\r\n\r\n"),
         cut("a chunk size that ends in a bare carriage return", "5\rhello\r\n0\r\n\r\n"),
-        // A bare line feed ends no extension: the chunk is what comes after the next whole line end, and the rest is missing.
-        case("an extension that ends in a bare line feed", format!("{head}5;x\nhello\r\n0\r\n\r\n"), Cut(408, format!("{head}5\r\n0\r\n\r\n\r\n"))),
+        cut("an extension that ends in a bare line feed", "5;x\nhello\r\n0\r\n\r\n"),
         cut("an extension with a carriage return inside", "5;x\ry\r\nhello\r\n0\r\n\r\n"),
         cut("an extension of 64 KiB", &format!("5;{}\r\nhello\r\n0\r\n\r\n", "x".repeat(65_536))),
         cut("a chunk that is longer than its size", "5\r\nhelloworld\r\n0\r\n\r\n"),
@@ -196,9 +206,13 @@ fn lines() -> Vec<Case> {
         bad("a space after the version", "GET /g HTTP/1.1 \r\nHost: h\r\n\r\n"),
         bad("a method with a bracket", "G[T /g HTTP/1.1\r\nHost: h\r\n\r\n"),
         case("a header of 70 KiB", get(&format!("X-A: {}\r\n", "a".repeat(70 * 1024))), Refused(431)),
-        bad("a target of 70 KiB", target(&format!("/{}", "a".repeat(70 * 1024)))),
-        bad("a head of 2 MiB", get(&format!("X-A: {}\r\n", "a".repeat(2 * 1024 * 1024)))),
-        bad("300 headers", get(&"X-A: 1\r\n".repeat(300))),
+        case("a target of 70 KiB", target(&format!("/{}", "a".repeat(70 * 1024))), Refused(431)),
+        case("a head of 2 MiB", get(&format!("X-A: {}\r\n", "a".repeat(2 * 1024 * 1024))), Refused(431)),
+        case("300 headers", get(&"X-A: 1\r\n".repeat(300)), Refused(431)),
+        bad("a bare carriage return before the request line", format!("\r{}", get(""))),
+        bad("a carriage return and no line feed at the end", "GET /g HTTP/1.1\r\nHost: h\r\n\r\rX\r\n\r\n"),
+        bad("a TLS hello", "\x16\x03\x01\x02\0"),
+        bad("a request line of rubbish without an end", "\0\x01\x02"),
         case("half a head", "GET /g HTTP/1.1\r\nHost: h\r\n", Closed),
         case("half a request line", "GET /g HT", Closed),
     ]
@@ -222,7 +236,11 @@ fn targets_and_hosts() -> Vec<Case> {
         bad("a host with a port too large", host("Host: h:65536\r\n")),
         bad("a host of half an address", host("Host: [::1\r\n")),
         same("a host with an address and a port", &host("Host: [::1]:80\r\n")),
-        case("no host in HTTP/1.0", "GET /g HTTP/1.0\r\n\r\n", ForwardedOnce("GET /g HTTP/1.1\r\n\r\n".to_owned())),
+        case("no host in HTTP/1.0", "GET /g HTTP/1.0\r\n\r\n", ForwardedOnce("GET /g HTTP/1.1\r\nHost: BACKEND\r\n\r\n".to_owned())),
+        case("a health check of HTTP/1.0", "OPTIONS / HTTP/1.0\r\n\r\n", ForwardedOnce("OPTIONS / HTTP/1.1\r\nHost: BACKEND\r\n\r\n".to_owned())),
+        case("a star of HTTP/1.0", "OPTIONS * HTTP/1.0\r\n\r\n", ForwardedOnce("OPTIONS * HTTP/1.1\r\nHost: BACKEND\r\n\r\n".to_owned())),
+        case("a host in HTTP/1.0", "GET /g HTTP/1.0\r\nHost: h\r\n\r\n", ForwardedOnce("GET /g HTTP/1.1\r\nHost: h\r\n\r\n".to_owned())),
+        case("the absolute form in HTTP/1.0", "GET http://h/g HTTP/1.0\r\n\r\n", ForwardedOnce("GET http://h/g HTTP/1.1\r\nHost: h\r\n\r\n".to_owned())),
         same("the absolute form", "GET http://h/g HTTP/1.1\r\nHost: h\r\n\r\n"),
         bad("the absolute form with another host", "GET http://evil/g HTTP/1.1\r\nHost: h\r\n\r\n"),
         bad("the absolute form with a user", "GET http://u@h/g HTTP/1.1\r\nHost: h\r\n\r\n"),
@@ -241,13 +259,24 @@ fn targets_and_hosts() -> Vec<Case> {
         bad("an escaped NUL in the path", target("/a%00b")),
         bad("an escaped line feed in the path", target("/a%0ab")),
         bad("an escaped carriage return in the path", target("/a%0Db")),
-        // The engine escapes what no target may hold before anybody sees it: one form, the same that rules are matched on.
-        becomes("a space in the path", &target("/a b"), &target("/a%20b")),
-        becomes("a tab in the path", &target("/a\tb"), &target("/a%09b")),
-        becomes("an escape character in the path", &target("/a\x1bb"), &target("/a%1Bb")),
+        bad("a space in the path", target("/a b")),
+        bad("a space in the query", target("/a?b c")),
+        bad("a tab in the path", target("/a\tb")),
+        bad("a vertical tab in the path", target("/a\x0bb")),
+        bad("a vertical tab in the query", target("/a?\x0b")),
+        bad("a form feed in the path", target("/a\x0cb")),
+        bad("an escape character in the path", target("/a\x1bb")),
+        bad("a delete in the path", target("/a\x7fb")),
+        bad("a line feed in the path", target("/a\nb")),
         bad("a version in the path", target("/a HTTP/1.1")),
-        bad("angle brackets in the path", target("/<a>")),
-        becomes("a NUL in the query", &target("/a?b\0"), &target("/a?b%00")),
+        bad("a NUL in the query", target("/a?b\0")),
+        // Browsers and scripts send these, and nginx and HAProxy forward them. What the engine's type for targets cannot hold is escaped.
+        same("printable characters in the path", &target("/\"{|}^[]\\")),
+        same("printable characters in the query", &target("/a?`{|}^[]\\")),
+        becomes("characters in the path that the engine cannot hold", &target("/<a>`"), &target("/%3Ca%3E%60")),
+        becomes("characters in the query that the engine cannot hold", &target("/a?<\">"), &target("/a?%3C%22%3E")),
+        same("a path in UTF-8", &target("/\u{e9}")),
+        same("a query in UTF-8", &target("/a?\u{20ac}")),
         becomes("a fragment", &target("/a#b"), &target("/a")),
         becomes("a fragment in the query", &target("/a?b#c"), &target("/a?b")),
         same("a target in UTF-8 as escapes", &target("/%C3%A9?%zz")),
@@ -332,6 +361,7 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, number: usize) -> Vec<
     let mut client = RawClient::connect(proxy.http);
     client.send(&case.request);
     let is_head = case.request.starts_with(b"HEAD");
+    let backends = backend.address.to_string();
     let answer = client.answer(is_head);
     let mut wrong = Vec::new();
     let (form, status, closes) = match &case.expected {
@@ -353,6 +383,7 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, number: usize) -> Vec<
     if closes && wrong.is_empty() && !client.is_closed() {
         wrong.push("the connection stays open".to_owned());
     }
+    let form: String = form.replace("BACKEND", &backends).bytes().map(|byte| if byte.is_ascii() { char::from(byte) } else { '\u{fffd}' }).collect();
     let follow = format!("/after/{number}");
     wrong.extend(ask_as_another(proxy, &follow).err());
     // Both requests may have gone over one connection or over two; no other byte may have come.
@@ -361,12 +392,14 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, number: usize) -> Vec<
     let deadline = Instant::now() + std::time::Duration::from_secs(1);
     loop {
         let seen = seen();
-        let is_as_expected = seen.concat() == format!("{form}{other}") || seen.iter().rev().map(String::as_str).collect::<String>() == format!("{form}{other}");
+        let is_as_expected = matches!(case.expected, Cut(..)) && seen.concat() == other
+            || seen.concat() == format!("{form}{other}")
+            || seen.iter().rev().map(String::as_str).collect::<String>() == format!("{form}{other}");
         if is_as_expected {
             break;
         }
         if Instant::now() > deadline || !wrong.is_empty() {
-            wrong.push(format!("the backend got\n    {seen:?}, expected\n    {:?}", [form, &other]));
+            wrong.push(format!("the backend got\n    {seen:?}, expected\n    {:?}", [&form, &other]));
             break;
         }
         std::thread::sleep(std::time::Duration::from_millis(3));
@@ -424,10 +457,12 @@ fn what_follows_a_request_never_reaches_a_backend_as_a_part_of_it() {
         client.send(request.as_bytes());
         let answer = client.answer(request.starts_with("HEAD"));
         assert!(answer.as_ref().is_none_or(|answer| answer.ending == Ending::Whole), "{name}: {answer:?}");
-        // The lane takes one request after the other; what is none gets an answer of ours. The other engine answers one and closes.
-        let lane_goes_on = crate::harness::engine() == "auto" && !request.contains("chunked") && !request.contains("Upgrade");
+        // One request is answered after the other, and what is none gets an answer of ours, unless the answer before has said that the connection closes.
+        let goes_on = !(request.contains("chunked") && request.contains("Content-Length"));
+        let says_close = answer.as_ref().is_some_and(|answer| answer.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")));
+        assert_eq!(says_close, !goes_on, "{name}: {answer:?}");
         let next = client.answer(false);
-        if lane_goes_on {
+        if goes_on {
             let status = if request.contains("Smuggled") { 200 } else { 400 };
             assert_eq!(next.map(|answer| (answer.status, answer.ending)), Some((status, Ending::Whole)), "{name}");
         } else {
@@ -436,7 +471,7 @@ fn what_follows_a_request_never_reaches_a_backend_as_a_part_of_it() {
         let follow = format!("/after/{number}");
         assert_eq!(ask_as_another(&proxy, &follow), Ok(()), "{name}");
         let seen: String = backend.since(&mark).iter().map(|bytes| without_ours(bytes)).collect();
-        let seen = if lane_goes_on { seen.replacen(&second, "", 1) } else { seen };
+        let seen = if goes_on { seen.replacen(&second, "", 1) } else { seen };
         assert!(!seen.contains("Smuggled") && !seen.contains("world"), "{name}: {seen}");
         let other = format!("GET {follow} HTTP/1.1\r\nHost: other\r\n\r\n");
         let first = seen.replace(&other, "");

@@ -69,6 +69,7 @@ fn pingora_is_named_only_where_it_is_allowed() {
         "gateway/spelling.rs",
         "gateway/stoker.rs",
         "gateway/tunnel.rs",
+        "gateway/turn.rs",
         "upstream.rs",
         "health.rs",
         "assemble.rs",

@@ -6,6 +6,8 @@ use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::gateway::gate::{Blame, Failure};
+use crate::gateway::reply::Reply;
+use crate::gateway::turn::is_malformed_chunk;
 use crate::shortage;
 
 /// Pingora's error as our failure. The one place where its sources and types are read.
@@ -48,6 +50,15 @@ pub(super) fn is_graceful(error: &Error) -> bool {
 /// Whether no stream could be opened on a connection of HTTP/2 that had been made.
 pub(super) fn was_kept(error: &Error) -> bool {
     h2_error(error).is_some_and(|error| error.is_go_away() || error.is_io())
+}
+
+/// The answer to a request whose body is at fault, if an error says so.
+pub(super) fn refusal_of(error: &Error) -> Option<Reply> {
+    match error.etype() {
+        ErrorType::HTTPStatus(413) => Some(Reply::TOO_LARGE),
+        _ if is_malformed_chunk(error) => Some(Reply::BAD_CHUNK),
+        _ => None,
+    }
 }
 
 /// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body is still in the buffer.

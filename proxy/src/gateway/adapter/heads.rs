@@ -6,6 +6,7 @@ use pingora::prelude::*;
 use pingora::proxy::Session;
 
 use crate::gateway::head::{Edits, Head, Value, names_with};
+use crate::upstream::Chosen;
 
 pub(super) struct RequestHead<'a> {
     pub(super) head: &'a RequestHeader,
@@ -76,6 +77,16 @@ impl Head for RequestHead<'_> {
 
     fn fields<'b>(&'b self, found: &mut impl FnMut(&'b [u8], &'b [u8])) {
         self.head.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
+    }
+}
+
+/// Gives a request without a host that of the server: HTTP/1.0 needs none, and what we speak to backends does. Where the target names a host, the engine takes that one.
+pub(super) fn give_host(request: &mut RequestHeader, chosen: Option<&Chosen>) -> Result<()> {
+    match chosen {
+        Some(chosen) if !request.headers.contains_key(http::header::HOST) && matches!(request.raw_path(), [b'/', ..] | b"*") && request.uri.authority().is_none() => {
+            request.insert_header(http::header::HOST, chosen.server().host())
+        }
+        Some(_) | None => Ok(()),
     }
 }
 

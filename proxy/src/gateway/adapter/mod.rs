@@ -40,8 +40,8 @@ use crate::clock;
 use crate::pool::has_unread;
 use crate::upstream::{self, Connect};
 use context::Context;
-use failure::{can_repeat, is_unanswered};
-use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops};
+use failure::{can_repeat, is_unanswered, refusal_of};
+use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops, give_host};
 pub(super) use replies::refusal;
 
 /// Attempts for one request: pingora counts them all, and on each side a kept connection that was of no use, and those that a backend did not process.
@@ -181,6 +181,7 @@ impl ProxyHttp for Adapter {
     async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Box<Context>) -> Result<()> {
         context.something_sent = true;
         let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
+        give_host(upstream, context.chosen.as_ref())?;
         let head = RequestHead::of(session);
         if context.is_call {
             let limit = tunnel::patience_of_call(&session.req_header().headers).unwrap_or(exchange.backend().settings().stream_idle_timeout);
@@ -326,20 +327,14 @@ impl ProxyHttp for Adapter {
         } else if !context.is_late && *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
             failure.blame = Blame::Client;
         }
-        let reply = match (&mut context.exchange, error.etype()) {
-            (Some(exchange), ErrorType::HTTPStatus(413)) => {
-                self.gate.failed(exchange, failure);
-                Reply::TOO_LARGE
-            }
-            (Some(exchange), _) if context.is_not_processed => {
-                self.gate.failed(exchange, failure);
-                Reply::NOT_PROCESSED
-            }
-            (Some(exchange), _) => self.gate.failed(exchange, failure),
-            (None, _) => Reply::INTERNAL,
+        let reply = match &mut context.exchange {
+            Some(exchange) if context.is_not_processed => self.gate.failed(exchange, failure, Some(Reply::NOT_PROCESSED)),
+            Some(exchange) => self.gate.failed(exchange, failure, refusal_of(error)),
+            None => Reply::INTERNAL,
         };
-        let client_is_gone =
-            failure.blame == Blame::Client && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
+        let client_is_gone = failure.blame == Blame::Client
+            && reply.refusal.is_none()
+            && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
         let may_answer = is_unanswered(session) && !session.was_upgraded() && !client_is_gone;
         let mut error_code = 0;
         if may_answer {

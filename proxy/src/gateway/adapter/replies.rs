@@ -12,6 +12,7 @@ use crate::clock;
 use crate::gateway::gate::{Exchange, Gate, Step};
 use crate::gateway::head::Conn;
 use crate::gateway::reply::{Reply, wants_html};
+use crate::gateway::strict;
 
 impl Adapter {
     /// Writes an answer of ours to the client.
@@ -42,7 +43,7 @@ pub(in crate::gateway) fn refusal(gate: &Gate, head: &RequestHeader, conn: &Conn
     let (exchange, step) = gate.request(&head, conn, clock::mono());
     let reply = match step {
         Step::Reply(reply) | Step::Hold(reply) => reply,
-        Step::Forward => Reply::bad_request("bad_target", "the request target is not valid"),
+        Step::Forward => strict::NO_TARGET,
     };
     (exchange, reply, wants_html(&head))
 }

@@ -33,9 +33,11 @@ use tokio::time::{Sleep, sleep, timeout};
 
 use super::adapter::{self, Adapter};
 use super::door::{Ending, attended};
-use super::gate::{End, Gate};
+use super::gate::{End, Gate, Sketch};
 use super::head::Conn;
 use super::patience::Patience;
+use super::refusal::Refusal;
+use super::reply::Reply;
 use super::watchdog::Watchdog;
 use crate::clock;
 use crate::drain::Drains;
@@ -53,6 +55,8 @@ pub const SEND_BUFFER: usize = 64 << 10;
 pub const MAX_STREAMS: u32 = 100;
 /// Streams of one connection that may be refused because they cannot be read. More are no mistake.
 const MAX_REFUSED: usize = 32;
+const MALFORMED: Reply = Reply::refused(Refusal::Stream, "the request is malformed (RFC 9113, section 8.1.1)");
+const TOO_MANY_STREAMS: Reply = Reply::refused(Refusal::Stream, "the connection has as many streams as it may have at once");
 /// How long a client may take to hear that its connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -223,11 +227,22 @@ impl Live {
         self.streams.spawn(CONN.scope(conn, serving));
     }
 
-    /// How many streams have been refused by the library since the last call.
+    /// Tells the gate of the streams that the library has refused since the last call, and returns
+    /// how many they were. Nothing of their requests is known but that they came.
     fn newly_refused(&mut self) -> usize {
-        let Self { resets, taken, .. } = self;
-        let is_refusal = |&(stream, code): &(u32, u32)| matches!(Reason::from(code), Reason::PROTOCOL_ERROR | Reason::REFUSED_STREAM) && !taken.contains(&stream);
-        std::iter::from_fn(|| resets.try_recv().ok()).filter(is_refusal).count()
+        let mut refused = 0;
+        while let Ok((stream, code)) = self.resets.try_recv() {
+            let reply = match Reason::from(code) {
+                _ if self.taken.contains(&stream) => continue,
+                Reason::PROTOCOL_ERROR => MALFORMED,
+                Reason::REFUSED_STREAM => TOO_MANY_STREAMS,
+                _ => continue,
+            };
+            let now = clock::mono();
+            self.common.gate.refused(Sketch::default(), &self.conn, &reply, End::default(), now, now);
+            refused += 1;
+        }
+        refused
     }
 
     /// Tells the client that the connection ends. Its streams go on, and those that it has begun

@@ -5,7 +5,7 @@
 
 /// How a body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Body {
+pub(in crate::gateway) enum Body {
     /// By its length; zero is none.
     Length(u64),
     /// In chunks.
@@ -16,7 +16,7 @@ pub(super) enum Body {
 
 /// What is left of a body.
 #[derive(Debug)]
-pub(super) enum Left {
+pub(in crate::gateway) enum Left {
     /// So many bytes.
     Length(u64),
     /// As the chunks say.
@@ -27,20 +27,20 @@ pub(super) enum Left {
 
 /// What of some bytes belongs to a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Fed {
+pub(in crate::gateway) struct Fed {
     /// So many are read, from the first on.
-    pub(super) used: usize,
+    pub(in crate::gateway) used: usize,
     /// So many are left of these, and go on. They stand at the front.
-    pub(super) kept: usize,
+    pub(in crate::gateway) kept: usize,
     /// So many of these are the message's own, without its framing.
-    pub(super) payload: u64,
+    pub(in crate::gateway) payload: u64,
     /// Whether the body is over; [`Left::end`] goes on after what is kept.
-    pub(super) is_over: bool,
+    pub(in crate::gateway) is_over: bool,
 }
 
 impl Left {
     /// All of a body.
-    pub(super) fn new(body: Body) -> Self {
+    pub(in crate::gateway) fn new(body: Body) -> Self {
         match body {
             Body::Length(bytes) => Self::Length(bytes),
             Body::Chunked => Self::Chunked(Chunks::default()),
@@ -49,12 +49,12 @@ impl Left {
     }
 
     /// Whether nothing is left of it before anything was read.
-    pub(super) fn is_nothing(&self) -> bool {
+    pub(in crate::gateway) fn is_nothing(&self) -> bool {
         matches!(self, Self::Length(0))
     }
 
     /// Reads the next bytes, and moves together what goes on. `None` when they are no body of this kind.
-    pub(super) fn feed(&mut self, bytes: &mut [u8]) -> Option<Fed> {
+    pub(in crate::gateway) fn feed(&mut self, bytes: &mut [u8]) -> Option<Fed> {
         match self {
             Self::Length(left) => {
                 let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
@@ -67,7 +67,7 @@ impl Left {
     }
 
     /// What goes on after the last bytes that are kept.
-    pub(super) fn end(&self) -> &'static [u8] {
+    pub(in crate::gateway) fn end(&self) -> &'static [u8] {
         match self {
             Self::Chunked(_) => b"\r\n",
             Self::Length(_) | Self::Close => b"",
@@ -81,6 +81,8 @@ enum Place {
     #[default]
     Size,
     Digits,
+    /// Behind the digits: an extension may follow.
+    Space,
     Extension,
     SizeEnd,
     Payload,
@@ -96,7 +98,7 @@ enum Place {
 
 /// Finds the end of a chunked body (RFC 9112, 7.1).
 #[derive(Debug, Default)]
-pub(super) struct Chunks {
+pub(in crate::gateway) struct Chunks {
     place: Place,
     left: u64,
     digits: u8,
@@ -132,7 +134,7 @@ impl Chunks {
             match (before, self.place) {
                 (_, Place::End) => return Some(Fed { used: at, kept, payload, is_over: true }),
                 // The line of the last chunk is the last that stays.
-                (_, Place::Extension | Place::InTrailer | Place::TrailerEnd | Place::LastEnd) | (Place::TrailerEnd, _) => {}
+                (_, Place::Space | Place::Extension | Place::InTrailer | Place::TrailerEnd | Place::LastEnd) | (Place::TrailerEnd, _) => {}
                 _ => {
                     bytes[kept] = byte;
                     kept += 1;
@@ -152,9 +154,16 @@ impl Chunks {
                 self.left = self.left << 4 | u64::from(char::from(byte).to_digit(16)?);
                 Place::Digits
             }
-            (Place::Digits | Place::Extension, b'\r') => Place::SizeEnd,
-            (Place::Digits, b';' | b' ' | b'\t') => Place::Extension,
-            (Place::Extension, b'\n') => return None,
+            (Place::Digits | Place::Space | Place::Extension, b'\r') => Place::SizeEnd,
+            (Place::Digits | Place::Space, b';') => Place::Extension,
+            (Place::Extension, byte) if byte.is_ascii_control() && byte != b'\t' => return None,
+            (Place::Digits | Place::Space, b' ' | b'\t') => {
+                self.line += 1;
+                if self.line > MAX_LINE {
+                    return None;
+                }
+                Place::Space
+            }
             (Place::Extension, _) => {
                 self.line += 1;
                 if self.line > MAX_LINE {
@@ -172,7 +181,7 @@ impl Chunks {
             (Place::LastEnd, b'\n') => Place::End,
             (Place::InTrailer, b'\r') => Place::TrailerEnd,
             (Place::TrailerEnd, b'\n') => Place::Trailer,
-            (Place::Trailer | Place::InTrailer, byte) if byte != b'\n' => {
+            (Place::Trailer | Place::InTrailer, byte) if !byte.is_ascii_control() || byte == b'\t' => {
                 self.line += 1;
                 if self.line > MAX_LINE {
                     return None;
@@ -240,6 +249,11 @@ mod tests {
             b"0\r\na: 1\n\r\n",
             b"0\r\na: 1\r\r\n",
             b" 5\r\nhello\r\n",
+            b";x\r\n",
+            b"5 5\r\nhello\r\n",
+            b"5;a=\0\r\nhello\r\n",
+            b"5\x0b\r\nhello\r\n",
+            b"0\r\na: \x0b\r\n\r\n",
         ] {
             assert_eq!(Left::new(Body::Chunked).feed(&mut bad.to_vec()), None, "{:?}", String::from_utf8_lossy(bad));
         }

@@ -16,13 +16,13 @@
 //! Beside what it gives up, it costs about half of the proxy engine's CPU for a request: `docs/PERFORMANCE.md`.
 
 pub(super) mod date;
-mod framing;
+pub(super) mod framing;
 pub mod inspect;
 mod lines;
-mod relay;
+pub(super) mod relay;
 mod request;
 mod response;
-mod transaction;
+pub(super) mod transaction;
 mod warm;
 
 use std::future::poll_fn;
@@ -50,7 +50,7 @@ pub use warm::warm;
 /// Bytes of the largest head that the lane takes.
 pub const LARGEST_HEAD: usize = Size::LargeHead.bytes();
 /// How long a client may go on sending after its last answer, when it did not say that it would close.
-const FAREWELL: Duration = Duration::from_secs(1);
+pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the lane can serve a client on.
 pub trait LaneStream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -163,9 +163,8 @@ impl Lane {
     }
 
     /// Serves a client as far as its requests are plain. What the watchdog has been told last holds for the first byte of the first request, and if `is_first` for its whole head.
-    pub async fn serve<S: LaneStream>(&self, client: &mut S, watched: &Watched, mut is_first: bool) -> Exit {
-        // What the client has said before its turn.
-        let mut ahead: Option<Buffer> = None;
+    /// `ahead` is what the client has said before its turn.
+    pub async fn serve<S: LaneStream>(&self, client: &mut S, watched: &Watched, mut is_first: bool, mut ahead: Option<Buffer>) -> Exit {
         loop {
             let mut came = match ahead.take() {
                 Some(buffer) => buffer,
@@ -258,7 +257,7 @@ pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Watched) -> 
 }
 
 /// Waits for more bytes of a head. Says whether some came.
-async fn fills<S: AsyncRead + Unpin>(client: &mut S, buffer: &mut Buffer, watched: &Watched) -> bool {
+pub async fn fills<S: AsyncRead + Unpin>(client: &mut S, buffer: &mut Buffer, watched: &Watched) -> bool {
     poll_fn(|cx| match buffer.poll_fill(client, usize::MAX, cx) {
         Poll::Ready(read) => Poll::Ready(read.is_ok_and(|read| read > 0)),
         Poll::Pending if watched.alarm().is_some() => Poll::Ready(false),
@@ -278,7 +277,7 @@ async fn end<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
 }
 
 /// Ends our side, and reads what the client still sends for a while: a connection that is closed with bytes unread is reset, and the client may lose its answer.
-async fn linger<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
+pub async fn linger<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
     end(client, watched, most).await;
     let _ = poll_fn(|cx| {
         loop {

@@ -19,7 +19,7 @@ use crate::gateway::watchdog::{Alarm, Watched};
 
 /// Why a transaction does not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Broken {
+pub(in crate::gateway) enum Broken {
     /// The client went away.
     ClientGone,
     /// The client was too slow.
@@ -56,7 +56,7 @@ pub(super) fn pending<T>(watched: &Watched, late: Broken) -> Poll<Result<T, Brok
 }
 
 /// Writes all of these bytes.
-pub(super) async fn write_all<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8], watched: &Watched, gone: Broken, late: Broken) -> Result<(), Broken> {
+pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8], watched: &Watched, gone: Broken, late: Broken) -> Result<(), Broken> {
     std::future::poll_fn(|cx| {
         while !bytes.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, bytes) {

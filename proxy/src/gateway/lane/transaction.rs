@@ -75,10 +75,8 @@ impl<'a> Transaction<'a> {
         let body = ((came.len() - request.head) as u64).min(asked.body);
         let used = request.head + body as usize;
         if came.len() > used {
-            let mut rest = Buffer::new(if came.len() - used > Size::Head.bytes() { Size::LargeHead } else { Size::Head });
-            let fits = rest.extend(&came.filled()[used..]);
-            debug_assert!(fits, "it came in a buffer of that size");
-            *ahead = Some(rest);
+            *ahead = Buffer::of(&came.filled()[used..]);
+            debug_assert!(ahead.is_some(), "it came in a buffer");
             came.truncate(used);
         }
         Self {
@@ -480,7 +478,7 @@ impl<'a> Transaction<'a> {
             self.watched.conn().heard();
             self.lane.drains.count(Ended::Stream);
         }
-        let reply = self.lane.gate.failed(&mut self.exchange, failure);
+        let reply = self.lane.gate.failed(&mut self.exchange, failure, None);
         let is_gone = failure.blame == Blame::Client && failure.kind == FailureKind::Reset;
         if self.answer_begun || is_gone || is_sent_away {
             return After::Cut;
@@ -505,7 +503,7 @@ impl<'a> Transaction<'a> {
     }
 }
 
-fn write_reply(reply: &Reply, content_type: &str, body: &[u8], keeps: bool, head_only: bool, out: &mut Vec<u8>) {
+pub(in crate::gateway) fn write_reply(reply: &Reply, content_type: &str, body: &[u8], keeps: bool, head_only: bool, out: &mut Vec<u8>) {
     let mut number = itoa::Buffer::new();
     let mut add = |part: &[u8]| out.extend_from_slice(part);
     add(b"HTTP/1.1 ");

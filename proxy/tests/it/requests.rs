@@ -1,0 +1,209 @@
+//! What valid requests get, whatever their form, and what is told of requests that are refused.
+
+use std::fs;
+
+use serde_json::Value;
+
+use crate::harness::{Proxy, rollout, until};
+use crate::raw::{Answer, AtAccept, Ending, RawBackend, RawClient, without_ours};
+
+/// A proxy in front of one raw backend, with an access log in a file.
+fn proxy(backend: &RawBackend, log: &str) -> Proxy {
+    let tables = format!(
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\nmax_body = \"1KiB\"\n[log]\nfile = \"access.log\"\n{log}[backend.legacy]\nservers = [\"{0}\"]\n[backend.new]\nservers = [\"{0}\"]\n",
+        backend.address
+    );
+    Proxy::start_with(&tables, &rollout("checkout", "100", "match = { path = \"/checkout\" }\n[rollout.guard]\nmode = \"off\""))
+}
+
+fn lines(proxy: &Proxy) -> Vec<Value> {
+    let text = fs::read_to_string(proxy.directory.path().join("access.log")).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+}
+
+fn refused(proxy: &Proxy, reason: &str) -> f64 {
+    proxy.metric(&format!("cutover_requests_refused_total{{reason=\"{reason}\"}}")).unwrap()
+}
+
+fn ask(proxy: &Proxy, request: &[u8]) -> Answer {
+    let mut client = RawClient::connect(proxy.http);
+    client.send(request);
+    client.answer(request.starts_with(b"HEAD")).unwrap_or_else(|| panic!("no answer to {:?}", String::from_utf8_lossy(request)))
+}
+
+/// Requests that are refused, with status, reason, a part of the sentence, and the method and path of the line.
+const REFUSED: [(&str, u16, &str, &str, &str, &str); 16] = [
+    ("GET /a b HTTP/1.1\r\nHost: h\r\n\r\n", 400, "bad_target", "%20", "GET", "/a"),
+    ("GET /a\x0bb?secret=1 HTTP/1.1\r\nHost: h\r\n\r\n", 400, "bad_target", "control character", "GET", "/a\u{b}b"),
+    ("GET /a%00b HTTP/1.1\r\nHost: h\r\n\r\n", 400, "bad_target", "escaped NUL", "GET", "/a%00b"),
+    ("\x16\x03\x01", 400, "bad_request_line", "METHOD TARGET HTTP/1.1", "-", "-"),
+    ("GET /v HTTP/3.0\r\nHost: h\r\n\r\n", 400, "bad_version", "HTTP/1.1", "GET", "/v"),
+    ("GET /l HTTP/1.1\nHost: h\n\n", 400, "bad_line_end", "line 1 ", "GET", "/l"),
+    ("GET /h HTTP/1.1\r\nHost: h\r\nX-A : 1\r\n\r\n", 400, "bad_header", "line 3 of the request head: there is a space before the colon", "GET", "/h"),
+    ("GET /n HTTP/1.1\r\n\r\n", 400, "missing_host", "no Host", "GET", "/n"),
+    ("GET /u HTTP/1.1\r\nHost: u@h\r\n\r\n", 400, "bad_host", "name of a user", "GET", "/u"),
+    ("POST /f HTTP/1.1\r\nHost: h\r\nContent-Length: 1, 1\r\n\r\na", 400, "bad_framing", "one `Content-Length`", "POST", "/f"),
+    ("POST /c HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n\r\n", 400, "bad_chunk", "hexadecimal", "POST", "/c"),
+    ("POST /b HTTP/1.1\r\nHost: h\r\nContent-Length: 1025\r\n\r\n", 413, "body_too_large", "larger", "POST", "/b"),
+    ("GET /x HTTP/1.1\r\nHost: h\r\nConnection: x-forwarded-for\r\n\r\n", 400, "bad_connection", "`Connection` may not name `x-forwarded-for`", "GET", "/x"),
+    ("GET /k HTTP/1.1\r\nHost: h\r\nConnection: x-user-id\r\n\r\n", 400, "key_nominated", "`Connection` may not name", "GET", "/k"),
+    ("CONNECT h:443 HTTP/1.1\r\nHost: h:443\r\n\r\n", 405, "method_not_allowed", "CONNECT", "CONNECT", "h:443"),
+    ("GET /checkout HTTP/1.1\r\nHost: h\r\nX-User-Id: a\r\nX-User-Id: b\r\n\r\n", 400, "ambiguous_user", "more than once", "GET", "/checkout"),
+];
+
+#[test]
+fn a_refused_request_has_a_reason_a_line_and_a_count() {
+    let backend = RawBackend::start();
+    let proxy = proxy(&backend, "access = \"errors\"\n");
+    for (request, status, reason, says, method, path) in REFUSED {
+        let (before, mark) = (lines(&proxy).len(), refused(&proxy, reason));
+        let answer = ask(&proxy, request.as_bytes());
+        assert_eq!((answer.status, answer.ending), (status, Ending::Whole), "{request:?}: {answer:?}");
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_else(|error| panic!("{request:?}: {error}: {answer:?}"));
+        assert_eq!((&body["error"]["code"], &body["error"]["status"]), (&reason.into(), &status.into()), "{request:?}");
+        let sentence = body["error"]["message"].as_str().unwrap().to_owned();
+        assert!(sentence.contains(says), "{request:?}: {sentence}");
+        assert_eq!(answer.header("connection"), Some("close"), "{request:?}");
+        let line = until("the line", || lines(&proxy).get(before).cloned());
+        assert_eq!((&line["cutover.refused"], &line["error.message"]), (&reason.into(), &sentence.into()), "{line}");
+        assert_eq!((&line["http.response.status_code"], &line["http.request.method"]), (&status.into(), &method.into()), "{line}");
+        assert!(line["url.path"] == path || reason == "method_not_allowed", "{line}");
+        assert_eq!(line["client.address"], "127.0.0.1", "{line}");
+        until("the count", || (refused(&proxy, reason) == mark + 1.0).then_some(()));
+    }
+    assert!(!fs::read_to_string(proxy.directory.path().join("access.log")).unwrap().contains("secret"));
+    assert_eq!(proxy.rollout()["new"]["failed"], 0, "a client's mistake is no failure of a backend");
+    assert!(backend.since(&[]).is_empty(), "no backend saw any of them");
+}
+
+#[test]
+fn a_browser_that_is_refused_gets_a_page_and_head_no_body() {
+    let backend = RawBackend::start();
+    let proxy = proxy(&backend, "");
+    let page = ask(&proxy, b"GET /a b HTTP/1.1\r\nHost: h\r\nAccept: text/html\r\n\r\n");
+    assert!(page.header("content-type").is_some_and(|kind| kind.starts_with("text/html")) && page.text().contains("<h1>400 Bad Request</h1>"), "{page:?}");
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"HEAD /a b HTTP/1.1\r\nHost: h\r\n\r\n");
+    assert_eq!(client.answer(true).map(|answer| answer.status), Some(400));
+    assert!(client.is_closed(), "an answer to HEAD has no body");
+}
+
+#[test]
+fn a_bad_chunk_behind_good_ones_cuts_the_request_at_the_backend() {
+    let backend = RawBackend::start();
+    let proxy = proxy(&backend, "");
+    let head = "POST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
+    for (number, bad) in
+        ["\r\n", "\n", "0x5\r\n", "5;a\nhello\r\n", "-1\r\n", " 5\r\n", "fffffffffffffffff\r\n", "5\r\nhello!\r\n", &format!("5;{}\r\n", "x".repeat(17 << 10))].iter().enumerate()
+    {
+        let mark = backend.mark();
+        let mut client = RawClient::connect(proxy.http);
+        client.send(format!("{head}5\r\nhello\r\n").as_bytes());
+        // The backend has the good chunk before the bad one comes.
+        let seen = || backend.since(&mark).iter().map(|bytes| without_ours(bytes)).collect::<String>();
+        until("the good chunk at the backend", || seen().ends_with("5\r\nhello\r\n").then_some(()));
+        let ended = backend.ended();
+        client.send(format!("{bad}0\r\n\r\n").as_bytes());
+        let answer = client.answer(false).unwrap();
+        let body: Value = serde_json::from_slice(&answer.body).unwrap_or_default();
+        assert_eq!((answer.status, &body["error"]["code"]), (400, &"bad_chunk".into()), "{bad:?}: {answer:?}");
+        assert!(client.is_closed(), "{bad:?}");
+        until("the end of the backend's connection", || (backend.ended() > ended).then_some(()));
+        assert!(!seen().contains("0\r\n\r\n"), "{bad:?}: no backend sees a whole body: {}", seen());
+        until("the count", || (refused(&proxy, "bad_chunk") == (number + 1) as f64).then_some(()));
+    }
+    assert_eq!((&proxy.status()["rollouts"][0]["legacy"]["failed"], &proxy.rollout()["new"]["failed"]), (&0.into(), &0.into()));
+}
+
+/// The targets of the requests that a backend got, in order of arrival.
+fn targets(backend: &RawBackend, mark: &[usize]) -> Vec<String> {
+    let all = backend.since(mark).concat();
+    let text = String::from_utf8_lossy(&all).into_owned();
+    text.lines().filter(|line| line.ends_with(" HTTP/1.1")).map(|line| line.split(' ').nth(1).unwrap().to_owned()).collect()
+}
+
+#[test]
+fn requests_sent_at_once_are_answered_in_turn_whatever_their_form() {
+    let backend = RawBackend::start();
+    let proxy = proxy(&backend, "");
+    let get = |path: &str| (format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n"), format!("GET {path} rollout=none body=0"));
+    let odd = |path: &str| (format!("GET {path} HTTP/1.1\r\nHost: h\r\nTE: trailers\r\n\r\n"), format!("GET {path} rollout=none body=0"));
+    let post = |path: &str| (format!("POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\nhello"), format!("POST {path} rollout=none body=5"));
+    let chunked = |path: &str| {
+        let body = format!("3;x=y\r\nhel\r\n3e8\r\n{}\r\n0\r\nX-Trailer: 1\r\n\r\n", "o".repeat(1000));
+        (format!("PUT {path} HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n{body}"), format!("PUT {path} rollout=none body=1003"))
+    };
+    let upgrade = |path: &str| (format!("GET {path} HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"), format!("GET {path} rollout=none body=0"));
+    type Form<'a> = &'a dyn Fn(&str) -> (String, String);
+    let forms: [Form<'_>; 5] = [&get, &odd, &post, &chunked, &upgrade];
+    let mut all = Vec::new();
+    for first in forms {
+        for second in forms {
+            all.push([first("/1"), second("/2"), get("/3"), odd("/4")].to_vec());
+        }
+    }
+    for (number, requests) in all.into_iter().enumerate() {
+        let bytes: String = requests.iter().map(|(request, _)| request.as_str()).collect();
+        for step in [bytes.len(), 7, 1 + bytes.len() / 3] {
+            let mut client = RawClient::connect(proxy.http);
+            let mark = backend.mark();
+            for part in bytes.as_bytes().chunks(step) {
+                client.send(part);
+            }
+            for (request, expected) in &requests {
+                let answer = client.answer(false).unwrap_or_else(|| panic!("round {number}: no answer to {request:?} of {bytes:?} in steps of {step}"));
+                assert_eq!((answer.status, answer.text().as_str(), answer.header("connection") == Some("close")), (200, expected.as_str(), false), "round {number}: {request:?}");
+            }
+            // The last one on this connection shows that it was kept.
+            client.send(b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
+            assert_eq!(client.answer(false).map(|answer| answer.text()), Some("GET /last rollout=none body=0".to_owned()), "round {number}");
+            assert_eq!(targets(&backend, &mark).len(), 5, "round {number}: each request once");
+        }
+    }
+}
+
+#[test]
+fn what_follows_a_request_that_ends_the_connection_is_told_close_before() {
+    let backend = RawBackend::start();
+    let proxy = proxy(&backend, "");
+    for first in [
+        "GET /1 HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n",
+        "GET /1 HTTP/1.0\r\nHost: h\r\n\r\n",
+        "POST /1 HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /1 HTTP/1.1\r\n\r\n",
+        "GET /1 2 HTTP/1.1\r\nHost: h\r\n\r\n",
+    ] {
+        let mut client = RawClient::connect(proxy.http);
+        client.send(format!("{first}GET /2 HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes());
+        let answer = client.answer(false).unwrap();
+        assert!(client.is_closed(), "{first:?}");
+        assert!(answer.header("connection").is_some_and(|value| value.eq_ignore_ascii_case("close")), "{first:?}: {answer:?}");
+    }
+}
+
+#[test]
+fn a_request_of_http_1_0_without_host_reaches_a_backend_with_one() {
+    let backend = RawBackend::start();
+    let proxy = proxy(&backend, "");
+    for (method, path) in [("OPTIONS", "/"), ("GET", "/health"), ("HEAD", "/health"), ("GET", "/checkout")] {
+        let mark = backend.mark();
+        let answer = ask(&proxy, format!("{method} {path} HTTP/1.0\r\nX-User-Id: u\r\n\r\n").as_bytes());
+        assert_eq!(answer.status, 200, "{method} {path}");
+        let seen = String::from_utf8_lossy(&backend.since(&mark).concat()).to_lowercase();
+        assert_eq!(seen.matches("\r\nhost: ").count(), 1, "{seen}");
+        assert!(seen.contains(&format!("\r\nhost: {}\r\n", backend.address)) && !seen.contains("x-forwarded-host"), "{seen}");
+    }
+}
+
+#[test]
+fn a_client_that_goes_away_with_requests_unanswered_is_noticed() {
+    let backend = RawBackend::start();
+    let proxy = proxy(&backend, "");
+    backend.behave(AtAccept::Read, |talk, _| talk.outlast());
+    let mut client = RawClient::connect(proxy.http);
+    client.send(b"GET /evil HTTP/1.1\r\nHost: h\r\nTE: trailers\r\n\r\nGET /2 HTTP/1.1\r\nHost: h\r\n\r\n");
+    until("the request at the backend", || (!backend.take_evil().is_empty()).then_some(()));
+    drop(client);
+    let line = until("the line", || lines(&proxy).into_iter().find(|line| line["url.path"] == "/evil"));
+    assert_eq!(line["error.kind"], "aborted", "{line}");
+}
