@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::split::{Match, RolloutRule};
+use crate::split::{Match, RolloutRule, without_root};
 
 /// Up to so many rollouts are asked in turn.
 const FEW: usize = 4;
@@ -77,7 +77,7 @@ impl Routes {
         routes
     }
 
-    /// The first rollout that takes a request, by its place in the file. `host` has no port, `path` is normalised and has no query.
+    /// The first rollout that takes a request, by its place in the file. `host` has no port and may end in the dot of a full name, `path` is normalised and has no query.
     pub fn find(&self, host: &str, path: &str, method: &str) -> Option<usize> {
         if self.rules.len() <= FEW {
             return self.rules.iter().position(|rule| rule.matches.accepts(host, path, method));
@@ -91,6 +91,7 @@ impl Routes {
         if self.hosts.0.is_empty() && self.wildcards.0.is_empty() {
             return best;
         }
+        let host = without_root(host);
         let host = if host.bytes().any(|byte| byte.is_ascii_uppercase()) { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) };
         if let Some(paths) = self.hosts.0.get(&*host) {
             paths.find(path, &takes, &mut best);
@@ -148,13 +149,25 @@ mod tests {
         #[test]
         fn the_sorted_matches_find_what_asking_each_in_turn_finds(
             all in proptest::collection::vec(matches(), 0..40),
-            host in select(&["a.example", "A.EXAMPLE", "b.example", "c.b.example", ".example", "example", "x", ""][..]),
+            host in select(&["a.example", "A.EXAMPLE", "b.example", "c.b.example", "c.b.example.", "A.Example.", ".", ".example", "example", "x", ""][..]),
             path in select(&["/", "", "/shop", "/shop/", "/shop/cart", "/shop/cart/1", "/shop/cart/item/7", "/shops", "/a/b/c/d/e/f", "/a/b", "*"][..]),
             method in select(&["GET", "POST", "PUT"][..]),
         ) {
             let in_turn = all.iter().position(|one| one.accepts(host, path, method));
             let routes = Routes::of(all.iter().map(|one| Arc::new(rule(one.clone()))));
             prop_assert_eq!(routes.find(host, path, method), in_turn);
+        }
+    }
+
+    #[test]
+    fn a_full_name_with_its_dot_finds_the_same_rollout_among_many() {
+        let match_of = |number: usize| Match { host: Some(format!("{}shop-{number}.example", if number % 2 == 0 { "*." } else { "" }).into()), ..Match::default() };
+        for many in [2, 40] {
+            let routes = Routes::of((0..many).map(|number| Arc::new(rule(match_of(number)))));
+            for (host, found) in [("shop-1.example.", Some(1)), ("SHOP-1.EXAMPLE.", Some(1)), ("a.shop-0.example.", Some(0)), ("shop-1.example..", None), ("shop-0.example.", None)]
+            {
+                assert_eq!(routes.find(host, "/", "GET"), found, "{host} among {many}");
+            }
         }
     }
 

@@ -197,12 +197,13 @@ pub struct Match {
 }
 
 impl Match {
-    /// Whether a request is taken. `host` has no port, `path` is normalised and has no query.
+    /// Whether a request is taken. `host` has no port and may end in the dot of a full name, `path` is normalised and has no query.
     pub fn accepts(&self, host: &str, path: &str, method: &str) -> bool {
         self.accepts_host(host) && self.accepts_path(path) && (self.methods.is_empty() || self.methods.iter().any(|accepted| &**accepted == method))
     }
 
     fn accepts_host(&self, host: &str) -> bool {
+        let host = without_root(host);
         match self.host.as_deref() {
             None => true,
             Some(wanted) => match wanted.strip_prefix('*') {
@@ -221,6 +222,11 @@ impl Match {
             Some(prefix) => is_below(prefix, path),
         }
     }
+}
+
+/// A host without the dot that a full name may end in: `shop.example.` is `shop.example`.
+pub(crate) fn without_root(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
 }
 
 /// A place where the user key may be found in a request.

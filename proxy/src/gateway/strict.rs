@@ -110,7 +110,7 @@ const IN_NAME: [bool; 256] = {
     table
 };
 
-/// The name or address of a host that may have a port, if it is one.
+/// The name or address of a host that may have a port, if it is one. One dot may end a name: it is the full name then.
 pub(super) fn name_of(host: &[u8]) -> Option<&str> {
     let (name, port) = match host.strip_prefix(b"[") {
         Some(rest) => {
@@ -121,7 +121,7 @@ pub(super) fn name_of(host: &[u8]) -> Option<&str> {
         }
         None => {
             let (name, port) = host.split_at(host.iter().position(|&byte| !IN_NAME[usize::from(byte)]).unwrap_or(host.len()));
-            (std::str::from_utf8(name).ok().filter(|name| !name.is_empty())?, port)
+            (std::str::from_utf8(name).ok().filter(|name| !name.is_empty() && *name != "." && !name.ends_with(".."))?, port)
         }
     };
     let is_port = |port: &[u8]| port.iter().all(u8::is_ascii_digit) && (port.is_empty() || std::str::from_utf8(port).is_ok_and(|port| port.parse::<u16>().is_ok()));
@@ -171,11 +171,15 @@ mod tests {
         for host in ["shop.example", "h", "h:", "h:80", "h:0", "127.0.0.1:65535", "[::1]", "[::1]:80", "_sip.example", "a%20b"] {
             assert!(name_of(host.as_bytes()).is_some(), "{host}");
         }
-        for (host, name) in [("shop.example", "shop.example"), ("shop.example:8080", "shop.example"), ("[::1]:8080", "::1"), ("[::1]", "::1")] {
+        for (host, name) in
+            [("shop.example", "shop.example"), ("shop.example:8080", "shop.example"), ("shop.example.:8080", "shop.example."), ("[::1]:8080", "::1"), ("[::1]", "::1")]
+        {
             assert_eq!(name_of(host.as_bytes()), Some(name));
         }
-        for host in ["", ":80", "h i", "h,i", "h/i", "h?i", "h#i", "h\\i", "u@h", "h:http", "h:65536", "h:+80", "h:80:80", "[::1", "[::1]80", "[h]", "::1", "h\t", "<h>", "\u{e9}"]
-        {
+        for host in [
+            "", ".", ".:80", "h..", "h..:80", ":80", "h i", "h,i", "h/i", "h?i", "h#i", "h\\i", "u@h", "h:http", "h:65536", "h:+80", "h:80:80", "[::1", "[::1]80", "[h]", "::1",
+            "h\t", "<h>", "\u{e9}",
+        ] {
             assert_eq!(name_of(host.as_bytes()), None, "{host}");
         }
     }

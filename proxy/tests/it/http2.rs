@@ -12,12 +12,12 @@ use crate::harness::{Behaviour, Client, PATIENCE, Proxy, rollout, until};
 const H2C: &str = "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\nbody_idle_timeout = \"200ms\"\nwrite_timeout = \"200ms\"\n";
 
 /// Runs with a runtime of its own, within the patience of these tests.
-fn run<T>(test: impl Future<Output = T>) -> T {
+pub fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async { tokio::time::timeout(PATIENCE, test).await.expect("in time") })
 }
 
-async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
+pub async fn connect(address: SocketAddr) -> SendRequest<Bytes> {
     let socket = tokio::net::TcpStream::connect(address).await.unwrap();
     let (client, connection) = h2::client::handshake(socket).await.unwrap();
     tokio::spawn(connection);
@@ -28,7 +28,7 @@ fn request(method: &str, user: &str) -> Request<()> {
     Request::builder().method(method).uri("http://shop.example/").header("x-user-id", user).body(()).unwrap()
 }
 
-async fn body_of(response: Response<h2::RecvStream>) -> (StatusCode, String) {
+pub async fn body_of(response: Response<h2::RecvStream>) -> (StatusCode, String) {
     let (parts, mut body) = response.into_parts();
     let mut text = Vec::new();
     while let Some(part) = body.data().await {

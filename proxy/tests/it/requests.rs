@@ -207,3 +207,42 @@ fn a_client_that_goes_away_with_requests_unanswered_is_noticed() {
     let line = until("the line", || lines(&proxy).into_iter().find(|line| line["url.path"] == "/evil"));
     assert_eq!(line["error.kind"], "aborted", "{line}");
 }
+
+#[test]
+fn a_host_with_a_trailing_dot_finds_its_rollout_and_is_forwarded_as_it_came() {
+    let backend = RawBackend::start();
+    let many: String = (0..6).map(|number| rollout(&format!("other-{number}"), "0", &format!("match = {{ host = \"other-{number}.example\" }}\n"))).collect();
+    for others in [String::new(), many] {
+        let shop = "match = { host = \"shop.example\" }\n[rollout.guard]\nmode = \"off\"\n";
+        let tables = format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.legacy]\nservers = [\"{0}\"]\n[backend.new]\nservers = [\"{0}\"]\n", backend.address);
+        let proxy = Proxy::start_with(&tables, &(others + &rollout("shop", "100", shop)));
+        for (host, found) in [
+            ("shop.example", "shop"),
+            ("shop.example.", "shop"),
+            ("Shop.Example.:8080", "shop"),
+            ("shop.example:8080", "shop"),
+            ("shop.example.evil", "none"),
+            ("other.example.", "none"),
+        ] {
+            let mark = backend.mark();
+            // The second head is not the lane's.
+            for more in ["", "TE: trailers\r\n"] {
+                let answer = ask(&proxy, format!("GET /g HTTP/1.1\r\nHost: {host}\r\nX-User-Id: u\r\n{more}\r\n").as_bytes());
+                assert_eq!(answer.text(), format!("GET /g rollout={found} body=0"), "{host}");
+            }
+            let seen = String::from_utf8_lossy(&backend.since(&mark).concat()).into_owned();
+            assert_eq!(seen.matches(&format!("Host: {host}\r\n")).count(), 2, "{seen}");
+            let explained = proxy.admin_ask("GET", &format!("/api/v1/explain?user=u&path=/g&host={host}"), &[], b"").json();
+            assert_eq!(explained["rollout"], if found == "none" { Value::Null } else { found.into() }, "{host}: {explained}");
+            crate::http2::run(async {
+                let mut client = crate::http2::connect(proxy.http).await;
+                let request = http::Request::builder().uri(format!("http://{host}/h2")).header("x-user-id", "u").body(()).unwrap();
+                let answer = client.send_request(request, true).unwrap().0.await.unwrap();
+                assert_eq!(crate::http2::body_of(answer).await.1, format!("GET /h2 rollout={found} body=0"), "{host}");
+            });
+        }
+        for host in ["shop.example..", "."] {
+            assert_eq!(ask(&proxy, format!("GET /g HTTP/1.1\r\nHost: {host}\r\n\r\n").as_bytes()).status, 400, "{host}");
+        }
+    }
+}
