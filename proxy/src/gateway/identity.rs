@@ -1,7 +1,7 @@
 //! Request -> user key: the first source of the rollout that is not empty wins.
 //!
 //! It must not be possible to be two users, or nobody, on purpose: a key header that comes twice, or a header carrying a key that the client nominates in `Connection`
-//! (so that the next hop would drop it), is refused. Keys are bytes as they arrived; cookies lose their quotes, query and path values their percent encoding.
+//! (so that the next hop would drop it), is refused. A key is as long as a head may be: it is hashed, and never cut. Keys are bytes as they arrived; cookies lose their quotes, query and path values their percent encoding.
 //!
 //! JWT claims are read without verifying the signature. They choose a bucket, nothing else: whoever forges one only chooses his own side.
 
@@ -16,10 +16,6 @@ use http::header::{AUTHORIZATION, CONNECTION, COOKIE};
 use super::head::Head;
 use crate::published::PreparedKey;
 
-/// The longest user key in bytes. A longer one is refused rather than cut: cut keys would merge users.
-pub const MAX_KEY: usize = 1024;
-/// The longest token in bytes whose claims are read.
-const MAX_TOKEN: usize = 16 * 1024;
 /// The cookie that `anonymous = "cookie"` mints, and reads again after all sources of the rollout.
 pub const MINTED_COOKIE: &str = "cutover_id";
 
@@ -57,13 +53,12 @@ pub fn identify<'a>(head: &'a impl Head, keys: &[PreparedKey], client: IpAddr, r
             (KeySource::Header(_), None) => None,
         };
         match found {
-            Some(key) if key.len() > MAX_KEY => return Identity::Refused("the user key is longer than 1024 bytes"),
             Some(key) if !key.is_empty() => return Identity::Key(key, Some(at)),
             Some(_) | None => {}
         }
     }
     match cookie(head, MINTED_COOKIE.as_bytes()) {
-        Some(key) if reads_minted && !key.is_empty() && key.len() <= MAX_KEY => Identity::Key(Cow::Borrowed(key), None),
+        Some(key) if reads_minted && !key.is_empty() => Identity::Key(Cow::Borrowed(key), None),
         Some(_) | None => Identity::Nobody,
     }
 }
@@ -100,7 +95,7 @@ fn cookie_in<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
 fn jwt_claim(head: &impl Head, claim: &str) -> Option<Vec<u8>> {
     let header = head.first(&AUTHORIZATION)?;
     let (scheme, token) = (header.get(..7)?, header.get(7..)?);
-    if !scheme.eq_ignore_ascii_case(b"bearer ") || token.len() > MAX_TOKEN {
+    if !scheme.eq_ignore_ascii_case(b"bearer ") {
         return None;
     }
     let payload = token.trim_ascii().split(|&byte| byte == b'.').nth(1)?;
@@ -206,8 +201,6 @@ mod tests {
         let header = keys(&[KeySource::Header("x-user-id".into())]);
         let twice = TestHead::get("/").with("x-user-id", "a").with("x-user-id", "b");
         assert!(matches!(identify(&twice, &header, IpAddr::from([1, 1, 1, 1]), false), Identity::Refused(_)));
-        let long = TestHead::get("/").with("x-user-id", &"k".repeat(MAX_KEY + 1));
-        assert!(matches!(identify(&long, &header, IpAddr::from([1, 1, 1, 1]), false), Identity::Refused(_)));
         let names = [http::HeaderName::from_static("x-user-id")];
         for (value, nominated) in [("keep-alive", false), ("close, X-User-Id", true), ("x-user-id", true), ("x-user-idx", false)] {
             assert_eq!(nominates_a_key_header(&TestHead::get("/").with("connection", value), &names), nominated, "{value}");
@@ -220,6 +213,20 @@ mod tests {
             check(&TestHead::get("/").with("authorization", token), KeySource::Jwt("sub".into()), None);
         }
         check(&TestHead::get("/?u=%zz%4"), KeySource::Query("u".into()), Some("%zz%4"));
+    }
+
+    #[test]
+    fn a_key_of_any_length_is_read_whole() {
+        let (long, other) = ("k".repeat(40_000), "k".repeat(39_999) + "l");
+        let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"pad":"{long}","sub":"{long}"}}"#));
+        for key in [&long, &other] {
+            let head = TestHead::get(&format!("/{key}?user={key}")).with("x-user-id", key).with("cookie", &format!("uid={key}"));
+            for source in [KeySource::Header("x-user-id".into()), KeySource::Cookie("uid".into()), KeySource::Query("user".into()), KeySource::Path(1)] {
+                check(&head, source, Some(key));
+            }
+        }
+        let head = TestHead::get("/").with("authorization", &format!("Bearer e30.{claims}.c2ln"));
+        check(&head, KeySource::Jwt("sub".into()), Some(&long));
     }
 
     #[test]

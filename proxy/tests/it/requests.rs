@@ -246,3 +246,29 @@ fn a_host_with_a_trailing_dot_finds_its_rollout_and_is_forwarded_as_it_came() {
         }
     }
 }
+
+#[test]
+fn a_user_with_a_key_of_many_kib_keeps_one_side_and_is_one_user_in_the_log() {
+    let tables = "[listen]\nhttp = [\"127.0.0.1:0\"]\n[log]\nfile = \"access.log\"\n";
+    let proxy = Proxy::start_with(tables, &rollout("checkout", "50", "").replace("\"header:x-user-id\"", "\"header:x-user-id\", \"cookie:session\""));
+    let mut sides = std::collections::BTreeSet::new();
+    for user in 0..12 {
+        // The keys differ in their last byte alone.
+        let key = "s".repeat(if user % 2 == 0 { 4_000 } else { 30_000 }) + &format!("{user:02}");
+        let cookie = format!("theme=dark; session={key}");
+        let side = |name: &str, value: &str| {
+            let answer = proxy.get(&format!("/{user}"), &[(name, value)]);
+            assert_eq!(answer.status(), 200, "{user}");
+            answer.side().to_owned()
+        };
+        let all = [side("cookie", &cookie), side("cookie", &cookie), side("x-user-id", &key)];
+        assert!(all.iter().all(|one| *one == all[0]), "{user}: {all:?}");
+        sides.insert(all[0].clone());
+        let of_user = until("the lines", || {
+            let lines: Vec<Value> = lines(&proxy).into_iter().filter(|line| line["url.path"] == format!("/{user}")).collect();
+            (lines.len() == 3).then_some(lines)
+        });
+        assert!(of_user.iter().all(|line| line["user.hash"] == of_user[0]["user.hash"] && line["user.hash"].is_string()), "{of_user:?}");
+    }
+    assert_eq!(sides.len(), 2, "both sides have users");
+}
