@@ -169,7 +169,7 @@ fn a_client_of_malformed_requests_is_told_goaway_and_its_good_stream_ends() {
     assert_eq!(goaway(&warning).1, 0);
     client.data(1, END_STREAM, b"rest");
     let frames = client.rest(true);
-    let answer = frames.iter().find(|frame| frame.kind == HEADERS).expect("an answer to the good one");
+    let answer = frames.iter().find(|frame| frame.kind == HEADERS).unwrap_or_else(|| panic!("an answer to the good one: {frames:?}"));
     assert_eq!((answer.stream, status_of(answer)), (1, 200));
     assert_eq!(backend.requests(), 1);
     let refused = proxy.metric("cutover_requests_refused_total{reason=\"bad_stream\"}");

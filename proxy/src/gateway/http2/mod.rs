@@ -55,6 +55,8 @@ pub const SEND_BUFFER: usize = 64 << 10;
 pub const MAX_STREAMS: u32 = 100;
 /// Streams of one connection that may be refused because they cannot be read. More are no mistake.
 const MAX_REFUSED: usize = 32;
+/// From so many on nobody waits for streams under way.
+const FAR_TOO_MANY: usize = 512;
 const MALFORMED: Reply = Reply::refused(Refusal::Stream, "the request is malformed (RFC 9113, section 8.1.1)");
 const TOO_MANY_STREAMS: Reply = Reply::refused(Refusal::Stream, "the connection has as many streams as it may have at once");
 /// How long a client may take to hear that its connection ends.
@@ -181,6 +183,9 @@ impl Live {
                 Event::LateHead => return self.finish(Reason::ENHANCE_YOUR_CALM).await,
             }
             self.refused += self.newly_refused();
+            if self.refused > FAR_TOO_MANY {
+                return self.finish(Reason::ENHANCE_YOUR_CALM).await;
+            }
             if self.refused > MAX_REFUSED && !self.is_ending {
                 self.end_gracefully();
             }
@@ -198,11 +203,7 @@ impl Live {
     }
 
     /// Begins to serve a request.
-    fn take(&mut self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>) {
-        if self.refused > MAX_REFUSED {
-            respond.send_reset(Reason::REFUSED_STREAM);
-            return;
-        }
+    fn take(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let number = respond.stream_id().as_u32();
         self.taken.insert(number);
         let conn = Arc::new(self.conn.for_stream());
