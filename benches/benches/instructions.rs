@@ -90,7 +90,7 @@ fn key(source: KeySource) -> (Vec<PreparedKey>, MemoryHead) {
         .with("cookie", "uid=2f1c9d0e-7b6a-4c1d-8e2f-123456789abc")
         .with("authorization", token)
         .with_query("page=2&user=2f1c9d0e");
-    (vec![PreparedKey::new(&source)], head)
+    (vec![PreparedKey::new(&source.into())], head)
 }
 
 #[library_benchmark(config = limit(REQUESTS, 1_700, 7_500))]

@@ -79,7 +79,7 @@ pub fn rollout(id: &str, always_new: UserList, guard: GuardSettings) -> RolloutS
         id: id.into(),
         matches: Match { path: Some(format!("/{id}").into()), ..Match::default() },
         salt: id.into(),
-        keys: vec![KeySource::Header("x-user-id".into())],
+        keys: vec![KeySource::Header("x-user-id".into()).into()],
         anonymous: Anonymous::Legacy,
         always_new,
         always_legacy: UserList::default(),

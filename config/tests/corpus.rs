@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Folder, folder};
 use cutover_config::{Problems, Settings, Severity};
-use cutover_core::{KeySource, Mode, Percent, RolloutSettings};
+use cutover_core::{Key, Mode, Percent, RolloutSettings};
 
 fn files(kind: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder("tests").join(kind)).expect("the corpus").flatten().map(|entry| entry.path()).collect();
@@ -81,7 +81,7 @@ fn describe(settings: &Settings) -> String {
             drain_on_rollback,
             guard,
         } = rollout;
-        let keys: Vec<String> = keys.iter().map(KeySource::text).collect();
+        let keys: Vec<String> = keys.iter().map(Key::text).collect();
         let _ =
             writeln!(text, "\nrollout {id:?} in {}: {percent} % from {:?} to {:?}, salt {salt:?}, generation {generation}", rollout_files[&**id], backends.legacy, backends.new);
         let _ = writeln!(text, "  host {:?}, path {:?}, methods {:?}", matches.host, matches.path, matches.methods);

@@ -85,7 +85,7 @@ pub fn keys(bytes: &[u8]) {
         KeySource::Path(3),
         KeySource::Ip,
     ];
-    let prepared: Vec<PreparedKey> = sources.iter().map(PreparedKey::new).collect();
+    let prepared: Vec<PreparedKey> = sources.iter().map(|source| PreparedKey::new(&source.clone().into())).collect();
     let mut first_found = None;
     for (at, source) in sources.iter().enumerate() {
         for reads_minted in [false, true] {

@@ -51,6 +51,9 @@ pub struct Explanation {
     pub steps: Vec<String>,
 }
 
+/// The address that a question asks from.
+const NOBODYS: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+
 /// Explains where a request goes under `split`. `available` tells which sides of a rollout have a server.
 pub fn explain(split: &Split, default_backend: &str, question: &Question, available: impl Fn(usize) -> PerSide<bool>) -> Explanation {
     let path = normalised(question.path());
@@ -74,20 +77,21 @@ pub fn explain(split: &Split, default_backend: &str, question: &Question, availa
     explanation.effective_percent = Some(percent(rollout.percent));
     explanation.steps.push(format!("rollout `{}` is the first in the file that matches {asked}", rule.id));
     let keys: Vec<PreparedKey> = rule.keys.iter().map(PreparedKey::new).collect();
-    let tried = || rule.keys.iter().map(cutover_core::KeySource::text).collect::<Vec<_>>().join(", ");
+    let tried = || rule.keys.iter().map(cutover_core::Key::text).collect::<Vec<_>>().join(", ");
     let found;
     let key = if let Some(user) = &question.user {
         explanation.key_source = Some("given".to_owned());
         explanation.steps.push(format!("the user key `{user}` was given"));
         UserKey::Known(user.as_bytes())
     } else {
-        match identity::identify(question, &keys, std::net::IpAddr::from([127, 0, 0, 1]), rule.anonymous == Anonymous::Cookie) {
+        match identity::identify(question, &keys, NOBODYS, rule.anonymous == Anonymous::Cookie) {
             Identity::Refused(why) => {
                 explanation.steps.push(format!("refused with 400: {why}"));
                 return explanation;
             }
-            Identity::Key(key, source) => {
-                let source = source.map_or_else(|| format!("cookie:{MINTED_COOKIE}"), |at| rule.keys[at].text());
+            Identity::Key(key, at) => {
+                let source = at.map_or_else(|| format!("cookie:{MINTED_COOKIE}"), |at| rule.keys[at].text());
+                explanation.steps.extend(at.map(|at| readings(question, &keys[at])).unwrap_or_default());
                 explanation.steps.push(format!("the user key `{}` comes from {source}", String::from_utf8_lossy(&key)));
                 explanation.key_source = Some(source);
                 found = key;
@@ -147,6 +151,21 @@ fn reason_sentence(reason: cutover_core::Reason, side: Side, bucket: Option<Buck
         }
         Reason::Health => format!("the other backend has no server to send to, so {side} serves"),
     }
+}
+
+/// Says for each step of reading a key what it made of the value.
+fn readings(question: &Question, key: &PreparedKey) -> Vec<String> {
+    let mut said = Vec::new();
+    let Ok(Some(mut value)) = identity::find(question, key, NOBODYS) else { return said };
+    if !key.steps.is_empty() {
+        said.push(format!("{} holds `{}`", key.source.text(), String::from_utf8_lossy(&value)));
+    }
+    for step in &key.steps {
+        let Some(read) = identity::read(value, *step) else { break };
+        said.push(format!("{} makes it `{}`", step.name(), String::from_utf8_lossy(&read)));
+        value = read;
+    }
+    said
 }
 
 fn anonymous(anonymous: Anonymous) -> &'static str {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use cutover_config::Settings;
-use cutover_core::{KeySource, PerSide, Percent, Side, Split};
+use cutover_core::{Key, KeySource, KeyStep, PerSide, Percent, Side, Split};
 use http::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 
@@ -91,20 +91,23 @@ pub struct Prepared {
 pub struct PreparedKey {
     /// Where to look.
     pub source: KeySource,
+    /// How what stands there is read.
+    pub steps: Box<[KeyStep]>,
     /// The header that carries it, if one does.
     pub header: Option<HeaderName>,
 }
 
 impl PreparedKey {
     /// Prepares one source.
-    pub fn new(source: &KeySource) -> Self {
+    pub fn new(key: &Key) -> Self {
+        let Key { source, steps } = key;
         let header = match source {
             KeySource::Header(name) => HeaderName::from_bytes(name.as_bytes()).ok(),
             KeySource::Cookie(_) => Some(http::header::COOKIE),
             KeySource::Jwt(_) => Some(http::header::AUTHORIZATION),
             KeySource::Query(_) | KeySource::Path(_) | KeySource::Ip => None,
         };
-        Self { source: source.clone(), header }
+        Self { source: source.clone(), steps: steps.as_slice().into(), header }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What speaks of requests: `match` and `key`. Each text is normalised to the form in which the gateway compares it, or refused with the text to write.
 
-use cutover_core::{KeySource, Match};
+use cutover_core::{Key, KeySource, KeyStep, Match};
 
 use super::{Fault, Lower};
 use crate::schema::{At, MatchTable};
@@ -8,6 +8,9 @@ use crate::text::quote;
 
 /// What sources of keys look like, for messages.
 const SOURCE_SHAPE: &str = "header:NAME, cookie:NAME, jwt:CLAIM, query:NAME, path:N or ip";
+
+/// Names of headers and cookies that all say who the user is, in lower case and without anything but letters and digits.
+const USERS: [&str; 6] = ["uid", "user", "userid", "username", "login", "email"];
 
 /// Headers that belong to one connection, and never to a user.
 const HOP_BY_HOP: [&str; 9] = ["connection", "keep-alive", "proxy-authenticate", "proxy-authorization", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"];
@@ -51,23 +54,32 @@ impl Lower<'_> {
         prefixes
     }
 
-    pub(super) fn keys(&mut self, texts: &At<Vec<At<String>>>) -> Option<Vec<KeySource>> {
+    pub(super) fn keys(&mut self, texts: &At<Vec<At<String>>>) -> Option<Vec<Key>> {
         let mut sources = Some(Vec::new());
         for (index, at) in texts.value.iter().enumerate() {
             let key = format!("key[{}]", index + 1);
-            let Some(source) = self.settle(&at.span, &key, key_source(&at.value)) else {
+            let Some(source) = self.settle(&at.span, &key, key_of(&at.value)) else {
                 sources = None;
                 continue;
             };
-            if index == 0 && source == KeySource::Ip {
+            if index == 0 && source.source == KeySource::Ip {
                 let what = if texts.value.len() == 1 { "the address is the only key" } else { "the address is the first key, so the others are never read" };
                 let problem = self.warning(&at.span, &key, format!("{what}: all users behind one NAT or office move together, and move again when their address changes"));
                 self.report.push(problem.label("not a user").hint("put what names a user first, such as \"header:x-user-id\" or \"cookie:uid\""));
             }
-            if sources.as_ref().is_some_and(|sources: &Vec<KeySource>| sources.contains(&source)) {
+            if sources.as_ref().is_some_and(|sources: &Vec<Key>| sources.contains(&source)) {
                 let problem = self.warning(&at.span, &key, format!("{:?} is in the list twice", source.text())).label("a second time");
                 self.report.push(problem.hint("remove one"));
                 continue;
+            }
+            if let Some((what, hint)) = doubtful(&source) {
+                let problem = self.warning(&at.span, &key, what).label("these steps");
+                self.report.push(problem.hint(hint));
+            }
+            if let Some(other) = sources.iter().flatten().find(|other| look_alike(&other.source, &source.source) && other.steps != source.steps) {
+                let what = format!("{:?} and {:?} look like the same user, and are read differently: one user may be two, on two sides", other.text(), source.text());
+                let problem = self.warning(&at.span, &key, what).label("read differently");
+                self.report.push(problem.hint("write the same steps for both, unless they are written differently: decode changes nothing in a value without escapes"));
             }
             sources.iter_mut().for_each(|sources| sources.push(source.clone()));
         }
@@ -167,6 +179,49 @@ fn method(text: &str) -> Result<Box<str>, Fault> {
     if upper == text { Ok(text.into()) } else { Err(fault(format!("write {upper:?}: methods are case-sensitive"))) }
 }
 
+/// A source of keys with the steps of reading behind it.
+fn key_of(text: &str) -> Result<Key, Fault> {
+    let mut parts = text.split('|');
+    let source = key_source(parts.next().unwrap_or_default())?;
+    let steps = parts.map(|name| step(name, text)).collect::<Result<Vec<_>, _>>()?;
+    if source == KeySource::Ip && !steps.is_empty() {
+        return Err(Fault::new(format!("expected an address without steps, found {}", quote(text)), "write \"ip\""));
+    }
+    Ok(Key { source, steps })
+}
+
+fn step(name: &str, text: &str) -> Result<KeyStep, Fault> {
+    let names = KeyStep::ALL.map(KeyStep::name);
+    KeyStep::ALL.into_iter().find(|step| step.name() == name).ok_or_else(|| {
+        let what = format!("expected {} behind a |, found {} in {}", crate::text::either(&names), quote(name), quote(text));
+        let hint = match crate::text::nearest(name, names) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => "steps are applied from left to right, like \"cookie:uid|decode|lower\"; a | cannot be part of a name".to_owned(),
+        };
+        Fault::new(what, hint)
+    })
+}
+
+/// What is doubtful about the steps of a key, and what to do.
+fn doubtful(key: &Key) -> Option<(String, &'static str)> {
+    let at = |step: KeyStep| key.steps.iter().position(|found| *found == step);
+    if matches!(key.source, KeySource::Query(_) | KeySource::Path(_)) && key.steps.first() == Some(&KeyStep::Decode) {
+        return Some((format!("{:?} decodes twice: values of the query and segments of the path are decoded already", key.text()), "remove decode"));
+    }
+    let is_spoiled = at(KeyStep::Lower).zip(at(KeyStep::Base64)).is_some_and(|(lower, base64)| lower < base64);
+    is_spoiled.then(|| (format!("{:?} writes base64 in lower case before it is decoded, which makes another value of it", key.text()), "write lower behind base64"))
+}
+
+/// Whether one of two sources is a header and the other a cookie, and both say who the user is by their names.
+fn look_alike(one: &KeySource, other: &KeySource) -> bool {
+    let (KeySource::Header(header), KeySource::Cookie(cookie)) = (one, other) else {
+        return matches!((one, other), (KeySource::Cookie(_), KeySource::Header(_))) && look_alike(other, one);
+    };
+    let plain = |name: &str| -> String { name.chars().filter(char::is_ascii_alphanumeric).map(|letter| letter.to_ascii_lowercase()).collect() };
+    let (header, cookie) = (plain(header.strip_prefix("x-").unwrap_or(header)), plain(cookie));
+    header == cookie || (USERS.contains(&header.as_str()) && USERS.contains(&cookie.as_str()))
+}
+
 fn key_source(text: &str) -> Result<KeySource, Fault> {
     let fault = |hint: String| Fault::new(format!("expected {SOURCE_SHAPE}, found {}", quote(text)), hint);
     if text == "ip" {
@@ -248,6 +303,31 @@ mod tests {
         assert_eq!(host("*.Example").ok().as_deref(), Some("*.example"));
         for text in ["", "*", "*.", "a.*", "*a.b", "shop.example:80", "http://shop.example", "shop.example/x", "shop.example.", "käse.example", "a..b", "[::1]"] {
             assert!(host(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_is_a_source_and_steps_from_left_to_right() {
+        for text in ["header:x-user-id|trim", "cookie:uid|decode|lower|trim|base64", "jwt:email|lower", "query:user|base64", "path:2|lower", "cookie:uid|decode|decode"] {
+            assert_eq!(key_of(text).map(|key| key.text()).ok().as_deref(), Some(text));
+        }
+        for text in ["cookie:uid|", "cookie:uid|decod", "cookie:uid|Decode", "cookie:uid| decode", "cookie:uid||lower", "|decode", "ip|lower", "cookie|decode"] {
+            assert!(key_of(text).is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_and_a_cookie_look_alike_by_what_they_name() {
+        let alike = |one: &str, other: &str| look_alike(&key_source(one).unwrap_or(KeySource::Ip), &key_source(other).unwrap_or(KeySource::Ip));
+        for (one, other, expected) in [
+            ("header:x-user-id", "cookie:uid", true),
+            ("cookie:user_id", "header:x-user-id", true),
+            ("header:x-tenant", "cookie:tenant", true),
+            ("header:x-tenant", "cookie:uid", false),
+            ("header:x-user-id", "header:user-id", false),
+            ("cookie:uid", "query:uid", false),
+        ] {
+            assert_eq!(alike(one, other), expected, "{one} {other}");
         }
     }
 

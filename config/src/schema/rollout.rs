@@ -30,7 +30,7 @@ pub(crate) struct RolloutTable {
     pub(crate) percent: Option<At<Number>>,
     /// What the hash of a user starts with; default: the id. The same salt in two rollouts moves the same users.
     pub(crate) salt: Option<At<String>>,
-    /// Where the user's key comes from: header:NAME, cookie:NAME, jwt:CLAIM, query:NAME, path:N or ip. The first that is not empty wins.
+    /// Where the user's key comes from: header:NAME, cookie:NAME, jwt:CLAIM, query:NAME, path:N or ip. The first that is not empty wins. Steps behind a | say how it is read: decode, lower, trim, base64, from left to right.
     #[schemars(required, extend("minItems" = 1, "examples" = [["header:x-user-id", "cookie:uid"]]))]
     pub(crate) key: Option<At<Texts>>,
     /// What happens to a request without a key.

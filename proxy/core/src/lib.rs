@@ -35,7 +35,7 @@ pub use percent::{Percent, Rate, Ratio};
 pub use plane::{Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Source};
 pub use rollout::{Cause, Latch, Phase, Rollout, RolloutSettings, Trip};
 pub use side::{PerSide, Side};
-pub use split::{Anonymous, Ask, Decision, Failover, KeySource, Lead, LedRollout, Match, Reason, RolloutRule, RolloutSplit, Split, UserKey, UserList};
+pub use split::{Anonymous, Ask, Decision, Failover, Key, KeySource, KeyStep, Lead, LedRollout, Match, Reason, RolloutRule, RolloutSplit, Split, UserKey, UserList};
 pub use time::{Mono, Now, Wall};
 pub use window::{Span, Totals, Window};
 pub use witness::{Aims, Class, Counted, Crowd, TICK, Watch, Who, Witness};

@@ -17,7 +17,7 @@ use crate::judge::{Case, Finding, Heritage as JudgeHeritage, Judge, Observed, SH
 use crate::maintenance::Restriction;
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
-use crate::split::{Anonymous, Failover, KeySource, Match, RolloutRule, RolloutSplit, UserList};
+use crate::split::{Anonymous, Failover, Key, Match, RolloutRule, RolloutSplit, UserList};
 use crate::time::{Mono, Now, Wall};
 use crate::window::{Counts, Span, Window};
 use crate::witness::{Aims, Class};
@@ -32,7 +32,7 @@ pub struct RolloutSettings {
     /// The salt of its hash; without `:`.
     pub salt: Box<str>,
     /// Where the user key comes from, in order.
-    pub keys: Vec<KeySource>,
+    pub keys: Vec<Key>,
     /// What happens to a request without a key.
     pub anonymous: Anonymous,
     /// Users on new whatever their bucket.

@@ -135,7 +135,7 @@ pub struct RolloutRule {
     /// The salt of its hash.
     pub salt: Salt,
     /// Where the user key comes from; the first source that is not empty wins.
-    pub keys: Vec<KeySource>,
+    pub keys: Vec<Key>,
     /// What happens to a request without a key.
     pub anonymous: Anonymous,
     /// Users on new whatever their bucket, unless rolled back.
@@ -257,6 +257,56 @@ impl KeySource {
             Self::Path(segment) => format!("path:{segment}"),
             Self::Ip => "ip".to_owned(),
         }
+    }
+}
+
+/// One step in reading what a source has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum KeyStep {
+    /// Percent-decodes. A plus sign stays one, and what is no escape stays as it is.
+    Decode,
+    /// Writes ASCII letters in lower case.
+    Lower,
+    /// Removes ASCII white space at both ends.
+    Trim,
+    /// Decodes base64 of either alphabet, with or without padding. Anything else counts as no key.
+    Base64,
+}
+
+impl KeyStep {
+    /// Every step.
+    pub const ALL: [Self; 4] = [Self::Decode, Self::Lower, Self::Trim, Self::Base64];
+
+    /// The step as the file writes it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Decode => "decode",
+            Self::Lower => "lower",
+            Self::Trim => "trim",
+            Self::Base64 => "base64",
+        }
+    }
+}
+
+/// Where a user key may be found, and how what stands there is read.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// The place.
+    pub source: KeySource,
+    /// The steps of reading, in order.
+    pub steps: Vec<KeyStep>,
+}
+
+impl Key {
+    /// The key as the file writes it, such as `cookie:uid|decode|lower`.
+    pub fn text(&self) -> String {
+        self.steps.iter().fold(self.source.text(), |text, step| text + "|" + step.name())
+    }
+}
+
+impl From<KeySource> for Key {
+    fn from(source: KeySource) -> Self {
+        Self { source, steps: Vec::new() }
     }
 }
 

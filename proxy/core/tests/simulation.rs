@@ -22,7 +22,7 @@ fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
         id: id.into(),
         matches: Match::default(),
         salt: id.into(),
-        keys: vec![KeySource::Header("x-user-id".into())],
+        keys: vec![KeySource::Header("x-user-id".into()).into()],
         anonymous: Anonymous::Legacy,
         always_new: UserList::default(),
         always_legacy: UserList::default(),

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use cutover_config::Settings;
 use cutover_core::forecast::{Forecast, SHARES, forecast};
 use cutover_core::simulate::Traffic;
-use cutover_core::{BUCKETS, KeySource, Mode, Percent, RolloutSettings};
+use cutover_core::{BUCKETS, Key, Mode, Percent, RolloutSettings};
 use serde_json::json;
 
 use super::{Failed, file_or_default, note, out};
@@ -151,7 +151,7 @@ fn summary(settings: &Settings, forecasts: &[Vec<Forecast>], rps: f64) -> Result
         out(&format!("  backend {}: {}", backend.name, servers.join(", ")))?;
     }
     for (rollout, forecasts) in settings.rollouts.iter().zip(forecasts) {
-        let keys: Vec<String> = rollout.keys.iter().map(KeySource::text).collect();
+        let keys: Vec<String> = rollout.keys.iter().map(Key::text).collect();
         out(&format!(
             "  rollout {}: {} % of users on `{}`, the others on `{}`; key {}",
             rollout.id,

@@ -8,9 +8,10 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use cutover_core::KeySource;
+use base64::engine::DecodePaddingMode;
+use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, URL_SAFE_NO_PAD};
+use base64::{Engine, alphabet};
+use cutover_core::{KeySource, KeyStep};
 use http::header::{AUTHORIZATION, CONNECTION, COOKIE};
 
 use super::head::Head;
@@ -33,25 +34,12 @@ pub enum Identity<'a> {
 /// Finds the user key. `reads_minted` is whether the rollout mints cookies for users without a key.
 pub fn identify<'a>(head: &'a impl Head, keys: &[PreparedKey], client: IpAddr, reads_minted: bool) -> Identity<'a> {
     for (at, key) in keys.iter().enumerate() {
-        let found = match (&key.source, &key.header) {
-            (KeySource::Header(_), Some(name)) => {
-                let (mut first, mut more) = (None, false);
-                head.each(name, &mut |value| {
-                    more |= first.is_some();
-                    first = first.or(Some(value));
-                });
-                if more {
-                    return Identity::Refused("the user key header comes more than once");
-                }
-                first.map(Cow::Borrowed)
-            }
-            (KeySource::Cookie(name), _) => cookie(head, name.as_bytes()).map(Cow::Borrowed),
-            (KeySource::Jwt(claim), _) => jwt_claim(head, claim).map(Cow::Owned),
-            (KeySource::Query(name), _) => head.query().and_then(|query| query_value(query, name)),
-            (KeySource::Path(segment), _) => path_segment(head.path(), *segment),
-            (KeySource::Ip, _) => Some(Cow::Owned(client.to_string().into_bytes())),
-            (KeySource::Header(_), None) => None,
+        let found = match find(head, key, client) {
+            Ok(found) => found,
+            Err(why) => return Identity::Refused(why),
         };
+        // Nearly every key is read as it is.
+        let found = if key.steps.is_empty() { found } else { found.and_then(|value| key.steps.iter().try_fold(value, |value, step| read(value, *step))) };
         match found {
             Some(key) if !key.is_empty() => return Identity::Key(key, Some(at)),
             Some(_) | None => {}
@@ -62,6 +50,63 @@ pub fn identify<'a>(head: &'a impl Head, keys: &[PreparedKey], client: IpAddr, r
         Some(_) | None => Identity::Nobody,
     }
 }
+
+/// Finds what one source has, as it stands there.
+///
+/// # Errors
+/// Why the request is refused.
+pub fn find<'a>(head: &'a impl Head, key: &PreparedKey, client: IpAddr) -> Result<Option<Cow<'a, [u8]>>, &'static str> {
+    Ok(match (&key.source, &key.header) {
+        (KeySource::Header(_), Some(name)) => {
+            let (mut first, mut more) = (None, false);
+            head.each(name, &mut |value| {
+                more |= first.is_some();
+                first = first.or(Some(value));
+            });
+            if more {
+                return Err("the user key header comes more than once");
+            }
+            first.map(Cow::Borrowed)
+        }
+        (KeySource::Cookie(name), _) => cookie(head, name.as_bytes()).map(Cow::Borrowed),
+        (KeySource::Jwt(claim), _) => jwt_claim(head, claim).map(Cow::Owned),
+        (KeySource::Query(name), _) => head.query().and_then(|query| query_value(query, name)),
+        (KeySource::Path(segment), _) => path_segment(head.path(), *segment),
+        (KeySource::Ip, _) => Some(Cow::Owned(client.to_string().into_bytes())),
+        (KeySource::Header(_), None) => None,
+    })
+}
+
+/// Takes one step in reading a value. `None` if it cannot be read so, which is as good as no value.
+pub fn read(value: Cow<'_, [u8]>, step: KeyStep) -> Option<Cow<'_, [u8]>> {
+    Some(match step {
+        KeyStep::Decode if value.contains(&b'%') => Cow::Owned(decode_bytes(&value, false)),
+        KeyStep::Lower if value.iter().any(u8::is_ascii_uppercase) => Cow::Owned(value.to_ascii_lowercase()),
+        KeyStep::Decode | KeyStep::Lower => value,
+        KeyStep::Trim => match value {
+            Cow::Borrowed(value) => Cow::Borrowed(value.trim_ascii()),
+            Cow::Owned(value) => Cow::Owned(value.trim_ascii().to_vec()),
+        },
+        KeyStep::Base64 => {
+            let standard: Vec<u8> = value
+                .iter()
+                .map(|byte| {
+                    if *byte == b'-' {
+                        b'+'
+                    } else if *byte == b'_' {
+                        b'/'
+                    } else {
+                        *byte
+                    }
+                })
+                .collect();
+            Cow::Owned(ANY_PADDING.decode(standard).ok()?)
+        }
+    })
+}
+
+/// Base64 with or without its padding.
+const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
 
 /// Whether the client asks the next hop to drop a header that carries a user key.
 pub fn nominates_a_key_header(head: &impl Head, key_headers: &[http::HeaderName]) -> bool {
@@ -128,9 +173,13 @@ pub(super) fn decode(text: &str, plus_is_space: bool) -> Cow<'_, [u8]> {
     if !text.bytes().any(|byte| byte == b'%' || (plus_is_space && byte == b'+')) {
         return Cow::Borrowed(text.as_bytes());
     }
+    Cow::Owned(decode_bytes(text.as_bytes(), plus_is_space))
+}
+
+fn decode_bytes(text: &[u8], plus_is_space: bool) -> Vec<u8> {
     let hex = |byte: u8| char::from(byte).to_digit(16).map(|digit| digit as u8);
     let mut decoded = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
+    let mut rest = text;
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
         match (byte, after) {
@@ -145,7 +194,7 @@ pub(super) fn decode(text: &str, plus_is_space: bool) -> Cow<'_, [u8]> {
             (byte, _) => decoded.push(byte),
         }
     }
-    Cow::Owned(decoded)
+    decoded
 }
 
 #[cfg(test)]
@@ -154,7 +203,7 @@ mod tests {
     use crate::gateway::gate::tests::TestHead;
 
     fn keys(sources: &[KeySource]) -> Vec<PreparedKey> {
-        sources.iter().map(PreparedKey::new).collect()
+        sources.iter().map(|source| PreparedKey::new(&source.clone().into())).collect()
     }
 
     fn check(head: &TestHead, source: KeySource, expected: Option<&str>) {
@@ -213,6 +262,44 @@ mod tests {
             check(&TestHead::get("/").with("authorization", token), KeySource::Jwt("sub".into()), None);
         }
         check(&TestHead::get("/?u=%zz%4"), KeySource::Query("u".into()), Some("%zz%4"));
+    }
+
+    #[test]
+    fn a_value_is_read_step_by_step_from_left_to_right() {
+        use KeyStep::{Base64, Decode, Lower, Trim};
+        let read_all = |value: &str, steps: &[KeyStep]| {
+            let steps = steps.iter().try_fold(Cow::Borrowed(value.as_bytes()), |value, step| read(value, *step));
+            steps.map(|value| String::from_utf8_lossy(&value).into_owned())
+        };
+        for (value, steps, expected) in [
+            ("ana%2B1%40example.com", &[Decode][..], Some("ana+1@example.com")),
+            ("ana+1@example.com", &[Decode], Some("ana+1@example.com")),
+            ("%41na%zz%", &[Decode, Lower], Some("ana%zz%")),
+            ("%41na", &[Lower, Decode], Some("Ana")),
+            ("%20Ana%09", &[Decode, Trim, Lower], Some("ana")),
+            ("%20Ana%09", &[Trim], Some("%20Ana%09")),
+            ("%2541", &[Decode, Decode], Some("A")),
+            ("YW5hPz8+", &[Base64], Some("ana??>")),
+            ("YW5hPz8-", &[Base64], Some("ana??>")),
+            ("YW4=", &[Base64], Some("an")),
+            ("YW4", &[Base64], Some("an")),
+            ("YW4%3D", &[Decode, Base64], Some("an")),
+            ("YW4%3D", &[Base64], None),
+            ("not base64", &[Base64], None),
+            ("", &[Base64, Decode, Lower, Trim], Some("")),
+        ] {
+            assert_eq!(read_all(value, steps).as_deref(), expected, "{value} {steps:?}");
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_read_leaves_the_choice_to_the_next_source() {
+        let key = |source: KeySource, steps: &[KeyStep]| PreparedKey::new(&cutover_core::Key { source, steps: steps.to_vec() });
+        let chain = [key(KeySource::Cookie("uid".into()), &[KeyStep::Base64]), key(KeySource::Header("x-user-id".into()), &[KeyStep::Trim])];
+        let head = |uid: &str| TestHead::get("/").with("cookie", &format!("uid={uid}")).with("x-user-id", "ben");
+        for (uid, found, at) in [("YW5h", "ana", 0), ("!", "ben", 1), ("", "ben", 1)] {
+            assert_eq!(identify(&head(uid), &chain, IpAddr::from([1, 1, 1, 1]), false), Identity::Key(Cow::Borrowed(found.as_bytes()), Some(at)), "{uid}");
+        }
     }
 
     #[test]

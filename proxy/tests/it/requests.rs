@@ -272,3 +272,29 @@ fn a_user_with_a_key_of_many_kib_keeps_one_side_and_is_one_user_in_the_log() {
     }
     assert_eq!(sides.len(), 2, "both sides have users");
 }
+
+#[test]
+fn a_user_whose_cookie_is_encoded_and_whose_header_is_not_keeps_one_side() {
+    let chain = |keys: &str| rollout("checkout", "50", "").replace("\"header:x-user-id\"", keys);
+    let proxy = Proxy::start(&chain("\"header:x-user-id|decode|lower\", \"cookie:uid|decode|lower\""));
+    let forms: Vec<(String, String)> = (0..40).map(|user| (format!("Ana+{user}@example.com"), format!("ana%2B{user}%40example.com"))).collect();
+    let moved = |proxy: &Proxy| {
+        let side = |name: &str, value: &str| proxy.get("/", &[(name, value)]).side().to_owned();
+        forms.iter().filter(|(header, cookie)| side("x-user-id", header) != side("cookie", &format!("uid={cookie}"))).count()
+    };
+    assert_eq!(moved(&proxy), 0);
+    let explained = proxy.admin_ask("GET", "/api/v1/explain?path=/&header=cookie:uid%3Dana%252B1%2540Example.com", &[], b"").json();
+    let steps: Vec<&str> = explained["steps"].as_array().unwrap().iter().map(|step| step.as_str().unwrap()).collect();
+    let at = steps.iter().position(|step| *step == "cookie:uid holds `ana%2B1%40Example.com`").unwrap_or_else(|| panic!("{steps:?}"));
+    assert_eq!(
+        steps[at + 1..at + 4],
+        ["decode makes it `ana+1@Example.com`", "lower makes it `ana+1@example.com`", "the user key `ana+1@example.com` comes from cookie:uid|decode|lower"],
+        "{steps:?}"
+    );
+    let bucket = proxy.admin_ask("GET", "/api/v1/explain?path=/&header=x-user-id:ANA%2B1@example.com", &[], b"").json()["bucket"].clone();
+    assert!(bucket.is_number() && explained["bucket"] == bucket, "{explained} {bucket}");
+    // Without steps many of them are two users.
+    proxy.save(&chain("\"header:x-user-id\", \"cookie:uid\""));
+    proxy.reload();
+    assert!(moved(&proxy) > 5, "the steps make the difference");
+}
