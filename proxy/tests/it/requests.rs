@@ -298,3 +298,45 @@ fn a_user_whose_cookie_is_encoded_and_whose_header_is_not_keeps_one_side() {
     proxy.reload();
     assert!(moved(&proxy) > 5, "the steps make the difference");
 }
+
+#[test]
+fn a_request_refused_over_http_2_has_a_reason_a_line_and_a_count() {
+    let tables = "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\nmax_body = \"1KiB\"\n[log]\nfile = \"access.log\"\naccess = \"errors\"\n";
+    let proxy = Proxy::start_with(tables, &rollout("checkout", "100", ""));
+    let ask = |method: &str, uri: &str, headers: &[(&str, &str)], body: usize| {
+        let mut request = http::Request::builder().method(method).uri(uri);
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let request = request.body(()).unwrap();
+        crate::http2::run(async {
+            let mut client = crate::http2::connect(proxy.http).await;
+            let (answer, mut sending) = client.send_request(request, body == 0).unwrap();
+            if body > 0 {
+                // The proxy may refuse it before all of it is there.
+                let _ = sending.send_data(vec![b'b'; body].into(), true);
+            }
+            crate::http2::body_of(answer.await.unwrap()).await
+        })
+    };
+    for (method, uri, headers, body, status, reason) in [
+        ("GET", "http://h/a%00b", &[][..], 0, 400, "bad_target"),
+        ("TRACE", "http://h/t", &[], 0, 405, "method_not_allowed"),
+        ("GET", "http://h../d", &[], 0, 400, "bad_host"),
+        ("GET", "http://h/u", &[("x-user-id", "a"), ("x-user-id", "b")], 0, 400, "ambiguous_user"),
+        ("GET", "http://h/l", &[("x_user_id", "a")], 0, 400, "lookalike_header"),
+        ("POST", "http://h/b", &[("content-length", "2000")], 2000, 413, "body_too_large"),
+        ("POST", "http://h/s", &[], 2000, 413, "body_too_large"),
+    ] {
+        let (before, mark) = (lines(&proxy).len(), refused(&proxy, reason));
+        let (answered, text) = ask(method, uri, headers, body);
+        let error: Value = serde_json::from_str(&text).unwrap_or_else(|error| panic!("{uri}: {error}: {text:?}"));
+        assert_eq!((answered.as_u16(), &error["error"]["code"]), (status, &reason.into()), "{uri}");
+        let line = until("the line", || lines(&proxy).get(before).cloned());
+        assert_eq!((&line["cutover.refused"], &line["error.message"]), (&reason.into(), &error["error"]["message"]), "{line}");
+        assert_eq!(line["url.path"], uri[uri.rfind('/').unwrap()..], "{line}");
+        until("the count", || (refused(&proxy, reason) == mark + 1.0).then_some(()));
+    }
+    assert_eq!(proxy.rollout()["new"]["failed"], 0);
+    assert_eq!(ask("GET", "http://h/good", &[], 0).0, 200);
+}
