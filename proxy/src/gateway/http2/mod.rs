@@ -84,6 +84,8 @@ enum Event {
     Accepted(Accepted),
     /// A stream has ended.
     Ended(u32),
+    /// Our side has reset a stream, with this code.
+    Reset(u32, u32),
     /// The process drains: clients are told to come on another connection.
     Closing,
     /// The process ends: a connection without streams has to go.
@@ -166,6 +168,7 @@ impl Live {
                 _ = closing.wait_for(|closing| *closing), if !self.is_ending => Event::Closing,
                 _ = dismissed.wait_for(|dismissed| *dismissed), if !is_dismissed => Event::Dismissed,
                 accepted = self.h2.accept() => Event::Accepted(accepted),
+                Some((stream, code)) = self.resets.recv() => Event::Reset(stream, code),
                 Some(Ok(stream)) = self.streams.join_next(), if !has_none => Event::Ended(stream),
                 () = head.late(&self.seen, self.common.header_timeout) => Event::LateHead,
                 () = &mut idle, if has_none => Event::Idle,
@@ -175,6 +178,7 @@ impl Live {
                 // The library has said GOAWAY already.
                 Event::Accepted(None | Some(Err(_))) => return,
                 Event::Ended(stream) => drop(self.taken.remove(&stream)),
+                Event::Reset(stream, code) => self.has_reset(stream, code),
                 Event::Closing => self.end_gracefully(),
                 Event::Dismissed => is_dismissed = true,
                 Event::Idle if !self.is_ending => self.end_gracefully(),
@@ -182,7 +186,6 @@ impl Live {
                 Event::Idle => return self.finish(Reason::NO_ERROR).await,
                 Event::LateHead => return self.finish(Reason::ENHANCE_YOUR_CALM).await,
             }
-            self.refused += self.newly_refused();
             if self.refused > FAR_TOO_MANY {
                 return self.finish(Reason::ENHANCE_YOUR_CALM).await;
             }
@@ -228,22 +231,18 @@ impl Live {
         self.streams.spawn(CONN.scope(conn, serving));
     }
 
-    /// Tells the gate of the streams that the library has refused since the last call, and returns
-    /// how many they were. Nothing of their requests is known but that they came.
-    fn newly_refused(&mut self) -> usize {
-        let mut refused = 0;
-        while let Ok((stream, code)) = self.resets.try_recv() {
-            let reply = match Reason::from(code) {
-                _ if self.taken.contains(&stream) => continue,
-                Reason::PROTOCOL_ERROR => MALFORMED,
-                Reason::REFUSED_STREAM => TOO_MANY_STREAMS,
-                _ => continue,
-            };
-            let now = clock::mono();
-            self.common.gate.refused(Sketch::default(), &self.conn, &reply, End::default(), now, now);
-            refused += 1;
-        }
-        refused
+    /// Tells the gate of a stream that the library has refused. Nothing of its request is known but
+    /// that it came.
+    fn has_reset(&mut self, stream: u32, code: u32) {
+        let reply = match Reason::from(code) {
+            _ if self.taken.contains(&stream) => return,
+            Reason::PROTOCOL_ERROR => MALFORMED,
+            Reason::REFUSED_STREAM => TOO_MANY_STREAMS,
+            _ => return,
+        };
+        let now = clock::mono();
+        self.common.gate.refused(Sketch::default(), &self.conn, &reply, End::default(), now, now);
+        self.refused += 1;
     }
 
     /// Tells the client that the connection ends. Its streams go on, and those that it has begun
