@@ -32,6 +32,14 @@ pub trait Loader {
     /// Why it cannot be read, in words for the operator.
     fn read(&self, path: &str) -> Result<String, String>;
 
+    /// The text of an included file. The shell may treat it otherwise than a list: a cut of it may show.
+    ///
+    /// # Errors
+    /// Why it cannot be read, in words for the operator.
+    fn include(&self, path: &str) -> Result<String, String> {
+        self.read(path)
+    }
+
     /// The files that match a pattern with `*`, sorted, in a form that [`Loader::read`] takes. No match is an empty list.
     ///
     /// # Errors

@@ -27,12 +27,21 @@ impl<'a> World<'a> {
         Source::new(name, text.to_owned(), 0)
     }
 
-    /// An included file or a list.
+    /// A list, a file of certificates, or an included file that was read before.
     pub(crate) fn read(&mut self, path: &str) -> Result<Arc<Source>, String> {
+        self.read_by(path, |loader| loader.read(path))
+    }
+
+    /// An included file.
+    pub(crate) fn include(&mut self, path: &str) -> Result<Arc<Source>, String> {
+        self.read_by(path, |loader| loader.include(path))
+    }
+
+    fn read_by(&mut self, path: &str, read: impl FnOnce(&dyn Loader) -> Result<String, String>) -> Result<Arc<Source>, String> {
         if let Some(known) = self.texts.get(path) {
             return known.clone();
         }
-        let read = self.loader.read(path).map(|text| {
+        let read = read(self.loader).map(|text| {
             self.absorb(&text);
             self.files.push(path.to_owned());
             Source::new(path, text, self.files.len())

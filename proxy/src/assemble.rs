@@ -43,13 +43,16 @@ use crate::gateway::lane::Lane;
 use crate::gateway::parking::{Parking, ParkingLimits};
 use crate::gateway::stoker::Stoker;
 use crate::gateway::watchdog::Watchdog;
+use crate::last_good;
 use crate::published::{Common, Published, Snapshot};
 use crate::readiness::Readiness;
 use crate::recorder::recorder;
+use crate::rest;
 use crate::sockets::{Given, Purpose, Socket};
-use crate::source::{LAST_GOOD, Source, SourceError};
+use crate::source::{Source, SourceError};
 use crate::status::ConfigStatus;
 use crate::succession::{Heir, Holdings, Inheritance, Predecessor};
+use crate::supervisor;
 use crate::traces::Traces;
 use crate::warm_up::WarmUp;
 use crate::watch::{self as file_watch, WatchHandle};
@@ -60,12 +63,23 @@ const POOL_PER_THREAD: usize = 1_024;
 const FAREWELL: Duration = Duration::from_millis(1_500);
 /// How often a stopping process looks whether it is idle.
 const DRAIN_LOOK: Duration = Duration::from_millis(10);
+/// How often a start looks whether a list has rested.
+const START_LOOK: Duration = Duration::from_millis(50);
+/// The state directory of a file that names none.
+const DEFAULT_STATE: &str = "/var/lib/cutover";
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no usable configuration: the exit code is 2.
-    #[error("{0}")]
-    Config(SourceError),
+    /// There is no usable configuration, and none that was kept: the exit code is 2.
+    #[error("{error}\n{why}\nhint: {hint}")]
+    NoLastGood {
+        /// What is wrong with the file.
+        error: SourceError,
+        /// Why nothing stands in for it.
+        why: String,
+        /// What to type.
+        hint: String,
+    },
     /// A port cannot be bound.
     #[error("cannot listen on {address} ({key}): {error}{}", hint(.error))]
     Bind {
@@ -192,6 +206,8 @@ pub struct Running {
 /// A configuration, and where it came from.
 struct Loaded {
     settings: Settings,
+    /// The state directory that it names, or in which it was found.
+    directory: PathBuf,
     text: String,
     source: Source,
     /// Why the file itself was not used.
@@ -204,13 +220,32 @@ impl Start {
     /// # Errors
     /// [`StartError`]; nothing is left running then.
     pub fn start(self) -> Result<Running, StartError> {
-        let mut source = Source::new(&self.file);
-        let loaded = match source.load() {
-            Ok((settings, text)) => Loaded { settings, text, source, problems: None },
-            Err(error) => last_good(source, error)?,
+        self.start_in(None)
+    }
+
+    /// Starts everything with this state directory; `None` is the one that the file names.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running then.
+    pub fn start_in(self, state: Option<&Path>) -> Result<Running, StartError> {
+        let source = load_rested(&self.file);
+        let loaded = match source {
+            (source, Ok((settings, text))) => Loaded { directory: source.base().join(&settings.state.directory), settings, text, source, problems: None },
+            (source, Err(error)) => last_good(source, error, state)?,
         };
-        let Loaded { settings, text, source, problems } = loaded;
-        let directory = source.base().join(&settings.state.directory);
+        let Loaded { mut settings, directory: by_file, text, mut source, problems } = loaded;
+        let directory = match state {
+            None => by_file,
+            Some(given) => {
+                if std::path::absolute(&by_file).ok() != std::path::absolute(given).ok() {
+                    tracing::warn!(given = %given.display(), file = %by_file.display(), "the state directory that was given is used, and not the one in the file");
+                }
+                // What is compared at a reload, and shown.
+                settings.state.directory = given.display().to_string();
+                given.to_owned()
+            }
+        };
+        source.keep_in(&directory);
         // Nothing of this process has read the clock before this, since it goes on from the other one's.
         let (heir, Inheritance { sockets: mut given, estate }) = match self.origin {
             Origin::Sockets(given) => (None, Inheritance { sockets: given, estate: BTreeMap::new() }),
@@ -250,10 +285,13 @@ impl Start {
         let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::clone(&common), None)));
         let (recorder, reader) = recorder();
         let (disk, disk_thread) = Disk::start(directory.clone(), ownership)?;
-        if problems.is_none() {
-            let kept = directory.join(LAST_GOOD);
-            crate::state_file::replace(&kept, source.self_contained(&text).as_bytes()).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+        let accepted = source.accept(&text);
+        if let Some(problems) = &problems {
+            supervisor::rejected(problems);
+        } else {
+            accepted.save(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
         }
+        drop(accepted);
         let out = match &settings.log.file {
             None => Out::to(self.access_out),
             Some(file) => {
@@ -274,6 +312,7 @@ impl Start {
             last_success_at: clock::rfc3339(clock::wall()),
             problems,
             restart_needed: Vec::new(),
+            waiting_for: Vec::new(),
         };
         let drains = Drains::default();
         let (warm_up, wishes) = WarmUp::new();
@@ -286,7 +325,7 @@ impl Start {
                 control_loop.run(inbox, control_stopped).await;
             });
         })?;
-        let (watch_handle, watch_thread) = file_watch::start(source, Arc::clone(&common), control.clone(), disk)?;
+        let (watch_handle, watch_thread) = file_watch::start(source, Arc::clone(&common), state.is_some(), control.clone(), disk)?;
         let (stop_certificates, certificates_stopped) = mpsc::channel();
         let certificates_thread = certificates.follow(base, Arc::clone(&published), certificates_stopped)?;
         let health_thread = crate::health::start(Arc::clone(&published), stopped.clone())?;
@@ -464,19 +503,69 @@ fn wait(longest: Duration, hurry: &impl Fn() -> bool, is_done: impl Fn() -> bool
     false
 }
 
+/// Reads the file once no list in it is being written: at the start there is nothing that could
+/// stand for half a list. It is read after [`rest::MOST`] in any case.
+fn load_rested(file: &Path) -> (Source, Result<(Settings, String), SourceError>) {
+    // Counted and not timed: a process that takes over must not have read the clock yet.
+    let mut looks = rest::MOST.as_millis() / START_LOOK.as_millis();
+    let mut told = false;
+    loop {
+        let mut source = Source::new(file);
+        let loaded = source.load();
+        let now = clock::wall();
+        let fresh = source.sights().iter().find(|(path, sight)| !source.has_syntax(path) && sight.was_written_within(rest::LONG, now));
+        match (&loaded, fresh) {
+            (Ok(_), Some((list, _))) if looks > 0 => {
+                looks -= 1;
+                if !std::mem::replace(&mut told, true) {
+                    tracing::info!(file = list, "a file was written just now and may still be being written; the start waits until it has rested");
+                }
+                std::thread::sleep(START_LOOK);
+            }
+            _ => return (source, loaded),
+        }
+    }
+}
+
 /// The last accepted file, for a start with a broken one.
-fn last_good(mut source: Source, error: SourceError) -> Result<Loaded, StartError> {
-    // Where the state is stands in the broken file. Only if that much can be read is there something to fall back on.
-    let Some(directory) = std::fs::read_to_string(source.path()).ok().and_then(|text| state_directory_of(&text)) else { return Err(StartError::Config(error)) };
-    let kept = source.base().join(directory).join(LAST_GOOD);
-    let Ok(text) = std::fs::read_to_string(&kept) else { return Err(StartError::Config(error)) };
-    let settings = match source.parse(&kept.display().to_string(), &text) {
+fn last_good(source: Source, error: SourceError, state: Option<&Path>) -> Result<Loaded, StartError> {
+    let directory = match state {
+        Some(directory) => directory.to_owned(),
+        // Otherwise it stands in the broken file, as far as that can be read.
+        None => {
+            let text = std::fs::read_to_string(source.path()).unwrap_or_default();
+            source.base().join(state_directory_of(&text).unwrap_or_else(|| DEFAULT_STATE.to_owned()))
+        }
+    };
+    let kept = directory.join(last_good::NAME);
+    let nothing = |why: String| {
+        let (file, directory) = (source.path().display().to_string(), directory.display().to_string());
+        let hint = match state {
+            Some(_) => format!("mend the file; `cutover check {file}` shows its problems"),
+            None => format!("mend the file, or name the state directory of the last run: cutover run -c {file} --state DIRECTORY"),
+        };
+        StartError::NoLastGood { error: error.clone(), why: format!("no last good file stands in for it: {directory}/{}: {why}", last_good::NAME), hint }
+    };
+    let (text, files) = match last_good::read(&directory) {
+        Ok(read) => read,
+        Err(why) => return Err(nothing(why.to_string())),
+    };
+    let mut reader = source.beside();
+    reader.keep_in(&directory);
+    // What cannot be read from there is read where it is.
+    reader.hold(files.into_iter().filter(|(_, digest)| last_good::content(&directory, digest).is_some()).collect());
+    let settings = match reader.parse(&kept.display().to_string(), &text) {
         Ok(settings) => settings,
-        Err(_) => return Err(StartError::Config(error)),
+        Err(problems) => return Err(nothing(format!("it cannot be used either:\n{}", problems.render(false)))),
     };
     let problems = error.render(false);
     tracing::error!(file = %source.path().display(), last_good = %kept.display(), problems, "the file cannot be used; starting with the last good one");
-    Ok(Loaded { settings, text, source, problems: Some(problems) })
+    let directory = match state {
+        // What was kept names the one that the file named then.
+        Some(_) => source.base().join(&settings.state.directory),
+        None => directory,
+    };
+    Ok(Loaded { settings, directory, text, source: reader, problems: Some(problems) })
 }
 
 /// The state directory as far as a broken file still says it: by line, since the file may not parse.
@@ -485,7 +574,7 @@ fn state_directory_of(text: &str) -> Option<String> {
     let line = in_state.into_iter().find_map(|line| line.trim().strip_prefix("directory")?.trim_start().strip_prefix('='));
     match line {
         Some(value) => value.trim().strip_prefix('"')?.split('"').next().map(str::to_owned),
-        None => Some("/var/lib/cutover".to_owned()),
+        None => Some(DEFAULT_STATE.to_owned()),
     }
 }
 

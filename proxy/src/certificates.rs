@@ -3,6 +3,8 @@
 //! A pair whose files cannot be used keeps the last one that could: a renewal that fails half-way must not take the site down. What is wrong is told once, in the log and as a metric, and looked at
 //! again every second. At the start there is no last one, so a bad pair is an error then.
 //!
+//! A chain that is being written in place may be cut between two certificates, which no syntax shows. So both files have to rest (see `rest`); until then the pair before stays in use.
+//!
 //! Changes are noticed by the files' content and not by events: certificates are renewed by tools that write, rename, or swap links, on every kind of file system.
 //!
 //! Deliberately absent: fetching certificates (ACME), client certificates, OCSP stapling.
@@ -27,9 +29,14 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock;
 use crate::published::Published;
+use crate::rest::{Resting, Sight};
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often files are looked at while one of them rests.
+const LOOK_AT_RESTING: Duration = Duration::from_millis(100);
+/// How long files that cannot be used have to rest before they are called broken.
+const BROKEN: Duration = Duration::from_millis(200);
 /// From here on the log warns, once a day.
 const WARN_DAYS: i64 = 14;
 const DAY_MS: i64 = 86_400_000;
@@ -50,6 +57,8 @@ struct Table {
 struct Pair {
     of: Certificate,
     fingerprint: [u8; 32],
+    /// What was seen of both files.
+    sights: [Sight; 2],
     key: Arc<CertifiedKey>,
     names: Vec<String>,
     expires_ms: i64,
@@ -107,22 +116,33 @@ impl Certificates {
         self.0.load().pairs.iter().map(|pair| Standing { path: pair.of.cert.clone(), expires_ms: pair.expires_ms, is_current: pair.problem.is_none() }).collect()
     }
 
-    /// Reads what has changed; what cannot be used stays as it was.
-    pub fn refresh(&self, base: &Path, wanted: &[Certificate]) {
+    /// Reads what has changed and has rested; what cannot be used stays as it was. Says whether any
+    /// file still rests.
+    fn refresh(&self, base: &Path, wanted: &[Certificate], rests: &mut Rests) -> bool {
         let before = self.0.load();
-        let mut pairs = Vec::new();
+        let (mut pairs, mut some_rest) = (Vec::new(), false);
+        rests.retain(|(of, _)| wanted.contains(of));
         for of in wanted {
             let known = before.pairs.iter().find(|pair| pair.of == *of);
             let found = read(base, of).and_then(|files| match known {
-                Some(known) if known.fingerprint == files.fingerprint => Ok(None),
-                Some(_) | None => pair(of, &files).map(Some),
+                Some(known) if known.fingerprint == files.fingerprint => Ok(Found::Same),
+                Some(_) | None => {
+                    let pair = pair(of, &files);
+                    let is_usable = pair.is_ok();
+                    if have_rested(of, known, is_usable, &files, rests) { pair.map(|pair| Found::New(Box::new(pair))) } else { Ok(Found::Rests) }
+                }
             });
+            if matches!(found, Ok(Found::Same | Found::New(_))) {
+                rests.retain(|(resting, _)| resting != of);
+            }
+            some_rest |= matches!(found, Ok(Found::Rests));
             match (found, known) {
-                (Ok(None), Some(known)) if known.problem.is_none() => pairs.push(Arc::clone(known)),
-                (Ok(None), Some(known)) => pairs.push(Arc::new(known.with(None))),
-                (Ok(Some(new)), _) => {
+                (Ok(Found::Same), Some(known)) if known.problem.is_none() => pairs.push(Arc::clone(known)),
+                (Ok(Found::Same), Some(known)) => pairs.push(Arc::new(known.with(None))),
+                (Ok(Found::Rests), Some(known)) => pairs.push(Arc::clone(known)),
+                (Ok(Found::New(new)), _) => {
                     tracing::info!(certificate = of.cert, names = new.names.join(", "), expires = expiry(new.expires_ms), "a certificate is in use");
-                    pairs.push(Arc::new(new));
+                    pairs.push(Arc::from(new));
                 }
                 (Err(why), Some(known)) if known.problem.as_ref() == Some(&why) => pairs.push(Arc::clone(known)),
                 (Err(why), Some(known)) => {
@@ -130,7 +150,7 @@ impl Certificates {
                     pairs.push(Arc::new(known.with(Some(why))));
                 }
                 (Err(why), None) => tracing::error!(certificate = of.cert, key = of.key, why, "a new certificate cannot be used; the others stay in use"),
-                (Ok(None), None) => {}
+                (Ok(Found::Same | Found::Rests), None) => {}
             }
         }
         let unchanged = pairs.len() == before.pairs.len() && pairs.iter().zip(&before.pairs).all(|(now, before)| Arc::ptr_eq(now, before));
@@ -138,6 +158,7 @@ impl Certificates {
         if !unchanged && !pairs.is_empty() {
             self.0.store(Arc::new(Table::of(pairs)));
         }
+        some_rest
     }
 
     fn warn_of_expiry(&self) {
@@ -155,14 +176,16 @@ impl Certificates {
         let certificates = self.clone();
         std::thread::Builder::new().name("certificates".to_owned()).spawn(move || {
             let mut warned = None;
+            let mut rests = Rests::new();
             loop {
-                certificates.refresh(&base, &published.load().common.settings.listen.certificates);
+                let some_rest = certificates.refresh(&base, &published.load().common.settings.listen.certificates, &mut rests);
                 let now = clock::mono();
                 if warned.is_none_or(|before| now.since(before) >= Duration::from_secs(86_400)) {
                     warned = Some(now);
                     certificates.warn_of_expiry();
                 }
-                if stopped.recv_timeout(LOOK) != Err(mpsc::RecvTimeoutError::Timeout) {
+                let patience = if some_rest { LOOK_AT_RESTING } else { LOOK };
+                if stopped.recv_timeout(patience) != Err(mpsc::RecvTimeoutError::Timeout) {
                     return;
                 }
             }
@@ -198,14 +221,44 @@ impl Table {
 
 impl Pair {
     fn with(&self, problem: Option<String>) -> Self {
-        let Self { of, fingerprint, key, names, expires_ms, problem: _ } = self;
-        Self { of: of.clone(), fingerprint: *fingerprint, key: Arc::clone(key), names: names.clone(), expires_ms: *expires_ms, problem }
+        let Self { of, fingerprint, sights, key, names, expires_ms, problem: _ } = self;
+        Self { of: of.clone(), fingerprint: *fingerprint, sights: sights.clone(), key: Arc::clone(key), names: names.clone(), expires_ms: *expires_ms, problem }
     }
+}
+
+/// What a look has found of a pair.
+enum Found {
+    /// The files in use.
+    Same,
+    /// Others that may still be being written.
+    Rests,
+    /// Others that are whole.
+    New(Box<Pair>),
+}
+
+/// Pairs whose files have changed, and since when both have rested.
+type Rests = Vec<(Certificate, [Resting; 2])>;
+
+/// Whether the files of a pair have rested: until they can be taken for whole, or be called broken.
+fn have_rested(of: &Certificate, known: Option<&Arc<Pair>>, is_usable: bool, files: &Files, rests: &mut Rests) -> bool {
+    let now = clock::mono();
+    let at = rests.iter().position(|(resting, _)| resting == of).unwrap_or_else(|| {
+        rests.push((of.clone(), files.sights.clone().map(|sight| Resting::new(sight, now))));
+        rests.len() - 1
+    });
+    let (_, resting) = &mut rests[at];
+    (0..2).fold(true, |both, file| {
+        resting[file].look(files.sights[file].clone(), now);
+        let whole = || files.sights[file].rest_after(known.map(|known| &known.sights[file]));
+        let least = if is_usable { whole() } else { BROKEN };
+        both & resting[file].has_rested(least, now)
+    })
 }
 
 /// The content of both files, and a hash over it.
 struct Files {
     fingerprint: [u8; 32],
+    sights: [Sight; 2],
     cert: Vec<u8>,
     key: Vec<u8>,
 }
@@ -217,11 +270,12 @@ fn read(base: &Path, of: &Certificate) -> Result<Files, String> {
     digest.update((cert.len() as u64).to_le_bytes());
     digest.update(&cert);
     digest.update(&key);
-    Ok(Files { fingerprint: digest.finalize().into(), cert, key })
+    let sights = [Sight::of(&base.join(&of.cert), Ok(&cert)), Sight::of(&base.join(&of.key), Ok(&key))];
+    Ok(Files { fingerprint: digest.finalize().into(), sights, cert, key })
 }
 
 fn pair(of: &Certificate, files: &Files) -> Result<Pair, String> {
-    let Files { fingerprint, cert, key } = files;
+    let Files { fingerprint, sights, cert, key } = files;
     let chain: Vec<CertificateDer<'static>> =
         CertificateDer::pem_slice_iter(cert).collect::<Result<_, _>>().map_err(|error| format!("{} is not a chain of certificates in PEM: {error}", of.cert))?;
     let site = chain.first().ok_or_else(|| format!("there is no certificate in {}", of.cert))?;
@@ -233,7 +287,7 @@ fn pair(of: &Certificate, files: &Files) -> Result<Pair, String> {
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
         Err(_) => return Err(format!("the key in {} does not belong to the certificate in {}", of.key, of.cert)),
     }
-    Ok(Pair { of: of.clone(), fingerprint: *fingerprint, key: Arc::new(key), names, expires_ms, problem: None })
+    Ok(Pair { of: of.clone(), fingerprint: *fingerprint, sights: sights.clone(), key: Arc::new(key), names, expires_ms, problem: None })
 }
 
 /// The names a certificate is for, in lower case, and when it expires.

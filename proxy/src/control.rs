@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
-use crate::control_handle::{Applied, Estate, Message, Refusal, Tripped};
+use crate::control_handle::{Applied, Estate, IfRevision, Message, Refusal, Tripped};
 use crate::disk::Disk;
 use crate::drain::Drains;
 use crate::journal::Record;
@@ -59,6 +59,8 @@ pub struct Control {
     /// What is still on new of rolled back rollouts leaves then: when, which, and what began before which revision.
     leaving: Vec<(Mono, Arc<str>, u64)>,
     role: Role,
+    /// Somebody who has named the present revision is changing the file.
+    is_reserved: bool,
 }
 
 /// Which process decides what is in force.
@@ -96,6 +98,7 @@ impl Control {
             held: None,
             waited_until: Vec::new(),
             role: Role::Leads,
+            is_reserved: false,
         }
     }
 
@@ -251,6 +254,13 @@ impl Control {
                 self.config.last_reload_successful = false;
                 self.config.problems = Some(problems);
             }
+            Message::Waiting { files } => self.config.waiting_for = files,
+            Message::Reserve { if_revision, reply } => {
+                let answer = self.expect(Some(&if_revision));
+                self.is_reserved = answer.is_ok();
+                let _ = reply.send(answer);
+            }
+            Message::Release => self.is_reserved = false,
             Message::Command { rollout, command, actor, reason, if_revision, reply } => {
                 let _ = reply.send(self.obey(Event::Command { rollout: &rollout, command, actor, reason }, if_revision).await);
             }
@@ -329,11 +339,18 @@ impl Control {
         }
     }
 
-    /// Does what somebody wants, if nothing has changed since they looked.
-    async fn obey(&mut self, event: Event<'_>, if_revision: Option<u64>) -> Result<Applied, Refusal> {
-        if let Some(expected) = if_revision.filter(|expected| *expected != self.plane.revision()) {
-            return Err(Refusal::Revision { expected, found: self.plane.revision() });
+    /// Refuses whoever has seen another revision, and whoever names the one that is being changed.
+    fn expect(&self, if_revision: Option<&[u64]>) -> Result<(), Refusal> {
+        let found = self.plane.revision();
+        match if_revision {
+            Some(expected) if self.is_reserved || !expected.contains(&found) => Err(Refusal::Revision { expected: expected.to_vec(), found }),
+            Some(_) | None => Ok(()),
         }
+    }
+
+    /// Does what somebody wants, if nothing has changed since they looked.
+    async fn obey(&mut self, event: Event<'_>, if_revision: IfRevision) -> Result<Applied, Refusal> {
+        self.expect(if_revision.as_deref())?;
         // Stopping harm never waits; everything else is for the process that takes over.
         let stops_harm = matches!(event, Event::Command { command: Command::Rollback, .. });
         if matches!(self.role, Role::Follows { .. }) && !stops_harm {
@@ -436,7 +453,7 @@ impl Control {
             tracing::warn!(file = %self.config.file, "{warning}");
         }
         tracing::info!(file = %self.config.file, digest, rollouts = self.common.settings.rollouts.len(), revision = self.plane.revision(), "the file is in force");
-        let file = std::mem::take(&mut self.config.file);
+        let (file, waiting_for) = (std::mem::take(&mut self.config.file), std::mem::take(&mut self.config.waiting_for));
         self.config = ConfigStatus {
             file,
             digest,
@@ -444,6 +461,7 @@ impl Control {
             last_success_at: clock::rfc3339(clock::wall()),
             problems: None,
             restart_needed: restart_needed.into_iter().map(str::to_owned).collect(),
+            waiting_for,
         };
     }
 

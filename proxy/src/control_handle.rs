@@ -18,6 +18,9 @@ const QUEUE: usize = 64;
 #[derive(Clone, Debug)]
 pub struct ControlHandle(mpsc::Sender<Message>);
 
+/// The revisions at which somebody wants a change to be made: any for `None`, one of these else.
+pub type IfRevision = Option<Vec<u64>>;
+
 /// What can be told to the control loop.
 #[derive(Debug)]
 pub enum Message {
@@ -39,6 +42,21 @@ pub enum Message {
         /// The problems as text.
         problems: String,
     },
+    /// These files have changed and are not read yet: they may still be being written.
+    Waiting {
+        /// As the file names them.
+        files: Vec<String>,
+    },
+    /// Somebody is about to change the file. Until the release, who wants a change at the same
+    /// revision is refused.
+    Reserve {
+        /// Only at one of these revisions.
+        if_revision: Vec<u64>,
+        /// Whether the file may be changed.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// The file has been changed, or will not be.
+    Release,
     /// Somebody wants something of a rollout.
     Command {
         /// Which rollout.
@@ -49,8 +67,8 @@ pub enum Message {
         actor: Actor,
         /// Why.
         reason: String,
-        /// Only at this revision.
-        if_revision: Option<u64>,
+        /// Only at one of these revisions.
+        if_revision: IfRevision,
         /// The answer.
         reply: oneshot::Sender<Result<Applied, Refusal>>,
     },
@@ -62,8 +80,8 @@ pub enum Message {
         actor: Actor,
         /// Why.
         reason: String,
-        /// Only at this revision.
-        if_revision: Option<u64>,
+        /// Only at one of these revisions.
+        if_revision: IfRevision,
         /// The answer.
         reply: oneshot::Sender<Result<Applied, Refusal>>,
     },
@@ -142,13 +160,17 @@ pub enum Refusal {
     #[error("a new process is taking over")]
     HandingOver,
     /// Somebody else was faster.
-    #[error("expected revision {expected}, found {found}: somebody changed it meanwhile")]
+    #[error("expected revision {}, found {found}: somebody changed it meanwhile", revisions(.expected))]
     Revision {
-        /// What the caller had seen.
-        expected: u64,
+        /// What the caller had seen; empty if it was no revision.
+        expected: Vec<u64>,
         /// What is in force.
         found: u64,
     },
+}
+
+fn revisions(expected: &[u64]) -> String {
+    if expected.is_empty() { "none that there ever was".to_owned() } else { expected.iter().map(u64::to_string).collect::<Vec<_>>().join(" or ") }
 }
 
 /// The control loop has ended: the process is going down.
@@ -181,11 +203,39 @@ impl ControlHandle {
         self.0.blocking_send(Message::Rejected { problems }).map_err(|_| Gone)
     }
 
+    /// Tells which files are waited for, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn waiting_blocking(&self, files: Vec<String>) -> Result<(), Gone> {
+        self.0.blocking_send(Message::Waiting { files }).map_err(|_| Gone)
+    }
+
+    /// Compares revisions, and keeps others who name one from changing anything until
+    /// [`ControlHandle::release_blocking`]. From a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended; inside, when the revision is another one.
+    pub fn reserve_blocking(&self, if_revision: IfRevision) -> Result<Result<(), Refusal>, Gone> {
+        let Some(if_revision) = if_revision else { return Ok(Ok(())) };
+        let (reply, answer) = oneshot::channel();
+        self.0.blocking_send(Message::Reserve { if_revision, reply }).map_err(|_| Gone)?;
+        answer.blocking_recv().map_err(|_| Gone)
+    }
+
+    /// Lets others change things again, from a thread outside any runtime.
+    ///
+    /// # Errors
+    /// When the loop has ended.
+    pub fn release_blocking(&self) -> Result<(), Gone> {
+        self.0.blocking_send(Message::Release).map_err(|_| Gone)
+    }
+
     /// Rolls back or re-arms.
     ///
     /// # Errors
     /// When the loop has ended; inside, when the command is refused.
-    pub async fn command(&self, rollout: String, command: Command, actor: Actor, reason: String, if_revision: Option<u64>) -> Result<Result<Applied, Refusal>, Gone> {
+    pub async fn command(&self, rollout: String, command: Command, actor: Actor, reason: String, if_revision: IfRevision) -> Result<Result<Applied, Refusal>, Gone> {
         let (reply, answer) = oneshot::channel();
         self.0.send(Message::Command { rollout, command, actor, reason, if_revision, reply }).await.map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
@@ -195,7 +245,7 @@ impl ControlHandle {
     ///
     /// # Errors
     /// When the loop has ended; inside, when it is refused.
-    pub async fn maintenance(&self, wish: MaintenanceWish, actor: Actor, reason: String, if_revision: Option<u64>) -> Result<Result<Applied, Refusal>, Gone> {
+    pub async fn maintenance(&self, wish: MaintenanceWish, actor: Actor, reason: String, if_revision: IfRevision) -> Result<Result<Applied, Refusal>, Gone> {
         let (reply, answer) = oneshot::channel();
         self.0.send(Message::Maintenance { wish, actor, reason, if_revision, reply }).await.map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)

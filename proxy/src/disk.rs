@@ -14,9 +14,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use cutover_core::plane::Standings;
+use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
 use crate::journal::{Journal, Record};
+use crate::last_good::LastGood;
 use crate::state_file;
 
 const RETRY: Duration = Duration::from_secs(1);
@@ -83,7 +85,7 @@ pub struct Disk {
 enum Job {
     Save(Standings, oneshot::Sender<bool>),
     Append(Box<Record>),
-    LastGood(String),
+    LastGood(Box<LastGood>),
     Flush(oneshot::Sender<()>),
     LetGo(oneshot::Sender<bool>),
     TakeBack,
@@ -117,8 +119,8 @@ impl Disk {
     }
 
     /// Keeps the accepted file for a start with a broken one.
-    pub fn keep_last_good(&self, text: String) {
-        let _ = self.sender.send(Job::LastGood(text));
+    pub fn keep_last_good(&self, last_good: LastGood) {
+        let _ = self.sender.send(Job::LastGood(Box::new(last_good)));
     }
 
     /// Answers when everything asked for before has been written or has failed once.
@@ -154,7 +156,7 @@ struct Writer {
     durable: Arc<AtomicBool>,
     unsaved: Option<Standings>,
     lines: VecDeque<Record>,
-    last_good: Option<String>,
+    last_good: Option<Box<LastGood>>,
     complained: bool,
 }
 
@@ -176,8 +178,14 @@ impl Writer {
                     }
                     self.work();
                 }
-                Ok(Job::LastGood(text)) => {
-                    self.last_good = Some(text);
+                Ok(Job::LastGood(mut last_good)) => {
+                    // What an unwritten one would have kept is in no file that the next one could name.
+                    for (path, content) in self.last_good.take().into_iter().flat_map(|unwritten| unwritten.files) {
+                        if last_good.unchanged.get(&path).is_some_and(|digest| Sha256::digest(&content)[..] == *digest) {
+                            last_good.files.insert(path, content);
+                        }
+                    }
+                    self.last_good = Some(last_good);
                     self.work();
                 }
                 Ok(Job::Flush(done)) => drop(done.send(())),
@@ -238,10 +246,10 @@ impl Writer {
                 }
             }
         }
-        if let Some(text) = &self.last_good {
-            match state_file::replace(&self.directory.join(crate::source::LAST_GOOD), text.as_bytes()) {
+        if let Some(last_good) = &self.last_good {
+            match last_good.save(&self.directory) {
                 Ok(()) => self.last_good = None,
-                Err(error) => failed = failed.or(Some((crate::source::LAST_GOOD, error))),
+                Err(error) => failed = failed.or(Some((crate::last_good::NAME, error))),
             }
         }
         self.durable.store(self.unsaved.is_none(), Ordering::Release);

@@ -1,10 +1,13 @@
 //! The files behind a configuration: reading them, telling whether they changed, and editing a percentage in them.
 //!
-//! A [`Source`] knows the main file and everything its last reading touched (includes, lists, patterns), so that a poll can tell "nothing changed" by content alone. Times of modification
-//! are never compared: they lie on network file systems and in containers.
+//! A [`Source`] knows the main file and everything its last reading touched (includes, lists, patterns), so that a poll can tell "nothing changed" by content alone. Whether something changed is
+//! never told by times of modification: they lie on network file systems and in containers.
+//!
+//! A list that is being written is held: the configuration is read with the content that was
+//! accepted last, which `last_good` keeps. So a change beside it need not wait for it.
 
 use std::cell::RefCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -13,12 +16,13 @@ use cutover_config::{Loader, Problems, Settings};
 use cutover_core::Percent;
 use sha2::{Digest, Sha256};
 
+use crate::control_handle::Refusal;
+use crate::last_good::{self, Kept, LastGood};
+use crate::rest::Sight;
 use crate::state_file;
 
-/// The name under which the last accepted file is kept in the state directory.
-pub const LAST_GOOD: &str = "last-good.toml";
-/// The largest list of users that is read: about a million keys.
-const MAX_FILE: u64 = 64 * 1024 * 1024;
+/// The largest file that is read. Limits of each kind of file are lower, and are `cutover_config`'s.
+pub const MAX_FILE: u64 = 64 * 1024 * 1024;
 
 /// How often a file that draws in something else at each reading is read. What is left then shows as a change at the next look.
 const READINGS: usize = 3;
@@ -30,17 +34,32 @@ pub struct Source {
     touched: Touched,
     /// The fingerprint just before the last reading. Taken before and not after, so that a file saved meanwhile still counts as changed.
     read_at: [u8; 32],
+    /// What was seen just before the last reading, by path; the main file is under the empty path.
+    sights: BTreeMap<String, Sight>,
+    /// What the last reading read, by path, without what was held; the main file is not in it.
+    texts: BTreeMap<String, String>,
+    /// What is in force, by path; the main file is under the empty path.
+    accepted: BTreeMap<String, Sight>,
+    /// The content that stands for a file.
+    held: Kept,
+    /// The state directory, once it is known: where the content of what is held is.
+    state: Option<PathBuf>,
 }
+
+/// What a look saw, by path; the main file is under the empty path.
+pub type Sights = BTreeMap<String, Sight>;
 
 /// What one reading touched.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Touched {
     files: BTreeSet<String>,
+    /// Those of the files that have the syntax of the main file.
+    includes: BTreeSet<String>,
     patterns: BTreeSet<String>,
 }
 
 /// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum SourceError {
     /// The main file cannot be read.
     #[error("{path}: {reason}")]
@@ -85,6 +104,15 @@ pub enum SetError {
     /// The file would have problems with the new percentage.
     #[error("the file would not be valid with this percentage:\n{0}")]
     Rejected(SourceError),
+    /// Somebody writes the file.
+    #[error("{path} is being written by somebody else; the percentage was not changed")]
+    BeingWritten {
+        /// The main file.
+        path: String,
+    },
+    /// Somebody else was faster.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// Somebody saved a broken file at the same moment.
     #[error("the percentage was written, but the file cannot be used now:\n{0}")]
     ChangedMeanwhile(String),
@@ -101,7 +129,82 @@ pub enum SetError {
 impl Source {
     /// The configuration in this file. Nothing is read yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), touched: Touched::default(), read_at: [0; 32] }
+        Self {
+            path: path.into(),
+            touched: Touched::default(),
+            read_at: [0; 32],
+            sights: Sights::new(),
+            texts: BTreeMap::new(),
+            accepted: Sights::new(),
+            held: Kept::new(),
+            state: None,
+        }
+    }
+
+    /// Another reader of the same file, which holds what this one holds.
+    pub fn beside(&self) -> Self {
+        Self { held: self.held.clone(), state: self.state.clone(), ..Self::new(&self.path) }
+    }
+
+    /// Names the state directory: held content is read from there.
+    pub fn keep_in(&mut self, state: &Path) {
+        self.state = Some(state.to_owned());
+    }
+
+    /// Reads these files as they were kept, until something else is held.
+    pub fn hold(&mut self, held: Kept) {
+        self.held = held;
+    }
+
+    /// What is held: the files that are not read as they are now.
+    pub fn held(&self) -> &Kept {
+        &self.held
+    }
+
+    /// What is in force, by path.
+    pub fn accepted(&self) -> &Sights {
+        &self.accepted
+    }
+
+    /// Whether the main file as it was read is in force.
+    pub fn is_accepted(&self) -> bool {
+        self.accepted.contains_key("")
+    }
+
+    /// The fingerprint of what is in force.
+    pub fn accepted_fingerprint(&self) -> [u8; 32] {
+        self.fingerprint_of(&self.accepted, &Kept::new())
+    }
+
+    /// Whether a cut of this file may show: the main file and includes have a syntax.
+    pub fn has_syntax(&self, path: &str) -> bool {
+        path.is_empty() || self.touched.includes.contains(path)
+    }
+
+    /// The content that stands for these files while they are held. Left out is what was never in
+    /// force, and what is not kept.
+    pub fn holdable<'a>(&self, paths: impl Iterator<Item = &'a String>) -> Kept {
+        let is_kept = |digest: &[u8; 32]| self.state.as_ref().is_some_and(|state| last_good::path_of(state, digest).is_file());
+        paths.filter_map(|path| Some((path.clone(), self.accepted.get(path)?.content))).filter(|(_, digest)| is_kept(digest)).collect()
+    }
+
+    /// Says that the last reading is in force, and returns what is to be kept of it.
+    pub fn accept(&mut self, main: &str) -> LastGood {
+        let text = self.self_contained(main);
+        let mut files = std::mem::take(&mut self.texts);
+        let sights = std::mem::take(&mut self.sights);
+        for (path, sight) in sights {
+            let read = if path.is_empty() { Some(main) } else { files.get(&path).map(String::as_str) };
+            // What was written between the look and the reading shows as a change at the next look.
+            if read.is_some_and(|read| Sha256::digest(read)[..] == sight.content) {
+                self.accepted.insert(path, sight);
+            }
+        }
+        let Touched { files: touched, includes, .. } = &self.touched;
+        self.accepted.retain(|path, _| path.is_empty() || touched.contains(path));
+        files.retain(|path, _| !includes.contains(path));
+        let unchanged = self.held.iter().filter(|(path, _)| touched.contains(*path) && !includes.contains(*path)).map(|(path, digest)| (path.clone(), *digest));
+        LastGood { text, files, unchanged: unchanged.collect() }
     }
 
     /// The main file.
@@ -116,7 +219,8 @@ impl Source {
     pub fn load(&mut self) -> Result<(Settings, String), SourceError> {
         // What a file draws in is known only once it is read: then once more, so that the fingerprint is over all of it.
         for _ in 0..READINGS {
-            self.read_at = self.fingerprint();
+            self.sights = self.look();
+            self.read_at = self.fingerprint_of(&self.sights, &Kept::new());
             let drawn_in = self.touched.clone();
             let loaded = self.load_once();
             if self.touched == drawn_in {
@@ -124,6 +228,23 @@ impl Source {
             }
         }
         self.load_once()
+    }
+
+    /// The fingerprint of what the last [`Source::load`] read, with what was held.
+    pub fn fingerprint_read(&self) -> [u8; 32] {
+        self.fingerprint_of(&self.sights, &self.held)
+    }
+
+    /// Whether the last [`Source::load`] read what a look has seen. A list may change between the
+    /// two, and what was read then has not rested. A file that the look did not know counts as seen.
+    pub fn has_read(&self, seen: &Sights, main: &str) -> bool {
+        let is_main_seen = seen.get("").is_some_and(|sight| Sha256::digest(main)[..] == sight.content);
+        is_main_seen && self.texts.iter().all(|(path, text)| seen.get(path).is_none_or(|sight| Sha256::digest(text)[..] == sight.content))
+    }
+
+    /// What was seen just before the last [`Source::load`] that is not accepted.
+    pub fn sights(&self) -> &Sights {
+        &self.sights
     }
 
     /// Whether anything differs from what the last [`Source::load`] found.
@@ -134,8 +255,11 @@ impl Source {
     fn load_once(&mut self) -> Result<(Settings, String), SourceError> {
         let name = self.path.display().to_string();
         let text = read_regular(&self.path).map_err(|reason| SourceError::Unreadable { path: name.clone(), reason })?;
-        let settings = self.parse(&name, &text)?;
-        Ok((settings, text))
+        let parsed = self.parse(&name, &text);
+        if parsed.is_err() {
+            self.texts.clear();
+        }
+        Ok((parsed?, text))
     }
 
     /// Parses a text as if it stood in the main file.
@@ -143,35 +267,52 @@ impl Source {
     /// # Errors
     /// When anything in it or drawn in by it cannot be used.
     pub fn parse(&mut self, name: &str, text: &str) -> Result<Settings, SourceError> {
-        let files = Files { base: self.base(), touched: RefCell::default() };
+        let files = self.files();
         let parsed = cutover_config::parse(name, text, &files);
         self.touched = files.touched.into_inner();
+        self.texts = files.texts.into_inner();
         parsed.map_err(SourceError::Problems)
+    }
+
+    /// What everything that the last reading touched is now. What is held is looked at where it is.
+    pub fn look(&self) -> Sights {
+        let base = self.base();
+        let sight = |path: &Path| {
+            let read = read_regular(path);
+            Sight::of(path, read.as_ref().map(String::as_bytes).map_err(String::as_str))
+        };
+        let files = self.touched.files.iter().map(|file| (file.clone(), sight(&base.join(file))));
+        files.chain([(String::new(), sight(&self.path))]).collect()
     }
 
     /// A hash over everything the last reading touched, as it is now. What cannot be read counts as such.
     pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint_of(&self.look(), &Kept::new())
+    }
+
+    /// The same for a look that has been taken, for what patterns find now, and with the content
+    /// that stands for what is held.
+    pub fn fingerprint_of(&self, sights: &Sights, held: &Kept) -> [u8; 32] {
         let mut hash = Sha256::new();
-        let mut add = |what: &str, content: Result<String, String>| {
-            let (mark, content) = match content {
-                Ok(content) => (b'+', content),
-                Err(reason) => (b'-', reason),
-            };
-            hash.update([mark]);
-            hash.update((what.len() as u64).to_le_bytes());
-            hash.update(what);
-            hash.update((content.len() as u64).to_le_bytes());
-            hash.update(content);
+        let mut add = |what: &str, content: &[u8]| {
+            for part in [what.as_bytes(), content] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
         };
-        add("", read_regular(&self.path));
-        let files = Files { base: self.base(), touched: RefCell::default() };
-        for file in &self.touched.files {
-            add(file, files.read(file));
+        for (path, sight) in sights {
+            add(path, held.get(path).unwrap_or(&sight.content));
         }
+        let files = self.files();
         for pattern in &self.touched.patterns {
-            add(pattern, files.glob(pattern).map(|found| found.join("\n")));
+            add(pattern, files.glob(pattern).map_or_else(|reason| format!("-{reason}"), |found| found.join("\n")).as_bytes());
         }
         hash.finalize().into()
+    }
+
+    fn files(&self) -> Files {
+        let held = self.state.iter().flat_map(|state| self.held.iter().map(|(path, digest)| (path.clone(), (state.clone(), *digest)))).collect();
+        Files { base: self.base(), held, touched: RefCell::default(), texts: RefCell::default() }
     }
 
     /// The directories in which a change may show: of every file touched and, where they are links, of what they lead to.
@@ -217,8 +358,8 @@ impl Source {
         if document.remove("include").is_none() {
             return main.to_owned();
         }
-        let files = Files { base: self.base(), touched: RefCell::default() };
-        let included = self.touched.files.iter().filter(|file| file.ends_with(".toml")).filter_map(|file| files.read(file).ok());
+        let files = self.files();
+        let included = self.touched.includes.iter().filter_map(|file| self.texts.get(file).cloned().or_else(|| files.read(file).ok()));
         // An included file holds nothing but `[[rollout]]` blocks, so it may simply follow.
         std::iter::once(document.to_string()).chain(included).collect::<Vec<_>>().join("\n")
     }
@@ -232,13 +373,27 @@ impl Source {
 /// Reads files beside the main one, and remembers which.
 struct Files {
     base: PathBuf,
+    /// By path: the state directory and the content there that stands for the file.
+    held: BTreeMap<String, (PathBuf, [u8; 32])>,
     touched: RefCell<Touched>,
+    texts: RefCell<BTreeMap<String, String>>,
 }
 
 impl Loader for Files {
     fn read(&self, path: &str) -> Result<String, String> {
         self.touched.borrow_mut().files.insert(path.to_owned());
-        read_regular(&self.base.join(path))
+        if let Some((state, digest)) = self.held.get(path) {
+            // Never what is there now: that may be half of it.
+            return last_good::content(state, digest).ok_or_else(|| "it is being written, and what was read before cannot be read from the state directory".to_owned());
+        }
+        let text = read_regular(&self.base.join(path))?;
+        self.texts.borrow_mut().insert(path.to_owned(), text.clone());
+        Ok(text)
+    }
+
+    fn include(&self, path: &str) -> Result<String, String> {
+        self.touched.borrow_mut().includes.insert(path.to_owned());
+        self.read(path)
     }
 
     /// Patterns have `*` in their last part only: one directory, names by prefix and suffix.
@@ -287,7 +442,7 @@ fn read_regular(path: &Path) -> Result<String, String> {
     let file = fs::File::open(path).map_err(|error| error.to_string())?;
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(|error| error.to_string())?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err("is larger than 64 MiB".to_owned());
+        return Err(format!("is larger than {} MiB", MAX_FILE / 1024 / 1024));
     }
     String::from_utf8(bytes).map_err(|error| format!("is not UTF-8 text: byte {} is out of place", error.utf8_error().valid_up_to()))
 }

@@ -199,6 +199,14 @@ pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_as(path, content, 0o666)
 }
 
+/// Replaces a file durably, as [`replace`] does; a new file can be read by its owner alone.
+///
+/// # Errors
+/// Any failure of the file system; the old file is whole then.
+pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
+    replace_as(path, content, 0o600)
+}
+
 /// The same; a file that was not there has at most these permissions, from its first byte on.
 fn replace_as(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));

@@ -75,6 +75,9 @@ pub struct ConfigStatus {
     /// Keys that changed in the file but need a restart.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub restart_needed: Vec<String>,
+    /// Files that have changed and may still be being written: what was read before is in force.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub waiting_for: Vec<String>,
 }
 
 /// How one rollout stands.

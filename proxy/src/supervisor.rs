@@ -1,5 +1,7 @@
 //! What systemd is told: ready, reloading, stopping, another main process, alive. Without systemd nobody is told, and nothing changes.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use sd_notify::NotifyState;
 
 use crate::control_handle::ControlHandle;
@@ -22,6 +24,24 @@ pub fn reloading() {
         Err(error) => tracing::warn!(%error, "the service manager cannot be told"),
     }
 }
+
+/// The file cannot be used: `systemctl status` shows why until one can.
+pub fn rejected(problems: &str) {
+    let problem = problems.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("error");
+    let place = problems.lines().find_map(|line| line.trim().strip_prefix("--> ")).map(|place| format!(" ({place})")).unwrap_or_default();
+    IS_REJECTED.store(true, Ordering::Release);
+    tell(&[NotifyState::Status(&format!("the last good file is in force; the file cannot be used: {problem}{place}"))]);
+}
+
+/// A file is in force: what was told of the one before is over.
+pub fn accepted() {
+    if IS_REJECTED.swap(false, Ordering::AcqRel) {
+        tell(&[NotifyState::Status("the file is in force")]);
+    }
+}
+
+/// Whether the service manager was told last that the file cannot be used.
+static IS_REJECTED: AtomicBool = AtomicBool::new(false);
 
 /// The service stops. Not told by a process that another has taken over from: the service goes on.
 pub fn stopping() {

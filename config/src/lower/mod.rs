@@ -263,7 +263,7 @@ impl Lower<'_> {
                         if !seen.insert(path.clone()) {
                             continue;
                         }
-                        match world.read(&path) {
+                        match world.include(&path) {
                             Ok(_) => paths.push(path),
                             Err(reason) => {
                                 let problem = self.error(&pattern.span, &key, format!("cannot read {}: {reason}", clip(&path))).label("named here");

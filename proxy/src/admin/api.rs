@@ -14,9 +14,10 @@ use serde_json::json;
 use super::Admin;
 use super::auth::{Caller, Operator, Viewer};
 use super::error::ApiError;
-use crate::control_handle::{Applied, MaintenanceWish, Refusal};
+use crate::control_handle::{Applied, IfRevision, MaintenanceWish, Refusal};
 use crate::explain::Question;
 use crate::status::Status;
+use crate::watch::ReloadError;
 
 /// The longest reason in characters.
 const MAX_REASON: usize = 500;
@@ -75,28 +76,26 @@ struct Done {
 }
 
 /// `GET /api/v1/rollouts`
-pub async fn rollouts(Viewer(_): Viewer, State(admin): State<Admin>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub async fn rollouts(Viewer(_): Viewer, State(admin): State<Admin>) -> Result<Response, ApiError> {
     let status = admin.control.report().await?.status;
-    tagged(&headers, status.revision, &status)
+    tagged(status.revision, &status)
 }
 
 /// `GET /api/v1/rollouts/ID`
-pub async fn rollout(Viewer(_): Viewer, State(admin): State<Admin>, Path(id): Path<String>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub async fn rollout(Viewer(_): Viewer, State(admin): State<Admin>, Path(id): Path<String>) -> Result<Response, ApiError> {
     let Status { revision, rollouts, .. } = admin.control.report().await?.status;
     let known = rollouts.iter().map(|rollout| rollout.id.as_str()).collect::<Vec<_>>().join(", ");
     let Some(rollout) = rollouts.iter().find(|rollout| rollout.id == id) else {
         return Err(ApiError::new(StatusCode::NOT_FOUND, "unknown_rollout", &format!("no rollout has the id `{id}`; there are: {known}"), ""));
     };
-    tagged(&headers, revision, rollout)
+    tagged(revision, rollout)
 }
 
-fn tagged(headers: &HeaderMap, revision: u64, body: &impl Serialize) -> Result<Response, ApiError> {
-    let tag = format!("\"{revision}\"");
-    if headers.get(header::IF_NONE_MATCH).is_some_and(|seen| seen.as_bytes() == tag.as_bytes()) {
-        return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
-    }
+/// An answer with the revision as its tag, for `If-Match`. `If-None-Match` is not looked at: the
+/// numbers of the last minute move while the revision stays.
+fn tagged(revision: u64, body: &impl Serialize) -> Result<Response, ApiError> {
     let body = serde_json::to_value(body).map_err(|error| ApiError::internal(&error))?;
-    Ok(([(header::ETAG, tag)], Json(body)).into_response())
+    Ok(([(header::ETAG, format!("\"{revision}\""))], Json(body)).into_response())
 }
 
 /// `POST /api/v1/rollouts/ID/VERB`
@@ -109,17 +108,19 @@ pub async fn act(
 ) -> Result<Response, ApiError> {
     let Wish { reason, percent, dry_run, actor } = read(wish)?;
     let actor = actor_of(caller, actor);
-    let if_revision = if_match(&headers)?;
+    let if_revision = if_match(&headers);
     let percent = percent.map(|number| Percent::parse(&number.to_string()).map_err(|error| (number, error))).transpose();
     let percent = percent.map_err(|(number, error)| {
         ApiError::bad_request("bad_percent", &format!("expected a percentage from 0 to 100 with at most three decimals, found {number}: {error}"), "such as 12.5")
     })?;
     let reason = checked(reason)?;
+    if dry_run {
+        expect_revision(&admin, if_revision.clone()).await?;
+    }
     match (verb.as_str(), percent) {
         ("set", None) => Err(ApiError::bad_request("missing_percent", "`percent` is missing", "such as {\"percent\": 10, \"reason\": \"CHG-7\"}")),
         ("set", Some(percent)) => {
-            expect_revision(&admin, if_revision).await?;
-            let applied = admin.watch.set_percent(id.clone(), percent, dry_run, actor, reason).await??;
+            let applied = admin.watch.set_percent(id.clone(), percent, dry_run, (actor, reason), if_revision).await??;
             answer(&admin, &id, applied, dry_run, || format!("{id}: would be set to {percent} %")).await
         }
         ("rollback", None) if dry_run => dry(&admin, &id, |id| format!("{id}: everyone would be sent to legacy")).await,
@@ -131,9 +132,8 @@ pub async fn act(
         ("rearm", percent) => {
             if let Some(percent) = percent {
                 expect_latched(&admin, &id).await?;
-                expect_revision(&admin, if_revision).await?;
                 // While latched a percentage moves nobody: first the smaller share is in the file, then the latch is lifted.
-                admin.watch.set_percent(id.clone(), percent, false, actor.clone(), reason.clone()).await??;
+                admin.watch.set_percent(id.clone(), percent, false, (actor.clone(), reason.clone()), if_revision.clone()).await??;
             }
             let if_revision = if percent.is_some() { None } else { if_revision };
             let applied = admin.control.command(id.clone(), Command::Rearm, actor, reason, if_revision).await??;
@@ -156,7 +156,7 @@ pub async fn maintenance(
 ) -> Result<Response, ApiError> {
     let MaintenanceBody { rollout, mode, lasts, reason, dry_run, actor } = read(body)?;
     let actor = actor_of(caller, actor);
-    let if_revision = if_match(&headers)?;
+    let if_revision = if_match(&headers);
     let hint = "such as {\"rollout\": \"ID\" or null for all, \"mode\": \"full\", \"for\": \"10m\", \"reason\": \"CHG-7\"}";
     let Some(rollout) = rollout else { return Err(ApiError::bad_request("missing_rollout", "`rollout` is missing: give an id, or null for all of them", hint)) };
     let mode = Maintenance::of_name(&mode).ok_or_else(|| ApiError::bad_request("bad_mode", &format!("expected the mode off, read-only, hold or full, found `{mode}`"), hint))?;
@@ -203,7 +203,7 @@ pub fn lasting(mode: Maintenance, text: &str) -> Result<Duration, String> {
 }
 
 /// `POST /api/v1/reload`
-pub async fn reload(Operator(caller): Operator, State(admin): State<Admin>, wish: Result<Option<Json<Wish>>, JsonRejection>) -> Result<Response, ApiError> {
+pub async fn reload(Operator(caller): Operator, State(admin): State<Admin>, headers: HeaderMap, wish: Result<Option<Json<Wish>>, JsonRejection>) -> Result<Response, ApiError> {
     let (reason, actor) = match wish.transpose() {
         Some(wish) => {
             let Wish { reason, actor, .. } = read(wish)?;
@@ -211,9 +211,17 @@ pub async fn reload(Operator(caller): Operator, State(admin): State<Admin>, wish
         }
         None => (String::new(), None),
     };
-    match admin.watch.reload(actor_of(caller, actor), reason).await? {
-        Ok(Applied { revision, durable }) => Ok(Json(Done { revision, durable, dry_run: false, sentence: "the file is in force".to_owned() }).into_response()),
-        Err(problems) => Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_rejected", &problems, "the last good file stays in force")),
+    match admin.watch.reload(actor_of(caller, actor), reason, if_match(&headers)).await? {
+        Ok(Applied { revision, durable }) => {
+            let waiting_for = admin.control.report().await?.status.config.waiting_for;
+            let sentence = match waiting_for.as_slice() {
+                [] => "the file is in force".to_owned(),
+                files => format!("the file is in force, with these as they were before, because they are being written: {}", files.join(", ")),
+            };
+            Ok(Json(Done { revision, durable, dry_run: false, sentence }).into_response())
+        }
+        Err(ReloadError::Rejected(problems)) => Err(ApiError::new(StatusCode::UNPROCESSABLE_ENTITY, "config_rejected", &problems, "the last good file stays in force")),
+        Err(ReloadError::Refused(refusal)) => Err(refusal.into()),
     }
 }
 
@@ -300,22 +308,23 @@ fn actor_of(caller: Caller, said: Option<String>) -> Actor {
     Actor { name: caller.name.or(said).unwrap_or_else(|| "local".to_owned()), source: if caller.is_cli { Source::Cli } else { Source::Api } }
 }
 
-fn if_match(headers: &HeaderMap) -> Result<Option<u64>, ApiError> {
-    let Some(value) = headers.get(header::IF_MATCH) else { return Ok(None) };
-    let revision = value.to_str().ok().map(str::trim);
-    match revision {
-        Some("*") => Ok(None),
-        Some(tag) => {
-            tag.trim_matches('"').parse().map(Some).map_err(|_| ApiError::bad_request("bad_if_match", "`If-Match` must be the ETag of a status", "such as \"7\" with its quotes"))
-        }
-        None => Err(ApiError::bad_request("bad_if_match", "`If-Match` is not text", "")),
+/// The revisions that the caller has seen, by `If-Match`: a list of entity tags. A tag that is no
+/// revision matches none, and so does a weak one. `*`, or no such field, is any revision.
+fn if_match(headers: &HeaderMap) -> IfRevision {
+    let fields: Vec<&[u8]> = headers.get_all(header::IF_MATCH).iter().map(HeaderValue::as_bytes).collect();
+    if fields.iter().all(|field| field.trim_ascii() == b"*") {
+        return None;
     }
+    let tags = fields.iter().flat_map(|field| field.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii);
+    let quoted = tags.filter_map(|tag| std::str::from_utf8(tag.strip_prefix(b"\"")?.strip_suffix(b"\"")?).ok());
+    // A number has one form: `"07"` and `"+7"` are tags of something else.
+    Some(quoted.filter_map(|tag| tag.parse().ok().filter(|revision: &u64| revision.to_string() == tag)).collect())
 }
 
-async fn expect_revision(admin: &Admin, expected: Option<u64>) -> Result<(), ApiError> {
+async fn expect_revision(admin: &Admin, expected: IfRevision) -> Result<(), ApiError> {
     let Some(expected) = expected else { return Ok(()) };
     let found = admin.control.report().await?.status.revision;
-    if expected == found { Ok(()) } else { Err(Refusal::Revision { expected, found }.into()) }
+    if expected.contains(&found) { Ok(()) } else { Err(Refusal::Revision { expected, found }.into()) }
 }
 
 async fn expect_latched(admin: &Admin, id: &str) -> Result<(), ApiError> {

@@ -73,6 +73,8 @@ impl From<SetError> for ApiError {
             SetError::Broken(_) | SetError::Rejected(_) | SetError::Edit(_) | SetError::ChangedMeanwhile(_) => {
                 Self::new(StatusCode::CONFLICT, "file_not_usable", &message, "mend the file; `cutover check` shows its problems")
             }
+            SetError::BeingWritten { .. } => Self::new(StatusCode::CONFLICT, "file_being_written", &message, "try again when the file is complete"),
+            SetError::Refused(refusal) => refusal.into(),
             SetError::Unwritable { .. } => Self::new(StatusCode::CONFLICT, "file_not_writable", &message, "a rollback needs no file: `cutover rollback`"),
         }
     }

@@ -138,6 +138,17 @@ async fn say_goodbye(State(admin): State<Admin>, request: axum::extract::Request
     response
 }
 
+/// Nothing below `/api` is kept by a cache or a browser: it says how things stand now.
+async fn forbid_storing(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+    let path = request.uri().path();
+    let is_api = path == "/api" || path.starts_with("/api/");
+    let mut response = next.run(request).await;
+    if is_api {
+        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    }
+    response
+}
+
 fn router(admin: Admin) -> Router {
     Router::new()
         .route("/", get(index))
@@ -156,6 +167,7 @@ fn router(admin: Admin) -> Router {
             ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route does not take this method", "`GET /` lists the routes")
         })
         .layer(axum::middleware::from_fn_with_state(admin.clone(), auth::check_origin))
+        .layer(axum::middleware::from_fn(forbid_storing))
         .layer(axum::middleware::from_fn_with_state(admin.clone(), say_goodbye))
         .with_state(admin)
 }

@@ -138,6 +138,9 @@ fn show(status: &crate::status::Status) -> Result<(), Failed> {
     if !status.config.restart_needed.is_empty() {
         note(&format!("these keys changed but need a restart: {}", status.config.restart_needed.join(", ")));
     }
+    if !status.config.waiting_for.is_empty() {
+        note(&format!("these files have changed and may still be being written; what was read before is in force: {}", status.config.waiting_for.join(", ")));
+    }
     if let Some(maintenance) = &status.maintenance {
         out(&format!("{bad}{}{bad:#}", maintenance.sentence(status.held_requests)))?;
     }

@@ -1,6 +1,6 @@
 //! `cutover run`: the proxy in the foreground, and the signals that steer it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -9,8 +9,9 @@ use cutover_config::LogFormat;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{FILE, Failed};
+use super::{FILE, Failed, note};
 use crate::assemble::{Origin, Running, Start, StartError};
+use crate::event_log::EventLog;
 use crate::gateway::client::MOST_LINGERING;
 use crate::sockets::Given;
 use crate::source::Source;
@@ -24,6 +25,9 @@ pub(super) struct Run {
     /// The file to follow
     #[arg(long, short = 'c', default_value = FILE, value_name = "FILE")]
     config: PathBuf,
+    /// The state directory, instead of the one that the file names: needed where the file cannot be read and the last good one is to be used
+    #[arg(long, env = "CUTOVER_STATE", value_name = "DIRECTORY")]
+    state: Option<PathBuf>,
     /// Request threads; one for each core by default
     #[arg(long)]
     threads: Option<usize>,
@@ -39,6 +43,8 @@ pub(super) struct Run {
 }
 
 enum Signal {
+    /// No signal: the start is through.
+    Started(Box<Result<Started, Failed>>),
     /// SIGTERM: from a supervisor.
     Stop,
     /// SIGINT: from a keyboard.
@@ -67,26 +73,43 @@ impl Run {
         let given = Given::by_systemd().map_err(|error| Failed::new(format!("cannot use what systemd passes: {error}")))?;
         let program = Program::of_this_process();
         let heir = if self.take_over { Some(Heir::from_stdin()?) } else { None };
-        // The format stands in the file; a file that cannot be read is told in the end anyway.
-        let settings = Source::new(&self.config).load().ok().map(|(settings, _)| settings);
-        let event_log = crate::event_log::to_stdout(settings.as_ref().map_or(LogFormat::Json, |settings| settings.log.format))?;
-        raise_file_limit(settings.map_or(0, |settings| settings.listen.max_connections));
+        // Before the first file is read: a signal that nobody handles ends the process, and a long
+        // list takes seconds.
         let (sender, signals) = signals()?;
         let origin = match &heir {
             Some(heir) => Origin::Process(heir.again()?),
             None => Origin::Sockets(given),
         };
-        let start = Start { file: self.config, threads: self.threads, access_out: Box::new(std::io::stdout()), origin };
-        let running = start.start().map_err(|error| {
-            if let Some(heir) = &heir {
-                heir.fail(&error.to_string());
+        let start = Start { file: self.config.clone(), threads: self.threads, access_out: Box::new(std::io::stdout()), origin };
+        let (state, started) = (self.state.clone(), sender.clone());
+        let begin = move || {
+            // Nobody listens any more when the process is ending.
+            let _ = started.send(Signal::Started(Box::new(begin(start, state.as_deref()))));
+        };
+        std::thread::Builder::new().name("start".to_owned()).stack_size(START_STACK).spawn(begin)?;
+        let mut early = Vec::new();
+        let started = loop {
+            match signals.recv() {
+                Ok(Signal::Started(started)) => break *started,
+                Ok(Signal::Stop | Signal::Interrupt) => {
+                    supervisor::stopping();
+                    note("stopped during the start: no request was accepted");
+                    return Ok(ExitCode::SUCCESS);
+                }
+                Ok(signal) => early.push(signal),
+                Err(_) => return Err(Failed::new("cannot start: no signal can be received")),
             }
-            match error {
-                StartError::Config(error) => Failed::usage(error.render(std::io::IsTerminal::is_terminal(&std::io::stderr()))),
-                other => Failed::new(other.to_string()),
+        };
+        let Started { running, event_log } = started.inspect_err(|failed| {
+            if let Some(heir) = &heir {
+                heir.fail(&failed.message);
             }
         })?;
         drop(heir);
+        // What came during the start is done now.
+        for signal in early {
+            let _ = sender.send(signal);
+        }
         let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).chain(running.https.iter().map(|address| format!("https://{address}"))).collect();
         tracing::info!(
             http = http.join(", "),
@@ -110,7 +133,11 @@ impl Run {
                 tracing::warn!("upgrade refused: this process is ending");
                 false
             }
-            Ok(Signal::Reload | Signal::Upgraded(_)) | Err(_) => false,
+            Ok(Signal::Reload) => {
+                tracing::warn!("reload refused: this process is ending");
+                false
+            }
+            Ok(Signal::Started(_) | Signal::Upgraded(_)) | Err(_) => false,
         };
         let cut = match end {
             End::Stop { lead } => {
@@ -128,6 +155,32 @@ impl Run {
         Ok(ExitCode::SUCCESS)
     }
 }
+
+/// A proxy that accepts requests.
+struct Started {
+    running: Running,
+    /// Lines are written until it is dropped.
+    event_log: EventLog,
+}
+
+/// Reads the file, opens the log, and starts everything.
+fn begin(start: Start, state: Option<&Path>) -> Result<Started, Failed> {
+    // The format stands in the file; a file that cannot be read is told in the end anyway.
+    let settings = Source::new(&start.file).load().ok().map(|(settings, _)| settings);
+    let event_log = crate::event_log::to_stdout(settings.as_ref().map_or(LogFormat::Json, |settings| settings.log.format))?;
+    raise_file_limit(settings.map_or(0, |settings| settings.listen.max_connections));
+    let running = start.start_in(state).map_err(|error| match error {
+        StartError::NoLastGood { error, why, hint } => {
+            let problems = error.render(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+            Failed::usage(format!("{}\n\n{why}\nhint: {hint}", problems.trim_end()))
+        }
+        other => Failed::new(other.to_string()),
+    })?;
+    Ok(Started { running, event_log })
+}
+
+/// The stack of the thread that starts everything: as much as the main thread has, since files nest.
+const START_STACK: usize = 8 * 1024 * 1024;
 
 /// As many open files as the system lets us have: a connection is one, and so is each to a backend, and each that is ending. Says when that is too few.
 fn raise_file_limit(max_connections: usize) {
@@ -152,6 +205,7 @@ fn serve(running: &Running, signals: &Receiver<Signal>, sender: &Sender<Signal>,
     let mut succession: Option<Succession> = None;
     loop {
         match signals.recv() {
+            Ok(Signal::Started(_)) => {}
             Ok(Signal::Reload) => reload(running.watch.clone()),
             Ok(Signal::Reopen) => running.access_log.reopen(),
             Ok(Signal::Upgrade) if succession.is_some() => tracing::warn!("upgrade refused: one is under way"),

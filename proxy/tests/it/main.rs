@@ -18,6 +18,7 @@ mod hostile_backends;
 mod http2;
 mod judge;
 mod lane;
+mod last_good;
 mod logs;
 mod maintenance;
 mod malformed;
@@ -27,6 +28,8 @@ mod raw;
 mod reload;
 mod requests;
 mod seeds;
+mod slow_writers;
+mod starting;
 mod tidy;
 mod tls;
 #[cfg(feature = "otlp")]

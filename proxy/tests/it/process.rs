@@ -12,10 +12,10 @@ use crate::harness::{Backend, Behaviour, Client, Load, Message, QUICK_GUARD, fil
 
 /// The real binary on a directory of its own.
 pub struct Process {
-    child: Child,
+    pub child: Child,
     pub http: SocketAddr,
     pub admin: SocketAddr,
-    log: BufReader<ChildStdout>,
+    pub log: BufReader<ChildStdout>,
 }
 
 impl Process {
@@ -23,7 +23,7 @@ impl Process {
         Self::of(command(directory))
     }
 
-    fn of(mut command: Command) -> Self {
+    pub fn of(mut command: Command) -> Self {
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stdout.take().unwrap());
         let ready = log_line(&mut log, "cutover is ready");
@@ -31,7 +31,7 @@ impl Process {
         Self { child, http: address("http"), admin: address("admin"), log }
     }
 
-    fn signal(&self, signal: &str) {
+    pub fn signal(&self, signal: &str) {
         let done = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
         assert!(done.success());
     }
@@ -59,7 +59,7 @@ impl Drop for Process {
     }
 }
 
-fn command(directory: &Path) -> Command {
+pub fn command(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
     command.args(["run", "--threads", "2", "--lead", "100ms", "-c"]).arg(directory.join("cutover.toml")).stdout(Stdio::piped()).stderr(Stdio::piped());
     command

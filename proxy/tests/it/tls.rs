@@ -286,3 +286,36 @@ fn a_kept_connection_that_one_authority_vouched_for_is_not_used_where_another_is
     let statuses: Vec<u16> = ["/good", "/bad", "/good", "/bad"].iter().map(|path| proxy.get(path, &[("x-user-id", "u")]).status()).collect();
     assert_eq!(statuses, [200, 502, 200, 502]);
 }
+
+#[test]
+fn a_chain_written_slowly_is_never_served_without_its_intermediates() {
+    let authority = Authority::new();
+    let (proxy, https) = start(&authority, "");
+    let config = authority.client(&[b"http/1.1"]);
+    let chain_of = || connect(https, "one.example", &config).unwrap().conn.peer_certificates().unwrap().len();
+    let directory = proxy.directory.path();
+    // The authority's certificate stands for any that follows the first in a chain.
+    let chain = std::fs::read_to_string(directory.join("one.pem")).unwrap() + &authority.0.pem();
+    std::fs::write(directory.join("one.pem"), &chain).unwrap();
+    until("the chain of two", || (chain_of() == 2).then_some(()));
+    let before = certificate_for(https, "one.example", &config);
+    authority.write(directory, "next", &["one.example"]);
+    let next = std::fs::read_to_string(directory.join("next.pem")).unwrap();
+    std::fs::copy(directory.join("next.key"), directory.join("one.key")).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // The pause is the case itself: longer than two looks at a file that rests.
+            let mut file = std::fs::File::create(directory.join("one.pem")).unwrap();
+            file.write_all(next.as_bytes()).unwrap();
+            std::thread::sleep(std::time::Duration::from_millis(800));
+            file.write_all(authority.0.pem().as_bytes()).unwrap();
+            done.store(true, std::sync::atomic::Ordering::SeqCst);
+        });
+        while !done.load(std::sync::atomic::Ordering::SeqCst) {
+            assert_eq!(chain_of(), 2);
+        }
+    });
+    until("the new pair", || (certificate_for(https, "one.example", &config) != before).then_some(()));
+    assert_eq!(chain_of(), 2);
+}

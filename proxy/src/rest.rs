@@ -1,0 +1,220 @@
+//! How long a file has to be left alone before it counts as whole.
+//!
+//! *What for.* A file that is written in place is short for a while. A list of users, a bundle of
+//! certificates or a chain of certificates has no syntax that shows the cut: its first half is a
+//! valid file that says something else.
+//!
+//! *Why this way.* Content, size and time of modification have to rest. The rest grows with the
+//! pauses that the writer makes, so a slow writer is waited for. A file that was renamed into its
+//! place was written elsewhere and needs the short rest only.
+//!
+//! *Not here:* what is in force meanwhile. `watch` and `certificates` decide that.
+
+use std::fs::Metadata;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use cutover_core::{Mono, Wall};
+use sha2::{Digest, Sha256};
+
+/// The rest of a file whose syntax shows most cuts, and of a file that was renamed into its place.
+pub const SHORT: Duration = Duration::from_millis(20);
+/// The rest of a file whose content does not show a cut.
+pub const LONG: Duration = Duration::from_secs(1);
+/// The rest of a file that has fewer entries than the one in force.
+pub const SHORTER: Duration = Duration::from_secs(2);
+/// The longest rest, and that of a file that has become empty.
+pub const MOST: Duration = Duration::from_secs(10);
+/// How many times the longest pause of its writer a file has to rest.
+const PAUSES: u32 = 4;
+
+/// What one look saw of a file.
+#[derive(Clone, Debug)]
+pub struct Sight {
+    /// SHA-256 of the content, or of the reason why it cannot be read.
+    pub content: [u8; 32],
+    /// How many bytes it has; 0 if it cannot be read.
+    pub size: u64,
+    /// How many lines say something: neither blank nor a comment.
+    pub entries: usize,
+    /// Whether the last line ends with a line break.
+    pub ends_with_line: bool,
+    /// When it was written last, in seconds and nanoseconds of Unix time.
+    modified: (i64, i64),
+    /// Device and inode.
+    inode: (u64, u64),
+    /// Whether the last change to the inode was no write: a rename, or a changed mode.
+    moved: bool,
+}
+
+impl Sight {
+    /// Notes what was read from a path.
+    pub fn of(path: &Path, read: Result<&[u8], &str>) -> Self {
+        let metadata = std::fs::metadata(path).ok();
+        let field = |get: fn(&Metadata) -> i64| metadata.as_ref().map_or(0, get);
+        let modified = (field(Metadata::mtime), field(Metadata::mtime_nsec));
+        let changed = (field(Metadata::ctime), field(Metadata::ctime_nsec));
+        let inode = metadata.as_ref().map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()));
+        let text = read.unwrap_or_default();
+        let says = |line: &&[u8]| !line.trim_ascii().is_empty() && !line.trim_ascii().starts_with(b"#");
+        Self {
+            content: read.map_or_else(Sha256::digest, Sha256::digest).into(),
+            size: text.len() as u64,
+            entries: text.split(|&byte| byte == b'\n').filter(says).count(),
+            ends_with_line: text.ends_with(b"\n"),
+            modified,
+            inode,
+            moved: changed > modified,
+        }
+    }
+
+    /// Whether another look saw the same content, size and time of modification.
+    pub fn is_like(&self, other: &Self) -> bool {
+        (self.content, self.size, self.modified, self.inode) == (other.content, other.size, other.modified, other.inode)
+    }
+
+    /// Whether the file came whole: another file stood here before, and this one was renamed here
+    /// after it had been written.
+    pub fn came_whole(&self, before: Option<&Self>) -> bool {
+        self.moved && before.is_none_or(|before| before.inode != self.inode)
+    }
+
+    /// Whether it was written that shortly before a moment, by the clock of its file system.
+    pub fn was_written_within(&self, time: Duration, now: Wall) -> bool {
+        let modified = self.modified.0.saturating_mul(1_000).saturating_add(self.modified.1 / 1_000_000);
+        !self.moved && (0..time.as_millis() as i64).contains(&now.as_millis().saturating_sub(modified))
+    }
+
+    /// The least rest of a file without syntax that follows the one in force, if there was one.
+    pub fn rest_after(&self, before: Option<&Self>) -> Duration {
+        match before {
+            Some(before) if self.size == 0 && before.size > 0 => MOST,
+            Some(before) if self.entries < before.entries => SHORTER,
+            before if self.came_whole(before) => SHORT,
+            Some(_) | None => LONG,
+        }
+    }
+}
+
+/// A file that has changed, and since when it has rested.
+#[derive(Debug)]
+pub struct Resting {
+    sight: Sight,
+    since: Mono,
+    content_since: Mono,
+    longest_pause: Duration,
+}
+
+impl Resting {
+    /// Begins with the first look that saw the change.
+    pub fn new(sight: Sight, now: Mono) -> Self {
+        Self { sight, since: now, content_since: now, longest_pause: Duration::ZERO }
+    }
+
+    /// Notes another look.
+    pub fn look(&mut self, sight: Sight, now: Mono) {
+        if !self.sight.is_like(&sight) {
+            self.longest_pause = self.longest_pause.max(now.since(self.since));
+            self.since = now;
+            if self.sight.content != sight.content {
+                self.content_since = now;
+            }
+        }
+        self.sight = sight;
+    }
+
+    /// What the last look saw.
+    pub fn sight(&self) -> &Sight {
+        &self.sight
+    }
+
+    /// How long it has to rest, at least this long.
+    pub fn needed(&self, least: Duration) -> Duration {
+        least.max((self.longest_pause * PAUSES).min(MOST))
+    }
+
+    /// Whether it has rested that long. A time of modification that never rests is believed to lie
+    /// after [`MOST`].
+    pub fn has_rested(&self, least: Duration, now: Mono) -> bool {
+        now.since(self.since) >= self.needed(least) || now.since(self.content_since) >= MOST
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::io::Write;
+
+    fn look(path: &Path) -> Sight {
+        let read = fs::read(path).map_err(|error| error.to_string());
+        Sight::of(path, read.as_deref().map_err(String::as_str))
+    }
+
+    fn at(millis: u64) -> Mono {
+        Mono::from_micros(millis * 1_000)
+    }
+
+    #[test]
+    fn a_rest_grows_with_the_pauses_of_the_writer_up_to_its_limit() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("list");
+        let mut file = fs::File::create(&path).expect("created");
+        let mut write = || {
+            file.write_all(b"user\n").expect("written");
+            look(&path)
+        };
+        let mut resting = Resting::new(write(), at(0));
+        assert!(!resting.has_rested(LONG, at(999)) && resting.has_rested(LONG, at(1_000)));
+        resting.look(write(), at(60));
+        assert_eq!(resting.needed(SHORT), Duration::from_millis(240));
+        assert!(!resting.has_rested(SHORT, at(299)) && resting.has_rested(SHORT, at(300)));
+        resting.look(write(), at(960));
+        assert!(!resting.has_rested(LONG, at(960 + 3_599)) && resting.has_rested(LONG, at(960 + 3_600)));
+        resting.look(write(), at(60_000));
+        assert_eq!(resting.needed(LONG), MOST);
+        resting.look(look(&path), at(60_500));
+        assert!(resting.has_rested(LONG, at(70_000)), "a look that sees the same is no write");
+    }
+
+    #[test]
+    fn a_time_of_modification_that_never_rests_is_not_waited_for_forever() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("list");
+        fs::write(&path, "ana\n").expect("written");
+        let mut sight = look(&path);
+        let mut resting = Resting::new(sight.clone(), at(0));
+        for second in 1..10 {
+            sight.modified.0 += 1;
+            resting.look(sight.clone(), at(second * 1_000));
+            assert!(!resting.has_rested(LONG, at(second * 1_000)));
+        }
+        assert!(resting.has_rested(LONG, at(10_000)));
+    }
+
+    #[test]
+    fn the_rest_depends_on_what_was_there_and_how_the_file_came() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (path, beside) = (directory.path().join("list"), directory.path().join("list.new"));
+        fs::write(&path, "ana\n# nobody\n\nbob\n").expect("written");
+        let before = look(&path);
+        assert_eq!(before.entries, 2);
+        assert_eq!(before.rest_after(None), LONG, "a first reading may be a cut");
+        fs::write(&path, "ana\nbob\neve\n").expect("written");
+        assert_eq!(look(&path).rest_after(Some(&before)), LONG);
+        fs::write(&path, "ana\n").expect("written");
+        assert_eq!(look(&path).rest_after(Some(&before)), SHORTER);
+        fs::write(&path, "").expect("written");
+        assert_eq!(look(&path).rest_after(Some(&before)), MOST);
+        let renamed = |text: &str| {
+            fs::write(&beside, text).expect("written");
+            let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
+            fs::File::options().write(true).open(&beside).and_then(|file| file.set_modified(long_ago)).expect("dated");
+            fs::rename(&beside, &path).expect("renamed");
+            look(&path)
+        };
+        assert_eq!(renamed("ana\nbob\neve\n").rest_after(Some(&before)), SHORT);
+        assert_eq!(renamed("ana\n").rest_after(Some(&before)), SHORTER, "a shorter list always rests");
+    }
+}

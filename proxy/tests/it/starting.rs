@@ -1,0 +1,140 @@
+//! Signals during a start, which a long list makes long; and what the service manager shows.
+
+use std::fs;
+use std::io::BufReader;
+use std::process::{Child, Command, Stdio};
+
+use crate::harness::{Client, rollout, until};
+use crate::process::{Process, World, command, log_line};
+
+/// A world whose start takes a while: a list of some megabytes.
+fn long_start() -> World {
+    let world = World::new(&rollout("checkout", "5", "always_new = [\"file:beta.txt\"]"));
+    let users: String = (0..250_000).map(|user| format!("a-user-with-a-long-name-{user:08}\n")).collect();
+    fs::write(world.path().join("beta.txt"), users).unwrap();
+    let long_ago = std::time::UNIX_EPOCH + std::time::Duration::from_secs(1_000_000_000);
+    fs::File::options().write(true).open(world.path().join("beta.txt")).unwrap().set_modified(long_ago).unwrap();
+    world
+}
+
+fn send(child: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Whether a process handles these signals: the mask of caught signals in `/proc`.
+fn catches(pid: u64, signals: &[u32]) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default();
+    signals.iter().all(|signal| mask & (1 << (signal - 1)) != 0)
+}
+
+const HUP: u32 = 1;
+const INT: u32 = 2;
+const USR1: u32 = 10;
+const USR2: u32 = 12;
+const TERM: u32 = 15;
+
+fn begun(world: &World) -> Child {
+    let child = command(world.path()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    until("the handlers", || catches(u64::from(child.id()), &[HUP, INT, USR1, USR2, TERM]).then_some(()));
+    child
+}
+
+fn kill(pid: u64) {
+    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+}
+
+#[test]
+fn a_signal_during_the_start_is_obeyed_after_it() {
+    let world = long_start();
+    for signal in ["-HUP", "-USR1", "-USR2"] {
+        let mut child = begun(&world);
+        send(&child, signal);
+        let mut log = BufReader::new(child.stdout.take().unwrap());
+        let ready = log_line(&mut log, "cutover is ready");
+        if signal == "-HUP" {
+            log_line(&mut log, "the file is in force");
+        }
+        if signal == "-USR2" {
+            let pid = log_line(&mut log, "upgrade: the new process has taken over; requests in flight may finish here")["pid"].as_u64().unwrap();
+            let status = child.wait().unwrap();
+            kill(pid);
+            assert!(status.success(), "{status}");
+            continue;
+        }
+        let admin = ready["admin"].as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
+        let answer = Client::connect(admin).ask("GET", "/api/v1/rollouts", &[("host", "localhost")], b"").unwrap().json();
+        assert_eq!(answer["rollouts"][0]["desired_percent"], 5.0, "{signal}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_stop_of_the_new_process_during_its_start_leaves_the_old_one() {
+    let world = long_start();
+    let mut process = Process::start(world.path());
+    for signal in ["-TERM", "-INT"] {
+        process.signal("-USR2");
+        let pid = log_line(&mut process.log, "upgrade: a new process has been started, and is to take over")["pid"].as_u64().unwrap();
+        until("the handlers of the new process", || catches(pid, &[HUP, INT, USR1, USR2, TERM]).then_some(()));
+        for signal in ["-HUP", "-USR1", signal] {
+            assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+        }
+        let why = log_line(&mut process.log, "upgrade failed: this process goes on as before")["why"].as_str().unwrap().to_owned();
+        assert!(why.contains("exit status: 0"), "{signal}: {why}");
+        assert_eq!(process.rollout()["desired_percent"], 5.0);
+    }
+    process.kill();
+}
+
+#[test]
+fn a_stop_during_the_start_ends_it_cleanly() {
+    let world = long_start();
+    for signal in ["-TERM", "-INT"] {
+        let child = begun(&world);
+        send(&child, signal);
+        let output = child.wait_with_output().unwrap();
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && words.contains("stopped during the start"), "{signal}: {} {words}", output.status);
+        assert!(!String::from_utf8_lossy(&output.stdout).contains("cutover is ready"));
+    }
+}
+
+#[test]
+fn a_refused_reload_shows_in_the_status_of_the_service() {
+    let world = World::new(&rollout("checkout", "5", ""));
+    let (file, path) = (world.path().join("cutover.toml"), world.path().join("notify"));
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
+    let next = || {
+        let mut buffer = [0; 4096];
+        let length = socket.recv(&mut buffer).expect("a word to the service manager");
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    let start = || {
+        Process::of({
+            let mut command = command(world.path());
+            command.env("NOTIFY_SOCKET", &path);
+            command
+        })
+    };
+    let good = fs::read_to_string(&file).unwrap();
+    let process = start();
+    assert_eq!(next(), "READY=1");
+    fs::write(&file, good.replace("percent = 5", "percent = 105")).unwrap();
+    let told = next();
+    let (what, place) = ("STATUS=the last good file is in force; the file cannot be used: error: ", "cutover.toml:");
+    assert!(told.starts_with(what) && told.contains("105") && told.contains(place) && told.lines().count() == 1, "{told}");
+    fs::write(&file, good.replace("percent = 5", "percent = 6")).unwrap();
+    assert_eq!(next(), "STATUS=the file is in force");
+    // What is good after what was good is nothing to tell.
+    fs::write(&file, good.replace("percent = 5", "percent = 7")).unwrap();
+    until("the edit", || (process.rollout()["desired_percent"] == 7.0).then_some(()));
+    fs::write(&file, good.replace("percent = 5", "percnt = 5")).unwrap();
+    assert!(next().starts_with(what));
+    process.kill();
+    let process = start();
+    assert!(next().starts_with(what), "a start with the last good file");
+    process.kill();
+}
