@@ -23,7 +23,7 @@ use cutover_core::plane::Restored;
 use cutover_core::{Actor, ControlPlane, Event};
 use pingora::listeners::tls::Acceptor as TlsAcceptor;
 use pingora::server::configuration::ServerConf;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::{AccessLog, Out, Reopener};
 use crate::admin::auth::Auth;
@@ -43,6 +43,7 @@ use crate::gateway::lane::Lane;
 use crate::gateway::parking::{Parking, ParkingLimits};
 use crate::gateway::stoker::Stoker;
 use crate::gateway::watchdog::Watchdog;
+use crate::journal;
 use crate::last_good;
 use crate::published::{Common, Published, Snapshot};
 use crate::readiness::Readiness;
@@ -378,6 +379,7 @@ impl Start {
             drains: drains.clone(),
             ready: Arc::clone(&ready),
             state_directory: directory,
+            histories: Arc::new(Semaphore::new(admin::HISTORIES)),
             auth: Arc::new(Auth::new(settings.admin.tokens.clone())),
         };
         let close_admin = watch::Sender::new(false);
@@ -581,16 +583,25 @@ fn state_directory_of(text: &str) -> Option<String> {
 fn open_state(directory: &Path) -> io::Result<(Ownership, Restored)> {
     std::fs::create_dir_all(directory)?;
     let lock = disk::lock_soon(directory)?;
-    let had_a_life = std::fs::metadata(crate::journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
-    let restored = crate::state_file::restore(directory, had_a_life);
+    let has_journal = std::fs::metadata(journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
+    let restored = crate::state_file::restore(directory, has_journal || journal::moved_away(directory).is_some());
     if let Restored::Unreadable(why) = &restored {
         tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed, and maintenance is off");
     }
-    let (ownership, torn) = Ownership::open(directory, lock)?;
-    if torn > 0 {
-        tracing::warn!(bytes = torn, "the journal ended in the middle of a line; that line was cut off");
+    let (ownership, opened) = Ownership::open(directory, lock)?;
+    if opened.torn > 0 {
+        tracing::warn!(bytes = opened.torn, "the journal ended in the middle of a line; that line was cut off");
     }
-    Ok((ownership, restored))
+    let note = match (&opened.continues, &restored) {
+        _ if !opened.is_new => None,
+        (Some(moved), _) => Some(format!("the journal was moved away while no proxy ran; a new file continues the chain of {}", moved.display())),
+        (None, Restored::Fresh) => None,
+        (None, Restored::Known(_) | Restored::Unreadable(_)) => Some("the journal is missing although there is a saved state; a new chain begins".to_owned()),
+    };
+    if let Some(note) = &note {
+        tracing::warn!(directory = %directory.display(), what = note, "the journal is not the file that was written last");
+    }
+    Ok((ownership.with_note(note), restored))
 }
 
 /// The socket for an address of the file, given or bound.

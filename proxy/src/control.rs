@@ -29,7 +29,7 @@ use crate::drain::Drains;
 use crate::journal::Record;
 use crate::published::{Common, Published, Snapshot};
 use crate::recorder::{Look, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
-use crate::status::{ConfigStatus, Measured, Report, recent_quantiles, status_of};
+use crate::status::{ConfigStatus, Measured, Report, Status, recent_quantiles, status_of};
 use crate::upstream::Backend;
 use crate::warm_up::WarmUp;
 
@@ -470,7 +470,10 @@ impl Control {
         let totals = |slot: usize| self.reader.slot(slot_of(slot)).unwrap_or(&nothing);
         let unmatched = self.reader.slot(UNMATCHED).cloned().unwrap_or_else(SlotTotals::default);
         Report {
-            status: status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), &unmatched, totals),
+            status: Status {
+                journal: self.disk.journal_note(),
+                ..status_of(&self.plane, &self.published.load().split, self.config.clone(), self.disk.is_durable(), &unmatched, totals)
+            },
             measured: self.plane.rollouts().iter().map(|rollout| Measured { totals: totals(rollout.slot()).clone(), recent_quantiles: recent_quantiles(rollout) }).collect(),
             unmatched,
             common: Arc::clone(&self.common),

@@ -14,10 +14,11 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use cutover_core::plane::Standings;
+use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 use tokio::sync::oneshot;
 
-use crate::journal::{Journal, Record};
+use crate::journal::{Journal, Opened, Record};
 use crate::last_good::LastGood;
 use crate::state_file;
 
@@ -32,6 +33,8 @@ pub struct Ownership {
     /// Nobody else writes while this is held.
     lock: File,
     journal: Journal,
+    /// What people have to know about the journal.
+    note: Option<String>,
 }
 
 /// How often a start asks for the directory, and the time between.
@@ -64,13 +67,19 @@ pub fn lock_soon(directory: &Path) -> io::Result<File> {
 }
 
 impl Ownership {
-    /// Opens the journal of a directory that has been locked, and says how many bytes of a torn last line were cut off.
+    /// Opens the journal of a directory that has been locked.
     ///
     /// # Errors
     /// Any failure of the file system.
-    pub fn open(directory: &Path, lock: File) -> io::Result<(Self, u64)> {
-        let (journal, torn) = Journal::open(directory)?;
-        Ok((Self { lock, journal }, torn))
+    pub fn open(directory: &Path, lock: File) -> io::Result<(Self, Opened)> {
+        let (journal, opened) = Journal::open(directory)?;
+        Ok((Self { lock, journal, note: None }, opened))
+    }
+
+    /// Adds what people have to know about the journal, for the status.
+    #[must_use]
+    pub fn with_note(self, note: Option<String>) -> Self {
+        Self { note, ..self }
     }
 }
 
@@ -79,6 +88,7 @@ impl Ownership {
 pub struct Disk {
     sender: Sender<Job>,
     durable: Arc<AtomicBool>,
+    journal_note: Arc<Mutex<Option<String>>>,
 }
 
 #[derive(Debug)]
@@ -99,10 +109,20 @@ impl Disk {
     pub fn start(directory: PathBuf, ownership: Ownership) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, jobs) = channel();
         let durable = Arc::new(AtomicBool::new(true));
-        let writer =
-            Writer { directory, ownership: Some(ownership), lent: false, durable: Arc::clone(&durable), unsaved: None, lines: VecDeque::new(), last_good: None, complained: false };
+        let journal_note = Arc::new(Mutex::new(ownership.note.clone()));
+        let writer = Writer {
+            directory,
+            ownership: Some(ownership),
+            lent: false,
+            durable: Arc::clone(&durable),
+            journal_note: Arc::clone(&journal_note),
+            unsaved: None,
+            lines: VecDeque::new(),
+            last_good: None,
+            complained: false,
+        };
         let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || writer.run(&jobs))?;
-        Ok((Self { sender, durable }, thread))
+        Ok((Self { sender, durable, journal_note }, thread))
     }
 
     /// Makes the standings durable; the answer is whether they are. The state stays wanted: if it fails it is tried again.
@@ -146,6 +166,11 @@ impl Disk {
     pub fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Acquire)
     }
+
+    /// What people have to know about the journal: that it is not the file it was.
+    pub fn journal_note(&self) -> Option<String> {
+        self.journal_note.lock().clone()
+    }
 }
 
 struct Writer {
@@ -154,6 +179,7 @@ struct Writer {
     /// Another process has the directory, and is meant to.
     lent: bool,
     durable: Arc<AtomicBool>,
+    journal_note: Arc<Mutex<Option<String>>>,
     unsaved: Option<Standings>,
     lines: VecDeque<Record>,
     last_good: Option<Box<LastGood>>,
@@ -229,7 +255,7 @@ impl Writer {
                 }
             }
         }
-        let Some(Ownership { journal, lock: _lock }) = &mut self.ownership else { return };
+        let Some(Ownership { journal, lock: _lock, note: _ }) = &mut self.ownership else { return };
         let mut failed = None;
         if let Some(standings) = &self.unsaved {
             match state_file::save(&self.directory, standings) {
@@ -239,7 +265,13 @@ impl Writer {
         }
         while let Some(record) = self.lines.front() {
             match journal.append(record) {
-                Ok(()) => drop(self.lines.pop_front()),
+                Ok(lost) => {
+                    self.lines.pop_front();
+                    if let Some(lost) = lost {
+                        tracing::warn!(directory = %self.directory.display(), what = lost, "the journal is not the file that was written last");
+                        *self.journal_note.lock() = Some(lost.to_owned());
+                    }
+                }
                 Err(error) => {
                     failed = failed.or(Some((crate::journal::NAME, error)));
                     break;

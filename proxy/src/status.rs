@@ -48,6 +48,9 @@ pub struct Status {
     pub config: ConfigStatus,
     /// Whether the latches are on disk.
     pub latch_durable: bool,
+    /// What people have to know about the journal: that it is not the file it was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<String>,
     /// The maintenance of everything, requests that match no rollout included.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<MaintenanceStatus>,
@@ -467,6 +470,7 @@ pub fn status_of<'a>(
         revision: plane.revision(),
         config,
         latch_durable,
+        journal: None,
         maintenance: maintenance(None),
         held_requests: unmatched.parked() + plane.rollouts().iter().map(|rollout| totals(rollout.slot()).parked()).sum::<u64>(),
         rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, totals(rollout.slot()), share(rollout), maintenance(Some(rollout.id())))).collect(),

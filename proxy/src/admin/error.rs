@@ -1,7 +1,7 @@
 //! Errors as the API tells them: every one has the same shape, `{"error": {"code": "…", "message": "…", "hint": "…"}}`.
 
 use axum::Json;
-use axum::http::StatusCode;
+use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use cutover_core::CommandError;
 use serde_json::json;
@@ -16,12 +16,14 @@ pub struct ApiError {
     code: &'static str,
     message: String,
     hint: String,
+    /// After how many seconds it makes sense to ask again.
+    retry_after: Option<u32>,
 }
 
 impl ApiError {
     /// An error with a stable code, a sentence, and what to do.
     pub fn new(status: StatusCode, code: &'static str, message: &str, hint: &str) -> Self {
-        Self { status, code, message: message.to_owned(), hint: hint.to_owned() }
+        Self { status, code, message: message.to_owned(), hint: hint.to_owned(), retry_after: None }
     }
 
     /// Something does not exist.
@@ -34,6 +36,11 @@ impl ApiError {
         Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &error.to_string(), "see the log")
     }
 
+    /// Too many ask for the same at once.
+    pub fn busy(message: &str) -> Self {
+        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message, "ask again in a moment") }
+    }
+
     /// The request is wrong.
     pub fn bad_request(code: &'static str, message: &str, hint: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message, hint)
@@ -43,7 +50,11 @@ impl ApiError {
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         let body = json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
-        (self.status, Json(body)).into_response()
+        let mut response = (self.status, Json(body)).into_response();
+        if let Some(seconds) = self.retry_after {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        response
     }
 }
 

@@ -13,7 +13,7 @@
 //! | `PUT /api/v1/maintenance` | `{"rollout": "ID"\|null, "mode": "…", "for": "10m", "reason": "…"}`; `for` is optional | operator |
 //! | `POST /api/v1/reload` | reads the file now | operator |
 //! | `GET /api/v1/explain` | `user= host= path= method= header=K:V` | viewer |
-//! | `GET /api/v1/history` | `rollout= limit=` | viewer |
+//! | `GET /api/v1/history` | `rollout= limit= verify=true` | viewer |
 //!
 //! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately absent: the page, events, the flag protocol.
 
@@ -24,13 +24,14 @@ pub mod error;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::access_log::AccessLog;
 use crate::certificates::Certificates;
@@ -44,6 +45,11 @@ use crate::traces::Traces;
 use crate::watch::WatchHandle;
 use auth::Auth;
 use error::ApiError;
+
+/// How many histories are read at the same time: each takes memory, and a thread.
+pub const HISTORIES: usize = 2;
+/// How long a history waits for the others.
+const HISTORY_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Everything the admin may ask.
 #[derive(Clone, Debug)]
@@ -70,6 +76,8 @@ pub struct Admin {
     pub ready: Arc<Readiness>,
     /// Where the journal is.
     pub state_directory: PathBuf,
+    /// A permit for each history that may be read at the same time.
+    pub histories: Arc<Semaphore>,
     /// Who may do what.
     pub auth: Arc<Auth>,
 }
@@ -182,7 +190,7 @@ async fn index() -> &'static str {
      PUT  /api/v1/maintenance           {\"rollout\": \"ID\" or null, \"mode\": \"off|read-only|hold|full\", \"for\": \"10m\", \"reason\": \"...\"}\n\
      POST /api/v1/reload                {\"reason\": \"...\"}\n\
      GET  /api/v1/explain?user=U&host=H&path=P\n\
-     GET  /api/v1/history?rollout=ID&limit=N\n"
+     GET  /api/v1/history?rollout=ID&limit=N&verify=true\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

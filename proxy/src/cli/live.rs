@@ -11,9 +11,9 @@ use serde_json::{Value, json};
 
 use super::client::encoded;
 use super::{AdminAddress, Failed, file, note, out};
-use crate::admin::api::{lasting, question};
+use crate::admin::api::{history_of, lasting, question};
 use crate::clock;
-use crate::journal::Record;
+use crate::journal::{self, Record};
 use crate::source::Source;
 use crate::status::{RolloutStatus, SideStatus};
 
@@ -134,6 +134,9 @@ fn show(status: &crate::status::Status) -> Result<(), Failed> {
     }
     if !status.latch_durable {
         note(&format!("{bad}the state cannot be written: a rollback would not survive a restart{bad:#}"));
+    }
+    if let Some(what) = &status.journal {
+        note(what);
     }
     if !status.config.restart_needed.is_empty() {
         note(&format!("these keys changed but need a restart: {}", status.config.restart_needed.join(", ")));
@@ -330,6 +333,9 @@ impl Maintenance {
     }
 }
 
+/// The most bytes of the records that `history` shows of a file.
+const MAX_HISTORY_BYTES: usize = 64 * 1024 * 1024;
+
 /// `cutover history`
 #[derive(Debug, clap::Args)]
 pub(super) struct History {
@@ -352,18 +358,15 @@ impl History {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
         let answer = match &self.state {
             Some(directory) => {
-                if !crate::journal::path(directory).is_file() {
+                if !journal::path(directory).is_file() {
                     return Err(Failed::new(format!("there is no journal in {}\nhint: it is in the [state] directory of the file", directory.display())));
                 }
-                let (mut records, wrong) = crate::journal::read(directory)?;
-                records.retain(|record| self.rollout.as_ref().is_none_or(|rollout| record.tells_of(rollout)));
-                records.reverse();
-                records.truncate(self.limit);
-                json!({"records": records, "chain": {"intact": wrong.is_none(), "problem": wrong}})
+                let page = journal::newest(directory, self.rollout.as_deref(), self.limit, MAX_HISTORY_BYTES)?;
+                history_of(&page, Some(&journal::verify_in(directory)?))
             }
             None => {
                 let rollout = self.rollout.as_ref().map(|rollout| format!("&rollout={}", encoded(rollout))).unwrap_or_default();
-                self.admin.client()?.get(&format!("/api/v1/history?limit={}{rollout}", self.limit))?
+                self.admin.client()?.get(&format!("/api/v1/history?verify=true&limit={}{rollout}", self.limit))?
             }
         };
         if self.json {
@@ -374,6 +377,13 @@ impl History {
                 let why = if record.reason.is_empty() || record.sentence.contains(&record.reason) { String::new() } else { format!(" ({})", record.reason) };
                 out(&format!("{}  {:<8} {:<6} {}{why}", record.at, record.change, record.source, record.sentence))?;
             }
+        }
+        if let Some(hash) = answer["chain"]["continues"].as_str() {
+            let before = self.state.as_deref().and_then(journal::moved_away).filter(|(_, last)| last == hash);
+            note(&match before {
+                Some((file, _)) => format!("the journal continues {}", file.display()),
+                None => format!("the journal continues another file, whose last line has the SHA-256 {hash}"),
+            });
         }
         match answer["chain"]["problem"].as_str() {
             Some(problem) => Err(Failed::new(format!("the journal was altered: {problem}"))),

@@ -16,6 +16,7 @@ mod h2_peers;
 mod harness;
 mod hostile_backends;
 mod http2;
+mod journal;
 mod judge;
 mod lane;
 mod last_good;
