@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The edge of the proxy with clients and servers that nobody here wrote: curl, nghttp2, openssl, grpcio, websockets, nginx.
+"""The edge of the proxy with clients and servers that nobody here wrote: curl, nghttp2, openssl, grpcio, websockets, nginx, gunicorn.
 
     loadtest/acceptance/edge.py [--cutover PATH] [--short] [--engine auto|proxy] [--only NAME ...] [--json]
 
@@ -7,6 +7,8 @@ Checks, each printed with its command and its figures; the exit code is 1 if any
 
   protocols   HTTP/1.1, HTTP/2 over TLS and without, on one port; versions of TLS, ALPN, certificates by server name
   upstreams   nginx over TLS, nghttpd in h2c and h2 over TLS, under every kind of client; wrong authority and wrong name
+  sessions    Flask under gunicorn knows who has logged in when a client of HTTP/2 sends its cookies in several fields
+  closing     nginx as a backend of HTTP/2 that closes its connections by itself: no upload fails
   grpc        every kind of call by grpcio; which status counts as a failure of new; a backend that fails everything is rolled back
   websocket   the websockets library: messages, 80 handshakes at once, close codes
   streaming   server-sent events one by one, 100-continue, large bodies with flat memory
@@ -17,7 +19,7 @@ Checks, each printed with its command and its figures; the exit code is 1 if any
   dead        new dies at 50 %: no error reaches a client that reads
 
 `--short` is what `make test` runs: the same checks with smaller numbers, and times judged leniently.
-grpcio and websockets are installed into an environment below target/; where that is not possible their checks are skipped and say so.
+grpcio, websockets, Flask and gunicorn are installed into an environment below target/; where that is not possible their checks are skipped and say so.
 Everything listens on free loopback ports and is ended by pid.
 """
 import argparse
@@ -52,7 +54,7 @@ GUARD_OFF = '[rollout.guard]\nmode = "off"\n'
 MIB = 1024 * 1024
 ENVIRONMENT = ROOT / "target/acceptance-venv"
 REQUIREMENTS = HERE / "requirements.txt"
-TOOLS = ("curl", "openssl", "nginx", "nghttp", "nghttpd", "h2load")
+TOOLS = ("curl", "openssl", "nginx", "nghttp", "nghttpd", "h2load", "wrk")
 
 
 def program(name):
@@ -472,6 +474,53 @@ def check_upstreams(edge, report):
     for name in ("stranger", "system", "misnamed", "no_h2"):
         command, seen = edge.curl("-o", "/dev/null", "-w", "%{http_code}", f"http://{name.replace('_', '-')}.shop.example:{edge.http_port}/small.bin")
         report(f"backend {name} is not trusted" if name != "no_h2" else "backend without HTTP/2", seen == b"502", command.replace("-o /dev/null -w '%{http_code}' ", ""), seen.decode())
+
+
+def check_sessions(edge, report):
+    """Browsers send each cookie of HTTP/2 in a field of its own; servers of HTTP/1.1 are to see one field."""
+    port = free_port()
+    # gunicorn reads a second Cookie line as a part of the first.
+    edge.spawn([edge.python, "-m", "gunicorn", "--chdir", str(HERE / "peers"), "-b", f"127.0.0.1:{port}", "flask_app:app"], "gunicorn")
+    until("gunicorn", lambda: is_open(port), 0.05)
+    edge.start({"legacy": servers(port), "new": servers(port)}, rollout("shop", 50))
+    jar = edge.directory / "cookies"
+    edge.curl("-c", jar, "-d", "user=ana", f"{edge.http}/login")
+    cookies = {fields[5]: fields[6] for fields in (line.split("\t") for line in jar.read_text().replace("#HttpOnly_", "").splitlines()) if len(fields) == 7}
+    split = [part for name, value in cookies.items() for part in ("-H", f"cookie: {name}={value}")]
+    for scheme, where in (("http", edge.http_port), ("https", edge.https_port)):
+        command, seen = edge.run("nghttp", *split, "-H", ":authority: shop.example", f"{scheme}://127.0.0.1:{where}/whoami")
+        report(f"a session of Flask over {scheme}", b"ana x1y2z3" in seen and len(cookies) == 2, command.replace(cookies.get("session", "-"), "..."), f"{len(cookies)} cookies in fields of their own: {'ana x1y2z3' if b'ana x1y2z3' in seen else seen!r}")
+    command, seen = edge.curl("-b", jar, f"{edge.http}/whoami")
+    report("a session of Flask over HTTP/1.1", seen.strip() == b"ana x1y2z3", command, seen.decode().strip())
+
+
+def check_closing(edge, report):
+    """nginx closes a connection of HTTP/2 after 1,000 requests, in good order; no request may suffer from that."""
+    root, port = edge.directory / "closing", free_port()
+    root.mkdir()
+    conf = root / "nginx.conf"
+    user = "user root;" if os.geteuid() == 0 else ""
+    temporary = " ".join(f"{kind}_temp_path {root}/{kind};" for kind in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))
+    conf.write_text(
+        f"""worker_processes 1; daemon off; {user} pid {root}/pid; error_log {root}/error.log;
+events {{ worker_connections 8192; }}
+http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port} http2 backlog=1024; location / {{ return 200 "ok\\n"; }} }} }}
+"""
+    )
+    edge.spawn([program("nginx"), "-c", str(conf), "-p", str(root), "-e", str(root / "error.log")], "closing")
+    until("nginx", lambda: is_open(port), 0.01)
+    edge.start({"legacy": servers(port) + "\nhttp2 = true", "new": servers(port) + "\nhttp2 = true"}, rollout("shop", 100))
+    many = 5_000 if edge.options.short else 50_000
+    command, good, bad, _ = edge.h2load("-n", many, "-c4", "-m25", "-H", "x-user-id: u", "-d", edge.www / "small.bin", f"http://127.0.0.1:{edge.http_port}/", seconds=600)
+    failed = edge.rollout()["new"]["failed"]
+    report("uploads over h2c to nginx with its own keepalive_requests", good == many and bad == 0 and failed == 0, command, f"{good} succeeded, {bad} failed; {failed} failures of new")
+    script = edge.directory / "post.lua"
+    script.write_text('wrk.method = "POST"\nwrk.body = string.rep("x", 1024)\nwrk.headers["x-user-id"] = "u"\n')
+    command, seen = edge.run("wrk", "-t1", "-c50", f"-d{3 if edge.options.short else 15}s", "-s", script, f"http://127.0.0.1:{edge.http_port}/")
+    wrong = re.findall(rb"Socket errors[^\n]*|Non-2xx[^\n]*", seen)
+    count = int((re.search(rb"(\d+) requests in", seen) or [0, 0])[1])
+    failed = edge.rollout()["new"]["failed"]
+    report("uploads over HTTP/1.1 to the same", count > 1_000 and not wrong and failed == 0, command, f"{count} succeeded, errors: {wrong or 'none'}; {failed} failures of new")
 
 
 def check_grpc(edge, report):
@@ -929,6 +978,8 @@ def check_dead(edge, report):
 CHECKS = {
     "protocols": check_protocols,
     "upstreams": check_upstreams,
+    "sessions": check_sessions,
+    "closing": check_closing,
     "grpc": check_grpc,
     "websocket": check_websocket,
     "streaming": check_streaming,
@@ -938,7 +989,7 @@ CHECKS = {
     "crowd": check_crowd,
     "dead": check_dead,
 }
-NEEDS_ENVIRONMENT = ("grpc", "websocket")
+NEEDS_ENVIRONMENT = ("sessions", "grpc", "websocket")
 
 
 def main():

@@ -145,3 +145,15 @@ fn an_answer_that_pauses_is_cut_by_its_own_limit_and_not_by_that_of_the_header()
     assert!(answer.is_none_or(|answer| !answer.whole), "it cannot be whole");
     assert!(began.elapsed() >= Duration::from_millis(500), "cut after {:?}", began.elapsed());
 }
+
+#[test]
+fn an_answer_of_http2_before_the_upload_has_ended_says_that_it_closes() {
+    let backend = H2Backend::start(|_| Fate::Early);
+    let proxy = start(backend.address, "");
+    let mut client = Client::connect(proxy.http);
+    client.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\nbegun");
+    let answer = client.answer(false).expect("an answer");
+    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+    client.drip(b"ended");
+    assert_eq!(post(&proxy, b"").0, 200);
+}

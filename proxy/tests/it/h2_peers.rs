@@ -51,6 +51,8 @@ pub enum Fate {
     Stalled,
     /// No answer at all.
     Silent,
+    /// 200 as soon as the head has come, and no more of the request (RFC 9113, section 8.1).
+    Early,
 }
 
 /// A backend whose requests meet the fates that `decide` says, by their number from one on.
@@ -121,7 +123,15 @@ fn serve(mut stream: TcpStream, seen: &Seen, decide: &(dyn Fn(usize) -> Fate + S
         match came.kind {
             SETTINGS if came.flags & ACK == 0 => stream.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
             PING if came.flags & ACK == 0 => stream.write_all(&frame(PING, ACK, 0, &came.payload))?,
-            HEADERS => drop(bodies.insert(came.stream, Vec::new())),
+            HEADERS => {
+                bodies.insert(came.stream, Vec::new());
+                if decide(seen.requests.load(Ordering::SeqCst) + 1) == Fate::Early {
+                    seen.requests.fetch_add(1, Ordering::SeqCst);
+                    let reset = frame(RST_STREAM, 0, came.stream, &0_u32.to_be_bytes());
+                    stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &[0x88]), frame(DATA, END_STREAM, came.stream, b"early"), reset].concat())?;
+                    continue;
+                }
+            }
             DATA => {
                 let bytes = (came.payload.len() as u32).to_be_bytes();
                 if !came.payload.is_empty() {
@@ -152,7 +162,7 @@ fn serve(mut stream: TcpStream, seen: &Seen, decide: &(dyn Fn(usize) -> Fate + S
                 return Ok(());
             }
             Fate::Stalled => stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &ok), frame(DATA, 0, came.stream, b"begun")].concat())?,
-            Fate::Silent => {}
+            Fate::Silent | Fate::Early => {}
         }
     }
 }

@@ -295,6 +295,10 @@ impl ProxyHttp for Adapter {
 
     async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Box<Context>) -> Result<()> {
         let Some(exchange) = context.exchange.as_ref().filter(|_| !response.status.is_informational()) else { return Ok(()) };
+        if !exchange.is_sent() && response.status != StatusCode::SWITCHING_PROTOCOLS {
+            // The backend may take no more of the upload, and what is left of it cannot be told from the next request.
+            session.set_keepalive(None);
+        }
         if session.req_header().version < Version::HTTP_11 {
             // Who does not know chunks gets the body until the end of the connection.
             response.remove_header(&http::header::TRANSFER_ENCODING);
