@@ -23,7 +23,7 @@ use pingora::listeners::tls::Acceptor;
 use pingora::protocols::Stream;
 use pingora::protocols::http::ServerSession;
 use pingora::proxy::HttpProxy;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 
@@ -288,13 +288,22 @@ impl Door {
             is_first = false;
             let Some(Screening { prefix, left, upgrades, behind }) = self.screen(&mut client, &watched, begun).await else { return };
             let patience = Patience::new(Arc::clone(watched.conn()), Arc::clone(&self.watchdog));
-            let turn = Turn::new(client.lend(), Arc::clone(watched.conn()), patience, left, upgrades, behind);
+            let (turn, mut dropped) = Turn::new(client.lend(), Arc::clone(watched.conn()), patience, left, upgrades, behind);
             let mut session = ServerSession::new_http1(Box::new(turn));
             session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
             session.set_pipelined_prefix(prefix);
             session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
-            let Some(Some(reused)) = attended(self.proxy.process_new_http(session, &self.closing), &watched, &self.drains).await else { return };
-            let Some((stream, behind)) = Turn::end(reused.consume().0) else { return };
+            let Some(served) = attended(self.proxy.process_new_http(session, &self.closing), &watched, &self.drains).await else { return };
+            let is_whole = watched.conn().take_answered_whole();
+            let returned = match served {
+                Some(reused) => Turn::end(reused.consume().0),
+                None if is_whole => dropped.try_recv().ok(),
+                None => None,
+            };
+            let Some((mut stream, behind)) = returned else { return };
+            if is_whole && !matches!(tokio::time::timeout(self.write_timeout, stream.flush()).await, Ok(Ok(()))) {
+                return;
+            }
             let Some(returned) = Client::back(stream) else { return };
             client = returned;
             ahead = behind;

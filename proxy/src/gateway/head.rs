@@ -173,6 +173,8 @@ pub struct Conn {
     due_us: AtomicU64,
     /// Whether its request is to end before its time.
     is_sent_away: AtomicBool,
+    /// Whether its request and the answer are over, with nothing of either left, and the client expects the connection to go on.
+    is_answered_whole: AtomicBool,
 }
 
 impl Conn {
@@ -192,6 +194,7 @@ impl Conn {
             body: Wait::default(),
             due_us: AtomicU64::default(),
             is_sent_away: AtomicBool::default(),
+            is_answered_whole: AtomicBool::default(),
         }
     }
 
@@ -215,7 +218,18 @@ impl Conn {
             body: Wait::default(),
             due_us: AtomicU64::default(),
             is_sent_away: AtomicBool::default(),
+            is_answered_whole: AtomicBool::default(),
         }
+    }
+
+    /// The request and its answer are over, and the client expects the connection to go on.
+    pub(super) fn answered_whole(&self) {
+        self.is_answered_whole.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the last request ended so. Asks once.
+    pub(super) fn take_answered_whole(&self) -> bool {
+        self.is_answered_whole.swap(false, Ordering::Relaxed)
     }
 
     /// A request head has come; its request is served now, and has limits of its own.

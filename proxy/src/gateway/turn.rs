@@ -23,6 +23,7 @@ use pingora::protocols::raw_connect::ProxyDigest;
 use pingora::protocols::tls::SslDigest;
 use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::oneshot;
 
 use super::buffer::{Buffer, Size};
 use super::head::Conn;
@@ -50,7 +51,8 @@ pub fn is_malformed_chunk(error: &pingora::Error) -> bool {
 /// A client's stream, for as long as one request lasts.
 #[derive(Debug)]
 pub struct Turn {
-    stream: Stream,
+    /// Until it is given back.
+    stream: Option<Stream>,
     conn: Arc<Conn>,
     patience: Patience,
     /// What is left of the body; nothing when all of it has been read.
@@ -61,19 +63,40 @@ pub struct Turn {
     upgrades: bool,
     /// What the client has said behind the request.
     ahead: Option<Buffer>,
+    /// Where the stream goes if the engine drops it with the request read as a whole.
+    dropped: Option<oneshot::Sender<Returned>>,
+}
+
+/// A client's stream as it was lent, and what has been read behind the request.
+pub type Returned = (Stream, Option<Buffer>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let (Some(stream), Some(dropped)) = (self.stream.take().filter(|_| self.left.is_none() && self.owed.is_empty()), self.dropped.take()) {
+            // Without anybody who takes it, it ends here.
+            let _ = dropped.send((stream, self.ahead.take()));
+        }
+    }
 }
 
 impl Turn {
-    /// Creates the turn of a request of which `left` has not come yet, and behind which `ahead` has.
-    /// `patience` has its deadlines.
-    pub(super) fn new(stream: Stream, conn: Arc<Conn>, patience: Patience, left: Option<Left>, upgrades: bool, ahead: Option<Buffer>) -> Self {
-        Self { stream, conn, patience, left, owed: b"", upgrades, ahead }
+    /// Creates the turn of a request of which `left` has not come yet, and behind which `ahead` has. `patience` has its deadlines.
+    ///
+    /// The receiver gets the stream if the engine drops it. The engine does so with a connection that could go on: when a backend
+    /// of HTTP/2 answers and resets its stream before it has taken all of an upload that was read as a whole.
+    pub(super) fn new(stream: Stream, conn: Arc<Conn>, patience: Patience, left: Option<Left>, upgrades: bool, ahead: Option<Buffer>) -> (Self, oneshot::Receiver<Returned>) {
+        let (dropped, returned) = oneshot::channel();
+        (Self { stream: Some(stream), conn, patience, left, owed: b"", upgrades, ahead, dropped: Some(dropped) }, returned)
     }
 
-    /// Ends a turn: returns the client's stream as it was lent, and what has been read behind the request. `None` if the stream is no turn.
-    pub fn end(stream: Stream) -> Option<(Stream, Option<Buffer>)> {
-        let turn = stream.into_any().downcast::<Self>().ok()?;
-        Some((turn.stream, turn.ahead))
+    /// Ends a turn. `None` if the stream is no turn.
+    pub fn end(stream: Stream) -> Option<Returned> {
+        let mut turn = stream.into_any().downcast::<Self>().ok()?;
+        Some((turn.stream.take()?, turn.ahead.take()))
+    }
+
+    fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
+        self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// While the client was waited for, the backend was not.
@@ -94,7 +117,8 @@ impl Turn {
             if buffer.is_full() {
                 return Poll::Pending;
             }
-            let polled = buffer.poll_fill(&mut self.stream, usize::MAX, cx);
+            let Some(stream) = &mut self.stream else { return Poll::Ready(Err(io::ErrorKind::NotConnected.into())) };
+            let polled = buffer.poll_fill(stream, usize::MAX, cx);
             self.ahead.take_if(|buffer| buffer.is_empty());
             if ready!(polled)? == 0 {
                 return Poll::Ready(Ok(()));
@@ -152,13 +176,13 @@ impl Turn {
                         buffer.consume(bytes);
                         this.ahead.take_if(|buffer| buffer.is_empty());
                     }
-                    None => return Pin::new(&mut this.stream).poll_read(cx, room),
+                    None => return this.stream()?.poll_read(cx, room),
                 },
                 None => return this.poll_behind(cx),
                 Some(Left::Length(most)) => {
                     let most = usize::try_from(*most).unwrap_or(usize::MAX).min(room.remaining());
                     let mut part = ReadBuf::new(room.initialize_unfilled_to(most));
-                    ready!(Pin::new(&mut this.stream).poll_read(cx, &mut part))?;
+                    ready!(this.stream.as_mut().map(Pin::new).ok_or(io::ErrorKind::NotConnected)?.poll_read(cx, &mut part))?;
                     let read = part.filled().len();
                     if read == 0 {
                         return Poll::Ready(Ok(()));
@@ -167,7 +191,7 @@ impl Turn {
                     this.feed(room, from)?;
                 }
                 Some(Left::Chunked(_) | Left::Close) => {
-                    ready!(Pin::new(&mut this.stream).poll_read(cx, room))?;
+                    ready!(this.stream()?.poll_read(cx, room))?;
                     if room.filled().len() == from {
                         return Poll::Ready(Ok(()));
                     }
@@ -180,50 +204,52 @@ impl Turn {
 
 impl AsyncWrite for Turn {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        let written = self.stream()?.poll_write(cx, bytes);
         self.has_moved(&written);
         written
     }
 
     fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        let written = self.stream()?.poll_write_vectored(cx, slices);
         self.has_moved(&written);
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
+        self.stream.as_ref().is_some_and(|stream| stream.is_write_vectored())
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
+        self.stream()?.poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        self.stream()?.poll_shutdown(cx)
     }
 }
 
 #[async_trait]
 impl Shutdown for Turn {
     async fn shutdown(&mut self) {
-        self.stream.shutdown().await;
+        if let Some(stream) = &mut self.stream {
+            stream.shutdown().await;
+        }
     }
 }
 
 impl UniqueID for Turn {
     fn id(&self) -> UniqueIDType {
-        self.stream.id()
+        self.stream.as_ref().map_or(-1, |stream| stream.id())
     }
 }
 
 impl Ssl for Turn {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
-        self.stream.get_ssl_digest()
+        self.stream.as_ref()?.get_ssl_digest()
     }
 
     fn selected_alpn_proto(&self) -> Option<ALPN> {
-        self.stream.selected_alpn_proto()
+        self.stream.as_ref()?.selected_alpn_proto()
     }
 }
 
@@ -231,18 +257,18 @@ impl Peek for Turn {}
 
 impl GetTimingDigest for Turn {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
-        self.stream.get_timing_digest()
+        self.stream.as_ref().map_or_else(Vec::new, |stream| stream.get_timing_digest())
     }
 }
 
 impl GetProxyDigest for Turn {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
-        self.stream.get_proxy_digest()
+        self.stream.as_ref()?.get_proxy_digest()
     }
 }
 
 impl GetSocketDigest for Turn {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
-        self.stream.get_socket_digest()
+        self.stream.as_ref()?.get_socket_digest()
     }
 }

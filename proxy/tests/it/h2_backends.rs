@@ -157,3 +157,21 @@ fn an_answer_of_http2_before_the_upload_has_ended_says_that_it_closes() {
     client.drip(b"ended");
     assert_eq!(post(&proxy, b"").0, 200);
 }
+
+#[test]
+fn a_connection_goes_on_after_an_early_answer_to_an_upload_that_was_read() {
+    let backend = H2Backend::start(|_| Fate::Early);
+    let proxy = start(backend.address, "");
+    let mut client = Client::connect(proxy.http);
+    let mut kept = 0;
+    for round in 0..200 {
+        let Some(answer) = client.ask("POST", "/", &[("x-user-id", "u")], &[b'#'; 1024]) else { panic!("no answer in round {round}, after a promise to keep the connection") };
+        assert_eq!((answer.status(), answer.text().as_str()), (200, "early"));
+        if answer.header("connection") == Some("close") {
+            client = Client::connect(proxy.http);
+        } else {
+            kept += 1;
+        }
+    }
+    assert!(kept > 0, "what was read as a whole leaves the connection open");
+}

@@ -153,7 +153,7 @@ impl ProxyHttp for Adapter {
         let mut peer = Box::new(chosen.server().peer_for_attempt());
         // The deadlines of `patience` are nearer. This one is for an engine that does not listen to the client.
         peer.options.read_timeout = backend.map(|backend| backend.settings().longest_wait() * 2);
-        if context.was_stale || context.unprocessed > 1 {
+        if context.was_stale || context.unprocessed > 0 {
             upstream::make_fresh(&mut peer);
         }
         if context.exchange.as_ref().is_some_and(Exchange::may_last) {
@@ -357,8 +357,11 @@ impl ProxyHttp for Adapter {
         true
     }
 
-    async fn logging(&self, session: &mut Session, _: Option<&Error>, context: &mut Box<Context>) {
+    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Box<Context>) {
         let Some(exchange) = context.exchange.take() else { return };
+        if let Some(conn) = context.conn.as_ref().filter(|_| error.is_none() && context.tunnel.is_none() && exchange.is_sent() && session.get_keepalive().is_some()) {
+            conn.answered_whole();
+        }
         let status = session.response_written().map(|response| response.status.as_u16());
         let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
         self.gate.done(exchange, session.req_header().uri.path(), End { status, bytes_in, bytes_out, ..context.end }, clock::mono);
