@@ -258,6 +258,7 @@ fn report_of(rollouts: usize) -> Report {
         last_success_at: "2026-01-01T00:00:00Z".to_owned(),
         problems: None,
         restart_needed: Vec::new(),
+        waiting_for: Vec::new(),
     };
     Report {
         status: status_of(&plane, &plane.split(), config, true, &nothing, |_| &nothing),
