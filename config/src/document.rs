@@ -11,8 +11,9 @@ use crate::error::{Problem, Report, Source};
 use crate::shape;
 use crate::text::{clip, quote};
 
-/// A file larger than this is a mistake: something else was written to its place.
-const MAX_FILE: usize = 1 << 20;
+/// The largest main or included file in bytes. A larger one is a mistake: something else was
+/// written to its place.
+pub const MAX_FILE: usize = 1 << 20;
 
 /// One file, as far as it could be read.
 pub(crate) struct Document<T> {
@@ -28,7 +29,7 @@ pub(crate) struct Document<T> {
 /// Reads a file of this schema. `None` if nothing can be said about it; the report says why.
 pub(crate) fn read<T: DeserializeOwned>(source: &Arc<Source>, schema: &Value, env: &dyn Fn(&str) -> Option<String>, report: &mut Report) -> Option<Document<T>> {
     let text = &source.text;
-    if let Some(problem) = not_a_text(source, MAX_FILE, "1 MiB") {
+    if let Some(problem) = not_a_text(source, MAX_FILE) {
         report.push(problem);
         return None;
     }
@@ -58,9 +59,9 @@ pub(crate) fn read<T: DeserializeOwned>(source: &Arc<Source>, schema: &Value, en
 }
 
 /// Why this is not a text that people wrote, if so.
-pub(crate) fn not_a_text(source: &Arc<Source>, max: usize, max_name: &str) -> Option<Problem> {
+pub(crate) fn not_a_text(source: &Arc<Source>, max: usize) -> Option<Problem> {
     if source.text.len() > max {
-        let problem = source.error(0..0, format!("the file is larger than {max_name}")).label(format!("{} bytes", source.text.len()));
+        let problem = source.error(0..0, format!("the file is larger than {} MiB", max >> 20)).label(format!("{} bytes", source.text.len()));
         return Some(problem.hint("is this the right file?"));
     }
     let nul = source.text.find('\0')?;

@@ -18,9 +18,11 @@ mod shape;
 mod text;
 mod world;
 
+pub use document::MAX_FILE;
 pub use duration::{MAX_DURATION, parse_duration};
 pub use edit::{EditError, set_percent};
 pub use error::{Problem, Problems, Severity};
+pub use lower::{MAX_CA, MAX_LIST};
 pub use schema::schema;
 pub use settings::{AccessLog, Admin, Backend, Certificate, Engine, HealthCheck, Listen, Log, LogFormat, LogUser, Role, Routing, Server, Settings, State, Token, Traces};
 

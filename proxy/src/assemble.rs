@@ -247,6 +247,9 @@ impl Start {
             }
         };
         source.keep_in(&directory);
+        for file in source.mounted_alone() {
+            tracing::warn!(file = %file.display(), "this file is a mount point of its own: a file that is renamed into its place outside is never seen here; mount its folder instead");
+        }
         // Nothing of this process has read the clock before this, since it goes on from the other one's.
         let (heir, Inheritance { sockets: mut given, estate }) = match self.origin {
             Origin::Sockets(given) => (None, Inheritance { sockets: given, estate: BTreeMap::new() }),

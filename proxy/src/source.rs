@@ -8,8 +8,10 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs;
 use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
 use cutover_config::{Loader, Problems, Settings};
@@ -21,8 +23,9 @@ use crate::last_good::{self, Kept, LastGood};
 use crate::rest::Sight;
 use crate::state_file;
 
-/// The largest file that is read. Limits of each kind of file are lower, and are `cutover_config`'s.
-pub const MAX_FILE: u64 = 64 * 1024 * 1024;
+/// The largest file that is read, in bytes. `cutover_config` has the limit of each kind of file,
+/// and a message that is located; this one keeps a wrong file out of memory.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
 
 /// How often a file that draws in something else at each reading is read. What is left then shows as a change at the next look.
 const READINGS: usize = 3;
@@ -315,6 +318,16 @@ impl Source {
         Files { base: self.base(), held, touched: RefCell::default(), texts: RefCell::default() }
     }
 
+    /// The files of the last reading, the main file among them, that are mount points of their own:
+    /// single files bound into a container. A mount holds on to the file it was made of, so a file
+    /// that is renamed into its place outside never shows here.
+    pub fn mounted_alone(&self) -> Vec<PathBuf> {
+        let mounts = mount_points(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
+        let base = self.base();
+        let files = self.touched.files.iter().map(|file| base.join(file)).chain([self.path.clone()]);
+        files.filter(|file| fs::canonicalize(file).is_ok_and(|file| mounts.contains(&file))).collect()
+    }
+
     /// The directories in which a change may show: of every file touched and, where they are links, of what they lead to.
     pub fn directories(&self) -> BTreeSet<PathBuf> {
         let base = self.base();
@@ -368,6 +381,21 @@ impl Source {
     pub fn base(&self) -> PathBuf {
         self.path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new(".")).to_owned()
     }
+}
+
+/// The mount points in a `mountinfo`: the fifth field of each line, with its octal escapes read.
+fn mount_points(mountinfo: &str) -> BTreeSet<PathBuf> {
+    mountinfo.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| PathBuf::from(OsString::from_vec(unescaped(field)))).collect()
+}
+
+fn unescaped(field: &str) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::new(), field.as_bytes());
+    while let [first, others @ ..] = rest {
+        let escaped = others.get(..3).filter(|_| *first == b'\\').and_then(|octal| u8::from_str_radix(std::str::from_utf8(octal).ok()?, 8).ok());
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() { &others[3..] } else { others };
+    }
+    bytes
 }
 
 /// Reads files beside the main one, and remembers which.
@@ -519,6 +547,19 @@ mod tests {
         let standalone = source.self_contained(&fs::read_to_string(at("cutover.toml")).expect("text"));
         let alone = Source::new(at("alone.toml")).parse("alone.toml", &standalone).unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(alone.rollouts.len(), 2);
+    }
+
+    #[test]
+    fn mount_points_of_single_files_are_found_by_their_escaped_paths() {
+        let mountinfo = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+            41 36 8:1 /srv/a /etc/cutover/cutover.toml ro - ext4 /dev/sda1 rw\n42 36 8:1 / /a\\040b\\134\\303\\244 rw - ext4 /dev/sda1 rw\nodd\n";
+        let expected = ["/mnt2", "/etc/cutover/cutover.toml", "/a b\\\u{e4}"].map(PathBuf::from);
+        assert_eq!(mount_points(mountinfo), BTreeSet::from(expected));
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(directory.path().join("cutover.toml"), format!("{BACKENDS}{}", rollout("a", "5"))).expect("written");
+        let mut source = Source::new(directory.path().join("cutover.toml"));
+        source.load().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(source.mounted_alone(), Vec::<PathBuf>::new());
     }
 
     #[test]

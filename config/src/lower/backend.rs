@@ -16,8 +16,8 @@ use crate::settings::{Backend, HealthCheck, Server};
 use crate::text::{clip, key as toml_key, quote};
 use crate::world::World;
 
-/// A bundle of certificates may be long, but not endless.
-const MAX_CA: usize = 4 << 20;
+/// The largest file of certificates of authorities in bytes.
+pub const MAX_CA: usize = 4 << 20;
 
 /// What names of backends and rollouts look like: they are labels of metrics and parts of URLs.
 pub(super) fn is_name(text: &str) -> bool {
@@ -102,7 +102,7 @@ impl Lower<'_> {
                 return self.settle(&at.span, key, Err(Fault::new(what, "paths are relative to the folder of the main file")));
             }
         };
-        if let Some(problem) = not_a_text(&source, MAX_CA, "4 MiB") {
+        if let Some(problem) = not_a_text(&source, MAX_CA) {
             self.report.push(problem.hint(format!("named at {} as certificates", self.source.place(at.span.start))));
             return None;
         }

@@ -11,6 +11,9 @@ mod process;
 mod request;
 mod rollout;
 
+pub use backend::MAX_CA;
+pub use rollout::MAX_LIST;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;

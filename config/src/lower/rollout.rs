@@ -15,8 +15,8 @@ use crate::shape::rollout_context;
 use crate::text::{clip, quote};
 use crate::world::World;
 
-/// A list of users may be long, but not endless.
-const MAX_LIST: usize = 16 << 20;
+/// The largest list of users in bytes: about a million keys of 16 bytes.
+pub const MAX_LIST: usize = 16 << 20;
 /// A stream that may stay on a bad backend for longer than this was not meant to be closed.
 const MAX_DRAIN: Duration = Duration::from_secs(86_400);
 
@@ -196,7 +196,7 @@ impl Lower<'_> {
                 return self.settle(span, key, Err(Fault::new(what, "paths are relative to the folder of the main file, in included files too")));
             }
         };
-        if let Some(problem) = not_a_text(&source, MAX_LIST, "16 MiB") {
+        if let Some(problem) = not_a_text(&source, MAX_LIST) {
             self.report.push(problem.hint(format!("named at {} as a list of users", self.source.place(span.start))));
             return None;
         }

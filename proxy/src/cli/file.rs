@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use cutover_config::Settings;
 use cutover_core::forecast::{Forecast, SHARES, forecast};
 use cutover_core::simulate::Traffic;
-use cutover_core::{BUCKETS, Key, Mode, Percent, RolloutSettings};
+use cutover_core::{Anonymous, BUCKETS, Key, KeySource, Mode, Percent, RolloutSettings};
 use serde_json::json;
 
 use super::{Failed, file_or_default, note, out};
@@ -53,7 +53,8 @@ pub(super) fn load(file: &Path) -> Result<Settings, Failed> {
 impl Check {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
         let file = file_or_default(self.file);
-        let settings = load(&file)?;
+        let mut source = Source::new(&file);
+        let (settings, _) = source.load().map_err(|error| Failed::usage(error.render(std::io::stderr().is_terminal())))?;
         for warning in &settings.warnings {
             note(&format!("warning: {warning}"));
         }
@@ -65,7 +66,19 @@ impl Check {
         if exports_nothing {
             note(&format!("warning: [traces]: no spans are exported: {}", traces::CANNOT));
         }
-        let mut warned = !settings.warnings.is_empty() || exports_nothing;
+        let mounted = source.mounted_alone();
+        for file in &mounted {
+            note(&format!(
+                "warning: {}: this file is a mount point of its own: a file that is renamed into its place outside is never seen here, and `cutover set` cannot replace it; mount its folder instead",
+                file.display()
+            ));
+        }
+        // What may be meant: it does not count for --strict.
+        let notes: Vec<String> = settings.rollouts.iter().filter_map(preflight_note).collect();
+        for text in &notes {
+            note(&format!("note: {text}"));
+        }
+        let mut warned = !settings.warnings.is_empty() || exports_nothing || !mounted.is_empty();
         for (rollout, forecasts) in settings.rollouts.iter().zip(&forecasts).filter(|(rollout, _)| rollout.percent > Percent::ZERO) {
             for (forecast, why) in forecasts.iter().filter_map(|forecast| Some((forecast, forecast.cannot_work.as_ref()?))) {
                 warned = true;
@@ -83,13 +96,39 @@ impl Check {
                 })
                 .collect();
             let warnings: Vec<_> = settings.warnings.iter().map(ToString::to_string).collect();
-            out(&json!({"file": file.display().to_string(), "valid": true, "digest": settings.digest, "rollouts": rollouts, "warnings": warnings}).to_string())?;
+            out(&json!({"file": file.display().to_string(), "valid": true, "digest": settings.digest, "rollouts": rollouts, "warnings": warnings, "notes": notes}).to_string())?;
         } else {
             out(&format!("{}: valid", file.display()))?;
             summary(&settings, &forecasts, self.rps)?;
         }
         Ok(if self.strict && warned { ExitCode::from(3) } else { ExitCode::SUCCESS })
     }
+}
+
+/// Header fields that a CORS preflight carries itself.
+const IN_PREFLIGHT: [&str; 5] = ["host", "origin", "referer", "user-agent", "accept"];
+
+/// What a CORS preflight means for the key of a rollout. Browsers ask with OPTIONS before a request
+/// to another origin, without its cookies, its token and the header fields of the application.
+fn preflight_note(rollout: &RolloutSettings) -> Option<String> {
+    let takes_options = rollout.matches.methods.is_empty() || rollout.matches.methods.iter().any(|method| &**method == "OPTIONS");
+    let is_left_out = |source: &&KeySource| match source {
+        KeySource::Header(name) => !IN_PREFLIGHT.contains(&&**name),
+        KeySource::Jwt(_) => true,
+        KeySource::Cookie(_) | KeySource::Query(_) | KeySource::Path(_) | KeySource::Ip => false,
+    };
+    let left_out = rollout.keys.iter().find(is_left_out).filter(|_| takes_options)?;
+    let has_other = rollout.keys.iter().any(|source| !is_left_out(&source) && !matches!(source, KeySource::Cookie(_)));
+    let goes = match (has_other, rollout.anonymous) {
+        (true, _) => "it is decided by another source of `key`, and may go to another side than the request after it",
+        (false, Anonymous::Legacy) => "it has no key and always goes to legacy, also where the request after it goes to new",
+        (false, Anonymous::Cookie | Anonymous::Random) => "it has no key, and `anonymous` decides apart from the request after it",
+    };
+    Some(format!(
+        "rollout {:?}: a CORS preflight (OPTIONS from a page of another origin) does not carry {}: {goes}; both sides must answer preflights alike",
+        &*rollout.id,
+        left_out.text()
+    ))
 }
 
 /// The share of users on new; one per cent where nobody is yet.

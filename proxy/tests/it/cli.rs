@@ -128,3 +128,32 @@ fn schema_and_completions_print_what_they_are_asked_for() {
     }
     assert_eq!(said(&cutover(&["explode"])).0, Some(2));
 }
+
+#[test]
+fn check_notes_rollouts_whose_cors_preflights_have_no_key() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("cutover.toml");
+    let check = |key: &str, more: &str| {
+        let backends = "[backend.legacy]\nservers = [\"127.0.0.1:1\"]\n[backend.new]\nservers = [\"127.0.0.1:2\"]\n";
+        fs::write(&file, format!("{backends}[[rollout]]\nid = \"api\"\npercent = 0\nkey = [{key}]\n{more}\n")).unwrap();
+        let (code, _, stderr) = said(&cutover(&["check", "--strict", file.to_str().unwrap()]));
+        assert_eq!(code, Some(0), "a note does not count: {stderr}");
+        stderr
+    };
+    let legacy = check("\"header:x-user-id\"", "");
+    assert!(
+        legacy.contains("note: rollout \"api\": a CORS preflight") && legacy.contains("does not carry header:x-user-id") && legacy.contains("always goes to legacy"),
+        "{legacy}"
+    );
+    assert!(check("\"jwt:sub\", \"cookie:uid\"", "").contains("does not carry jwt:sub"));
+    assert!(check("\"header:x-user-id\", \"ip\"", "").contains("by another source of `key`"));
+    assert!(check("\"header:x-user-id\"", "anonymous = \"random\"").contains("`anonymous` decides"));
+    for (key, more) in [("\"cookie:uid\"", ""), ("\"query:user\", \"ip\"", ""), ("\"header:x-user-id\"", "match = { methods = [\"GET\", \"POST\"] }")] {
+        let stderr = check(key, more);
+        assert!(!stderr.contains("preflight"), "{key} {more}: {stderr}");
+    }
+    fs::write(&file, fs::read_to_string(&file).unwrap().replace("match = { methods = [\"GET\", \"POST\"] }", "")).unwrap();
+    let (_, stdout, _) = said(&cutover(&["check", "--json", file.to_str().unwrap()]));
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!((json["notes"].as_array().unwrap().len(), json["warnings"].as_array().unwrap().len()), (1, 0), "{json}");
+}

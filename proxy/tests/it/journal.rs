@@ -64,7 +64,7 @@ fn a_long_journal_is_read_in_bounded_memory_by_many_at_once() {
     });
     let gone = ask("/api/v1/history?limit=2&rollout=gone").json();
     let sentence = |record: &Value| record["sentence"].as_str().unwrap().to_owned();
-    let last_gone = if lines % 2 == 0 { lines - 1 } else { lines - 2 };
+    let last_gone = if lines.is_multiple_of(2) { lines - 1 } else { lines - 2 };
     assert_eq!(gone["records"].as_array().unwrap().iter().map(sentence).collect::<Vec<_>>(), [format!("change {last_gone}"), format!("change {}", last_gone - 2)]);
     let many = ask("/api/v1/history?limit=1000").json();
     let (given, bytes) = (many["records"].as_array().unwrap().len(), many.to_string().len());
@@ -91,7 +91,8 @@ fn more_histories_than_are_read_at_once_are_told_to_come_back() {
         let (mut refused, mut waiting): (Vec<_>, Vec<_>) = (Vec::new(), askers);
         until("two to be refused", || {
             let (done, others): (Vec<_>, Vec<_>) = std::mem::take(&mut waiting).into_iter().partition(std::thread::ScopedJoinHandle::is_finished);
-            (refused.extend(done), waiting = others).0;
+            refused.extend(done);
+            waiting = others;
             (refused.len() == 2).then_some(())
         });
         for asker in refused {

@@ -9,6 +9,7 @@ mod breach;
 mod cli;
 mod demo;
 mod failover;
+mod figures;
 mod gateway;
 mod h2_backends;
 mod h2_connections;

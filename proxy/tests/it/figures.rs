@@ -1,0 +1,153 @@
+//! Figures of limits in the documents: each sentence is built from the value that the program uses.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use cutover::gateway::parking::ParkingLimits;
+use cutover::{admin, journal, rest};
+use cutover_config::{Loader, MAX_CA, MAX_FILE, MAX_LIST, Settings};
+
+fn read(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().join(path)).unwrap()
+}
+
+/// The value of a constant that is private to its module, read off the source: a product or a shift
+/// of numbers, or a duration, in microseconds.
+fn constant(path: &str, name: &str) -> u64 {
+    let source = read(path);
+    let declared = |line: &&str| line.contains(&format!("const {name}: "));
+    let line = source.lines().find(declared).unwrap_or_else(|| panic!("{path} has no constant {name}"));
+    let expression = line.split_once(" = ").unwrap().1.trim_end_matches(';');
+    let number = |text: &str| text.trim().replace('_', "").parse::<u64>().unwrap_or_else(|error| panic!("{name} = {expression}: {error}"));
+    for (unit, micros) in [("Duration::from_millis(", 1_000), ("Duration::from_secs(", 1_000_000)] {
+        if let Some(inner) = expression.strip_prefix(unit) {
+            return number(inner.trim_end_matches(')')) * micros;
+        }
+    }
+    match expression.split_once("<<") {
+        Some((left, right)) => number(left) << number(right),
+        None => expression.split('*').map(number).product(),
+    }
+}
+
+fn seconds(path: &str, name: &str) -> String {
+    human(Duration::from_micros(constant(path, name)))
+}
+
+fn human(duration: Duration) -> String {
+    if duration.subsec_millis() > 0 { format!("{} ms", duration.as_millis()) } else { format!("{} s", duration.as_secs()) }
+}
+
+fn size(bytes: u64) -> String {
+    if bytes.is_multiple_of(1 << 20) { format!("{} MiB", bytes >> 20) } else { format!("{} KiB", bytes >> 10) }
+}
+
+fn thousands(number: usize) -> String {
+    let text = number.to_string();
+    let (head, tail) = text.split_at(text.len().saturating_sub(3));
+    if head.is_empty() { tail.to_owned() } else { format!("{head},{tail}") }
+}
+
+/// What a file has that names nothing but what it must.
+fn defaults() -> Settings {
+    struct Nothing;
+    impl Loader for Nothing {
+        fn read(&self, path: &str) -> Result<String, String> {
+            Err(format!("{path} is not there"))
+        }
+        fn glob(&self, _: &str) -> Result<Vec<String>, String> {
+            Ok(Vec::new())
+        }
+        fn env(&self, _: &str) -> Option<String> {
+            None
+        }
+    }
+    cutover_config::parse("minimal.toml", &read("config/examples/minimal.toml"), &Nothing).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+#[test]
+fn every_figure_of_the_table_of_limits_is_what_the_program_does() {
+    let Settings { listen, backends, rollouts, .. } = defaults();
+    let (backend, guard) = (&backends[0], &rollouts[0].guard);
+    let readme = read("README.md");
+    let row = |key: &str, value: String| {
+        let cell = format!("| {key} | {value}");
+        assert!(readme.contains(&cell), "README.md has no `{cell}`");
+    };
+    row("`listen.http`", format!("`{}` |", listen.http[0]));
+    row("`listen.max_connections`", format!("{},", thousands(listen.max_connections)));
+    row("`listen.max_header_bytes`", format!("{}, else 431", size(listen.max_header_bytes as u64)));
+    row("`listen.max_body`", format!("{}, else 413", size(listen.max_body)));
+    row("`listen.header_timeout`", format!("{} for a whole head", human(listen.header_timeout)));
+    let (least, span) = (constant("proxy/src/gateway/pace.rs", "LEAST"), seconds("proxy/src/gateway/pace.rs", "SPAN"));
+    let per_second = least / 10;
+    assert_eq!(span, "10 s", "the pace is said per second over this span");
+    row("`listen.body_idle_timeout`", format!("{}; and {per_second} bytes a second over {span}", human(listen.body_idle_timeout)));
+    row("`listen.write_timeout`", format!("{} |", human(listen.write_timeout)));
+    row("`listen.keepalive_timeout`", format!("{} between two requests", human(listen.keepalive_timeout)));
+    row("`backend.*.connect_timeout`", format!("{} |", human(backend.connect_timeout)));
+    row("`backend.*.response_timeout`", format!("{} |", human(backend.response_timeout)));
+    row("`backend.*.idle_timeout`", format!("{} |", human(backend.idle_timeout)));
+    row("`rollout.guard.window`", format!("{} (", human(guard.window)));
+    row("`rollout.guard.min_requests`", format!("{} |", guard.min_requests));
+    row("main or included file, user list, `ca`", format!("{}, {}, {} |", size(MAX_FILE as u64), size(MAX_LIST as u64), size(MAX_CA as u64)));
+}
+
+#[test]
+fn every_sentence_with_a_limit_is_what_the_program_does() {
+    let readme = read("README.md");
+    let parking = ParkingLimits::default();
+    let (upstream, health, rescue) = ("proxy/src/upstream.rs", "proxy/src/health.rs", "proxy/src/rescue.rs");
+    let (watch, lane) = ("proxy/src/watch.rs", "proxy/src/gateway/lane/request.rs");
+    let batch = constant("proxy/src/gateway/parking.rs", "BATCH");
+    let a_second = batch * 1_000_000 / constant("proxy/src/gateway/parking.rs", "PAUSE");
+    assert_eq!((constant(rescue, "ONE_OF"), constant(rescue, "SPAN"), constant(rescue, "AT_LEAST")), (5, 10_000_000, 10));
+    assert_eq!((constant(upstream, "FAILURES_TO_EJECT"), constant(upstream, "EJECTED_FOR")), (5, 10_000_000));
+    assert_eq!(constant("proxy/src/gateway/watchdog.rs", "MOST"), 250_000);
+    assert_eq!(constant("proxy/src/gateway/tunnel.rs", "IDLE"), 3_600_000_000);
+    let sentences = [
+        format!("requests are parked, at most {} each and {} at a time", human(parking.longest), thousands(parking.places)),
+        format!("They go in batches of {batch}, at most {} in a second", thousands(usize::try_from(a_second).unwrap())),
+        format!("Names are resolved every {}, off the request path", seconds(health, "RESOLVE")),
+        format!("Server names are resolved every {};", seconds(health, "RESOLVE")),
+        // These are written out in words.
+        "left out for ten seconds (longer each time) after five requests in\n  a row got no answer".to_owned(),
+        "At most a fifth of new's requests of the last ten seconds, and ten where there were only a few".to_owned(),
+        "Who hangs up frees the place within a quarter of a second".to_owned(),
+        format!("heads above 16 KiB or {} fields", constant(lane, "MAX_FIELDS")),
+        format!("at most {} records and {} of them", journal::MAX_PAGE, size(journal::MAX_PAGE_BYTES as u64)),
+        format!("{} are read at a time, who waits longer than {}", ["none", "one", "two", "three"][admin::HISTORIES], seconds("proxy/src/admin/mod.rs", "HISTORY_PATIENCE")),
+        format!("| the main file, an include | {}; {} if the last line", human(rest::SHORT), human(rest::LONG)),
+        format!("{} before it is called broken |", seconds(watch, "SETTLE_BROKEN")),
+        format!("a certificate or key of `[listen]` | {}; {} if the file was renamed", human(rest::LONG), human(rest::SHORT)),
+        format!("or that has fewer lines than before | {}, renamed or not |", human(rest::SHORTER)),
+        format!("| a list that has become empty | {} |", human(rest::MOST)),
+        format!(
+            "grows to {} times the longest pause between two writes, up to {}",
+            ["no", "one", "two", "three", "four"][usize::try_from(constant("proxy/src/rest.rs", "PAUSES")).unwrap()],
+            human(rest::MOST)
+        ),
+    ];
+    for sentence in &sentences {
+        assert!(readme.contains(sentence), "README.md does not say: {sentence}");
+    }
+    let wait = format!("in mode hold they wait, {} at most", human(parking.longest));
+    assert!(read("docs/RUNBOOK.md").contains(&wait), "docs/RUNBOOK.md does not say: {wait}");
+}
+
+#[test]
+fn a_file_beyond_its_limit_is_refused_and_the_limit_is_told() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let minimal = read("config/examples/minimal.toml");
+    let problem = || cutover::source::Source::new(at("cutover.toml")).load().map(drop).map_err(|error| error.render(false));
+    fs::write(at("cutover.toml"), format!("{minimal}always_legacy = [\"file:users.txt\"]\n")).unwrap();
+    fs::write(at("users.txt"), "a-user-key-1234\n".repeat(MAX_LIST / 16)).unwrap();
+    assert_eq!(problem(), Ok(()));
+    fs::write(at("users.txt"), "a-user-key-1234\n".repeat(MAX_LIST / 16 + 1)).unwrap();
+    assert!(problem().unwrap_err().contains(&format!("the file is larger than {}", size(MAX_LIST as u64))));
+    fs::write(at("users.txt"), "ana\n").unwrap();
+    fs::write(at("cutover.toml"), format!("{minimal}{}", "# a comment line\n".repeat(MAX_FILE / 17 + 1))).unwrap();
+    assert!(problem().unwrap_err().contains(&format!("the file is larger than {}", size(MAX_FILE as u64))));
+}
