@@ -78,6 +78,16 @@ fn a_long_journal_is_read_in_bounded_memory_by_many_at_once() {
     process.kill();
 }
 
+/// Lets whoever waits for a writer of a pipe go on, also if the test has failed.
+struct Release<'a>(&'a Path);
+
+impl Drop for Release<'_> {
+    fn drop(&mut self) {
+        // For both ways, so that it waits for nobody itself.
+        let _ = fs::File::options().read(true).write(true).open(self.0);
+    }
+}
+
 #[test]
 fn more_histories_than_are_read_at_once_are_told_to_come_back() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
@@ -85,6 +95,7 @@ fn more_histories_than_are_read_at_once_are_told_to_come_back() {
     // Whoever opens a pipe waits until somebody writes into it: a reading that takes forever.
     fs::remove_file(&journal).unwrap();
     assert!(Command::new("mkfifo").arg(&journal).status().unwrap().success());
+    let release = Release(&journal);
     std::thread::scope(|scope| {
         let asking = || scope.spawn(|| proxy.admin_ask("GET", "/api/v1/history", &[], b""));
         let askers: Vec<_> = (0..4).map(|_| asking()).collect();
@@ -100,7 +111,7 @@ fn more_histories_than_are_read_at_once_are_told_to_come_back() {
             assert_eq!((answer.status(), answer.header("retry-after"), answer.json()["error"]["code"].as_str()), (503, Some("1"), Some("busy")));
         }
         assert_eq!(proxy.rollout()["desired_percent"], 5.0, "everything else is answered");
-        drop(fs::File::options().write(true).open(&journal).unwrap());
+        drop(release);
         for asker in waiting {
             assert_eq!(asker.join().unwrap().status(), 200);
         }

@@ -305,10 +305,10 @@ fn a_chain_written_slowly_is_never_served_without_its_intermediates() {
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // The pause is the case itself: longer than two looks at a file that rests.
+            // The pause is the case itself: longer than it takes until the file is looked at.
             let mut file = std::fs::File::create(directory.join("one.pem")).unwrap();
             file.write_all(next.as_bytes()).unwrap();
-            std::thread::sleep(std::time::Duration::from_millis(800));
+            std::thread::sleep(std::time::Duration::from_millis(1_500));
             file.write_all(authority.0.pem().as_bytes()).unwrap();
             done.store(true, std::sync::atomic::Ordering::SeqCst);
         });
