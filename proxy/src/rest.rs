@@ -6,13 +6,13 @@
 //!
 //! *Why this way.* Content, size and time of modification have to rest. The rest grows with the
 //! pauses that the writer makes, so a slow writer is waited for. A file that was renamed into its
-//! place was written elsewhere and needs the short rest only.
+//! place, or that a turned link leads to, was written elsewhere and needs the short rest only.
 //!
 //! *Not here:* what is in force meanwhile. `watch` and `certificates` decide that.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cutover_core::{Mono, Wall};
@@ -46,6 +46,8 @@ pub struct Sight {
     inode: (u64, u64),
     /// Whether the last change to the inode was no write: a rename, or a changed mode.
     moved: bool,
+    /// Where the path leads, links followed.
+    target: Option<PathBuf>,
 }
 
 impl Sight {
@@ -66,6 +68,7 @@ impl Sight {
             modified,
             inode,
             moved: changed > modified,
+            target: std::fs::canonicalize(path).ok(),
         }
     }
 
@@ -75,9 +78,10 @@ impl Sight {
     }
 
     /// Whether the file came whole: another file stood here before, and this one was renamed here
-    /// after it had been written.
+    /// after it had been written, or a link on the way was turned to it.
     pub fn came_whole(&self, before: Option<&Self>) -> bool {
-        self.moved && before.is_none_or(|before| before.inode != self.inode)
+        let was_turned = before.is_some_and(|before| before.target.is_some() && self.target.is_some() && before.target != self.target);
+        was_turned || (self.moved && before.is_none_or(|before| before.inode != self.inode))
     }
 
     /// Whether it was written that shortly before a moment, by the clock of its file system.
@@ -146,6 +150,7 @@ mod tests {
     use super::*;
     use std::fs;
     use std::io::Write;
+    use std::os::unix::fs::symlink;
 
     fn look(path: &Path) -> Sight {
         let read = fs::read(path).map_err(|error| error.to_string());
@@ -216,5 +221,19 @@ mod tests {
         };
         assert_eq!(renamed("ana\nbob\neve\n").rest_after(Some(&before)), SHORT);
         assert_eq!(renamed("ana\n").rest_after(Some(&before)), SHORTER, "a shorter list always rests");
+        // As a configuration map does: folders of versions, and a link to the present one.
+        let at = |name: &str| directory.path().join(name);
+        for (version, text) in [("1", "ana\nbob\n"), ("2", "ana\nbob\neve\n"), ("3", "ana\n")] {
+            fs::create_dir(at(version)).expect("a directory");
+            fs::write(at(version).join("list"), text).expect("written");
+        }
+        let turned = |version: &str| {
+            symlink(version, at("data.new")).expect("linked");
+            fs::rename(at("data.new"), at("data")).expect("renamed");
+            look(&at("data/list"))
+        };
+        let before = turned("1");
+        assert_eq!(turned("2").rest_after(Some(&before)), SHORT);
+        assert_eq!(turned("3").rest_after(Some(&before)), SHORTER);
     }
 }

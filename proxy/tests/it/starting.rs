@@ -1,4 +1,4 @@
-//! Signals during a start, which a long list makes long; and what the service manager shows.
+//! Signals during a start, which a long list makes long, and during a drain; and what the service manager shows.
 
 use std::fs;
 use std::io::BufReader;
@@ -49,8 +49,13 @@ fn begun(world: &World) -> Child {
     child
 }
 
-fn kill(pid: u64) {
-    assert!(Command::new("kill").args(["-KILL", &pid.to_string()]).status().unwrap().success());
+/// A process that another one has started: a test that fails leaves it no more than one that passes.
+struct Heir(u64);
+
+impl Drop for Heir {
+    fn drop(&mut self) {
+        let _ = Command::new("kill").args(["-KILL", &self.0.to_string()]).status();
+    }
 }
 
 #[test]
@@ -65,9 +70,8 @@ fn a_signal_during_the_start_is_obeyed_after_it() {
             log_line(&mut log, "the file is in force");
         }
         if signal == "-USR2" {
-            let pid = log_line(&mut log, "upgrade: the new process has taken over; requests in flight may finish here")["pid"].as_u64().unwrap();
+            let _heir = Heir(log_line(&mut log, "upgrade: the new process has taken over; requests in flight may finish here")["pid"].as_u64().unwrap());
             let status = child.wait().unwrap();
-            kill(pid);
             assert!(status.success(), "{status}");
             continue;
         }
@@ -152,4 +156,46 @@ fn a_refused_reload_shows_in_the_status_of_the_service() {
     let process = start();
     assert!(next().starts_with(what), "a start with the last good file");
     process.kill();
+}
+
+#[test]
+fn a_signal_during_the_drain_neither_ends_it_nor_is_lost_silently() {
+    let world = World::new(&rollout("checkout", "100", ""));
+    let mut process = Process::start(world.path());
+    let mut busy = Client::connect(process.http);
+    busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");
+    until("the request in flight", || (process.rollout()["new"]["in_flight"] == 1).then_some(()));
+    process.signal("-TERM");
+    log_line(&mut process.log, "stopping: not ready any more; requests in flight may finish");
+    process.signal("-USR1");
+    process.signal("-HUP");
+    log_line(&mut process.log, "reload refused: this process is ending");
+    process.signal("-USR2");
+    log_line(&mut process.log, "upgrade refused: this process is ending");
+    assert!(process.child.try_wait().unwrap().is_none(), "a request is in flight");
+    busy.send(b"67890");
+    assert_eq!(busy.answer(false).map(|answer| answer.status()), Some(200));
+    let status = until("the end", || process.child.try_wait().unwrap());
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_signal_to_the_old_process_after_an_upgrade_ends_neither() {
+    let world = World::new(&rollout("checkout", "100", ""));
+    let mut process = Process::start(world.path());
+    let mut busy = Client::connect(process.http);
+    busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");
+    until("the request in flight", || (process.rollout()["new"]["in_flight"] == 1).then_some(()));
+    process.signal("-USR2");
+    let _heir = Heir(log_line(&mut process.log, "upgrade: the new process has taken over; requests in flight may finish here")["pid"].as_u64().unwrap());
+    for (signal, said) in [("-HUP", "reload refused: this process is ending"), ("-USR2", "upgrade refused: this process is ending")] {
+        process.signal(signal);
+        log_line(&mut process.log, said);
+    }
+    process.signal("-USR1");
+    busy.send(b"67890");
+    let answer = busy.answer(false).map(|answer| answer.status());
+    let ended = until("the end of the old process", || process.child.try_wait().unwrap());
+    let rollout = Client::connect(process.admin).ask("GET", "/api/v1/rollouts", &[("host", "localhost")], b"").map(|answer| answer.status());
+    assert_eq!((answer, ended.success(), rollout), (Some(200), true, Some(200)));
 }
