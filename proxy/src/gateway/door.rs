@@ -28,7 +28,7 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 
 use super::adapter::Adapter;
-use super::buffer::{Buffer, Size};
+use super::buffer::Buffer;
 use super::client::{Client, Lent};
 use super::gate::{End, Gate, is_trusted};
 use super::head::Conn;
@@ -332,12 +332,9 @@ impl Door {
                 return None;
             }
         };
-        let Passed { from, to, body, upgrades, target } = passed;
-        let mut prefix = BytesMut::with_capacity(came.len() + Size::Head.bytes() / 4);
-        match target {
-            None => prefix.extend_from_slice(&came.filled()[from..to]),
-            Some((at, target)) => [&came.filled()[from..at.start], &target, &came.filled()[at.end..to]].into_iter().for_each(|part| prefix.extend_from_slice(part)),
-        }
+        let mut prefix = BytesMut::with_capacity(came.len());
+        passed.write(came.filled(), &mut prefix);
+        let Passed { to, body, upgrades, .. } = passed;
         let mut left = Some(Left::new(body)).filter(|left| !left.is_nothing());
         let mut used = to;
         if let Some(some) = &mut left

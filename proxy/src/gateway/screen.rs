@@ -14,6 +14,7 @@
 
 use std::borrow::Cow;
 
+use bytes::BufMut;
 use http::Method;
 
 use super::gate::Sketch;
@@ -66,6 +67,16 @@ pub struct Passed {
     pub upgrades: bool,
     /// The target in a form that the engine takes, and where the one stands that came; nothing where that is the same.
     pub target: Option<(std::ops::Range<usize>, Vec<u8>)>,
+}
+
+impl Passed {
+    /// Writes the head in the form that the engine takes. `came` are the bytes that were screened.
+    pub fn write(&self, came: &[u8], out: &mut impl BufMut) {
+        match &self.target {
+            None => out.put_slice(&came[self.from..self.to]),
+            Some((at, target)) => [&came[self.from..at.start], target, &came[at.end..self.to]].into_iter().for_each(|part| out.put_slice(part)),
+        }
+    }
 }
 
 /// Reads heads that come in parts.
@@ -306,13 +317,15 @@ fn check_host(target: &[u8], host: Option<&[u8]>) -> Result<(), Reply> {
     Ok(())
 }
 
-/// The target with the characters escaped that the engine's type for targets cannot hold: `<`, `>` and the backtick in a path, `"`, `<` and `>` in a query.
+/// The target with the characters escaped that the engine's type for targets cannot hold: `<`, `>` and the backtick in a path, `"`, `<` and `>` in a query, and what is neither ASCII nor UTF-8.
 fn escaped(target: &[u8]) -> Cow<'_, [u8]> {
     let query = memchr::memchr(b'?', target).unwrap_or(target.len());
+    let is_text = std::str::from_utf8(target).is_ok();
     let is_held = |at: usize, byte: u8| match byte {
         b'<' | b'>' => false,
         b'`' => at > query,
         b'"' => at < query,
+        0x80.. => is_text,
         _ => true,
     };
     if target.iter().enumerate().all(|(at, byte)| is_held(at, *byte)) {
@@ -425,10 +438,91 @@ mod tests {
 
     #[test]
     fn a_character_that_the_engine_cannot_hold_is_escaped() {
-        for (target, becomes) in [("/<a>`\"?`\"<", "/%3Ca%3E%60\"?`%22%3C"), ("/a?b=<", "/a?b=%3C")] {
-            let head = format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n");
-            let (at, escaped) = look(head.as_bytes()).expect("passes").target.expect("it is another");
-            assert_eq!((&head[at], String::from_utf8_lossy(&escaped).as_ref()), (target, becomes));
+        for (target, becomes) in [("/<a>`\"?`\"<", "/%3Ca%3E%60\"?`%22%3C"), ("/a?b=<", "/a?b=%3C"), ("/\u{e9}\u{ff}", "/%E9%FF")] {
+            // The last one in Latin 1, as old clients write it.
+            let target: Vec<u8> = target.chars().map(|letter| letter as u8).collect();
+            let head = [b"GET ", &target[..], b" HTTP/1.1\r\nHost: h\r\n\r\n"].concat();
+            let (at, escaped) = look(&head).expect("passes").target.expect("it is another");
+            assert_eq!((&head[at], String::from_utf8_lossy(&escaped).as_ref()), (&target[..], becomes));
+        }
+    }
+
+    /// Whether pingora takes a head, or answers it with a bare 400.
+    fn is_taken_by_the_engine(head: &[u8]) -> bool {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (_client, ours) = tokio::io::duplex(64);
+            let mut session = pingora::protocols::http::ServerSession::new_http1(Box::new(ours));
+            session.set_pipelined_prefix(bytes::BytesMut::from(head));
+            let read = tokio::time::timeout(std::time::Duration::from_secs(5), session.read_request()).await;
+            matches!(read, Ok(Ok(true))) && session.req_header().method != http::Method::CONNECT
+        })
+    }
+
+    const PIECES: [&str; 41] = [
+        "GET",
+        "POST",
+        "OPTIONS",
+        "CONNECT",
+        "get",
+        "*",
+        "/",
+        "/a?b",
+        "http://h/a",
+        "http://i",
+        "HTTP://H/",
+        "https://[::1]:80/x",
+        "http://h:99999/",
+        "http:",
+        "//",
+        "?x",
+        " ",
+        "\t",
+        "\r\n",
+        "\n",
+        "\r",
+        "\0",
+        "\x0b",
+        "\x7f",
+        "\"",
+        "<",
+        "`",
+        "#",
+        "\\",
+        "%00",
+        "\u{e9}",
+        ":",
+        "@",
+        ",",
+        "HTTP/1.1",
+        "HTTP/1.0",
+        "Host: h\r\n",
+        "Host: [::1]:80\r\n",
+        "Content-Length: 5\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Connection: close, x-a\r\n",
+    ];
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
+        #[test]
+        fn what_passes_is_never_refused_by_the_engine(
+            base in proptest::sample::select(&["GET / HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n", "POST /a?b=c HTTP/1.0\r\nContent-Length: 5\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: h:80\r\nConnection: close\r\n\r\n"][..]),
+            edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0usize..4, proptest::sample::select(&PIECES[..]), proptest::prelude::any::<u8>()), 0..4),
+        ) {
+            let mut head = base.as_bytes().to_vec();
+            for (at, cut, piece, byte) in edits {
+                let at = at.index(head.len());
+                let until = (at + cut).min(head.len());
+                // Now and then a byte of any kind.
+                let piece = if byte < 32 { vec![byte.wrapping_mul(8).wrapping_add(7)] } else { piece.as_bytes().to_vec() };
+                head.splice(at..until, piece);
+            }
+            if let Screened::Passed(passed) = Screen::default().look(&head, 64 << 10) {
+                let mut out = Vec::new();
+                passed.write(&head, &mut out);
+                proptest::prop_assert!(is_taken_by_the_engine(&out), "{:?}", String::from_utf8_lossy(&head));
+            }
         }
     }
 

@@ -272,3 +272,103 @@ impl GetSocketDigest for Turn {
         self.stream.as_ref()?.get_socket_digest()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::lane::framing::Body;
+    use super::*;
+    use std::net::IpAddr;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn conn() -> Arc<Conn> {
+        Arc::new(Conn::new(IpAddr::from([192, 0, 2, 7]), false, false))
+    }
+
+    /// Whether a read finds nothing at present.
+    fn has_nothing(turn: &mut Turn) -> bool {
+        let mut room = [0; 64];
+        Pin::new(turn).poll_read(&mut Context::from_waker(std::task::Waker::noop()), &mut ReadBuf::new(&mut room)).is_pending()
+    }
+
+    /// Reads a turn to the end of its body, so many bytes at a time, and says what was read and what is kept behind it.
+    async fn read(body: Body, came: &[u8], pieces: usize, room: usize) -> (io::Result<Vec<u8>>, Vec<u8>) {
+        let (mut client, ours) = tokio::io::duplex(pieces);
+        let came = came.to_vec();
+        let (leave, stays) = tokio::sync::oneshot::channel::<()>();
+        tokio::spawn(async move {
+            // A turn that has failed reads no more.
+            let _ = client.write_all(&came).await;
+            let _ = stays.await;
+        });
+        let mut turn = Turn::new(Box::new(ours), conn(), Some(Left::new(body)), false, None);
+        let mut out = Vec::new();
+        let mut part = vec![0; room];
+        while turn.left.is_some() || !turn.owed.is_empty() {
+            match turn.read(&mut part).await {
+                Ok(0) => break,
+                Ok(read) => out.extend_from_slice(&part[..read]),
+                Err(error) => return (Err(error), Vec::new()),
+            }
+        }
+        // What follows is kept, and is no part of the message.
+        assert!(has_nothing(&mut turn), "nothing may be read behind the message");
+        let (mut stream, ahead) = Turn::end(Box::new(turn)).expect("a turn");
+        let mut behind = ahead.map(|buffer| buffer.filled().to_vec()).unwrap_or_default();
+        drop(leave);
+        stream.read_to_end(&mut behind).await.expect("the rest");
+        (Ok(out), behind)
+    }
+
+    #[tokio::test]
+    async fn a_turn_ends_where_its_request_ends_however_its_bytes_come() {
+        const NEXT: &[u8] = b"GET /next HTTP/1.1\r\n\r\n";
+        let chunked = [&b"5;a=b\r\nhello\r\n00A \r\n0123456789\r\n0\r\nX-A: 1\r\n\r\n"[..], NEXT].concat();
+        for pieces in [1, 2, 3, 7, 1_000] {
+            for room in [1, 2, 3, 5, 1_000] {
+                let (out, behind) = read(Body::Chunked, &chunked, pieces, room).await;
+                assert_eq!((out.expect("well formed").as_slice(), &behind[..]), (&b"5\r\nhello\r\n00A\r\n0123456789\r\n0\r\n\r\n"[..], NEXT), "{pieces} {room}");
+                let (out, behind) = read(Body::Length(5), &[&b"hello"[..], NEXT].concat(), pieces, room).await;
+                assert_eq!((out.expect("well formed").as_slice(), &behind[..]), (&b"hello"[..], NEXT), "{pieces} {room}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_malformed_chunk_is_an_error_that_says_so() {
+        for pieces in [1, 1_000] {
+            for bad in [&b"5\r\nhello\r\n\r\n"[..], b"\r\n\r\n", b"5;a\nhello\r\n"] {
+                let (out, _) = read(Body::Chunked, bad, pieces, 64).await;
+                let error = pingora::Error::because(pingora::ErrorType::ReadError, "reading", out.expect_err("malformed"));
+                assert!(is_malformed_chunk(&error), "{error}");
+            }
+        }
+        let other = pingora::Error::because(pingora::ErrorType::ReadError, "reading", io::Error::from(io::ErrorKind::ConnectionReset));
+        assert!(!is_malformed_chunk(&other));
+    }
+
+    #[tokio::test]
+    async fn what_a_client_says_before_a_switch_of_protocols_is_read_after_it() {
+        let (mut client, ours) = tokio::io::duplex(64);
+        let conn = conn();
+        let mut turn = Turn::new(Box::new(ours), Arc::clone(&conn), None, true, Buffer::of(b"early "));
+        client.write_all(b"frames").await.expect("sent");
+        let mut part = [0; 64];
+        assert!(has_nothing(&mut turn));
+        let head = pingora::http::RequestHeader::build("GET", b"/", None).map(|mut head| {
+            head.insert_header("upgrade", "websocket").expect("a header");
+            head
+        });
+        let mut peer = pingora::upstreams::peer::HttpPeer::new("127.0.0.1:1", false, String::new());
+        let tunnel = super::super::tunnel::Tunnel::asked_for(&head.expect("a head"), &mut peer).expect("a tunnel");
+        conn.tunnel.store(Some(Arc::clone(&tunnel)));
+        tunnel.open();
+        assert!(has_nothing(&mut turn), "an answer is no switch");
+        tunnel.switch();
+        let mut all = Vec::new();
+        while all.len() < 12 {
+            let read = turn.read(&mut part).await.expect("bytes");
+            all.extend_from_slice(&part[..read]);
+        }
+        assert_eq!(all, b"early frames");
+    }
+}

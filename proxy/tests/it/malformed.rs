@@ -275,6 +275,7 @@ fn targets_and_hosts() -> Vec<Case> {
         same("printable characters in the query", &target("/a?`{|}^[]\\")),
         becomes("characters in the path that the engine cannot hold", &target("/<a>`"), &target("/%3Ca%3E%60")),
         becomes("characters in the query that the engine cannot hold", &target("/a?<\">"), &target("/a?%3C%22%3E")),
+        case("a path in Latin 1", &b"GET /caf\xe9?\xff HTTP/1.1\r\nHost: h\r\n\r\n"[..], Forwarded(target("/caf%E9?%FF"))),
         same("a path in UTF-8", &target("/\u{e9}")),
         same("a query in UTF-8", &target("/a?\u{20ac}")),
         becomes("a fragment", &target("/a#b"), &target("/a")),
