@@ -18,8 +18,6 @@ pub struct Case {
     pub requests: Vec<Request>,
     /// Whether all is written at once, before the first answer is read.
     pub is_pipelined: bool,
-    /// The first request that is asked, where those before it are left out.
-    pub begins_at: usize,
 }
 
 /// A request as it goes on the wire.
@@ -132,11 +130,6 @@ impl Case {
             script.after == After::Keep && !script.closes_kept && !script.says_more && !request.lines.is_empty() && !request.holds_another()
         };
         self.requests.iter().all(is_calm)
-    }
-
-    /// What is asked: all of it, or its end.
-    pub fn asked(&self) -> &[Request] {
-        self.requests.get(self.begins_at..).unwrap_or_default()
     }
 
     /// The same bytes in other writes.
@@ -261,7 +254,7 @@ mod tests {
     #[test]
     fn a_conversation_can_come_as_an_engine_reads_it() {
         let long = Request { lines: vec![[b"x-long: ", &[b'a'; 5_000][..], b"\r\n"].concat()], body: b"body".to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
-        let case = Case { number: 1, requests: vec![long.clone(), long], is_pipelined: true, begins_at: 0 }.cut(Cut::Looks);
+        let case = Case { number: 1, requests: vec![long.clone(), long], is_pipelined: true }.cut(Cut::Looks);
         let bytes: Vec<u8> = case.requests.iter().flat_map(Request::bytes).collect();
         let pieces: Vec<&[u8]> = case.requests[0].writes.pieces(&bytes).collect();
         assert!(pieces.len() == 3 && pieces[..2].iter().all(|piece| piece.len() == LOOK) && pieces.concat() == bytes);
@@ -273,7 +266,7 @@ mod tests {
         let is_calm = |change: fn(&mut Request)| {
             let mut request = Request { lines: vec![b"Host: h\r\n".to_vec()], ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
             change(&mut request);
-            Case { number: 1, requests: vec![request], is_pipelined: false, begins_at: 0 }.is_calm()
+            Case { number: 1, requests: vec![request], is_pipelined: false }.is_calm()
         };
         assert!(is_calm(|_| {}) && is_calm(|request| request.body = b"body".to_vec()));
         assert!(!is_calm(|request| request.script.after = After::Close) && !is_calm(|request| request.script.closes_kept = true));

@@ -82,9 +82,9 @@ pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
     let (read, mut write) = stream.into_split();
     let mut reader = Reader::new(read);
     if case.is_pipelined {
-        pipeline(&mut reader, &mut write, case.asked(), replies.replies.iter_mut().skip(case.begins_at)).await;
+        pipeline(&mut reader, &mut write, &case.requests, replies.replies.iter_mut()).await;
     } else {
-        for (request, reply) in case.asked().iter().zip(replies.replies.iter_mut().skip(case.begins_at)) {
+        for (request, reply) in case.requests.iter().zip(replies.replies.iter_mut()) {
             exchange(&mut reader, &mut write, request, reply).await;
             if !may_go_on(reply) {
                 break;

@@ -45,25 +45,6 @@ impl Observation {
     }
 }
 
-impl Observation {
-    /// This up to a request of the case, and another one from there on. Of what came without a code so much belongs to the first part as it has requests without one.
-    pub fn up_to(&self, case: &Case, request: usize, rest: &Self) -> Self {
-        let mut strays = case.requests.iter().take(request).filter(|request| request.lines.is_empty()).count();
-        let is_before = |arrival: &&Arrival| match arrival.request {
-            Some(at) => at < request,
-            None => {
-                let is_one = strays > 0;
-                strays = strays.saturating_sub(1);
-                is_one
-            }
-        };
-        let before: Vec<&Arrival> = self.arrivals.iter().filter(is_before).collect();
-        let behind = rest.arrivals.iter().filter(|arrival| arrival.request.is_none_or(|at| at >= request));
-        let replies = self.client.replies.iter().take(request).chain(rest.client.replies.iter().skip(request));
-        Self { client: Replies { replies: replies.cloned().collect(), surplus: rest.client.surplus.clone() }, arrivals: before.into_iter().chain(behind).cloned().collect() }
-    }
-}
-
 /// Everything that is not the same, explained or not.
 pub fn compare(case: &Case, reference: &Observation, candidate: &Observation) -> Vec<Difference> {
     if reference == candidate {
@@ -262,7 +243,7 @@ mod tests {
             is_last_word: false,
             script,
         };
-        Case { number: 5, requests: vec![request], is_pipelined: false, begins_at: 0 }
+        Case { number: 5, requests: vec![request], is_pipelined: false }
     }
 
     fn seen() -> Observation {
@@ -373,23 +354,6 @@ mod tests {
         assert_eq!(rules((Ending::Cut, b"ok"), (Ending::Cut, b"o")), [Some(Rule::CutAnswer), Some(Rule::CutRequest)]);
         assert_eq!(rules((Ending::Cut, b"ok"), (Ending::Cut, b"x")), [None, None]);
         assert_eq!(rules((Ending::Whole, b"ok"), (Ending::Cut, b"o")), [None, None]);
-    }
-
-    #[test]
-    fn of_two_conversations_one_is_put_together() {
-        let closed = |is_closed: bool| Reply { is_closed, ..Reply::default() };
-        let arrived = |request: Option<usize>, start: &str| Arrival { request, head: Head::parse(start.as_bytes()), framing: Framing::None, body: Body::default() };
-        let before = Observation {
-            client: Replies { replies: vec![closed(false), closed(false)], surplus: b"before".to_vec() },
-            arrivals: vec![arrived(Some(0), "a"), arrived(Some(1), "b"), arrived(None, "c")],
-        };
-        let rest =
-            Observation { client: Replies { replies: vec![closed(true), closed(true)], surplus: b"rest".to_vec() }, arrivals: vec![arrived(Some(1), "d"), arrived(None, "e")] };
-        let whole = before.up_to(&case(), 1, &rest);
-        assert_eq!(whole.client.replies, [closed(false), closed(true)]);
-        assert_eq!((whole.client.surplus.as_slice(), whole.arrivals), (&b"rest"[..], vec![arrived(Some(0), "a"), arrived(Some(1), "d"), arrived(None, "e")]));
-        let raw = Case { requests: vec![Request::raw(b"c\r\n\r\n".to_vec())], ..case() };
-        assert_eq!(before.up_to(&raw, 1, &rest).arrivals[1], arrived(None, "c"), "it is what the first request came as");
     }
 
     #[test]

@@ -15,8 +15,8 @@ const MOST_REFERENCES: usize = 40;
 /// How long is looked at one case. One that waits for timeouts is played less often.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// How the reference is played again, in turns. The candidate may hand it several requests at once.
-const WAYS: [(Cut, bool); 7] = [(Cut::AsItIs, true), (Cut::Whole, false), (Cut::Looks, true), (Cut::AsItIs, true), (Cut::Bytes, false), (Cut::Whole, true), (Cut::Bytes, true)];
+/// The ways in which the reference is played again, in turns.
+const WAYS: [Cut; 5] = [Cut::AsItIs, Cut::Whole, Cut::Looks, Cut::AsItIs, Cut::Bytes];
 
 /// What a difference is.
 #[derive(Debug)]
@@ -42,8 +42,8 @@ pub fn agree(case: &Case, reference: &Observation, candidate: &Observation) -> b
 /// Which engine is played again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
-    /// The reference, with writes cut in this way, and all requests at once if the case has them so, or one after the other.
-    Reference(Cut, bool),
+    /// The reference, with writes cut in this way.
+    Reference(Cut),
     /// The candidate.
     Candidate,
 }
@@ -52,8 +52,8 @@ pub enum Again {
 pub async fn judge<F: Future<Output = Observation>>(case: &Case, first: (&Observation, &Observation), mut play: impl FnMut(Again) -> F) -> Verdict {
     let mut references = vec![first.0.clone()];
     let mut candidates = vec![first.1.clone()];
-    let mut ways = WAYS.iter().cycle().map(|&(cut, is_at_once)| Again::Reference(cut, is_at_once));
-    let mut reference = || ways.next().unwrap_or(Again::Reference(Cut::AsItIs, true));
+    let mut ways = WAYS.iter().cycle().map(|&cut| Again::Reference(cut));
+    let mut reference = || ways.next().unwrap_or(Again::Reference(Cut::AsItIs));
     let begun = Instant::now();
     for _ in 0..AGAIN {
         let (one, other) = tokio::join!(play(reference()), play(Again::Candidate));

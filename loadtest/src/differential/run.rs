@@ -88,7 +88,6 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
         names,
         seed: arguments.seed,
         spares: spares(groups..all).into_iter().map(tokio::sync::Mutex::new).collect(),
-        is_self: arguments.engine == REFERENCE,
         full: arguments.case.is_some(),
     });
     let numbers = match arguments.case {
@@ -196,15 +195,8 @@ mod tests {
             let (legacy, _) = backends.groups().next().expect("a group");
             addresses.push(relay(legacy, mangle).await);
         }
-        let bench = Arc::new(Bench {
-            backends,
-            addresses: [addresses[0], addresses[1]],
-            names: ["one".to_owned(), "other".to_owned()],
-            seed: 1,
-            spares: vec![1.into()],
-            is_self: false,
-            full: false,
-        });
+        let bench =
+            Arc::new(Bench { backends, addresses: [addresses[0], addresses[1]], names: ["one".to_owned(), "other".to_owned()], seed: 1, spares: vec![1.into()], full: false });
         let course = Arc::new(Course::new(cases, 1));
         // All of it is the first group's.
         threads.spawn(0, work(bench, Arc::clone(&course), 0)).await.expect("its end");

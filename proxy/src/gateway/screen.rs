@@ -355,11 +355,9 @@ pub fn sketch(bytes: &[u8]) -> Sketch {
 
 /// Whether a head that is refused here is a browser's that asks for a page.
 pub fn wants_html(bytes: &[u8]) -> bool {
-    bytes
-        .split(|byte| *byte == b'\n')
-        .skip(1)
-        .take(MAX_LINES as usize)
-        .any(|line| line.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"accept:")) && line.windows(9).any(|part| part.eq_ignore_ascii_case(b"text/html")))
+    // What stands behind an empty line is another request.
+    let lines = bytes.trim_ascii_start().split(|byte| *byte == b'\n').take_while(|line| !matches!(*line, b"" | b"\r"));
+    lines.skip(1).any(|line| line.get(..7).is_some_and(|name| name.eq_ignore_ascii_case(b"accept:")) && line.windows(9).any(|part| part.eq_ignore_ascii_case(b"text/html")))
 }
 
 #[cfg(test)]
@@ -557,5 +555,9 @@ mod tests {
             assert_eq!(sketched(bytes), (method.to_owned(), path.to_owned()));
         }
         assert!(wants_html(b"GET / HTTP/1.1\r\nAccept: text/html,*/*\r\n") && !wants_html(b"GET /text/html HTTP/1.1\r\nAccept: */*\r\n"));
+        for end in ["\r\n", "\n"] {
+            let two = format!("GET / HTTP/1.1\nHost: h\n{end}GET / HTTP/1.1\r\nAccept: text/html\r\n\r\n");
+            assert!(!wants_html(two.as_bytes()), "it is the next request that asks for a page");
+        }
     }
 }

@@ -157,7 +157,7 @@ pub fn case(seed: u64, number: u64, group: usize) -> Case {
         request.start.splice(0..0, loose);
         all.push(request);
     }
-    Case { number, requests: all, is_pipelined, begins_at: 0 }
+    Case { number, requests: all, is_pipelined }
 }
 
 /// Bytes that say whose they are.
