@@ -21,6 +21,7 @@ use cutover::gateway::door::Connections;
 use cutover::gateway::gate::Gate;
 use cutover::gateway::head::Conn;
 use cutover::gateway::identity::identify;
+use cutover::gateway::refusal::Refusals;
 use cutover::metrics;
 use cutover::published::{Common, PreparedKey};
 use cutover::recorder::{Look, Origin, Reader, Recorder, SlotTotals, recorder, slot_of};
@@ -272,7 +273,7 @@ fn report_of(rollouts: usize) -> Report {
 #[library_benchmark(config = limit(1, 41_000_000, 68_000_000))]
 #[bench::many_rollouts(report_of(if cfg!(debug_assertions) { 20 } else { 100 }))]
 fn render_metrics(report: Report) -> (Report, Vec<u8>) {
-    let text = metrics::render(&report, &Connections::default(), &Certificates::default(), &Drains::default(), &AccessLog::off(), &Traces::default());
+    let text = metrics::render(&report, &Connections::default(), &Refusals::default(), &Certificates::default(), &Drains::default(), &AccessLog::off(), &Traces::default());
     (report, text.unwrap_or_default())
 }
 

@@ -88,7 +88,7 @@ impl Bench {
             Verdict::Unrepeated if took > STALL => course.tally().explain(Rule::Stall),
             Verdict::Unrepeated => {
                 let is_wanted = wants_example(&course.tally().unrepeated, &kind);
-                let example = is_wanted.then(|| Example { case: number, text: self.text(&case, &first.0, &first.1, differences) });
+                let example = is_wanted.then(|| Example { case: number, text: self.text(case, &first.0, &first.1, differences) });
                 say(&format!("unrepeated: case {number} of seed {}: {kind}\n{}", self.seed, example.as_ref().map_or("", |example| &example.text)));
                 record(&mut course.tally().unrepeated, kind, example);
             }
@@ -97,7 +97,7 @@ impl Bench {
                     say(&format!("unexplained: case {number} of seed {}: {kind}", self.seed));
                     return record(&mut course.tally().unexplained, kind, None);
                 }
-                let mut text = self.text(&case, &first.0, &first.1, differences);
+                let mut text = self.text(case, &first.0, &first.1, differences);
                 if !self.full {
                     text.push_str(&self.shrunk(group, case, &kind).await);
                 }
@@ -111,10 +111,10 @@ impl Bench {
         let again = |again: Again| async move {
             match again {
                 Again::Reference(cut) => self.play(0, group, &Arc::new(case.cut(cut))).await,
-                Again::Candidate => self.play(1, group, &case).await,
+                Again::Candidate => self.play(1, group, case).await,
             }
         };
-        lookup::judge(&case, first, again).await
+        lookup::judge(case, first, again).await
     }
 
     /// Whether a difference shows among other backends, too. What does not is of one place and one time, and not of an engine.
