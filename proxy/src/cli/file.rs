@@ -112,13 +112,13 @@ const IN_PREFLIGHT: [&str; 5] = ["host", "origin", "referer", "user-agent", "acc
 /// to another origin, without its cookies, its token and the header fields of the application.
 fn preflight_note(rollout: &RolloutSettings) -> Option<String> {
     let takes_options = rollout.matches.methods.is_empty() || rollout.matches.methods.iter().any(|method| &**method == "OPTIONS");
-    let is_left_out = |source: &&KeySource| match source {
+    let is_left_out = |key: &&Key| match &key.source {
         KeySource::Header(name) => !IN_PREFLIGHT.contains(&&**name),
         KeySource::Jwt(_) => true,
         KeySource::Cookie(_) | KeySource::Query(_) | KeySource::Path(_) | KeySource::Ip => false,
     };
     let left_out = rollout.keys.iter().find(is_left_out).filter(|_| takes_options)?;
-    let has_other = rollout.keys.iter().any(|source| !is_left_out(&source) && !matches!(source, KeySource::Cookie(_)));
+    let has_other = rollout.keys.iter().any(|key| !is_left_out(&key) && !matches!(key.source, KeySource::Cookie(_)));
     let goes = match (has_other, rollout.anonymous) {
         (true, _) => "it is decided by another source of `key`, and may go to another side than the request after it",
         (false, Anonymous::Legacy) => "it has no key and always goes to legacy, also where the request after it goes to new",

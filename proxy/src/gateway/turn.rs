@@ -216,7 +216,7 @@ impl AsyncWrite for Turn {
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.stream.as_ref().is_some_and(|stream| stream.is_write_vectored())
+        self.stream.as_ref().is_some_and(AsyncWrite::is_write_vectored)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -277,11 +277,18 @@ impl GetSocketDigest for Turn {
 mod tests {
     use super::super::lane::framing::Body;
     use super::*;
+    use crate::gateway::gate::tests::World;
+    use crate::gateway::watchdog::Watchdog;
     use std::net::IpAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     fn conn() -> Arc<Conn> {
         Arc::new(Conn::new(IpAddr::from([192, 0, 2, 7]), false, false))
+    }
+
+    fn turn_of(stream: Stream, conn: Arc<Conn>, left: Option<Left>, upgrades: bool, ahead: Option<Buffer>) -> Turn {
+        let watchdog = Arc::new(Watchdog::new(&World::new().published.load()));
+        Turn::new(stream, Arc::clone(&conn), Patience::new(conn, watchdog), left, upgrades, ahead).0
     }
 
     /// Whether a read finds nothing at present.
@@ -300,7 +307,7 @@ mod tests {
             let _ = client.write_all(&came).await;
             let _ = stays.await;
         });
-        let mut turn = Turn::new(Box::new(ours), conn(), Some(Left::new(body)), false, None);
+        let mut turn = turn_of(Box::new(ours), conn(), Some(Left::new(body)), false, None);
         let mut out = Vec::new();
         let mut part = vec![0; room];
         while turn.left.is_some() || !turn.owed.is_empty() {
@@ -350,7 +357,7 @@ mod tests {
     async fn what_a_client_says_before_a_switch_of_protocols_is_read_after_it() {
         let (mut client, ours) = tokio::io::duplex(64);
         let conn = conn();
-        let mut turn = Turn::new(Box::new(ours), Arc::clone(&conn), None, true, Buffer::of(b"early "));
+        let mut turn = turn_of(Box::new(ours), Arc::clone(&conn), None, true, Buffer::of(b"early "));
         client.write_all(b"frames").await.expect("sent");
         let mut part = [0; 64];
         assert!(has_nothing(&mut turn));
@@ -359,11 +366,10 @@ mod tests {
             head
         });
         let mut peer = pingora::upstreams::peer::HttpPeer::new("127.0.0.1:1", false, String::new());
-        let tunnel = super::super::tunnel::Tunnel::asked_for(&head.expect("a head"), &mut peer).expect("a tunnel");
+        let tunnel = super::super::tunnel::Tunnel::asked_for(&head.expect("a head"), &mut peer, std::time::Duration::from_secs(60)).expect("a tunnel");
         conn.tunnel.store(Some(Arc::clone(&tunnel)));
+        assert!(has_nothing(&mut turn), "a tunnel that is asked for is none yet");
         tunnel.open();
-        assert!(has_nothing(&mut turn), "an answer is no switch");
-        tunnel.switch();
         let mut all = Vec::new();
         while all.len() < 12 {
             let read = turn.read(&mut part).await.expect("bytes");

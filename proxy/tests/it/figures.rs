@@ -105,12 +105,22 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
     assert_eq!((constant(rescue, "ONE_OF"), constant(rescue, "SPAN"), constant(rescue, "AT_LEAST")), (5, 10_000_000, 10));
     assert_eq!((constant(upstream, "FAILURES_TO_EJECT"), constant(upstream, "EJECTED_FOR")), (5, 10_000_000));
     assert_eq!(constant("proxy/src/gateway/watchdog.rs", "MOST"), 250_000);
-    assert_eq!(constant("proxy/src/gateway/tunnel.rs", "IDLE"), 3_600_000_000);
+    let backend = &defaults().backends[0];
+    assert_eq!((backend.stream_idle_timeout, backend.body_pause_timeout), (Duration::from_secs(3_600), Duration::from_secs(300)));
+    let (http2, session) = ("proxy/src/gateway/http2/mod.rs", "proxy/src/gateway/http2/session.rs");
     let sentences = [
         format!("requests are parked, at most {} each and {} at a time", human(parking.longest), thousands(parking.places)),
         format!("They go in batches of {batch}, at most {} in a second", thousands(usize::try_from(a_second).unwrap())),
         format!("Names are resolved every {}, off the request path", seconds(health, "RESOLVE")),
         format!("Server names are resolved every {};", seconds(health, "RESOLVE")),
+        "WebSockets | 1 h | `stream_idle_timeout` |".to_owned(),
+        "every other body | 5 min | `body_pause_timeout` |".to_owned(),
+        format!("may send {} of an upload, and {} on a connection", size(constant(http2, "STREAM_WINDOW")), size(constant(http2, "CONNECTION_WINDOW"))),
+        format!("may send {} of an answer", size(constant(upstream, "STREAM_WINDOW"))),
+        format!("has room for {} such streams", constant(upstream, "MAX_STREAMS")),
+        format!("{} streams are open at once", constant(http2, "MAX_STREAMS")),
+        format!("after {} requests that cannot be read", constant(http2, "MAX_REFUSED")),
+        format!("up to {} more attempts. More than {} of body", constant("proxy/src/gateway/adapter/mod.rs", "MAX_UNPROCESSED"), size(constant(session, "REPLAY"))),
         // These are written out in words.
         "left out for ten seconds (longer each time) after five requests in\n  a row got no answer".to_owned(),
         "At most a fifth of new's requests of the last ten seconds, and ten where there were only a few".to_owned(),
