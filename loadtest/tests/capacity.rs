@@ -1,6 +1,7 @@
 //! The bottleneck is named correctly in prepared cases: each has one, made by the sample backend, which stands for a proxy where it is a child process.
 //!
-//! What is asserted is the name, never a rate: the cases are made so that the machine hardly matters.
+//! What is asserted is the name, never a rate. The limits on latency leave room for a machine that has other work: a first
+//! step that fails by accident would leave nothing to compare with.
 
 use cutover_loadtest::capacity::{Bottleneck, CapacityReport};
 use cutover_loadtest::scenario::{Scenario, Stage, Surroundings, play};
@@ -32,11 +33,11 @@ target = "listening on {}"
 cores = 1
 [load]
 connections = 32
-timeout = "3s"
+timeout = "20s"
 [capacity]
 start = 10
 step = "700ms"
-p99 = "200ms"
+p99 = "1s"
 precision = 1.0
 "#,
     )
@@ -55,11 +56,11 @@ latency = "40ms"
 concurrency = 2
 [load]
 connections = 64
-timeout = "3s"
+timeout = "20s"
 [capacity]
 start = 10
 step = "700ms"
-p99 = "200ms"
+p99 = "1s"
 precision = 1.0
 "#,
     )
@@ -78,11 +79,11 @@ latency = "20ms"
 connections = 4
 [load]
 connections = 32
-timeout = "3s"
+timeout = "20s"
 [capacity]
 start = 100
 step = "400ms"
-p99 = "500ms"
+p99 = "2s"
 precision = 1.0
 "#,
     )
@@ -100,11 +101,11 @@ title = "generator"
 latency = "20ms"
 [load]
 connections = 1
-timeout = "3s"
+timeout = "20s"
 [capacity]
 start = 10
 step = "700ms"
-p99 = "200ms"
+p99 = "1s"
 precision = 1.0
 "#,
     )
