@@ -118,10 +118,11 @@ impl Certificates {
 
     /// Reads what has changed and has rested; what cannot be used stays as it was. Says whether any
     /// file still rests.
-    fn refresh(&self, base: &Path, wanted: &[Certificate], rests: &mut Rests) -> bool {
+    fn refresh(&self, base: &Path, wanted: &[Certificate], rests: &mut Rests, told: &mut Vec<(Certificate, String)>) -> bool {
         let before = self.0.load();
         let (mut pairs, mut some_rest) = (Vec::new(), false);
         rests.retain(|(of, _)| wanted.contains(of));
+        told.retain(|(of, _)| wanted.contains(of));
         for of in wanted {
             let known = before.pairs.iter().find(|pair| pair.of == *of);
             let found = read(base, of).and_then(|files| match known {
@@ -134,6 +135,9 @@ impl Certificates {
             });
             if matches!(found, Ok(Found::Same | Found::New(_))) {
                 rests.retain(|(resting, _)| resting != of);
+            }
+            if found.is_ok() {
+                told.retain(|(unusable, _)| unusable != of);
             }
             some_rest |= matches!(found, Ok(Found::Rests));
             match (found, known) {
@@ -149,7 +153,12 @@ impl Certificates {
                     tracing::error!(certificate = of.cert, key = of.key, why, "a certificate cannot be used; the one before stays in use");
                     pairs.push(Arc::new(known.with(Some(why))));
                 }
-                (Err(why), None) => tracing::error!(certificate = of.cert, key = of.key, why, "a new certificate cannot be used; the others stay in use"),
+                (Err(why), None) if told.iter().any(|(unusable, before)| unusable == of && *before == why) => {}
+                (Err(why), None) => {
+                    tracing::error!(certificate = of.cert, key = of.key, why, "a new certificate cannot be used; the others stay in use");
+                    told.retain(|(unusable, _)| unusable != of);
+                    told.push((of.clone(), why));
+                }
                 (Ok(Found::Same | Found::Rests), None) => {}
             }
         }
@@ -176,9 +185,10 @@ impl Certificates {
         let certificates = self.clone();
         std::thread::Builder::new().name("certificates".to_owned()).spawn(move || {
             let mut warned = None;
-            let mut rests = Rests::new();
+            // New pairs that cannot be used, and why: told once.
+            let (mut rests, mut told) = (Rests::new(), Vec::new());
             loop {
-                let some_rest = certificates.refresh(&base, &published.load().common.settings.listen.certificates, &mut rests);
+                let some_rest = certificates.refresh(&base, &published.load().common.settings.listen.certificates, &mut rests, &mut told);
                 let now = clock::mono();
                 if warned.is_none_or(|before| now.since(before) >= Duration::from_secs(86_400)) {
                     warned = Some(now);

@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
-use cutover_config::{Settings, Traces};
+use cutover_config::{Listen, Settings, Traces};
 use cutover_core::{Actor, Mono, Percent, Rate};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::oneshot;
@@ -553,7 +553,9 @@ impl Watch {
             settings.state = self.running.state.clone();
         }
         let restart_needed = settings.restart_needed(&self.running);
-        settings.listen = self.running.listen.clone();
+        // Pairs come and go while the ports stay: `certificates` follows what is published.
+        let certificates = std::mem::take(&mut settings.listen.certificates);
+        settings.listen = Listen { certificates, ..self.running.listen.clone() };
         settings.admin = self.running.admin.clone();
         settings.state = self.running.state.clone();
         settings.log.format = self.running.log.format;

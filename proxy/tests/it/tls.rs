@@ -9,7 +9,8 @@ use rcgen::{CertificateParams, CertifiedIssuer, DnType, KeyPair};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 
-use crate::harness::{PATIENCE, Proxy, rollout, until};
+use crate::harness::{PATIENCE, Proxy, file, rollout, until};
+use crate::process::{World, command, log_line};
 
 /// A certificate authority of its own.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
@@ -318,4 +319,38 @@ fn a_chain_written_slowly_is_never_served_without_its_intermediates() {
     });
     until("the new pair", || (certificate_for(https, "one.example", &config) != before).then_some(()));
     assert_eq!(chain_of(), 2);
+}
+
+#[test]
+fn a_pair_new_in_the_file_is_used_and_told_once_if_it_cannot_be() {
+    let authority = Authority::new();
+    let world = World::new(&rollout("checkout", "100", ""));
+    authority.write(world.path(), "one", &["one.example"]);
+    let write = |more: &str| {
+        let certificates = format!("certificates = [{{ cert = \"one.pem\", key = \"one.key\" }}{more}]");
+        let tables = format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\n{certificates}\n[log]\naccess = \"off\"\n");
+        std::fs::write(world.path().join("cutover.toml"), file(world.path(), &world.legacy, &world.new, &tables, &rollout("checkout", "100", ""))).unwrap();
+    };
+    write("");
+    let mut child = command(world.path()).spawn().unwrap();
+    let mut log = std::io::BufReader::new(child.stdout.take().unwrap());
+    let ready = log_line(&mut log, "cutover is ready");
+    let https: SocketAddr = ready["http"].as_str().unwrap().split("https://").nth(1).unwrap().parse().unwrap();
+    write(", { cert = \"none.pem\", key = \"none.key\" }");
+    let unusable = "a new certificate cannot be used; the others stay in use";
+    assert_eq!(log_line(&mut log, unusable)["certificate"], "none.pem");
+    // Until a renewed one has rested and is in use, all files have been looked at several times.
+    authority.write(world.path(), "one", &["one.example"]);
+    let mut line = String::new();
+    while !line.contains("a certificate is in use") {
+        assert!(!line.contains(unusable), "told again: {line}");
+        line.clear();
+        assert_ne!(std::io::BufRead::read_line(&mut log, &mut line).unwrap(), 0, "the log ended");
+    }
+    authority.write(world.path(), "two", &["two.example"]);
+    write(", { cert = \"two.pem\", key = \"two.key\" }");
+    let config = authority.client(&[b"http/1.1"]);
+    until("a pair that is new in the file", || connect(https, "two.example", &config).is_ok().then_some(()));
+    child.kill().unwrap();
+    child.wait().unwrap();
 }
