@@ -28,6 +28,8 @@ pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-hos
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A cookie for the client.
 pub static SET_COOKIE: HeaderName = http::header::SET_COOKIE;
+/// What a cache may do with an answer.
+pub static CACHE_CONTROL: HeaderName = http::header::CACHE_CONTROL;
 /// W3C trace context.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 /// What its vendors add to it.

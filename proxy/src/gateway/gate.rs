@@ -632,6 +632,8 @@ impl Gate {
     pub fn client_edits(&self, exchange: &Exchange, edits: &mut impl Edits) {
         if let Some(cookie) = &exchange.set_cookie {
             edits.append(&forward::SET_COOKIE, Value::Shared(cookie));
+            // A cache that everybody shares would hand the cookie, and with it the user, to others (RFC 9111, section 7.3).
+            edits.append(&forward::CACHE_CONTROL, Value::Word("private"));
         }
         if let (true, Some(at)) = (exchange.snapshot.common.settings.routing.expose_decision, exchange.rollout) {
             edits.set(&forward::BACKEND, Value::Word(exchange.side().name()));

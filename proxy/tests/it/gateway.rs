@@ -142,10 +142,11 @@ fn a_minted_cookie_keeps_an_anonymous_user_on_one_side() {
         let first = proxy.get("/", &[]);
         let cookie = first.header("set-cookie").expect("a cookie").to_owned();
         assert!(cookie.starts_with("cutover_id=") && cookie.ends_with("; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000"), "{cookie}");
+        assert_eq!(first.header("cache-control"), Some("private"), "no shared cache may hand it to others");
         let pair = cookie.split(';').next().unwrap().to_owned();
         let again = proxy.get("/", &[("cookie", &pair)]);
         assert_eq!(again.side(), first.side());
-        assert_eq!(again.header("set-cookie"), None);
+        assert_eq!((again.header("set-cookie"), again.header("cache-control")), (None, None));
         sides.insert(first.side().to_owned());
     }
     assert_eq!(sides.len(), 2, "half of thirty newcomers on each side, near enough");

@@ -303,3 +303,28 @@ fn a_stream_under_way_is_finished_when_the_process_ends() {
     assert_eq!(body, b"ended");
     assert_eq!(goaways(&frames).last(), Some(&(1, 0)));
 }
+
+#[test]
+fn streams_above_the_limit_are_refused_and_the_connection_goes_on() {
+    let proxy = start("");
+    proxy.new.behave(Behaviour::Hang);
+    let mut client = H2Client::connect(proxy.http);
+    for number in 0..160 {
+        client.ask(1 + 2 * number, END_HEADERS | END_STREAM, "/", &[]);
+    }
+    let refused = (0..60).map(|_| client.next_of(RST_STREAM).expect("a refusal")).filter(|frame| frame.payload == 7_u32.to_be_bytes()).count();
+    assert_eq!(refused, 60, "REFUSED_STREAM: none of them was processed");
+    for number in 0..100 {
+        client.send(&frame(RST_STREAM, 0, 1 + 2 * number, &8_u32.to_be_bytes()));
+    }
+    proxy.new.behave(Behaviour::Answer(200));
+    client.ask(1_001, END_HEADERS | END_STREAM, "/", &[]);
+    let answer = loop {
+        let frame = client.next().expect("the connection goes on");
+        assert_ne!(frame.kind, GOAWAY, "{frame:?}");
+        if frame.kind == HEADERS && frame.stream == 1_001 {
+            break frame;
+        }
+    };
+    assert_eq!(status_of(&answer), 200);
+}

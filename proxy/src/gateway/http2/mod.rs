@@ -132,7 +132,7 @@ impl Http2 {
         let (watched, resets) = Watched::new(stream, Arc::clone(&seen));
         let handshake = self.options.handshake(watched);
         let Ok(Ok(h2)) = timeout(self.header_timeout, handshake).await else { return };
-        let live = Live { common: Arc::clone(self), conn, digest, seen, resets, h2, streams: JoinSet::new(), taken: HashSet::new(), is_ending: false, refused: 0 };
+        let live = Live { common: Arc::clone(self), conn, digest, seen, resets, h2, streams: JoinSet::new(), taken: HashSet::new(), is_ending: false, malformed: 0 };
         live.work().await;
     }
 }
@@ -151,7 +151,7 @@ struct Live {
     /// Whether the client has been told that the connection ends.
     is_ending: bool,
     /// Streams that were refused because they could not be read.
-    refused: usize,
+    malformed: usize,
 }
 
 impl Live {
@@ -186,10 +186,10 @@ impl Live {
                 Event::Idle => return self.finish(Reason::NO_ERROR).await,
                 Event::LateHead => return self.finish(Reason::ENHANCE_YOUR_CALM).await,
             }
-            if self.refused > FAR_TOO_MANY {
+            if self.malformed > FAR_TOO_MANY {
                 return self.finish(Reason::ENHANCE_YOUR_CALM).await;
             }
-            if self.refused > MAX_REFUSED && !self.is_ending {
+            if self.malformed > MAX_REFUSED && !self.is_ending {
                 self.end_gracefully();
             }
             if is_dismissed && self.streams.is_empty() && !self.h2.has_streams() {
@@ -242,7 +242,8 @@ impl Live {
         };
         let now = clock::mono();
         self.common.gate.refused(Sketch::default(), &self.conn, &reply, End::default(), now, now);
-        self.refused += 1;
+        // A client may open more streams than it may have before it has read how many that is.
+        self.malformed += usize::from(reply == MALFORMED);
     }
 
     /// Tells the client that the connection ends. Its streams go on, and those that it has begun
