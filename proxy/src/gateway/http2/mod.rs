@@ -195,6 +195,9 @@ impl Live {
             if is_dismissed && self.streams.is_empty() && !self.h2.has_streams() {
                 return self.finish(Reason::NO_ERROR).await;
             }
+            if !self.streams.is_empty() {
+                continue;
+            }
             let limit = match (self.is_ending, self.h2.has_streams()) {
                 (false, _) => self.common.keepalive_timeout,
                 (true, false) => FAREWELL,
