@@ -54,6 +54,9 @@ pub struct Control {
     held: Option<Split>,
     /// By control-plane slot: up to which tick the age of waiting requests has been read.
     waited_until: Vec<u64>,
+    /// When the last tick was, and the last standstill of the process.
+    ticked: Mono,
+    standstill: Option<Standstill>,
     drains: Drains,
     warm_up: WarmUp,
     /// What is still on new of rolled back rollouts leaves then: when, which, and what began before which revision.
@@ -81,6 +84,32 @@ enum Role {
     },
 }
 
+/// Ticks after which one was held up by more than the work of the loop.
+const HELD_UP: u32 = 6;
+
+/// Between which ticks the process stood still.
+#[derive(Clone, Copy, Debug)]
+struct Standstill {
+    begun: u64,
+    ended: u64,
+}
+
+impl Standstill {
+    /// Whether requests from before it may still be waiting at this tick.
+    fn is_recent(self, tick: u64) -> bool {
+        tick < self.ended + WAIT_TICKS as u64
+    }
+}
+
+/// The tick up to which all requests have waited for `older` ticks, of which a standstill counts none.
+fn reached(now: u64, older: u64, standstill: Option<Standstill>) -> u64 {
+    let until = now.saturating_sub(older);
+    match standstill {
+        Some(Standstill { begun, ended }) if until < ended => until.saturating_sub(ended - begun).min(begun),
+        Some(_) | None => until,
+    }
+}
+
 impl Control {
     /// The loop for a plane whose first settings are already published as `common`.
     pub fn new(plane: ControlPlane, reader: Reader, published: Arc<Published>, common: Arc<Common>, disk: Disk, config: ConfigStatus, (drains, warm_up): (Drains, WarmUp)) -> Self {
@@ -97,6 +126,8 @@ impl Control {
             rollbacks: BTreeMap::new(),
             held: None,
             waited_until: Vec::new(),
+            ticked: clock::mono(),
+            standstill: None,
             role: Role::Leads,
             is_reserved: false,
         }
@@ -149,6 +180,7 @@ impl Control {
     }
 
     async fn tick(&mut self) {
+        self.note_standstill(clock::mono());
         self.reader.read();
         self.reader.hand_out_permits(clock::mono());
         let effects = self.judge(true);
@@ -181,6 +213,18 @@ impl Control {
         self.reader.read_counts();
         let effects = self.judge(false);
         self.carry_out(effects).await;
+    }
+
+    /// A tick that comes much too late was held up: the process stood still, and no request has waited for its backend meanwhile.
+    fn note_standstill(&mut self, now: Mono) {
+        let gap = now.since(self.ticked);
+        if gap > TICK * HELD_UP {
+            let begun = tick_of(self.ticked);
+            // One that follows before the last is forgotten goes on with it.
+            let begun = self.standstill.filter(|last| last.is_recent(begun)).map_or(begun, |last| last.begun);
+            self.standstill = Some(Standstill { begun, ended: tick_of(now) });
+        }
+        self.ticked = now;
     }
 
     /// Shows the plane what has been counted, and hands what it aims at to the request path.
@@ -220,7 +264,7 @@ impl Control {
 
     /// The ticks all of whose requests have reached this age since the last call.
     fn aged(&mut self, slot: usize, now: Mono, older_than_us: u64) -> Range<u64> {
-        let until = tick_of(now).saturating_sub(older_than_us.div_ceil(TICK.as_micros() as u64));
+        let until = reached(tick_of(now), older_than_us.div_ceil(TICK.as_micros() as u64), self.standstill);
         let from = self.waited_until[slot].max(until.saturating_sub(WAIT_TICKS as u64 / 2));
         self.waited_until[slot] = until.max(self.waited_until[slot]);
         from..until
@@ -488,5 +532,18 @@ fn is_degraded(change: &Change) -> bool {
         Change::SharedCause | Change::Held | Change::DryRunBreach => true,
         Change::Maintenance { mode, .. } => *mode != Maintenance::Off,
         Change::Started | Change::Added | Change::Removed | Change::Percent { .. } | Change::Settings | Change::RolledBack(_) | Change::Rearmed | Change::SharedCauseEnded => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_request_grows_older_while_the_process_stands_still() {
+        let standstill = Some(Standstill { begun: 100, ended: 148 });
+        for (now, without, with) in [(99, 59, 59), (148, 108, 60), (150, 110, 62), (186, 146, 98), (187, 147, 99), (188, 148, 148), (200, 160, 160)] {
+            assert_eq!((reached(now, 40, None), reached(now, 40, standstill)), (without, with), "{now}");
+        }
     }
 }

@@ -187,7 +187,12 @@ impl Journal {
     fn follow(&mut self) -> io::Result<Option<&'static str>> {
         match fs::metadata(&self.path) {
             Ok(there) if inode(&there) == self.inode && there.len() < self.len => {
-                self.len = there.len();
+                // In the middle of a line the rest of that line would make one with the next.
+                let (whole, _) = end_of(&mut self.file, there.len())?;
+                if whole < there.len() {
+                    self.file.set_len(whole)?;
+                }
+                self.len = whole;
                 Ok(Some("the journal was cut while the proxy ran; the next line continues its chain"))
             }
             Ok(there) if inode(&there) == self.inode => Ok(None),

@@ -9,6 +9,7 @@
 
 use std::future::poll_fn;
 use std::net::IpAddr;
+use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -37,7 +38,7 @@ use super::lane::framing::Left;
 use super::lane::relay::{Broken, write_all};
 use super::lane::transaction::write_reply;
 use super::lane::{self, Declines, Exit, Lane, begins, fills};
-use super::patience::Patience;
+use super::patience::{Patience, within};
 use super::reply::Reply;
 use super::scratch::Scratch;
 use super::screen::{self, Passed, Screen, Screened};
@@ -197,8 +198,8 @@ impl Door {
 
     /// One connection whose protocol has to be learned first.
     async fn serve_greeted(self: Arc<Self>, socket: TcpStream, conn: Arc<Conn>, open: OpenConnection) {
-        let greeting = tokio::time::timeout(self.header_timeout, Box::pin(self.greet(socket))).await;
-        match greeting.ok().flatten() {
+        let greeting = within(self.header_timeout, Box::pin(self.greet(socket))).await;
+        match greeting.flatten() {
             None => {}
             // A task of its own, for as long as the connection: this one has room for the greeting.
             Some((client, Speaks::Http1)) => drop(tokio::spawn(self.serve_http1(client, conn, open))),
@@ -286,31 +287,37 @@ impl Door {
                 }
             };
             is_first = false;
-            let Some(Screening { prefix, left, upgrades, behind }) = self.screen(&mut client, &watched, begun).await else { return };
-            let patience = Patience::new(Arc::clone(watched.conn()), Arc::clone(&self.watchdog));
-            let (turn, mut dropped) = Turn::new(client.lend(), Arc::clone(watched.conn()), patience, left, upgrades, behind);
-            let mut session = ServerSession::new_http1(Box::new(turn));
-            session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
-            session.set_pipelined_prefix(prefix);
-            session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
-            let Some(served) = attended(self.proxy.process_new_http(session, &self.closing), &watched, &self.drains).await else { return };
-            let is_whole = watched.conn().take_answered_whole();
-            let returned = match served {
-                Some(reused) => Turn::end(reused.consume().0),
-                None if is_whole => dropped.try_recv().ok(),
-                None => None,
-            };
-            let Some((mut stream, behind)) = returned else { return };
-            if is_whole && !matches!(tokio::time::timeout(self.write_timeout, stream.flush()).await, Ok(Ok(()))) {
-                return;
-            }
-            let Some(returned) = Client::back(stream) else { return };
+            // In a box of its own, so that a connection that is idle has no room for it.
+            let Some((returned, behind)) = Box::pin(self.serve_by_engine(client, &watched, begun)).await else { return };
             client = returned;
             ahead = behind;
             // An order to leave was for the request that is over.
             watched.conn().heard();
             watched.within(self.keepalive_timeout);
         }
+    }
+
+    /// Serves one request of HTTP/1 by the proxy engine. Returns the client and what it has said behind the request; `None` is the end of
+    /// the connection.
+    async fn serve_by_engine(&self, mut client: Client, watched: &Watched, begun: Buffer) -> Option<(Client, Option<Buffer>)> {
+        let Screening { prefix, left, upgrades, behind } = self.screen(&mut client, watched, begun).await?;
+        let patience = Patience::new(Arc::clone(watched.conn()), Arc::clone(&self.watchdog));
+        let (turn, mut dropped) = Turn::new(client.lend(), Arc::clone(watched.conn()), patience, left, upgrades, behind);
+        let mut session = ServerSession::new_http1(Box::new(turn));
+        session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
+        session.set_pipelined_prefix(prefix);
+        session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
+        let served = attended(self.proxy.process_new_http(session, &self.closing), watched, &self.drains).await?;
+        let is_whole = watched.conn().take_answered_whole();
+        let (mut stream, behind) = match served {
+            Some(reused) => Turn::end(reused.consume().0),
+            None if is_whole => dropped.try_recv().ok(),
+            None => None,
+        }?;
+        if is_whole && within(self.write_timeout, stream.flush()).await.is_none_or(|flushed| flushed.is_err()) {
+            return None;
+        }
+        Client::back(stream).map(|client| (client, behind))
     }
 }
 
@@ -380,6 +387,15 @@ pub(super) async fn attended<T>(mut serving: Pin<Box<dyn Future<Output = T> + Se
             return Poll::Ready(Some(served));
         }
         match watched.alarm() {
+            None if watched.is_answer_late() => match watched.conn().take_upstream() {
+                // The engine does not listen to the client while the backend takes no more of an upload. It hears that the backend's socket has ended.
+                Some(socket) => {
+                    end_socket(socket);
+                    Poll::Pending
+                }
+                // Others share the socket. The request ends here, as one whose backend was late.
+                None => Poll::Ready(None),
+            },
             None => Poll::Pending,
             Some(Alarm::Overdue) => Poll::Ready(None),
             Some(Alarm::SentAway) => {
@@ -399,6 +415,12 @@ pub(super) async fn attended<T>(mut serving: Pin<Box<dyn Future<Output = T> + Se
         }
     })
     .await
+}
+
+/// Ends a socket in both directions. It stays open for whoever owns it.
+fn end_socket(socket: RawFd) {
+    // One that has ended already needs no end.
+    let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
 }
 
 /// How long a tunnel that is sent away may take to end.

@@ -1,8 +1,9 @@
 //! What the gate may see of a message, and the edits it asks for. Two small traits, so that the engine that moves bytes can change.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::fd::RawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -166,9 +167,15 @@ pub struct Conn {
     pub tunnel: ArcSwapOption<Tunnel>,
     /// The server that this connection warms up, if it is one of our own: it has no client.
     pub warms: Option<Arc<Server>>,
-    /// What its present request waits for: something of the backend, and more of the body.
+    /// What its present request waits for: something of the backend, that the backend takes more of the upload, and more of it
+    /// from the client.
     pub(super) answer: Wait,
+    pub(super) taking: Wait,
     pub(super) body: Wait,
+    /// Whether the client is awaited to read, so that nothing can be expected of the backend.
+    is_client_behind: AtomicBool,
+    /// The socket of the present attempt, if it is the attempt's alone; -1 if there is none.
+    upstream: AtomicI32,
     /// Until when something is awaited, in microseconds of the process; zero while nothing is.
     due_us: AtomicU64,
     /// Whether its request is to end before its time.
@@ -191,7 +198,10 @@ impl Conn {
             tunnel: ArcSwapOption::default(),
             warms: None,
             answer: Wait::default(),
+            taking: Wait::default(),
             body: Wait::default(),
+            is_client_behind: AtomicBool::default(),
+            upstream: AtomicI32::new(-1),
             due_us: AtomicU64::default(),
             is_sent_away: AtomicBool::default(),
             is_answered_whole: AtomicBool::default(),
@@ -215,7 +225,10 @@ impl Conn {
             tunnel: ArcSwapOption::default(),
             warms: None,
             answer: Wait::default(),
+            taking: Wait::default(),
             body: Wait::default(),
+            is_client_behind: AtomicBool::default(),
+            upstream: AtomicI32::new(-1),
             due_us: AtomicU64::default(),
             is_sent_away: AtomicBool::default(),
             is_answered_whole: AtomicBool::default(),
@@ -252,7 +265,30 @@ impl Conn {
 
     /// Whether anything that is awaited has not come in time.
     pub(super) fn has_to_look(&self, now_us: u64) -> bool {
-        self.is_overdue(now_us) || self.answer.is_over(now_us) || self.body.is_over(now_us)
+        self.is_overdue(now_us) || self.is_answer_late(now_us) || self.body.is_over(now_us)
+    }
+
+    /// Whether the backend has let a deadline pass.
+    pub(super) fn is_answer_late(&self, now_us: u64) -> bool {
+        !self.is_client_behind() && (self.answer.is_over(now_us) || self.taking.is_over(now_us))
+    }
+
+    pub(super) fn set_client_behind(&self, is_behind: bool) {
+        self.is_client_behind.store(is_behind, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_client_behind(&self) -> bool {
+        self.is_client_behind.load(Ordering::Relaxed)
+    }
+
+    /// The socket of the attempt that begins; -1 for one that others share, and when the attempt is over.
+    pub(super) fn set_upstream(&self, socket: RawFd) {
+        self.upstream.store(socket, Ordering::Relaxed);
+    }
+
+    /// The socket of the attempt that is under way. Asks once.
+    pub(super) fn take_upstream(&self) -> Option<RawFd> {
+        Some(self.upstream.swap(-1, Ordering::Relaxed)).filter(|socket| *socket >= 0)
     }
 
     pub(super) fn send_away(&self) {

@@ -6,8 +6,11 @@
 //! stream then fails, and the adapter knows that the backend was late. The deadlines watch makes
 //! sure that somebody looks, and that time in which the process stood still counts for nobody.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+use cutover_core::Mono;
 
 use super::head::Conn;
 use super::watchdog::Watchdog;
@@ -40,11 +43,34 @@ impl Patience {
     /// Expects nothing of the backend any longer.
     pub fn answer_ended(&self) {
         self.conn.answer.end();
+        self.conn.taking.end();
+        self.conn.set_client_behind(false);
+        self.conn.set_upstream(-1);
+    }
+
+    /// Expects the backend to take a part of an upload within `limit`.
+    pub fn await_taking(&self, limit: Duration) {
+        self.conn.taking.begin(self.watchdog.due(limit), limit);
+    }
+
+    /// Notes that the backend has taken all that has come of the upload.
+    pub fn has_taken(&self) {
+        self.conn.taking.end();
+    }
+
+    /// Notes whether the client is awaited to read. While it is, the backend is not late; afterwards it has its whole limit again.
+    pub fn client_is_behind(&self, is_behind: bool) {
+        if self.conn.is_client_behind() != is_behind {
+            self.conn.set_client_behind(is_behind);
+        }
+        if !is_behind {
+            self.answer_moved();
+        }
     }
 
     /// Whether the backend has let its deadline pass.
     pub fn is_answer_late(&self) -> bool {
-        self.conn.answer.is_over(self.watchdog.now_us())
+        self.conn.is_answer_late(self.watchdog.now_us())
     }
 
     /// Expects more of the request body within `limit`.
@@ -57,6 +83,11 @@ impl Patience {
         self.conn.body.end();
     }
 
+    /// The time of the deadlines watch, which stands still with the process.
+    pub fn now(&self) -> Mono {
+        Mono::from_micros(self.watchdog.now_us())
+    }
+
     /// Whether more of the request body is expected.
     pub fn is_body_awaited(&self) -> bool {
         self.conn.body.limit().is_some()
@@ -66,6 +97,24 @@ impl Patience {
     pub fn is_body_late(&self) -> bool {
         self.conn.body.is_over(self.watchdog.now_us())
     }
+}
+
+/// The part of a limit that a standstill of the process can take: it is one step, however long it lasts.
+const STEP: Duration = Duration::from_millis(500);
+
+/// Waits for `future` within `limit`. `None` when it has not come. Time in which the process stood still does not count, because the
+/// timer is set again step by step.
+pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = limit;
+    while !left.is_zero() {
+        let step = left.min(STEP);
+        if let Ok(output) = tokio::time::timeout(step, future.as_mut()).await {
+            return Some(output);
+        }
+        left -= step;
+    }
+    None
 }
 
 /// The kinds of answers whose parts may be far apart: streams that last as long as their readers.

@@ -203,9 +203,14 @@ impl AsyncRead for Socket {
             }
             return Poll::Ready(read);
         }
-        if self.tunnel.is_open.load(Ordering::Relaxed) && !is_drained && self.idle.as_mut().poll(context).is_ready() {
-            // It ends as one that is sent away.
-            self.tunnel.drain();
+        // Looked at before it is open, too, so that somebody looks again when nobody says anything afterwards.
+        if !is_drained && self.idle.as_mut().poll(context).is_ready() {
+            if self.tunnel.is_open.load(Ordering::Relaxed) {
+                // It ends as one that is sent away.
+                self.tunnel.drain();
+            } else {
+                self.has_spoken();
+            }
             context.waker().wake_by_ref();
         }
         Poll::Pending

@@ -100,10 +100,8 @@ impl Turn {
     }
 
     /// While the client was waited for, the backend was not.
-    fn has_moved(&self, written: &Poll<io::Result<usize>>) {
-        if let Poll::Ready(Ok(1..)) = written {
-            self.patience.answer_moved();
-        }
+    fn has_moved<T>(&self, written: &Poll<io::Result<T>>) {
+        self.patience.client_is_behind(written.is_pending());
     }
 
     fn has_switched(&self) -> bool {
@@ -147,6 +145,8 @@ impl AsyncRead for Turn {
     /// The engine listens to the client while it waits for the backend, so this is where it hears that the backend is late.
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, room: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // It is read from again, so the backend has taken what came before.
+        this.patience.has_taken();
         match this.poll_request(cx, room) {
             Poll::Pending if this.patience.is_answer_late() => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             polled => polled,
@@ -220,7 +220,9 @@ impl AsyncWrite for Turn {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_flush(cx)
+        let flushed = self.stream()?.poll_flush(cx);
+        self.has_moved(&flushed);
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -212,6 +212,11 @@ impl Watched {
         self.conn.is_overdue(self.dog.now_us.load(Ordering::Relaxed)).then_some(Alarm::Overdue)
     }
 
+    /// Whether the backend of its request has let a deadline pass, and nobody has noticed.
+    pub fn is_answer_late(&self) -> bool {
+        self.conn.is_answer_late(self.dog.now_us())
+    }
+
     /// Whether a connection without a request is to end.
     pub fn is_dismissed(&self) -> bool {
         self.dog.is_dismissed()

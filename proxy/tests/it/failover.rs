@@ -170,9 +170,13 @@ fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
         }
         std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nx-served-by: mortal\r\ncontent-length: 2\r\n\r\nok").unwrap();
         let _ = dies.recv();
-        // First nobody listens, then the kept connection ends.
+        // First nobody listens, then the kept connection ends. The port is held, so that no other test listens there.
         drop(listener);
+        let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        held.set_reuse_address(true).unwrap();
+        held.bind(&address.into()).unwrap();
         drop(stream);
+        held
     });
     let proxy = Proxy::start_with(&format!("[backend.new]\nservers = [\"{address}\"]\n"), &rollout("checkout", "100", ""));
     let connects = |result: &str| proxy.metric(&format!("cutover_upstream_connects_total{{backend=\"new\",result=\"{result}\"}}")).unwrap();
@@ -180,7 +184,7 @@ fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
     assert_eq!(client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().side(), "mortal");
     assert_eq!((connects("new"), connects("failed")), (1.0, 0.0));
     drop(die);
-    serving.join().unwrap();
+    let _held = serving.join().unwrap();
     assert_eq!(client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().side(), "legacy");
     assert_eq!((connects("new"), connects("failed")), (1.0, 1.0));
     until("nothing to be under way", || (proxy.metric("cutover_upstream_connections{backend=\"new\",state=\"active\"}") == Some(0.0)).then_some(()));

@@ -328,3 +328,34 @@ fn streams_above_the_limit_are_refused_and_the_connection_goes_on() {
     };
     assert_eq!(status_of(&answer), 200);
 }
+
+#[test]
+fn a_client_that_resets_its_upload_with_any_code_ends_it() {
+    let proxy = start("");
+    for code in [0_u32, 7, 8] {
+        let before = proxy.new.connections();
+        let mut client = H2Client::connect(proxy.http);
+        client.ask(1, END_HEADERS, "/", &[(":method", "POST")]);
+        client.data(1, 0, b"begun");
+        until("the upload to be under way", || (proxy.rollout()["new"]["in_flight"] == 1).then_some(()));
+        client.send(&frame(RST_STREAM, 0, 1, &code.to_be_bytes()));
+        until("the upload to end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+        assert!(proxy.new.connections() <= before + 1, "code {code}: one attempt");
+    }
+    assert_eq!(proxy.rollout()["new"]["failed"], 0);
+}
+
+#[test]
+fn requests_of_a_connection_that_is_closed_are_all_counted() {
+    let proxy = start("");
+    proxy.new.behave(Behaviour::Hang);
+    let mut client = H2Client::connect(proxy.http);
+    for number in 0..10 {
+        client.ask(1 + 2 * number, END_HEADERS | END_STREAM, "/", &[]);
+    }
+    until("all to be under way", || (proxy.new.requests() == 10).then_some(()));
+    drop(client);
+    until("all to end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    until("all to be counted", || (proxy.rollout()["new"]["aborts"] == 10).then_some(()));
+    assert_eq!((&proxy.rollout()["new"]["failed"], &proxy.rollout()["new"]["aborts"]), (&0.into(), &10.into()));
+}

@@ -30,6 +30,7 @@ mod raw;
 mod reload;
 mod requests;
 mod seeds;
+mod silence;
 mod slow_writers;
 mod starting;
 mod tidy;

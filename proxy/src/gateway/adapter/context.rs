@@ -22,6 +22,9 @@ use crate::upstream::{Chosen, Connect};
 pub struct Context {
     pub(super) conn: Option<Arc<Conn>>,
     pub(super) patience: Option<Patience>,
+    /// For a request that is dropped before its end.
+    pub(super) gate: Option<Arc<Gate>>,
+    pub(super) path: Box<str>,
     pub(super) exchange: Option<Exchange>,
     /// When the request was decided, until its first attempt begins.
     pub(super) began: Option<Mono>,
@@ -52,6 +55,22 @@ pub struct Context {
     /// Whether the body has to come at the least pace.
     pub(super) is_paced: bool,
     pub(super) pace: Pace,
+}
+
+impl Drop for Context {
+    /// A request whose future is dropped has no other end: its client's connection has gone, it was sent away, or its backend takes no
+    /// more of an upload.
+    fn drop(&mut self) {
+        let (Some(mut exchange), Some(gate)) = (self.exchange.take(), self.gate.take()) else { return };
+        let is_sent_away = self.conn.as_ref().is_some_and(|conn| conn.is_sent_away());
+        let failure = if self.is_answer_late() {
+            Failure { blame: Blame::Backend, kind: if self.answer_begun { FailureKind::Truncated } else { FailureKind::Timeout } }
+        } else {
+            Failure { blame: if is_sent_away { Blame::Proxy } else { Blame::Client }, kind: FailureKind::Reset }
+        };
+        gate.failed(&mut exchange, failure, None);
+        gate.done(exchange, &self.path, End { bytes_in: self.body_bytes, ..self.end }, clock::mono);
+    }
 }
 
 impl Context {

@@ -33,8 +33,9 @@ pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     Failure { blame, kind }
 }
 
+/// The error of a backend's connection of HTTP/2, if it is one. Clients have connections of HTTP/2, too.
 fn h2_error(error: &Error) -> Option<&h2::Error> {
-    error.root_cause().downcast_ref::<h2::Error>()
+    error.root_cause().downcast_ref::<h2::Error>().filter(|_| *error.esource() == ErrorSource::Upstream)
 }
 
 /// Whether a backend of HTTP/2 says that it has not begun to process the request (RFC 9113, section 8.7): it refused the stream, or GOAWAY named a lower one as the last.

@@ -95,6 +95,8 @@ impl ProxyHttp for Adapter {
         let Some(conn) = context.conn.clone().or_else(http2::conn_of_task) else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
         context.conn = Some(Arc::clone(&conn));
         context.patience = Some(Patience::new(Arc::clone(&conn), Arc::clone(&self.watchdog)));
+        context.gate = Some(Arc::clone(&self.gate));
+        context.path = session.req_header().uri.path().into();
         if conn.warms.is_some() {
             return Ok(false);
         }
@@ -153,6 +155,7 @@ impl ProxyHttp for Adapter {
         let mut peer = Box::new(chosen.server().peer_for_attempt());
         // The deadlines of `patience` are nearer. This one is for an engine that does not listen to the client.
         peer.options.read_timeout = backend.map(|backend| backend.settings().longest_wait() * 2);
+        peer.options.write_timeout = peer.options.read_timeout;
         if context.was_stale || context.unprocessed > 0 {
             upstream::make_fresh(&mut peer);
         }
@@ -171,6 +174,9 @@ impl ProxyHttp for Adapter {
         // Below TLS and in HTTP/2 there may be messages of their own.
         let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none()) && peer.options.alpn == ALPN::H1;
         context.was_stale = reused && is_plain && has_unread(socket);
+        if let Some(conn) = &context.conn {
+            conn.set_upstream(if peer.options.alpn == ALPN::H1 { socket } else { -1 });
+        }
         if !context.was_stale {
             context.connected(if reused { Connect::Reused } else { Connect::New });
         }
@@ -207,11 +213,16 @@ impl ProxyHttp for Adapter {
 
     async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Box<Context>) -> Result<()> {
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
-        if context.is_paced && !end_of_stream && !context.pace.is_kept(context.body_bytes, clock::mono()) {
+        let now = context.patience.as_ref().map_or_else(clock::mono, Patience::now);
+        if context.is_paced && !end_of_stream && !context.pace.is_kept(context.body_bytes, now) {
             return Err(Error::explain(ErrorType::ReadTimedout, "the body comes with less than 100 bytes a second").into_down());
         }
-        if let Some(patience) = context.patience.as_ref().filter(|_| context.is_call) {
-            patience.answer_moved();
+        if let (Some(patience), Some(exchange)) = (&context.patience, context.exchange.as_ref().filter(|_| !session.was_upgraded())) {
+            let settings = exchange.backend().settings();
+            patience.await_taking(if context.is_call { settings.stream_idle_timeout } else { settings.response_timeout });
+            if context.is_call {
+                patience.answer_moved();
+            }
         }
         if context.body_bytes > self.max_body && !session.was_upgraded() {
             // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
@@ -303,7 +314,7 @@ impl ProxyHttp for Adapter {
             // Who does not know chunks gets the body until the end of the connection.
             response.remove_header(&http::header::TRANSFER_ENCODING);
         }
-        if session.as_downstream().as_http1().is_some() {
+        if response.status != StatusCode::SWITCHING_PROTOCOLS {
             drop_hops(response);
         }
         let mut edits = ResponseEdits { head: response, failed: None };

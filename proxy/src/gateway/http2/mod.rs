@@ -35,7 +35,7 @@ use super::adapter::{self, Adapter};
 use super::door::{Ending, attended};
 use super::gate::{End, Gate, Sketch};
 use super::head::Conn;
-use super::patience::Patience;
+use super::patience::{Patience, within};
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::watchdog::Watchdog;
@@ -59,6 +59,8 @@ const MAX_REFUSED: usize = 32;
 const FAR_TOO_MANY: usize = 512;
 const MALFORMED: Reply = Reply::refused(Refusal::Stream, "the request is malformed (RFC 9113, section 8.1.1)");
 const TOO_MANY_STREAMS: Reply = Reply::refused(Refusal::Stream, "the connection has as many streams as it may have at once");
+/// The part of a limit for a header block that is waited for at once.
+const STEP: Duration = Duration::from_millis(500);
 /// How long a client may take to hear that its connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -131,7 +133,7 @@ impl Http2 {
         let seen = Arc::new(Seen::default());
         let (watched, resets) = Watched::new(stream, Arc::clone(&seen));
         let handshake = self.options.handshake(watched);
-        let Ok(Ok(h2)) = timeout(self.header_timeout, handshake).await else { return };
+        let Some(Ok(h2)) = within(self.header_timeout, handshake).await else { return };
         let live = Live { common: Arc::clone(self), conn, digest, seen, resets, h2, streams: JoinSet::new(), taken: HashSet::new(), is_ending: false, malformed: 0 };
         live.work().await;
     }
@@ -159,7 +161,7 @@ impl Live {
         let (mut closing, mut dismissed) = (self.common.closing.clone(), self.common.ending.dismissed.subscribe());
         let mut is_dismissed = false;
         let mut idle = pin!(sleep(self.common.keepalive_timeout));
-        let mut head = pin!(HeadTimer { block: None, sleep: Box::pin(sleep(Duration::ZERO)) });
+        let mut head = pin!(HeadTimer { block: None, sleep: Box::pin(sleep(Duration::ZERO)), left: Duration::ZERO });
         loop {
             let has_none = self.streams.is_empty();
             // What has come is looked at first, so that nobody is late because we stood still.
@@ -267,10 +269,18 @@ impl Live {
 struct HeadTimer {
     /// The block that `sleep` is for.
     block: Option<u64>,
+    /// A step of the limit, and what is left of it afterwards: a standstill of the process takes one step.
     sleep: Pin<Box<Sleep>>,
+    left: Duration,
 }
 
 impl HeadTimer {
+    fn next_step(&mut self) {
+        let step = self.left.min(STEP);
+        self.left -= step;
+        self.sleep.set(sleep(step));
+    }
+
     /// Returns when a header block has been open for `limit`. The bytes of the block are read by the
     /// task that polls this, so it looks again whenever some have come. Cancel safe.
     async fn late(self: &mut Pin<&mut Self>, seen: &Seen, limit: Duration) {
@@ -282,9 +292,16 @@ impl HeadTimer {
             }
             if block != self.block {
                 self.block = block;
-                self.sleep.set(sleep(limit));
+                self.left = limit;
+                self.next_step();
             }
-            self.sleep.as_mut().poll(cx)
+            while self.sleep.as_mut().poll(cx).is_ready() {
+                if self.left.is_zero() {
+                    return Poll::Ready(());
+                }
+                self.next_step();
+            }
+            Poll::Pending
         })
         .await;
     }

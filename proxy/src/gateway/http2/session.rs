@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use cutover_core::Mono;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, DATE, HOST, TRANSFER_ENCODING, UPGRADE};
@@ -28,10 +29,9 @@ use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr};
 
 use super::frames::Seen;
-use crate::clock;
 use crate::gateway::lane::date;
 use crate::gateway::pace::Pace;
-use crate::gateway::patience::Patience;
+use crate::gateway::patience::{Patience, within};
 
 /// Bytes of a request body that are kept for another attempt, as many as the engine keeps itself.
 const REPLAY: usize = 64 << 10;
@@ -81,11 +81,11 @@ struct Progress {
 impl Progress {
     /// Whether bytes have come since the last call, at no less than the least pace. `read` is how
     /// many bytes of the body have been read.
-    fn is_made(&mut self, read: usize) -> bool {
+    fn is_made(&mut self, read: usize, now: Mono) -> bool {
         let partial = self.seen.partial_data(self.stream);
         let has_moved = partial > self.partial;
         self.partial = partial;
-        has_moved && self.pace.is_kept(read as u64 + partial, clock::mono())
+        has_moved && self.pace.is_kept(read as u64 + partial, now)
     }
 }
 
@@ -116,6 +116,8 @@ impl StreamSession {
 
     /// Reads a part of the body. A client that sends nothing for the read timeout is late.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
+        // It is read from again, so the backend has taken what came before.
+        self.patience.has_taken();
         match self.body.poll_data(cx) {
             Poll::Ready(data) => {
                 self.patience.body_came();
@@ -130,7 +132,7 @@ impl StreamSession {
                 if !self.patience.is_body_awaited() {
                     self.patience.await_body(timeout);
                 } else if self.patience.is_body_late() {
-                    if !self.progress.is_made(self.read) {
+                    if !self.progress.is_made(self.read, self.patience.now()) {
                         self.patience.body_came();
                         return Poll::Ready(Err(Error::explain(ErrorType::ReadTimedout, "the request body does not come on").into_down()));
                     }
@@ -154,6 +156,7 @@ impl StreamSession {
 
     /// Returns an error once the client has gone or the backend is late.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Box<Error>> {
+        self.patience.has_taken();
         if self.patience.is_answer_late() {
             return Poll::Ready(Error::explain(ErrorType::ReadTimedout, "the backend is late"));
         }
@@ -174,11 +177,12 @@ impl StreamSession {
         }
         let Some(send) = &mut self.send else { return Error::e_explain(ErrorType::H2Error, "a body before its header") };
         let bytes = data.len();
-        pingora::protocols::http::v2::write_body(send, data, end, self.write_timeout).await.map_err(Error::into_down)?;
+        self.patience.client_is_behind(true);
+        let written = send_all(send, data, end, self.write_timeout.unwrap_or(Duration::MAX)).await.map_err(Error::into_down);
+        self.patience.client_is_behind(false);
+        written?;
         self.sent += bytes;
         self.has_ended |= end;
-        // While the client was waited for, the backend was not.
-        self.patience.answer_moved();
         Ok(())
     }
 
@@ -220,6 +224,25 @@ impl StreamSession {
     }
 }
 
+/// Sends a part of a body as far as the client's windows allow. Each step of it may take `limit`.
+async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes, end: bool, limit: Duration) -> Result<()> {
+    while !data.is_empty() {
+        send.reserve_capacity(data.len());
+        let room = match within(limit, poll_fn(|cx| send.poll_capacity(cx))).await {
+            Some(Some(room)) => room.or_err(ErrorType::WriteError, "while waiting for the client to read")?,
+            Some(None) => return Error::e_explain(ErrorType::WriteError, "the client has ended the stream"),
+            None => return Error::e_explain(ErrorType::WriteTimedout, "the client does not read"),
+        };
+        let part = data.split_to(room.min(data.len()));
+        let is_last = data.is_empty() && end;
+        send.send_data(part, is_last).or_err(ErrorType::WriteError, "while writing an answer")?;
+        if is_last {
+            return Ok(());
+        }
+    }
+    if end { send.send_data(data, true).or_err(ErrorType::WriteError, "while ending an answer") } else { Ok(()) }
+}
+
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
@@ -229,7 +252,14 @@ fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(COOKIE).iter().nth(1).is_none() {
         return;
     }
-    let crumbs: Vec<&[u8]> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).filter(|crumb| !crumb.is_empty()).collect();
+    let tidy = |crumb: &'_ HeaderValue| crumb.as_bytes().trim_ascii().to_vec();
+    let without_end = |mut crumb: Vec<u8>| {
+        while crumb.last().is_some_and(|byte| *byte == b';' || byte.is_ascii_whitespace()) {
+            crumb.pop();
+        }
+        crumb
+    };
+    let crumbs: Vec<Vec<u8>> = headers.get_all(COOKIE).iter().map(tidy).map(without_end).filter(|crumb| !crumb.is_empty()).collect();
     // What was valid in parts is valid when it is joined by valid bytes.
     if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
@@ -460,7 +490,9 @@ mod tests {
 
     #[test]
     fn cookie_fields_are_joined_into_one_and_a_single_one_stays() {
-        for (fields, joined) in [(&["a=1"][..], "a=1"), (&["a=1", "b=2"], "a=1; b=2"), (&["a=1; b=2", "c=3", ""], "a=1; b=2; c=3"), (&[""], "")] {
+        for (fields, joined) in
+            [(&["a=1"][..], "a=1"), (&["a=1", "b=2"], "a=1; b=2"), (&["a=1; b=2", "c=3", ""], "a=1; b=2; c=3"), (&["a=1;", " b=2 ", "c=3; "], "a=1; b=2; c=3"), (&[""], "")]
+        {
             let mut headers = HeaderMap::new();
             for field in fields {
                 headers.append(COOKIE, HeaderValue::from_static(field));
