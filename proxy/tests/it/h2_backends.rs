@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::h2_peers::{Fate, H2Backend};
+use crate::h2_peers::{DATA, END_HEADERS, END_STREAM, Fate, H2Backend, H2Client};
 use crate::harness::{Client, Proxy, rollout, until};
 
 const NO_ERROR: u32 = 0;
@@ -174,4 +174,25 @@ fn a_connection_goes_on_after_an_early_answer_to_an_upload_that_was_read() {
         }
     }
     assert!(kept > 0, "what was read as a whole leaves the connection open");
+}
+
+#[test]
+fn an_upload_that_is_sent_again_gets_the_answer_that_comes_before_it() {
+    let backend = H2Backend::start(|number| if number % 2 == 1 { Fate::GoAway(NO_ERROR) } else { Fate::Early });
+    let tables = format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\nhttp2 = true\n", backend.address);
+    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\""));
+    let mut client = H2Client::connect(proxy.http);
+    for round in 0..40 {
+        let stream = 1 + 2 * round;
+        client.ask(stream, END_HEADERS, "/", &[(":method", "POST")]);
+        client.data(stream, END_STREAM, &[b'#'; 1024]);
+        let answer = loop {
+            let frame = client.next().expect("an answer");
+            if frame.kind == DATA && !frame.payload.is_empty() {
+                break frame;
+            }
+        };
+        assert_eq!((answer.stream, answer.payload.as_slice()), (stream, &b"early"[..]), "{}", String::from_utf8_lossy(&answer.payload));
+    }
+    assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }

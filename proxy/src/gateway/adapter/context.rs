@@ -7,7 +7,7 @@ use cutover_core::{FailureKind, Mono};
 use pingora::Error;
 
 use super::MAX_UNPROCESSED;
-use super::failure::failure_of;
+use super::failure::{failure_of, was_not_taken_again};
 
 use crate::clock;
 use crate::gateway::gate::{Blame, End, Exchange, Failure, Gate};
@@ -113,7 +113,10 @@ impl Context {
             let kind = if self.answer_begun { FailureKind::Truncated } else { FailureKind::Timeout };
             return Failure { blame: Blame::Backend, kind };
         }
-        failure_of(error, self.answer_begun)
+        let failure = failure_of(error, self.answer_begun);
+        // It was the backend that had asked for another attempt.
+        let is_ours = self.unprocessed > 0 && was_not_taken_again(error);
+        if is_ours { Failure { blame: Blame::Proxy, ..failure } } else { failure }
     }
 
     /// Whether one more attempt may be made because the last one was not processed. It counts as none.

@@ -43,6 +43,13 @@ pub(super) fn was_not_processed(error: &Error) -> bool {
     h2_error(error).is_some_and(|error| error.is_remote() && (error.is_go_away() || (error.is_reset() && error.reason() == Some(Reason::REFUSED_STREAM))))
 }
 
+/// Whether a backend of HTTP/2 has ended the stream before it took the body that was sent once more. It may have answered: the engine
+/// does not look.
+pub(super) fn was_not_taken_again(error: &Error) -> bool {
+    let is_its = *error.etype() == ErrorType::H2Error && *error.esource() == ErrorSource::Upstream && error.cause.is_none();
+    is_its && error.context.as_ref().is_some_and(|context| context.as_str() == "cannot reserve capacity")
+}
+
 /// Whether the backend closes the connection in good order.
 pub(super) fn is_graceful(error: &Error) -> bool {
     h2_error(error).is_some_and(|error| error.is_go_away() && error.reason() == Some(Reason::NO_ERROR))

@@ -48,6 +48,8 @@ pub(super) struct StreamSession {
     read: usize,
     sent: usize,
     replay: Replay,
+    /// What is read once more for another attempt, before the rest of the body.
+    again: Option<Bytes>,
     progress: Progress,
     patience: Patience,
     read_timeout: Option<Duration>,
@@ -105,6 +107,7 @@ impl StreamSession {
             read: 0,
             sent: 0,
             replay: Replay::Off,
+            again: None,
             progress,
             patience,
             read_timeout: None,
@@ -118,6 +121,9 @@ impl StreamSession {
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
         // It is read from again, so the backend has taken what came before.
         self.patience.has_taken();
+        if let Some(again) = self.again.take() {
+            return Poll::Ready(Ok(Some(again)));
+        }
         match self.body.poll_data(cx) {
             Poll::Ready(data) => {
                 self.patience.body_came();
@@ -405,7 +411,7 @@ impl Session for StreamSession {
     }
 
     fn is_body_done(&mut self) -> bool {
-        self.is_body_empty() || self.body.is_end_stream()
+        self.again.is_none() && (self.is_body_empty() || self.body.is_end_stream())
     }
 
     async fn finish(&mut self) -> Result<()> {
@@ -446,9 +452,12 @@ impl Session for StreamSession {
         [self.head.method.as_str().as_bytes(), b" ", self.head.raw_path(), b" HTTP/1.1\r\nhost: ", host, b"\r\n\r\n"].concat().into()
     }
 
+    /// The engine calls it when an attempt begins.
     fn enable_retry_buffering(&mut self) {
-        if matches!(self.replay, Replay::Off) {
-            self.replay = Replay::Kept(BytesMut::new());
+        match &self.replay {
+            Replay::Off => self.replay = Replay::Kept(BytesMut::new()),
+            Replay::Kept(kept) if !kept.is_empty() => self.again = Some(kept.clone().freeze()),
+            Replay::Kept(_) | Replay::Truncated => {}
         }
     }
 
@@ -456,11 +465,10 @@ impl Session for StreamSession {
         matches!(self.replay, Replay::Truncated)
     }
 
+    /// Nothing: what is kept is read again as the body. The engine takes a backend that answers before it has read its buffer for one
+    /// that has failed, and hears the answer of one that does not read the body.
     fn get_retry_buffer(&self) -> Option<Bytes> {
-        match &self.replay {
-            Replay::Kept(kept) if !kept.is_empty() => Some(kept.clone().freeze()),
-            Replay::Kept(_) | Replay::Off | Replay::Truncated => None,
-        }
+        None
     }
 
     async fn finish_custom(&mut self) -> Result<()> {
