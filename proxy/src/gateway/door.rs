@@ -391,8 +391,11 @@ pub(super) async fn attended<T>(mut serving: Pin<Box<dyn Future<Output = T> + Se
                 // The engine does not listen to the client while the backend takes no more of an upload. It hears that the backend's socket has ended.
                 Some(socket) => {
                     end_socket(socket);
+                    watched.within(FAREWELL);
                     Poll::Pending
                 }
+                // It has been ended, and the engine has a moment to answer.
+                None if watched.conn().due_us() != 0 => Poll::Pending,
                 // Others share the socket. The request ends here, as one whose backend was late.
                 None => Poll::Ready(None),
             },

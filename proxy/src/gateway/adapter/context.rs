@@ -103,6 +103,10 @@ impl Context {
     /// Whether the answer is late, which ends the wait for it.
     pub(super) fn is_answer_late(&mut self) -> bool {
         self.is_late = self.patience.as_ref().is_some_and(Patience::is_answer_late);
+        if let Some(conn) = self.conn.as_ref().filter(|_| self.is_late) {
+            // The end of its backend's socket has been heard.
+            conn.head_came();
+        }
         self.answer_ended();
         self.is_late
     }
