@@ -202,9 +202,6 @@ impl Clients {
 #[test]
 fn upgrades_under_load_fail_no_request_and_cut_none() {
     let world = World::new(&rollout("checkout", "50", ""));
-    // A machine that is busy with other tests is not what this is about.
-    let path = world.path().join("cutover.toml");
-    fs::write(&path, fs::read_to_string(&path).unwrap().replace("response_timeout = \"300ms\"", "response_timeout = \"10s\"")).unwrap();
     let mut service = Service::start(world.path());
     let clients = Clients::start(service.http, 4, 2);
     let first = service.pid;
