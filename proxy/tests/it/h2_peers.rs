@@ -159,6 +159,10 @@ fn serve(mut stream: TcpStream, seen: &Seen, decide: &(dyn Fn(usize) -> Fate + S
             Fate::GoAway(code) => {
                 let last = came.stream.saturating_sub(2);
                 stream.write_all(&frame(GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat()))?;
+                // What is unread when a socket is closed makes a reset of it, which may arrive before the GOAWAY.
+                stream.shutdown(std::net::Shutdown::Write)?;
+                stream.set_read_timeout(Some(crate::harness::PATIENCE))?;
+                while Frame::read(&mut stream).is_ok() {}
                 return Ok(());
             }
             Fate::Stalled => stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &ok), frame(DATA, 0, came.stream, b"begun")].concat())?,
