@@ -100,7 +100,7 @@ impl Patience {
 }
 
 /// The part of a limit that a standstill of the process can take: it is one step, however long it lasts.
-const STEP: Duration = Duration::from_millis(500);
+pub(super) const STEP: Duration = Duration::from_millis(500);
 
 /// Waits for `future` within `limit`. `None` when it has not come. Time in which the process stood still does not count, because the
 /// timer is set again step by step.

@@ -128,7 +128,7 @@ fn clients_that_stop_reading_do_not_starve_others_on_a_backend_connection() {
 }
 
 #[test]
-fn a_late_answer_over_http2_is_504_and_the_next_request_has_a_new_connection() {
+fn a_late_http2_answer_is_504_and_the_next_request_opens_a_connection() {
     let backend = H2Backend::start(|number| if number == 1 { Fate::Silent } else { Fate::Answered });
     let proxy = start(backend.address, "response_timeout = \"300ms\"");
     assert_eq!(post(&proxy, b"once").0, 504);
@@ -137,7 +137,7 @@ fn a_late_answer_over_http2_is_504_and_the_next_request_has_a_new_connection() {
 }
 
 #[test]
-fn an_answer_that_pauses_is_cut_by_its_own_limit_and_not_by_that_of_the_header() {
+fn a_paused_answer_is_cut_by_the_body_limit_not_by_the_header_limit() {
     let backend = H2Backend::start(|_| Fate::Stalled);
     let proxy = start(backend.address, "response_timeout = \"100ms\"\nbody_pause_timeout = \"600ms\"");
     let began = std::time::Instant::now();

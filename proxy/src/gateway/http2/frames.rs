@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_block_in_one_frame_closes_itself_and_the_next_has_another_number() {
+    fn a_header_block_in_one_frame_is_closed_and_the_next_is_numbered_anew() {
         let seen = Arc::new(Seen::default());
         let (mut watched, _resets) = Watched::new(tokio::io::empty(), Arc::clone(&seen));
         watched.incoming.skip = 0;

@@ -35,7 +35,7 @@ use super::adapter::{self, Adapter};
 use super::door::{Ending, attended};
 use super::gate::{End, Gate, Sketch};
 use super::head::Conn;
-use super::patience::{Patience, within};
+use super::patience::{Patience, STEP, within};
 use super::refusal::Refusal;
 use super::reply::Reply;
 use super::watchdog::Watchdog;
@@ -59,8 +59,6 @@ const MAX_REFUSED: usize = 32;
 const FAR_TOO_MANY: usize = 512;
 const MALFORMED: Reply = Reply::refused(Refusal::Stream, "the request is malformed (RFC 9113, section 8.1.1)");
 const TOO_MANY_STREAMS: Reply = Reply::refused(Refusal::Stream, "the connection has as many streams as it may have at once");
-/// The part of a limit for a header block that is waited for at once.
-const STEP: Duration = Duration::from_millis(500);
 /// How long a client may take to hear that its connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
