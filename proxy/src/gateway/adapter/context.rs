@@ -8,7 +8,6 @@ use pingora::Error;
 
 use super::MAX_UNPROCESSED;
 use super::failure::{failure_of, was_not_taken_again};
-
 use crate::clock;
 use crate::gateway::gate::{Blame, End, Exchange, Failure, Gate};
 use crate::gateway::head::Conn;
@@ -63,11 +62,8 @@ impl Drop for Context {
     fn drop(&mut self) {
         let (Some(mut exchange), Some(gate)) = (self.exchange.take(), self.gate.take()) else { return };
         let is_sent_away = self.conn.as_ref().is_some_and(|conn| conn.is_sent_away());
-        let failure = if self.is_answer_late() {
-            Failure { blame: Blame::Backend, kind: if self.answer_begun { FailureKind::Truncated } else { FailureKind::Timeout } }
-        } else {
-            Failure { blame: if is_sent_away { Blame::Proxy } else { Blame::Client }, kind: FailureKind::Reset }
-        };
+        let blame = if is_sent_away { Blame::Proxy } else { Blame::Client };
+        let failure = if self.is_answer_late() { self.late_answer() } else { Failure { blame, kind: FailureKind::Reset } };
         gate.failed(&mut exchange, failure, None);
         gate.done(exchange, &self.path, End { bytes_in: self.body_bytes, ..self.end }, clock::mono);
     }
@@ -114,13 +110,18 @@ impl Context {
     /// What an error of the engine means for this request.
     pub(super) fn failure_of(&self, error: &Error) -> Failure {
         if self.is_late {
-            let kind = if self.answer_begun { FailureKind::Truncated } else { FailureKind::Timeout };
-            return Failure { blame: Blame::Backend, kind };
+            return self.late_answer();
         }
         let failure = failure_of(error, self.answer_begun);
         // It was the backend that had asked for another attempt.
         let is_ours = self.unprocessed > 0 && was_not_taken_again(error);
         if is_ours { Failure { blame: Blame::Proxy, ..failure } } else { failure }
+    }
+
+    /// The failure of a backend whose answer, or the rest of it, did not arrive within its limit.
+    const fn late_answer(&self) -> Failure {
+        let kind = if self.answer_begun { FailureKind::Truncated } else { FailureKind::Timeout };
+        Failure { blame: Blame::Backend, kind }
     }
 
     /// Whether one more attempt may be made because the last one was not processed. It counts as none.
