@@ -5,7 +5,7 @@
 //! What fails is tried again every second with the newest state, and `latch_durable` is zero meanwhile. Journal lines wait, up to a bound; then the oldest are given up with a loud line.
 
 use std::collections::VecDeque;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use tokio::sync::oneshot;
 
 use crate::journal::{Journal, Opened, Record};
 use crate::last_good::LastGood;
+use crate::regular;
 use crate::state_file;
 
 const RETRY: Duration = Duration::from_secs(1);
@@ -46,7 +47,7 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// # Errors
 /// Any failure of the file system; `ResourceBusy` when another process has it.
 pub fn lock(directory: &Path) -> io::Result<File> {
-    let lock = File::create(directory.join(LOCK))?;
+    let lock = regular::open(OpenOptions::new().create(true).write(true).truncate(true), &directory.join(LOCK))?;
     lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another cutover process is using it"))?;
     Ok(lock)
 }

@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock;
+use crate::regular;
 use crate::status::{TripStatus, percent};
 
 /// The name of the file in the state directory.
@@ -216,7 +217,7 @@ fn inode(metadata: &Metadata) -> (u64, u64) {
 
 /// Opens a journal, cuts off a torn last line, and returns the hash of the last line.
 fn open_at(path: &Path) -> io::Result<(File, Metadata, Option<String>, u64)> {
-    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    let mut file = regular::open(OpenOptions::new().create(true).read(true).append(true), path)?;
     let len = file.metadata()?.len();
     let (whole, last) = end_of(&mut file, len)?;
     if whole < len {
@@ -275,8 +276,8 @@ pub fn moved_away(directory: &Path) -> Option<(PathBuf, String)> {
     let mut others: Vec<_> = others.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
     others.sort();
     others.into_iter().rev().find_map(|(_, path)| {
-        let mut file = File::open(&path).ok()?;
-        let len = file.metadata().ok().filter(Metadata::is_file)?.len();
+        let mut file = regular::open_to_read(&path).ok()?;
+        let len = file.metadata().ok()?.len();
         let newest = page(&mut file, len, None, 1, MAX_LINE).ok()?;
         let (_, last) = end_of(&mut file, len).ok()?;
         (newest.problem.is_none() && newest.records.len() == 1).then_some((path, last?))
@@ -460,7 +461,7 @@ pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
 /// # Errors
 /// When the file cannot be read.
 pub fn newest(directory: &Path, rollout: Option<&str>, limit: usize, bytes: usize) -> io::Result<Page> {
-    match File::open(path(directory)) {
+    match regular::open_to_read(&path(directory)) {
         Ok(file) => {
             let len = file.metadata()?.len();
             page(file, len, rollout, limit, bytes)
@@ -475,7 +476,7 @@ pub fn newest(directory: &Path, rollout: Option<&str>, limit: usize, bytes: usiz
 /// # Errors
 /// When the file cannot be read.
 pub fn verify_in(directory: &Path) -> io::Result<Verified> {
-    match File::open(path(directory)) {
+    match regular::open_to_read(&path(directory)) {
         Ok(file) => verify(io::BufReader::with_capacity(BLOCK as usize, file)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Verified::default()),
         Err(error) => Err(error),

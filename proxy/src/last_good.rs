@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use crate::state_file;
+use crate::{regular, state_file};
 
 /// The name of the text in the state directory.
 pub const NAME: &str = "last-good.toml";
@@ -83,7 +83,7 @@ impl LastGood {
 /// # Errors
 /// Any failure of the file system.
 pub fn read(directory: &Path) -> io::Result<(String, Kept)> {
-    let text = fs::read_to_string(directory.join(NAME))?;
+    let text = regular::read_to_string(&directory.join(NAME))?;
     let kept = text.lines().filter_map(|line| line.strip_prefix(MARK)?.split_once(' ')).filter_map(|(digest, path)| Some((path.to_owned(), unhex(digest)?)));
     let kept = kept.collect();
     Ok((text, kept))
@@ -91,7 +91,7 @@ pub fn read(directory: &Path) -> io::Result<(String, Kept)> {
 
 /// The content of a kept file, if it is there and whole.
 pub fn content(directory: &Path, digest: &[u8; 32]) -> Option<String> {
-    let content = fs::read_to_string(path_of(directory, digest)).ok()?;
+    let content = regular::read_to_string(&path_of(directory, digest)).ok()?;
     (<[u8; 32]>::from(Sha256::digest(&content)) == *digest).then_some(content)
 }
 

@@ -27,6 +27,7 @@ pub mod pool;
 pub mod published;
 pub mod readiness;
 pub mod recorder;
+pub mod regular;
 pub mod replay;
 pub mod rescue;
 pub mod rest;

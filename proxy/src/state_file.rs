@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::clock;
+use crate::regular;
 use crate::status::{LatchStatus, TickStatus, TripStatus, percent};
 
 /// The name of the file in the state directory.
@@ -94,7 +95,7 @@ pub fn save(directory: &Path, standings: &Standings) -> io::Result<()> {
 /// Reads what was saved. `had_a_life` is whether other traces of an earlier run are there: then a missing file is no first start.
 pub fn restore(directory: &Path, had_a_life: bool) -> Restored {
     let path = directory.join(NAME);
-    let text = match fs::read(&path) {
+    let text = match regular::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound && !had_a_life => return Restored::Fresh,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Restored::Unreadable(format!("{NAME} is missing although there is a journal of an earlier run")),
@@ -181,7 +182,7 @@ const SECRET: &str = "log-secret";
 /// When it cannot be written.
 pub fn secret(directory: &Path) -> io::Result<[u8; 16]> {
     let path = directory.join(SECRET);
-    if let Ok(known) = fs::read(&path)
+    if let Ok(known) = regular::read(&path)
         && let Ok(known) = <[u8; 16]>::try_from(known.as_slice())
     {
         return Ok(known);
@@ -340,5 +341,15 @@ mod tests {
         fs::create_dir(directory.path().join(format!(".{NAME}.{}.tmp", std::process::id()))).expect("a directory");
         assert!(save(directory.path(), &Standings::default()).is_err());
         assert_eq!(restored(directory.path()), standings());
+    }
+
+    #[test]
+    fn a_named_pipe_in_place_of_the_state_is_unreadable_and_is_replaced_by_the_next_save() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join(NAME);
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo").success());
+        assert!(matches!(restore(directory.path(), true), Restored::Unreadable(why) if why == "status.json: is not a regular file"));
+        save(directory.path(), &Standings::default()).expect("saved");
+        assert!(matches!(restore(directory.path(), true), Restored::Known(standings) if standings == Standings::default()));
     }
 }

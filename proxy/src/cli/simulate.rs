@@ -30,7 +30,7 @@ pub(super) struct Simulate {
     /// The share of users on new; that of the file unless given
     #[arg(long, value_parser = percent)]
     percent: Option<Percent>,
-    /// What goes wrong: "SIDE KIND [AMOUNT] [at TIME] [for TIME]" with SIDE new, legacy or both and KIND errors 5%, refused, hang, slow 3, 4xx 20% or down. At 1m and to the end unless said
+    /// What goes wrong: `SIDE KIND [AMOUNT] [at TIME] [for TIME]` with SIDE new, legacy or both and KIND errors 5%, refused, hang, slow 3, 4xx 20% or down. At 1m and to the end unless said
     /// otherwise; may be given several times
     #[arg(long = "fault", value_name = "FAULT", value_parser = fault)]
     faults: Vec<Fault>,
