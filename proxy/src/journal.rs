@@ -461,7 +461,7 @@ pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
 /// # Errors
 /// When the file cannot be read.
 pub fn newest(directory: &Path, rollout: Option<&str>, limit: usize, bytes: usize) -> io::Result<Page> {
-    match regular::open_to_read(&path(directory)) {
+    match File::open(path(directory)) {
         Ok(file) => {
             let len = file.metadata()?.len();
             page(file, len, rollout, limit, bytes)

@@ -157,8 +157,18 @@ fn a_server_that_gives_no_answer_is_left_out_and_nobody_notices() {
 
 #[test]
 fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
+    // Two sockets have the port, so that no other test gets it when nobody listens there any longer.
+    let bound = |address: std::net::SocketAddr| {
+        let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_port(true).unwrap();
+        socket.bind(&address.into()).unwrap();
+        socket
+    };
+    let listener = bound(([127, 0, 0, 1], 0).into());
+    let address = listener.local_addr().unwrap().as_socket().unwrap();
+    let held = bound(address);
+    listener.listen(16).unwrap();
+    let listener = std::net::TcpListener::from(listener);
     let (die, dies) = std::sync::mpsc::channel::<()>();
     let serving = std::thread::spawn(move || {
         let (mut stream, _) = listener.accept().unwrap();
@@ -170,13 +180,9 @@ fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
         }
         std::io::Write::write_all(&mut stream, b"HTTP/1.1 200 OK\r\nx-served-by: mortal\r\ncontent-length: 2\r\n\r\nok").unwrap();
         let _ = dies.recv();
-        // First nobody listens, then the kept connection ends. The port is held, so that no other test listens there.
+        // First nobody listens, then the kept connection ends.
         drop(listener);
-        let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-        held.set_reuse_address(true).unwrap();
-        held.bind(&address.into()).unwrap();
         drop(stream);
-        held
     });
     let proxy = Proxy::start_with(&format!("[backend.new]\nservers = [\"{address}\"]\n"), &rollout("checkout", "100", ""));
     let connects = |result: &str| proxy.metric(&format!("cutover_upstream_connects_total{{backend=\"new\",result=\"{result}\"}}")).unwrap();
@@ -184,8 +190,9 @@ fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
     assert_eq!(client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().side(), "mortal");
     assert_eq!((connects("new"), connects("failed")), (1.0, 0.0));
     drop(die);
-    let _held = serving.join().unwrap();
+    serving.join().unwrap();
     assert_eq!(client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().side(), "legacy");
     assert_eq!((connects("new"), connects("failed")), (1.0, 1.0));
     until("nothing to be under way", || (proxy.metric("cutover_upstream_connections{backend=\"new\",state=\"active\"}") == Some(0.0)).then_some(()));
+    drop(held);
 }

@@ -45,6 +45,8 @@ pub struct Talk {
     stream: TcpStream,
     at: usize,
     buffer: Vec<u8>,
+    /// Whether [`Talk::done`] was called for the present request.
+    is_done: bool,
     shared: Arc<Shared>,
 }
 
@@ -87,7 +89,7 @@ impl RawBackend {
                 std::thread::spawn(move || {
                     let _ = stream.set_nodelay(true);
                     let _ = stream.set_read_timeout(Some(BOUND * 4));
-                    let mut talk = Talk { stream, at, buffer: Vec::new(), shared };
+                    let mut talk = Talk { stream, at, buffer: Vec::new(), is_done: false, shared };
                     let _ = talk.serve();
                     let shared = Arc::clone(&talk.shared);
                     drop(talk);
@@ -159,7 +161,13 @@ impl Talk {
             if is_evil {
                 self.shared.evil.lock().unwrap().push(format!("{} {}", request.method, request.target));
             }
-            if !(if is_evil { script(self, &request)? } else { good(self, &request)? }) {
+            self.is_done = false;
+            let kept = if is_evil { script(self, &request) } else { good(self, &request) };
+            // The proxy may close before a script has said all: then it has nothing more to say.
+            if is_evil && kept.is_err() {
+                self.done();
+            }
+            if !kept? {
                 return Ok(());
             }
         }
@@ -170,9 +178,11 @@ impl Talk {
         self.stream.write_all(bytes)
     }
 
-    /// All is said: it is in the socket of the proxy.
-    pub fn done(&self) {
-        self.shared.done.fetch_add(1, Ordering::SeqCst);
+    /// All is said: it is in the socket of the proxy. Counts once for each request.
+    pub fn done(&mut self) {
+        if !std::mem::replace(&mut self.is_done, true) {
+            self.shared.done.fetch_add(1, Ordering::SeqCst);
+        }
     }
 
     /// Closes with a reset instead of an end.
