@@ -203,8 +203,8 @@ def recent(q, side):
 
 
 def evidence(chosen, by):
-    """How far the evidence has come, on the logarithmic scale on which it grows: 1 rolls back."""
-    return f"clamp_min(max by ({by}) (cutover_guard_evidence_log10{{{chosen}}} / on (job, instance, rollout) group_left () cutover_guard_threshold_log10{{{chosen}}}), 0)"
+    """How far the evidence has come, on the logarithmic scale on which it grows: 1 rolls back, 0 is a calm backend."""
+    return f"max by ({by}) (cutover_guard_evidence_ratio{{{chosen}}})"
 
 
 def pair(title, description, unit, queries, *, w=8, **more):
@@ -336,8 +336,9 @@ def rollout():
                 target(f'max(cutover_split_ratio{{{ONE},kind="desired"}})', "in the file"), target(f'min(cutover_split_ratio{{{ONE},kind="effective"}})', "in force"), target(f'{requests(ONE, "new")} / ({requests(ONE)} > 0)', "of requests")],
                 w=12, h=9, high=1, stairs=True, overrides=[override("byName", "in the file", color=fixed(QUIET), custom__lineStyle={"fill": "dash", "dash": [6, 6]}, custom__fillOpacity=0), override("byName", "in force", color=fixed(SIDES["new"]), custom__lineWidth=3), override("byName", "of requests", color=fixed("green"), custom__lineWidth=1, custom__fillOpacity=0, custom__lineInterpolation="linear")]),
             graph("Evidence by rule", "How far each rule has come towards a rollback, on the logarithmic scale on which evidence grows; at 100 % it rolls back. Healthy traffic wanders at the bottom; a line that climbs steadily names what is wrong before anybody is rolled back.", "percentunit", [target(evidence(ONE, "rule"), "{{rule}}")], w=12, h=9, lines=True, thresholds=NEAR, custom={"axisSoftMax": 1}),
-            timeline("Phase", "The phase that each process is in: holding follows the file, rolled_back is latched at 0 %.", [target(f'max by (instance) (cutover_phase{{{ONE},phase="rolled_back"}})', "{{instance}}")], states((0, "holding", GOOD), (1, "rolled_back", BAD)), w=8, h=5, thresholds=ANY_IS_BAD),
-            timeline("Shared cause", "While both sides are bad at once raises are frozen, since the fault is not new's alone: look at what both use.", [target(f"max by (instance) (cutover_guard_shared_cause{{{ONE}}})", "{{instance}}")], states((0, "no", GOOD), (1, "both are bad", BAD)), w=8, h=5, thresholds=ANY_IS_BAD),
+            timeline("Phase", "The phase that each process is in: holding follows the file, rolled_back is latched at 0 %.", [target(f'max by (instance) (cutover_phase{{{ONE},phase="rolled_back"}})', "{{instance}}")], states((0, "holding", GOOD), (1, "rolled_back", BAD)), w=6, h=5, thresholds=ANY_IS_BAD),
+            timeline("Shared cause", "While both sides are bad at once raises are frozen, since the fault is not new's alone: look at what both use.", [target(f"max by (instance) (cutover_guard_shared_cause{{{ONE}}})", "{{instance}}")], states((0, "no", GOOD), (1, "both are bad", BAD)), w=5, h=5, thresholds=ANY_IS_BAD),
+            timeline("No refuge", "While new is worse and legacy does not answer nobody is moved and raises are frozen; spilled is after a rollback, while users are on new because legacy does not answer.", [target(f"max by (instance) (cutover_guard_no_refuge{{{ONE}}})", "{{instance}}"), target(f"max by (instance) (cutover_guard_spilled{{{ONE}}})", "{{instance}} spilled")], states((0, "no", GOOD), (1, "yes", BAD)), w=5, h=5, thresholds=ANY_IS_BAD),
             gauges("Rollbacks by rule", "Which rule rolled back in the time shown; manual was a person, state a start without a readable state.", "short", [now(f"sum by (rule) (increase(cutover_rollbacks_total{{{ONE}}}[$__range]))", "{{rule}}")], w=8, h=5, low=0, decimals=0, thresholds=ANY_IS_BAD),
         ]),
         ("Legacy, new, and the difference", [

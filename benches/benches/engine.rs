@@ -64,6 +64,10 @@ fn record(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Both sides have a server.
+const BOTH: PerSide<bool> = PerSide { legacy: true, new: true };
+/// No side has health checks.
+const NEITHER: PerSide<bool> = PerSide { legacy: false, new: false };
 const ROLLOUTS: usize = 10;
 const THREADS: usize = 16;
 /// Requests that each thread adds to each rollout between two ticks: with the numbers above about 20,000 a second.
@@ -133,7 +137,7 @@ fn tick_at(reader: &mut Reader, plane: &mut ControlPlane, now: Now) -> Vec<Effec
     reader.read();
     let tick = tick_of(now.mono);
     let looks: Vec<Look> = (0..ROLLOUTS).map(|rollout| reader.look(slot_of(rollout), now.mono, Some(tick.saturating_sub(41)..tick.saturating_sub(40)))).collect();
-    let observed: Vec<Observed<'_>> = reader.rollouts().zip(&looks).map(|(totals, look)| look.observed(totals, PerSide { legacy: true, new: true })).collect();
+    let observed: Vec<Observed<'_>> = reader.rollouts().zip(&looks).map(|((totals, compared), look)| look.observed(totals, compared, BOTH, NEITHER)).collect();
     let effects = plane.on(Event::Tick(&observed), now).unwrap_or_default();
     for rollout in plane.rollouts() {
         reader.watch(slot_of(rollout.slot())).aim(rollout.aims());

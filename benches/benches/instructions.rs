@@ -122,15 +122,15 @@ struct Counting {
 
 fn counting(side: Side, outcome: Outcome) -> Counting {
     let (recorder, reader) = recorder();
-    let ending = Ending { outcome, status: Some(200), latency_us: Some(20_000), evidence: true };
+    let ending = Ending { outcome, status: Some(200), latency_us: Some(20_000), evidence: cutover_core::Evidence::Compared };
     recorder.record(slot_of(2), side, &ending, &fixture::origin(0));
     Counting { recorder, _reader: reader, origins: (1..=REQUESTS as u32).map(fixture::origin).collect(), side, ending }
 }
 
-#[library_benchmark(config = limit(REQUESTS, 460, 2_900))]
+#[library_benchmark(config = limit(REQUESTS, 540, 4_000))]
 #[bench::success_on_new(counting(Side::New, Outcome::Success))]
 #[bench::success_on_legacy(counting(Side::Legacy, Outcome::Success))]
-#[bench::failure_on_new(args = (counting(Side::New, Outcome::Failure(FailureKind::Status))), config = limit(REQUESTS, 2_750, 6_200))]
+#[bench::failure_on_new(args = (counting(Side::New, Outcome::Failure(FailureKind::Status))), config = limit(REQUESTS, 2_750, 8_000))]
 fn record(counting: Counting) -> Counting {
     for origin in &counting.origins {
         let in_flight = counting.recorder.begin(slot_of(2), counting.side, Some(Reason::Bucket));
@@ -217,7 +217,11 @@ impl Ticking {
         let tick = tick_of(now.mono);
         let reader = &mut self.reader;
         let looks: Vec<Look> = (0..self.rollouts).map(|rollout| reader.look(slot_of(rollout), now.mono, Some(tick.saturating_sub(41)..tick.saturating_sub(40)))).collect();
-        let observed: Vec<Observed<'_>> = reader.rollouts().zip(&looks).map(|(totals, look)| look.observed(totals, PerSide { legacy: true, new: true })).collect();
+        let observed: Vec<Observed<'_>> = reader
+            .rollouts()
+            .zip(&looks)
+            .map(|((totals, compared), look)| look.observed(totals, compared, PerSide { legacy: true, new: true }, PerSide { legacy: false, new: false }))
+            .collect();
         self.plane.on(Event::Tick(&observed), now).unwrap_or_default()
     }
 }
@@ -225,7 +229,7 @@ impl Ticking {
 // Ten ticks, of which the first sees news: the judge of each rollout, and the look at its counters.
 #[library_benchmark(config = limit(TICKS, 2_200_000, 5_100_000))]
 #[bench::ten_rollouts(Ticking::new(10, true))]
-#[bench::many_at_rest(args = (Ticking::new(if cfg!(debug_assertions) { 30 } else { 100 }, false)), config = limit(TICKS, 3_100_000, 870_000))]
+#[bench::many_at_rest(args = (Ticking::new(if cfg!(debug_assertions) { 30 } else { 100 }, false)), config = limit(TICKS, 3_100_000, 1_500_000))]
 fn tick(mut ticking: Ticking) -> Ticking {
     for _ in 0..TICKS {
         black_box(ticking.tick());

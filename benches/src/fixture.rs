@@ -132,7 +132,7 @@ pub fn endings(count: usize, seed: u64) -> Vec<Ending> {
             ..0.042 => (Outcome::ClientError, 404),
             _ => (Outcome::Success, 200),
         };
-        Ending { outcome, status: Some(status), latency_us: Some(latency_us), evidence: true }
+        Ending { outcome, status: Some(status), latency_us: Some(latency_us), evidence: cutover_core::Evidence::Compared }
     };
     (0..count).map(|_| ending()).collect()
 }
@@ -331,7 +331,7 @@ pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) 
     assert_eq!(step, Step::Forward);
     gate.edits(&exchange, head, conn, edits);
     let ended = started.forward(Duration::from_millis(20));
-    gate.answered(&mut exchange, 200, head.path(), true, ended);
+    gate.answered(&mut exchange, 200, None, head.path(), true, ended);
     gate.client_edits(&exchange, edits);
     gate.done(exchange, head.path(), End { status: Some(200), bytes_in: 0, bytes_out: 1024, attempts: 1, ..End::default() }, || ended);
 }

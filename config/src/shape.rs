@@ -328,6 +328,9 @@ fn expected(schema: &Value) -> String {
 
 /// What type a value must have, in words.
 fn kind(schema: &Value) -> &'static str {
+    if is(schema, "boolean") && !schema["type"].is_string() {
+        return if is(schema, "object") { "a table or false" } else { "a whole number or false" };
+    }
     match schema["type"].as_str() {
         Some("boolean") => "true or false",
         Some("integer") => "a whole number",

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::{Folder, folder};
 use cutover_config::{Problems, Settings, Severity};
-use cutover_core::{Key, Mode, Percent, RolloutSettings};
+use cutover_core::{GuardSettings, Key, Mode, Percent, RolloutSettings};
 
 fn files(kind: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder("tests").join(kind)).expect("the corpus").flatten().map(|entry| entry.path()).collect();
@@ -95,6 +95,18 @@ fn describe(settings: &Settings) -> String {
             Mode::Sequential => writeln!(text, "{} users, a false alarm every {:?}, shared cause {}", guard.min_users, guard.false_alarm_every, guard.shared_cause.name()),
             Mode::Threshold | Mode::Off => writeln!(text, "window {:?}, at least {} requests", guard.window, guard.min_requests),
         };
+        let defaults = GuardSettings::default();
+        if guard.warm_up != defaults.warm_up {
+            let _ = writeln!(text, "    warm up {:?}", guard.warm_up);
+        }
+        if let Some(name) = &guard.outcome_header {
+            let _ = writeln!(text, "    outcomes in {name:?}");
+        }
+        // What every file has would be in the way of a new rule.
+        if guard.rules == defaults.rules {
+            let _ = writeln!(text, "    the default rules");
+            continue;
+        }
         for rule in &guard.rules {
             let _ = writeln!(text, "    {rule:?}");
         }

@@ -18,8 +18,10 @@ use std::time::Duration;
 use cutover_core::plane::Change;
 use cutover_core::simulate::WAKE_PAUSE;
 use cutover_core::witness::tick_of;
-use cutover_core::{Actor, Announcement, Command, ControlPlane, Effect, Event, Lead, Maintenance, Mono, Observed, PerSide, Rollout, Rule, Source, Split, TICK, Totals};
-use tokio::sync::{mpsc, watch};
+use cutover_core::{
+    Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Lead, Maintenance, Mono, Observed, PerSide, Rollout, Rule, Side, Source, Split, TICK, Totals,
+};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
@@ -28,7 +30,8 @@ use crate::disk::Disk;
 use crate::drain::Drains;
 use crate::journal::Record;
 use crate::published::{Common, Published, Snapshot};
-use crate::recorder::{Look, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
+use crate::question::{Answer, Questions};
+use crate::recorder::{self, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
 use crate::status::{ConfigStatus, Measured, Report, Status, recent_quantiles, status_of};
 use crate::upstream::Backend;
 use crate::warm_up::WarmUp;
@@ -37,6 +40,8 @@ use crate::warm_up::WarmUp;
 const LOOK_PAUSE: Duration = WAKE_PAUSE;
 /// How long a process that ends waits until the one that has taken over has heard of its last rollback.
 const LAST_WORDS: Duration = Duration::from_secs(1);
+/// How often legacy is asked before a person's rollback is refused.
+const ASKED_BEFORE_A_ROLLBACK: u32 = 2;
 /// How long a raise waits for the disk.
 const PERSIST_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -64,6 +69,41 @@ pub struct Control {
     role: Role,
     /// Somebody who has named the present revision is changing the file.
     is_reserved: bool,
+    questions: Questions,
+    /// Commands that wait until legacy has said whether it can take users.
+    waiting: Vec<Waiting>,
+}
+
+/// A command that waits for an answer of legacy.
+#[derive(Debug)]
+struct Waiting {
+    rollout: String,
+    command: Command,
+    actor: Actor,
+    reason: String,
+    if_revision: IfRevision,
+    /// How often legacy has been asked for it.
+    asked: u32,
+    reply: oneshot::Sender<Result<Applied, Refusal>>,
+}
+
+/// Why the plane is shown what was seen.
+#[derive(Clone, Copy, Debug)]
+enum Look<'a> {
+    /// A tick is over.
+    Tick,
+    /// A request to new has failed.
+    Failure,
+    /// A backend has said whether it can take users.
+    Answer(&'a Answer),
+}
+
+/// What was seen of one rollout, beside its totals.
+#[derive(Debug)]
+struct Seen {
+    look: recorder::Look,
+    available: PerSide<bool>,
+    passes_checks: PerSide<bool>,
 }
 
 /// Which process decides what is in force.
@@ -130,6 +170,8 @@ impl Control {
             standstill: None,
             role: Role::Leads,
             is_reserved: false,
+            questions: Questions::new(),
+            waiting: Vec::new(),
         }
     }
 
@@ -156,6 +198,7 @@ impl Control {
                     has_failed = false;
                     self.look_at_failures().await;
                 }
+                Some(answer) = self.questions.next() => self.hear(answer).await,
                 message = inbox.recv() => match message {
                     Some(message) => self.take(message).await,
                     None => return,
@@ -183,7 +226,7 @@ impl Control {
         self.note_standstill(clock::mono());
         self.reader.read();
         self.reader.hand_out_permits(clock::mono());
-        let effects = self.judge(true);
+        let effects = self.judge(Look::Tick);
         self.carry_out(effects).await;
         self.send_away(clock::mono());
         if self.disk.is_durable()
@@ -211,7 +254,7 @@ impl Control {
 
     async fn look_at_failures(&mut self) {
         self.reader.read_counts();
-        let effects = self.judge(false);
+        let effects = self.judge(Look::Failure);
         self.carry_out(effects).await;
     }
 
@@ -227,23 +270,60 @@ impl Control {
         self.ticked = now;
     }
 
+    /// A backend has said whether it can take users.
+    async fn hear(&mut self, answer: Answer) {
+        self.reader.read_counts();
+        let effects = self.judge(Look::Answer(&answer));
+        self.carry_out(effects).await;
+        if answer.side != Side::Legacy {
+            return;
+        }
+        let (heard, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting).into_iter().partition(|waiting| *waiting.rollout == *answer.rollout);
+        self.waiting = waiting;
+        for waiting in heard {
+            let Waiting { rollout, command, actor, reason, if_revision, .. } = &waiting;
+            let event = Event::Command { rollout, command: *command, actor: actor.clone(), reason: reason.clone() };
+            let done = match self.obey(event, if_revision.clone()).await {
+                // One answer may be late by accident.
+                Err(Refusal::Command(CommandError::MustAsk { id })) if waiting.asked < ASKED_BEFORE_A_ROLLBACK => {
+                    self.ask(&id, Side::Legacy);
+                    self.waiting.push(Waiting { asked: waiting.asked + 1, ..waiting });
+                    continue;
+                }
+                Err(Refusal::Command(CommandError::MustAsk { id })) => Err(CommandError::LegacyDown { id: id.to_string() }.into()),
+                done => done,
+            };
+            let _ = waiting.reply.send(done);
+        }
+    }
+
     /// Shows the plane what has been counted, and hands what it aims at to the request path.
-    fn judge(&mut self, is_tick: bool) -> Vec<Effect> {
+    fn judge(&mut self, look: Look<'_>) -> Vec<Effect> {
         let now = clock::now();
-        let seen = self.see(now.mono, is_tick);
+        let seen = self.see(now.mono, matches!(look, Look::Tick));
         let nothing = PerSide::<Totals>::default();
-        let totals: Vec<&PerSide<Totals>> = self.reader.rollouts().collect();
-        let observed: Vec<Observed<'_>> =
-            seen.iter().enumerate().map(|(slot, (look, available))| look.observed(totals.get(slot).copied().unwrap_or(&nothing), *available)).collect();
-        let event = if is_tick { Event::Tick(&observed) } else { Event::Failure(&observed) };
+        let totals: Vec<(&PerSide<Totals>, &PerSide<Totals>)> = self.reader.rollouts().collect();
+        let observed: Vec<Observed<'_>> = seen
+            .iter()
+            .enumerate()
+            .map(|(slot, seen)| {
+                let (totals, compared) = totals.get(slot).copied().unwrap_or((&nothing, &nothing));
+                seen.look.observed(totals, compared, seen.available, seen.passes_checks)
+            })
+            .collect();
+        let event = match look {
+            Look::Tick => Event::Tick(&observed),
+            Look::Failure => Event::Failure(&observed),
+            Look::Answer(Answer { rollout, side, is_good }) => Event::Answered { rollout, side: *side, is_good: *is_good, observed: &observed },
+        };
         // Looks are never refused.
         let effects = self.plane.on(event, now).unwrap_or_default();
         self.aim();
         effects
     }
 
-    /// By control-plane slot: what was seen beside the totals, and which sides have a server.
-    fn see(&mut self, now: Mono, is_tick: bool) -> Vec<(Look, PerSide<bool>)> {
+    /// By control-plane slot: what was seen beside the totals.
+    fn see(&mut self, now: Mono, is_tick: bool) -> Vec<Seen> {
         let slots = self.plane.rollouts().iter().map(|rollout| rollout.slot() + 1).max().unwrap_or_default();
         self.waited_until.resize(slots.max(self.waited_until.len()), tick_of(now));
         let snapshot = self.published.load();
@@ -252,12 +332,13 @@ impl Control {
                 let rollout = self.plane.rollouts().iter().find(|rollout| rollout.slot() == slot);
                 let at = rollout.and_then(|rollout| snapshot.split.rollouts.iter().position(|split| split.rule.id == *rollout.id()));
                 let available = at.map_or(PerSide { legacy: true, new: true }, |at| snapshot.available(at));
+                let passes_checks = at.map_or(PerSide { legacy: false, new: false }, |at| snapshot.pass_checks(at, now));
                 let hang = rollout.and_then(|rollout| rollout.settings().guard.rule("hang"));
                 let aged = is_tick.then(|| match hang {
                     Some(Rule::Hang(older_than_us)) => self.aged(slot, now, older_than_us),
                     _ => 0..0,
                 });
-                (self.reader.look(slot_of(slot), now, aged), available)
+                Seen { look: self.reader.look(slot_of(slot), now, aged), available, passes_checks }
             })
             .collect()
     }
@@ -306,7 +387,16 @@ impl Control {
             }
             Message::Release => self.is_reserved = false,
             Message::Command { rollout, command, actor, reason, if_revision, reply } => {
-                let _ = reply.send(self.obey(Event::Command { rollout: &rollout, command, actor, reason }, if_revision).await);
+                let event = Event::Command { rollout: &rollout, command, actor: actor.clone(), reason: reason.clone() };
+                match self.obey(event, if_revision.clone()).await {
+                    Err(Refusal::Command(CommandError::MustAsk { id })) => {
+                        self.ask(&id, Side::Legacy);
+                        self.waiting.push(Waiting { rollout, command, actor, reason, if_revision, asked: 1, reply });
+                    }
+                    done => {
+                        let _ = reply.send(done);
+                    }
+                }
             }
             Message::Maintenance { wish, actor, reason, if_revision, reply } => {
                 let event = Event::Maintenance { rollout: wish.rollout.as_deref(), mode: wish.mode, lasts: wish.lasts, actor, reason };
@@ -361,7 +451,7 @@ impl Control {
         for led in &new_lead.rollouts {
             let Some(is_latched) = self.plane.rollout(&led.id).map(|rollout| rollout.latch().is_some()) else { continue };
             let command = match (led.latched, is_latched) {
-                (true, false) => Command::Rollback,
+                (true, false) => Command::Rollback { force: true },
                 // A latch that the other one does not know of yet is not lifted by what it said before.
                 (false, true) if knows_all => Command::Rearm,
                 (true, true) | (false, _) => continue,
@@ -396,7 +486,7 @@ impl Control {
     async fn obey(&mut self, event: Event<'_>, if_revision: IfRevision) -> Result<Applied, Refusal> {
         self.expect(if_revision.as_deref())?;
         // Stopping harm never waits; everything else is for the process that takes over.
-        let stops_harm = matches!(event, Event::Command { command: Command::Rollback, .. });
+        let stops_harm = matches!(event, Event::Command { command: Command::Rollback { .. }, .. });
         if matches!(self.role, Role::Follows { .. }) && !stops_harm {
             return Err(Refusal::HandingOver);
         }
@@ -427,6 +517,7 @@ impl Control {
                 }
                 // The directory belongs to another process.
                 Effect::Persist(_) if matches!(self.role, Role::Follows { .. }) => durable = false,
+                Effect::Ask { rollout, side } => self.ask(&rollout, side),
                 Effect::Persist(standings) => {
                     durable = matches!(tokio::time::timeout(PERSIST_TIMEOUT, self.disk.save(standings)).await, Ok(Ok(true)));
                 }
@@ -451,6 +542,13 @@ impl Control {
             }
         }
         durable
+    }
+
+    /// Asks a backend whether it can take users.
+    fn ask(&self, rollout: &Arc<str>, side: Side) {
+        let snapshot = self.published.load();
+        let Some(at) = snapshot.split.rollouts.iter().position(|split| split.rule.id == *rollout) else { return };
+        self.questions.ask(Arc::clone(rollout), side, Arc::clone(&snapshot.prepared[at].backends[side]));
     }
 
     /// Publishes, after connections have been made to backends that get their first users. What falls in the same split does not wait for that.
@@ -529,9 +627,10 @@ impl Control {
 /// Whether a change means that users get less than they should, short of a rollback.
 fn is_degraded(change: &Change) -> bool {
     match change {
-        Change::SharedCause | Change::Held | Change::DryRunBreach => true,
+        Change::SharedCause | Change::Held | Change::DryRunBreach | Change::NoRefuge | Change::Spilled | Change::LegacyOverloaded => true,
         Change::Maintenance { mode, .. } => *mode != Maintenance::Off,
-        Change::Started | Change::Added | Change::Removed | Change::Percent { .. } | Change::Settings | Change::RolledBack(_) | Change::Rearmed | Change::SharedCauseEnded => false,
+        Change::Started | Change::Added | Change::Removed | Change::Percent { .. } | Change::Settings | Change::RolledBack(_) | Change::Rearmed => false,
+        Change::SharedCauseEnded | Change::NoRefugeEnded | Change::SpillEnded => false,
     }
 }
 

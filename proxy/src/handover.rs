@@ -101,6 +101,10 @@ pub struct Known {
     raised_at_us: Option<u64>,
     frozen: Option<(u32, u64, String)>,
     compares_from_us: Option<u64>,
+    #[serde(default)]
+    warm_until_us: Option<u64>,
+    #[serde(default)]
+    ever: Vec<(String, Vec<(u64, f64)>)>,
     alone: bool,
     rules: Vec<(String, Vec<KnownPart>)>,
 }
@@ -151,6 +155,8 @@ pub fn estate_of(estate: &Estate) -> Vec<Known> {
         raised_at_us: heritage.raised_at.map(Mono::as_micros),
         frozen: heritage.frozen.as_ref().map(|(share, last, why)| (share.thousandths(), last.as_micros(), why.clone())),
         compares_from_us: heritage.judge.compares_from.map(Mono::as_micros),
+        warm_until_us: heritage.judge.warm_until.map(Mono::as_micros),
+        ever: heritage.judge.ever.iter().map(|(rule, known)| (rule.clone(), known.iter().map(|(at, rate)| (at.as_micros(), *rate)).collect())).collect(),
         alone: heritage.judge.alone,
         rules: heritage.judge.rules.iter().map(|(rule, parts)| (rule.clone(), parts.iter().map(part).collect())).collect(),
     };
@@ -166,7 +172,9 @@ pub fn restore_estate(known: Vec<Known>) -> io::Result<Estate> {
         let part = |(evidence, alone): KnownPart| PartHeritage { evidence, alone };
         let rules = known.rules.into_iter().map(|(rule, parts)| (rule, parts.into_iter().map(part).collect())).collect();
         let frozen = known.frozen.map(|(frozen, last, why)| io::Result::Ok((share(frozen)?, Mono::from_micros(last), why))).transpose()?;
-        let judge = JudgeHeritage { rules, compares_from: known.compares_from_us.map(Mono::from_micros), alone: known.alone };
+        let ever = known.ever.into_iter().map(|(rule, known)| (rule, known.into_iter().map(|(at, rate)| (Mono::from_micros(at), rate)).collect())).collect();
+        let judge =
+            JudgeHeritage { rules, compares_from: known.compares_from_us.map(Mono::from_micros), warm_until: known.warm_until_us.map(Mono::from_micros), ever, alone: known.alone };
         Ok((Arc::from(known.rollout), Heritage { judge, share: share(known.share)?, raised_at: known.raised_at_us.map(Mono::from_micros), frozen }))
     };
     known.into_iter().map(restore).collect::<io::Result<BTreeMap<_, _>>>()
@@ -298,7 +306,13 @@ mod tests {
     #[test]
     fn what_one_process_knows_another_reads_as_it_was() {
         let part = PartHeritage { evidence: vec![1.0, 0.1 + 0.2, -3.75], alone: Some((0.001, vec![2.5])) };
-        let judge = JudgeHeritage { rules: vec![("ErrorsMax(Rate(1))".to_owned(), vec![part])], compares_from: Some(Mono::from_micros(9)), alone: true };
+        let judge = JudgeHeritage {
+            rules: vec![("ErrorsMax(Rate(1))".to_owned(), vec![part])],
+            compares_from: Some(Mono::from_micros(9)),
+            warm_until: Some(Mono::from_micros(12)),
+            ever: vec![("Hang(1)".to_owned(), vec![(Mono::from_micros(3), 0.25)])],
+            alone: true,
+        };
         let percent = |text: &str| Percent::parse(text).expect("a percentage");
         let heritage = Heritage { judge, share: percent("12.5"), raised_at: Some(Mono::from_micros(5)), frozen: Some((percent("5"), Mono::from_micros(8), "both".to_owned())) };
         let estate: Estate = [(Arc::from("checkout"), heritage)].into();

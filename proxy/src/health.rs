@@ -15,6 +15,7 @@ use cutover_config::HealthCheck;
 use pingora::connectors::http::Connector;
 use pingora::http::RequestHeader;
 use pingora::protocols::http::client::HttpSession;
+use pingora::upstreams::peer::HttpPeer;
 use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
@@ -83,6 +84,9 @@ async fn watch_over(backend: Arc<Backend>, server: Arc<Server>, connector: Arc<C
         let patience = health.interval.clamp(LEAST_PATIENCE, MOST_PATIENCE);
         let result = tokio::time::timeout(patience, check(&connector, &server, &health)).await.unwrap_or_else(|_| Err(format!("no answer within {patience:?}")));
         (good, bad) = if result.is_ok() { (good + 1, 0) } else { (0, bad + 1) };
+        if result.is_ok() {
+            server.check_passed(clock::mono());
+        }
         let passes = match server.passes_checks() {
             true => bad < health.unhealthy_after && !(is_first && bad > 0),
             false => good >= health.healthy_after || (is_first && good > 0),
@@ -103,10 +107,7 @@ async fn watch_over(backend: Arc<Backend>, server: Arc<Server>, connector: Arc<C
 /// One check; or why it is not good.
 async fn check(connector: &Connector, server: &Server, health: &HealthCheck) -> Result<(), String> {
     let told = |error: Box<pingora::Error>| error.to_string();
-    let mut peer = server.peer().clone();
-    // Not the connections of requests.
-    peer.group_key ^= 1;
-    let (mut session, _) = connector.get_http_session(&peer).await.map_err(told)?;
+    let (mut session, _) = connector.get_http_session(&fresh_peer(server)).await.map_err(told)?;
     let mut request = RequestHeader::build("GET", health.path.as_bytes(), Some(3)).map_err(told)?;
     request.insert_header("host", server.host()).map_err(told)?;
     request.insert_header("user-agent", concat!("cutover-health/", env!("CARGO_PKG_VERSION"))).map_err(told)?;
@@ -119,6 +120,32 @@ async fn check(connector: &Connector, server: &Server, health: &HealthCheck) -> 
     let status = session.response_header().map_or(0, |response| response.status.as_u16());
     session.shutdown().await;
     if (200..400).contains(&status) { Ok(()) } else { Err(format!("it answered {status}")) }
+}
+
+/// Asks servers once, outside of the regular checks.
+pub struct Prober(Connector);
+
+impl Default for Prober {
+    fn default() -> Self {
+        Self(Connector::new(None))
+    }
+}
+
+impl Prober {
+    /// Whether a server passes the check that its backend names; where none is named, whether a connection to it can be made.
+    pub async fn is_answered(&self, backend: &Backend, server: &Server) -> bool {
+        match &backend.settings().health {
+            Some(health) => check(&self.0, server, health).await.is_ok(),
+            None => self.0.get_http_session(&fresh_peer(server)).await.is_ok(),
+        }
+    }
+}
+
+/// The server as a check connects to it: not by the connections of requests.
+fn fresh_peer(server: &Server) -> HttpPeer {
+    let mut peer = server.peer().clone();
+    peer.group_key ^= 1;
+    peer
 }
 
 async fn resolve(published: Arc<Published>) {

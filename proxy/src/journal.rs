@@ -108,6 +108,11 @@ impl Record {
             | Change::DryRunBreach
             | Change::SharedCause
             | Change::SharedCauseEnded
+            | Change::NoRefuge
+            | Change::NoRefugeEnded
+            | Change::Spilled
+            | Change::SpillEnded
+            | Change::LegacyOverloaded
             | Change::Held => {}
         }
         record

@@ -25,6 +25,7 @@ pub mod last_good;
 pub mod metrics;
 pub mod pool;
 pub mod published;
+pub mod question;
 pub mod readiness;
 pub mod recorder;
 pub mod regular;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use cutover_config::Settings;
-use cutover_core::{Key, KeySource, KeyStep, PerSide, Percent, Side, Split};
+use cutover_core::{Key, KeySource, KeyStep, Mono, PerSide, Percent, Side, Split};
 use http::{HeaderName, HeaderValue};
 use tokio::sync::watch;
 
@@ -84,6 +84,8 @@ pub struct Prepared {
     pub id: HeaderValue,
     /// Its key sources with parsed header names.
     pub keys: Vec<PreparedKey>,
+    /// The header in which its backends say what an answer was.
+    pub outcome_header: Option<HeaderName>,
 }
 
 /// A key source, ready to be looked up.
@@ -132,6 +134,13 @@ impl Common {
     }
 }
 
+impl Common {
+    fn outcome_header_of(&self, rollout: &str) -> Option<HeaderName> {
+        let settings = self.settings.rollouts.iter().find(|settings| &*settings.id == rollout)?;
+        HeaderName::from_bytes(settings.guard.outcome_header.as_deref()?.as_bytes()).ok()
+    }
+}
+
 impl Snapshot {
     /// Joins a split with the file it was made from. Parts of `before` that stand unchanged are shared.
     pub fn new(split: Split, common: Arc<Common>, before: Option<&Self>) -> Self {
@@ -152,6 +161,7 @@ impl Snapshot {
                         backends,
                         id: HeaderValue::from_str(&rule.id).unwrap_or_else(|_| HeaderValue::from_static("invalid")),
                         keys: rule.keys.iter().map(PreparedKey::new).collect(),
+                        outcome_header: common.outcome_header_of(&rule.id),
                     })
                 })
             })
@@ -163,6 +173,11 @@ impl Snapshot {
     pub fn new_in_use(&self) -> Vec<Arc<Backend>> {
         let rollouts = self.split.rollouts.iter().zip(&self.prepared);
         rollouts.filter(|(rollout, _)| rollout.percent > Percent::ZERO).map(|(_, prepared)| Arc::clone(&prepared.backends.new)).collect()
+    }
+
+    /// Which sides of a rollout have passed a health check lately.
+    pub fn pass_checks(&self, at: usize, now: Mono) -> PerSide<bool> {
+        PerSide::from_fn(|side: Side| self.prepared[at].backends[side].has_passed_a_check(now))
     }
 
     /// Which sides of a rollout have a server to send to.

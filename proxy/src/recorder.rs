@@ -14,16 +14,16 @@
 //!
 //! What maintenance did to requests is counted apart: it says nothing about any backend.
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use cutover_core::histogram::{COUNTERS, OCTAVE, OCTAVES, index_of};
 use cutover_core::outcome::{CODE_CLASSES, code_class};
-use cutover_core::window::Totals;
-use cutover_core::witness::{LastCrowd, tick_of};
-use cutover_core::{Class, Counted, Crowd, Ending, FailureKind, Mono, Observed, Outcome, PerSide, Reason, Side, Waited, Watch, Who, Witness};
+use cutover_core::window::{COARSE, CoarseLatencies, Counts, Totals, Trials};
+use cutover_core::witness::{BLOCKS, LastCrowd, tick_of};
+use cutover_core::{Class, Counted, Crowd, Ending, Evidence, FailureKind, Mono, Observed, Outcome, PerSide, Reason, Side, Waited, Watch, Who, Witness};
 use tokio::sync::Notify;
 
 use crate::rescue::{Ration, Rescue};
@@ -78,6 +78,7 @@ impl Registry {
 #[derive(Debug)]
 struct Registered {
     slot: usize,
+    is_compared: bool,
     shards: Arc<PerSide<Shard>>,
 }
 
@@ -149,7 +150,10 @@ pub fn recorder() -> (Arc<Recorder>, Reader) {
 /// What one thread has of a slot.
 #[derive(Debug)]
 struct Local {
+    /// Of requests whose users are compared, and what is counted of all requests.
     shards: Arc<PerSide<Shard>>,
+    /// Of all other requests; made for the first of them.
+    apart: OnceCell<Arc<PerSide<Shard>>>,
     watch: Arc<Watch>,
     rescue: Arc<Rescue>,
     websockets: Arc<PerSide<AtomicU64>>,
@@ -178,7 +182,7 @@ impl Recorder {
 
     /// Counts the end of a request on `side`. Of a rollout that was re-armed since it was decided, it is no evidence.
     pub fn record(&self, slot: usize, side: Side, ending: &Ending, origin: &Origin<'_>) {
-        self.with(slot, |local| self.record_locally(local, side, ending, origin));
+        self.with(slot, |local| self.record_locally(local, slot, side, ending, origin));
     }
 
     /// Counts a request of this slot as parked; dropping the guard counts it as one whose client left.
@@ -192,11 +196,12 @@ impl Recorder {
         self.with(slot, |local| bump(&local.shards.legacy.halted[halted.index()], 1));
     }
 
-    fn record_locally(&self, local: &Local, side: Side, ending: &Ending, origin: &Origin<'_>) {
-        let ending = Ending { evidence: ending.evidence && local.watch.is_of(origin.epoch), ..*ending };
+    fn record_locally(&self, local: &Local, slot: usize, side: Side, ending: &Ending, origin: &Origin<'_>) {
+        let evidence = if local.watch.is_of(origin.epoch) { ending.evidence } else { Evidence::None };
+        let ending = Ending { evidence, ..*ending };
         let counted = local.watch.see(side, &ending, origin.who, origin.path, origin.at);
-        local.shards[side].record(&ending, counted);
-        if side == Side::New && ending.evidence && matches!(ending.outcome, Outcome::Failure(_)) {
+        self.shards(local, slot, evidence)[side].record(&ending, counted);
+        if side == Side::New && evidence.counts() && matches!(ending.outcome, Outcome::Failure(_)) {
             self.registry.failed.notify_one();
         }
     }
@@ -228,10 +233,20 @@ impl Recorder {
     }
 
     fn register(&self, slot: usize) -> Local {
-        let shards = Arc::new(PerSide::from_fn(|_| Shard::default()));
-        self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, shards: Arc::clone(&shards) });
+        let shards = self.new_shards(slot, true);
         let Shared { watch, rescue, websockets } = self.registry.shared(slot);
-        Local { shards, watch, rescue, websockets }
+        Local { shards, apart: OnceCell::new(), watch, rescue, websockets }
+    }
+
+    fn new_shards(&self, slot: usize, is_compared: bool) -> Arc<PerSide<Shard>> {
+        let shards = Arc::new(PerSide::from_fn(|_| Shard::default()));
+        self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, is_compared, shards: Arc::clone(&shards) });
+        shards
+    }
+
+    /// Where a request of this evidence is counted.
+    fn shards<'a>(&self, local: &'a Local, slot: usize, evidence: Evidence) -> &'a PerSide<Shard> {
+        if evidence.is_compared() { &local.shards } else { local.apart.get_or_init(|| self.new_shards(slot, false)) }
     }
 }
 
@@ -262,8 +277,8 @@ pub struct InFlight {
     recorder: Arc<Recorder>,
     slot: usize,
     side: Side,
-    /// The cell of the ring it waits in.
-    waiting: Option<usize>,
+    /// The cell of the ring it waits in, and where that is.
+    waiting: Option<(usize, Evidence)>,
     is_finished: bool,
     /// Of an open WebSocket: where it is counted.
     websocket: Option<Arc<PerSide<AtomicU64>>>,
@@ -286,32 +301,31 @@ impl InFlight {
     pub fn end(mut self, ending: &Ending, origin: &Origin<'_>) {
         self.is_finished = true;
         self.recorder.with(self.slot, |local| {
-            let shard = &local.shards[self.side];
-            if let Some(cell) = self.waiting {
-                bump16(&shard.waits_ended[cell]);
+            if let Some((cell, evidence)) = self.waiting {
+                bump16(&self.recorder.shards(local, self.slot, evidence)[self.side].waits_ended[cell]);
             }
-            self.recorder.record_locally(local, self.side, ending, origin);
-            bump(&shard.finished, 1);
+            self.recorder.record_locally(local, self.slot, self.side, ending, origin);
+            bump(&local.shards[self.side].finished, 1);
         });
     }
 
     /// Counts the request as waiting for an answer from now on: all of it has been sent.
-    pub fn waits(&mut self, who: Who, at: Mono) {
+    pub fn waits(&mut self, who: Who, evidence: Evidence, at: Mono) {
         if self.waiting.is_some() {
             return;
         }
         self.recorder.with(self.slot, |local| {
             let place = if local.watch.tells_networks_apart() { who.network } else { who.user };
             let cell = tick_of(at) as usize % WAIT_TICKS * PLACES + place as usize % PLACES;
-            bump16(&local.shards[self.side].waits_begun[cell]);
-            self.waiting = Some(cell);
+            bump16(&self.recorder.shards(local, self.slot, evidence)[self.side].waits_begun[cell]);
+            self.waiting = Some((cell, evidence));
         });
     }
 
     /// Counts the request as answered.
     pub fn is_answered(&mut self) {
-        if let Some(cell) = self.waiting.take() {
-            self.recorder.with(self.slot, |local| bump16(&local.shards[self.side].waits_ended[cell]));
+        if let Some((cell, evidence)) = self.waiting.take() {
+            self.recorder.with(self.slot, |local| bump16(&self.recorder.shards(local, self.slot, evidence)[self.side].waits_ended[cell]));
         }
     }
 }
@@ -343,12 +357,67 @@ struct Shard {
     aborts: AtomicU64,
     appearances: AtomicU64,
     counted: [AtomicU64; Class::COUNT],
+    trials: SharedTrials,
     latency_sum_us: AtomicU64,
+    of_users: [AtomicU32; COARSE],
     octaves: [AtomicU32; OCTAVES],
     latencies: Box<[AtomicU32]>,
     /// By tick and place. They wrap; their difference does not.
     waits_begun: Box<[AtomicU16]>,
     waits_ended: Box<[AtomicU16]>,
+}
+
+/// The counts of [`Trials`], written by one thread.
+#[derive(Debug, Default)]
+struct SharedTrials {
+    served: [AtomicU32; BLOCKS],
+    first_bad: [[AtomicU32; BLOCKS]; Class::COUNT],
+    affected: [[AtomicU32; BLOCKS]; Class::COUNT],
+    /// How often anything was added.
+    changes: AtomicU32,
+}
+
+impl SharedTrials {
+    /// The meaning is that of [`Trials::record`].
+    #[cold]
+    fn record(&self, counted: Counted) {
+        let add = |counts: &[AtomicU32; BLOCKS], blocks: usize| counts.iter().take(blocks).for_each(bump32);
+        add(&self.served, counted.first_in());
+        for class in counted.bad_indexes() {
+            add(&self.first_bad[class], counted.first_in());
+            add(&self.affected[class], counted.affected_in(class));
+        }
+        let changes = &self.changes;
+        changes.store(changes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    }
+
+    /// What has come since it was read last, if anything.
+    fn news(&self, seen: &mut SeenTrials) -> Option<Trials> {
+        let changes = self.changes.load(Ordering::Acquire);
+        if std::mem::replace(&mut seen.changes, changes) == changes {
+            return None;
+        }
+        let news = |counts: &[AtomicU32; BLOCKS], seen: &mut [u32; BLOCKS]| {
+            std::array::from_fn(|block| {
+                let count = counts[block].load(Ordering::Relaxed);
+                u64::from(count.wrapping_sub(std::mem::replace(&mut seen[block], count)))
+            })
+        };
+        Some(Trials {
+            served: news(&self.served, &mut seen.served),
+            first_bad: std::array::from_fn(|class| news(&self.first_bad[class], &mut seen.first_bad[class])),
+            affected: std::array::from_fn(|class| news(&self.affected[class], &mut seen.affected[class])),
+        })
+    }
+}
+
+/// What was last seen of [`SharedTrials`].
+#[derive(Debug, Default)]
+struct SeenTrials {
+    served: [u32; BLOCKS],
+    first_bad: [[u32; BLOCKS]; Class::COUNT],
+    affected: [[u32; BLOCKS]; Class::COUNT],
+    changes: u32,
 }
 
 impl Default for Shard {
@@ -365,7 +434,9 @@ impl Default for Shard {
             aborts: AtomicU64::default(),
             appearances: AtomicU64::default(),
             counted: Default::default(),
+            trials: SharedTrials::default(),
             latency_sum_us: AtomicU64::default(),
+            of_users: [const { AtomicU32::new(0) }; COARSE],
             octaves: Default::default(),
             latencies: (0..COUNTERS).map(|_| AtomicU32::new(0)).collect(),
             waits_begun: (0..WAIT_CELLS).map(|_| AtomicU16::new(0)).collect(),
@@ -378,13 +449,18 @@ impl Shard {
     /// The meaning is that of [`Totals::record`]; a test holds the two against each other.
     fn record(&self, ending: &Ending, counted: Counted) {
         bump(&self.code_classes[code_class(ending.status)], 1);
-        if !ending.evidence {
+        if !ending.evidence.counts() {
             return;
         }
         if counted.is_appearance() {
             bump(&self.appearances, 1);
         }
-        counted.indexes().for_each(|class| bump(&self.counted[class], 1));
+        if counted.is_of_users() {
+            self.trials.record(counted);
+        }
+        if counted.is_bad_anywhere() {
+            counted.indexes().for_each(|class| bump(&self.counted[class], 1));
+        }
         match ending.outcome {
             Outcome::Success => {}
             Outcome::ClientError => bump(&self.client_errors, 1),
@@ -396,6 +472,9 @@ impl Shard {
         if let Some(latency_us) = ending.latency_us {
             let index = index_of(latency_us);
             bump(&self.latency_sum_us, latency_us);
+            if counted.is_appearance() {
+                bump32(&self.of_users[CoarseLatencies::index_of(index)]);
+            }
             bump32(&self.latencies[index]);
             bump32(&self.octaves[index / OCTAVE]);
         }
@@ -422,6 +501,8 @@ fn bump16(counter: &AtomicU16) {
 pub struct SlotTotals {
     /// Outcomes, for the guard and the metrics.
     pub totals: PerSide<Totals>,
+    /// Those of users whom the hash or chance placed: the sides are compared by them.
+    pub compared: PerSide<Totals>,
     /// Decisions by [`Reason::index`], both sides together.
     pub reasons: [u64; Reason::COUNT],
     /// Requests that have started and not finished.
@@ -447,14 +528,25 @@ impl SlotTotals {
 pub struct Look {
     streaks: PerSide<u32>,
     waited: PerSide<Waited>,
+    waited_compared: PerSide<Waited>,
     witnesses: Vec<Witness>,
     crowd: Option<Crowd>,
 }
 
 impl Look {
     /// The same for the judge.
-    pub fn observed<'a>(&'a self, totals: &'a PerSide<Totals>, available: PerSide<bool>) -> Observed<'a> {
-        Observed { totals, streaks: self.streaks, available, waited: self.waited, witnesses: &self.witnesses, crowd: self.crowd }
+    pub fn observed<'a>(&'a self, totals: &'a PerSide<Totals>, compared: &'a PerSide<Totals>, available: PerSide<bool>, passes_checks: PerSide<bool>) -> Observed<'a> {
+        Observed {
+            totals,
+            compared,
+            streaks: self.streaks,
+            available,
+            passes_checks,
+            waited: self.waited,
+            waited_compared: self.waited_compared,
+            witnesses: &self.witnesses,
+            crowd: self.crowd,
+        }
     }
 }
 
@@ -471,7 +563,8 @@ struct Slot {
     sum: SlotTotals,
     started: PerSide<u64>,
     finished: PerSide<u64>,
-    waits: PerSide<Waits>,
+    /// Of users who are not compared, and of those who are.
+    waits: [PerSide<Waits>; 2],
     crowd: LastCrowd,
     ration: Ration,
 }
@@ -497,6 +590,7 @@ impl Default for Waits {
 #[derive(Debug)]
 struct Known {
     slot: usize,
+    is_compared: bool,
     shards: Arc<PerSide<Shard>>,
     seen: PerSide<Seen>,
 }
@@ -515,7 +609,9 @@ struct Seen {
     aborts: u64,
     appearances: u64,
     counted: [u64; Class::COUNT],
+    trials: SeenTrials,
     latency_sum_us: u64,
+    of_users: [u32; COARSE],
     octaves: [u32; OCTAVES],
     latencies: Box<[u32]>,
 }
@@ -534,7 +630,9 @@ impl Default for Seen {
             aborts: 0,
             appearances: 0,
             counted: [0; Class::COUNT],
+            trials: SeenTrials::default(),
             latency_sum_us: 0,
+            of_users: [0; COARSE],
             octaves: Default::default(),
             latencies: vec![0; COUNTERS].into_boxed_slice(),
         }
@@ -553,7 +651,7 @@ impl Reader {
             let keep = shards.legacy.differs(&known.seen.legacy) || shards.new.differs(&known.seen.new);
             if !keep {
                 for side in Side::BOTH {
-                    slots[known.slot].waits[side].retire(&shards[side]);
+                    slots[known.slot].waits[usize::from(known.is_compared)][side].retire(&shards[side]);
                 }
             }
             keep
@@ -574,7 +672,7 @@ impl Reader {
 
     fn add_all(&mut self, with_latencies: bool) {
         for registered in self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            self.known.push(Known { slot: registered.slot, shards: registered.shards, seen: PerSide::default() });
+            self.known.push(Known { slot: registered.slot, is_compared: registered.is_compared, shards: registered.shards, seen: PerSide::default() });
         }
         for known in &mut self.known {
             if self.slots.len() <= known.slot {
@@ -582,7 +680,7 @@ impl Reader {
             }
             let slot = &mut self.slots[known.slot];
             for side in Side::BOTH {
-                add_news(&known.shards[side], &mut known.seen[side], slot, side, with_latencies);
+                add_news(&known.shards[side], &mut known.seen[side], slot, (side, known.is_compared), with_latencies);
             }
         }
     }
@@ -614,24 +712,27 @@ impl Reader {
             Some(slot) => slot.crowd.look(&watch, is_due, now),
             None => is_due.then(|| watch.crowd(now)),
         };
-        Look {
-            streaks: watch.streaks(),
-            witnesses: watch.drain(),
-            crowd,
-            waited: aged.filter(|ticks| !ticks.is_empty()).map_or_else(PerSide::default, |ticks| self.waited(slot, ticks)),
-        }
+        let (waited, waited_compared) = aged.filter(|ticks| !ticks.is_empty()).map(|ticks| self.waited(slot, ticks)).unwrap_or_default();
+        Look { streaks: watch.streaks(), witnesses: watch.drain(), crowd, waited, waited_compared }
     }
 
-    /// The requests that began to wait in these ticks, and those of them that still wait. Each tick is to be asked for once, within a round of the ring.
-    fn waited(&mut self, slot: usize, ticks: Range<u64>) -> PerSide<Waited> {
+    /// The requests that began to wait in these ticks, and those of them that still wait: of all users, and of those who are compared. Each tick is to be asked for once, within a round of the
+    /// ring.
+    fn waited(&mut self, slot: usize, ticks: Range<u64>) -> (PerSide<Waited>, PerSide<Waited>) {
+        let compared = self.places(slot, ticks.clone(), true);
+        let apart = self.places(slot, ticks, false);
+        let all = PerSide::from_fn(|side| compared[side].plus(&apart[side]).waited());
+        (all, compared.map(Places::waited))
+    }
+
+    fn places(&mut self, slot: usize, ticks: Range<u64>, is_compared: bool) -> PerSide<Places> {
         let Some(sums) = self.slots.get_mut(slot) else { return PerSide::default() };
-        let shards: Vec<&PerSide<Shard>> = self.known.iter().filter(|known| known.slot == slot).map(|known| &*known.shards).collect();
+        let shards: Vec<&PerSide<Shard>> = self.known.iter().filter(|known| known.slot == slot && known.is_compared == is_compared).map(|known| &*known.shards).collect();
         PerSide::from_fn(|side| {
-            let waits = &mut sums.waits[side];
-            let mut places = [0u64; PLACES];
-            let mut started = 0;
+            let waits = &mut sums.waits[usize::from(is_compared)][side];
+            let mut places = Places::default();
             for tick in ticks.clone() {
-                for (place, hung) in places.iter_mut().enumerate() {
+                for (place, hung) in places.hung.iter_mut().enumerate() {
                     let cell = tick as usize % WAIT_TICKS * PLACES + place;
                     let sum = |cells: fn(&Shard) -> &[AtomicU16], retired: u16| {
                         shards.iter().fold(retired, |sum, shards| sum.wrapping_add(cells(&shards[side])[cell].load(Ordering::Relaxed)))
@@ -641,13 +742,11 @@ impl Reader {
                     let begun = sum(|shard| &shard.waits_begun, waits.retired_begun[cell]);
                     let waiting = begun.wrapping_sub(ended);
                     let news = begun.wrapping_sub(std::mem::replace(&mut waits.begun[cell], begun));
-                    started += u64::from(news);
+                    places.started += u64::from(news);
                     *hung += u64::from(waiting.saturating_sub(std::mem::replace(&mut waits.stuck[cell], waiting)).min(news));
                 }
             }
-            let hung: u64 = places.iter().sum();
-            let top = places.iter().max().copied().unwrap_or_default();
-            Waited { started, hung, places: places.iter().filter(|count| **count > 0).count() as u32, top_place: if hung == 0 { 0.0 } else { top as f64 / hung as f64 } }
+            places
         })
     }
 
@@ -656,14 +755,34 @@ impl Reader {
         self.slots.get(slot).map(|slot| &slot.sum)
     }
 
-    /// The totals of all rollouts by control-plane slot, for a tick.
-    pub fn rollouts(&self) -> impl ExactSizeIterator<Item = &PerSide<Totals>> {
-        self.slots.iter().skip(slot_of(0)).map(|slot| &slot.sum.totals)
+    /// The totals of all rollouts by control-plane slot, for a tick, and those of users who are compared.
+    pub fn rollouts(&self) -> impl ExactSizeIterator<Item = (&PerSide<Totals>, &PerSide<Totals>)> {
+        self.slots.iter().skip(slot_of(0)).map(|slot| (&slot.sum.totals, &slot.sum.compared))
     }
 
     /// Requests in flight over all slots and sides.
     pub fn in_flight(&self) -> u64 {
         self.slots.iter().map(|slot| slot.sum.in_flight.legacy + slot.sum.in_flight.new).sum()
+    }
+}
+
+/// Waiting requests by the place they come from.
+#[derive(Clone, Copy, Debug, Default)]
+struct Places {
+    started: u64,
+    hung: [u64; PLACES],
+}
+
+impl Places {
+    fn plus(&self, other: &Self) -> Self {
+        Self { started: self.started + other.started, hung: std::array::from_fn(|place| self.hung[place] + other.hung[place]) }
+    }
+
+    fn waited(&self) -> Waited {
+        let hung: u64 = self.hung.iter().sum();
+        let top = self.hung.iter().max().copied().unwrap_or_default();
+        let top_place = if hung == 0 { 0.0 } else { top as f64 / hung as f64 };
+        Waited { started: self.started, hung, places: self.hung.iter().filter(|count| **count > 0).count() as u32, top_place }
     }
 }
 
@@ -688,7 +807,7 @@ impl Waits {
     }
 }
 
-fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, side: Side, with_latencies: bool) {
+fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, (side, is_compared): (Side, bool), with_latencies: bool) {
     // Finished before started, so that a request between the two reads counts as in flight and not as minus one.
     slot.finished[side] += news(&shard.finished, &mut seen.finished);
     slot.started[side] += news(&shard.started, &mut seen.started);
@@ -698,26 +817,42 @@ fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, side: Side, with_la
     for (sum, (counter, seen)) in slot.sum.halted.iter_mut().zip(shard.halted.iter().zip(&mut seen.halted)) {
         *sum += news(counter, seen);
     }
-    let totals = &mut slot.sum.totals[side];
-    for (sum, (counter, seen)) in totals.code_classes.iter_mut().zip(shard.code_classes.iter().zip(&mut seen.code_classes)) {
-        *sum += news(counter, seen);
-    }
-    let counts = &mut totals.counts;
+    let code_classes: [u64; CODE_CLASSES.len()] = std::array::from_fn(|class| news(&shard.code_classes[class], &mut seen.code_classes[class]));
     // Parts before the whole: a request counted between the reads is in `requests` and not yet in `failures`, never the other way round.
-    for (sum, (counter, seen)) in counts.failures.iter_mut().zip(shard.failures.iter().zip(&mut seen.failures)) {
-        *sum += news(counter, seen);
+    let mut counts = Counts {
+        failures: std::array::from_fn(|kind| news(&shard.failures[kind], &mut seen.failures[kind])),
+        counted: std::array::from_fn(|class| news(&shard.counted[class], &mut seen.counted[class])),
+        appearances: news(&shard.appearances, &mut seen.appearances),
+        client_errors: news(&shard.client_errors, &mut seen.client_errors),
+        aborts: news(&shard.aborts, &mut seen.aborts),
+        requests: news(&shard.requests, &mut seen.requests),
+        latency_sum_us: 0,
+    };
+    let SlotTotals { totals, compared, .. } = &mut slot.sum;
+    let mut sums: [Option<&mut Totals>; 2] = [Some(&mut totals[side]), is_compared.then(|| &mut compared[side])];
+    if with_latencies {
+        counts.latency_sum_us = news(&shard.latency_sum_us, &mut seen.latency_sum_us);
+        add_latencies(shard, seen, &mut sums);
+        if let Some(trials) = shard.trials.news(&mut seen.trials) {
+            sums.iter_mut().flatten().for_each(|sum| sum.trials.add(&trials));
+        }
     }
-    for (sum, (counter, seen)) in counts.counted.iter_mut().zip(shard.counted.iter().zip(&mut seen.counted)) {
-        *sum += news(counter, seen);
+    for sum in sums.into_iter().flatten() {
+        sum.counts.add(&counts);
+        for (sum, news) in sum.code_classes.iter_mut().zip(code_classes) {
+            *sum += news;
+        }
     }
-    counts.appearances += news(&shard.appearances, &mut seen.appearances);
-    counts.client_errors += news(&shard.client_errors, &mut seen.client_errors);
-    counts.aborts += news(&shard.aborts, &mut seen.aborts);
-    counts.requests += news(&shard.requests, &mut seen.requests);
-    if !with_latencies {
-        return;
+}
+
+fn add_latencies(shard: &Shard, seen: &mut Seen, sums: &mut [Option<&mut Totals>]) {
+    if shard.octaves.iter().zip(&seen.octaves).any(|(counter, seen)| counter.load(Ordering::Acquire) != *seen) {
+        for (index, (counter, seen)) in shard.of_users.iter().zip(&mut seen.of_users).enumerate() {
+            let count = counter.load(Ordering::Relaxed);
+            let new = count.wrapping_sub(std::mem::replace(seen, count));
+            sums.iter_mut().flatten().for_each(|sum| sum.of_users.0[index] += u64::from(new));
+        }
     }
-    counts.latency_sum_us += news(&shard.latency_sum_us, &mut seen.latency_sum_us);
     for (octave, (counter, seen_octave)) in shard.octaves.iter().zip(&mut seen.octaves).enumerate() {
         let count = counter.load(Ordering::Acquire);
         if count == *seen_octave {
@@ -730,7 +865,9 @@ fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, side: Side, with_la
             let new = count.wrapping_sub(*seen);
             if new > 0 {
                 *seen = count;
-                totals.latencies.add(index, u64::from(new));
+                for sum in sums.iter_mut().flatten() {
+                    sum.latencies.add(index, u64::from(new));
+                }
             }
         }
     }
@@ -747,7 +884,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn ending(outcome: Outcome, latency_us: u64) -> Ending {
-        Ending { outcome, status: Some(200), latency_us: Some(latency_us), evidence: true }
+        Ending { outcome, status: Some(200), latency_us: Some(latency_us), evidence: cutover_core::Evidence::Compared }
     }
 
     #[test]
@@ -804,22 +941,22 @@ mod tests {
         let mut waiting = Vec::new();
         for user in 0..40 {
             let mut in_flight = recorder.begin(1, Side::New, None);
-            in_flight.waits(Who { user, network: 0 }, tick(7));
+            in_flight.waits(Who { user, network: 0 }, Evidence::Compared, tick(7));
             if user % 4 == 0 {
                 in_flight.is_answered();
             }
             waiting.push(in_flight);
         }
         reader.read();
-        assert_eq!(reader.waited(1, 6..7).new, Waited::default());
-        let waited = reader.waited(1, 7..8).new;
+        assert_eq!(reader.waited(1, 6..7).0.new, Waited::default());
+        let waited = reader.waited(1, 7..8).0.new;
         assert_eq!((waited.started, waited.hung, waited.places), (40, 30, 12), "{waited:?}");
-        assert_eq!(reader.waited(1, 7..8).new, Waited::default(), "each request is told once");
+        assert_eq!(reader.waited(1, 7..8).0.new, Waited::default(), "each request is told once");
         // A round of the ring later: those of before still wait, and are not told again.
         let mut late = recorder.begin(1, Side::New, None);
-        late.waits(Who { user: 1, network: 0 }, tick(7 + WAIT_TICKS as u64));
+        late.waits(Who { user: 1, network: 0 }, Evidence::Limits, tick(7 + WAIT_TICKS as u64));
         reader.read();
-        let waited = reader.waited(1, 263..264).new;
+        let waited = reader.waited(1, 263..264).0.new;
         assert_eq!((waited.started, waited.hung), (1, 1));
     }
 
@@ -830,7 +967,7 @@ mod tests {
             let recorder = Arc::clone(&recorder);
             std::thread::spawn(move || {
                 let mut in_flight = recorder.begin(1, Side::New, None);
-                in_flight.waits(Who { user, network: 0 }, tick(3));
+                in_flight.waits(Who { user, network: 0 }, Evidence::Compared, tick(3));
                 in_flight
             })
             .join()
@@ -842,7 +979,7 @@ mod tests {
         std::thread::spawn(move || drop(waiting)).join().expect("the thread ends");
         reader.read();
         reader.read();
-        let waited = reader.waited(1, 3..4).new;
+        let waited = reader.waited(1, 3..4).0.new;
         assert_eq!((waited.started, waited.hung), (3, 0));
     }
 
@@ -862,9 +999,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_recorder_counts_what_totals_mean(endings in proptest::collection::vec((0usize..10, 100u16..600, 0u64..70_000_000, any::<bool>()), 0..200)) {
+        fn the_recorder_counts_what_totals_mean(endings in proptest::collection::vec((0usize..10, 100u16..600, 0u64..70_000_000, 0usize..3), 0..200)) {
             let (recorder, mut reader) = recorder();
-            let mut expected = Totals::default();
+            let (mut expected, mut expected_compared) = (Totals::default(), Totals::default());
             let watch = Watch::default();
             for (outcome, status, latency_us, evidence) in endings {
                 let outcome = match outcome {
@@ -874,14 +1011,19 @@ mod tests {
                     3 => Outcome::Ignored,
                     kind => Outcome::Failure(FailureKind::ALL[kind - 4]),
                 };
+                let evidence = [Evidence::None, Evidence::Limits, Evidence::Compared][evidence];
                 let ending = Ending { outcome, status: Some(status), latency_us: Some(latency_us), evidence };
                 let counted = watch.see(Side::New, &ending, Who::default(), "", Mono::default());
                 expected.record(&ending, counted);
+                if evidence.is_compared() {
+                    expected_compared.record(&ending, counted);
+                }
                 recorder.record(3, Side::New, &ending, &Origin::default());
             }
             reader.read();
-            let found = reader.slot(3).map(|slot| slot.totals.new.clone()).unwrap_or_default();
-            prop_assert_eq!(found, expected);
+            let found = reader.slot(3).cloned().unwrap_or_default();
+            prop_assert_eq!(&found.totals.new, &expected);
+            prop_assert_eq!(&found.compared.new, &expected_compared);
         }
     }
 }

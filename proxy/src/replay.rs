@@ -112,7 +112,7 @@ pub fn judge(recording: &Recording, rollout: &RolloutSettings) -> Story {
                 counts.counted[class.index()] += count;
                 for _ in 0..if side == Side::New { count.min(100) } else { 0 } {
                     users = users.wrapping_add(1);
-                    witnesses.push(Witness { class, who: Who { user: users, network: users }, at: now.mono, path: None });
+                    witnesses.push(Witness { class, who: Who { user: users, network: users }, at: now.mono, path: None, is_compared: true });
                 }
             }
         }

@@ -1,12 +1,13 @@
 //! What is, as data for people and programs: the shape of `GET /api/v1/rollouts` and of `cutover status --json`. The edge's mirror of the core's types.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use cutover_core::guard::{Mode, millis, share};
 use cutover_core::maintenance::{Window, lasting};
 use cutover_core::rollout::{Cause, RECENT, SideNumbers, TickNumbers, TripNumbers};
-use cutover_core::{ControlPlane, Maintenance, PerSide, Percent, Rollout, Span, Split, Trip, Wall};
+use cutover_core::{Anonymous, ControlPlane, Maintenance, PerSide, Percent, Reason, Rollout, Span, Split, Trip, Wall};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -99,6 +100,12 @@ pub struct RolloutStatus {
     /// Whether both sides are bad at once, so that raises are frozen.
     #[serde(default)]
     pub shared_cause: bool,
+    /// Whether new is worse and legacy does not answer, so that nobody is moved and raises are frozen.
+    #[serde(default)]
+    pub no_refuge: bool,
+    /// Whether users are on new although it is rolled back, because legacy does not answer.
+    #[serde(default)]
+    pub spilled: bool,
     /// The maintenance in force for it: its own or that of everything, the stricter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<MaintenanceStatus>,
@@ -120,6 +127,9 @@ pub struct RolloutStatus {
     pub legacy: SideStatus,
     /// The last minute of both sides.
     pub new: SideStatus,
+    /// Requests that were not compared since the start, by the reason of their decision: the others are users whom the hash or chance placed.
+    #[serde(default)]
+    pub not_compared: BTreeMap<String, u64>,
     /// The guard.
     pub guard: GuardStatus,
 }
@@ -313,6 +323,9 @@ impl TripStatus {
 pub struct SideStatus {
     /// Requests that count as evidence.
     pub requests: u64,
+    /// Those of them by which the sides are compared: of users whom the hash or chance placed.
+    #[serde(default)]
+    pub compared: u64,
     /// Requests per second.
     pub rps: f64,
     /// Failures.
@@ -334,13 +347,14 @@ pub struct SideStatus {
 }
 
 impl SideStatus {
-    fn new(span: &Span, in_flight: u64) -> Self {
+    fn new(span: &Span, compared: &Span, in_flight: u64) -> Self {
         let counts = &span.counts;
         let seconds = span.covers.as_secs_f64().min(RECENT.as_secs_f64());
         let quantiles = span.latencies.quantiles(&[0.5, 0.95, 0.99]);
         let quantile = |at: usize| quantiles.as_ref().map(|values| values[at] as f64 / 1e3);
         Self {
             requests: counts.requests,
+            compared: compared.counts.requests,
             rps: if seconds > 0.0 { (counts.requests as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 },
             failed: counts.failed(),
             error_rate: (counts.requests > 0).then(|| counts.failed() as f64 / counts.requests as f64),
@@ -380,13 +394,19 @@ pub struct GuardStatus {
 pub struct RuleStatus {
     /// Its name.
     pub rule: String,
-    /// `pass`, `breach`, `inconclusive`, `shared_cause` or `held`.
+    /// `pass`, `breach`, `inconclusive`, `shared_cause`, `held` or `no_refuge`.
     pub verdict: String,
     /// The numbers behind it.
     pub sentence: String,
     /// The decimal logarithm of the evidence that new is worse, of rules that gather evidence.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub evidence_log10: Option<f64>,
+    /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms; 0 while nothing is wrong, and after a rollback.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub evidence_ratio: Option<f64>,
+    /// The same of users as trials, of rules that need enough different users.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub users_ratio: Option<f64>,
 }
 
 /// A percentage as a number: at most three decimals, so the shortest form of the float is exact.
@@ -397,7 +417,7 @@ pub fn percent(percent: Percent) -> f64 {
 impl RolloutStatus {
     /// Mirrors a rollout. `in_force` is the share that requests see, which is smaller than the plane's while a raise waits for the disk.
     pub fn new(rollout: &Rollout, totals: &SlotTotals, in_force: Percent, maintenance: Option<MaintenanceStatus>) -> Self {
-        let recent = rollout.recent();
+        let (recent, compared) = (rollout.recent(), rollout.recent_compared());
         let sentence =
             if in_force < rollout.effective() { format!("{} % asked, held at {in_force} % until the state can be written to disk", rollout.desired()) } else { rollout.sentence() };
         let guard = &rollout.settings().guard;
@@ -408,6 +428,8 @@ impl RolloutStatus {
             effective_percent: percent(in_force),
             phase: rollout.phase().name().to_owned(),
             shared_cause: rollout.has_shared_cause(),
+            no_refuge: rollout.has_no_refuge(),
+            spilled: rollout.is_spilled(),
             maintenance,
             held_requests: totals.parked(),
             failovers: {
@@ -421,8 +443,9 @@ impl RolloutStatus {
                 legacy: tick_side(&SideNumbers::of(&totals.totals.legacy.counts)),
                 new: tick_side(&SideNumbers::of(&totals.totals.new.counts)),
             }),
-            legacy: SideStatus::new(recent.legacy, totals.in_flight.legacy),
-            new: SideStatus::new(recent.new, totals.in_flight.new),
+            legacy: SideStatus::new(recent.legacy, compared.legacy, totals.in_flight.legacy),
+            new: SideStatus::new(recent.new, compared.new, totals.in_flight.new),
+            not_compared: not_compared(rollout, totals),
             guard: GuardStatus {
                 mode: guard.mode.name().to_owned(),
                 dry_run: guard.dry_run && guard.mode != Mode::Off,
@@ -434,11 +457,23 @@ impl RolloutStatus {
                         verdict: verdict.answer.name().to_owned(),
                         sentence: verdict.sentence,
                         evidence_log10: verdict.evidence_log10.map(|log| (log * 1e3).round() / 1e3),
+                        evidence_ratio: verdict.progress.map(|part| (part * 1e3).round() / 1e3),
+                        users_ratio: verdict.users_progress.map(|part| (part * 1e3).round() / 1e3),
                     })
                     .collect(),
             },
         }
     }
+}
+
+/// Requests that are compared on neither side, by the reason of their decision.
+fn not_compared(rollout: &Rollout, totals: &SlotTotals) -> BTreeMap<String, u64> {
+    let is_compared = |reason: Reason| match reason {
+        Reason::Bucket => true,
+        Reason::Anonymous => rollout.settings().anonymous != Anonymous::Legacy,
+        Reason::Override | Reason::AlwaysLegacy | Reason::RolledBack | Reason::AlwaysNew | Reason::Health => false,
+    };
+    Reason::ALL.into_iter().filter(|reason| !is_compared(*reason)).map(|reason| (reason.name().to_owned(), totals.reasons[reason.index()])).collect()
 }
 
 /// The recent quantiles of a rollout in seconds.

@@ -106,6 +106,8 @@ pub struct Server {
     departures: AtomicU64,
     /// Whether its checks pass. Without checks they do.
     passes_checks: AtomicBool,
+    /// When a check passed last, in microseconds of the process; zero is never.
+    check_passed_us: AtomicU64,
     /// Requests in a row that got no answer.
     failures: AtomicU32,
     ejections: AtomicU32,
@@ -197,6 +199,11 @@ impl Server {
         if !self.passes_checks.swap(passes, Ordering::Relaxed) && passes {
             self.came_back(now);
         }
+    }
+
+    /// A check has passed.
+    pub fn check_passed(&self, now: Mono) {
+        self.check_passed_us.store(micros(now), Ordering::Relaxed);
     }
 
     /// An attempt at it has its connection, or has none.
@@ -313,6 +320,13 @@ impl Backend {
         self.servers.load().iter().any(|server| server.passes_checks())
     }
 
+    /// Whether a check of one of its servers has passed within the last two intervals.
+    pub fn has_passed_a_check(&self, now: Mono) -> bool {
+        let Some(health) = &self.settings.health else { return false };
+        let since = micros(now.back(health.interval * 2)).max(1);
+        self.servers.load().iter().any(|server| server.check_passed_us.load(Ordering::Relaxed) >= since)
+    }
+
     /// A server for the next attempt, another one than `tried`. `None` when there is none.
     pub fn choose(&self, tried: Option<SocketAddr>, now: Mono) -> Option<Chosen> {
         let servers = self.servers.load();
@@ -412,6 +426,7 @@ impl Backend {
             pool: ArcSwap::default(),
             departures: AtomicU64::default(),
             passes_checks: AtomicBool::new(true),
+            check_passed_us: AtomicU64::default(),
             failures: AtomicU32::default(),
             ejections: AtomicU32::default(),
             ejected_until_us: AtomicU64::default(),

@@ -8,7 +8,8 @@ use cutover_core::{GuardSettings, Mode, Percent, Rate, Ratio, Rule, SharedCause}
 
 use super::{Fault, Lower};
 use crate::duration::{MAX_DURATION, write_duration};
-use crate::schema::{At, DownTable, DurationText, ErrorsTable, GuardTable, HangTable, LatencyTable, ModeText, Number, RateText, SharedCauseText, VsLegacyTable};
+use crate::schema::{At, DownTable, DurationText, ErrorsTable, GuardTable, HangTable, LatencyTable, ModeText, Number, OrOff, RateText, SharedCauseText, VsLegacyTable};
+use crate::text::quote;
 
 /// A shorter window holds too few requests to judge by, and a longer one would judge the hour before the change.
 const WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
@@ -25,9 +26,31 @@ const DOWN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 /// A false alarm more often than this is a guard nobody leaves on.
 const MIN_FALSE_ALARM: Duration = Duration::from_secs(3600);
 
-/// The rules that are written, and the defaults of those that are not: in the order of all names.
-fn with_defaults(mut rules: Vec<Rule>) -> Vec<Rule> {
-    rules.extend(GuardSettings::default_rules().into_iter().filter(|default| rules.iter().all(|rule| rule.name() != default.name())).collect::<Vec<_>>());
+/// A raise that takes more than an hour to settle is not a matter of warmth.
+const WARM_UP: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
+
+/// Headers that an answer needs, or that say something else.
+const NO_OUTCOME_HEADERS: [&str; 14] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "date",
+    "etag",
+    "keep-alive",
+    "location",
+    "retry-after",
+    "set-cookie",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+    "www-authenticate",
+];
+
+/// The rules that are written, and the defaults of those that are not, but for those that are switched off: in the order of all names.
+fn with_defaults(mut rules: Vec<Rule>, off: &[&str]) -> Vec<Rule> {
+    let is_wanted = |default: &Rule| !off.contains(&default.name()) && rules.iter().all(|rule| rule.name() != default.name());
+    rules.extend(GuardSettings::default_rules().into_iter().filter(is_wanted).collect::<Vec<_>>());
     rules.sort_by_key(|rule| Rule::NAMES.iter().position(|name| *name == rule.name()));
     rules
 }
@@ -42,8 +65,34 @@ impl Lower<'_> {
     pub(super) fn guard(&mut self, table: Option<At<GuardTable>>, header: &Range<usize>, percent: Option<Percent>) -> GuardSettings {
         let defaults = GuardSettings::default();
         let Some(At { value: table, span }) = table else { return defaults };
-        let GuardTable { mode, dry_run, errors, latency, client_errors, aborts, hang, health, dead_after, min_users, false_alarm_every, shared_cause, window, min_requests } =
-            table;
+        let GuardTable {
+            mode,
+            dry_run,
+            errors,
+            latency,
+            client_errors,
+            aborts,
+            redirects,
+            hang,
+            health,
+            dead_after,
+            min_users,
+            false_alarm_every,
+            shared_cause,
+            warm_up,
+            outcome_header,
+            window,
+            min_requests,
+        } = table;
+        let mut off = Vec::new();
+        let errors = self.switch(errors, "errors", &["errors_max", "errors_vs_legacy"], &mut off).map(|at| at.value);
+        let latency = self.switch(latency, "latency", &["latency_vs_legacy"], &mut off).map(|at| at.value);
+        let client_errors = self.switch(client_errors, "client_errors", &["client_errors_vs_legacy"], &mut off).map(|at| at.value);
+        let aborts = self.switch(aborts, "aborts", &["aborts_vs_legacy"], &mut off).map(|at| at.value);
+        let redirects = self.switch(redirects, "redirects", &["redirects_vs_legacy"], &mut off).map(|at| at.value);
+        let hang = self.switch(hang, "hang", &["hang"], &mut off);
+        let health = self.switch(health, "health", &["health"], &mut off);
+        let dead_after = self.switch(dead_after, "dead_after", &["dead"], &mut off);
         let mode_span = mode.as_ref().map_or(span, |at| at.span.clone());
         let mode = match mode.map_or(ModeText::Sequential, |at| at.value) {
             ModeText::Sequential => Mode::Sequential,
@@ -62,6 +111,7 @@ impl Lower<'_> {
                     ("guard.min_users", min_users.as_ref().map(|at| &at.span), hang || dead, "hang or dead_after"),
                     ("guard.false_alarm_every", false_alarm_every.as_ref().map(|at| &at.span), hang, "hang"),
                     ("guard.shared_cause", shared_cause.as_ref().map(|at| &at.span), hang || health || dead, "hang, health or dead_after"),
+                    ("guard.warm_up", warm_up.as_ref().map(|at| &at.span), false, ""),
                 ];
                 for (key, span, _, users) in keys.into_iter().filter(|(_, _, is_used, _)| !is_used) {
                     self.warn_of_sequential_key(key, span, users);
@@ -71,13 +121,25 @@ impl Lower<'_> {
         }
 
         let errors_are_written = errors.is_some();
-        let is_a_rule_written =
-            errors_are_written || latency.is_some() || client_errors.is_some() || aborts.is_some() || hang.is_some() || health.is_some() || dead_after.is_some();
+        let is_a_rule_written = errors_are_written
+            || latency.is_some()
+            || client_errors.is_some()
+            || aborts.is_some()
+            || redirects.is_some()
+            || hang.is_some()
+            || health.is_some()
+            || dead_after.is_some();
         let immediate = [hang.map(|at| self.hang(at.value)), health.map(|at| self.health(at.value)), dead_after.map(|at| Rule::Dead(count(&at)))];
-        let mut rules = self.rules(errors.unwrap_or_default(), latency.unwrap_or_default(), client_errors.unwrap_or_default(), aborts.unwrap_or_default());
+        let compared = [client_errors, aborts, redirects].map(Option::unwrap_or_default);
+        let mut rules = self.rules(errors.unwrap_or_default(), latency.unwrap_or_default(), compared);
         rules.extend(immediate.into_iter().flatten());
         match mode {
-            Mode::Sequential => rules = with_defaults(rules),
+            Mode::Sequential => {
+                rules = with_defaults(rules, &off);
+                if rules.is_empty() {
+                    self.warn_unguarded(&mode_span, percent);
+                }
+            }
             Mode::Off => self.warn_unguarded(&mode_span, percent),
             Mode::Threshold if !is_a_rule_written => {
                 let problem = self.error(&mode_span, "guard", "a threshold guard needs at least one rule").label("no rule in this section");
@@ -97,7 +159,37 @@ impl Lower<'_> {
                 Some(SharedCauseText::Rollback) => SharedCause::Rollback,
                 Some(SharedCauseText::Hold) | None => SharedCause::Hold,
             },
+            warm_up: self.duration(warm_up.as_ref(), "guard.warm_up", &write_duration(defaults.warm_up), WARM_UP.0, WARM_UP.1),
+            outcome_header: outcome_header.and_then(|at| self.outcome_header(&at)),
         }
+    }
+
+    /// What a rule says, unless it is switched off: then the rules of these names are.
+    fn switch<T>(&mut self, at: Option<At<OrOff<T>>>, key: &str, names: &[&'static str], off: &mut Vec<&'static str>) -> Option<At<T>> {
+        let At { value, span } = at?;
+        match value {
+            OrOff::Set(value) => return Some(At { value, span }),
+            OrOff::Switch(false) => off.extend(names),
+            OrOff::Switch(true) => {
+                let fault = Fault::new("expected what the rule says, or false, found true", "remove it: a sequential guard has the rule by itself");
+                self.settle::<()>(&span, &format!("guard.{key}"), Err(fault));
+            }
+        }
+        None
+    }
+
+    fn outcome_header(&mut self, at: &At<String>) -> Option<Box<str>> {
+        let name = at.value.to_ascii_lowercase();
+        let is_token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        let result = if name.is_empty() || name.len() > 64 || !name.bytes().all(is_token) {
+            Err(Fault::new(format!("expected the name of a header, found {}", quote(&at.value)), "write outcome_header = \"x-cutover-outcome\""))
+        } else if NO_OUTCOME_HEADERS.contains(&name.as_str()) {
+            let what = format!("the header {} means something else in every answer, and would be removed from it", quote(&name));
+            Err(Fault::new(what, "write outcome_header = \"x-cutover-outcome\""))
+        } else {
+            Ok(name.into())
+        };
+        self.settle(&at.span, "guard.outcome_header", result)
     }
 
     fn warn_of_threshold_key(&mut self, key: &str, span: Option<&Range<usize>>) {
@@ -107,18 +199,18 @@ impl Lower<'_> {
         }
     }
 
-    /// `users` are the rules for which the key would matter in threshold mode, too.
+    /// `users` are the rules for which the key would matter in threshold mode, too, if any.
     fn warn_of_sequential_key(&mut self, key: &str, span: Option<&Range<usize>>, users: &str) {
         if let Some(span) = span {
-            let problem = self.warning(span, key, format!("has no effect in threshold mode without {users}, it belongs to mode = \"sequential\""));
+            let without = if users.is_empty() { String::new() } else { format!(" without {users}") };
+            let problem = self.warning(span, key, format!("has no effect in threshold mode{without}, it belongs to mode = \"sequential\""));
             self.report.push(problem.label("no effect").hint("remove it, or write mode = \"sequential\""));
         }
     }
 
     /// What a threshold guard cannot see.
     fn warn_of_gaps(&mut self, rules: &[Rule], errors_are_written: bool, header: &Range<usize>, percent: Option<Percent>) {
-        let compares = |rule: &Rule| matches!(rule, Rule::ErrorsVsLegacy(_) | Rule::LatencyVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) | Rule::AbortsVsLegacy(_));
-        if percent == Some(Percent::FULL) && !rules.is_empty() && rules.iter().all(compares) {
+        if percent == Some(Percent::FULL) && !rules.is_empty() && rules.iter().all(|rule| rule.compares()) {
             let problem = self.warning(header, "guard", "at 100 % nobody is on legacy, so a guard of only vs_legacy rules has nothing to compare with and never trips");
             self.report.push(problem.label("percent = 100").hint("add errors = { max = \"1%\" } to [rollout.guard]"));
         }
@@ -148,7 +240,7 @@ impl Lower<'_> {
     }
 
     /// The rules that are written, in the order of the contract.
-    fn rules(&mut self, errors: ErrorsTable, latency: LatencyTable, client_errors: VsLegacyTable, aborts: VsLegacyTable) -> Vec<Rule> {
+    fn rules(&mut self, errors: ErrorsTable, latency: LatencyTable, [client_errors, aborts, redirects]: [VsLegacyTable; 3]) -> Vec<Rule> {
         let ErrorsTable { max, vs_legacy: errors_vs_legacy } = errors;
         let LatencyTable { p50, p95, p99, mean, vs_legacy: latency_vs_legacy } = latency;
         let rules = [
@@ -161,6 +253,7 @@ impl Lower<'_> {
             latency_vs_legacy.and_then(|at| self.ratio(&at, "guard.latency.vs_legacy")).map(Rule::LatencyVsLegacy),
             client_errors.vs_legacy.and_then(|at| self.ratio(&at, "guard.client_errors.vs_legacy")).map(Rule::ClientErrorsVsLegacy),
             aborts.vs_legacy.and_then(|at| self.ratio(&at, "guard.aborts.vs_legacy")).map(Rule::AbortsVsLegacy),
+            redirects.vs_legacy.and_then(|at| self.ratio(&at, "guard.redirects.vs_legacy")).map(Rule::RedirectsVsLegacy),
         ];
         rules.into_iter().flatten().collect()
     }
@@ -249,11 +342,13 @@ mod tests {
             Rule::LatencyVsLegacy(ratio(1_500)),
             Rule::ClientErrorsVsLegacy(ratio(2_000)),
             Rule::AbortsVsLegacy(ratio(2_000)),
+            Rule::RedirectsVsLegacy(ratio(2_000)),
             Rule::Hang(10_000_000),
             Rule::Health(10_000_000),
             Rule::Dead(20),
         ];
-        let GuardSettings { dry_run, min_users, false_alarm_every, shared_cause, window, min_requests, rules: found, mode } = guard("");
+        let GuardSettings { dry_run, min_users, false_alarm_every, shared_cause, window, min_requests, rules: found, mode, warm_up, outcome_header } = guard("");
+        assert_eq!((warm_up, outcome_header), (Duration::from_secs(30), None));
         assert_eq!((mode, dry_run, min_users, false_alarm_every, shared_cause), (Mode::Sequential, false, 3, Duration::from_secs(30 * 24 * 3600), SharedCause::Hold));
         assert_eq!((window, min_requests), (Duration::from_secs(30), 200));
         assert_eq!(found, rules);
@@ -267,6 +362,7 @@ mod tests {
             ("latency = { vs_legacy = 1.25 }", Rule::LatencyVsLegacy(ratio(1_250))),
             ("client_errors = { vs_legacy = 4.5 }", Rule::ClientErrorsVsLegacy(ratio(4_500))),
             ("aborts = { vs_legacy = 10 }", Rule::AbortsVsLegacy(ratio(10_000))),
+            ("redirects = { vs_legacy = 5 }", Rule::RedirectsVsLegacy(ratio(5_000))),
             ("hang = { older_than = \"1s\" }", Rule::Hang(1_000_000)),
             ("hang = { older_than = \"29s\" }", Rule::Hang(29_000_000)),
             ("health = { down_for = \"1s\" }", Rule::Health(1_000_000)),
@@ -284,14 +380,41 @@ mod tests {
     }
 
     #[test]
+    fn false_switches_a_rule_off_and_leaves_the_others() {
+        for (text, off) in [
+            ("errors = false", &["errors_max", "errors_vs_legacy"][..]),
+            ("latency = false", &["latency_vs_legacy"]),
+            ("client_errors = false", &["client_errors_vs_legacy"]),
+            ("aborts = false", &["aborts_vs_legacy"]),
+            ("redirects = false", &["redirects_vs_legacy"]),
+            ("hang = false", &["hang"]),
+            ("health = false", &["health"]),
+            ("dead_after = false", &["dead"]),
+        ] {
+            let expected: Vec<Rule> = GuardSettings::default_rules().into_iter().filter(|rule| !off.contains(&rule.name())).collect();
+            assert_eq!(guard(text).rules, expected, "{text}");
+        }
+        assert_eq!(guard("mode = \"threshold\"\nerrors = { max = \"1%\" }\nhang = false").rules, [Rule::ErrorsMax(rate(10_000))]);
+        let all = ["errors", "latency", "client_errors", "aborts", "redirects", "hang", "health", "dead_after"].map(|key| format!("{key} = false")).join("\n");
+        assert_eq!(warned("", &all), ["guard"], "a guard of no rules is no guard");
+    }
+
+    #[test]
+    fn the_header_of_outcomes_is_read_in_lower_case_and_the_time_of_warmth_has_its_bounds() {
+        assert_eq!(guard("outcome_header = \"X-Cutover-Outcome\"").outcome_header.as_deref(), Some("x-cutover-outcome"));
+        assert_eq!(guard("warm_up = \"0s\"").warm_up, Duration::ZERO);
+        assert_eq!(guard("warm_up = \"1h\"").warm_up, Duration::from_secs(3600));
+    }
+
+    #[test]
     fn a_latency_limit_is_added_to_the_defaults_and_rules_stand_in_the_order_of_their_names() {
         // Written from the last to the first.
-        let text = "dead_after = 5\nhealth = { down_for = \"2s\" }\nlatency = { mean = \"4ms\", p99 = \"3ms\", p95 = \"2ms\", p50 = \"1ms\" }\nerrors = { vs_legacy = 2 }";
+        let text = "redirects = { vs_legacy = 3 }\ndead_after = 5\nhealth = { down_for = \"2s\" }\nlatency = { mean = \"4ms\", p99 = \"3ms\", p95 = \"2ms\", p50 = \"1ms\" }\nerrors = { vs_legacy = 2 }";
         let names: Vec<&str> = guard(text).rules.iter().map(|rule| rule.name()).collect();
         assert_eq!(names, Rule::NAMES);
         let text = format!("mode = \"threshold\"\n{text}");
         let names: Vec<&str> = guard(&text).rules.iter().map(|rule| rule.name()).collect();
-        assert_eq!(names, ["errors_vs_legacy", "latency_p50", "latency_p95", "latency_p99", "latency_mean", "health", "dead"]);
+        assert_eq!(names, ["errors_vs_legacy", "latency_p50", "latency_p95", "latency_p99", "latency_mean", "redirects_vs_legacy", "health", "dead"]);
     }
 
     #[test]

@@ -81,7 +81,7 @@ impl Lower<'_> {
         if let (Some(on_new), Some(on_legacy), Some(at)) = (&on_new, &on_legacy, &always_new) {
             self.warn_of_users_in_both(on_new, on_legacy, &at.span);
         }
-        let hang_span = guard.as_ref().and_then(|at| at.value.hang.as_ref()?.value.older_than.as_ref()).map(|at| at.span.clone());
+        let hang_span = guard.as_ref().and_then(|at| at.value.hang.as_ref()?.value.as_set()?.older_than.as_ref()).map(|at| at.span.clone());
         let in_force = percent.and_then(|percent| Some(percent.min(beside(holdback?)?)));
         let guard = self.guard(guard, &header, in_force);
         let anonymous = match anonymous.unwrap_or(AnonymousText::Legacy) {

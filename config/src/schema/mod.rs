@@ -22,7 +22,7 @@ pub(crate) use file::{
 pub(crate) use rollout::{
     AnonymousText, DownTable, ErrorsTable, FailoverText, GuardTable, HangTable, LatencyTable, MatchTable, ModeText, RolloutTable, SharedCauseText, VsLegacyTable,
 };
-pub(crate) use value::{At, DURATION_PATTERN, DurationText, Number, RATE_PATTERN, RateText, SIZE_PATTERN, SizeText};
+pub(crate) use value::{At, DURATION_PATTERN, DurationText, Number, OrOff, RATE_PATTERN, RateText, SIZE_PATTERN, SizeText};
 
 /// The defaults of the file, as the file would write them: in the schema for editors, and read by `lower` like anything else.
 pub(crate) mod default {

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::default;
-use super::value::{At, DurationText, Number, RateText};
+use super::value::{At, DurationText, Number, OrOff, RateText};
 
 type Texts = Vec<At<String>>;
 
@@ -110,27 +110,30 @@ pub(crate) struct GuardTable {
     /// Judge and report, but never roll back.
     #[schemars(extend("default" = false))]
     pub(crate) dry_run: Option<bool>,
-    /// Limits on failures: 5xx, connect errors, timeouts, resets, truncated bodies. Here and below, a sequential guard has the default where nothing is written, a threshold guard has no rule.
+    /// Limits on failures: 5xx, connect errors, timeouts, resets, truncated bodies. Here and below, a sequential guard has the default where nothing is written, a threshold guard has no rule, and `false` switches a rule off.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "max": "1%" }]))]
-    pub(crate) errors: Option<ErrorsTable>,
+    pub(crate) errors: Option<At<OrOff<ErrorsTable>>>,
     /// Limits on the time to the response header.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "p99": "800ms" }]))]
-    pub(crate) latency: Option<LatencyTable>,
+    pub(crate) latency: Option<At<OrOff<LatencyTable>>>,
     /// A limit on 4xx answers.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "vs_legacy": 2 }]))]
-    pub(crate) client_errors: Option<VsLegacyTable>,
+    pub(crate) client_errors: Option<At<OrOff<VsLegacyTable>>>,
     /// A limit on clients that gave up.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "vs_legacy": 2 }]))]
-    pub(crate) aborts: Option<VsLegacyTable>,
+    pub(crate) aborts: Option<At<OrOff<VsLegacyTable>>>,
+    /// A limit on users who are sent in circles: five redirects in a row and nothing else.
+    #[schemars(extend("minProperties" = 1, "examples" = [{ "vs_legacy": 2 }]))]
+    pub(crate) redirects: Option<At<OrOff<VsLegacyTable>>>,
     /// Requests that wait too long for an answer, noticed while they wait.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "older_than": "10s" }]))]
-    pub(crate) hang: Option<At<HangTable>>,
+    pub(crate) hang: Option<At<OrOff<HangTable>>>,
     /// A backend without any server to send to.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "down_for": "10s" }]))]
-    pub(crate) health: Option<At<DownTable>>,
+    pub(crate) health: Option<At<OrOff<DownTable>>>,
     /// So many failures of new in a row, with no success between.
     #[schemars(extend("default" = 20, "minimum" = 2, "maximum" = 1_000_000))]
-    pub(crate) dead_after: Option<At<u64>>,
+    pub(crate) dead_after: Option<At<OrOff<u64>>>,
     /// How many users must be hurt before a rule may trip; never more than new has served in the last minute. In threshold mode for hang and dead_after only.
     #[schemars(extend("default" = 3, "minimum" = 1, "maximum" = 1_000))]
     pub(crate) min_users: Option<At<u64>>,
@@ -140,6 +143,12 @@ pub(crate) struct GuardTable {
     /// What happens when both sides are bad at once. In threshold mode for hang, health and dead_after only.
     #[schemars(extend("default" = "hold"))]
     pub(crate) shared_cause: Option<At<SharedCauseText>>,
+    /// How long after a raise latencies are not compared with legacy's, up to 1h: caches fill and connections open.
+    #[schemars(extend("default" = "30s"))]
+    pub(crate) warm_up: Option<At<DurationText>>,
+    /// A response header in which a backend says what an answer was: `failure`, `success` or `ignore`. It is removed before the client.
+    #[schemars(extend("examples" = ["x-cutover-outcome"]))]
+    pub(crate) outcome_header: Option<At<String>>,
     /// How far back a rule looks, from 1s to 1h. Threshold mode only.
     #[schemars(extend("default" = "30s"))]
     pub(crate) window: Option<At<DurationText>>,
@@ -185,7 +194,7 @@ pub(crate) struct LatencyTable {
     /// The mean is above this.
     #[schemars(extend("examples" = ["200ms"]))]
     pub(crate) mean: Option<At<DurationText>>,
-    /// New is more than this many times as slow as legacy: at the p95, in sequential mode also at the p50 and p90.
+    /// New is more than this many times as slow as legacy: at the p95; in sequential mode also at the p50, p90, p99 and p99.9, and in the mean.
     #[schemars(extend("default" = 1.5, "minimum" = 1, "maximum" = 1000))]
     pub(crate) vs_legacy: Option<At<Number>>,
 }

@@ -3,10 +3,12 @@
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::fmt;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
-use serde::de::{Deserialize, Deserializer, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Deserialize, Deserializer, Error, IntoDeserializer, MapAccess, Visitor};
 
 /// The pattern of durations in the schema.
 pub(crate) const DURATION_PATTERN: &str = "^[0-9]+ ?(ms|s|m|h|d)$|\\$\\{";
@@ -63,6 +65,75 @@ impl<T: Ord> PartialEq for At<T> {
 }
 
 impl<T: Ord> Eq for At<T> {}
+
+/// What a rule says, or `false`: the rule does not apply. `true` says nothing and is refused.
+#[derive(Clone, Debug)]
+pub(crate) enum OrOff<T> {
+    /// Written as something else than true or false.
+    Set(T),
+    /// `false`, or `true`.
+    Switch(bool),
+}
+
+impl<T> OrOff<T> {
+    /// What is written, if it is no switch.
+    pub(crate) fn as_set(&self) -> Option<&T> {
+        match self {
+            Self::Set(value) => Some(value),
+            Self::Switch(_) => None,
+        }
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for OrOff<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(OrOffOf(PhantomData))
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for OrOff<T> {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = T::json_schema(generator);
+        let kind = schema.get("type").cloned().unwrap_or_default();
+        schema.insert("type".to_owned(), vec![kind, "boolean".into()].into());
+        schema.insert("not".to_owned(), serde_json::json!({ "const": true }));
+        schema
+    }
+}
+
+struct OrOffOf<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for OrOffOf<T> {
+    type Value = OrOff<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("what the rule says, or false")
+    }
+
+    fn visit_bool<E>(self, is_on: bool) -> Result<OrOff<T>, E> {
+        Ok(OrOff::Switch(is_on))
+    }
+
+    fn visit_i64<E: Error>(self, number: i64) -> Result<OrOff<T>, E> {
+        T::deserialize(number.into_deserializer()).map(OrOff::Set)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<OrOff<T>, E> {
+        T::deserialize(number.into_deserializer()).map(OrOff::Set)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<OrOff<T>, A::Error> {
+        T::deserialize(MapAccessDeserializer::new(map)).map(OrOff::Set)
+    }
+}
 
 /// A string that is a duration.
 #[derive(Clone, Debug, serde::Deserialize)]

@@ -21,6 +21,9 @@ use crate::time::Mono;
 /// Without a bad event on new for so long, evidence begins anew. The "+ 1"s alone would else add up over quiet weeks, until a single event decided. Forgetting never makes an alarm likelier.
 const QUIET: Duration = Duration::from_secs(600);
 
+/// Above this share of bad events a difference of a few percent would be evidence by the second bound on a comparison. It is for the tail.
+const RARE: f64 = 0.2;
+
 /// Evidence beyond this is no better: it keeps sums finite.
 const MAX_LOG: f64 = 650.0;
 
@@ -107,12 +110,20 @@ pub enum Test {
         rates: Vec<f64>,
     },
     /// Bad events on new come at most this many times as often as on legacy in the same tick. Given their sum, their split between the sides is then at most binomial (Hoeffding 1963,
-    /// theorem 4), whatever the common rate does: `(psi/rho)^x * ((1-w+w*rho)/(1-w+w*psi))^(x+y)` with `w` new's part of what was tried.
+    /// theorem 4), whatever the common rate does: `(psi/rho)^x * ((1-w+w*rho)/(1-w+w*psi))^(x+y)` with `w` new's part of what was tried. Where no more than legacy's rate is tolerated, the mean of
+    /// `psi^x` has a second bound, `(1-q+q*psi)^n` with `q` the bad part of what was tried on both sides, and the lower one is used where bad
+    /// events are rare: the split is hypergeometric, in which what is tried and what is bad change places.
     Relative {
         /// `rho`, at least 1.
         tolerated: f64,
         /// The ratios looked for, each above `tolerated`.
         ratios: Vec<f64>,
+    },
+    /// The mean on new is at most legacy's, values being within `0..=1`. Given all values of a tick, those of new are then drawn from them without replacement, so `exp(f*sum)` has at most the mean
+    /// of as many draws with replacement (Hoeffding 1963, theorem 4): `f*sum - n*ln(mean of exp(f*value) over both sides)` with stakes `f`.
+    MeanVsLegacy {
+        /// The stakes, each twice the one before.
+        stakes: Vec<f64>,
     },
     /// The mean on new is at most a limit, values being bounded: a betting martingale `prod 1 + f * (value/limit - 1)` with stakes `f` below 1 (Waudby-Smith and Ramdas 2024).
     Mean {
@@ -144,11 +155,16 @@ impl Test {
         Self::Mean { limit: limit.max(1.0), stakes: vec![0.02, 0.05, 0.1, 0.2, 0.4, 0.8] }
     }
 
+    /// Stakes on the mean, compared with legacy's.
+    pub fn mean_vs_legacy() -> Self {
+        Self::MeanVsLegacy { stakes: vec![0.25, 0.5, 1.0, 2.0, 4.0, 8.0] }
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Absolute { rates, .. } => rates.len(),
             Self::Relative { ratios, .. } => ratios.len(),
-            Self::Mean { stakes, .. } => stakes.len(),
+            Self::Mean { stakes, .. } | Self::MeanVsLegacy { stakes } => stakes.len(),
         }
     }
 
@@ -160,10 +176,16 @@ impl Test {
         match self {
             Self::Absolute { limit, rates } => x * (rates[k] / limit).ln() + (n - x) * ((1.0 - rates[k]) / (1.0 - limit)).ln(),
             Self::Relative { tolerated, ratios } if x + y > 0.0 => {
-                let w = n / (n + tally.m.max(tally.y) as f64);
-                x * (ratios[k] / tolerated).ln() + (x + y) * ((1.0 - w + w * tolerated) / (1.0 - w + w * ratios[k])).ln()
+                let m = tally.m.max(tally.y) as f64;
+                let w = n / (n + m);
+                let by_side = x * (ratios[k] / tolerated).ln() + (x + y) * ((1.0 - w + w * tolerated) / (1.0 - w + w * ratios[k])).ln();
+                let q = (x + y) / (n + m);
+                if *tolerated > 1.0 || q > RARE {
+                    return by_side;
+                }
+                by_side.max(x * ratios[k].ln() - n * (1.0 - q + q * ratios[k]).ln())
             }
-            Self::Relative { .. } | Self::Mean { .. } => 0.0,
+            Self::Relative { .. } | Self::Mean { .. } | Self::MeanVsLegacy { .. } => 0.0,
         }
     }
 
@@ -175,7 +197,7 @@ impl Test {
                 let w = tally.share_of_new();
                 (ratios[k] / tolerated * (1.0 - w + w * tolerated) / (1.0 - w + w * ratios[k])).ln()
             }
-            Self::Mean { .. } => 0.0,
+            Self::Mean { .. } | Self::MeanVsLegacy { .. } => 0.0,
         }
     }
 }
@@ -232,6 +254,11 @@ impl Detector {
     /// What it tests.
     pub fn test(&self) -> &Test {
         &self.test
+    }
+
+    /// A detector without evidence of another test, with the same limit on a tick.
+    pub fn with(&self, test: Test, now: Mono) -> Self {
+        Self::new(test, now).at_most(self.most_at_once)
     }
 
     /// Forgets everything.
@@ -300,6 +327,25 @@ impl Detector {
         }
     }
 
+    /// Multiplies in values of both sides within `0..=1`, each with how often it occurred: for [`Test::MeanVsLegacy`]. New's come first.
+    pub fn fold_both(&mut self, of_new: &[(f64, u64)], of_legacy: &[(f64, u64)], tally: &Tally, now: Mono) {
+        self.total = self.total.plus(tally);
+        let Test::MeanVsLegacy { stakes } = &self.test else { return };
+        let count = |values: &[(f64, u64)]| values.iter().map(|(_, count)| *count as f64).sum::<f64>();
+        let (n, m) = (count(of_new), count(of_legacy));
+        if n == 0.0 || m == 0.0 {
+            return;
+        }
+        let sum: f64 = of_new.iter().map(|(value, count)| value * *count as f64).sum();
+        let mut powers: Vec<(f64, f64)> = of_new.iter().chain(of_legacy).map(|(value, count)| ((stakes[0] * value).exp(), *count as f64)).collect();
+        for (component, stake) in self.components.iter_mut().zip(stakes) {
+            let all: f64 = powers.iter().map(|(power, count)| power * count).sum();
+            component.add(stake * sum - n * (all / (n + m)).ln(), self.most_at_once, self.total, now);
+            // The next stake is twice this one.
+            powers.iter_mut().for_each(|(power, _)| *power *= *power);
+        }
+    }
+
     /// The natural logarithm of the evidence: the mean over the components.
     pub fn log_evidence(&self) -> f64 {
         log_mean(self.components.iter().map(|component| component.log_m))
@@ -344,6 +390,12 @@ impl Component {
 /// `ln(exp(log) + 1)`.
 fn log_plus_one(log: f64) -> f64 {
     if log > 40.0 { log } else { log.exp().ln_1p() }
+}
+
+/// The logarithm of the sum of two numbers given as logarithms.
+pub fn log_plus(a: f64, b: f64) -> f64 {
+    let (large, small) = if a > b { (a, b) } else { (b, a) };
+    if small == f64::NEG_INFINITY { large } else { large + (small - large).exp().ln_1p() }
 }
 
 /// The logarithm of the mean of numbers given as logarithms.
@@ -404,6 +456,40 @@ mod tests {
             let mean: f64 = (0..=6).map(|x| choose(20, x) * choose(60, 6 - x) / choose(80, 6) * test.log_e(k, &tally(20, x, 60, 6 - x)).exp()).sum();
             assert!(mean <= 1.0 + 1e-9, "{k}: {mean}");
         }
+    }
+
+    #[test]
+    fn the_mean_of_new_is_judged_against_that_of_legacy() {
+        // Over all ways to draw 3 of these 7 values for new, the mean of each e-value is at most 1.
+        let values = [0.05, 0.1, 0.1, 0.2, 0.4, 0.9, 1.0];
+        let mut sums = [0.0f64; 6];
+        let mut draws = 0.0;
+        for drawn in 0u32..1 << values.len() {
+            if drawn.count_ones() != 3 {
+                continue;
+            }
+            draws += 1.0;
+            let of = |new: bool| -> Vec<(f64, u64)> { values.iter().enumerate().filter(|(at, _)| (drawn >> at & 1 == 1) == new).map(|(_, value)| (*value, 1)).collect() };
+            let mut detector = Detector::new(Test::mean_vs_legacy(), Mono::default());
+            detector.fold_both(&of(true), &of(false), &Tally::default(), Mono::default());
+            for (sum, component) in sums.iter_mut().zip(&detector.components) {
+                *sum += component.log_m.exp();
+            }
+        }
+        assert!(sums.iter().all(|sum| sum / draws <= 1.0 + 1e-9), "{sums:?}");
+        let mut detector = Detector::new(Test::mean_vs_legacy(), Mono::default());
+        for _ in 0..100 {
+            detector.fold_both(&[(0.1, 100), (1.0, 20)], &[(0.1, 120)], &Tally::default(), Mono::default());
+            detector.begin_tick();
+        }
+        assert!(detector.log_evidence() > 18.0, "{}", detector.log_evidence());
+    }
+
+    #[test]
+    fn logarithms_are_added() {
+        assert!((log_plus(2.0f64.ln(), 3.0f64.ln()) - 5.0f64.ln()).abs() < 1e-12);
+        assert_eq!(log_plus(f64::NEG_INFINITY, 1.5), 1.5);
+        assert_eq!(log_plus(f64::NEG_INFINITY, f64::NEG_INFINITY), f64::NEG_INFINITY);
     }
 
     #[test]

@@ -4,14 +4,14 @@
 //! of a threshold rule are counted as up-crossings: failures come at a rate `a`, and an alarm is the one that comes while exactly the tolerated number `k` is in the window, so there are
 //! `a * P(Poisson(a * window) = k)` of them per second (exact for a stationary Poisson process).
 //!
-//! Each rule is looked at by itself and with enough users hurt. Traffic is steady; real traffic is not, so these are orders of magnitude for choosing, not promises.
+//! Each rule is looked at by itself and with enough users hurt. Where there are too few users for that, whatever happens, the forecast says so. Traffic is steady; real traffic is not, so these are orders of magnitude for choosing, not promises.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::evidence::{Detector, Tally, Test, log_mean};
 use crate::guard::{GuardSettings, MIN_COMPARED_EVENTS, Mode, Rule};
-use crate::judge::{log_threshold, most_at_once};
+use crate::judge::{log_threshold, most_at_once, trials};
 use crate::percent::{Percent, Ratio};
 use crate::simulate::{Chance, Traffic};
 use crate::time::Mono;
@@ -56,6 +56,7 @@ fn healthy(rule: Rule, traffic: &Traffic) -> (f64, f64) {
         Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_) | Rule::Dead(_) => (traffic.errors, traffic.errors),
         Rule::ClientErrorsVsLegacy(_) => (traffic.client_errors, traffic.client_errors),
         Rule::AbortsVsLegacy(_) => (traffic.aborts, traffic.aborts),
+        Rule::RedirectsVsLegacy(_) => (0.0, 0.0),
         // A limit that is met: half of what it allows.
         Rule::Latency(point, _) => (point.slower_share() / 2.0, point.slower_share() / 2.0),
         // Legacy's p90, and new compared at a longer time.
@@ -100,10 +101,14 @@ fn of_rule(guard: &GuardSettings, rule: Rule, traffic: &Traffic, rates: Rates) -
         _ => {}
     }
     let sequential = guard.judges(rule);
-    let compares = matches!(rule, Rule::ErrorsVsLegacy(_) | Rule::LatencyVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) | Rule::AbortsVsLegacy(_));
+    let compares = rule.compares();
     if compares && rates.legacy <= 0.0 {
         let why = if sequential { "nobody is on legacy to compare with, only what legacy was before: set holdback = 1" } else { "nobody is on legacy to compare with" };
         return Forecast { cannot_work: Some(why.to_owned()), ..none };
+    }
+    if sequential && compares && !trials::are_enough(guard, f64::from(traffic.users), rates.new / (rates.new + rates.legacy)) {
+        let why = format!("{} users are too few to tell a fault of new from chance: a user stays on one side, whatever the requests", traffic.users);
+        return Forecast { cannot_work: Some(why), ..none };
     }
     if !sequential {
         let window_s = guard.window.as_secs_f64();
@@ -136,7 +141,7 @@ fn up_crossings(guard: &GuardSettings, rule: Rule, traffic: &Traffic, rates: Rat
             (ratio.factor() * of_legacy.max(1.0 / (rates.legacy * window_s)) * requests).floor().max(MIN_COMPARED_EVENTS as f64 - 1.0)
         }
         // The p95 of new above so many times the p95 of legacy, whose own p95 is a matter of chance too.
-        Rule::LatencyVsLegacy(_) | Rule::Hang(_) | Rule::Health(_) | Rule::Dead(_) => (0.05 * requests).floor(),
+        Rule::LatencyVsLegacy(_) | Rule::RedirectsVsLegacy(_) | Rule::Hang(_) | Rule::Health(_) | Rule::Dead(_) => (0.05 * requests).floor(),
     };
     let deviations: Vec<f64> = (-12..=12).map(|step| f64::from(step) / 4.0).collect();
     let weight = |deviation: f64| (-deviation * deviation / 2.0).exp();
@@ -209,7 +214,7 @@ impl Alarm {
         }
         let test = match rule {
             Rule::ErrorsMax(max) => Test::absolute(max.fraction()),
-            Rule::ErrorsVsLegacy(ratio) | Rule::ClientErrorsVsLegacy(ratio) | Rule::AbortsVsLegacy(ratio) => Test::relative(ratio.factor()),
+            Rule::ErrorsVsLegacy(ratio) | Rule::ClientErrorsVsLegacy(ratio) | Rule::AbortsVsLegacy(ratio) | Rule::RedirectsVsLegacy(ratio) => Test::relative(ratio.factor()),
             Rule::Latency(point, _) => Test::absolute(point.slower_share()),
             Rule::LatencyVsLegacy(_) => Test::relative(1.0),
             Rule::Hang(_) | Rule::Health(_) | Rule::Dead(_) => Test::absolute(guard.hang_limit()),
@@ -251,7 +256,7 @@ impl Alarm {
                         Rule::Latency(point, _) => sum.x as f64 > point.slower_share() * sum.n as f64,
                         Rule::ErrorsVsLegacy(ratio) | Rule::ClientErrorsVsLegacy(ratio) | Rule::AbortsVsLegacy(ratio) => sum.m >= *min_requests && ratio_is_exceeded(ratio),
                         Rule::LatencyVsLegacy(_) => sum.m >= *min_requests && sum.x as f64 > 0.05 * sum.n as f64,
-                        Rule::Hang(_) | Rule::Health(_) | Rule::Dead(_) => false,
+                        Rule::RedirectsVsLegacy(_) | Rule::Hang(_) | Rule::Health(_) | Rule::Dead(_) => false,
                     }
             }
         }
@@ -324,6 +329,6 @@ mod tests {
     fn without_a_control_group_comparisons_say_so() {
         let forecasts = forecast(&GuardSettings::default(), &Traffic::default(), Percent::FULL);
         let compared: Vec<_> = forecasts.iter().filter(|forecast| forecast.cannot_work.is_some()).map(|forecast| forecast.rule.name()).collect();
-        assert_eq!(compared, ["errors_vs_legacy", "latency_vs_legacy", "client_errors_vs_legacy", "aborts_vs_legacy"]);
+        assert_eq!(compared, ["errors_vs_legacy", "latency_vs_legacy", "client_errors_vs_legacy", "aborts_vs_legacy", "redirects_vs_legacy"]);
     }
 }

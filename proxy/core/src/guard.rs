@@ -104,6 +104,8 @@ pub enum Rule {
     ClientErrorsVsLegacy(Ratio),
     /// The rate of clients that gave up is more than this many times legacy's.
     AbortsVsLegacy(Ratio),
+    /// The rate of users who get nothing but redirects is more than this many times legacy's.
+    RedirectsVsLegacy(Ratio),
     /// Too many requests have waited longer than this many microseconds for an answer, and still wait.
     Hang(u64),
     /// No server has been available for this many microseconds.
@@ -134,7 +136,7 @@ impl SharedCause {
 
 impl Rule {
     /// All names a rule can have, `manual` and `state` apart.
-    pub const NAMES: [&'static str; 12] = [
+    pub const NAMES: [&'static str; 13] = [
         "errors_max",
         "errors_vs_legacy",
         "latency_p50",
@@ -144,6 +146,7 @@ impl Rule {
         "latency_vs_legacy",
         "client_errors_vs_legacy",
         "aborts_vs_legacy",
+        "redirects_vs_legacy",
         "hang",
         "health",
         "dead",
@@ -161,22 +164,38 @@ impl Rule {
             Self::LatencyVsLegacy(_) => "latency_vs_legacy",
             Self::ClientErrorsVsLegacy(_) => "client_errors_vs_legacy",
             Self::AbortsVsLegacy(_) => "aborts_vs_legacy",
+            Self::RedirectsVsLegacy(_) => "redirects_vs_legacy",
             Self::Hang(_) => "hang",
             Self::Health(_) => "health",
             Self::Dead(_) => "dead",
         }
     }
 
-    /// Whether the rule looks at what is now and not at counts over a window: it works alike in all modes but `off`.
+    /// Whether the rule looks at what is now, or at what no window counts: it works alike in all modes but `off`.
     pub const fn is_immediate(self) -> bool {
-        matches!(self, Self::Hang(_) | Self::Health(_) | Self::Dead(_))
+        matches!(self, Self::Hang(_) | Self::Health(_) | Self::Dead(_) | Self::RedirectsVsLegacy(_))
     }
 
     const fn needs_legacy(self) -> bool {
         match self {
             Self::ErrorsMax(_) | Self::Latency(..) | Self::Hang(_) | Self::Health(_) | Self::Dead(_) => false,
-            Self::ErrorsVsLegacy(_) | Self::LatencyVsLegacy(_) | Self::ClientErrorsVsLegacy(_) | Self::AbortsVsLegacy(_) => true,
+            Self::ErrorsVsLegacy(_) | Self::LatencyVsLegacy(_) | Self::ClientErrorsVsLegacy(_) | Self::AbortsVsLegacy(_) | Self::RedirectsVsLegacy(_) => true,
         }
+    }
+
+    /// How many times as much as on legacy is tolerated, by a rule that compares; else 1.
+    pub fn ratio(self) -> f64 {
+        match self {
+            Self::ErrorsVsLegacy(ratio) | Self::LatencyVsLegacy(ratio) | Self::ClientErrorsVsLegacy(ratio) | Self::AbortsVsLegacy(ratio) | Self::RedirectsVsLegacy(ratio) => {
+                ratio.factor()
+            }
+            Self::ErrorsMax(_) | Self::Latency(..) | Self::Hang(_) | Self::Health(_) | Self::Dead(_) => 1.0,
+        }
+    }
+
+    /// Whether the rule compares new with legacy, rather than with a limit.
+    pub const fn compares(self) -> bool {
+        self.needs_legacy()
     }
 
     fn is_breached_by(self, spans: PerSide<&Span>) -> bool {
@@ -193,7 +212,7 @@ impl Rule {
                 None => false,
                 Some(legacy_us) => point_is_above(COMPARED_POINT, new, scaled(legacy_us, ratio)),
             },
-            Self::Hang(_) | Self::Health(_) | Self::Dead(_) => false,
+            Self::Hang(_) | Self::Health(_) | Self::Dead(_) | Self::RedirectsVsLegacy(_) => false,
         }
     }
 
@@ -231,7 +250,7 @@ impl Rule {
                 millis_or_none(COMPARED_POINT.of(spans.legacy)),
                 spans.legacy.latencies.total()
             ),
-            Self::Hang(_) | Self::Health(_) | Self::Dead(_) => String::new(),
+            Self::Hang(_) | Self::Health(_) | Self::Dead(_) | Self::RedirectsVsLegacy(_) => String::new(),
         }
     }
 }
@@ -272,6 +291,10 @@ pub struct GuardSettings {
     pub false_alarm_every: Duration,
     /// What happens when both sides are bad at once.
     pub shared_cause: SharedCause,
+    /// For how long after a raise that brings new users latencies are not compared: caches fill and connections open. At most an hour.
+    pub warm_up: Duration,
+    /// The response header in which a backend says what an answer was, lower case.
+    pub outcome_header: Option<Box<str>>,
 }
 
 impl GuardSettings {
@@ -284,6 +307,7 @@ impl GuardSettings {
             Rule::LatencyVsLegacy(ratio(1_500)),
             Rule::ClientErrorsVsLegacy(ratio(2_000)),
             Rule::AbortsVsLegacy(ratio(2_000)),
+            Rule::RedirectsVsLegacy(ratio(2_000)),
             Rule::Hang(10_000_000),
             Rule::Health(10_000_000),
             Rule::Dead(20),
@@ -318,6 +342,8 @@ impl Default for GuardSettings {
             min_users: 3,
             false_alarm_every: Duration::from_secs(30 * 24 * 3600),
             shared_cause: SharedCause::Hold,
+            warm_up: Duration::from_secs(30),
+            outcome_header: None,
         }
     }
 }
@@ -333,6 +359,10 @@ pub struct Verdict {
     pub sentence: String,
     /// The decimal logarithm of the evidence that new is worse, for rules that gather evidence.
     pub evidence_log10: Option<f64>,
+    /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms, for rules that gather evidence. 0 while nothing is wrong.
+    pub progress: Option<f64>,
+    /// The same of users as trials, for rules that need enough different users.
+    pub users_progress: Option<f64>,
 }
 
 /// Whether new is worse.
@@ -348,6 +378,8 @@ pub enum Answer {
     SharedCause,
     /// Beyond the limit, but too few users, networks or clients say so.
     Held,
+    /// Beyond the limit, but legacy does not answer: nobody is moved.
+    NoRefuge,
 }
 
 impl Answer {
@@ -359,7 +391,28 @@ impl Answer {
             Self::Inconclusive => "inconclusive",
             Self::SharedCause => "shared_cause",
             Self::Held => "held",
+            Self::NoRefuge => "no_refuge",
         }
+    }
+}
+
+/// The spans that rules look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Judged<'a> {
+    /// Of all evidence: what a limit is about.
+    pub all: PerSide<&'a Span>,
+    /// Of users whom the hash or chance placed: what a comparison is about.
+    pub compared: PerSide<&'a Span>,
+}
+
+impl<'a> Judged<'a> {
+    /// All users are compared.
+    pub fn of(spans: PerSide<&'a Span>) -> Self {
+        Self { all: spans, compared: spans }
+    }
+
+    fn for_rule(&self, rule: Rule) -> PerSide<&'a Span> {
+        if rule.compares() { self.compared } else { self.all }
     }
 }
 
@@ -376,13 +429,13 @@ impl<'a> Guard<'a> {
     }
 
     /// The first rule in file order that is breached, without building sentences for the others. This is what runs at each tick.
-    pub fn breach(&self, spans: PerSide<&Span>) -> Option<Verdict> {
-        self.rules().find(|&rule| self.answer(rule, spans) == Answer::Breach).map(|rule| self.verdict(rule, spans))
+    pub fn breach(&self, judged: Judged<'_>) -> Option<Verdict> {
+        self.rules().find(|&rule| self.answer(rule, judged.for_rule(rule)) == Answer::Breach).map(|rule| self.verdict(rule, judged.for_rule(rule)))
     }
 
     /// What every rule says, for people.
-    pub fn verdicts(&self, spans: PerSide<&Span>) -> Vec<Verdict> {
-        self.rules().map(|rule| self.verdict(rule, spans)).collect()
+    pub fn verdicts(&self, judged: Judged<'_>) -> Vec<Verdict> {
+        self.rules().map(|rule| self.verdict(rule, judged.for_rule(rule))).collect()
     }
 
     fn rules(&self) -> impl Iterator<Item = Rule> + 'a {
@@ -423,7 +476,7 @@ impl<'a> Guard<'a> {
             Some((side, have)) => format!("not enough data: {have} of {} requests on {side} in the last {window}", self.settings.min_requests.max(1)),
             None => format!("{}, in the last {window}", rule.describe(spans)),
         };
-        Verdict { rule, answer, sentence, evidence_log10: None }
+        Verdict { rule, answer, sentence, evidence_log10: None, progress: None, users_progress: None }
     }
 }
 
@@ -487,7 +540,7 @@ mod tests {
             } else {
                 Outcome::Success
             };
-            totals.record(&Ending { outcome, status: None, latency_us: Some(latency_us), evidence: true }, crate::witness::Counted::default());
+            totals.record(&Ending { outcome, status: None, latency_us: Some(latency_us), evidence: crate::outcome::Evidence::Compared }, crate::witness::Counted::default());
         }
         window.tick(Mono::from_micros(1), &totals);
         window.span().clone()
@@ -499,9 +552,9 @@ mod tests {
 
     fn check(rule: Rule, legacy: &Span, new: &Span, answer: Answer) -> String {
         let settings = settings(rule);
-        let verdict = Guard::new(&settings).verdicts(PerSide { legacy, new }).remove(0);
+        let verdict = Guard::new(&settings).verdicts(Judged::of(PerSide { legacy, new })).remove(0);
         assert_eq!(verdict.answer, answer, "{}", verdict.sentence);
-        assert_eq!(Guard::new(&settings).breach(PerSide { legacy, new }).is_some(), answer == Answer::Breach);
+        assert_eq!(Guard::new(&settings).breach(Judged::of(PerSide { legacy, new })).is_some(), answer == Answer::Breach);
         verdict.sentence
     }
 
@@ -530,7 +583,7 @@ mod tests {
     fn no_requests_at_all_never_breach_even_with_a_minimum_of_zero() {
         let settings = GuardSettings { min_requests: 0, ..settings(Rule::ErrorsMax(Rate::from_ppm(0).expect("a rate"))) };
         let nothing = span(0, 0, 0, 1);
-        assert_eq!(Guard::new(&settings).breach(PerSide { legacy: &nothing, new: &nothing }), None);
+        assert_eq!(Guard::new(&settings).breach(Judged::of(PerSide { legacy: &nothing, new: &nothing })), None);
     }
 
     #[test]
@@ -569,7 +622,7 @@ mod tests {
     fn a_guard_that_is_off_has_no_verdicts() {
         let settings = GuardSettings { mode: Mode::Off, ..GuardSettings::default() };
         let (legacy, new) = (span(1000, 0, 0, 1), span(1000, 1000, 0, 1));
-        assert_eq!(Guard::new(&settings).breach(PerSide { legacy: &legacy, new: &new }), None);
-        assert!(Guard::new(&settings).verdicts(PerSide { legacy: &legacy, new: &new }).is_empty());
+        assert_eq!(Guard::new(&settings).breach(Judged::of(PerSide { legacy: &legacy, new: &new })), None);
+        assert!(Guard::new(&settings).verdicts(Judged::of(PerSide { legacy: &legacy, new: &new })).is_empty());
     }
 }

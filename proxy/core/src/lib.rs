@@ -6,6 +6,7 @@
 //!
 //! Deliberately absent: anything that knows HTTP, TOML, JSON, files, sockets or threads. `clippy.toml` and `Cargo.toml` of this crate enforce it.
 
+mod aftermath;
 pub mod bucket;
 pub mod evidence;
 pub mod forecast;
@@ -16,6 +17,7 @@ pub mod maintenance;
 pub mod outcome;
 pub mod percent;
 pub mod plane;
+pub mod refuge;
 pub mod rollout;
 pub mod routes;
 pub mod side;
@@ -30,7 +32,7 @@ pub use guard::{Guard, GuardSettings, Mode, Rule, SharedCause, Verdict};
 pub use histogram::Latencies;
 pub use judge::{Judge, Observed, Waited};
 pub use maintenance::{Maintenance, Restriction, Treatment};
-pub use outcome::{Ending, FailureKind, Outcome};
+pub use outcome::{Ending, Evidence, FailureKind, Outcome};
 pub use percent::{Percent, Rate, Ratio};
 pub use plane::{Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Source};
 pub use rollout::{Cause, Latch, Phase, Rollout, RolloutSettings, Trip};

@@ -67,8 +67,34 @@ pub struct Ending {
     pub status: Option<u16>,
     /// Microseconds from the start of the request to the response header, or to the timeout. `None` when there was no such moment.
     pub latency_us: Option<u64>,
-    /// Whether it counts as evidence. Testers with an override and users moved because a backend had no server do not.
-    pub evidence: bool,
+    /// What it is evidence of.
+    pub evidence: Evidence,
+}
+
+/// What the end of a request is evidence of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Evidence {
+    /// Nothing: the request of a tester, the second answer to a request that had failed, or a
+    /// request that failed on both sides.
+    #[default]
+    None,
+    /// How its side stands against a fixed limit. The user was placed by a list, by the lack of
+    /// a key or by the lack of a server, so this user says nothing about the other side.
+    Limits,
+    /// The same, and how the sides compare: the hash or chance placed the user.
+    Compared,
+}
+
+impl Evidence {
+    /// Whether it is evidence of anything.
+    pub const fn counts(self) -> bool {
+        !matches!(self, Self::None)
+    }
+
+    /// Whether it is evidence of how the sides compare.
+    pub const fn is_compared(self) -> bool {
+        matches!(self, Self::Compared)
+    }
 }
 
 /// The label of a status class: index 0 for "none", 1 for 1xx and so on.

@@ -17,9 +17,10 @@ use crate::guard::Rule;
 use crate::judge::Observed;
 use crate::maintenance::{self, Maintenance, Scope, Window, Windows};
 use crate::percent::Percent;
+use crate::refuge::Word;
 use crate::rollout::{Cause, Heritage, Judgement, Latch, Phase, Rollout, RolloutSettings, Trip};
 use crate::routes::Routes;
-use crate::side::PerSide;
+use crate::side::{PerSide, Side};
 use crate::split::{RolloutSplit, Split};
 use crate::time::{Mono, Now, Wall};
 use crate::window::Totals;
@@ -39,6 +40,17 @@ pub enum Event<'a> {
         actor: Actor,
         /// Why, as far as known.
         reason: String,
+    },
+    /// A backend was asked whether it can take users ([`Effect::Ask`]), and this came of it.
+    Answered {
+        /// The rollout it was asked for.
+        rollout: &'a str,
+        /// The side.
+        side: Side,
+        /// Whether it can.
+        is_good: bool,
+        /// The same as at a failure.
+        observed: &'a [Observed<'a>],
     },
     /// Somebody wants something of one rollout.
     Command {
@@ -81,7 +93,10 @@ pub enum Event<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Everybody to legacy, latched.
-    Rollback,
+    Rollback {
+        /// Also if legacy does not answer.
+        force: bool,
+    },
     /// Lift the latch; the percentage of the file is in force again.
     Rearm,
 }
@@ -163,6 +178,13 @@ pub enum Effect {
     Persist(Standings),
     /// Write it into the journal, the log and tell people.
     Announce(Box<Announcement>),
+    /// Ask a backend whether it can take users, by a health check or a connection, and tell with [`Event::Answered`] what came of it within a quarter of a second.
+    Ask {
+        /// For which rollout.
+        rollout: Arc<str>,
+        /// Which of its sides.
+        side: Side,
+    },
 }
 
 /// Where everything stands, as it is made durable.
@@ -234,6 +256,16 @@ pub enum Change {
     SharedCauseEnded,
     /// The evidence is there, but too few are hurt to roll back.
     Held,
+    /// New is worse, but legacy does not answer: nobody is moved, and raises are frozen.
+    NoRefuge,
+    /// New is not worse any more, or legacy answers again: raises go through.
+    NoRefugeEnded,
+    /// After a rollback of the guard legacy does not answer: users are on new meanwhile.
+    Spilled,
+    /// Legacy answers again: its users are back.
+    SpillEnded,
+    /// After a rollback of the guard legacy does not carry the load.
+    LegacyOverloaded,
     /// Something is kept out from now on, or let in again.
     Maintenance {
         /// The mode from now on.
@@ -258,6 +290,11 @@ impl Change {
             Self::SharedCause => "shared_cause",
             Self::SharedCauseEnded => "shared_cause_ended",
             Self::Held => "held",
+            Self::NoRefuge => "no_refuge",
+            Self::NoRefugeEnded => "no_refuge_ended",
+            Self::Spilled => "spilled",
+            Self::SpillEnded => "spill_ended",
+            Self::LegacyOverloaded => "legacy_overloaded",
             Self::Maintenance { .. } => "maintenance",
         }
     }
@@ -273,6 +310,16 @@ pub enum CommandError {
         /// The ids there are.
         known: Vec<Arc<str>>,
     },
+    /// Legacy does not answer, so a rollback would give everybody errors.
+    LegacyDown {
+        /// The rollout.
+        id: String,
+    },
+    /// Legacy has to be asked first whether it can take users. The shell asks, and says the command again.
+    MustAsk {
+        /// The rollout.
+        id: Arc<str>,
+    },
     /// Only a rolled-back rollout can be re-armed.
     NotRolledBack {
         /// The rollout.
@@ -284,6 +331,8 @@ impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::UnknownRollout { id, known } => write!(f, "no rollout has the id `{id}`; there are: {}", known.join(", ")),
+            Self::LegacyDown { id } => write!(f, "legacy of `{id}` does not answer, so a rollback would give errors to everybody; nobody was moved"),
+            Self::MustAsk { id } => write!(f, "legacy of `{id}` has not said yet whether it can take users"),
             Self::NotRolledBack { id } => write!(f, "`{id}` is not rolled back, so there is nothing to re-arm"),
         }
     }
@@ -385,7 +434,12 @@ impl ControlPlane {
     pub fn on(&mut self, event: Event<'_>, now: Now) -> Result<Vec<Effect>, CommandError> {
         match event {
             Event::Tick(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.tick(now, observed))),
-            Event::Failure(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.wake(now, observed).into_iter().collect())),
+            Event::Failure(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.wake(now, observed))),
+            Event::Answered { rollout: id, side, is_good, observed } => {
+                let is_asked = |rollout: &&mut Rollout| &**rollout.id() == id;
+                self.rollouts.iter_mut().filter(is_asked).for_each(|rollout| rollout.answered(side, is_good, now.mono));
+                Ok(self.on_look(observed, now, |rollout, observed| if &**rollout.id() == id { rollout.wake(now, observed) } else { Vec::new() }))
+            }
             Event::Settings { rollouts, actor, reason } => Ok(self.on_settings(rollouts, &actor, &reason, now)),
             Event::Command { rollout, command, actor, reason } => self.on_command(rollout, command, actor, reason, now),
             Event::Tripped { rollout, trip, actor, reason } => Ok(self.on_tripped(rollout, trip, actor, reason, now)),
@@ -399,6 +453,7 @@ impl ControlPlane {
         let mut changed: Vec<_> = self.over(now).into_iter().map(Box::new).collect();
 
         let mut said = Vec::new();
+        let mut asked = Vec::new();
         let mut thawed = false;
         for at in 0..self.rollouts.len() {
             let rollout = &mut self.rollouts[at];
@@ -420,6 +475,31 @@ impl ControlPlane {
                         said.push(announce(rollout, Change::SharedCauseEnded, &Actor::guard(), "shared cause", sentence, now));
                         thawed = true;
                     }
+                    Judgement::NoRefuge(sentence) => {
+                        let sentence =
+                            format!("{}: new is worse, but legacy does not answer: nobody was moved, raises are frozen at {} %: {sentence}", rollout.id(), rollout.effective());
+                        said.push(announce(rollout, Change::NoRefuge, &Actor::guard(), "legacy does not answer", sentence, now));
+                    }
+                    Judgement::NoRefugeEnded => {
+                        let sentence = format!("{}: new has not been worse for a minute, raises go through again: {} % of users are on new", rollout.id(), rollout.effective());
+                        said.push(announce(rollout, Change::NoRefugeEnded, &Actor::guard(), "legacy did not answer", sentence, now));
+                        thawed = true;
+                    }
+                    Judgement::Ask(side) => asked.push(Effect::Ask { rollout: Arc::clone(rollout.id()), side }),
+                    Judgement::Spilled(is_spilled) => {
+                        let (change, what) = match is_spilled {
+                            true => {
+                                (Change::Spilled, "legacy does not answer since the rollback, and new does: users are on new until legacy is back, and the rollback stays latched")
+                            }
+                            false => (Change::SpillEnded, "legacy answers again: its users are back, and the rollback stays latched"),
+                        };
+                        said.push(announce(rollout, change, &Actor::guard(), "legacy after the rollback", format!("{}: {what}", rollout.id()), now));
+                        thawed = true;
+                    }
+                    Judgement::Overloaded(sentence) => {
+                        let sentence = format!("{}: legacy does not carry the load: {sentence}", rollout.id());
+                        said.push(announce(rollout, Change::LegacyOverloaded, &Actor::guard(), "legacy after the rollback", sentence, now));
+                    }
                     Judgement::Held(sentence) => {
                         said.push(announce(rollout, Change::Held, &Actor::guard(), "too few are hurt", format!("{}: {sentence}", rollout.id()), now));
                     }
@@ -433,6 +513,7 @@ impl ControlPlane {
             effects = self.change_effects(&before);
         }
         effects.extend(changed.into_iter().chain(said).map(Effect::Announce));
+        effects.extend(asked);
         effects
     }
 
@@ -440,8 +521,9 @@ impl ControlPlane {
         let Some(at) = self.rollouts.iter().position(|rollout| &**rollout.id() == id) else { return Err(self.unknown(id)) };
         let rollout = &mut self.rollouts[at];
         match command {
-            Command::Rollback if rollout.latch().is_some() => Ok(Vec::new()),
-            Command::Rollback => {
+            Command::Rollback { .. } if rollout.latch().is_some() => Ok(Vec::new()),
+            Command::Rollback { force: false } if rollout.legacy_word(now.mono) != Word::Alive => Err(CommandError::MustAsk { id: Arc::clone(rollout.id()) }),
+            Command::Rollback { .. } => {
                 let sentence = format!("{} sent everyone to legacy: {reason}", actor.name);
                 let trip = rollout.trip(now, Cause::Manual { actor: actor.name.clone(), reason: reason.clone() }, sentence);
                 let announcement = rolled_back(rollout, trip, actor, reason, now);
@@ -459,7 +541,7 @@ impl ControlPlane {
 
     fn on_tripped(&mut self, id: &str, trip: Trip, actor: Actor, reason: String, now: Now) -> Vec<Effect> {
         let Some(rollout) = self.rollouts.iter_mut().find(|rollout| &**rollout.id() == id && rollout.latch().is_none()) else { return Vec::new() };
-        rollout.adopt(trip.clone());
+        rollout.adopt(trip.clone(), now.mono);
         let announcement = rolled_back(rollout, trip, actor, reason, now);
         self.drop_effects([announcement])
     }

@@ -10,14 +10,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::aftermath::Aftermath;
 use crate::bucket::Salt;
-use crate::guard::{Guard, GuardSettings, Mode, Verdict, seconds};
+use crate::guard::{Guard, GuardSettings, Judged, Mode, Verdict, seconds};
 pub use crate::judge::TripNumbers;
-use crate::judge::{Case, Finding, Heritage as JudgeHeritage, Judge, Observed, SHARED_LASTS};
+use crate::judge::{Case, Finding, Heritage as JudgeHeritage, Judge, Observed, Recent, SHARED_LASTS};
 use crate::maintenance::Restriction;
 use crate::percent::Percent;
+use crate::refuge::Word;
 use crate::side::{PerSide, Side};
-use crate::split::{Anonymous, Failover, Key, Match, RolloutRule, RolloutSplit, UserList};
+use crate::split::{Anonymous, Failover, Key, Match, RolloutRule, RolloutSplit, Spill, UserList};
 use crate::time::{Mono, Now, Wall};
 use crate::window::{Counts, Span, Window};
 use crate::witness::{Aims, Class};
@@ -184,6 +186,9 @@ const HISTORY: usize = 240;
 /// When both sides turn bad within this time of a raise, the raise is undone: it may be what broke them, and undoing it is cheap.
 pub const RAISE_SUSPECT: Duration = Duration::from_secs(600);
 
+/// A legacy that is back within this time gets the users of new by the evidence that there is.
+const STRANDED_MEMORY: Duration = Duration::from_secs(10);
+
 /// A second report of a dry run is a new one after this pause.
 const QUIET: Duration = Duration::from_secs(60);
 
@@ -206,13 +211,67 @@ pub struct Rollout {
     settings: RolloutSettings,
     rule: Arc<RolloutRule>,
     phase: Phase,
-    judged: PerSide<Window>,
-    recent: PerSide<Window>,
+    judged: Windows,
+    recent: Windows,
     judge: Judge,
     history: VecDeque<TickNumbers>,
     raised_at: Option<Mono>,
     shared: Option<Shared>,
+    stranded: Option<Stranded>,
+    /// While it is rolled back by the guard: how legacy fares with the users it got.
+    aftermath: Option<Aftermath>,
     dry_run_breach: Option<Mono>,
+}
+
+/// One window over all evidence, and one over that of users who are compared.
+#[derive(Clone, Debug)]
+struct Windows {
+    all: PerSide<Window>,
+    compared: PerSide<Window>,
+}
+
+impl Windows {
+    fn new(length: Duration, new_since: Option<Mono>) -> Self {
+        let window = || PerSide::from_fn(|_| new_since.map_or_else(|| Window::new(length), |now| Window::from_nothing(length, now)));
+        Self { all: window(), compared: window() }
+    }
+
+    fn tick(&mut self, now: Mono, observed: &Observed<'_>) {
+        for side in Side::BOTH {
+            self.all[side].tick(now, &observed.totals[side]);
+            self.compared[side].tick(now, &observed.compared[side]);
+        }
+    }
+
+    fn each(&mut self, change: impl Fn(&mut Window)) {
+        for side in Side::BOTH {
+            change(&mut self.all[side]);
+            change(&mut self.compared[side]);
+        }
+    }
+
+    fn recent(&self) -> Recent<'_> {
+        Recent {
+            all: spans(&self.all),
+            compared: spans(&self.compared),
+            last_of_new: self.all.new.last_latencies(),
+            last_compared: PerSide { legacy: self.compared.legacy.last_latencies(), new: self.compared.new.last_latencies() },
+        }
+    }
+}
+
+fn spans(windows: &PerSide<Window>) -> PerSide<&Span> {
+    PerSide { legacy: windows.legacy.span(), new: windows.new.span() }
+}
+
+/// New is worse, and legacy cannot take its users.
+#[derive(Clone, Debug)]
+struct Stranded {
+    /// The share that was in force when it began, or less.
+    frozen: Percent,
+    since: Mono,
+    last: Mono,
+    sentence: String,
 }
 
 /// Both sides are bad at once.
@@ -227,19 +286,25 @@ struct Shared {
 impl Rollout {
     /// A rollout with these settings, standing where `phase` says. `new_since` is now for a slot that has never counted anything; a slot with a past begins with its next tick.
     pub(crate) fn new(settings: RolloutSettings, slot: usize, phase: Phase, new_since: Option<Mono>) -> Self {
-        let windows = |length: Duration| PerSide::from_fn(|_| new_since.map_or_else(|| Window::new(length), |now| Window::from_nothing(length, now)));
-        Self {
+        let mut rollout = Self {
             rule: Arc::new(rule_of(&settings, slot)),
             phase,
-            judged: windows(settings.guard.window),
-            recent: windows(RECENT),
+            judged: Windows::new(settings.guard.window, new_since),
+            recent: Windows::new(RECENT, new_since),
             judge: Judge::new(&settings.guard, new_since.is_some(), new_since.unwrap_or_default()),
             history: VecDeque::with_capacity(HISTORY),
             settings,
             raised_at: None,
             shared: None,
+            stranded: None,
+            aftermath: None,
             dry_run_breach: None,
+        };
+        rollout.judge.begin(rollout.effective());
+        if rollout.is_rolled_back_by_guard() {
+            rollout.aftermath = Some(Aftermath::restored(new_since.unwrap_or_default()));
         }
+        rollout
     }
 
     /// The id.
@@ -277,11 +342,15 @@ impl Rollout {
 
     /// The share of users in force: zero while rolled back, else the one asked for, less those held back and what a shared cause freezes.
     pub fn effective(&self) -> Percent {
-        match (&self.phase, &self.shared) {
-            (Phase::RolledBack(_), _) => Percent::ZERO,
-            (Phase::Holding, None) => self.wanted(),
-            (Phase::Holding, Some(shared)) => self.wanted().min(shared.frozen),
+        match &self.phase {
+            Phase::RolledBack(_) => Percent::ZERO,
+            Phase::Holding => self.frozen().map_or_else(|| self.wanted(), |frozen| self.wanted().min(frozen)),
         }
+    }
+
+    /// The share that may not be exceeded while raises are frozen.
+    fn frozen(&self) -> Option<Percent> {
+        self.shared.iter().map(|shared| shared.frozen).chain(self.stranded.iter().map(|stranded| stranded.frozen)).min()
     }
 
     /// The share asked for, without the control group.
@@ -295,15 +364,40 @@ impl Rollout {
         self.shared.is_some()
     }
 
+    /// Whether new is worse, and legacy does not answer, so that nobody is moved and raises are frozen.
+    pub fn has_no_refuge(&self) -> bool {
+        self.stranded.is_some()
+    }
+
+    fn is_rolled_back_by_guard(&self) -> bool {
+        self.latch().is_some_and(|latch| matches!(latch.trip.cause, Cause::Guard { .. }))
+    }
+
+    /// Whether legacy cannot take the users it got by a rollback of the guard, so that they are on new.
+    pub fn is_spilled(&self) -> bool {
+        self.aftermath.as_ref().is_some_and(Aftermath::is_spilled)
+    }
+
     /// What the last minute looked like.
     pub fn recent(&self) -> PerSide<&Span> {
-        PerSide { legacy: self.recent.legacy.span(), new: self.recent.new.span() }
+        spans(&self.recent.all)
+    }
+
+    /// The same of users whom the hash or chance placed: by them the sides are compared.
+    pub fn recent_compared(&self) -> PerSide<&Span> {
+        spans(&self.recent.compared)
     }
 
     /// What every rule of the guard says now.
     pub fn verdicts(&self) -> Vec<Verdict> {
-        let mut verdicts = Guard::new(&self.settings.guard).verdicts(self.judged());
+        let mut verdicts = Guard::new(&self.settings.guard).verdicts(self.judged_spans());
         verdicts.extend(self.judge.verdicts(self.recent()));
+        if self.latch().is_some() {
+            // What led to the rollback is in the latch; nothing is gathered now.
+            for verdict in &mut verdicts {
+                (verdict.progress, verdict.users_progress) = (verdict.progress.map(|_| 0.0), verdict.users_progress.map(|_| 0.0));
+            }
+        }
         verdicts
     }
 
@@ -315,7 +409,18 @@ impl Rollout {
     /// Where it stands, in one sentence.
     pub fn sentence(&self) -> String {
         let desired = self.desired();
+        if let (Phase::Holding, Some(stranded)) = (&self.phase, &self.stranded) {
+            return format!(
+                "{desired} % asked, {} % of users are on new and raises are frozen: new is worse, but legacy does not answer, so nobody was moved: {}",
+                self.effective(),
+                stranded.sentence
+            );
+        }
         match (&self.phase, &self.shared) {
+            (Phase::RolledBack(latch), _) if self.is_spilled() => format!(
+                "{desired} % asked, rolled back and latched at generation {}, but legacy does not answer: users are on new meanwhile. {}",
+                latch.generation, latch.trip.sentence
+            ),
             (Phase::RolledBack(latch), _) => format!(
                 "{desired} % asked, rolled back and latched at generation {}: 0 % of users are on new. {}. `rearm` or a generation above {} lifts it",
                 latch.generation, latch.trip.sentence, latch.generation
@@ -337,51 +442,110 @@ impl Rollout {
 
     /// What the data path needs of it.
     pub(crate) fn split(&self, maintenance: Restriction) -> RolloutSplit {
-        RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some(), epoch: self.aims().epoch, maintenance }
+        let spill = match (self.is_rolled_back_by_guard(), self.is_spilled()) {
+            (false, _) => Spill::Never,
+            (true, false) => Spill::WithoutServer,
+            (true, true) => Spill::Now,
+        };
+        RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some(), spill, epoch: self.aims().epoch, maintenance }
     }
 
     /// Takes what was seen in one tick, and says what must happen.
     pub(crate) fn tick(&mut self, now: Now, observed: &Observed<'_>) -> Vec<Judgement> {
-        for side in Side::BOTH {
-            self.judged[side].tick(now.mono, &observed.totals[side]);
-            self.recent[side].tick(now.mono, &observed.totals[side]);
+        if self.settings.guard.mode == Mode::Threshold {
+            self.judged.tick(now.mono, observed);
         }
-        self.remember(TickNumbers { at: now.wall, sides: self.recent.map(|window| SideNumbers::of(&window.last_counts())) });
-        let recent = PerSide { legacy: self.recent.legacy.span(), new: self.recent.new.span() };
+        self.recent.tick(now.mono, observed);
+        self.remember(TickNumbers { at: now.wall, sides: self.recent.all.map(|window| SideNumbers::of(&window.last_counts())) });
         if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
-            self.judge.skip(observed, recent, now.mono);
-            return Vec::new();
+            self.judge.skip(observed, &self.recent.recent(), now.mono);
+            return self.watch_legacy(now.mono);
         }
-        let finding = self.judge.tick(observed, recent, self.recent.new.last_latencies(), now.mono);
-        let mut judgements = Vec::new();
-        if let Some(shared) = &self.shared
-            && now.mono.since(shared.last) > SHARED_LASTS
-        {
-            self.shared = None;
-            judgements.push(Judgement::SharedCauseEnded);
-        }
-        let breach = Guard::new(&self.settings.guard).breach(self.judged()).map(|verdict| {
-            let numbers = self.judged().map(|span| TripNumbers::of(span));
-            Finding::Worse(Case { rule: verdict.rule, sentence: verdict.sentence, numbers })
+        let finding = self.judge.tick(observed, &self.recent.recent(), now.mono);
+        let mut judgements = self.thaw(now.mono);
+        let breach = Guard::new(&self.settings.guard).breach(self.judged_spans()).map(|verdict| {
+            let numbers = spans(&self.judged.all).map(|span| TripNumbers::of(span));
+            Finding::Worse(Case { rule: verdict.rule, sentence: verdict.sentence, numbers, legacy_changed_since: None })
         });
         judgements.extend(breach.or(finding).and_then(|finding| self.weigh(finding, now)));
+        judgements.extend(self.suspect(now.mono));
         judgements
     }
 
-    /// A failure has just happened: looks at failures only.
-    pub(crate) fn wake(&mut self, now: Now, observed: &Observed<'_>) -> Option<Judgement> {
-        if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
+    /// What has frozen raises may be over.
+    fn thaw(&mut self, now: Mono) -> Vec<Judgement> {
+        let before = self.effective();
+        let mut judgements = Vec::new();
+        if self.shared.take_if(|shared| now.since(shared.last) > SHARED_LASTS).is_some() {
+            judgements.push(Judgement::SharedCauseEnded);
+        }
+        if self.stranded.take_if(|stranded| now.since(stranded.last) > SHARED_LASTS).is_some() {
+            judgements.push(Judgement::NoRefugeEnded);
+        }
+        self.share_changed(before, now);
+        judgements
+    }
+
+    /// Tells the judge that the share is not what it was.
+    fn share_changed(&mut self, before: Percent, now: Mono) {
+        let after = self.effective();
+        if after > before {
+            self.raised_at = Some(now);
+        }
+        if after != before {
+            self.judge.share_changed(after, after > before, now);
+        }
+    }
+
+    /// Before a rollback may come it is good to know whether legacy can take users.
+    fn suspect(&mut self, now: Mono) -> Option<Judgement> {
+        if self.settings.guard.dry_run || self.latch().is_some() || self.stranded.is_none() && !self.judge.is_suspicious() {
             return None;
         }
-        let recent = PerSide { legacy: self.recent.legacy.span(), new: self.recent.new.span() };
-        let finding = self.judge.wake(observed, recent, now.mono)?;
-        let judgement = self.weigh(finding, now)?;
-        if matches!(judgement, Judgement::Trip { .. }) {
+        let is_told = self.stranded.is_none() && self.judge.has_legacy_spoken(now);
+        (!is_told && self.judge.legacy().ask(now)).then_some(Judgement::Ask(Side::Legacy))
+    }
+
+    /// While it is rolled back by the guard: can legacy carry its users?
+    fn watch_legacy(&mut self, now: Mono) -> Vec<Judgement> {
+        let Some(aftermath) = self.aftermath.as_mut() else { return Vec::new() };
+        let legacy = &self.recent.all.legacy;
+        aftermath.watch(self.judge.legacy(), &legacy.last_counts(), legacy.last_latencies(), now)
+    }
+
+    /// Takes the answer of a backend to the question whether it can take users.
+    pub(crate) fn answered(&mut self, side: Side, is_good: bool, now: Mono) {
+        match (side, &mut self.aftermath) {
+            (Side::Legacy, _) => self.judge.answered(is_good, now),
+            (Side::New, Some(aftermath)) => aftermath.new_answered(is_good, now),
+            (Side::New, None) => {}
+        }
+    }
+
+    /// Whether legacy can take users, before a person sends everybody there.
+    pub(crate) fn legacy_word(&self, now: Mono) -> Word {
+        self.judge.legacy_word(now)
+    }
+
+    /// Whether legacy is to be asked now; then it counts as asked.
+    pub(crate) fn ask_legacy(&mut self, now: Mono) -> bool {
+        self.judge.legacy().ask(now)
+    }
+
+    /// A failure has just happened, or legacy has answered a question: looks at failures only.
+    pub(crate) fn wake(&mut self, now: Now, observed: &Observed<'_>) -> Vec<Judgement> {
+        if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
+            return Vec::new();
+        }
+        let finding = self.judge.wake(observed, spans(&self.recent.all), now.mono);
+        let mut judgements: Vec<Judgement> = finding.and_then(|finding| self.weigh(finding, now)).into_iter().collect();
+        if judgements.iter().any(|judgement| matches!(judgement, Judgement::Trip { .. })) {
             // The failures that decided are those since the last tick.
-            let sides = PerSide::from_fn(|side| SideNumbers::of(&self.recent[side].since_last(&observed.totals[side])));
+            let sides = PerSide::from_fn(|side| SideNumbers::of(&self.recent.all[side].since_last(&observed.totals[side])));
             self.remember(TickNumbers { at: now.wall, sides });
         }
-        Some(judgement)
+        judgements.extend(self.suspect(now.mono));
+        judgements
     }
 
     fn remember(&mut self, tick: TickNumbers) {
@@ -403,7 +567,12 @@ impl Rollout {
                 None
             }
             Finding::Shared(mut case) => {
-                if let Some(raised_at) = self.raised_at.filter(|raised_at| now.mono.since(*raised_at) < RAISE_SUSPECT) {
+                let raised_at = self.raised_at.filter(|raised_at| now.mono.since(*raised_at) < RAISE_SUSPECT);
+                // Undone is a raise that legacy has become worse after, and that legacy can take back.
+                let is_undone = |raised_at: &Mono| case.legacy_changed_since.is_some_and(|since| since >= *raised_at);
+                if let Some(raised_at) = raised_at.filter(is_undone)
+                    && self.legacy_word(now.mono) == Word::Alive
+                {
                     let ago = seconds(Duration::from_secs(now.mono.since(raised_at).as_secs()));
                     case.sentence.push_str(&format!(". Rolled back all the same, because the share was raised {ago} ago"));
                     return self.act_on(case, now);
@@ -416,34 +585,54 @@ impl Rollout {
     }
 
     fn act_on(&mut self, case: Case, now: Now) -> Option<Judgement> {
-        if !self.settings.guard.dry_run {
-            return Some(Judgement::Trip { cause: Cause::Guard { rule: case.rule.name().to_owned(), numbers: case.numbers }, sentence: case.sentence });
+        if self.settings.guard.dry_run {
+            self.judge.forget(case.rule, now.mono);
+            let said = self.dry_run_breach.replace(now.mono);
+            let is_news = said.is_none_or(|at| now.mono.since(at) > QUIET);
+            return is_news.then_some(Judgement::WouldTrip(case));
         }
-        self.judge.forget(case.rule, now.mono);
-        let said = self.dry_run_breach.replace(now.mono);
-        let is_news = said.is_none_or(|at| now.mono.since(at) > QUIET);
-        is_news.then_some(Judgement::WouldTrip(case))
+        let is_back = match &self.stranded {
+            Some(stranded) => self.judge.legacy().is_back_since(stranded.since),
+            None => true,
+        };
+        match self.legacy_word(now.mono) {
+            Word::Alive if is_back => Some(Judgement::Trip { cause: Cause::Guard { rule: case.rule.name().to_owned(), numbers: case.numbers }, sentence: case.sentence }),
+            // The rule is still sure when the answer comes.
+            Word::Unknown => self.ask_legacy(now.mono).then_some(Judgement::Ask(Side::Legacy)),
+            Word::Alive | Word::Dead => self.strand(case, now.mono),
+        }
+    }
+
+    /// New is worse, and legacy cannot take its users: nobody is moved. After a while, whether new stays worse is told by what comes, not by what was.
+    fn strand(&mut self, case: Case, now: Mono) -> Option<Judgement> {
+        let (frozen, was) = (self.effective(), self.stranded.take());
+        let since = was.as_ref().map_or(now, |stranded| stranded.since);
+        if now.since(since) > STRANDED_MEMORY {
+            self.judge.forget(case.rule, now);
+        }
+        self.stranded = Some(Stranded { frozen, since, last: now, sentence: case.sentence.clone() });
+        was.is_none().then_some(Judgement::NoRefuge(case.sentence))
     }
 
     /// Sends everybody to legacy and latches at the present generation.
     pub(crate) fn trip(&mut self, now: Now, cause: Cause, sentence: String) -> Trip {
         let history = if matches!(cause, Cause::Guard { .. }) { self.history.iter().copied().collect() } else { Vec::new() };
+        if matches!(cause, Cause::Guard { .. }) {
+            self.aftermath = Some(Aftermath::new(self.recent(), now.mono));
+        }
         let trip = Trip { at: now.wall, cause, from: self.effective(), sentence, history };
         self.phase = Phase::RolledBack(Latch { generation: self.settings.generation, trip: trip.clone() });
-        self.shared = None;
+        (self.shared, self.stranded) = (None, None);
         trip
     }
 
     /// Lifts the latch; the guard starts from nothing.
     pub(crate) fn rearm(&mut self, now: Mono) {
         self.phase = Phase::Holding;
-        self.dry_run_breach = None;
-        self.raised_at = Some(now);
+        (self.dry_run_breach, self.aftermath) = (None, None);
         self.judge.restart(now);
-        self.judge.share_changed(now);
-        for side in Side::BOTH {
-            self.judged[side].restart();
-        }
+        self.share_changed(Percent::ZERO, now);
+        self.judged.each(Window::restart);
     }
 
     /// What it knows beside its standing, for another process.
@@ -454,33 +643,31 @@ impl Rollout {
 
     /// Goes on with what another process knew of it.
     pub(crate) fn inherit(&mut self, heritage: Heritage, now: Mono) {
-        self.judge.inherit(&heritage.judge, now);
         self.raised_at = heritage.raised_at;
+        self.judge.was_raised(heritage.raised_at);
+        self.judge.inherit(&heritage.judge, now);
         if self.latch().is_some() {
             return;
         }
         self.shared = heritage.frozen.map(|(frozen, last, sentence)| Shared { frozen, last, sentence });
         // A file that was changed between the two processes.
-        let share = self.effective();
-        if share > heritage.share {
-            self.raised_at = Some(now);
-        }
-        if share != heritage.share {
-            self.judge.share_changed(now);
-        }
+        self.share_changed(heritage.share, now);
     }
 
     /// Latches for a trip of another process, with its cause.
-    pub(crate) fn adopt(&mut self, trip: Trip) {
+    pub(crate) fn adopt(&mut self, trip: Trip, now: Mono) {
+        self.aftermath = matches!(trip.cause, Cause::Guard { .. }).then(|| Aftermath::restored(now));
         self.phase = Phase::RolledBack(Latch { generation: self.settings.generation, trip });
-        self.shared = None;
+        (self.shared, self.stranded) = (None, None);
     }
 
     /// Takes changed settings. A latch stays unless the generation rose above it.
     pub(crate) fn apply(&mut self, settings: RolloutSettings, now: Mono) {
         let slot = self.slot();
-        for side in Side::BOTH {
-            self.judged[side].set_length(settings.guard.window);
+        self.judged.each(|window| window.set_length(settings.guard.window));
+        if self.settings.guard.mode != settings.guard.mode {
+            // Only mode `threshold` keeps these windows.
+            self.judged.each(Window::restart);
         }
         self.judge.set(&settings.guard, now);
         let before = self.effective();
@@ -493,16 +680,15 @@ impl Rollout {
         if let Some(shared) = &mut self.shared {
             shared.frozen = after;
         }
-        if after > before {
-            self.raised_at = Some(now);
+        if let Some(stranded) = &mut self.stranded {
+            stranded.frozen = after;
         }
-        if after != before {
-            self.judge.share_changed(now);
-        }
+        self.share_changed(before, now);
     }
 
-    fn judged(&self) -> PerSide<&Span> {
-        PerSide { legacy: self.judged.legacy.span(), new: self.judged.new.span() }
+    /// The spans that the rules of mode `threshold` look at: a limit at all of new, a comparison at users who are compared.
+    fn judged_spans(&self) -> Judged<'_> {
+        Judged { all: spans(&self.judged.all), compared: spans(&self.judged.compared) }
     }
 }
 
@@ -521,6 +707,16 @@ pub(crate) enum Judgement {
     SharedCause(String),
     /// That is over.
     SharedCauseEnded,
+    /// New is worse, but legacy does not answer: nobody is moved, and raises are frozen.
+    NoRefuge(String),
+    /// That is over.
+    NoRefugeEnded,
+    /// A backend is to be asked whether it can take users.
+    Ask(Side),
+    /// After a rollback: users are sent to new because legacy does not answer, or no longer.
+    Spilled(bool),
+    /// After a rollback: legacy does not carry the load.
+    Overloaded(String),
     /// Something is wrong for too few to roll back.
     Held(String),
 }

@@ -1,9 +1,9 @@
 //! The real control plane on virtual time, with made-up traffic: what would this guard do?
 //!
-//! Requests come one by one (Poisson arrivals, users drawn evenly from a population), are routed by the real hash, counted by the real [`Watch`], and judged by the real [`ControlPlane`]:
+//! Requests come one by one (Poisson arrivals, users drawn from a population, evenly or by an activity of their own), are routed by the real hash, counted by the real [`Watch`], and judged by the real [`ControlPlane`]:
 //! nothing of the engine is imitated. All chance comes from one seed, so every run can be had again. `cutover simulate`, the forecast of `cutover check` and the long runs of the tests use it.
 //!
-//! A request ends when it begins, but for those that hang. Deliberately absent: queues, retries and everything else that would make of this a model of somebody's backend.
+//! A request ends when it begins, but for those that hang and for long polls. Deliberately absent: queues, retries and everything else that would make of this a model of somebody's backend.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -11,17 +11,31 @@ use std::time::Duration;
 use crate::bucket::murmur3_x86_32;
 use crate::guard::Rule;
 use crate::judge::{Observed, Waited};
-use crate::outcome::{Ending, FailureKind, Outcome};
+use crate::outcome::{Ending, Evidence, FailureKind, Outcome};
 use crate::plane::{Actor, Announcement, Change, Command, CommandError, ControlPlane, Effect, Event, Restored};
 use crate::rollout::RolloutSettings;
 use crate::side::{PerSide, Side};
-use crate::split::{Ask, Split, UserKey, decide};
+use crate::split::{Ask, Decision, Split, UserKey, decide};
 use crate::time::{Mono, Now, Wall, micros};
 use crate::window::Totals;
 use crate::witness::{LastCrowd, TICK, Watch, Who, tick_of};
 
 /// At most one look between ticks in this time.
 pub const WAKE_PAUSE: Duration = Duration::from_millis(2);
+
+/// A question whether a backend can take users is given up after this time.
+pub const ASK_PATIENCE: Duration = Duration::from_millis(250);
+
+/// Why the plane is shown what was seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Look {
+    /// A tick is over.
+    Tick,
+    /// A request to new has failed.
+    Failure,
+    /// A side has answered a question.
+    Answer(Side, bool),
+}
 
 /// What is asked for, evenly.
 const PATHS: [&str; 6] = ["/", "/cart", "/cart/items", "/api/orders", "/api/users", "/search"];
@@ -115,13 +129,62 @@ pub struct Traffic {
     pub median_us: f64,
     /// The spread of the latency: the standard deviation of its logarithm. 1 is a heavy tail.
     pub sigma: f64,
+    /// Whether few users do most of what is done (Zipf's law), rather than all alike.
+    pub is_uneven: bool,
+    /// The share of users of whom `persistent_rate` of the requests are answered 4xx, on either side: expired tokens, broken scripts.
+    pub persistent: f64,
+    /// How many of the requests of a persistent user fail.
+    pub persistent_rate: f64,
+    /// The share of users who are `slow_times` slower than the others, on either side.
+    pub slow_users: f64,
+    /// How many times slower they are.
+    pub slow_times: f64,
+    /// The share of requests without a user key; all of them are quick and go to legacy.
+    pub keyless: f64,
+    /// How much slower requests of users named in `always_new` are than those of others.
+    pub listed_times: f64,
+    /// The share of requests that are long polls, answered after 14 s; a fifth of the users send all of them.
+    pub polls: f64,
+    /// By how much traffic falls at night, `0..=1`: midnight is at the beginning.
+    pub night: f64,
 }
 
 impl Default for Traffic {
     fn default() -> Self {
-        Self { rps: 100.0, users: 10_000, networks: 2_500, errors: 0.001, client_errors: 0.01, aborts: 0.001, median_us: 40_000.0, sigma: 1.0 }
+        Self { rps: 100.0, users: 10_000, networks: 2_500, errors: 0.001, client_errors: 0.01, aborts: 0.001, median_us: 40_000.0, sigma: 1.0, ..Self::STILL }
     }
 }
+
+impl Traffic {
+    /// Nothing at all: no user is unlike another.
+    const STILL: Self = Self {
+        rps: 0.0,
+        users: 1,
+        networks: 1,
+        errors: 0.0,
+        client_errors: 0.0,
+        aborts: 0.0,
+        median_us: 1.0,
+        sigma: 0.0,
+        is_uneven: false,
+        persistent: 0.0,
+        persistent_rate: 1.0,
+        slow_users: 0.0,
+        slow_times: 20.0,
+        keyless: 0.0,
+        listed_times: 1.0,
+        polls: 0.0,
+        night: 0.0,
+    };
+}
+
+/// How long a poll waits.
+const POLL: Duration = Duration::from_secs(14);
+/// The part of users who poll.
+const POLLERS: f64 = 0.2;
+/// A keyless request takes this part of the others' time.
+const KEYLESS_TIMES: f64 = 0.1;
+const DAY: f64 = 86_400.0;
 
 /// Something that goes wrong.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -149,6 +212,12 @@ pub enum FaultKind {
     Slow(f64),
     /// This share of requests gets a 404.
     ClientErrors(f64),
+    /// This share of users gets a 500 for everything.
+    ErrorsOfUsers(f64),
+    /// This share of users is sent in circles: every answer is a redirect.
+    Redirects(f64),
+    /// This share of requests takes so many times as long.
+    Tail(f64, f64),
     /// There is no server.
     NoServer,
 }
@@ -178,6 +247,46 @@ pub struct Scenario {
     pub timeout: Duration,
 }
 
+/// One user.
+#[derive(Clone, Debug)]
+struct User {
+    key: Vec<u8>,
+    who: Who,
+    is_listed: bool,
+    is_persistent: bool,
+    is_slow: bool,
+    /// Whether a fault of some users strikes this one: `0..1`, below the share of the fault.
+    luck: f64,
+}
+
+/// Draws by weight in constant time (Walker 1977, with Vose's construction of 1991).
+#[derive(Clone, Debug)]
+struct Alias(Vec<(f64, u32)>);
+
+impl Alias {
+    fn new(weights: Vec<f64>) -> Self {
+        let (count, sum) = (weights.len(), weights.iter().sum::<f64>());
+        let mut scaled: Vec<f64> = weights.iter().map(|weight| weight / sum * count as f64).collect();
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..count).partition(|at| scaled[*at] < 1.0);
+        let mut cells = vec![(1.0, 0u32); count];
+        while let (Some(low), Some(&high)) = (small.pop(), large.last()) {
+            cells[low] = (scaled[low], high as u32);
+            scaled[high] -= 1.0 - scaled[low];
+            if scaled[high] < 1.0 {
+                large.pop();
+                small.push(high);
+            }
+        }
+        Self(cells)
+    }
+
+    fn draw(&self, chance: &mut Chance) -> usize {
+        let cell = chance.below(self.0.len() as u32) as usize;
+        let (part, other) = self.0[cell];
+        if chance.unit() < part { cell } else { other as usize }
+    }
+}
+
 /// A world: traffic, backends, the proxy's counters and its control plane.
 #[derive(Debug)]
 pub struct World {
@@ -187,14 +296,22 @@ pub struct World {
     split: Split,
     watch: Watch,
     totals: Vec<PerSide<Totals>>,
-    users: Vec<(Vec<u8>, Who)>,
+    users: Vec<User>,
+    /// Draws a user by activity.
+    activity: Option<Alias>,
     latencies: Vec<f32>,
     now: Now,
     last_look: Mono,
-    hanging: VecDeque<(Mono, Side, Who)>,
+    hanging: VecDeque<(Mono, Side, Who, Evidence)>,
     started: VecDeque<PerSide<u64>>,
     hang_ticks: Option<usize>,
     noise: Vec<Noise>,
+    /// Long polls under way.
+    polls: VecDeque<(Mono, usize)>,
+    /// Questions under way: when the answer comes, and to which side.
+    asked: Vec<(Mono, Side)>,
+    compared: Vec<PerSide<Totals>>,
+    compared_started: VecDeque<PerSide<u64>>,
     crowd: LastCrowd,
     on_new: (u64, u64),
     tripped: Option<(Mono, (u64, u64))>,
@@ -205,14 +322,20 @@ impl World {
     pub fn new(scenario: Scenario) -> Self {
         let mut chance = Chance::new(scenario.seed);
         let traffic = scenario.traffic;
-        let users = (0..traffic.users.max(1))
+        let users: Vec<User> = (0..traffic.users.max(1))
             .map(|number| {
                 let key = format!("u{number}").into_bytes();
                 let network = murmur3_x86_32(&(number % traffic.networks.max(1)).to_le_bytes());
                 let user = murmur3_x86_32(&[&key[..], b"/who"].concat());
-                (key, Who { user, network })
+                let who = Who { user, network };
+                let is_listed = scenario.settings.always_new.contains(&key);
+                User { key, who, is_listed, is_persistent: chance.happens(traffic.persistent), is_slow: chance.happens(traffic.slow_users), luck: chance.unit() }
             })
             .collect();
+        let activity = traffic.is_uneven.then(|| {
+            let users = users.len() as f64;
+            Alias::new((0..users as usize).map(|rank| 1.0 / (rank as f64 + 1.0 + 0.01 * users)).collect())
+        });
         let latencies = (0..1 << 16).map(|_| (traffic.median_us * (traffic.sigma * chance.normal()).exp()).clamp(1.0, 6e7) as f32).collect();
         let hang_ticks = scenario.settings.guard.rules.iter().find_map(|rule| if let Rule::Hang(us) = rule { Some((us / micros(TICK)) as usize) } else { None });
         let mut world = Self {
@@ -220,7 +343,12 @@ impl World {
             split: Split::default(),
             watch: Watch::default(),
             totals: vec![PerSide::default()],
+            compared: vec![PerSide::default()],
+            compared_started: VecDeque::new(),
+            polls: VecDeque::new(),
+            asked: Vec::new(),
             users,
+            activity,
             latencies,
             now: Now { mono: Mono::default(), wall: Wall::from_millis(1_700_000_000_000) },
             last_look: Mono::default(),
@@ -259,6 +387,11 @@ impl World {
         self.on_new
     }
 
+    /// Bad answers of new by the last rollback, since the beginning.
+    pub fn bad_at_trip(&self) -> Option<u64> {
+        self.tripped.map(|(_, (_, bad))| bad)
+    }
+
     /// Whether the rollout is rolled back.
     pub fn is_rolled_back(&self) -> bool {
         self.plane.rollouts().iter().any(|rollout| rollout.latch().is_some())
@@ -290,20 +423,20 @@ impl World {
     /// Lets one user of each of these send this many failing requests, one per tick.
     pub fn noisy_user(&mut self, requests: u32) {
         let number = self.chance.below(self.users.len() as u32) as usize;
-        let (key, who) = self.users[number].clone();
-        let side = self.side_of(&key);
+        let User { key, who, .. } = self.users[number].clone();
+        let side = self.decide(UserKey::Known(&key)).map_or(Side::Legacy, |decision| decision.side);
         self.noise.push(Noise { who, side, left: requests });
     }
 
     /// A client that makes a request fail on purpose.
     pub fn fails_on_purpose(&mut self, who: Who, side: Side) {
-        let ending = Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1_000), evidence: true };
+        let ending = Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1_000), evidence: Evidence::Compared };
         self.end(side, &ending, who);
     }
 
     /// One user who sends many requests at once; all of them are answered well.
     pub fn crawls(&mut self, who: Who, side: Side, requests: u32) {
-        let ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: Some(1_000), evidence: true };
+        let ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: Some(1_000), evidence: Evidence::Compared };
         for _ in 0..requests {
             self.end(side, &ending, who);
         }
@@ -325,65 +458,96 @@ impl World {
         let begin = self.now;
         let length_us = micros(length);
         let mut at_us = 0.0;
-        let gap_us = 1e6 / self.scenario.traffic.rps.max(1e-9);
-        let mut started = PerSide::default();
+        let traffic = self.scenario.traffic;
+        let time_of_day = (self.elapsed().as_secs_f64() / DAY).fract();
+        let by_day = 1.0 - traffic.night * (0.5 + 0.5 * (std::f64::consts::TAU * time_of_day).cos());
+        let gap_us = 1e6 / (traffic.rps * by_day).max(1e-9);
+        let (mut started, mut compared_started) = (PerSide::default(), PerSide::default());
         loop {
             at_us += -self.chance.unit().max(1e-300).ln() * gap_us;
             if at_us >= length_us as f64 {
                 break;
             }
             self.now.mono = begin.mono.forward(Duration::from_micros(at_us as u64));
-            let failed_on_new = self.request(&mut started);
+            said.extend(self.hear_answers());
+            let failed_on_new = self.request(&mut started, &mut compared_started);
             if failed_on_new && self.scenario.between_ticks && self.now.mono.since(self.last_look) >= WAKE_PAUSE {
-                said.extend(self.look(false));
+                said.extend(self.look(Look::Failure));
             }
         }
         self.now = Now { mono: begin.mono.forward(length), wall: Wall::from_millis(begin.wall.as_millis() + (length_us / 1_000) as i64) };
+        said.extend(self.hear_answers());
         self.make_noise();
+        self.end_polls();
         self.end_hanging();
         self.started.push_back(started);
-        said.extend(self.look(true));
+        self.compared_started.push_back(compared_started);
+        said.extend(self.look(Look::Tick));
         said
     }
 
-    fn side_of(&self, key: &[u8]) -> Side {
-        let ask = Ask { key: UserKey::Known(key), override_to: None, available: PerSide { legacy: true, new: true } };
-        self.split.rollouts.first().map_or(Side::Legacy, |rollout| decide(rollout, &ask).side)
+    fn is_down(&self, side: Side) -> bool {
+        self.faults(side).any(|kind| kind == FaultKind::NoServer)
+    }
+
+    /// What is wrong with a side now.
+    fn faults(&self, side: Side) -> impl Iterator<Item = FaultKind> + '_ {
+        let elapsed = self.elapsed();
+        let is_on = move |fault: &&Fault| fault.side.is_none_or(|at| at == side) && elapsed >= fault.from && elapsed - fault.from < fault.lasts;
+        self.scenario.faults.iter().filter(is_on).map(|fault| fault.kind)
+    }
+
+    fn decide(&self, key: UserKey<'_>) -> Option<Decision> {
+        let available = PerSide::from_fn(|side| !self.is_down(side));
+        self.split.rollouts.first().map(|rollout| decide(rollout, &Ask { key, override_to: None, available }))
     }
 
     /// One request. Says whether it failed on new.
-    fn request(&mut self, started: &mut PerSide<u64>) -> bool {
-        let number = self.chance.below(self.users.len() as u32) as usize;
-        let who = self.users[number].1;
-        let side = self.side_of(&self.users[number].0);
-        started[side] += 1;
+    fn request(&mut self, started: &mut PerSide<u64>, compared_started: &mut PerSide<u64>) -> bool {
         let traffic = self.scenario.traffic;
-        let elapsed = self.elapsed();
-        let mut ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: None, evidence: true };
+        let is_keyless = self.chance.happens(traffic.keyless);
+        let is_poll = !is_keyless && self.chance.happens(traffic.polls);
+        let number = match &self.activity {
+            _ if is_poll => self.chance.below(((self.users.len() as f64 * POLLERS) as u32).max(1)) as usize,
+            Some(activity) => activity.draw(&mut self.chance),
+            None => self.chance.below(self.users.len() as u32) as usize,
+        };
+        let User { who, is_listed, is_persistent, is_slow, luck, .. } = self.users[number];
+        let key = if is_keyless { UserKey::None } else { UserKey::Known(&self.users[number].key) };
+        let Some(decision) = self.decide(key) else { return false };
+        let (side, evidence) = (decision.side, decision.evidence());
+        started[side] += 1;
+        compared_started[side] += u64::from(evidence.is_compared());
+        if is_poll {
+            self.polls.push_back((self.now.mono, number));
+            return false;
+        }
+        let mut ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: None, evidence };
         let mut latency = f64::from(self.latencies[self.chance.below(1 << 16) as usize]);
+        latency *= if is_slow { traffic.slow_times } else { 1.0 } * if is_listed { traffic.listed_times } else { 1.0 } * if is_keyless { KEYLESS_TIMES } else { 1.0 };
         let mut errors = traffic.errors;
-        let mut client_errors = traffic.client_errors;
-        let mut refused = false;
-        for fault in self.scenario.faults.iter().filter(|fault| fault.side.is_none_or(|at| at == side)) {
-            if elapsed < fault.from || elapsed - fault.from >= fault.lasts {
-                continue;
-            }
-            match fault.kind {
+        let mut client_errors = if is_persistent && !is_keyless { traffic.persistent_rate } else { traffic.client_errors };
+        let (mut is_refused, mut is_hanging, mut is_redirected) = (false, false, false);
+        let faults: Vec<FaultKind> = self.faults(side).collect();
+        for fault in faults {
+            match fault {
                 FaultKind::Errors(rate) => errors = errors.max(rate),
-                FaultKind::Refused | FaultKind::NoServer => refused = true,
+                FaultKind::ErrorsOfUsers(share) => errors = if luck < share { 1.0 } else { errors },
+                FaultKind::Refused | FaultKind::NoServer => is_refused = true,
                 FaultKind::Slow(factor) => latency *= factor,
+                FaultKind::Tail(share, factor) => latency *= if self.chance.happens(share) { factor } else { 1.0 },
                 FaultKind::ClientErrors(rate) => client_errors = client_errors.max(rate),
-                FaultKind::Hang => {
-                    self.hanging.push_back((self.now.mono, side, who));
-                    if side == Side::New {
-                        self.on_new.0 += 1;
-                    }
-                    return false;
-                }
+                FaultKind::Redirects(share) => is_redirected |= luck < share,
+                FaultKind::Hang => is_hanging = true,
             }
         }
+        if is_hanging {
+            self.hanging.push_back((self.now.mono, side, who, evidence));
+            self.on_new.0 += u64::from(side == Side::New);
+            return false;
+        }
         ending.latency_us = Some(latency.min(6e7) as u64);
-        if refused {
+        if is_refused {
             ending = Ending { outcome: Outcome::Failure(FailureKind::Connect), status: Some(502), latency_us: None, ..ending };
         } else if self.chance.happens(errors) {
             ending = Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), ..ending };
@@ -391,8 +555,32 @@ impl World {
             ending = Ending { outcome: Outcome::ClientError, status: Some(404), ..ending };
         } else if self.chance.happens(traffic.aborts) {
             ending = Ending { outcome: Outcome::Aborted, status: None, latency_us: None, ..ending };
+        } else if is_redirected {
+            ending.status = Some(302);
         }
         self.end(side, &ending, who)
+    }
+
+    /// Polls that have waited for their time are answered well. They are decided once more, since a side is all that matters of them.
+    fn end_polls(&mut self) {
+        while let Some((_, number)) = self.polls.pop_front_if(|(at, _)| self.now.mono.since(*at) >= POLL) {
+            let User { key, who, .. } = self.users[number].clone();
+            let Some(decision) = self.decide(UserKey::Known(&key)) else { continue };
+            let ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: Some(micros(POLL)), evidence: decision.evidence() };
+            self.end(decision.side, &ending, who);
+        }
+    }
+
+    /// Tells the plane of answers to its questions that have come by now.
+    fn hear_answers(&mut self) -> Vec<Announcement> {
+        let mut said = Vec::new();
+        while let Some(at) = self.asked.iter().position(|(due, _)| *due <= self.now.mono) {
+            let (_, side) = self.asked.swap_remove(at);
+            let is_dead = |kind: FaultKind| matches!(kind, FaultKind::Refused | FaultKind::NoServer | FaultKind::Hang) || matches!(kind, FaultKind::Errors(rate) if rate >= 1.0);
+            let is_good = !self.faults(side).any(is_dead);
+            said.extend(self.look(Look::Answer(side, is_good)));
+        }
+        said
     }
 
     /// Counts the end of a request. Says whether it failed on new.
@@ -400,6 +588,9 @@ impl World {
         let path = PATHS[self.chance.below(PATHS.len() as u32) as usize];
         let counted = self.watch.see(side, ending, who, path, self.now.mono);
         self.totals[0][side].record(ending, counted);
+        if ending.evidence.is_compared() {
+            self.compared[0][side].record(ending, counted);
+        }
         let failed = matches!(ending.outcome, Outcome::Failure(_));
         if side == Side::New {
             self.on_new.0 += 1;
@@ -419,55 +610,67 @@ impl World {
     }
 
     fn end_hanging(&mut self) {
-        while let Some((_, side, who)) = self.hanging.pop_front_if(|(at, ..)| self.now.mono.since(*at) >= self.scenario.timeout) {
-            let ending = Ending { outcome: Outcome::Failure(FailureKind::Timeout), status: Some(504), latency_us: Some(micros(self.scenario.timeout)), evidence: true };
+        while let Some((_, side, who, evidence)) = self.hanging.pop_front_if(|(at, ..)| self.now.mono.since(*at) >= self.scenario.timeout) {
+            let ending = Ending { outcome: Outcome::Failure(FailureKind::Timeout), status: Some(504), latency_us: Some(micros(self.scenario.timeout)), evidence };
             self.end(side, &ending, who);
             self.on_new.0 -= u64::from(side == Side::New);
         }
     }
 
-    /// What reached the age of the hang rule in this tick.
-    fn waited(&mut self) -> PerSide<Waited> {
-        let Some(ticks) = self.hang_ticks else { return PerSide::default() };
+    /// What reached the age of the hang rule in this tick: of all evidence, and of users who are compared.
+    fn waited(&mut self) -> (PerSide<Waited>, PerSide<Waited>) {
+        let Some(ticks) = self.hang_ticks else { return Default::default() };
         if self.started.len() <= ticks {
-            return PerSide::default();
+            return Default::default();
         }
         let began = self.started.pop_front().unwrap_or_default();
+        let compared_began = self.compared_started.pop_front().unwrap_or_default();
         let older_than = TICK * ticks as u32;
         let of_age = |at: Mono| (older_than..older_than + TICK).contains(&self.now.mono.since(at));
-        PerSide::from_fn(|side| {
-            let hung: Vec<Who> = self.hanging.iter().filter(|(at, on, _)| *on == side && of_age(*at)).map(|(_, _, who)| *who).collect();
-            let mut places = [0u64; 16];
-            for who in &hung {
-                places[who.network as usize % 16] += 1;
-            }
-            let top = places.iter().max().copied().unwrap_or_default();
-            Waited {
-                started: began[side],
-                hung: hung.len() as u64,
-                places: places.iter().filter(|count| **count > 0).count() as u32,
-                top_place: if hung.is_empty() { 0.0 } else { top as f64 / hung.len() as f64 },
-            }
-        })
+        let mut waiting: Vec<(Side, Who, bool)> =
+            self.hanging.iter().filter(|(at, ..)| of_age(*at)).map(|(_, side, who, evidence)| (*side, *who, evidence.is_compared())).collect();
+        for (_, number) in self.polls.iter().filter(|(at, _)| of_age(*at)) {
+            let user = &self.users[*number];
+            waiting.extend(self.decide(UserKey::Known(&user.key)).map(|decision| (decision.side, user.who, decision.evidence().is_compared())));
+        }
+        let of = |began: PerSide<u64>, only_compared: bool| {
+            PerSide::from_fn(|side| {
+                let mut places = [0u64; 16];
+                for (_, who, _) in waiting.iter().filter(|(on, _, is_compared)| *on == side && (*is_compared || !only_compared)) {
+                    places[who.network as usize % 16] += 1;
+                }
+                let (hung, top) = (places.iter().sum(), places.iter().max().copied().unwrap_or_default());
+                Waited {
+                    started: began[side],
+                    hung,
+                    places: places.iter().filter(|count| **count > 0).count() as u32,
+                    top_place: if hung == 0 { 0.0 } else { top as f64 / hung as f64 },
+                }
+            })
+        };
+        (of(began, false), of(compared_began, true))
     }
 
-    fn look(&mut self, is_tick: bool) -> Vec<Announcement> {
+    fn look(&mut self, look: Look) -> Vec<Announcement> {
         self.last_look = self.now.mono;
         let witnesses = self.watch.drain();
-        let elapsed = self.elapsed();
-        let is_down = |side: Side| {
-            let down = |fault: &&Fault| fault.kind == FaultKind::NoServer && fault.side.is_none_or(|at| at == side) && elapsed >= fault.from && elapsed - fault.from < fault.lasts;
-            self.scenario.faults.iter().find(down).is_some()
-        };
-        let available = PerSide::from_fn(|side| !is_down(side));
-        let waited = if is_tick { self.waited() } else { PerSide::default() };
+        let available = PerSide::from_fn(|side| !self.is_down(side));
+        let is_tick = look == Look::Tick;
+        let (waited, waited_compared) = if is_tick { self.waited() } else { Default::default() };
         let is_due = is_tick && tick_of(self.now.mono).is_multiple_of(4);
         let crowd = self.crowd.look(&self.watch, is_due, self.now.mono);
-        let totals = std::mem::take(&mut self.totals);
-        let observed = [Observed { totals: &totals[0], streaks: self.watch.streaks(), available, waited, witnesses: &witnesses, crowd }];
-        let event = if is_tick { Event::Tick(&observed) } else { Event::Failure(&observed) };
+        let (totals, compared) = (std::mem::take(&mut self.totals), std::mem::take(&mut self.compared));
+        let streaks = self.watch.streaks();
+        let passes_checks = PerSide { legacy: false, new: false };
+        let observed = [Observed { totals: &totals[0], compared: &compared[0], streaks, available, passes_checks, waited, waited_compared, witnesses: &witnesses, crowd }];
+        let id = self.scenario.settings.id.clone();
+        let event = match look {
+            Look::Tick => Event::Tick(&observed),
+            Look::Failure => Event::Failure(&observed),
+            Look::Answer(side, is_good) => Event::Answered { rollout: &id, side, is_good, observed: &observed },
+        };
         let effects = self.plane.on(event, self.now).unwrap_or_default();
-        self.totals = totals;
+        (self.totals, self.compared) = (totals, compared);
         self.carry_out(effects)
     }
 
@@ -477,6 +680,11 @@ impl World {
             match effect {
                 Effect::Publish(split) => self.split = split,
                 Effect::Persist(_) => {}
+                Effect::Ask { side, .. } => {
+                    let is_hanging = self.faults(side).any(|kind| kind == FaultKind::Hang);
+                    let takes = if is_hanging { ASK_PATIENCE } else { Duration::from_micros(1_000 + u64::from(self.chance.below(4_000))) };
+                    self.asked.push((self.now.mono.forward(takes), side));
+                }
                 Effect::Announce(announcement) => {
                     if matches!(announcement.change, Change::RolledBack(_)) {
                         self.tripped = Some((self.now.mono, self.on_new));

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::bucket::{Bucket, Salt};
 use crate::maintenance::Restriction;
+use crate::outcome::Evidence;
 use crate::percent::Percent;
 use crate::routes::Routes;
 use crate::side::{PerSide, Side};
@@ -117,10 +118,24 @@ pub struct RolloutSplit {
     pub percent: Percent,
     /// Rolled back: everybody is on legacy, lists included.
     pub latched: bool,
+    /// Whether users may be on new although it is rolled back.
+    pub spill: Spill,
     /// Changes when the rollout is re-armed. Outcomes of requests decided under another epoch are no evidence.
     pub epoch: u64,
     /// What is kept out of its requests.
     pub maintenance: Restriction,
+}
+
+/// Whether users of a rolled-back rollout go to new when legacy cannot take them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Spill {
+    /// Never: a person rolled back, or it is not rolled back.
+    #[default]
+    Never,
+    /// While legacy has no server to send to.
+    WithoutServer,
+    /// Now: legacy has servers, but they do not answer.
+    Now,
 }
 
 /// The part of a rollout that only a changed file changes.
@@ -395,6 +410,19 @@ pub struct Decision {
     pub reason: Reason,
 }
 
+impl Decision {
+    /// What the request is evidence of. Testers are few and do odd things. Users whom a list, the
+    /// lack of a key or the lack of a server placed differ from those whom the hash or chance did,
+    /// so only the latter can be compared with the other side.
+    pub const fn evidence(&self) -> Evidence {
+        match (self.reason, self.bucket) {
+            (Reason::Override, _) => Evidence::None,
+            (Reason::Bucket, _) | (Reason::Anonymous, Some(_)) => Evidence::Compared,
+            (Reason::AlwaysLegacy | Reason::RolledBack | Reason::AlwaysNew | Reason::Anonymous | Reason::Health, _) => Evidence::Limits,
+        }
+    }
+}
+
 /// The step of the decision that settled it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
@@ -437,21 +465,12 @@ impl Reason {
     pub const fn index(self) -> usize {
         self as usize
     }
-
-    /// Whether what comes of the request is evidence on the backend. Testers are few and do odd things; users moved for lack of a server are no fair sample.
-    pub const fn counts_as_evidence(self) -> bool {
-        match self {
-            Self::Override | Self::Health => false,
-            Self::AlwaysLegacy | Self::RolledBack | Self::AlwaysNew | Self::Anonymous | Self::Bucket => true,
-        }
-    }
 }
 
 /// Decides one request by the order of the contract: override, `always_legacy`, rolled back, `always_new`, no key, bucket; then health.
 ///
 /// Maintenance, the contract's first step, answers a request instead of sending it somewhere and so stands before this function.
-/// Health moves only those whom a list, chance or their bucket put there: a tester's override, `always_legacy` and a rollback are somebody's explicit word, and a
-/// rolled-back backend gets no user because legacy is down too.
+/// Health moves only those whom a list, chance, their bucket or a rollback of the guard put there: a tester's override, `always_legacy` and a rollback by a person are somebody's explicit word.
 pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
     let rule = &*rollout.rule;
     let (key, bucket) = match ask.key {
@@ -467,7 +486,12 @@ pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
         return decision(Side::Legacy, Reason::AlwaysLegacy);
     }
     if rollout.latched {
-        return decision(Side::Legacy, Reason::RolledBack);
+        let spills = match rollout.spill {
+            Spill::Never => false,
+            Spill::WithoutServer => !ask.available.legacy,
+            Spill::Now => true,
+        };
+        return if spills && ask.available.new { decision(Side::New, Reason::Health) } else { decision(Side::Legacy, Reason::RolledBack) };
     }
     let by_bucket = |bucket: Bucket| if bucket.is_within(rollout.percent) { Side::New } else { Side::Legacy };
     let chosen = match (key, bucket) {
@@ -504,7 +528,7 @@ pub(crate) mod tests {
 
     fn rollout(percent: &str, latched: bool) -> RolloutSplit {
         let percent = if latched { Percent::ZERO } else { Percent::parse(percent).expect("a percentage") };
-        RolloutSplit { rule: Arc::new(rule(Match::default())), percent, latched, epoch: 0, maintenance: Restriction::default() }
+        RolloutSplit { rule: Arc::new(rule(Match::default())), percent, latched, spill: Spill::Never, epoch: 0, maintenance: Restriction::default() }
     }
 
     fn ask(key: Option<&str>) -> Ask<'_> {
@@ -550,6 +574,34 @@ pub(crate) mod tests {
         check(&rollout("5", true), &Ask { available: no_legacy, ..ask(Some("u")) }, Side::Legacy, Reason::RolledBack);
         check(&full, &Ask { available: PerSide { legacy: false, new: false }, ..ask(Some("u")) }, Side::New, Reason::Bucket);
         check(&full, &Ask { available: no_new, override_to: Some(Side::New), ..ask(Some("u")) }, Side::New, Reason::Override);
+    }
+
+    #[test]
+    fn after_a_rollback_by_the_guard_a_legacy_that_cannot_take_users_spills_to_new() {
+        let spilling = |spill| RolloutSplit { spill, ..rollout("5", true) };
+        let no_legacy = PerSide { legacy: false, new: true };
+        check(&spilling(Spill::WithoutServer), &Ask { available: no_legacy, ..ask(Some("u")) }, Side::New, Reason::Health);
+        check(&spilling(Spill::WithoutServer), &Ask { available: no_legacy, ..ask(None) }, Side::New, Reason::Health);
+        check(&spilling(Spill::WithoutServer), &ask(Some("u")), Side::Legacy, Reason::RolledBack);
+        check(&spilling(Spill::WithoutServer), &Ask { available: no_legacy, ..ask(Some("vip")) }, Side::Legacy, Reason::AlwaysLegacy);
+        check(&spilling(Spill::Now), &ask(Some("u")), Side::New, Reason::Health);
+        check(&spilling(Spill::Now), &Ask { available: PerSide { legacy: true, new: false }, ..ask(Some("u")) }, Side::Legacy, Reason::RolledBack);
+    }
+
+    #[test]
+    fn only_users_placed_by_the_hash_or_by_chance_are_compared() {
+        let half = rollout("50", false);
+        let evidence = |ask: &Ask<'_>| decide(&half, ask).evidence();
+        let chance = UserKey::Random(Bucket::of_hash(7));
+        let no_legacy = PerSide { legacy: false, new: true };
+        assert_eq!(evidence(&ask(Some("u"))), Evidence::Compared);
+        assert_eq!(evidence(&Ask { key: chance, ..ask(None) }), Evidence::Compared);
+        assert_eq!(evidence(&ask(None)), Evidence::Limits, "without a key everybody is on legacy");
+        assert_eq!(evidence(&ask(Some("qa-1"))), Evidence::Limits);
+        assert_eq!(evidence(&ask(Some("vip"))), Evidence::Limits);
+        assert_eq!(evidence(&Ask { available: no_legacy, ..ask(None) }), Evidence::Limits);
+        assert_eq!(evidence(&Ask { override_to: Some(Side::New), ..ask(Some("u")) }), Evidence::None);
+        assert_eq!(decide(&rollout("50", true), &ask(Some("u"))).evidence(), Evidence::Limits);
     }
 
     #[test]

@@ -7,10 +7,10 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::histogram::Latencies;
+use crate::histogram::{COUNTERS, Latencies, index_of, lowest_of};
 use crate::outcome::{CODE_CLASSES, Ending, FailureKind, Outcome, code_class};
 use crate::time::Mono;
-use crate::witness::{Class, Counted};
+use crate::witness::{BLOCKS, Class, Counted};
 
 /// Everything one side has done since the process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,80 @@ pub struct Totals {
     pub counts: Counts,
     /// Latencies of evidence, to the response header.
     pub latencies: Latencies,
+    /// Users as trials.
+    pub trials: Trials,
+    /// Latencies of users who appear in a tick, one of each, in a coarser form: what means are compared by.
+    pub of_users: CoarseLatencies,
+}
+
+/// How many counters of [`CoarseLatencies`] there are.
+pub const COARSE: usize = COUNTERS / COARSE_STEP;
+/// So many counters of [`Latencies`] are one here: each is an eighth of an octave wide.
+const COARSE_STEP: usize = 16;
+
+/// Latencies in counters an eighth of an octave wide.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CoarseLatencies(pub [u64; COARSE]);
+
+impl Default for CoarseLatencies {
+    fn default() -> Self {
+        Self([0; COARSE])
+    }
+}
+
+impl CoarseLatencies {
+    /// The counter for a counter of [`Latencies`].
+    pub const fn index_of(index: usize) -> usize {
+        index / COARSE_STEP
+    }
+
+    /// What came between earlier counts and these: the lowest latency of each counter in microseconds, and how many fell into it.
+    pub fn since<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = (u64, u64)> + Clone + 'a {
+        let news = self.0.iter().zip(&earlier.0).enumerate().map(|(index, (now, before))| (lowest_of(index * COARSE_STEP), now.saturating_sub(*before)));
+        news.filter(|(_, count)| *count > 0)
+    }
+}
+
+/// Users as trials, each at most once in a block. Blocks of several lengths run side by side: the shortest comes first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Trials {
+    /// Users whose first answer in the block has come.
+    pub served: [u64; BLOCKS],
+    /// Those of them whose first answer was bad, by [`Class::index`].
+    pub first_bad: [[u64; BLOCKS]; Class::COUNT],
+    /// Users to whom something bad has happened for the first time in the block, by [`Class::index`].
+    pub affected: [[u64; BLOCKS]; Class::COUNT],
+}
+
+impl Trials {
+    /// What came between earlier trials and these.
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.zip(earlier, u64::saturating_sub)
+    }
+
+    /// Adds the trials of another place.
+    pub fn add(&mut self, other: &Self) {
+        *self = self.zip(other, |mine, theirs| mine + theirs);
+    }
+
+    fn zip(&self, other: &Self, op: impl Fn(u64, u64) -> u64) -> Self {
+        let blocks = |mine: &[u64; BLOCKS], theirs: &[u64; BLOCKS]| std::array::from_fn(|block| op(mine[block], theirs[block]));
+        Self {
+            served: blocks(&self.served, &other.served),
+            first_bad: std::array::from_fn(|class| blocks(&self.first_bad[class], &other.first_bad[class])),
+            affected: std::array::from_fn(|class| blocks(&self.affected[class], &other.affected[class])),
+        }
+    }
+
+    /// Adds what one ended request counts in.
+    pub fn record(&mut self, counted: Counted) {
+        let bump = |counts: &mut [u64; BLOCKS], blocks: usize| counts.iter_mut().take(blocks).for_each(|count| *count += 1);
+        bump(&mut self.served, counted.first_in());
+        for class in counted.bad_indexes() {
+            bump(&mut self.first_bad[class], counted.first_in());
+            bump(&mut self.affected[class], counted.affected_in(class));
+        }
+    }
 }
 
 /// The scalar counts of evidence.
@@ -48,6 +122,11 @@ impl Counts {
         self.failures.iter().sum()
     }
 
+    /// Adds the counts of another place.
+    pub fn add(&mut self, other: &Self) {
+        *self = self.zip(other, |mine, theirs| mine + theirs);
+    }
+
     fn zip(mut self, other: &Self, op: impl Fn(u64, u64) -> u64) -> Self {
         self.requests = op(self.requests, other.requests);
         for (mine, theirs) in self.failures.iter_mut().zip(other.failures) {
@@ -68,10 +147,11 @@ impl Totals {
     /// Adds one ended request that counts in these classes of bad events. The recorder does the same with atomics; this is the meaning of it.
     pub fn record(&mut self, ending: &Ending, counted: Counted) {
         self.code_classes[code_class(ending.status)] += 1;
-        if !ending.evidence {
+        if !ending.evidence.counts() {
             return;
         }
         self.counts.appearances += u64::from(counted.is_appearance());
+        self.trials.record(counted);
         for class in counted.indexes() {
             self.counts.counted[class] += 1;
         }
@@ -93,6 +173,9 @@ impl Totals {
         }
         if let Some(latency_us) = ending.latency_us {
             self.latencies.record(latency_us);
+            if counted.is_appearance() {
+                self.of_users.0[CoarseLatencies::index_of(index_of(latency_us))] += 1;
+            }
             self.counts.latency_sum_us += latency_us;
         }
     }
@@ -230,7 +313,7 @@ mod tests {
     use super::*;
 
     fn ending(outcome: Outcome, latency_us: u64) -> Ending {
-        Ending { outcome, status: Some(200), latency_us: Some(latency_us), evidence: true }
+        Ending { outcome, status: Some(200), latency_us: Some(latency_us), evidence: crate::outcome::Evidence::Compared }
     }
 
     fn at(seconds: u64) -> Mono {
@@ -285,9 +368,12 @@ mod tests {
     #[test]
     fn what_is_no_evidence_shows_in_the_answers_only() {
         let mut totals = Totals::default();
-        totals.record(&Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1), evidence: false }, Counted::default());
-        totals.record(&Ending { outcome: Outcome::Ignored, status: Some(400), latency_us: None, evidence: true }, Counted::default());
-        totals.record(&Ending { outcome: Outcome::Aborted, status: None, latency_us: Some(7), evidence: true }, Counted::default());
+        totals.record(
+            &Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1), evidence: crate::outcome::Evidence::None },
+            Counted::default(),
+        );
+        totals.record(&Ending { outcome: Outcome::Ignored, status: Some(400), latency_us: None, evidence: crate::outcome::Evidence::Compared }, Counted::default());
+        totals.record(&Ending { outcome: Outcome::Aborted, status: None, latency_us: Some(7), evidence: crate::outcome::Evidence::Compared }, Counted::default());
         assert_eq!(totals.code_classes, [1, 0, 0, 0, 1, 1]);
         assert_eq!(totals.counts, Counts { aborts: 1, ..Counts::default() });
         assert_eq!(totals.latencies.total(), 0);

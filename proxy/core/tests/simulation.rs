@@ -107,6 +107,7 @@ impl World {
                     self.order.push("persist".to_owned());
                     self.persisted = standings;
                 }
+                Effect::Ask { rollout, side } => self.order.push(format!("ask {side} of {rollout}")),
                 Effect::Announce(announcement) => {
                     self.order.push(format!("announce {}", announcement.change.name()));
                     self.sentences.push(announcement.sentence.clone());
@@ -123,7 +124,7 @@ impl World {
             let (requests, failed) = traffic[side];
             for request in 0..requests {
                 let outcome = if request < failed { Outcome::Failure(FailureKind::Status) } else { Outcome::Success };
-                self.totals[0][side].record(&Ending { outcome, status: Some(200), latency_us: Some(5_000), evidence: true }, Counted::default());
+                self.totals[0][side].record(&Ending { outcome, status: Some(200), latency_us: Some(5_000), evidence: cutover_core::Evidence::Compared }, Counted::default());
             }
         }
         self.pass(TICK);
@@ -208,7 +209,7 @@ fn plane_of(shares: &[(&str, &str)]) -> ControlPlane {
 fn who_follows_exposes_what_the_lead_exposes_and_never_lifts_a_latch_of_its_own() {
     let lead = Lead::of(&plane_of(&[("a", "5"), ("b", "60"), ("c", "7")]).split());
     let mut follower = plane_of(&[("a", "50"), ("b", "50"), ("c", "50"), ("gone", "50")]);
-    let rollback = Event::Command { rollout: "c", command: Command::Rollback, actor: cli(), reason: "odd".to_owned() };
+    let rollback = Event::Command { rollout: "c", command: Command::Rollback { force: true }, actor: cli(), reason: "odd".to_owned() };
     follower.on(rollback, Now::default()).expect("a rollback");
     let led = follower.split().led_by(&lead);
     let seen: Vec<(&str, String, bool)> = led.rollouts.iter().map(|rollout| (&*rollout.rule.id, rollout.percent.to_string(), rollout.latched)).collect();
@@ -294,7 +295,7 @@ fn a_raise_is_durable_before_it_is_in_force_and_a_drop_the_other_way_round() {
 #[test]
 fn a_rollout_re_armed_beside_a_lowered_one_stays_latched_until_that_is_durable() {
     let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
-    world.command("a", Command::Rollback).expect("it is there");
+    world.command("a", Command::Rollback { force: true }).expect("it is there");
     let event = Event::Settings { rollouts: vec![settings("a", "20", 2), settings("b", "10", 1)], actor: Actor::file(), reason: String::new() };
     let effects = world.plane.on(event, world.now).expect("settings are never refused");
     let [Effect::Publish(lower), Effect::Persist(_), Effect::Publish(whole), ..] = &effects[..] else { panic!("publish, persist, publish: {effects:?}") };
@@ -314,17 +315,17 @@ fn a_file_that_says_the_same_announces_nothing() {
 #[test]
 fn a_person_can_roll_back_and_says_why() {
     let mut world = World::with(vec![settings("checkout", "25", 1)]);
-    world.command("checkout", Command::Rollback).expect("it is there");
+    world.command("checkout", Command::Rollback { force: true }).expect("it is there");
     assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
     assert_eq!(world.sentences.last().map(String::as_str), Some("checkout: rolled back from 25 % to 0 %: ana sent everyone to legacy: CHG-7"));
-    world.command("checkout", Command::Rollback).expect("twice is once");
+    world.command("checkout", Command::Rollback { force: true }).expect("twice is once");
     assert!(world.order.is_empty());
 }
 
 #[test]
 fn commands_that_make_no_sense_change_nothing() {
     let mut world = World::with(vec![settings("checkout", "25", 1)]);
-    let unknown = world.command("chekout", Command::Rollback).expect_err("there is no such rollout");
+    let unknown = world.command("chekout", Command::Rollback { force: true }).expect_err("there is no such rollout");
     assert_eq!(unknown.to_string(), "no rollout has the id `chekout`; there are: checkout");
     let nothing = world.command("checkout", Command::Rearm).expect_err("it is not rolled back");
     assert_eq!(nothing.to_string(), "`checkout` is not rolled back, so there is nothing to re-arm");
@@ -485,7 +486,7 @@ fn a_latch_is_in_force_before_it_is_saved_where_only_a_list_is_on_new() {
     let mut listed = settings("checkout", "0", 1);
     listed.always_new = UserList::new(["qa"]);
     let mut world = World::with(vec![listed]);
-    world.command("checkout", Command::Rollback).expect("it is there");
+    world.command("checkout", Command::Rollback { force: true }).expect("it is there");
     assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
 }
 
@@ -534,7 +535,7 @@ proptest! {
                     }
                 }
                 Act::Rollback => {
-                    if world.command("checkout", Command::Rollback).is_ok() && latched_at.is_none() {
+                    if world.command("checkout", Command::Rollback { force: true }).is_ok() && latched_at.is_none() {
                         latched_at = Some(file.generation);
                     }
                 }

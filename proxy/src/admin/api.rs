@@ -36,6 +36,9 @@ pub struct Wish {
     /// Say what would happen, do nothing.
     #[serde(default)]
     dry_run: bool,
+    /// Roll back also if legacy does not answer.
+    #[serde(default)]
+    force: bool,
     /// Who, where there are no tokens to tell.
     actor: Option<String>,
 }
@@ -108,7 +111,7 @@ pub async fn act(
     headers: HeaderMap,
     wish: Result<Json<Wish>, JsonRejection>,
 ) -> Result<Response, ApiError> {
-    let Wish { reason, percent, dry_run, actor } = read(wish)?;
+    let Wish { reason, percent, dry_run, actor, force } = read(wish)?;
     let actor = actor_of(caller, actor);
     let if_revision = if_match(&headers);
     let percent = percent.map(|number| Percent::parse(&number.to_string()).map_err(|error| (number, error))).transpose();
@@ -128,7 +131,7 @@ pub async fn act(
         ("rollback", None) if dry_run => dry(&admin, &id, |id| format!("{id}: everyone would be sent to legacy")).await,
         ("rearm", _) if dry_run => dry(&admin, &id, |id| format!("{id}: the latch would be lifted")).await,
         ("rollback", None) => {
-            let applied = admin.control.command(id.clone(), Command::Rollback, actor, reason, if_revision).await??;
+            let applied = admin.control.command(id.clone(), Command::Rollback { force }, actor, reason, if_revision).await??;
             answer(&admin, &id, applied, false, String::new).await
         }
         ("rearm", percent) => {

@@ -69,6 +69,9 @@ impl From<Refusal> for ApiError {
         let message = refusal.to_string();
         match refusal {
             Refusal::Command(CommandError::UnknownRollout { .. }) => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
+            Refusal::Command(CommandError::LegacyDown { .. } | CommandError::MustAsk { .. }) => {
+                Self::new(StatusCode::CONFLICT, "legacy_down", &message, "`--force`, or \"force\": true, rolls back all the same")
+            }
             Refusal::Command(CommandError::NotRolledBack { .. }) => Self::new(StatusCode::CONFLICT, "not_rolled_back", &message, "nothing has to be done"),
             Refusal::HandingOver => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handing_over", &message, "try again in a moment"),
             Refusal::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "revision_mismatch", &message, "read the status again and decide anew"),

@@ -27,6 +27,9 @@ pub(super) struct Check {
     /// Requests per second over both sides of each rollout, for the forecast of the guard
     #[arg(long, default_value_t = 100.0, value_parser = super::rps)]
     rps: f64,
+    /// How many users there are, for the same
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    users: u32,
     /// Print the summary as JSON
     #[arg(long)]
     json: bool,
@@ -60,7 +63,7 @@ impl Check {
         }
         // As a start does: a reload would keep the ones before.
         Certificates::load(&Source::new(&file).base(), &settings.listen.certificates).map_err(|error| Failed::usage(format!("error: {error}")))?;
-        let traffic = Traffic { rps: self.rps, ..Traffic::default() };
+        let traffic = Traffic { rps: self.rps, users: self.users, ..Traffic::default() };
         let forecasts: Vec<Vec<Forecast>> = settings.rollouts.iter().map(|rollout| forecast(&rollout.guard, &traffic, in_force(rollout))).collect();
         let exports_nothing = settings.traces.is_some() && !traces::CAN_EXPORT;
         if exports_nothing {
@@ -82,7 +85,13 @@ impl Check {
         for (rollout, forecasts) in settings.rollouts.iter().zip(&forecasts).filter(|(rollout, _)| rollout.percent > Percent::ZERO) {
             for (forecast, why) in forecasts.iter().filter_map(|forecast| Some((forecast, forecast.cannot_work.as_ref()?))) {
                 warned = true;
-                note(&format!("warning: rollout {:?}: the rule {} cannot work at {} requests per second: {why}", &*rollout.id, forecast.rule.name(), self.rps));
+                note(&format!(
+                    "warning: rollout {:?}: the rule {} cannot work at {} requests per second of {} users: {why}",
+                    &*rollout.id,
+                    forecast.rule.name(),
+                    self.rps,
+                    self.users
+                ));
             }
         }
         if self.json {
@@ -92,7 +101,7 @@ impl Check {
                 .zip(&forecasts)
                 .map(|(rollout, forecasts)| {
                     let rules: Vec<_> = forecasts.iter().map(forecast_json).collect();
-                    json!({"id": &*rollout.id, "percent": percent(rollout.percent), "generation": rollout.generation, "forecast": {"rps": self.rps, "rules": rules}})
+                    json!({"id": &*rollout.id, "percent": percent(rollout.percent), "generation": rollout.generation, "forecast": {"rps": self.rps, "users": self.users, "rules": rules}})
                 })
                 .collect();
             let warnings: Vec<_> = settings.warnings.iter().map(ToString::to_string).collect();

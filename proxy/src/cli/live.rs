@@ -207,7 +207,11 @@ impl Why {
         if let Some(percent) = percent {
             body["percent"] = json!(crate::status::percent(percent));
         }
-        let done = self.admin.client()?.post(&format!("/api/v1/rollouts/{}/{verb}", encoded(rollout)), &body)?;
+        self.post(rollout, verb, &body)
+    }
+
+    fn post(&self, rollout: &str, verb: &str, body: &Value) -> Result<ExitCode, Failed> {
+        let done = self.admin.client()?.post(&format!("/api/v1/rollouts/{}/{verb}", encoded(rollout)), body)?;
         self.tell(&done)
     }
 
@@ -269,13 +273,18 @@ impl Set {
 pub(super) struct Rollback {
     /// The rollout
     rollout: String,
+    /// Also if legacy does not answer
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     why: Why,
 }
 
 impl Rollback {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
-        self.why.act(&self.rollout, "rollback", None)
+        let mut body = self.why.body();
+        body["force"] = json!(self.force);
+        self.why.post(&self.rollout, "rollback", &body)
     }
 }
 

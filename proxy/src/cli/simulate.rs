@@ -30,8 +30,8 @@ pub(super) struct Simulate {
     /// The share of users on new; that of the file unless given
     #[arg(long, value_parser = percent)]
     percent: Option<Percent>,
-    /// What goes wrong: `SIDE KIND [AMOUNT] [at TIME] [for TIME]` with SIDE new, legacy or both and KIND errors 5%, refused, hang, slow 3, 4xx 20% or down. At 1m and to the end unless said
-    /// otherwise; may be given several times
+    /// What goes wrong: `SIDE KIND [AMOUNT] [at TIME] [for TIME]` with SIDE new, legacy or both and KIND errors 5%, users 5% (who get nothing but errors), refused, hang, slow 3, tail 4% 75
+    /// (so many requests so many times slower), 4xx 20%, redirects 100% (of users, in circles) or down. At 1m and to the end unless said otherwise; may be given several times
     #[arg(long = "fault", value_name = "FAULT", value_parser = fault)]
     faults: Vec<Fault>,
     /// How long to simulate
@@ -49,6 +49,30 @@ pub(super) struct Simulate {
     /// The median latency of a healthy backend
     #[arg(long, default_value = "40ms", value_parser = duration)]
     latency: Duration,
+    /// The share of users who always get 4xx, on either side: expired tokens, broken scripts
+    #[arg(long, default_value = "0%", value_parser = rate)]
+    persistent: f64,
+    /// The share of users who are twenty times slower than the others, on either side
+    #[arg(long, default_value = "0%", value_parser = rate)]
+    slow_users: f64,
+    /// The share of requests without a user key: quick, and always on legacy
+    #[arg(long, default_value = "0%", value_parser = rate)]
+    keyless: f64,
+    /// The share of requests that are long polls, answered after 14 s
+    #[arg(long, default_value = "0%", value_parser = rate)]
+    polls: f64,
+    /// Let few users do most of what is done, rather than all alike
+    #[arg(long)]
+    uneven: bool,
+    /// By how much traffic falls at night, such as 80%; it begins at midnight
+    #[arg(long, default_value = "0%", value_parser = rate)]
+    night: f64,
+    /// Raise the share while it runs: PERCENT at TIME
+    #[arg(long, value_name = "RAISE", value_parser = raise)]
+    raise: Option<(Percent, Duration)>,
+    /// How long new is warming up after a raise, instead of the file's guard.warm_up
+    #[arg(long, value_parser = duration, value_name = "TIME")]
+    warm_up: Option<Duration>,
     /// The seed of all chance: the same seed, the same story
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -78,6 +102,16 @@ fn rate(text: &str) -> Result<f64, String> {
     Rate::parse(text).map(Rate::fraction).map_err(|error| format!("expected a share such as 5%: {error}"))
 }
 
+fn factor(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|factor: &f64| *factor >= 1.0 && *factor <= 1e6).ok_or_else(|| format!("expected a factor from 1 on, found {text:?}"))
+}
+
+/// Reads a raise such as `25 at 10m`.
+fn raise(text: &str) -> Result<(Percent, Duration), String> {
+    let (share, at) = text.split_once(" at ").ok_or_else(|| format!("expected PERCENT at TIME, such as \"25 at 10m\", found {text:?}"))?;
+    Ok((percent(share.trim())?, parse_duration(at.trim())?))
+}
+
 /// Reads a fault as people say it.
 fn fault(text: &str) -> Result<Fault, String> {
     let mut words = text.split_whitespace();
@@ -91,14 +125,17 @@ fn fault(text: &str) -> Result<Fault, String> {
     let kind = match amount("what goes wrong")? {
         "errors" => FaultKind::Errors(rate(amount("the share of errors, such as errors 5%,")?)?),
         "4xx" => FaultKind::ClientErrors(rate(amount("the share of 4xx, such as 4xx 20%,")?)?),
-        "slow" => {
-            let factor = amount("how many times slower, such as slow 3,")?;
-            FaultKind::Slow(factor.parse().ok().filter(|factor: &f64| *factor >= 1.0 && *factor <= 1e6).ok_or_else(|| format!("expected a factor from 1 on, found {factor:?}"))?)
+        "slow" => FaultKind::Slow(factor(amount("how many times slower, such as slow 3,")?)?),
+        "users" => FaultKind::ErrorsOfUsers(rate(amount("the share of users who get errors, such as users 5%,")?)?),
+        "redirects" => FaultKind::Redirects(rate(amount("the share of users in circles, such as redirects 100%,")?)?),
+        "tail" => {
+            let share = rate(amount("the share of slow requests, such as tail 4% 75,")?)?;
+            FaultKind::Tail(share, factor(amount("how many times slower, such as tail 4% 75,")?)?)
         }
         "refused" => FaultKind::Refused,
         "hang" => FaultKind::Hang,
         "down" => FaultKind::NoServer,
-        other => return Err(format!("expected errors, refused, hang, slow, 4xx or down, found {other:?}")),
+        other => return Err(format!("expected errors, users, refused, hang, slow, tail, 4xx, redirects or down, found {other:?}")),
     };
     let (mut from, mut lasts) = (Duration::from_secs(60), Duration::MAX);
     while let Some(word) = words.next() {
@@ -126,7 +163,23 @@ impl Simulate {
             return Err(Failed::usage("--for: at most 7d are simulated at once"));
         }
         let timeout = settings.backends.iter().find(|backend| backend.name == rollout.backends.new).map_or(Duration::from_secs(30), |backend| backend.response_timeout);
-        let traffic = Traffic { rps: self.rps, users: self.users, networks: self.networks, errors: self.errors, median_us: self.latency.as_micros() as f64, ..Traffic::default() };
+        if let Some(warm_up) = self.warm_up {
+            rollout.guard.warm_up = warm_up;
+        }
+        let traffic = Traffic {
+            rps: self.rps,
+            users: self.users,
+            networks: self.networks,
+            errors: self.errors,
+            median_us: self.latency.as_micros() as f64,
+            is_uneven: self.uneven,
+            persistent: self.persistent,
+            slow_users: self.slow_users,
+            keyless: self.keyless,
+            polls: self.polls,
+            night: self.night,
+            ..Traffic::default()
+        };
         let scenario = Scenario { settings: rollout, traffic, faults: self.faults.clone(), seed: self.seed, between_ticks: true, timeout };
         match self.runs {
             Some(runs) => self.many(scenario, runs),
@@ -147,11 +200,14 @@ impl Simulate {
 
     /// One run, with everything that is announced.
     fn story(&self, scenario: Scenario) -> Result<ExitCode, Failed> {
+        let settings = scenario.settings.clone();
         let mut world = World::new(scenario);
         let mut events = Vec::new();
         let mut rollbacks = 0;
+        let mut raise = self.raise;
         while world.elapsed() < self.lasts {
-            for announcement in world.tick() {
+            let raised = raise.take_if(|(_, at)| world.elapsed() >= *at).map(|(percent, _)| world.set(RolloutSettings { percent, ..settings.clone() }));
+            for announcement in raised.into_iter().flatten().chain(world.tick()) {
                 let at = world.elapsed().as_secs_f64();
                 rollbacks += u32::from(matches!(announcement.change, Change::RolledBack(_)));
                 if self.json {
@@ -259,6 +315,10 @@ mod tests {
         let minute = Duration::from_secs(60);
         assert_eq!(fault("new errors 5% at 30s for 5m"), Ok(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.05), from: minute / 2, lasts: minute * 5 }));
         assert_eq!(fault("both slow 2.5"), Ok(Fault { side: None, kind: FaultKind::Slow(2.5), from: minute, lasts: Duration::MAX }));
+        assert_eq!(fault("new tail 4% 75").map(|fault| fault.kind), Ok(FaultKind::Tail(0.04, 75.0)));
+        assert_eq!(fault("new redirects 100%").map(|fault| fault.kind), Ok(FaultKind::Redirects(1.0)));
+        assert_eq!(raise("25 at 10m"), Ok((Percent::parse("25").expect("a percentage"), minute * 10)));
+        assert!(raise("25").is_err() && raise("25 at noon").is_err() && raise("250 at 1m").is_err());
         assert_eq!(fault("legacy hang for 1s").map(|fault| fault.kind), Ok(FaultKind::Hang));
         for (text, why) in [
             ("", "begins with new, legacy or both"),
@@ -267,7 +327,8 @@ mod tests {
             ("new errors", "the share of errors"),
             ("new errors 5", "the percent sign is missing"),
             ("new slow 0.5", "expected a factor from 1 on"),
-            ("new burns", "expected errors, refused, hang, slow, 4xx or down"),
+            ("new tail 4%", "how many times slower"),
+            ("new burns", "expected errors, users, refused, hang, slow, tail, 4xx, redirects or down"),
             ("new hang at", "a time such as 5m is missing"),
             ("new hang on 5m", "expected at TIME or for TIME"),
             ("new hang at noon", "expected a duration"),

@@ -8,7 +8,7 @@
 //! edits(x, head, conn, edits)                       headers to the backend
 //! attempt(x, server, now) / attempt_ended(x, ..)    which server is asked, and what became of it: for the line and the span
 //! sent(x, now)                                      all of the request is with the backend: the wait for its answer begins
-//! answered(x, status, path, can_repeat, now) -> Answer  the first final answer of the backend: it goes to the client, or legacy is asked instead
+//! answered(x, status, says, path, can_repeat, now) -> Answer  the first final answer of the backend: it goes to the client, or legacy is asked instead
 //! client_edits(x, edits)                            headers to the client
 //! is_a_websocket(x), grpc_status(x, code)           what an answer turned out to be
 //! rescue(x, failure, ..) -> bool                    a failing request of new that legacy may answer goes there, once; so does a file that is missing on one side
@@ -29,7 +29,7 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Failover, FailureKind, Maintenance, Mono, Outcome, PerSide, Reason, Side, Treatment, UserKey, Who};
+use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Evidence, Failover, FailureKind, Maintenance, Mono, Outcome, PerSide, Reason, Side, Treatment, UserKey, Who};
 use http::{HeaderName, HeaderValue, Method};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -167,6 +167,10 @@ pub struct Exchange {
     is_sent: bool,
     /// Whether it has been moved to the side that was not decided.
     moved: Option<Moved>,
+    /// The failure on new that legacy is asked about. What both sides fail at is evidence on neither. Boxed, because hardly any request has one.
+    failed_on_new: Option<Box<Ending>>,
+    /// What the backend says the answer was.
+    said: Option<Said>,
     /// The maintenance that answers it or keeps it waiting.
     maintenance: Maintenance,
     /// How long it was parked before it was decided, which is no time of any backend.
@@ -189,6 +193,23 @@ pub struct Sketch {
 impl Default for Sketch {
     fn default() -> Self {
         Self { method: Method::from_bytes(b"-").unwrap_or_default(), path: "-".into() }
+    }
+}
+
+/// What a backend says an answer was, in the header that its rollout names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Said {
+    Success,
+    Failure,
+    Ignore,
+}
+
+impl Said {
+    /// What these bytes say; nothing if they are no such word.
+    fn of(bytes: &[u8]) -> Option<Self> {
+        let bytes = bytes.trim_ascii();
+        let words = [(&b"success"[..], Self::Success), (b"failure", Self::Failure), (b"ignore", Self::Ignore)];
+        words.into_iter().find_map(|(word, said)| bytes.eq_ignore_ascii_case(word).then_some(said))
     }
 }
 
@@ -306,9 +327,18 @@ impl Exchange {
         if self.moved.is_some() { decided.other() } else { decided }
     }
 
-    /// Whether what comes of it says something about the side that is asked now. Whoever was moved there is no fair sample.
-    fn is_evidence(&self) -> bool {
-        self.moved.is_none() && self.decision.is_some_and(|decision| decision.reason.counts_as_evidence())
+    /// The header in which the backend says what its answer was, if its rollout names one.
+    pub fn outcome_header(&self) -> Option<&HeaderName> {
+        self.rollout.and_then(|at| self.snapshot.prepared[at].outcome_header.as_ref())
+    }
+
+    /// What comes of it is evidence of. Whoever was moved to the side that is asked now is no fair sample of it.
+    fn evidence(&self) -> Evidence {
+        if self.moved.is_some() { Evidence::None } else { self.decision.map_or(Evidence::None, |decision| decision.evidence()) }
+    }
+
+    fn epoch(&self) -> u64 {
+        self.rollout.map_or(0, |at| self.snapshot.split.rollouts[at].epoch)
     }
 }
 
@@ -369,6 +399,8 @@ impl Gate {
             who: Who::default(),
             is_sent: false,
             moved: None,
+            failed_on_new: None,
+            said: None,
             maintenance: Maintenance::Off,
             parked: Duration::ZERO,
             held: None,
@@ -512,9 +544,10 @@ impl Gate {
     /// All of the request has been sent: from now on the backend makes the client wait.
     pub fn sent(&self, exchange: &mut Exchange, now: Mono) {
         exchange.is_sent = true;
-        let counts = exchange.answered.is_none() && exchange.is_evidence();
+        let evidence = exchange.evidence();
+        let counts = exchange.answered.is_none() && evidence.counts();
         if let Some(in_flight) = exchange.in_flight.as_mut().filter(|_| counts) {
-            in_flight.waits(exchange.who, now);
+            in_flight.waits(exchange.who, evidence, now);
         }
     }
 
@@ -543,13 +576,19 @@ impl Gate {
         }
     }
 
-    /// The backend's first final answer, and what to do with it. Informational ones do not count. `can_repeat` is whether the whole request can be sent once more.
-    pub fn answered(&self, exchange: &mut Exchange, status: u16, path: &str, can_repeat: bool, now: Mono) -> Answer {
+    /// The backend's first final answer, and what to do with it. Informational ones do not count. `says` is the value of [`Exchange::outcome_header`], `can_repeat` whether the whole request can be
+    /// sent once more.
+    pub fn answered(&self, exchange: &mut Exchange, status: u16, says: Option<&[u8]>, path: &str, can_repeat: bool, now: Mono) -> Answer {
         if status < 200 && status != 101 {
             return Answer::Deliver;
         }
         exchange.answered.get_or_insert(now);
         exchange.status = Some(status);
+        exchange.said = says.and_then(Said::of);
+        if exchange.failed_on_new.is_some() {
+            let has_failed = matches!(outcome(exchange), Outcome::Failure(_));
+            self.judge_failover(exchange, has_failed, path, now);
+        }
         if let Some(spans) = &mut exchange.trace.spans {
             spans.answered(status);
         }
@@ -558,6 +597,8 @@ impl Gate {
         }
         let moves = match status {
             _ if !can_repeat => false,
+            // The backend knows better than its status.
+            _ if matches!(exchange.said, Some(Said::Success | Said::Ignore)) => false,
             500.. => self.rescue(exchange, Failure { blame: Blame::Backend, kind: FailureKind::Status }, path, Sent::Repeatable, now),
             404 => self.fall_back(exchange, path, now),
             _ => false,
@@ -583,7 +624,7 @@ impl Gate {
     /// A request that failed on new before anything of the answer went out: whether legacy is asked now.
     pub fn rescue(&self, exchange: &mut Exchange, failure: Failure, path: &str, sent: Sent, now: Mono) -> bool {
         let (Some(at), true) = (exchange.rollout, failure.blame == Blame::Backend) else { return false };
-        if exchange.moved.is_some() || exchange.side() != Side::New || !exchange.is_evidence() {
+        if exchange.moved.is_some() || exchange.side() != Side::New || !exchange.evidence().counts() {
             return false;
         }
         let allowed = match exchange.snapshot.split.rollouts[at].rule.failover {
@@ -615,21 +656,40 @@ impl Gate {
     /// Ends the request on the side that was decided, as what it was there, and begins it on the other.
     fn move_over(&self, exchange: &mut Exchange, moved: Moved, path: &str, now: Mono) {
         let latency_us = exchange.answered.unwrap_or(now).since(exchange.started);
-        let ending = Ending { outcome: outcome(exchange), status: None, latency_us: Some(cutover_core::time::micros(latency_us)), evidence: exchange.is_evidence() };
-        let epoch = exchange.rollout.map_or(0, |at| exchange.snapshot.split.rollouts[at].epoch);
-        if let Some(in_flight) = exchange.in_flight.take() {
-            in_flight.end(&ending, &Origin { who: exchange.who, path, epoch, at: now });
+        let ending = Ending { outcome: outcome(exchange), status: None, latency_us: Some(cutover_core::time::micros(latency_us)), evidence: exchange.evidence() };
+        let in_flight = exchange.in_flight.take();
+        match moved {
+            // It is over on new, but whether it is new's failure is told by legacy.
+            Moved::Failover => {
+                drop(in_flight);
+                exchange.failed_on_new = Some(Box::new(ending));
+            }
+            Moved::Fallback => {
+                let origin = Origin { who: exchange.who, path, epoch: exchange.epoch(), at: now };
+                in_flight.into_iter().for_each(|in_flight| in_flight.end(&ending, &origin));
+            }
         }
         exchange.moved = Some(moved);
-        (exchange.answered, exchange.status, exchange.failure) = (None, None, None);
+        (exchange.answered, exchange.status, exchange.failure, exchange.said) = (None, None, None, None);
         exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), None));
         if let Some(at) = exchange.rollout {
             exchange.backend = Arc::clone(&exchange.snapshot.prepared[at].backends[exchange.side()]);
         }
     }
 
+    /// Legacy has said what it makes of a request that failed on new, or nobody will hear it. What fails on both is the request's own fault, or that of something both stand on.
+    fn judge_failover(&self, exchange: &mut Exchange, has_legacy_failed: bool, path: &str, now: Mono) {
+        let Some(ending) = exchange.failed_on_new.take() else { return };
+        let evidence = if has_legacy_failed { Evidence::None } else { ending.evidence };
+        let origin = Origin { who: exchange.who, path, epoch: exchange.epoch(), at: now };
+        self.recorder.record(exchange.slot(), Side::New, &Ending { evidence, ..*ending }, &origin);
+    }
+
     /// Headers to the client.
     pub fn client_edits(&self, exchange: &Exchange, edits: &mut impl Edits) {
+        if let Some(name) = exchange.outcome_header() {
+            edits.remove(name);
+        }
         if let Some(cookie) = &exchange.set_cookie {
             edits.append(&forward::SET_COOKIE, Value::Shared(cookie));
             // A cache that everybody shares would hand the cookie, and with it the user, to others (RFC 9111, section 7.3).
@@ -692,7 +752,7 @@ impl Gate {
         let snapshot = self.published.load();
         let Sketch { method, path } = sketch;
         let who = self.who(UserKey::None, conn.peer);
-        let ending = Ending { outcome: Outcome::Ignored, status: end.status, latency_us: None, evidence: false };
+        let ending = Ending { outcome: Outcome::Ignored, status: end.status, latency_us: None, evidence: Evidence::None };
         self.recorder.record(UNMATCHED, Side::Legacy, &ending, &Origin { who, path: &path, epoch: 0, at: now });
         let log = &snapshot.common.settings.log;
         if !self.access_log.is_on(log.access) {
@@ -730,7 +790,11 @@ impl Gate {
             Outcome::Failure(FailureKind::Timeout) => Some(clock().since(exchange.started)),
             Outcome::Success | Outcome::ClientError | Outcome::Failure(_) | Outcome::Aborted | Outcome::Ignored => exchange.answered.map(|at| at.since(exchange.started)),
         };
-        let evidence = exchange.is_evidence();
+        let evidence = exchange.evidence();
+        if exchange.failed_on_new.is_some() {
+            let has_legacy_failed = matches!(outcome, Outcome::Failure(_));
+            self.judge_failover(&mut exchange, has_legacy_failed, path, clock());
+        }
         if exchange.moved == Some(Moved::Failover) {
             let saved = !matches!(outcome, Outcome::Failure(_));
             self.recorder.rescue(exchange.slot()).count(if saved { Saving::Saved } else { Saving::Failed });
@@ -738,8 +802,7 @@ impl Gate {
         let ending = Ending { outcome, status: end.status, latency_us: latency_us.map(cutover_core::time::micros), evidence };
         // Without a latency there was no answer, so the end is now; else it is known without asking the clock.
         let at = latency_us.map_or_else(&clock, |latency| exchange.started.forward(latency));
-        let epoch = exchange.rollout.map_or(0, |at| exchange.snapshot.split.rollouts[at].epoch);
-        let origin = Origin { who: exchange.who, path, epoch, at };
+        let origin = Origin { who: exchange.who, path, epoch: exchange.epoch(), at };
         match exchange.in_flight.take() {
             Some(in_flight) => in_flight.end(&ending, &origin),
             // What maintenance answered was no request of any backend.
@@ -806,6 +869,13 @@ fn refuse(exchange: &mut Exchange, reply: Reply) -> Step {
 
 /// What a request says about its backend. A failure after the answer began is one all the same: the body was cut.
 fn outcome(exchange: &Exchange) -> Outcome {
+    let is_of_backend = matches!(exchange.failure, Some(Failure { blame: Blame::Backend, .. }));
+    match exchange.said.filter(|_| !is_of_backend && exchange.status.is_some()) {
+        Some(Said::Failure) => return Outcome::Failure(FailureKind::Status),
+        Some(Said::Ignore) => return Outcome::Ignored,
+        Some(Said::Success) if exchange.failure.is_none() => return Outcome::Success,
+        Some(Said::Success) | None => {}
+    }
     match (exchange.failure, exchange.status) {
         (Some(Failure { blame: Blame::Backend, kind }), _) => Outcome::Failure(kind),
         // A client that hangs up on a backend that had answered 5xx already does not make that answer good.
@@ -1202,8 +1272,8 @@ pub(crate) mod tests {
             let head = head("/checkout").with("x-user-id", "u");
             let (mut exchange, _) = gate.request(&head, &conn(), Mono::default());
             if let Some(status) = status {
-                gate.answered(&mut exchange, 103, "/", false, Mono::from_micros(1));
-                gate.answered(&mut exchange, status, "/", false, Mono::from_micros(5_000));
+                gate.answered(&mut exchange, 103, None, "/", false, Mono::from_micros(1));
+                gate.answered(&mut exchange, status, None, "/", false, Mono::from_micros(5_000));
             }
             if let Some(failure) = failure {
                 gate.failed(&mut exchange, failure, None);
@@ -1338,7 +1408,7 @@ pub(crate) mod tests {
         world.maintain(Some("checkout"), Maintenance::Off, None);
         let (mut released, step) = after(first, Unparked::Released);
         assert_eq!((step, released.parked()), (Step::Forward, Duration::from_millis(8)));
-        gate.answered(&mut released, 200, "/checkout", false, Mono::from_micros(10_000));
+        gate.answered(&mut released, 200, None, "/checkout", false, Mono::from_micros(10_000));
         gate.done(released, "/checkout", End { status: Some(200), ..End::default() }, || Mono::from_micros(10_000));
         let slot = parked(0);
         assert_eq!(slot.halted, [0, 5, 2, 1, 2]);

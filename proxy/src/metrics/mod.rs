@@ -72,9 +72,14 @@ pub fn render(
         }
         families.add(names::TRIPPED, &[id], Value::Gauge(f64::from(rollout.latch.is_some())));
         families.add(names::SHARED_CAUSE, &[id], Value::Gauge(f64::from(rollout.shared_cause)));
+        families.add(names::NO_REFUGE, &[id], Value::Gauge(f64::from(rollout.no_refuge)));
+        families.add(names::SPILLED, &[id], Value::Gauge(f64::from(rollout.spilled)));
         for rule in &rollout.guard.rules {
             if let Some(evidence) = rule.evidence_log10 {
                 families.add(names::EVIDENCE, &[id, &rule.rule], Value::Gauge(evidence));
+            }
+            if let Some(part) = rule.evidence_ratio {
+                families.add(names::EVIDENCE_RATIO, &[id, &rule.rule], Value::Gauge(part));
             }
         }
         if let Some(guard) = guard {
@@ -146,7 +151,14 @@ fn bounds(guard: Option<&GuardSettings>) -> Vec<u64> {
     let limits = guard.into_iter().flat_map(|guard| &guard.rules).filter_map(|rule| match rule {
         Rule::Latency(_, limit_us) => Some(*limit_us),
         Rule::Hang(limit_us) => Some(*limit_us),
-        Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_) | Rule::LatencyVsLegacy(_) | Rule::ClientErrorsVsLegacy(_) | Rule::AbortsVsLegacy(_) | Rule::Health(_) | Rule::Dead(_) => None,
+        Rule::ErrorsMax(_)
+        | Rule::ErrorsVsLegacy(_)
+        | Rule::LatencyVsLegacy(_)
+        | Rule::ClientErrorsVsLegacy(_)
+        | Rule::AbortsVsLegacy(_)
+        | Rule::RedirectsVsLegacy(_)
+        | Rule::Health(_)
+        | Rule::Dead(_) => None,
     });
     BUCKETS_US.into_iter().chain(limits).collect::<BTreeSet<u64>>().into_iter().collect()
 }

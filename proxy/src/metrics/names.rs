@@ -65,6 +65,18 @@ pub const EVIDENCE: Name = name(
     &["rollout", "rule"],
     "Decimal logarithm of the evidence that new is worse, by rules that gather evidence. It wanders up and down on a healthy backend, now and then to half of cutover_guard_threshold_log10, which is what a rollback needs; after one it stands still until rearm.",
 );
+/// Evidence on the scale that people see.
+pub const EVIDENCE_RATIO: Name = name(
+    "cutover_guard_evidence_ratio",
+    "gauge",
+    &["rollout", "rule"],
+    "The part of the evidence that a rollback needs, 0 to 1 on the scale of logarithms, by rules that gather evidence. 0 while nothing is wrong and while rolled back. At 1 a rule rolls back if enough users are hurt, and legacy is not as bad and can take them.",
+);
+/// No refuge.
+pub const NO_REFUGE: Name =
+    name("cutover_guard_no_refuge", "gauge", &["rollout"], "1 while new is worse but legacy does not answer, so that nobody is moved and raises are frozen.");
+/// Spilled.
+pub const SPILLED: Name = name("cutover_guard_spilled", "gauge", &["rollout"], "1 while users are on new although the guard has rolled back, because legacy does not answer.");
 /// The evidence that a rollback needs.
 pub const THRESHOLD: Name = name(
     "cutover_guard_threshold_log10",
@@ -192,7 +204,7 @@ pub const CONNECTIONS_LIMIT: Name = name("cutover_connections_limit", "gauge", &
 pub const BUILD: Name = name("cutover_build_info", "gauge", &["version"], "The version of the program.");
 
 /// All of them, in the order in which they are written. `process_*` follow.
-pub const ALL: [Name; 37] = [
+pub const ALL: [Name; 40] = [
     REQUESTS,
     FAILURES,
     DURATION,
@@ -203,8 +215,11 @@ pub const ALL: [Name; 37] = [
     PHASE,
     TRIPPED,
     EVIDENCE,
+    EVIDENCE_RATIO,
     THRESHOLD,
     SHARED_CAUSE,
+    NO_REFUGE,
+    SPILLED,
     ROLLBACKS,
     DECISIONS,
     FAILOVERS,

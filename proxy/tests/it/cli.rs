@@ -22,7 +22,7 @@ fn check_shows_every_problem_and_its_exit_code_says_which_kind() {
     assert!(
         stdout.contains("rollout checkout: 5 % of users on `new`")
             && stdout.contains("guard: sequential, at most one false alarm in 720 hours")
-            && stdout.contains("    errors_max               0.17"),
+            && stdout.contains("    errors_max               0.14"),
         "{stdout}"
     );
 

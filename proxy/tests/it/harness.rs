@@ -44,6 +44,10 @@ pub enum Behaviour {
     CloseKept,
     /// Answers in HTTP/1.0, without a length, and closes.
     Http10,
+    /// Answers with this status, and says in `x-cutover-outcome` what that was.
+    Says(u16, &'static str),
+    /// Redirects to a login page.
+    Redirect,
 }
 
 /// A backend that says who it is and does as it is told.
@@ -122,11 +126,13 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         match behaviour {
             Behaviour::CloseKept => {}
             Behaviour::Http10 => return stream.write_all(b"HTTP/1.0 200 OK\r\nx-served-by: old\r\n\r\nuntil the end"),
-            Behaviour::Answer(status) => {
+            Behaviour::Redirect => stream.write_all(format!("HTTP/1.1 302 X\r\nx-served-by: {}\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n", inner.name).as_bytes())?,
+            Behaviour::Answer(status) | Behaviour::Says(status, _) => {
+                let said = if let Behaviour::Says(_, word) = behaviour { format!("X-Cutover-Outcome: {word}\r\n") } else { String::new() };
                 let body = format!("{} {}", inner.name, message.body.len());
                 let no_body = message.start.starts_with("HEAD ") || status == 204;
                 let length = if status == 204 { String::new() } else { format!("content-length: {}\r\n", body.len()) };
-                let head = format!("HTTP/1.1 {status} X\r\nx-served-by: {}\r\n{length}\r\n", inner.name);
+                let head = format!("HTTP/1.1 {status} X\r\nx-served-by: {}\r\n{said}{length}\r\n", inner.name);
                 stream.write_all(format!("{head}{}", if no_body { "" } else { &body }).as_bytes())?;
             }
             Behaviour::Close => return Ok(()),

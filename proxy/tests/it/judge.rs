@@ -115,7 +115,7 @@ fn a_client_that_uploads_for_longer_than_the_backend_may_take_is_no_evidence() {
 
 #[test]
 fn one_client_that_makes_new_fail_does_not_roll_it_back() {
-    let proxy = Proxy::start_with(BEHIND_A_PROXY, &rollout("checkout", "100", ""));
+    let proxy = Proxy::start_with(BEHIND_A_PROXY, &rollout("checkout", "100", "failover = \"off\""));
     let mut client = proxy.client();
     honest_round(&mut client);
     for request in 0..600 {

@@ -370,7 +370,7 @@ fn a_process_does_not_take_over_from_a_person() {
 
 #[test]
 fn evidence_is_handed_over() {
-    let world = World::new(&rollout("checkout", "100", ""));
+    let world = World::new(&rollout("checkout", "100", "failover = \"off\""));
     let mut service = Service::start(world.path());
     let evidence = |rollout: &Value| -> f64 {
         let rules = rollout["guard"]["rules"].as_array().unwrap_or_else(|| panic!("{rollout}")).clone();

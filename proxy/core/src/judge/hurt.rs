@@ -51,10 +51,11 @@ impl Hurt {
         *self = Self::default();
     }
 
-    pub(super) fn summary(&self, class: Class, since: Mono) -> Summary {
+    /// `only_compared` leaves out users whom neither the hash nor chance placed.
+    pub(super) fn summary(&self, class: Class, since: Mono, only_compared: bool) -> Summary {
         // Witnesses of several threads come a little out of order.
         let since = since.back(Duration::from_millis(5));
-        let all: Vec<&Witness> = self.0[class.index()].iter().filter(|witness| witness.at >= since).collect();
+        let all: Vec<&Witness> = self.0[class.index()].iter().filter(|witness| witness.at >= since && (witness.is_compared || !only_compared)).collect();
         let top_user = top(all.iter().map(|witness| witness.who.user));
         let top_network = top(all.iter().map(|witness| witness.who.network));
         let top_path = top(all.iter().filter_map(|witness| witness.path.clone()));

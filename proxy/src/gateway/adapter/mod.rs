@@ -272,7 +272,8 @@ impl ProxyHttp for Adapter {
         }
         if let Some(exchange) = &mut context.exchange {
             let can_repeat = can_repeat(session);
-            if self.gate.answered(exchange, response.status.as_u16(), session.req_header().uri.path(), can_repeat, clock::mono()) == Answer::AskOtherSide {
+            let said = exchange.outcome_header().and_then(|name| response.headers.get(name)).map(http::HeaderValue::as_bytes);
+            if self.gate.answered(exchange, response.status.as_u16(), said, session.req_header().uri.path(), can_repeat, clock::mono()) == Answer::AskOtherSide {
                 context.turn_to_the_other_side();
                 context.asks_other_side = true;
                 let mut error = Error::create(ErrorType::HTTPStatus(response.status.as_u16()), ErrorSource::Upstream, None, None);

@@ -161,6 +161,11 @@ impl Answer {
         });
     }
 
+    /// The first value of a field, its name in lower case.
+    pub(super) fn value<'a>(&'a self, bytes: &'a [u8], name: &str) -> Option<&'a [u8]> {
+        self.lines.values(bytes, name).next()
+    }
+
     /// Whether its parts may be far apart, as those of an event stream are.
     pub(super) fn is_stream(&self, bytes: &[u8]) -> bool {
         !matches!(self.says.body, Body::Length(_)) && is_stream(self.lines.values(bytes, "content-type").next(), false)

@@ -190,7 +190,8 @@ impl<'a> Transaction<'a> {
         let can_repeat = self.upload.is_over() && self.upload.read == self.sent_with_the_head();
         let path = self.request.of(self.came.filled()).path_sent();
         let says = answer.says;
-        if self.lane.gate.answered(&mut self.exchange, says.status, path, can_repeat, now()) == Answer::AskOtherSide {
+        let said = self.exchange.outcome_header().and_then(|name| answer.value(response.filled(), name.as_str()));
+        if self.lane.gate.answered(&mut self.exchange, says.status, said, path, can_repeat, now()) == Answer::AskOtherSide {
             self.turn_to_the_other_side();
             return Ok(Attempt::Again);
         }

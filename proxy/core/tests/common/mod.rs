@@ -1,0 +1,64 @@
+//! Worlds on virtual time, and what is said in them.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use std::time::Duration;
+
+use cutover_core::simulate::{Fault, FaultKind, Noticed, Scenario, Traffic, World, notice};
+use cutover_core::{Anonymous, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Side, UserList};
+
+pub const MINUTE: Duration = Duration::from_secs(60);
+pub const FOREVER: Duration = Duration::MAX;
+
+pub fn settings(percent: &str) -> RolloutSettings {
+    RolloutSettings {
+        id: "checkout".into(),
+        matches: Match::default(),
+        salt: "checkout".into(),
+        keys: vec![],
+        anonymous: Anonymous::Legacy,
+        always_new: UserList::default(),
+        always_legacy: UserList::default(),
+        backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+        percent: Percent::parse(percent).expect("a percentage"),
+        generation: 1,
+        holdback: Percent::ZERO,
+        failover: Failover::Off,
+        fallback_on_404: Vec::new(),
+        drain_on_rollback: Duration::from_secs(60),
+        guard: GuardSettings::default(),
+    }
+}
+
+pub fn scenario(percent: &str, rps: f64, seed: u64) -> Scenario {
+    let traffic = Traffic { rps, ..Traffic::default() };
+    Scenario { settings: settings(percent), traffic, faults: vec![], seed, between_ticks: true, timeout: Duration::from_secs(30) }
+}
+
+pub fn at_once(side: Option<Side>, kind: FaultKind) -> Fault {
+    Fault { side, kind, from: Duration::ZERO, lasts: FOREVER }
+}
+
+/// Runs for `minutes`, and gives what was announced beside the start.
+pub fn run(world: &mut World, time: Duration) -> Vec<(&'static str, String)> {
+    let end = world.elapsed() + time;
+    let mut said = Vec::new();
+    while world.elapsed() < end {
+        said.extend(world.tick().into_iter().map(|announcement| (announcement.change.name(), announcement.sentence)));
+    }
+    said
+}
+
+pub fn rollbacks(said: &[(&'static str, String)]) -> Vec<String> {
+    said.iter().filter(|(change, _)| *change == "rollback").map(|(_, sentence)| sentence.clone()).collect()
+}
+
+pub fn noticed(percent: &str, rps: f64, seed: u64, fault: FaultKind, patience: Duration) -> Noticed {
+    let found = notice(scenario(percent, rps, seed), MINUTE, at_once(Some(Side::New), fault), patience);
+    found.unwrap_or_else(|early| panic!("seed {seed}: before anything was wrong: {early}")).unwrap_or_else(|| panic!("seed {seed}: {fault:?} was not noticed in {patience:?}"))
+}
+
+pub fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {
+    values.sort_unstable();
+    values[values.len() / 2]
+}
