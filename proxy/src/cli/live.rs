@@ -182,6 +182,10 @@ fn table(rollout: &RolloutStatus) -> Result<(), Failed> {
             side.in_flight
         ))?;
     }
+    let (legacy, new) = (&rollout.legacy, &rollout.new);
+    if legacy.compared < legacy.requests || new.compared < new.requests {
+        out(&format!("  compared with each other are {} requests of legacy and {} of new: those of users whom the hash or chance placed", legacy.compared, new.compared))?;
+    }
     Ok(())
 }
 

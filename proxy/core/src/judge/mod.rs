@@ -7,76 +7,52 @@
 //! The way of one look: differences of cumulative counts -> detectors -> strong enough? -> enough users? -> legacy bad, too? -> [`Finding`]. What the look after it needs (latency limits made
 //! of legacy's last minutes, fair shares of users) goes to the request path as [`Aims`].
 //!
-//! Sides are compared by users whom the hash or chance placed, since all others differ from them. A comparison also has to hold with users as trials ([`trials`]). A limit that legacy itself has
-//! not met for hours is raised to twice what legacy has ([`ever`]), and is a comparison then.
+//! Sides are compared by users whom the hash or chance placed, since all others differ from them. A comparison also has to hold with users as trials. A limit that legacy itself has
+//! not met for hours is raised to twice what legacy has, and is a comparison then.
 //!
 //! At 100 % there is no legacy to compare with. Comparisons are then made with legacy's last minute of a thousand requests, kept from before; absolute rules go on as they are.
 //!
 //! Deliberately absent: models of load, seasons or deployments. The comparison is with the same seconds of the same traffic.
 
+mod aim;
+mod blame;
 mod ever;
 mod hurt;
 mod ladder;
+mod rule;
 pub(crate) mod trials;
 mod words;
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::evidence::{Detector, Excursion, Tally, Test, log_mean};
-use crate::guard::{Answer, GuardSettings, LatencyPoint, Rule, SharedCause, Verdict};
+use crate::evidence::{Detector, Test};
+use crate::guard::{GuardSettings, Rule, Verdict};
 use crate::histogram::lowest_of;
-use crate::outcome::FailureKind;
-use crate::percent::{Percent, Ratio};
+use crate::percent::Percent;
 use crate::refuge::{Vital, Word};
 use crate::side::{PerSide, Side};
-use crate::time::{Mono, micros};
+use crate::time::Mono;
 use crate::window::{CoarseLatencies, Span, Totals, Trials};
-use crate::witness::{Aims, Class, Crowd, NETWORK_USERS, NO_CAP, TICK, USER_PERIOD, Witness, fair_share};
+use crate::witness::{Aims, Crowd, TICK, USER_PERIOD, Witness};
 
-use ever::Ever;
-use hurt::{Hurt, Needed};
-use ladder::{LADDER, Ladder, MIN_LADDER};
-use trials::{Blocks, Users};
+use aim::Baseline;
+use hurt::Hurt;
+use ladder::Ladder;
+pub(crate) use rule::most_at_once;
+use rule::{Part, RuleState, Source, key_of, waited};
+use trials::Blocks;
 
-/// Fewer requests of legacy than this in a minute make no baseline for the time after it.
-const MIN_BASELINE: u64 = 1_000;
 /// Without a request for so long, legacy is no control group any more.
 const ALONE_AFTER: Duration = Duration::from_secs(10);
-/// How long a rule that is sure about new waits for legacy to say how it fares ...
-const LEGACY_WAIT: Duration = Duration::from_millis(500);
-/// ... and for how many requests to new at most.
-const LEGACY_WAIT_REQUESTS: f64 = 8.0;
 /// A shared cause is over when nothing has spoken of it for this long.
 pub const SHARED_LASTS: Duration = Duration::from_secs(60);
-/// How long evidence of too few is there before people are told.
-const HELD_SAID_AFTER: Duration = Duration::from_secs(5);
 /// So many failures of new in a row, and it is good to know how legacy fares.
 const SUSPICIOUS_STREAK: u32 = 2;
-/// So many failures of legacy in a row, and it is not new alone that is dead.
-const LEGACY_DEAD: u64 = 3;
-/// With fewer requests on new than this, the part of new in a tick is mostly chance, so a comparison takes several ticks as one ...
-const MIN_COMPARED: u64 = 8;
-/// ... but not more than these.
-const MAX_PENDING_TICKS: u32 = 4;
 /// After a changed share sides are not compared for so long: new opens connections and fills caches, and fast answers of the new users come before their slow ones.
 const GRACE: Duration = Duration::from_secs(2);
 /// A latency is slower than legacy's only by at least so much, in microseconds: between fractions of a millisecond no user can tell.
 const SLOWER_BY_US: u64 = 2_000;
-/// More ticks than the logarithm of this one is of pass in no detector's life: some twenty-five days without a restart.
-const LONG: f64 = 16.0;
-/// How often limits and shares are made anew.
-const AIM_EVERY: Duration = Duration::from_secs(1);
-
-/// The limits of a latency watched on the request path, by their index in [`Aims::slow`].
-const fn slow_index(point: LatencyPoint) -> u8 {
-    match point {
-        LatencyPoint::P50 => LADDER.len() as u8,
-        LatencyPoint::P95 => LADDER.len() as u8 + 1,
-        LatencyPoint::P99 => LADDER.len() as u8 + 2,
-        LatencyPoint::Mean => LADDER.len() as u8 + 3,
-    }
-}
 
 /// Requests that reached the age at which an unanswered one hangs.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -261,270 +237,6 @@ pub struct Judge {
     looked_at: Mono,
     /// Of the last tick in which requests to new hung.
     hung: PerSide<Waited>,
-}
-
-/// Legacy's last good minute.
-#[derive(Clone, Debug)]
-struct Baseline {
-    /// Of users who are compared.
-    span: Span,
-    /// The steps of the ladder.
-    limits: [Option<u64>; LADDER.len()],
-}
-
-#[derive(Clone, Debug)]
-struct RuleState {
-    rule: Rule,
-    parts: Vec<Part>,
-    /// A comparison that has to be sure, too, where legacy has any of what the limit is about.
-    versus: Option<Part>,
-    waiting_since: Option<Mono>,
-    held_since: Option<Mono>,
-    held_said: bool,
-    last: Answer,
-    /// Why the last look did not trip although the evidence is there.
-    remark: Option<String>,
-}
-
-/// One detector of a rule, and what it counts.
-#[derive(Clone, Debug)]
-struct Part {
-    source: Source,
-    detector: Detector,
-    /// Stands in while there is no legacy to compare with.
-    alone: Option<Detector>,
-    seen: Tally,
-    /// What is counted but not yet folded: comparisons wait until new has a few requests.
-    pending: Tally,
-    pending_ticks: u32,
-    /// Users as trials: of each comparison, and of a limit that has become one.
-    users: Option<Users>,
-    /// Of a limit: the one of the file, and how legacy stands to it as ever.
-    limit: Option<(f64, Ever)>,
-    /// After which raise the limit in force was made.
-    followed_at: Option<Option<Mono>>,
-}
-
-/// What a detector counts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Source {
-    Bad(Class),
-    Waited,
-    WaitedCompared,
-    Values(Class),
-    /// The latencies of both sides in the tick.
-    Means,
-}
-
-/// A limit becomes another one when what is in force moves by this part.
-const LIMIT_MOVES: f64 = 0.25;
-/// So many times as often as on legacy may happen what a limit is about, where it has become a comparison.
-const TOLERATED_OF_LIMIT: f64 = 2.0;
-
-/// For so many ticks at least new has to be slower: a machine that stalls makes everything slow that is under way, and by accident more on one side.
-const SLOW_TICKS: f64 = 8.0;
-/// The same of the tail, in which a stall weighs more and the time between stalls less.
-const SLOW_TAIL_TICKS: f64 = 16.0;
-
-/// The most that a tick may add to the evidence of a rule.
-pub(crate) fn most_at_once(rule: Rule, log_threshold: f64) -> f64 {
-    if matches!(rule, Rule::Latency(..) | Rule::LatencyVsLegacy(_)) { log_threshold / SLOW_TICKS } else { f64::INFINITY }
-}
-
-impl Source {
-    /// The counts of this source since the start; what was tried is requests, or in a comparison the appearances of users.
-    fn tally(self, observed: &Observed<'_>, compares: bool) -> Tally {
-        // A limit goes over all of new; legacy is only looked at as far as it is like new.
-        let (new, legacy) = (if compares { &observed.compared.new } else { &observed.totals.new }, &observed.compared.legacy);
-        let (of_new, of_legacy) = (&new.latencies, &legacy.latencies);
-        let (new, legacy) = (&new.counts, &legacy.counts);
-        let class = match self {
-            Self::Bad(class) | Self::Values(class) => class,
-            Self::Waited | Self::WaitedCompared | Self::Means => return Tally::default(),
-        };
-        let of = |all: fn(&crate::window::Counts) -> u64| (all(new), all(legacy));
-        let (all_x, all_y) = match class {
-            Class::Failure => of(crate::window::Counts::failed),
-            Class::ClientError => of(|counts| counts.client_errors),
-            Class::Abort => of(|counts| counts.aborts),
-            Class::Redirects | Class::Slow(_) => (new.counted[class.index()], legacy.counted[class.index()]),
-        };
-        let (all_n, all_m) = match class {
-            Class::Failure | Class::ClientError | Class::Redirects => (new.requests, legacy.requests),
-            // Those who gave up are not among the requests.
-            Class::Abort => (new.requests + new.aborts, legacy.requests + legacy.aborts),
-            Class::Slow(_) => (of_new.total(), of_legacy.total()),
-        };
-        let connects = if class == Class::Failure { new.failures[FailureKind::Connect.index()] } else { 0 };
-        // Sides are compared by users, so that a busy one of them does not make the other side look bad.
-        let (n, m) = if compares { (new.appearances, legacy.appearances) } else { (all_n, all_m) };
-        Tally { n, x: new.counted[class.index()], m, y: legacy.counted[class.index()], all_x, all_y, all_n, all_m, connects }
-    }
-}
-
-/// Waiting requests as a tally. A limit and a comparison differ in whose requests they are.
-fn waited(new: Waited, legacy: Waited) -> Tally {
-    Tally { n: new.started, x: new.hung, m: legacy.started, y: legacy.hung, all_x: new.hung, all_y: legacy.hung, all_n: new.started, all_m: legacy.started, connects: 0 }
-}
-
-/// A rule with its limits, as one process says it to another.
-fn key_of(rule: Rule) -> String {
-    format!("{rule:?}")
-}
-
-impl RuleState {
-    fn new(rule: Rule, settings: &GuardSettings, share: f64, now: Mono) -> Self {
-        let part = |source, test| Part {
-            source,
-            detector: Detector::new(test, now).at_most(most_at_once(rule, log_threshold(settings))),
-            alone: None,
-            seen: Tally::default(),
-            pending: Tally::default(),
-            pending_ticks: 0,
-            users: None,
-            limit: None,
-            followed_at: None,
-        };
-        let limit = |source, limit: f64| vec![Part { limit: Some((limit, Ever::default())), ..part(source, Test::absolute(limit)) }];
-        let compare = |class: Class, tolerated: f64, above| {
-            let users = Users::new(class.index(), tolerated, above, share);
-            Part { users: Some(users), ..part(Source::Bad(class), Test::relative(tolerated)) }
-        };
-        let relative = |class, ratio: Ratio| vec![compare(class, ratio.factor(), None)];
-        let parts = match rule {
-            Rule::ErrorsMax(max) => limit(Source::Bad(Class::Failure), max.fraction()),
-            Rule::ErrorsVsLegacy(ratio) => relative(Class::Failure, ratio),
-            Rule::ClientErrorsVsLegacy(ratio) => relative(Class::ClientError, ratio),
-            Rule::AbortsVsLegacy(ratio) => relative(Class::Abort, ratio),
-            Rule::RedirectsVsLegacy(ratio) => relative(Class::Redirects, ratio),
-            Rule::Latency(LatencyPoint::Mean, limit_us) => vec![part(Source::Values(Class::Slow(slow_index(LatencyPoint::Mean))), Test::mean(limit_us as f64))],
-            Rule::Latency(point, _) => limit(Source::Bad(Class::Slow(slow_index(point))), point.slower_share()),
-            Rule::LatencyVsLegacy(_) => {
-                let steps = LADDER.iter().enumerate().map(|(step, slower)| {
-                    let part = compare(Class::Slow(step as u8), 1.0, Some(*slower));
-                    let most = log_threshold(settings) / if *slower < 0.05 { SLOW_TAIL_TICKS } else { SLOW_TICKS };
-                    Part { detector: part.detector.at_most(most), ..part }
-                });
-                steps.chain([part(Source::Means, Test::mean_vs_legacy())]).collect()
-            }
-            Rule::Hang(_) => limit(Source::Waited, settings.hang_limit()),
-            Rule::Health(_) | Rule::Dead(_) => Vec::new(),
-        };
-        let versus = matches!(rule, Rule::Hang(_)).then(|| part(Source::WaitedCompared, Test::relative(TOLERATED_OF_LIMIT)));
-        Self { rule, parts, versus, waiting_since: None, held_since: None, held_said: false, last: Answer::Pass, remark: None }
-    }
-
-    fn compares(&self) -> bool {
-        self.rule.compares()
-    }
-
-    /// Whether it is about latencies and compares, so that it waits until new is warm.
-    fn waits_for_warmth(&self) -> bool {
-        matches!(self.rule, Rule::LatencyVsLegacy(_))
-    }
-
-    /// The users of its parts, where they have to hold, too.
-    fn users(&self) -> impl Iterator<Item = &Users> + Clone {
-        self.parts.iter().filter_map(|part| part.users.as_ref())
-    }
-
-    /// The rules that look at each failure, and not only at ticks.
-    fn looks_between_ticks(&self) -> bool {
-        matches!(self.rule, Rule::ErrorsMax(_) | Rule::Dead(_))
-    }
-
-    /// All blocks of its users begin anew with this share.
-    fn begin_users(&mut self, share: f64) {
-        self.parts.iter_mut().filter_map(|part| part.users.as_mut()).for_each(|users| users.begin(share));
-    }
-
-    fn log_evidence(&self) -> f64 {
-        log_mean(self.parts.iter().map(|part| part.in_force().log_evidence()))
-    }
-
-    fn log_accusation(&self) -> f64 {
-        self.parts.iter().map(|part| part.in_force().log_accusation()).fold(0.0, f64::max)
-    }
-
-    fn strongest(&self) -> Option<&Part> {
-        self.parts.iter().max_by(|a, b| a.in_force().log_evidence().total_cmp(&b.in_force().log_evidence()))
-    }
-
-    fn restart(&mut self, now: Mono) {
-        for part in self.parts.iter_mut().chain(&mut self.versus) {
-            (part.pending, part.pending_ticks) = (Tally::default(), 0);
-            part.detector.restart(now);
-            if let Some(alone) = &mut part.alone {
-                alone.restart(now);
-            }
-        }
-        self.waiting_since = None;
-        self.held_since = None;
-        self.last = Answer::Pass;
-        self.remark = None;
-    }
-}
-
-impl Part {
-    fn is_relative(&self) -> bool {
-        matches!(self.detector.test(), Test::Relative { .. } | Test::MeanVsLegacy { .. })
-    }
-
-    /// Whether the limit in force is above the one of the file, because legacy has never met that.
-    fn is_lenient(&self) -> bool {
-        matches!((self.detector.test(), &self.limit), (Test::Absolute { limit, .. }, Some((of_file, _))) if *limit > *of_file * (1.0 + 1e-9))
-    }
-
-    /// Takes how legacy fared in this tick, and puts the limit in force that follows from how it fares as ever.
-    fn follow_legacy(&mut self, (tried, bad): (u64, u64), is_shared: bool, share: f64, raised_at: Option<Mono>, now: Mono) {
-        let Some((of_file, ever)) = &mut self.limit else { return };
-        let has_ended = ever.tick(tried, bad, is_shared, now);
-        if !has_ended && self.followed_at == Some(raised_at) {
-            return;
-        }
-        self.followed_at = Some(raised_at);
-        let Test::Absolute { limit, .. } = self.detector.test() else { return };
-        let wanted = ever.limit(*of_file, raised_at, now);
-        if (wanted / limit - 1.0).abs() <= LIMIT_MOVES && (wanted > *of_file) == (*limit > *of_file) {
-            return;
-        }
-        self.detector = self.detector.with(Test::absolute(wanted), now);
-        self.users = match self.source {
-            Source::Bad(class) if wanted > *of_file => Some(Users::new(class.index(), TOLERATED_OF_LIMIT, None, share)),
-            _ => None,
-        };
-    }
-
-    fn in_force(&self) -> &Detector {
-        self.alone.as_ref().unwrap_or(&self.detector)
-    }
-
-    /// Folds what one tick brought, and begins the next.
-    fn tick(&mut self, tally: &Tally, now: Mono) {
-        if self.is_relative() && self.alone.is_none() {
-            self.pending = self.pending.plus(tally);
-            self.pending_ticks += 1;
-            if self.pending.n < MIN_COMPARED && self.pending_ticks < MAX_PENDING_TICKS {
-                return;
-            }
-            self.pending_ticks = 0;
-            let pending = std::mem::take(&mut self.pending);
-            self.detector.fold(&pending, now);
-            return;
-        }
-        self.fold(tally, now);
-    }
-
-    fn fold(&mut self, tally: &Tally, now: Mono) {
-        self.alone.as_mut().unwrap_or(&mut self.detector).fold(tally, now);
-    }
-
-    /// The "+ 1" of the next tick; while a comparison waits, its tick goes on.
-    fn begin_tick(&mut self) {
-        if self.pending_ticks == 0 {
-            self.alone.as_mut().unwrap_or(&mut self.detector).begin_tick();
-        }
-    }
 }
 
 impl Judge {
@@ -879,258 +591,6 @@ impl Judge {
         }
     }
 
-    /// The first rule that is breached, or else the first that would be.
-    fn find(&mut self, observed: &Observed<'_>, recent: PerSide<&Span>, now: Mono, between_ticks: bool) -> Option<Finding> {
-        let mut found: Option<Finding> = None;
-        for at in 0..self.rules.len() {
-            if between_ticks && !self.rules[at].looks_between_ticks() {
-                continue;
-            }
-            let (answer, remark) = self.examine(at, observed, recent, now);
-            let rule = &mut self.rules[at];
-            rule.last = answer;
-            rule.remark = remark;
-            // Said once, when it is not just the moment before enough users are hurt.
-            let held_for = |since: Option<Mono>| since.map_or(Duration::ZERO, |since| now.since(since));
-            rule.held_since = if answer == Answer::Held { rule.held_since.or(Some(now)) } else { None };
-            match answer {
-                Answer::Breach | Answer::SharedCause => {}
-                Answer::Held if !rule.held_said && held_for(rule.held_since) >= HELD_SAID_AFTER => rule.held_said = true,
-                Answer::Held => continue,
-                Answer::Pass | Answer::Inconclusive | Answer::NoRefuge => {
-                    rule.held_said = false;
-                    continue;
-                }
-            }
-            // During an outage this is found many times a second.
-            if answer == Answer::SharedCause && self.in_shared_cause(now) {
-                self.rules[at].restart(now);
-                self.rules[at].last = answer;
-                self.shared_at = Some(now);
-                found.get_or_insert(Finding::StillShared);
-                continue;
-            }
-            let case = self.case(at, recent, now);
-            match answer {
-                Answer::Breach => {
-                    found = Some(Finding::Worse(case));
-                    break;
-                }
-                Answer::SharedCause => {
-                    // From here on evidence is gathered anew: whether legacy recovers is told by what comes, not by what was.
-                    self.rules[at].restart(now);
-                    self.rules[at].last = answer;
-                    self.shared_at = Some(now);
-                    found = Some(Finding::Shared(case));
-                }
-                Answer::Held if found.is_none() => found = Some(Finding::Held(case)),
-                Answer::Pass | Answer::Inconclusive | Answer::Held | Answer::NoRefuge => {}
-            }
-        }
-        found
-    }
-
-    fn examine(&mut self, at: usize, observed: &Observed<'_>, recent: PerSide<&Span>, now: Mono) -> (Answer, Option<String>) {
-        let rule = &self.rules[at];
-        match rule.rule {
-            Rule::Health(limit_us) => {
-                let down = self.down_since.is_some_and(|since| micros(now.since(since)) >= limit_us);
-                return match (down, observed.available.legacy) {
-                    (false, _) => (Answer::Pass, None),
-                    (true, true) => (Answer::Breach, None),
-                    (true, false) => (self.of_shared(), None),
-                };
-            }
-            Rule::Dead(limit) => {
-                if self.streak < limit {
-                    self.rules[at].waiting_since = None;
-                    return (Answer::Pass, None);
-                }
-                if self.in_shared_cause(now) {
-                    return (self.of_shared(), None);
-                }
-                let summary = self.hurt.summary(Class::Failure, self.streak_since, false);
-                let needed = Needed::of(&self.crowd, self.settings.min_users);
-                if let Some(remark) = words::too_few(&summary, &needed) {
-                    return (Answer::Held, Some(remark));
-                }
-                let view = self.legacy_since_streak(observed);
-                return self.blame(at, view, now);
-            }
-            _ => {}
-        }
-        // Evidence is at most what has grown since an onset, times the ticks there were: at rest it need not be worked out.
-        if rule.log_accusation() + LONG < self.log_threshold || rule.log_evidence() < self.log_threshold {
-            self.rules[at].waiting_since = None;
-            return (Answer::Pass, None);
-        }
-        if let Some(remark) = self.leans_on_few(rule) {
-            return (Answer::Held, Some(remark));
-        }
-        if self.users_progress(rule).is_some_and(|progress| progress < 1.0) {
-            return (Answer::Held, Some(words::TOO_FEW_USERS.to_owned()));
-        }
-        // Where legacy's requests hang, too, more of new's have to.
-        let legacy_has_any = rule.strongest().is_some_and(|part| part.in_force().excursion().tally.y > 0);
-        if legacy_has_any && rule.versus.as_ref().is_some_and(|versus| versus.detector.log_evidence() < self.log_threshold) {
-            return (Answer::Pass, Some(words::AS_LEGACY.to_owned()));
-        }
-        if rule.compares() || self.alone {
-            return (Answer::Breach, None);
-        }
-        let view = legacy_view(rule, recent);
-        self.blame(at, view, now)
-    }
-
-    /// How far users as trials are on the way to what a rollback needs, of rules that they have to hold for.
-    fn users_progress(&self, rule: &RuleState) -> Option<f64> {
-        rule.users().next()?;
-        Some(trials::progress(rule.users(), trials::log_budget(&self.settings), self.alone).clamp(0.0, 1.0))
-    }
-
-    /// What a rule that is sure about new makes of how legacy fares.
-    fn blame(&mut self, at: usize, view: View, now: Mono) -> (Answer, Option<String>) {
-        // Among the many looks of a long outage one would find legacy good by chance. While it lasts, comparisons blame.
-        if self.in_shared_cause(now) {
-            return (self.of_shared(), None);
-        }
-        match view {
-            View::Good => (Answer::Breach, None),
-            View::Bad => (self.of_shared(), None),
-            View::Unknown { leans_bad } => {
-                let since = *self.rules[at].waiting_since.get_or_insert(now);
-                let answer = self.legacy.answer_since(self.streak_since);
-                let wait = if answer == Some(false) { LEGACY_WAIT } else { self.legacy_wait() };
-                match (answer, leans_bad) {
-                    // Whoever answers while no user has failed is well; whoever does not, where users fail, is not.
-                    (Some(true), false) => (Answer::Breach, None),
-                    (Some(false), true) => (self.of_shared(), None),
-                    _ if now.since(since) < wait => (Answer::Pass, Some(words::WAITING.to_owned())),
-                    (_, false) => (Answer::Breach, None),
-                    (_, true) => (self.of_shared(), None),
-                }
-            }
-        }
-    }
-
-    /// How long to wait for legacy's word: no longer than new needs for some more requests.
-    fn legacy_wait(&self) -> Duration {
-        let (Some((first, before)), Some((last, after))) = (self.requests.front(), self.requests.back()) else { return LEGACY_WAIT };
-        let rate = (after - before) as f64 / last.since(*first).as_secs_f64().max(1e-3);
-        LEGACY_WAIT.min(Duration::from_secs_f64(LEGACY_WAIT_REQUESTS / rate.max(1.0)))
-    }
-
-    fn in_shared_cause(&self, now: Mono) -> bool {
-        self.shared_at.is_some_and(|at| now.since(at) < SHARED_LASTS)
-    }
-
-    /// How legacy has fared since new began to fail without a break.
-    fn legacy_since_streak(&self, observed: &Observed<'_>) -> View {
-        let counts = &observed.totals.legacy.counts;
-        let before = self.legacy_at_streak.unwrap_or((counts.requests, counts.failed()));
-        let (requests, failed) = (counts.requests - before.0, counts.failed() - before.1);
-        match (failed, requests.saturating_sub(failed)) {
-            _ if self.alone => View::Good,
-            (LEGACY_DEAD.., 0) => View::Bad,
-            (failed, good) if good >= 2 && good > failed => View::Good,
-            (failed, _) => View::Unknown { leans_bad: failed > 0 },
-        }
-    }
-
-    fn of_shared(&self) -> Answer {
-        match self.settings.shared_cause {
-            SharedCause::Hold => Answer::SharedCause,
-            SharedCause::Rollback => Answer::Breach,
-        }
-    }
-
-    /// Whether the evidence falls with a single user or network, or comes from too few. `None` when it stands.
-    fn leans_on_few(&self, rule: &RuleState) -> Option<String> {
-        let needed = Needed::of(&self.crowd, self.settings.min_users);
-        let part = rule.strongest()?;
-        let Excursion { since, tally } = part.in_force().excursion();
-        let class = match part.source {
-            // A client cannot make a connection to the backend fail.
-            Source::Bad(Class::Failure) if tally.connects * 5 >= tally.all_x * 4 && tally.connects > 0 => return None,
-            Source::Bad(class) | Source::Values(class) => class,
-            // Values do not say whose they are: those above legacy's p90 do.
-            Source::Means | Source::WaitedCompared => Class::Slow(1),
-            Source::Waited => {
-                let waited = &self.hung.new;
-                let places = needed.networks.max(needed.users.min(2)) as u32;
-                return (waited.places < places || (needed.without_top_network && waited.top_place > 0.8)).then(|| words::ONE_PLACE.to_owned());
-            }
-        };
-        let summary = self.hurt.summary(class, since, rule.compares());
-        if let Some(remark) = words::too_few(&summary, &needed) {
-            return Some(remark);
-        }
-        let without = |share: fn(&hurt::Summary) -> f64| {
-            log_mean(rule.parts.iter().map(|part| {
-                let Source::Bad(class) = part.source else { return part.in_force().log_evidence() };
-                let share = share(&self.hurt.summary(class, part.in_force().excursion().since, rule.compares()));
-                part.in_force().log_evidence_without(share)
-            }))
-        };
-        if needed.without_top_user && without(|summary| summary.top_user) < self.log_threshold {
-            return Some(words::one_user(&summary));
-        }
-        (needed.without_top_network && without(|summary| summary.top_network) < self.log_threshold).then(|| words::one_network(&summary))
-    }
-
-    /// Makes limits and shares for the request path from what is known now.
-    fn aim(&mut self, recent: &Recent<'_>, now: Mono) {
-        self.aims.blocks = self.blocks.begun();
-        if self.aimed_at.is_some_and(|at| now.since(at) < AIM_EVERY) {
-            return;
-        }
-        self.aimed_at = Some(now);
-        self.mean_bound = self.ladder.mean_bound();
-        let legacy = recent.compared.legacy;
-        if legacy.counts.requests >= MIN_BASELINE && !self.alone {
-            self.baseline = Some(Baseline { span: legacy.clone(), limits: self.ladder.limits(&legacy.latencies) });
-        }
-        let limits = match &self.baseline {
-            Some(baseline) if self.alone => baseline.limits,
-            _ => self.ladder.limits(&legacy.latencies),
-        };
-        self.aims.slow = PerSide::from_fn(|_| [u64::MAX; crate::witness::LIMITS]);
-        for rule in &self.settings.rules {
-            match *rule {
-                Rule::LatencyVsLegacy(ratio) => {
-                    for (step, limit_us) in limits.into_iter().enumerate().filter_map(|(step, limit)| Some((step, limit?))) {
-                        self.aims.slow.legacy[step] = limit_us;
-                        self.aims.slow.new[step] = ((limit_us as f64 * ratio.factor()) as u64).max(limit_us + SLOWER_BY_US);
-                    }
-                }
-                Rule::Latency(point, limit_us) => {
-                    for side in Side::BOTH {
-                        self.aims.slow[side][usize::from(slow_index(point))] = limit_us;
-                    }
-                }
-                _ => {}
-            }
-        }
-        let requests = self.requests.back().map_or(0, |(_, last)| last - self.requests[0].1) as f64;
-        let (counts, base) = (&legacy.counts, (legacy.counts.requests as f64).max(1.0));
-        let many_networks = hurt::are_many(self.crowd.networks_60s);
-        let share = |rate: f64| {
-            let of_network = if many_networks { fair_share(rate, requests, self.crowd.networks_10s, NETWORK_USERS) } else { NO_CAP };
-            (fair_share(rate, requests, self.crowd.users_10s, 1), of_network)
-        };
-        let shares = &mut self.aims.shares;
-        shares[Class::Failure.index()] = share(self.settings.hang_limit().max(counts.failed() as f64 / base));
-        shares[Class::ClientError.index()] = share((counts.client_errors as f64 / base).max(0.01));
-        shares[Class::Abort.index()] = share((counts.aborts as f64 / base).max(0.01));
-        shares[Class::Redirects.index()] = share(0.01);
-        for (step, slower) in LADDER.into_iter().enumerate() {
-            shares[Class::Slow(step as u8).index()] = share(slower);
-        }
-        for point in [LatencyPoint::P50, LatencyPoint::P95, LatencyPoint::P99, LatencyPoint::Mean] {
-            shares[Class::Slow(slow_index(point)).index()] = share(point.slower_share());
-        }
-    }
-
     /// What every rule says now, for people.
     pub fn verdicts(&self, recent: PerSide<&Span>) -> Vec<Verdict> {
         self.rules.iter().map(|rule| self.verdict(rule, recent)).collect()
@@ -1156,55 +616,4 @@ impl GuardSettings {
 /// The logarithm of the evidence at which a rule trips: the ticks of `false_alarm_every`, times the rules that share it.
 pub fn log_threshold(settings: &GuardSettings) -> f64 {
     (settings.false_alarm_every.as_secs_f64() / TICK.as_secs_f64() * settings.gathering() as f64).ln()
-}
-
-impl Baseline {
-    /// The rate of counted bad events per appearance that new may have by this baseline: what legacy had, three standard errors up, times what the rule tolerates.
-    fn limit(&self, rule: Rule, source: Source) -> f64 {
-        let (Source::Bad(class) | Source::Values(class)) = source else { return 0.5 };
-        let counts = &self.span.counts;
-        let events = counts.counted[class.index()] as f64;
-        let upper = (events + 2.0 + 3.0 * (events + 1.0).sqrt()) / (counts.appearances as f64).max(1.0);
-        let tolerated = match rule {
-            Rule::ErrorsVsLegacy(ratio) | Rule::ClientErrorsVsLegacy(ratio) | Rule::AbortsVsLegacy(ratio) | Rule::RedirectsVsLegacy(ratio) => ratio.factor(),
-            _ => 1.0,
-        };
-        (tolerated * upper).min(0.9)
-    }
-}
-
-/// How legacy fares in what a rule looks at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum View {
-    Good,
-    Bad,
-    Unknown { leans_bad: bool },
-}
-
-/// Whether legacy, over the very time that made the case against new, is beyond the limit itself (then only a comparison can blame new), or would by now show it if it were as bad as new.
-/// The first is a likelihood ratio of twenty to one, the second one of four hundred: here an error costs a rollback.
-fn legacy_view(rule: &RuleState, recent: PerSide<&Span>) -> View {
-    let Some(part) = rule.strongest() else { return View::Good };
-    let tally = part.in_force().excursion().tally;
-    match part.detector.test() {
-        Test::Mean { limit, .. } => match recent.legacy.mean_us() {
-            Some(mean) if mean as f64 > *limit => View::Bad,
-            Some(_) | None => View::Good,
-        },
-        Test::Absolute { limit, .. } => {
-            // All of what was bad, not only what counts: a backend that fails for one user is failing, whoever the user is.
-            let rate = |bad: u64, of: u64| bad as f64 / of.max(bad).max(1) as f64;
-            let (m, y) = (tally.all_m.max(tally.all_y) as f64, tally.all_y as f64);
-            let log_ratio = |rate: f64| y * (rate / limit).ln() + (m - y) * ((1.0 - rate) / (1.0 - limit).max(1e-9)).ln();
-            let (of_new, of_legacy) = (rate(tally.all_x, tally.all_n).clamp((limit * 1.5).min(0.99), 0.99), rate(tally.all_y, tally.all_m).min(0.99));
-            if of_legacy > *limit && log_ratio(of_legacy) >= 3.0 {
-                View::Bad
-            } else if log_ratio(of_new) > -6.0 {
-                View::Unknown { leans_bad: of_legacy > *limit && log_ratio(of_new) > 0.0 }
-            } else {
-                View::Good
-            }
-        }
-        Test::Relative { .. } | Test::MeanVsLegacy { .. } => View::Good,
-    }
 }

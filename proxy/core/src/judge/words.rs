@@ -3,7 +3,10 @@
 use super::hurt::{Needed, Summary};
 use std::time::Duration;
 
-use super::{Baseline, Case, Judge, LADDER, MIN_LADDER, Part, RuleState, Source, Test, TripNumbers};
+use super::aim::Baseline;
+use super::ladder::{LADDER, MIN_LADDER};
+use super::rule::{Part, RuleState, Source};
+use super::{Case, Judge, Test, TripNumbers};
 use crate::guard::{Answer, LatencyPoint, Rule, Verdict, millis, seconds, share};
 use crate::side::PerSide;
 use crate::time::Mono;
