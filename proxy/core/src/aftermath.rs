@@ -2,7 +2,9 @@
 //!
 //! For a minute its errors and its latency are held against what they were before, and against what
 //! new's were. As long as the latch holds, a legacy that does not answer at all is asked again and
-//! again, and users go to new meanwhile if new answers.
+//! again, and users go to new meanwhile if new answers. The same holds for a legacy that answers
+//! and fails four of five users. If new fails them, too, they go back. Each time the wait before
+//! users move again is twice as long, so that nobody is sent to and fro for ever.
 
 use std::time::Duration;
 
@@ -13,6 +15,7 @@ use crate::rollout::Judgement;
 use crate::side::{PerSide, Side};
 use crate::time::Mono;
 use crate::window::{Counts, Span};
+use crate::witness::Class;
 
 /// For so long after the rollback legacy is held against what it was.
 const WATCHED: Duration = Duration::from_secs(60);
@@ -28,6 +31,8 @@ const MIN_BAD: u64 = 5;
 const MIN_RATE: f64 = 0.01;
 /// Legacy has to be well for so long before users go back to it.
 const BACK_AFTER: Duration = Duration::from_secs(10);
+/// The wait is doubled so many times at most: to some five minutes.
+const MAX_DOUBLED: u32 = 5;
 
 /// What is known since a rollback.
 #[derive(Clone, Debug)]
@@ -40,6 +45,10 @@ pub(crate) struct Aftermath {
     answers: u64,
     is_said: bool,
     is_spilled: bool,
+    /// How often users were spilled to new.
+    spills: u32,
+    /// Users are not spilled again before this.
+    stays_until: Option<Mono>,
     new: Vital,
 }
 
@@ -61,7 +70,7 @@ impl Aftermath {
     /// A rollback happens now, after this last minute.
     pub(crate) fn new(recent: PerSide<&Span>, now: Mono) -> Self {
         let before = recent.map(|span| Before::of(span));
-        Self { since: now, before, failed: 0, requests: 0, slow: 0, answers: 0, is_said: false, is_spilled: false, new: Vital::default() }
+        Self { since: now, before, failed: 0, requests: 0, slow: 0, answers: 0, is_said: false, is_spilled: false, spills: 0, stays_until: None, new: Vital::default() }
     }
 
     /// A rollback of another process, or of the one before: how the sides fared is not known here.
@@ -80,11 +89,22 @@ impl Aftermath {
         self.new.answered(is_good, now);
     }
 
-    /// Takes what legacy did in one tick.
-    pub(crate) fn watch(&mut self, legacy: &mut Vital, counts: &Counts, latencies: &[(u16, u64)], now: Mono) -> Vec<Judgement> {
-        let mut judgements: Vec<Judgement> = self.carries(counts, latencies, now).into_iter().collect();
+    /// How long users stay where they are before they are moved again.
+    fn wait(&self) -> Duration {
+        BACK_AFTER * 2u32.pow(self.spills.saturating_sub(1).min(MAX_DOUBLED))
+    }
+
+    /// Takes what both sides did in one tick, and legacy's latencies.
+    pub(crate) fn watch(&mut self, legacy: &mut Vital, counts: PerSide<&Counts>, latencies: &[(u16, u64)], now: Mono) -> Vec<Judgement> {
+        let mut judgements: Vec<Judgement> = self.carries(counts.legacy, latencies, now).into_iter().collect();
+        let failed = counts.new.counted[Class::Failure.index()];
+        self.new.users_fared(counts.new.appearances.saturating_sub(failed), failed, now);
         if self.is_spilled {
-            if legacy.alive_for(now) >= BACK_AFTER {
+            if self.new.fails_users(now) {
+                self.is_spilled = false;
+                self.stays_until = Some(now.forward(self.wait()));
+                judgements.push(Judgement::SpillFailed);
+            } else if legacy.alive_for(now) >= self.wait() {
                 self.is_spilled = false;
                 judgements.push(Judgement::Spilled(false));
             } else if legacy.ask(now) {
@@ -92,7 +112,7 @@ impl Aftermath {
             }
             return judgements;
         }
-        if !legacy.is_silent(self.since, now) {
+        if !legacy.is_silent(self.since, now) || self.stays_until.is_some_and(|until| now < until) {
             return judgements;
         }
         if legacy.ask(now) {
@@ -102,6 +122,7 @@ impl Aftermath {
             let silent_since = now.back(Duration::from_secs(1));
             if self.new.answer_since(silent_since) == Some(true) {
                 self.is_spilled = true;
+                self.spills += 1;
                 judgements.push(Judgement::Spilled(true));
             } else if self.new.ask(now) {
                 judgements.push(Judgement::Ask(Side::New));
@@ -119,7 +140,7 @@ impl Aftermath {
         let PerSide { legacy, new } = self.before;
         self.requests += counts.requests;
         self.failed += counts.failed();
-        let after = seconds(Duration::from_secs(after.as_secs()));
+        let after = seconds(Duration::from_secs(after.as_secs().max(1)));
         let limit = (TIMES * legacy.errors).max(new.errors).max(MIN_RATE);
         if is_above(self.failed, self.requests, limit) {
             self.is_said = true;
@@ -199,11 +220,11 @@ mod tests {
         let mut aftermath = Aftermath::new(PerSide { legacy: &legacy, new: &new }, at(100));
         let mut vital = Vital::default();
         vital.see(10, 0, true, false, at(100));
-        assert!(aftermath.watch(&mut vital, &span(500, 20, 5_000).counts, &[], at(101)).is_empty(), "no more than new failed");
-        let said = aftermath.watch(&mut vital, &span(500, 300, 5_000).counts, &[], at(102));
+        assert!(aftermath.watch(&mut vital, PerSide { legacy: &span(500, 20, 5_000).counts, new: &Counts::default() }, &[], at(101)).is_empty(), "no more than new failed");
+        let said = aftermath.watch(&mut vital, PerSide { legacy: &span(500, 300, 5_000).counts, new: &Counts::default() }, &[], at(102));
         let [Judgement::Overloaded(sentence)] = &said[..] else { panic!("told: {:?}", names(&said)) };
         assert_eq!(sentence, "legacy failed 320 of 1000 requests (32 %) in the 2 s since the rollback, 0.1 % before it; new failed 5 %");
-        assert!(aftermath.watch(&mut vital, &span(500, 300, 5_000).counts, &[], at(103)).is_empty());
+        assert!(aftermath.watch(&mut vital, PerSide { legacy: &span(500, 300, 5_000).counts, new: &Counts::default() }, &[], at(103)).is_empty());
     }
 
     #[test]
@@ -213,8 +234,8 @@ mod tests {
         let mut vital = Vital::default();
         vital.see(10, 0, true, false, at(100));
         let tick = |latency_us: u64| [(crate::histogram::index_of(latency_us) as u16, 200u64)];
-        assert!(aftermath.watch(&mut vital, &span(200, 0, 1).counts, &tick(9_000), at(101)).is_empty());
-        assert_eq!(names(&aftermath.watch(&mut vital, &span(200, 0, 1).counts, &tick(40_000), at(102))), ["overloaded"]);
+        assert!(aftermath.watch(&mut vital, PerSide { legacy: &span(200, 0, 1).counts, new: &Counts::default() }, &tick(9_000), at(101)).is_empty());
+        assert_eq!(names(&aftermath.watch(&mut vital, PerSide { legacy: &span(200, 0, 1).counts, new: &Counts::default() }, &tick(40_000), at(102))), ["overloaded"]);
     }
 
     #[test]
@@ -223,11 +244,11 @@ mod tests {
         let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
         let (mut vital, none) = (Vital::default(), Counts::default());
         vital.see(10, 0, true, false, at(100));
-        assert!(aftermath.watch(&mut vital, &none, &[], at(101)).is_empty(), "nobody asks for anything");
+        assert!(aftermath.watch(&mut vital, PerSide { legacy: &none, new: &none }, &[], at(101)).is_empty(), "nobody asks for anything");
         vital.see(10, 5, true, false, at(101));
         let mut seen = Vec::new();
         for second in 102..=107 {
-            let judgements = aftermath.watch(&mut vital, &none, &[], at(second));
+            let judgements = aftermath.watch(&mut vital, PerSide { legacy: &none, new: &none }, &[], at(second));
             seen.extend(names(&judgements));
             for judgement in judgements {
                 match judgement {
@@ -241,7 +262,7 @@ mod tests {
         assert!(aftermath.is_spilled());
         let mut back = None;
         for second in 108..140 {
-            let judgements = aftermath.watch(&mut vital, &none, &[], at(second));
+            let judgements = aftermath.watch(&mut vital, PerSide { legacy: &none, new: &none }, &[], at(second));
             if names(&judgements).contains(&"back") {
                 back = Some(second);
                 break;
@@ -251,5 +272,63 @@ mod tests {
             vital.see(10 + second, 5, true, false, at(second));
         }
         assert_eq!(back, Some(118));
+    }
+
+    /// What users got on one side in a tick.
+    fn tick(good: u64, failed: u64) -> Counts {
+        let mut counts = span(good + failed, failed, 1).counts;
+        counts.appearances = good + failed;
+        counts.counted[Class::Failure.index()] = failed;
+        counts
+    }
+
+    #[test]
+    fn a_legacy_that_fails_its_users_spills_to_new_and_each_return_takes_twice_as_long() {
+        let calm = span(1_000, 0, 5_000);
+        let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
+        let (mut vital, none) = (Vital::default(), Counts::default());
+        vital.see(10, 0, true, false, at(100));
+        let mut moved = Vec::new();
+        for quarter in 400..1_000 {
+            let now = Mono::from_micros(quarter * 250_000);
+            let is_on_new = aftermath.is_spilled();
+            let (legacy, new) = if is_on_new { (none, tick(25, 1)) } else { (tick(0, 25), none) };
+            vital.users_fared(0, legacy.counted[Class::Failure.index()], now);
+            // A connection is all it is asked for, and that it gives.
+            for judgement in aftermath.watch(&mut vital, PerSide { legacy: &legacy, new: &new }, &[], now) {
+                match judgement {
+                    Judgement::Ask(Side::Legacy) => vital.answered(true, now),
+                    Judgement::Ask(Side::New) => aftermath.new_answered(true, now),
+                    Judgement::Spilled(_) | Judgement::SpillFailed => moved.push(now.since(at(100)).as_secs()),
+                    _ => {}
+                }
+            }
+        }
+        let away: Vec<u64> = moved.chunks_exact(2).map(|pair| pair[1] - pair[0]).collect();
+        assert!(matches!(away[..], [10..=13, 20..=23, 40..=43, ..]), "{away:?} of {moved:?}");
+        assert!(moved[0] <= 2, "{moved:?}");
+    }
+
+    #[test]
+    fn users_whom_new_fails_as_well_go_back_and_stay_for_longer_each_time() {
+        let calm = span(1_000, 0, 5_000);
+        let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
+        let (mut vital, none) = (Vital::default(), Counts::default());
+        vital.see(10, 0, true, false, at(100));
+        let mut tries = 0;
+        for quarter in 400..1_200 {
+            let now = Mono::from_micros(quarter * 250_000);
+            let (legacy, new) = if aftermath.is_spilled() { (none, tick(0, 25)) } else { (tick(0, 25), none) };
+            vital.users_fared(0, legacy.counted[Class::Failure.index()], now);
+            for judgement in aftermath.watch(&mut vital, PerSide { legacy: &legacy, new: &new }, &[], now) {
+                match judgement {
+                    Judgement::Ask(Side::Legacy) => vital.answered(true, now),
+                    Judgement::Ask(Side::New) => aftermath.new_answered(true, now),
+                    Judgement::SpillFailed => tries += 1,
+                    _ => {}
+                }
+            }
+        }
+        assert!((4..=5).contains(&tries), "{tries} in 200 seconds");
     }
 }

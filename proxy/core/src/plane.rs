@@ -488,16 +488,22 @@ impl ControlPlane {
                     Judgement::Ask(side) => asked.push(Effect::Ask { rollout: Arc::clone(rollout.id()), side }),
                     Judgement::Spilled(is_spilled) => {
                         let (change, what) = match is_spilled {
-                            true => {
-                                (Change::Spilled, "legacy does not answer since the rollback, and new does: users are on new until legacy is back, and the rollback stays latched")
-                            }
+                            true => (
+                                Change::Spilled,
+                                "legacy does not serve users since the rollback, and new answers: users are on new until legacy is back, and the rollback stays latched",
+                            ),
                             false => (Change::SpillEnded, "legacy answers again: its users are back, and the rollback stays latched"),
                         };
                         said.push(announce(rollout, change, &Actor::guard(), "legacy after the rollback", format!("{}: {what}", rollout.id()), now));
                         thawed = true;
                     }
+                    Judgement::SpillFailed => {
+                        let sentence = format!("{}: new fails users as legacy does: they are back on legacy, and the rollback stays latched", rollout.id());
+                        said.push(announce(rollout, Change::SpillEnded, &Actor::guard(), "legacy after the rollback", sentence, now));
+                        thawed = true;
+                    }
                     Judgement::Overloaded(sentence) => {
-                        let sentence = format!("{}: legacy does not carry the load: {sentence}", rollout.id());
+                        let sentence = format!("{}: legacy fares worse since the rollback: {sentence}", rollout.id());
                         said.push(announce(rollout, Change::LegacyOverloaded, &Actor::guard(), "legacy after the rollback", sentence, now));
                     }
                     Judgement::Held(sentence) => {

@@ -6,6 +6,9 @@
 //!
 //! A good answer to a user within the last second is enough, so a rollback onto a legacy that serves
 //! users waits for nothing. Otherwise an answer to a question decides, and only then a check.
+//!
+//! Above all stands how many users fare: a backend that fails four of five of them, or keeps them
+//! waiting, can take nobody, whatever a check or a connection says.
 
 use std::time::Duration;
 
@@ -29,6 +32,13 @@ const DOWN_AFTER: u32 = 3;
 /// For so long nothing good may come before a backend is down.
 const SILENT: Duration = Duration::from_secs(2);
 
+/// What users got counts for about this long.
+const FARES: Duration = Duration::from_secs(2);
+/// More failures than one user can bring in that time, whose failures count at most four times a second.
+const FAILING: f64 = 12.0;
+/// A backend fails its users with so many failures for each good answer.
+const FAILURES_PER_GOOD: f64 = 4.0;
+
 /// What is known of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Vital {
@@ -41,6 +51,10 @@ pub struct Vital {
     /// When a user got a good answer last, and how many failed since.
     good_at: Option<Mono>,
     failed_since: u64,
+    /// Good and failed answers to users of the last seconds, those longer ago counting less.
+    fares: (f64, f64),
+    fares_at: Mono,
+    failed_at: Option<Mono>,
     asked_at: Option<Mono>,
     is_pending: bool,
     answered: Option<(Mono, bool)>,
@@ -80,6 +94,25 @@ impl Vital {
         if self.failed_since >= FAILURES || !has_server {
             self.alive_since = None;
         }
+    }
+
+    /// Takes how users fared since the last call: each user counts at most four times a second, and one who waits for too long has failed.
+    pub fn users_fared(&mut self, good: u64, failed: u64, now: Mono) {
+        let left = (-now.since(self.fares_at).as_secs_f64() / FARES.as_secs_f64()).exp();
+        self.fares = (self.fares.0 * left + good as f64, self.fares.1 * left + failed as f64);
+        self.fares_at = now;
+        if failed > 0 {
+            self.failed_at = Some(now);
+        }
+        if self.fails_users(now) {
+            self.alive_since = None;
+        }
+    }
+
+    /// Whether it fails four of five users, and several of them.
+    pub fn fails_users(&self, now: Mono) -> bool {
+        let (good, failed) = self.fares;
+        failed >= FAILING && failed >= FAILURES_PER_GOOD * good && self.failed_at.is_some_and(|at| now.since(at) <= FARES)
     }
 
     /// Begins with what was counted before, without taking it for something that happens now.
@@ -124,7 +157,7 @@ impl Vital {
 
     /// What is known of it now.
     pub fn word(&self, now: Mono) -> Word {
-        if !self.has_server {
+        if !self.has_server || self.fails_users(now) {
             return Word::Dead;
         }
         if self.is_good_within(FRESH, now) {
@@ -156,12 +189,12 @@ impl Vital {
     pub fn is_silent(&self, since: Mono, now: Mono) -> bool {
         let last_good = self.good_at.into_iter().chain(self.answered.filter(|(_, is_good)| *is_good).map(|(at, _)| at)).chain([since]).max();
         let is_failing = !self.has_server || self.failed_since >= FAILURES || self.failed_answers > 0;
-        is_failing && last_good.is_none_or(|at| now.since(at) >= SILENT)
+        is_failing && last_good.is_none_or(|at| now.since(at) >= SILENT) || self.fails_users(now)
     }
 
-    /// Whether it is down: no server, or questions failed and nothing good came meanwhile.
+    /// Whether it is down: it has no server, it fails its users, or questions failed and nothing good came meanwhile.
     pub fn is_down(&self, since: Mono, now: Mono) -> bool {
-        self.is_silent(since, now) && (!self.has_server || self.failed_answers >= DOWN_AFTER)
+        self.is_silent(since, now) && (!self.has_server || self.failed_answers >= DOWN_AFTER || self.fails_users(now))
     }
 
     /// For how long nothing but good has come of it.
@@ -222,6 +255,27 @@ mod tests {
         assert!(vital.ask(at(600)));
         vital.see(0, 0, true, false, at(1_200));
         assert_eq!(vital.word(at(1_200)), Word::Dead);
+    }
+
+    #[test]
+    fn a_backend_that_fails_four_of_five_users_can_take_nobody_whatever_it_says_when_asked() {
+        let mut vital = seen(5, 0, 0);
+        let mut at_millis = 0;
+        let mut fare = |vital: &mut Vital, good: u64, failed: u64, ticks: u64| {
+            for _ in 0..ticks {
+                at_millis += 250;
+                vital.users_fared(good, failed, at(at_millis));
+                vital.answered(true, at(at_millis));
+            }
+            (vital.word(at(at_millis)), vital.is_down(at(0), at(at_millis)))
+        };
+        assert_eq!(fare(&mut vital, 25, 0, 20), (Word::Alive, false));
+        assert_eq!(fare(&mut vital, 0, 25, 20), (Word::Dead, true));
+        assert_eq!(fare(&mut vital, 25, 25, 20), (Word::Alive, false), "half of them is better than nothing");
+        assert_eq!(fare(&mut vital, 0, 0, 40), (Word::Alive, false));
+        assert_eq!(fare(&mut vital, 0, 1, 400), (Word::Alive, false), "that is one user, who asks again and again");
+        assert_eq!(fare(&mut vital, 0, 25, 20), (Word::Dead, true));
+        assert_eq!(fare(&mut vital, 0, 0, 9), (Word::Alive, false), "nobody has failed for two seconds");
     }
 
     #[test]

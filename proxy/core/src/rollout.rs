@@ -510,7 +510,8 @@ impl Rollout {
     fn watch_legacy(&mut self, now: Mono) -> Vec<Judgement> {
         let Some(aftermath) = self.aftermath.as_mut() else { return Vec::new() };
         let legacy = &self.recent.all.legacy;
-        aftermath.watch(self.judge.legacy(), &legacy.last_counts(), legacy.last_latencies(), now)
+        let counts = self.recent.all.map(Window::last_counts);
+        aftermath.watch(self.judge.legacy(), PerSide { legacy: &counts.legacy, new: &counts.new }, legacy.last_latencies(), now)
     }
 
     /// Takes the answer of a backend to the question whether it can take users.
@@ -715,6 +716,8 @@ pub(crate) enum Judgement {
     Ask(Side),
     /// After a rollback: users are sent to new because legacy does not answer, or no longer.
     Spilled(bool),
+    /// New fails those users, too: they are back on legacy.
+    SpillFailed,
     /// After a rollback: legacy does not carry the load.
     Overloaded(String),
     /// Something is wrong for too few to roll back.

@@ -131,7 +131,7 @@ fn a_legacy_that_cannot_carry_the_users_it_got_is_told() {
         assert!(until(&mut world, "rollback", 10 * SECOND).is_some());
         break_for(&mut world, legacy(kind), FOREVER);
         let (after, told) = until(&mut world, "legacy_overloaded", 30 * SECOND).unwrap_or_else(|| panic!("{kind:?} is not told"));
-        assert!(after <= 5 * SECOND && told.sentence.contains("legacy does not carry the load: legacy ") && told.sentence.contains(what), "{after:?}: {}", told.sentence);
+        assert!(after <= 5 * SECOND && told.sentence.contains("legacy fares worse since the rollback: legacy ") && told.sentence.contains(what), "{after:?}: {}", told.sentence);
     }
 }
 
@@ -374,4 +374,46 @@ fn a_dead_new_costs_a_dozen_answers_at_any_share_also_right_after_the_raise() {
 fn an_announcement_of_each_kind_has_a_name_of_its_own() {
     let names = [Change::NoRefuge, Change::NoRefugeEnded, Change::Spilled, Change::SpillEnded, Change::LegacyOverloaded].map(|change| change.name());
     assert_eq!(names, ["no_refuge", "no_refuge_ended", "spilled", "spill_ended", "legacy_overloaded"]);
+}
+
+#[test]
+fn a_short_outage_of_legacy_rolls_nothing_back() {
+    for (percent, outage, kind) in [
+        ("50", 4, FaultKind::Refused),
+        ("50", 10, FaultKind::Refused),
+        ("30", 10, FaultKind::Errors(1.0)),
+        ("80", 10, FaultKind::Refused),
+        ("10", 25, FaultKind::Errors(0.5)),
+        ("50", 40, FaultKind::Hang),
+    ] {
+        let mut world = World::new(scenario(percent, 100.0, 3));
+        run(&mut world, 10 * MINUTE);
+        break_for(&mut world, legacy(kind), outage * SECOND);
+        let said = run(&mut world, 5 * MINUTE);
+        assert_eq!(rollbacks(&said), Vec::<String>::new(), "{percent} %, {kind:?} for {outage} s");
+    }
+}
+
+#[test]
+fn a_legacy_that_fails_most_requests_is_no_yardstick_for_what_else_new_answers() {
+    for errors in [0.4, 0.95] {
+        let mut world = World::new(scenario("50", 100.0, 5));
+        run(&mut world, 10 * MINUTE);
+        break_for(&mut world, legacy(FaultKind::Errors(errors)), FOREVER);
+        let said = run(&mut world, 30 * MINUTE);
+        assert_eq!(rollbacks(&said), Vec::<String>::new(), "{errors}");
+    }
+}
+
+#[test]
+fn a_legacy_that_fails_everybody_after_the_drop_spills_to_new() {
+    let mut world = World::new(scenario("50", 100.0, 7));
+    run(&mut world, MINUTE);
+    break_for(&mut world, new(FaultKind::Errors(0.04)), FOREVER);
+    let (_, dropped) = until(&mut world, "rollback", 2 * MINUTE).expect("new is worse");
+    assert!(matches!(dropped.change, Change::RolledBack(_)));
+    run(&mut world, 10 * SECOND);
+    break_for(&mut world, legacy(FaultKind::Errors(1.0)), FOREVER);
+    let (after, _) = until(&mut world, "spilled", MINUTE).expect("users are better off on new");
+    assert!(after <= 5 * SECOND, "{after:?}");
 }

@@ -76,7 +76,8 @@ pub const EVIDENCE_RATIO: Name = name(
 pub const NO_REFUGE: Name =
     name("cutover_guard_no_refuge", "gauge", &["rollout"], "1 while new is worse but legacy does not answer, so that nobody is moved and raises are frozen.");
 /// Spilled.
-pub const SPILLED: Name = name("cutover_guard_spilled", "gauge", &["rollout"], "1 while users are on new although the guard has rolled back, because legacy does not answer.");
+pub const SPILLED: Name =
+    name("cutover_guard_spilled", "gauge", &["rollout"], "1 while users are on new although the guard has rolled back, because legacy does not answer or fails them.");
 /// The evidence that a rollback needs.
 pub const THRESHOLD: Name = name(
     "cutover_guard_threshold_log10",

@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use crate::harness::{Behaviour, Proxy, rollout, until};
+use crate::raw::{AtAccept, RawBackend};
 
 fn sides(rollout: &Value, field: &str) -> (Option<u64>, Option<u64>) {
     (rollout["legacy"][field].as_u64(), rollout["new"][field].as_u64())
@@ -137,4 +138,21 @@ fn after_a_raise_latencies_are_not_compared_and_the_status_says_for_how_long() {
     assert!(found["sentence"].as_str().unwrap().contains(" s left"), "{found}");
     assert_eq!(found["evidence_ratio"].as_f64(), Some(0.0));
     assert_eq!(proxy.metric("cutover_guard_evidence_ratio{rollout=\"checkout\",rule=\"latency_vs_legacy\"}"), Some(0.0));
+}
+
+#[test]
+fn what_a_backend_says_in_an_interim_answer_stays_inside() {
+    let backend = RawBackend::start();
+    backend.behave(AtAccept::Read, |talk, _| {
+        talk.say(b"HTTP/1.1 103 Early Hints\r\nX-Cutover-Outcome: failure\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
+        Ok(true)
+    });
+    let tables = format!("[backend.new]\nservers = [\"{}\"]\n", backend.address);
+    let guard = "[rollout.guard]\noutcome_header = \"x-cutover-outcome\"\n";
+    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", guard));
+    let mut client = proxy.client();
+    client.send(b"GET /evil HTTP/1.1\r\nhost: shop\r\nx-user-id: u\r\n\r\n");
+    let interim = client.answer(false).expect("an interim answer");
+    assert_eq!((interim.status(), interim.header("link"), interim.header("x-cutover-outcome")), (103, Some("</a>"), None), "{}", interim.head);
+    assert_eq!(client.answer(false).map(|answer| answer.status()), Some(200));
 }

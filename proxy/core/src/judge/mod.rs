@@ -34,7 +34,7 @@ use crate::refuge::{Vital, Word};
 use crate::side::{PerSide, Side};
 use crate::time::Mono;
 use crate::window::{CoarseLatencies, Span, Totals, Trials};
-use crate::witness::{Aims, Crowd, TICK, USER_PERIOD, Witness};
+use crate::witness::{Aims, Class, Crowd, TICK, USER_PERIOD, Witness};
 
 use aim::Baseline;
 use hurt::Hurt;
@@ -51,6 +51,8 @@ pub const SHARED_LASTS: Duration = Duration::from_secs(60);
 const SUSPICIOUS_STREAK: u32 = 2;
 /// After a changed share sides are not compared for so long: new opens connections and fills caches, and fast answers of the new users come before their slow ones.
 const GRACE: Duration = Duration::from_secs(2);
+/// A legacy that fails this part of its users, and more, is nothing to compare other answers with.
+const NO_YARDSTICK: f64 = 0.2;
 /// A latency is slower than legacy's only by at least so much, in microseconds: between fractions of a millisecond no user can tell.
 const SLOWER_BY_US: u64 = 2_000;
 
@@ -216,6 +218,8 @@ pub struct Judge {
     blocks: Blocks,
     trials_seen: PerSide<Trials>,
     latencies_seen: PerSide<CoarseLatencies>,
+    /// Appearances of legacy's users who are compared, and failures among them, as of the last tick.
+    failures_seen: (u64, u64),
     legacy_requests: u64,
     legacy_seen: Option<Mono>,
     alone: bool,
@@ -228,6 +232,8 @@ pub struct Judge {
     legacy_at_streak: Option<(u64, u64)>,
     /// Requests and failures of legacy now.
     legacy_counts: (u64, u64),
+    /// Appearances of legacy's users, and failures among them.
+    legacy_fares: (u64, u64),
     /// What is known of legacy beside its counts.
     legacy: Vital,
     /// When both sides were last found bad at once.
@@ -253,6 +259,7 @@ impl Judge {
             blocks: Blocks::new(now),
             trials_seen: PerSide::default(),
             latencies_seen: PerSide::default(),
+            failures_seen: (0, 0),
             legacy: Vital::default(),
             log_threshold: log_threshold(settings),
             rules,
@@ -272,6 +279,7 @@ impl Judge {
             streak_since: now,
             legacy_at_streak: None,
             legacy_counts: (0, 0),
+            legacy_fares: (0, 0),
             shared_at: None,
             started: is_new_slot,
             looked_at: now,
@@ -437,11 +445,18 @@ impl Judge {
         });
         let latencies_before = std::mem::replace(&mut self.latencies_seen, observed.compared.map(|totals| totals.of_users));
         let bound = self.mean_bound;
+        let served = self.served_part(observed);
         for rule in &mut self.rules {
-            let (rests, ratio) = (in_grace || warms_up && rule.waits_for_warmth(), rule.rule.ratio());
+            let (is_paused, ratio) = (in_grace || warms_up && rule.waits_for_warmth(), rule.rule.ratio());
             for part in rule.parts.iter_mut().chain(&mut rule.versus) {
                 let total = part.source.tally(observed, part.is_relative());
-                let news = total.since(&std::mem::replace(&mut part.seen, total));
+                let mut news = total.since(&std::mem::replace(&mut part.seen, total));
+                let mut rests = is_paused;
+                if part.is_relative() && part.source.is_of_served() {
+                    // Who gets an error cannot get a 4xx or a redirect as well. New's errors change nothing: nobody shall make it look slow by failing on purpose.
+                    news.m = (news.m as f64 * served).round() as u64;
+                    rests |= served <= 1.0 - NO_YARDSTICK;
+                }
                 if !was_started {
                     continue;
                 }
@@ -482,6 +497,15 @@ impl Judge {
             }
         }
         finding
+    }
+
+    /// The part of legacy's users in this tick who got an answer that was no failure. 1 without users.
+    fn served_part(&mut self, observed: &Observed<'_>) -> f64 {
+        let counts = &observed.compared.legacy.counts;
+        let total = (counts.appearances, counts.counted[Class::Failure.index()]);
+        let before = std::mem::replace(&mut self.failures_seen, total);
+        let (appeared, failed) = (total.0.saturating_sub(before.0), total.1.saturating_sub(before.1));
+        1.0 - failed as f64 / appeared.max(failed).max(1) as f64
     }
 
     /// Comparisons begin with the share that is in force when the pause after its change is over; those of latencies when new is warm.
@@ -526,6 +550,7 @@ impl Judge {
         self.blocks.tick(now);
         self.trials_seen = observed.compared.map(|totals| totals.trials.clone());
         self.latencies_seen = observed.compared.map(|totals| totals.of_users);
+        self.served_part(observed);
         for part in self.rules.iter_mut().flat_map(|rule| rule.parts.iter_mut().chain(&mut rule.versus)) {
             part.seen = part.source.tally(observed, part.is_relative());
         }
@@ -546,6 +571,14 @@ impl Judge {
             self.legacy.begin(counts.requests - counts.failed(), counts.failed());
         }
         self.legacy.see(counts.requests - counts.failed(), counts.failed(), observed.available.legacy, observed.passes_checks.legacy, now);
+        let fares = (counts.appearances, counts.counted[Class::Failure.index()]);
+        let before = std::mem::replace(&mut self.legacy_fares, fares);
+        if self.started {
+            let (appeared, failed) = (fares.0.saturating_sub(before.0), fares.1.saturating_sub(before.1));
+            // One place may be one user.
+            let hung = if observed.waited.legacy.places > 1 { observed.waited.legacy.hung } else { 0 };
+            self.legacy.users_fared(appeared.saturating_sub(failed), failed + hung, now);
+        }
         if observed.streaks.new < self.streak || observed.streaks.new == 0 {
             self.streak_since = now;
         }

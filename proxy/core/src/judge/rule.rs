@@ -84,6 +84,15 @@ pub(crate) fn most_at_once(rule: Rule, log_threshold: f64) -> f64 {
 }
 
 impl Source {
+    /// Whether only a request that did not fail can show what is counted.
+    pub(super) fn is_of_served(self) -> bool {
+        match self {
+            Self::Bad(class) | Self::Values(class) => class != Class::Failure,
+            Self::Means => true,
+            Self::Waited | Self::WaitedCompared => false,
+        }
+    }
+
     /// The counts of this source since the start; what was tried is requests, or in a comparison the appearances of users.
     pub(super) fn tally(self, observed: &Observed<'_>, compares: bool) -> Tally {
         // A limit goes over all of new; legacy is only looked at as far as it is like new.

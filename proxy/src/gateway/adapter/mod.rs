@@ -260,6 +260,9 @@ impl ProxyHttp for Adapter {
             if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers, or a switch of protocols that nobody asked for").into_up());
             }
+            if let Some(name) = context.exchange.as_ref().and_then(|exchange| exchange.outcome_header()) {
+                response.remove_header(name);
+            }
             context.answer_moved();
             return Ok(());
         } else if let Some(exchange) = &context.exchange {

@@ -73,7 +73,7 @@ pub fn response(parts: &[&[u8]], to_head: bool) -> Response {
         None => return Response::Bad,
     };
     let (mut form, mut body) = (Vec::new(), Vec::new());
-    answer.write_interim(first, &mut form);
+    answer.write_interim(first, None, &mut form);
     let mut left = Left::new(answer.says.body);
     let (mut is_over, mut is_body) = (left.is_nothing(), true);
     for part in std::iter::once(&first[answer.says.head..]).chain(others.iter().copied()) {

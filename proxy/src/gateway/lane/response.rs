@@ -5,6 +5,8 @@
 
 use std::mem::MaybeUninit;
 
+use http::HeaderName;
+
 use super::date;
 use super::framing::Body;
 use super::lines::{Lines, MAX_LINES, Splice};
@@ -171,9 +173,13 @@ impl Answer {
         !matches!(self.says.body, Body::Length(_)) && is_stream(self.lines.values(bytes, "content-type").next(), false)
     }
 
-    /// Writes an interim one.
-    pub(super) fn write_interim(&self, bytes: &[u8], out: &mut Vec<u8>) {
-        self.splice(bytes, out, |_| ());
+    /// Writes an interim answer without the header that is for the proxy alone.
+    pub(super) fn write_interim(&self, bytes: &[u8], private: Option<&HeaderName>, out: &mut Vec<u8>) {
+        self.splice(bytes, out, |splice| {
+            if let Some(name) = private {
+                splice.drop_named(name.as_str().as_bytes());
+            }
+        });
     }
 
     fn splice(&self, bytes: &[u8], out: &mut Vec<u8>, edit: impl FnOnce(&mut Splice<'_>)) {
@@ -234,7 +240,7 @@ mod tests {
     fn written(bytes: &str) -> String {
         let Some(Parsed::Whole(answer)) = parse(bytes.as_bytes(), false) else { panic!("no answer: {bytes:?}") };
         let mut out = Vec::new();
-        answer.write_interim(bytes.as_bytes(), &mut out);
+        answer.write_interim(bytes.as_bytes(), None, &mut out);
         String::from_utf8(out).unwrap_or_else(|error| panic!("{error}"))
     }
 

@@ -365,7 +365,7 @@ impl<'a> Transaction<'a> {
                 Some(Parsed::Whole(answer)) if answer.says.status != 101 && self.interim < MAX_INTERIM => {
                     self.interim += 1;
                     let mut out = Scratch::new();
-                    answer.write_interim(response.filled(), &mut out);
+                    answer.write_interim(response.filled(), self.exchange.outcome_header(), &mut out);
                     response.consume(answer.says.head);
                     drop(answer);
                     self.watched.within(self.lane.write);
