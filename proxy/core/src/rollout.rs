@@ -418,7 +418,7 @@ impl Rollout {
         }
         match (&self.phase, &self.shared) {
             (Phase::RolledBack(latch), _) if self.is_spilled() => format!(
-                "{desired} % asked, rolled back and latched at generation {}, but legacy does not answer: users are on new meanwhile. {}",
+                "{desired} % asked, rolled back and latched at generation {}, but legacy does not serve users: they are on new meanwhile. {}",
                 latch.generation, latch.trip.sentence
             ),
             (Phase::RolledBack(latch), _) => format!(

@@ -128,7 +128,10 @@ pub async fn act(
             let applied = admin.watch.set_percent(id.clone(), percent, dry_run, (actor, reason), if_revision).await??;
             answer(&admin, &id, applied, dry_run, || format!("{id}: would be set to {percent} %")).await
         }
-        ("rollback", None) if dry_run => dry(&admin, &id, |id| format!("{id}: everyone would be sent to legacy")).await,
+        ("rollback", None) if dry_run => {
+            let unless = if force { "" } else { ", unless legacy does not answer when it is asked then" };
+            dry(&admin, &id, |id| format!("{id}: everyone would be sent to legacy{unless}")).await
+        }
         ("rearm", _) if dry_run => dry(&admin, &id, |id| format!("{id}: the latch would be lifted")).await,
         ("rollback", None) => {
             let applied = admin.control.command(id.clone(), Command::Rollback { force }, actor, reason, if_revision).await??;

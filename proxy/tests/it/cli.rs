@@ -69,7 +69,7 @@ fn the_commands_steer_a_running_proxy() {
     assert_eq!((code, stdout.as_str()), (Some(0), "checkout: 12.5 % of users are on new\n"), "{stderr}");
     assert!(proxy.text().contains("percent = 12.5\n"));
     let (code, stdout, _) = run(&["rollback", "checkout", "--reason", "odd errors", "--dry-run"]);
-    assert_eq!((code, stdout.as_str()), (Some(0), "checkout: everyone would be sent to legacy\n"));
+    assert_eq!((code, stdout.as_str()), (Some(0), "checkout: everyone would be sent to legacy, unless legacy does not answer when it is asked then\n"));
     assert_eq!(run(&["rollback", "checkout", "--reason", "odd errors"]).0, Some(0));
     let (code, stdout, stderr) = run(&["status"]);
     assert_eq!(code, Some(0), "{stderr}");
