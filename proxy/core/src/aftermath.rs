@@ -15,7 +15,6 @@ use crate::rollout::Judgement;
 use crate::side::{PerSide, Side};
 use crate::time::Mono;
 use crate::window::{Counts, Span};
-use crate::witness::Class;
 
 /// For so long after the rollback legacy is held against what it was.
 const WATCHED: Duration = Duration::from_secs(60);
@@ -97,8 +96,8 @@ impl Aftermath {
     /// Takes what both sides did in one tick, and legacy's latencies.
     pub(crate) fn watch(&mut self, legacy: &mut Vital, counts: PerSide<&Counts>, latencies: &[(u16, u64)], now: Mono) -> Vec<Judgement> {
         let mut judgements: Vec<Judgement> = self.carries(counts.legacy, latencies, now).into_iter().collect();
-        let failed = counts.new.counted[Class::Failure.index()];
-        self.new.users_fared(counts.new.appearances.saturating_sub(failed), failed, now);
+        let (good, bad) = counts.new.users_fared();
+        self.new.users_fared(good, bad, now);
         if self.is_spilled {
             if self.new.fails_users(now) {
                 self.is_spilled = false;
@@ -187,6 +186,7 @@ mod tests {
     use super::*;
     use crate::outcome::FailureKind;
     use crate::window::Totals;
+    use crate::witness::Class;
 
     fn at(seconds: u64) -> Mono {
         Mono::from_micros(seconds * 1_000_000)

@@ -96,7 +96,7 @@ impl Vital {
         }
     }
 
-    /// Takes how users fared since the last call: each user counts at most four times a second, and one who waits for too long has failed.
+    /// Takes how users fared since the last call: each user counts at most four times a second, and one who gives up or waits for too long has got a failure.
     pub fn users_fared(&mut self, good: u64, failed: u64, now: Mono) {
         let left = (-now.since(self.fares_at).as_secs_f64() / FARES.as_secs_f64()).exp();
         self.fares = (self.fares.0 * left + good as f64, self.fares.1 * left + failed as f64);

@@ -122,6 +122,17 @@ impl Counts {
         self.failures.iter().sum()
     }
 
+    /// Users who got a good answer, and users who got a failure or gave up, each at most four times a second.
+    pub fn users_fared(&self) -> (u64, u64) {
+        let bad = self.counted[Class::Failure.index()] + self.counted[Class::Abort.index()];
+        (self.appearances.min(self.requests.saturating_sub(self.failed())), bad)
+    }
+
+    /// What came between earlier counts and these.
+    pub fn since(&self, earlier: &Self) -> Self {
+        self.zip(earlier, u64::saturating_sub)
+    }
+
     /// Adds the counts of another place.
     pub fn add(&mut self, other: &Self) {
         *self = self.zip(other, |mine, theirs| mine + theirs);
@@ -257,7 +268,7 @@ impl Window {
             self.seen = Some(Seen { at: now, totals: totals.clone() });
             return;
         };
-        let counts = totals.counts.zip(&seen.totals.counts, u64::saturating_sub);
+        let counts = totals.counts.since(&seen.totals.counts);
         let mut latencies = Vec::new();
         if totals.latencies.total() != seen.totals.latencies.total() {
             for (index, (&count, &before)) in totals.latencies.counts().iter().zip(seen.totals.latencies.counts()).enumerate() {

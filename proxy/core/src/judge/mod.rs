@@ -33,7 +33,7 @@ use crate::percent::Percent;
 use crate::refuge::{Vital, Word};
 use crate::side::{PerSide, Side};
 use crate::time::Mono;
-use crate::window::{CoarseLatencies, Span, Totals, Trials};
+use crate::window::{CoarseLatencies, Counts, Span, Totals, Trials};
 use crate::witness::{Aims, Class, Crowd, TICK, USER_PERIOD, Witness};
 
 use aim::Baseline;
@@ -232,8 +232,8 @@ pub struct Judge {
     legacy_at_streak: Option<(u64, u64)>,
     /// Requests and failures of legacy now.
     legacy_counts: (u64, u64),
-    /// Appearances of legacy's users, and failures among them.
-    legacy_fares: (u64, u64),
+    /// The same, and all else that is counted of legacy.
+    legacy_before: Counts,
     /// What is known of legacy beside its counts.
     legacy: Vital,
     /// When both sides were last found bad at once.
@@ -279,7 +279,7 @@ impl Judge {
             streak_since: now,
             legacy_at_streak: None,
             legacy_counts: (0, 0),
-            legacy_fares: (0, 0),
+            legacy_before: Counts::default(),
             shared_at: None,
             started: is_new_slot,
             looked_at: now,
@@ -571,13 +571,12 @@ impl Judge {
             self.legacy.begin(counts.requests - counts.failed(), counts.failed());
         }
         self.legacy.see(counts.requests - counts.failed(), counts.failed(), observed.available.legacy, observed.passes_checks.legacy, now);
-        let fares = (counts.appearances, counts.counted[Class::Failure.index()]);
-        let before = std::mem::replace(&mut self.legacy_fares, fares);
+        let before = std::mem::replace(&mut self.legacy_before, *counts);
         if self.started {
-            let (appeared, failed) = (fares.0.saturating_sub(before.0), fares.1.saturating_sub(before.1));
+            let (good, bad) = counts.since(&before).users_fared();
             // One place may be one user.
             let hung = if observed.waited.legacy.places > 1 { observed.waited.legacy.hung } else { 0 };
-            self.legacy.users_fared(appeared.saturating_sub(failed), failed + hung, now);
+            self.legacy.users_fared(good, bad + hung, now);
         }
         if observed.streaks.new < self.streak || observed.streaks.new == 0 {
             self.streak_since = now;
