@@ -400,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_header_of_outcomes_is_read_in_lower_case_and_the_time_of_warmth_has_its_bounds() {
+    fn the_outcome_header_is_read_in_lower_case_and_warm_up_has_bounds() {
         assert_eq!(guard("outcome_header = \"X-Cutover-Outcome\"").outcome_header.as_deref(), Some("x-cutover-outcome"));
         assert_eq!(guard("warm_up = \"0s\"").warm_up, Duration::ZERO);
         assert_eq!(guard("warm_up = \"1h\"").warm_up, Duration::from_secs(3600));

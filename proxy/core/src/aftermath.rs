@@ -78,7 +78,7 @@ impl Aftermath {
         Self { is_said: true, ..Self::new(PerSide { legacy: &nothing, new: &nothing }, now) }
     }
 
-    /// Whether users are on new, because legacy does not answer.
+    /// Whether users are on new, because legacy does not answer or fails them.
     pub(crate) fn is_spilled(&self) -> bool {
         self.is_spilled
     }
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_that_does_not_answer_spills_to_a_new_that_does_until_it_is_well_again() {
+    fn a_silent_legacy_spills_to_new_until_it_is_well_again() {
         let calm = span(1_000, 0, 5_000);
         let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
         let (mut vital, none) = (Vital::default(), Counts::default());
@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_that_fails_its_users_spills_to_new_and_each_return_takes_twice_as_long() {
+    fn a_failing_legacy_spills_to_new_and_each_wait_is_twice_as_long() {
         let calm = span(1_000, 0, 5_000);
         let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
         let (mut vital, none) = (Vital::default(), Counts::default());

@@ -230,10 +230,8 @@ pub struct Judge {
     streak_since: Mono,
     /// Requests and failures of legacy when new's last success was.
     legacy_at_streak: Option<(u64, u64)>,
-    /// Requests and failures of legacy now.
-    legacy_counts: (u64, u64),
-    /// The same, and all else that is counted of legacy.
-    legacy_before: Counts,
+    /// What was counted of legacy up to the last look.
+    legacy_counts: Counts,
     /// What is known of legacy beside its counts.
     legacy: Vital,
     /// When both sides were last found bad at once.
@@ -278,8 +276,7 @@ impl Judge {
             streak: 0,
             streak_since: now,
             legacy_at_streak: None,
-            legacy_counts: (0, 0),
-            legacy_before: Counts::default(),
+            legacy_counts: Counts::default(),
             shared_at: None,
             started: is_new_slot,
             looked_at: now,
@@ -393,9 +390,9 @@ impl Judge {
 
     /// Whether users of legacy have told since new began to fail that legacy is well.
     pub fn has_legacy_spoken(&self, now: Mono) -> bool {
-        let counts = self.legacy_counts;
+        let counts = &self.legacy_counts;
         let since = self.legacy_at_streak.filter(|_| self.streak >= SUSPICIOUS_STREAK);
-        since.map_or_else(|| self.legacy.is_serving(now), |(requests, failed)| counts.0 - requests >= 2 + 2 * (counts.1 - failed))
+        since.map_or_else(|| self.legacy.is_serving(now), |(requests, failed)| counts.requests - requests >= 2 + 2 * (counts.failed() - failed))
     }
 
     /// Takes the answer to a question whether legacy can take users.
@@ -566,12 +563,11 @@ impl Judge {
         self.hurt.add(observed.witnesses, now);
         self.crowd = observed.crowd.unwrap_or(self.crowd);
         let counts = &observed.totals.legacy.counts;
-        self.legacy_counts = (counts.requests, counts.failed());
         if !self.started {
             self.legacy.begin(counts.requests - counts.failed(), counts.failed());
         }
         self.legacy.see(counts.requests - counts.failed(), counts.failed(), observed.available.legacy, observed.passes_checks.legacy, now);
-        let before = std::mem::replace(&mut self.legacy_before, *counts);
+        let before = std::mem::replace(&mut self.legacy_counts, *counts);
         if self.started {
             let (good, bad) = counts.since(&before).users_fared();
             // One place may be one user.
