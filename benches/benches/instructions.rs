@@ -1,8 +1,11 @@
-//! Instructions of each piece, counted by callgrind: the same on a busy machine as on a quiet one, so a regression shows at once and nothing fails by chance.
+//! Instructions of each piece, counted by callgrind: the same on a busy machine as on a quiet one,
+//! so a regression shows at once and nothing fails by chance.
 //!
-//! Each limit is about a seventh above what was counted when it was set, for compilers and C libraries differ a little; whoever makes a piece cheaper lowers it. There are two: for the profile
-//! `counted`, which is a release without link-time optimisation (`make instructions`; the product's own build needs fewer still), and for a development build, whose counts mean nothing by
-//! themselves but notice one more pass or lookup as well and are there in seconds (`make test`).
+//! Each limit is about a seventh above what was counted when it was set, for compilers and C
+//! libraries differ a little; whoever makes a piece cheaper lowers it. There are two: for the
+//! profile `counted`, which is a release without link-time optimisation (`make instructions`; the
+//! product's own build needs fewer still), and for a development build, whose counts mean nothing
+//! by themselves but notice one more pass or lookup as well and are there in seconds (`make test`).
 //!
 //! Deliberately absent: time, and pingora. `cutover-loadtest peers` compares whole proxies.
 
@@ -30,28 +33,45 @@ use cutover::traces::Traces;
 use cutover_benches::fixture::{self, MemoryHead};
 use cutover_core::guard::LatencyPoint;
 use cutover_core::witness::tick_of;
-use cutover_core::{ControlPlane, Effect, Ending, Event, FailureKind, GuardSettings, KeySource, Mono, Now, Observed, Outcome, PerSide, Reason, Rule, Side, Split, TICK, UserList};
-use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+use cutover_core::{
+    ControlPlane, Effect, Ending, Event, FailureKind, GuardSettings, KeySource, Mono, Now,
+    Observed, Outcome, PerSide, Reason, Rule, Side, Split, TICK, UserList,
+};
+use gungraun::{
+    Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
+};
 use http::HeaderMap;
 
 // The product's.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// So many times each piece of a request is run, so that what only the first one needs does not matter.
+/// So many times each piece of a request is run, so that what only the first one needs does not
+/// matter.
 const REQUESTS: usize = 1_000;
 
-/// At most so many instructions for each of so many runs, in an optimised and in a development build.
+/// At most so many instructions for each of so many runs, in an optimised and in a development
+/// build.
 fn limit(runs: usize, optimised: u64, development: u64) -> LibraryBenchmarkConfig {
-    let instructions = if cfg!(debug_assertions) { development } else { optimised };
+    let instructions = if cfg!(debug_assertions) {
+        development
+    } else {
+        optimised
+    };
     let mut config = LibraryBenchmarkConfig::default();
     // Without caches simulated: they are another machine's.
-    config.tool(Callgrind::with_args(["--cache-sim=no"]).hard_limits([(EventKind::Ir, runs as u64 * instructions)]));
+    config.tool(
+        Callgrind::with_args(["--cache-sim=no"])
+            .hard_limits([(EventKind::Ir, runs as u64 * instructions)]),
+    );
     config
 }
 
 fn users() -> Vec<String> {
-    fixture::users(fixture::REQUESTING).into_iter().take(REQUESTS).collect()
+    fixture::users(fixture::REQUESTING)
+        .into_iter()
+        .take(REQUESTS)
+        .collect()
 }
 
 // ---- the decision
@@ -61,15 +81,37 @@ fn three() -> (Split, Vec<String>) {
 }
 
 fn thousand() -> (Split, Vec<String>) {
-    let rollouts = (0..999).map(|number| format!("service-{number}")).chain(["checkout".to_owned()]);
-    (fixture::plane(rollouts.map(|id| fixture::rollout(&id, UserList::default(), GuardSettings::default())).collect()).split(), users())
+    let rollouts = (0..999)
+        .map(|number| format!("service-{number}"))
+        .chain(["checkout".to_owned()]);
+    (
+        fixture::plane(
+            rollouts
+                .map(|id| fixture::rollout(&id, UserList::default(), GuardSettings::default()))
+                .collect(),
+        )
+        .split(),
+        users(),
+    )
 }
 
 fn long_list() -> (Split, Vec<String>) {
     // To make the list takes a development build half a minute.
-    let count = if cfg!(debug_assertions) { 50_000u32 } else { 1_000_000 };
+    let count = if cfg!(debug_assertions) {
+        50_000u32
+    } else {
+        1_000_000
+    };
     let listed = UserList::new((0..count).map(|number| format!("user-{number}")));
-    (fixture::plane(vec![fixture::rollout("checkout", listed, GuardSettings::default())]).split(), users())
+    (
+        fixture::plane(vec![fixture::rollout(
+            "checkout",
+            listed,
+            GuardSettings::default(),
+        )])
+        .split(),
+        users(),
+    )
 }
 
 #[library_benchmark(config = limit(REQUESTS, 810, 970))]
@@ -78,7 +120,13 @@ fn long_list() -> (Split, Vec<String>) {
 #[bench::many_listed_users(long_list())]
 fn decide((split, users): (Split, Vec<String>)) -> (Split, Vec<String>) {
     for user in &users {
-        black_box(fixture::decide_one(black_box(&split), fixture::HOST, fixture::PATH, "GET", user.as_bytes()));
+        black_box(fixture::decide_one(
+            black_box(&split),
+            fixture::HOST,
+            fixture::PATH,
+            "GET",
+            user.as_bytes(),
+        ));
     }
     (split, users)
 }
@@ -122,9 +170,20 @@ struct Counting {
 
 fn counting(side: Side, outcome: Outcome) -> Counting {
     let (recorder, reader) = recorder();
-    let ending = Ending { outcome, status: Some(200), latency_us: Some(20_000), evidence: cutover_core::Evidence::Compared };
+    let ending = Ending {
+        outcome,
+        status: Some(200),
+        latency_us: Some(20_000),
+        evidence: cutover_core::Evidence::Compared,
+    };
     recorder.record(slot_of(2), side, &ending, &fixture::origin(0));
-    Counting { recorder, _reader: reader, origins: (1..=REQUESTS as u32).map(fixture::origin).collect(), side, ending }
+    Counting {
+        recorder,
+        _reader: reader,
+        origins: (1..=REQUESTS as u32).map(fixture::origin).collect(),
+        side,
+        ending,
+    }
 }
 
 #[library_benchmark(config = limit(REQUESTS, 540, 4_000))]
@@ -133,7 +192,9 @@ fn counting(side: Side, outcome: Outcome) -> Counting {
 #[bench::failure_on_new(args = (counting(Side::New, Outcome::Failure(FailureKind::Status))), config = limit(REQUESTS, 2_750, 8_000))]
 fn record(counting: Counting) -> Counting {
     for origin in &counting.origins {
-        let in_flight = counting.recorder.begin(slot_of(2), counting.side, Some(Reason::Bucket));
+        let in_flight = counting
+            .recorder
+            .begin(slot_of(2), counting.side, Some(Reason::Bucket));
         in_flight.end(black_box(&counting.ending), black_box(origin));
     }
     counting
@@ -150,8 +211,17 @@ struct Passes {
 
 fn passes() -> Passes {
     let (gate, reader) = fixture::gate();
-    let heads = users().iter().map(|user| MemoryHead::of_user(user)).map(|head| (head.clone(), head.copied())).collect();
-    let mut passes = Passes { gate, reader, conn: fixture::conn(), heads };
+    let heads = users()
+        .iter()
+        .map(|user| MemoryHead::of_user(user))
+        .map(|head| (head.clone(), head.copied()))
+        .collect();
+    let mut passes = Passes {
+        gate,
+        reader,
+        conn: fixture::conn(),
+        heads,
+    };
     // The first request of a thread makes its counters.
     let (head, mut edits) = (MemoryHead::of_user("first"), HeaderMap::new());
     fixture::pass(&passes.gate, &passes.conn, &head, &mut edits);
@@ -185,9 +255,28 @@ impl Ticking {
     fn new(rollouts: usize, has_news: bool) -> Self {
         let mut guard = GuardSettings::default();
         guard.rules.push(Rule::Latency(LatencyPoint::P99, 800_000));
-        let plane = fixture::plane((0..rollouts).map(|number| fixture::rollout(&format!("service-{number}"), UserList::default(), guard.clone())).collect());
+        let plane = fixture::plane(
+            (0..rollouts)
+                .map(|number| {
+                    fixture::rollout(
+                        &format!("service-{number}"),
+                        UserList::default(),
+                        guard.clone(),
+                    )
+                })
+                .collect(),
+        );
         let (recorder, reader) = recorder();
-        let mut ticking = Self { plane, recorder, reader, now: Now { mono: Mono::from_micros(1), ..Now::default() }, rollouts };
+        let mut ticking = Self {
+            plane,
+            recorder,
+            reader,
+            now: Now {
+                mono: Mono::from_micros(1),
+                ..Now::default()
+            },
+            rollouts,
+        };
         for _ in 0..cutover_core::rollout::RECENT.as_millis() / TICK.as_millis() + 1 {
             if has_news {
                 ticking.add_news();
@@ -204,8 +293,13 @@ impl Ticking {
         for (request, ending) in fixture::endings(32, 7).iter().enumerate() {
             for rollout in 0..self.rollouts {
                 let side = Side::BOTH[request % 2];
-                let origin = Origin { at: self.now.mono, ..fixture::origin(request as u32) };
-                self.recorder.begin(slot_of(rollout), side, Some(Reason::Bucket)).end(ending, &origin);
+                let origin = Origin {
+                    at: self.now.mono,
+                    ..fixture::origin(request as u32)
+                };
+                self.recorder
+                    .begin(slot_of(rollout), side, Some(Reason::Bucket))
+                    .end(ending, &origin);
             }
         }
     }
@@ -216,13 +310,36 @@ impl Ticking {
         self.reader.read();
         let tick = tick_of(now.mono);
         let reader = &mut self.reader;
-        let looks: Vec<Look> = (0..self.rollouts).map(|rollout| reader.look(slot_of(rollout), now.mono, Some(tick.saturating_sub(41)..tick.saturating_sub(40)))).collect();
+        let looks: Vec<Look> = (0..self.rollouts)
+            .map(|rollout| {
+                reader.look(
+                    slot_of(rollout),
+                    now.mono,
+                    Some(tick.saturating_sub(41)..tick.saturating_sub(40)),
+                )
+            })
+            .collect();
         let observed: Vec<Observed<'_>> = reader
             .rollouts()
             .zip(&looks)
-            .map(|((totals, compared), look)| look.observed(totals, compared, PerSide { legacy: true, new: true }, PerSide { legacy: false, new: false }))
+            .map(|((totals, compared), look)| {
+                look.observed(
+                    totals,
+                    compared,
+                    PerSide {
+                        legacy: true,
+                        new: true,
+                    },
+                    PerSide {
+                        legacy: false,
+                        new: false,
+                    },
+                )
+            })
             .collect();
-        self.plane.on(Event::Tick(&observed), now).unwrap_or_default()
+        self.plane
+            .on(Event::Tick(&observed), now)
+            .unwrap_or_default()
     }
 }
 
@@ -267,7 +384,14 @@ fn report_of(rollouts: usize) -> Report {
     };
     Report {
         status: status_of(&plane, &plane.split(), config, true, &nothing, |_| &nothing),
-        measured: plane.rollouts().iter().map(|rollout| Measured { totals: SlotTotals::default(), recent_quantiles: recent_quantiles(rollout) }).collect(),
+        measured: plane
+            .rollouts()
+            .iter()
+            .map(|rollout| Measured {
+                totals: SlotTotals::default(),
+                recent_quantiles: recent_quantiles(rollout),
+            })
+            .collect(),
         unmatched: SlotTotals::default(),
         common: Arc::new(Common::new(settings, None)),
         rollbacks: Vec::new(),
@@ -277,10 +401,24 @@ fn report_of(rollouts: usize) -> Report {
 #[library_benchmark(config = limit(1, 41_000_000, 68_000_000))]
 #[bench::many_rollouts(report_of(if cfg!(debug_assertions) { 20 } else { 100 }))]
 fn render_metrics(report: Report) -> (Report, Vec<u8>) {
-    let text = metrics::render(&report, &Connections::default(), &Refusals::default(), &Certificates::default(), &Drains::default(), &AccessLog::off(), &Traces::default());
+    let text = metrics::render(
+        &report,
+        &Connections::default(),
+        &Refusals::default(),
+        &Certificates::default(),
+        &Drains::default(),
+        &AccessLog::off(),
+        &Traces::default(),
+    );
     (report, text.unwrap_or_default())
 }
 
-library_benchmark_group!(name = request_path, benchmarks = [decide, extract_key, record, gate]);
-library_benchmark_group!(name = control, benchmarks = [tick, parse_file, render_metrics]);
+library_benchmark_group!(
+    name = request_path,
+    benchmarks = [decide, extract_key, record, gate]
+);
+library_benchmark_group!(
+    name = control,
+    benchmarks = [tick, parse_file, render_metrics]
+);
 main!(library_benchmark_groups = [request_path, control]);

@@ -1,8 +1,10 @@
 //! An allocator that counts, so that "no allocation" is a test and not a hope.
 //!
-//! Counts are per thread: what the test harness or another test allocates meanwhile is not ours. Freeing is not counted, since whatever is freed was allocated. For what many threads do together there are the
-//! count and the bytes of the whole process, too.
-//! Install it with `#[global_allocator]` in a test of its own; the benchmarks run on the allocator of the product instead.
+//! Counts are per thread: what the test harness or another test allocates meanwhile is not ours.
+//! Freeing is not counted, since whatever is freed was allocated. For what many threads do together
+//! there are the count and the bytes of the whole process, too.
+//! Install it with `#[global_allocator]` in a test of its own; the benchmarks run on the allocator
+//! of the product instead.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -43,7 +45,8 @@ fn count(more: usize, less: usize) {
     LIVE_BYTES.fetch_add(more as i64 - less as i64, Ordering::Relaxed);
 }
 
-// SAFETY: every call goes unchanged to `System`, which keeps the contract; the counter beside it neither allocates nor unwinds.
+// SAFETY: every call goes unchanged to `System`, which keeps the contract; the counter beside it
+// neither allocates nor unwinds.
 #[allow(unsafe_code)]
 unsafe impl GlobalAlloc for CountingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
@@ -60,7 +63,8 @@ unsafe impl GlobalAlloc for CountingAllocator {
 
     unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         count(new_size, layout.size());
-        // SAFETY: as above, for `realloc`; `pointer` came from `System`, since nothing else allocates here.
+        // SAFETY: as above, for `realloc`; `pointer` came from `System`, since nothing else
+        // allocates here.
         unsafe { System.realloc(pointer, layout, new_size) }
     }
 

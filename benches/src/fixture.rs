@@ -1,7 +1,10 @@
-//! The rollouts, users and requests that every figure of this crate is made with: the same in each run, and big enough to be honest.
+//! The rollouts, users and requests that every figure of this crate is made with: the same in each
+//! run, and big enough to be honest.
 //!
-//! Users have keys as long as a UUID, there are ten thousand of them, and each request is of another one: a single key would sit in the first-level cache and teach the branch predictor.
-//! Rollouts are built from the core's types; only the gate reads a file, because its settings, limits and backends come from one.
+//! Users have keys as long as a UUID, there are ten thousand of them, and each request is of
+//! another one: a single key would sit in the first-level cache and teach the branch predictor.
+//! Rollouts are built from the core's types; only the gate reads a file, because its settings,
+//! limits and backends come from one.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -20,8 +23,9 @@ use cutover_core::bucket::murmur3_x86_32;
 use cutover_core::plane::{Actor, Restored};
 use cutover_core::split::decide;
 use cutover_core::{
-    Anonymous, Ask, ControlPlane, Decision, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Match, Mono, Now, Outcome, PerSide, Percent, RolloutSettings, Split,
-    UserKey, UserList, Who,
+    Anonymous, Ask, ControlPlane, Decision, Ending, Event, Failover, FailureKind, GuardSettings,
+    KeySource, Match, Mono, Now, Outcome, PerSide, Percent, RolloutSettings, Split, UserKey,
+    UserList, Who,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -63,7 +67,14 @@ pub fn users(seed: u64) -> Vec<String> {
     let mut numbers = Numbers::new(seed);
     let mut user = || {
         let (high, low) = (numbers.draw(), numbers.draw());
-        format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, (high >> 16) & 0xffff, high & 0xffff, low >> 48, low & 0xffff_ffff_ffff)
+        format!(
+            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            high >> 32,
+            (high >> 16) & 0xffff,
+            high & 0xffff,
+            low >> 48,
+            low & 0xffff_ffff_ffff
+        )
     };
     (0..USERS).map(|_| user()).collect()
 }
@@ -77,13 +88,19 @@ pub const LISTED: u64 = 2;
 pub fn rollout(id: &str, always_new: UserList, guard: GuardSettings) -> RolloutSettings {
     RolloutSettings {
         id: id.into(),
-        matches: Match { path: Some(format!("/{id}").into()), ..Match::default() },
+        matches: Match {
+            path: Some(format!("/{id}").into()),
+            ..Match::default()
+        },
         salt: id.into(),
         keys: vec![KeySource::Header("x-user-id".into()).into()],
         anonymous: Anonymous::Legacy,
         always_new,
         always_legacy: UserList::default(),
-        backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+        backends: PerSide {
+            legacy: "legacy".into(),
+            new: "new".into(),
+        },
         percent: Percent::parse("50").expect("50 is a percentage"),
         holdback: Percent::ZERO,
         failover: Failover::Off,
@@ -97,34 +114,74 @@ pub fn rollout(id: &str, always_new: UserList, guard: GuardSettings) -> RolloutS
 /// A control plane that has taken these rollouts.
 pub fn plane(rollouts: Vec<RolloutSettings>) -> ControlPlane {
     let mut plane = ControlPlane::new(Restored::Fresh);
-    plane.on(Event::Settings { rollouts, actor: Actor::file(), reason: String::new() }, Now::default()).expect("settings are never refused");
+    plane
+        .on(
+            Event::Settings {
+                rollouts,
+                actor: Actor::file(),
+                reason: String::new(),
+            },
+            Now::default(),
+        )
+        .expect("settings are never refused");
     plane
 }
 
 /// Three rollouts of which the third takes [`PATH`] and has the list.
 pub fn split() -> Split {
     let rollout = |id, list| rollout(id, list, GuardSettings::default());
-    plane(vec![rollout("search", UserList::default()), rollout("account", UserList::default()), rollout("checkout", UserList::new(users(LISTED)))]).split()
+    plane(vec![
+        rollout("search", UserList::default()),
+        rollout("account", UserList::default()),
+        rollout("checkout", UserList::new(users(LISTED))),
+    ])
+    .split()
 }
 
 /// What the request path does to decide one request, given its user key.
 #[inline]
-pub fn decide_one(split: &Split, host: &str, path: &str, method: &str, key: &[u8]) -> Option<Decision> {
+pub fn decide_one(
+    split: &Split,
+    host: &str,
+    path: &str,
+    method: &str,
+    key: &[u8],
+) -> Option<Decision> {
     let at = split.rollout_for(host, path, method)?;
-    Some(decide(&split.rollouts[at], &Ask { key: UserKey::Known(key), override_to: None, available: PerSide { legacy: true, new: true } }))
+    Some(decide(
+        &split.rollouts[at],
+        &Ask {
+            key: UserKey::Known(key),
+            override_to: None,
+            available: PerSide {
+                legacy: true,
+                new: true,
+            },
+        },
+    ))
 }
 
 /// Where a request of this user comes from.
 pub fn origin(user: u32) -> Origin<'static> {
     let user = murmur3_x86_32(&user.to_le_bytes());
-    Origin { who: Who { user, network: user >> 2 }, path: PATH, epoch: 0, at: Mono::from_micros(1_000_000) }
+    Origin {
+        who: Who {
+            user,
+            network: user >> 2,
+        },
+        path: PATH,
+        epoch: 0,
+        at: Mono::from_micros(1_000_000),
+    }
 }
 
-/// The ends of requests as a healthy backend makes them: latencies around 20 ms with a slow tail (log-normal, a sigma of 0.6: p99 near 80 ms), 4 % of 4xx and 0.2 % of 5xx.
+/// The ends of requests as a healthy backend makes them: latencies around 20 ms with a slow tail
+/// (log-normal, a sigma of 0.6: p99 near 80 ms), 4 % of 4xx and 0.2 % of 5xx.
 pub fn endings(count: usize, seed: u64) -> Vec<Ending> {
     let mut numbers = Numbers::new(seed);
     let mut ending = || {
-        // The sum of twelve shares is close enough to a normal distribution of variance one around six.
+        // The sum of twelve shares is close enough to a normal distribution of variance one around
+        // six.
         let normal = (0..12).map(|_| numbers.share()).sum::<f64>() - 6.0;
         let latency_us = (20_000.0 * (0.6 * normal).exp()) as u64;
         let (outcome, status) = match numbers.share() {
@@ -132,7 +189,12 @@ pub fn endings(count: usize, seed: u64) -> Vec<Ending> {
             ..0.042 => (Outcome::ClientError, 404),
             _ => (Outcome::Success, 200),
         };
-        Ending { outcome, status: Some(status), latency_us: Some(latency_us), evidence: cutover_core::Evidence::Compared }
+        Ending {
+            outcome,
+            status: Some(status),
+            latency_us: Some(latency_us),
+            evidence: cutover_core::Evidence::Compared,
+        }
     };
     (0..count).map(|_| ending()).collect()
 }
@@ -176,14 +238,22 @@ impl cutover_config::Loader for NoFiles {
     }
 }
 
-/// A file with so many rollouts, for a process on ports of its own that keeps its state in this folder.
+/// A file with so many rollouts, for a process on ports of its own that keeps its state in this
+/// folder.
 pub fn file_of(rollouts: usize, folder: &Path) -> String {
     let head = format!(
-        "[listen]\nhttp = [\"127.0.0.1:0\"]\n[admin]\naddress = \"127.0.0.1:0\"\n[state]\ndirectory = {:?}\n[log]\naccess = \"off\"\n[backend.legacy]\nservers = [\"127.0.0.1:9\"]\n[backend.new]\nservers = [\"127.0.0.1:9\"]\n",
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\n[admin]\naddress = \
+         \"127.0.0.1:0\"\n[state]\ndirectory = {:?}\n[log]\naccess = \
+         \"off\"\n[backend.legacy]\nservers = [\"127.0.0.1:9\"]\n[backend.new]\nservers = \
+         [\"127.0.0.1:9\"]\n",
         folder.join("state")
     );
-    (0..rollouts)
-        .fold(head, |text, number| format!("{text}[[rollout]]\nid = \"service-{number}\"\nmatch = {{ path = \"/service-{number}\" }}\npercent = 5\nkey = [\"header:x-user-id\"]\n"))
+    (0..rollouts).fold(head, |text, number| {
+        format!(
+            "{text}[[rollout]]\nid = \"service-{number}\"\nmatch = {{ path = \
+             \"/service-{number}\" }}\npercent = 5\nkey = [\"header:x-user-id\"]\n"
+        )
+    })
 }
 
 /// What a file of ours means.
@@ -191,7 +261,8 @@ pub fn file_of(rollouts: usize, folder: &Path) -> String {
 /// # Panics
 /// When it is not valid.
 pub fn settings(text: &str) -> Settings {
-    cutover_config::parse("benchmark.toml", text, &NoFiles).unwrap_or_else(|problems| panic!("the file of the benchmark is not valid: {problems}"))
+    cutover_config::parse("benchmark.toml", text, &NoFiles)
+        .unwrap_or_else(|problems| panic!("the file of the benchmark is not valid: {problems}"))
 }
 
 /// A gate with three rollouts of which the third takes [`PATH`], without an access log.
@@ -199,7 +270,8 @@ pub fn gate() -> (Gate, Reader) {
     gate_with(AccessLog::off())
 }
 
-/// The same with an access log in JSON, written to nowhere by a thread of its own that counts the bytes.
+/// The same with an access log in JSON, written to nowhere by a thread of its own that counts the
+/// bytes.
 ///
 /// # Panics
 /// When the system refuses the thread.
@@ -215,18 +287,33 @@ pub fn gate_logging() -> (Gate, Reader, Arc<AtomicU64>) {
         }
     }
     let bytes: Arc<AtomicU64> = Arc::default();
-    let (log, _) = AccessLog::start(LogFormat::Json, Out::to(Box::new(Nowhere(Arc::clone(&bytes)))), [7; 16]).expect("a thread starts");
+    let (log, _) = AccessLog::start(
+        LogFormat::Json,
+        Out::to(Box::new(Nowhere(Arc::clone(&bytes)))),
+        [7; 16],
+    )
+    .expect("a thread starts");
     let (gate, reader) = gate_with(log);
     (gate, reader, bytes)
 }
 
 fn gate_with(access_log: AccessLog) -> (Gate, Reader) {
     let settings = settings(FILE);
-    let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
+    let limits = Limits {
+        max_header_bytes: settings.listen.max_header_bytes,
+        max_body: settings.listen.max_body,
+    };
     let plane = plane(settings.rollouts.clone());
-    let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::new(Common::new(settings, None)), None)));
+    let published = Arc::new(Published::new(Snapshot::new(
+        plane.split(),
+        Arc::new(Common::new(settings, None)),
+        None,
+    )));
     let (recorder, reader) = recorder();
-    (Gate::new(published, recorder, access_log, Traces::default(), limits), reader)
+    (
+        Gate::new(published, recorder, access_log, Traces::default(), limits),
+        reader,
+    )
 }
 
 /// The connection that all requests come over.
@@ -248,17 +335,33 @@ impl MemoryHead {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("host", HOST),
-            ("user-agent", "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"),
-            ("accept", "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
+            (
+                "user-agent",
+                "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0",
+            ),
+            (
+                "accept",
+                "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8",
+            ),
             ("accept-language", "en-GB,en;q=0.5"),
             ("accept-encoding", "gzip, deflate, br"),
             ("cookie", "theme=dark; session=2f1c9d0e7b6a"),
             ("x-user-id", user),
         ] {
-            headers.insert(HeaderName::from_static(name), HeaderValue::from_str(value).expect("visible ASCII"));
+            headers.insert(
+                HeaderName::from_static(name),
+                HeaderValue::from_str(value).expect("visible ASCII"),
+            );
         }
-        let lines: String = headers.iter().map(|(name, value)| format!("{name}: {}\r\n", value.to_str().expect("visible ASCII"))).collect();
-        Self { headers, query: None, raw: format!("GET {PATH} HTTP/1.1\r\n{lines}\r\n").into_bytes() }
+        let lines: String = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}\r\n", value.to_str().expect("visible ASCII")))
+            .collect();
+        Self {
+            headers,
+            query: None,
+            raw: format!("GET {PATH} HTTP/1.1\r\n{lines}\r\n").into_bytes(),
+        }
     }
 
     /// The headers that an engine would send on, with room for ours.
@@ -270,7 +373,10 @@ impl MemoryHead {
 
     /// The same with this query.
     pub fn with_query(self, query: &str) -> Self {
-        Self { query: Some(query.to_owned()), ..self }
+        Self {
+            query: Some(query.to_owned()),
+            ..self
+        }
     }
 
     /// The same with one more header.
@@ -278,7 +384,10 @@ impl MemoryHead {
     /// # Panics
     /// When it is not valid.
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
-        self.headers.append(HeaderName::from_static(name), HeaderValue::from_str(value).expect("visible ASCII"));
+        self.headers.append(
+            HeaderName::from_static(name),
+            HeaderValue::from_str(value).expect("visible ASCII"),
+        );
         self
     }
 }
@@ -313,15 +422,21 @@ impl Head for MemoryHead {
     }
 
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
-        self.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
+        self.headers
+            .get_all(name)
+            .iter()
+            .for_each(|value| found(value.as_bytes()));
     }
 
     fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
-        self.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
+        self.headers
+            .iter()
+            .for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
     }
 }
 
-/// One request through the whole gate, from its head to its counters. The backend answers after 20 ms on the clock that is passed in.
+/// One request through the whole gate, from its head to its counters. The backend answers after 20
+/// ms on the clock that is passed in.
 ///
 /// # Panics
 /// When the gate would not forward it: then the figure would be of something else.
@@ -333,7 +448,18 @@ pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) 
     let ended = started.forward(Duration::from_millis(20));
     gate.answered(&mut exchange, 200, None, head.path(), true, ended);
     gate.client_edits(&exchange, edits);
-    gate.done(exchange, head.path(), End { status: Some(200), bytes_in: 0, bytes_out: 1024, attempts: 1, ..End::default() }, || ended);
+    gate.done(
+        exchange,
+        head.path(),
+        End {
+            status: Some(200),
+            bytes_in: 0,
+            bytes_out: 1024,
+            attempts: 1,
+            ..End::default()
+        },
+        || ended,
+    );
 }
 
 #[cfg(test)]
@@ -345,7 +471,12 @@ mod tests {
     fn the_third_rollout_decides_and_the_list_is_another_population() {
         let split = split();
         assert_eq!(split.rollout_for(HOST, PATH, "GET"), Some(2));
-        let reasons = |seed, reason| users(seed).iter().all(|user| decide_one(&split, HOST, PATH, "GET", user.as_bytes()).is_some_and(|decision| decision.reason == reason));
+        let reasons = |seed, reason| {
+            users(seed).iter().all(|user| {
+                decide_one(&split, HOST, PATH, "GET", user.as_bytes())
+                    .is_some_and(|decision| decision.reason == reason)
+            })
+        };
         assert!(reasons(REQUESTING, Reason::Bucket));
         assert!(reasons(LISTED, Reason::AlwaysNew));
     }
@@ -353,11 +484,25 @@ mod tests {
     #[test]
     fn endings_are_those_of_a_healthy_backend_with_a_tail() {
         let endings = endings(100_000, 7);
-        let mut latencies: Vec<u64> = endings.iter().filter_map(|ending| ending.latency_us).collect();
+        let mut latencies: Vec<u64> = endings
+            .iter()
+            .filter_map(|ending| ending.latency_us)
+            .collect();
         latencies.sort_unstable();
-        assert!((19_000..21_000).contains(&latencies[50_000]), "p50 {}", latencies[50_000]);
-        assert!((70_000..90_000).contains(&latencies[99_000]), "p99 {}", latencies[99_000]);
-        let failed = endings.iter().filter(|ending| matches!(ending.outcome, Outcome::Failure(_))).count();
+        assert!(
+            (19_000..21_000).contains(&latencies[50_000]),
+            "p50 {}",
+            latencies[50_000]
+        );
+        assert!(
+            (70_000..90_000).contains(&latencies[99_000]),
+            "p99 {}",
+            latencies[99_000]
+        );
+        let failed = endings
+            .iter()
+            .filter(|ending| matches!(ending.outcome, Outcome::Failure(_)))
+            .count();
         assert!((100..300).contains(&failed), "{failed}");
     }
 
@@ -368,9 +513,16 @@ mod tests {
         let mut edits = head.copied();
         pass(&gate, &conn(), &head, &mut edits);
         reader.read();
-        let told = edits.get("x-cutover-backend").and_then(|side| side.to_str().ok());
-        let slot = reader.slot(cutover::recorder::slot_of(2)).expect("the third rollout has traffic");
-        let counted = Side::BOTH.into_iter().find(|&side| slot.totals[side].counts.requests == 1).map(Side::name);
+        let told = edits
+            .get("x-cutover-backend")
+            .and_then(|side| side.to_str().ok());
+        let slot = reader
+            .slot(cutover::recorder::slot_of(2))
+            .expect("the third rollout has traffic");
+        let counted = Side::BOTH
+            .into_iter()
+            .find(|&side| slot.totals[side].counts.requests == 1)
+            .map(Side::name);
         assert_eq!(counted, told);
         assert_eq!(reader.in_flight(), 0);
     }

@@ -1,4 +1,5 @@
-//! The decision and the counting of a request allocate nothing. Allocations are counted, not timed, so this holds on any machine and in any build.
+//! The decision and the counting of a request allocate nothing. Allocations are counted, not timed,
+//! so this holds on any machine and in any build.
 //!
 //! A test binary of its own, because an allocator is chosen for a whole program.
 
@@ -25,7 +26,20 @@ fn a_decision_allocates_nothing() {
     let split = fixture::split();
     for population in [fixture::REQUESTING, fixture::LISTED] {
         let users = fixture::users(population);
-        let (decided, allocations) = counted(|| users.iter().filter_map(|user| fixture::decide_one(&split, fixture::HOST, fixture::PATH, "GET", user.as_bytes())).count());
+        let (decided, allocations) = counted(|| {
+            users
+                .iter()
+                .filter_map(|user| {
+                    fixture::decide_one(
+                        &split,
+                        fixture::HOST,
+                        fixture::PATH,
+                        "GET",
+                        user.as_bytes(),
+                    )
+                })
+                .count()
+        });
         assert_eq!((decided, allocations), (fixture::USERS, 0));
     }
 }
@@ -33,11 +47,18 @@ fn a_decision_allocates_nothing() {
 #[test]
 fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_rollout() {
     let (recorder, _reader) = recorder();
-    let (endings, bad): (Vec<_>, Vec<_>) = fixture::endings(10_000, 3).into_iter().partition(|ending| ending.outcome == Outcome::Success);
+    let (endings, bad): (Vec<_>, Vec<_>) = fixture::endings(10_000, 3)
+        .into_iter()
+        .partition(|ending| ending.outcome == Outcome::Success);
     let slot = slot_of(2);
-    let (_, registering) = counted(|| recorder.record(slot, Side::New, &endings[0], &fixture::origin(1)));
+    let (_, registering) =
+        counted(|| recorder.record(slot, Side::New, &endings[0], &fixture::origin(1)));
     assert!(registering > 0, "the first call makes the shard");
-    let (_, ending) = counted(|| endings.iter().for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1))));
+    let (_, ending) = counted(|| {
+        endings
+            .iter()
+            .for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1)));
+    });
     let (_, whole) = counted(|| {
         for ending in &endings {
             let in_flight = recorder.begin(slot, Side::Legacy, Some(Reason::Bucket));
@@ -46,9 +67,16 @@ fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_roll
         }
     });
     assert_eq!((ending, whole), (0, 0));
-    // What goes wrong is remembered: tables for its kind the first time, then a witness at most, and of one user only one.
-    let (_, first) = counted(|| bad.iter().for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1))));
-    let (_, again) = counted(|| bad.iter().for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1))));
+    // What goes wrong is remembered: tables for its kind the first time, then a witness at most,
+    // and of one user only one.
+    let (_, first) = counted(|| {
+        bad.iter()
+            .for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1)));
+    });
+    let (_, again) = counted(|| {
+        bad.iter()
+            .for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1)));
+    });
     assert!(first > 0 && first <= 12, "{first}");
     assert_eq!(again, 0);
 }
@@ -68,6 +96,14 @@ fn the_allocations_of_a_whole_pass_are_known() {
         .collect();
     // Not through the print macros: the harness would keep the figure to itself.
     let (first, rest) = passes.split_first().expect("there are users");
-    let (least, most) = (rest.iter().min().copied().unwrap_or_default(), rest.iter().max().copied().unwrap_or_default());
-    writeln!(std::io::stderr(), "allocations of one request through the whole gate: {least} to {most} ({first} for the first of a thread)").expect("standard error takes a line");
+    let (least, most) = (
+        rest.iter().min().copied().unwrap_or_default(),
+        rest.iter().max().copied().unwrap_or_default(),
+    );
+    writeln!(
+        std::io::stderr(),
+        "allocations of one request through the whole gate: {least} to {most} ({first} for the \
+         first of a thread)"
+    )
+    .expect("standard error takes a line");
 }

@@ -1,6 +1,8 @@
-//! What a request and a connection of the fast lane allocate: the whole proxy in this process, its backend and its client in threads that allocate nothing.
+//! What a request and a connection of the fast lane allocate: the whole proxy in this process, its
+//! backend and its client in threads that allocate nothing.
 //!
-//! A test binary of its own, because an allocator is chosen for a whole program, and of one test, because it counts what all threads do.
+//! A test binary of its own, because an allocator is chosen for a whole program, and of one test,
+//! because it counts what all threads do.
 
 #![allow(clippy::unwrap_used)]
 
@@ -15,7 +17,8 @@ use cutover_benches::allocations::{CountingAllocator, live_bytes, of_all_threads
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 const REQUEST: &[u8] = b"GET /checkout/1?a=b HTTP/1.1\r\nhost: shop.example\r\nuser-agent: test\r\naccept: */*\r\nx-user-id: 2f1c9d0e-7b6a\r\n\r\n";
-const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello";
+const ANSWER: &[u8] =
+    b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: 5\r\n\r\nhello";
 
 fn backend() -> std::net::SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -53,13 +56,22 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_thr
     let (directory, backend) = (tempfile::tempdir().unwrap(), backend());
     let file = directory.path().join("cutover.toml");
     let text = format!(
-        "[listen]\nhttp = [\"127.0.0.1:0\"]\nengine = \"auto\"\n[admin]\naddress = \"127.0.0.1:0\"\n[state]\ndirectory = \"{}\"\n[log]\naccess = \"off\"\n\
-         [backend.legacy]\nservers = [\"{backend}\"]\n[backend.new]\nservers = [\"{backend}\"]\n\
-         [[rollout]]\nid = \"checkout\"\nmatch = {{ path = \"/checkout\" }}\npercent = 50\nkey = [\"header:x-user-id\"]\n",
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\nengine = \"auto\"\n[admin]\naddress = \
+         \"127.0.0.1:0\"\n[state]\ndirectory = \"{}\"\n[log]\naccess = \
+         \"off\"\n[backend.legacy]\nservers = [\"{backend}\"]\n[backend.new]\nservers = \
+         [\"{backend}\"]\n[[rollout]]\nid = \"checkout\"\nmatch = {{ path = \"/checkout\" \
+         }}\npercent = 50\nkey = [\"header:x-user-id\"]\n",
         directory.path().join("state").display()
     );
     std::fs::write(&file, text).unwrap();
-    let proxy = Start { file, threads: Some(1), access_out: Box::new(std::io::sink()), origin: Origin::default() }.start().unwrap();
+    let proxy = Start {
+        file,
+        threads: Some(1),
+        access_out: Box::new(std::io::sink()),
+        origin: Origin::default(),
+    }
+    .start()
+    .unwrap();
     let mut client = TcpStream::connect(proxy.http[0]).unwrap();
     (0..200).for_each(|_| ask(&mut client));
 
@@ -68,7 +80,10 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_thr
     let before = of_all_threads();
     (0..REQUESTS).for_each(|_| ask(&mut client));
     let allocations = of_all_threads() - before;
-    assert!(allocations < REQUESTS, "{allocations} allocations for {REQUESTS} requests");
+    assert!(
+        allocations < REQUESTS,
+        "{allocations} allocations for {REQUESTS} requests"
+    );
 
     const CONNECTIONS: usize = 250;
     let mut open = Vec::new();
@@ -78,7 +93,8 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_thr
             open.push(TcpStream::connect(proxy.http[0]).unwrap());
             ask(open.last_mut().unwrap());
         }
-        // Tasks that have ended are freed when their threads get round to it; the least that is seen is what rests.
+        // Tasks that have ended are freed when their threads get round to it; the least that is
+        // seen is what rests.
         let (deadline, mut least) = (Instant::now() + Duration::from_secs(2), i64::MAX);
         while Instant::now() < deadline && least > 3 * 1024 * CONNECTIONS as i64 {
             least = least.min(live_bytes() - before);
@@ -86,9 +102,13 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_thr
         }
         least / CONNECTIONS as i64
     };
-    // What is made once for all (the pool, the watchdog's list, the judge's tables at the first slow answer) falls into some of the rounds.
+    // What is made once for all (the pool, the watchdog's list, the judge's tables at the first
+    // slow answer) falls into some of the rounds.
     let rounds: Vec<i64> = (0..5).map(|_| more()).collect();
-    assert!(rounds.iter().any(|bytes| *bytes <= 3 * 1024), "{rounds:?} bytes for each connection");
+    assert!(
+        rounds.iter().any(|bytes| *bytes <= 3 * 1024),
+        "{rounds:?} bytes for each connection"
+    );
     drop(open);
     proxy.stop(Duration::ZERO, Duration::from_secs(5), || false);
 }

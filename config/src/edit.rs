@@ -1,9 +1,12 @@
 //! Changing one number in a file that belongs to people.
 //!
-//! `toml_edit` says where the number stands, and only those bytes are replaced. Writing the document back through it would keep comments too, but normalise line ends
-//! and layout in places; a diff of one number is what an operator expects to see in version control. The result is parsed again before it is given out.
+//! `toml_edit` says where the number stands, and only those bytes are replaced. Writing the
+//! document back through it would keep comments too, but normalise line ends and layout in places;
+//! a diff of one number is what an operator expects to see in version control. The result is parsed
+//! again before it is given out.
 //!
-//! Deliberately absent: adding or removing anything. A rollout without `percent` is an invalid file, and people should see it as they wrote it.
+//! Deliberately absent: adding or removing anything. A rollout without `percent` is an invalid
+//! file, and people should see it as they wrote it.
 
 use std::fmt;
 use std::ops::Range;
@@ -29,8 +32,12 @@ impl fmt::Display for EditError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotFound => f.write_str("there is no rollout of this id in this file"),
-            Self::Syntax(what) => write!(f, "the file cannot be edited, it is not valid TOML: {what}"),
-            Self::HasPlan => f.write_str("the rollout follows a plan, so its percentage cannot be set by hand"),
+            Self::Syntax(what) => {
+                write!(f, "the file cannot be edited, it is not valid TOML: {what}")
+            }
+            Self::HasPlan => {
+                f.write_str("the rollout follows a plan, so its percentage cannot be set by hand")
+            }
             Self::NoPercent => f.write_str("the rollout has no `percent` that could be changed"),
         }
     }
@@ -38,10 +45,12 @@ impl fmt::Display for EditError {
 
 impl std::error::Error for EditError {}
 
-/// The text with the `percent` of one rollout changed; every other byte stays. Works on main and included files, whose rollouts it finds by their literal `id`.
+/// The text with the `percent` of one rollout changed; every other byte stays. Works on main and
+/// included files, whose rollouts it finds by their literal `id`.
 ///
 /// # Errors
-/// [`EditError::NotFound`] if the rollout is not in this file ([`crate::Settings::rollout_files`] says which one it is in), and the other reasons of [`EditError`].
+/// [`EditError::NotFound`] if the rollout is not in this file ([`crate::Settings::rollout_files`]
+/// says which one it is in), and the other reasons of [`EditError`].
 ///
 /// ```
 /// # use cutover_core::Percent;
@@ -55,29 +64,52 @@ pub fn set_percent(text: &str, rollout: &str, percent: Percent) -> Result<String
     edited.push_str(&text[..span.start]);
     edited.push_str(&percent.to_string());
     edited.push_str(&text[span.end..]);
-    // The same place must now hold the new number; anything else would be a wrong idea of where it stands.
+    // The same place must now hold the new number; anything else would be a wrong idea of where it
+    // stands.
     let written = place_of_percent(&edited, rollout)?;
-    if edited.get(written) == Some(percent.to_string().as_str()) { Ok(edited) } else { Err(EditError::NoPercent) }
+    if edited.get(written) == Some(percent.to_string().as_str()) {
+        Ok(edited)
+    } else {
+        Err(EditError::NoPercent)
+    }
 }
 
 /// Where the number stands, in bytes.
 fn place_of_percent(text: &str, rollout: &str) -> Result<Range<usize>, EditError> {
-    let document = Document::parse(text).map_err(|error| EditError::Syntax(in_one_line(text, error.message(), error.span())))?;
-    let table = rollouts(document.get("rollout")).into_iter().find(|table| table.get("id").and_then(Item::as_str) == Some(rollout)).ok_or(EditError::NotFound)?;
+    let document = Document::parse(text)
+        .map_err(|error| EditError::Syntax(in_one_line(text, error.message(), error.span())))?;
+    let table = rollouts(document.get("rollout"))
+        .into_iter()
+        .find(|table| table.get("id").and_then(Item::as_str) == Some(rollout))
+        .ok_or(EditError::NotFound)?;
     if table.contains_key("plan") {
         return Err(EditError::HasPlan);
     }
-    let span = table.get("percent").filter(|item| item.is_value()).and_then(Item::span).ok_or(EditError::NoPercent)?;
-    if text.get(span.clone()).is_some() { Ok(span) } else { Err(EditError::NoPercent) }
+    let span = table
+        .get("percent")
+        .filter(|item| item.is_value())
+        .and_then(Item::span)
+        .ok_or(EditError::NoPercent)?;
+    if text.get(span.clone()).is_some() {
+        Ok(span)
+    } else {
+        Err(EditError::NoPercent)
+    }
 }
 
 /// `[[rollout]]` blocks, or the tables of `rollout = [{ ... }]`.
 fn rollouts(item: Option<&Item>) -> Vec<&dyn TableLike> {
     match item {
-        Some(Item::ArrayOfTables(tables)) => tables.iter().map(|table| table as &dyn TableLike).collect(),
-        Some(Item::Value(value)) => {
-            value.as_array().into_iter().flat_map(|items| items.iter()).filter_map(|item| item.as_inline_table()).map(|table| table as &dyn TableLike).collect()
+        Some(Item::ArrayOfTables(tables)) => {
+            tables.iter().map(|table| table as &dyn TableLike).collect()
         }
+        Some(Item::Value(value)) => value
+            .as_array()
+            .into_iter()
+            .flat_map(|items| items.iter())
+            .filter_map(|item| item.as_inline_table())
+            .map(|table| table as &dyn TableLike)
+            .collect(),
         Some(Item::Table(_) | Item::None) | None => Vec::new(),
     }
 }
@@ -86,15 +118,28 @@ fn in_one_line(text: &str, message: &str, span: Option<Range<usize>>) -> String 
     let at = span.map_or(0, |span| span.start).min(text.len());
     let before = text.as_bytes().get(..at).unwrap_or_default();
     let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let column = String::from_utf8_lossy(before.rsplit(|byte| *byte == b'\n').next().unwrap_or_default()).chars().count() + 1;
-    format!("line {line}, column {column}: {}", message.lines().collect::<Vec<_>>().join(", "))
+    let column = String::from_utf8_lossy(
+        before
+            .rsplit(|byte| *byte == b'\n')
+            .next()
+            .unwrap_or_default(),
+    )
+    .chars()
+    .count()
+        + 1;
+    format!(
+        "line {line}, column {column}: {}",
+        message.lines().collect::<Vec<_>>().join(", ")
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FILE: &str = "# top\r\n[[rollout]]\r\nid='a'\r\n  percent =  5   # raised by ana, CHG-123\r\n\r\n[rollout.guard]\r\nmode=\"off\"\r\n\r\n[[rollout]] # second\nid = \"b\"\npercent = 0.5\n# end";
+    const FILE: &str = "# top\r\n[[rollout]]\r\nid='a'\r\n  percent =  5   # raised by ana, \
+                        CHG-123\r\n\r\n[rollout.guard]\r\nmode=\"off\"\r\n\r\n[[rollout]] # \
+                        second\nid = \"b\"\npercent = 0.5\n# end";
 
     fn percent(text: &str) -> Percent {
         Percent::parse(text).expect("a percentage")
@@ -106,22 +151,47 @@ mod tests {
         assert_eq!(edited, FILE.replace("=  5 ", "=  25 "));
         let edited = set_percent(FILE, "b", percent("100")).expect("edited");
         assert_eq!(edited, FILE.replace("0.5", "100"));
-        assert_eq!(set_percent(FILE, "a", percent("0.125")).expect("edited"), FILE.replace("=  5 ", "=  0.125 "));
+        assert_eq!(
+            set_percent(FILE, "a", percent("0.125")).expect("edited"),
+            FILE.replace("=  5 ", "=  0.125 ")
+        );
     }
 
     #[test]
     fn tables_on_one_line_and_a_byte_order_mark_are_no_obstacle() {
-        let text = "\u{feff}rollout = [{ id = \"a\", percent = 5 }, { percent = 7, id = \"b\" }] # é";
-        assert_eq!(set_percent(text, "b", percent("1")).expect("edited"), text.replace('7', "1"));
+        let text =
+            "\u{feff}rollout = [{ id = \"a\", percent = 5 }, { percent = 7, id = \"b\" }] # é";
+        assert_eq!(
+            set_percent(text, "b", percent("1")).expect("edited"),
+            text.replace('7', "1")
+        );
     }
 
     #[test]
     fn what_cannot_be_edited_says_why() {
-        assert_eq!(set_percent(FILE, "c", Percent::ZERO), Err(EditError::NotFound));
-        assert_eq!(set_percent("", "c", Percent::ZERO), Err(EditError::NotFound));
-        assert_eq!(set_percent("[[rollout]]\nid='a'\npercent=1\n[rollout.plan]\n", "a", Percent::ZERO), Err(EditError::HasPlan));
-        assert_eq!(set_percent("[[rollout]]\nid='a'\n", "a", Percent::ZERO), Err(EditError::NoPercent));
-        let Err(EditError::Syntax(what)) = set_percent("a = 1\nb = [\n", "a", Percent::ZERO) else { panic!("not TOML") };
+        assert_eq!(
+            set_percent(FILE, "c", Percent::ZERO),
+            Err(EditError::NotFound)
+        );
+        assert_eq!(
+            set_percent("", "c", Percent::ZERO),
+            Err(EditError::NotFound)
+        );
+        assert_eq!(
+            set_percent(
+                "[[rollout]]\nid='a'\npercent=1\n[rollout.plan]\n",
+                "a",
+                Percent::ZERO
+            ),
+            Err(EditError::HasPlan)
+        );
+        assert_eq!(
+            set_percent("[[rollout]]\nid='a'\n", "a", Percent::ZERO),
+            Err(EditError::NoPercent)
+        );
+        let Err(EditError::Syntax(what)) = set_percent("a = 1\nb = [\n", "a", Percent::ZERO) else {
+            panic!("not TOML")
+        };
         assert!(what.starts_with("line "), "{what}");
     }
 }

@@ -1,7 +1,9 @@
 //! Problems: what is wrong with a file, where, and what to type instead.
 //!
-//! A person reads these at 3 am, so each has a position, a caret under the very word, and where possible a hint that can be copied. All problems are collected before
-//! anything is said: an operator fixes a file once, not once per mistake. Rendering is `annotate-snippets`, the renderer of cargo and rustc.
+//! A person reads these at 3 am, so each has a position, a caret under the very word, and where
+//! possible a hint that can be copied. All problems are collected before anything is said: an
+//! operator fixes a file once, not once per mistake. Rendering is `annotate-snippets`, the renderer
+//! of cargo and rustc.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -10,7 +12,8 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-/// More problems than this are counted, not shown: nobody reads them, and a file of garbage must not take seconds.
+/// More problems than this are counted, not shown: nobody reads them, and a file of garbage must
+/// not take seconds.
 const MAX_PROBLEMS: usize = 100;
 
 /// How bad a problem is.
@@ -28,7 +31,8 @@ pub enum Severity {
 pub struct Problem {
     /// Whether the file is refused for it.
     pub severity: Severity,
-    /// The file it is in: the name given to [`crate::parse`], or the path of an included file or list.
+    /// The file it is in: the name given to [`crate::parse`], or the path of an included file or
+    /// list.
     pub file: String,
     /// From 1.
     pub line: usize,
@@ -45,21 +49,33 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// The problem with its line of the file, a caret and the hint; in colour for terminals that take it. Ends without a newline.
+    /// The problem with its line of the file, a caret and the hint; in colour for terminals that
+    /// take it. Ends without a newline.
     pub fn render(&self, color: bool) -> String {
         let level = match self.severity {
             Severity::Error => Level::ERROR,
             Severity::Warning => Level::WARNING,
         };
         let line = self.source.line_around(self.span.start);
-        let span = self.span.start - line.start..self.span.end.clamp(self.span.start, line.end) - line.start;
-        let snippet =
-            Snippet::source(&self.source.text[line]).path(&*self.source.name).line_start(self.line).annotation(AnnotationKind::Primary.span(span).label(self.label.as_deref()));
+        let span = self.span.start - line.start
+            ..self.span.end.clamp(self.span.start, line.end) - line.start;
+        let snippet = Snippet::source(&self.source.text[line])
+            .path(&*self.source.name)
+            .line_start(self.line)
+            .annotation(
+                AnnotationKind::Primary
+                    .span(span)
+                    .label(self.label.as_deref()),
+            );
         let mut group = level.primary_title(&*self.message).element(snippet);
         if let Some(hint) = &self.hint {
             group = group.element(Level::HELP.message(hint));
         }
-        let renderer = if color { Renderer::styled() } else { Renderer::plain() };
+        let renderer = if color {
+            Renderer::styled()
+        } else {
+            Renderer::plain()
+        };
         renderer.render(&[group])
     }
 
@@ -82,18 +98,30 @@ impl Problem {
     }
 
     fn position(&self, other: &Self) -> Ordering {
-        let key = |problem: &Self| (problem.source.order, problem.span.start, problem.span.end, problem.severity);
+        let key = |problem: &Self| {
+            (
+                problem.source.order,
+                problem.span.start,
+                problem.span.end,
+                problem.severity,
+            )
+        };
         key(self).cmp(&key(other))
     }
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: {}", self.file, self.line, self.column, self.message)
+        write!(
+            f,
+            "{}:{}:{}: {}",
+            self.file, self.line, self.column, self.message
+        )
     }
 }
 
-/// Everything that is wrong with a file, sorted by position: at least one error, and the warnings beside it.
+/// Everything that is wrong with a file, sorted by position: at least one error, and the warnings
+/// beside it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problems(Vec<Problem>);
 
@@ -102,7 +130,8 @@ impl Problems {
         Self(vec![problem])
     }
 
-    /// All problems by position: the main file first, then the others in the order in which they were read.
+    /// All problems by position: the main file first, then the others in the order in which they
+    /// were read.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()
     }
@@ -113,7 +142,8 @@ impl Problems {
         self.0.len()
     }
 
-    /// All problems with their lines, carets and hints, an empty line between two. Ends without a newline.
+    /// All problems with their lines, carets and hints, an empty line between two. Ends without a
+    /// newline.
     pub fn render(&self, color: bool) -> String {
         let rendered: Vec<String> = self.iter().map(|problem| problem.render(color)).collect();
         rendered.join("\n\n")
@@ -152,17 +182,32 @@ pub(crate) struct Source {
 
 impl Source {
     pub(crate) fn new(name: &str, text: String, order: usize) -> Arc<Self> {
-        let line_starts = std::iter::once(0).chain(text.match_indices('\n').map(|(newline, _)| newline + 1)).collect();
-        Arc::new(Self { name: name.to_owned(), text, order, line_starts })
+        let line_starts = std::iter::once(0)
+            .chain(text.match_indices('\n').map(|(newline, _)| newline + 1))
+            .collect();
+        Arc::new(Self {
+            name: name.to_owned(),
+            text,
+            order,
+            line_starts,
+        })
     }
 
     /// An error in this file.
-    pub(crate) fn error(self: &Arc<Self>, span: Range<usize>, message: impl Into<String>) -> Problem {
+    pub(crate) fn error(
+        self: &Arc<Self>,
+        span: Range<usize>,
+        message: impl Into<String>,
+    ) -> Problem {
         self.problem(Severity::Error, span, message.into())
     }
 
     /// A warning about this file.
-    pub(crate) fn warning(self: &Arc<Self>, span: Range<usize>, message: impl Into<String>) -> Problem {
+    pub(crate) fn warning(
+        self: &Arc<Self>,
+        span: Range<usize>,
+        message: impl Into<String>,
+    ) -> Problem {
         self.problem(Severity::Warning, span, message.into())
     }
 
@@ -172,25 +217,49 @@ impl Source {
         format!("{}:{line}:{column}", self.name)
     }
 
-    fn problem(self: &Arc<Self>, severity: Severity, span: Range<usize>, message: String) -> Problem {
+    fn problem(
+        self: &Arc<Self>,
+        severity: Severity,
+        span: Range<usize>,
+        message: String,
+    ) -> Problem {
         let start = floor_char_boundary(&self.text, span.start);
         let end = floor_char_boundary(&self.text, span.end.max(start));
         let (line, column) = self.line_and_column(start);
-        Problem { severity, file: self.name.clone(), line, column, message, hint: None, label: None, source: Arc::clone(self), span: start..end }
+        Problem {
+            severity,
+            file: self.name.clone(),
+            line,
+            column,
+            message,
+            hint: None,
+            label: None,
+            source: Arc::clone(self),
+            span: start..end,
+        }
     }
 
     fn line_and_column(&self, at: usize) -> (usize, usize) {
         let at = floor_char_boundary(&self.text, at);
         let line = self.line_starts.partition_point(|start| *start <= at);
-        (line, self.text[self.line_starts[line - 1]..at].chars().count() + 1)
+        (
+            line,
+            self.text[self.line_starts[line - 1]..at].chars().count() + 1,
+        )
     }
 
     /// The line that holds this place, without its line end.
     fn line_around(&self, at: usize) -> Range<usize> {
         let start = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-        let end = self.text[at..].find('\n').map_or(self.text.len(), |newline| at + newline);
+        let end = self.text[at..]
+            .find('\n')
+            .map_or(self.text.len(), |newline| at + newline);
         // A span may point at the `\r` of a CRLF line end; the line must still hold it.
-        if end > at && self.text[..end].ends_with('\r') { start..end - 1 } else { start..end }
+        if end > at && self.text[..end].ends_with('\r') {
+            start..end - 1
+        } else {
+            start..end
+        }
     }
 }
 
@@ -230,13 +299,20 @@ impl Report {
     pub(crate) fn finish(mut self) -> Result<Vec<Problem>, Problems> {
         self.problems.sort_by(Problem::position);
         self.problems.dedup();
-        for (count, severity, name) in [(self.warnings, Severity::Warning, "warnings"), (self.errors, Severity::Error, "errors")] {
+        for (count, severity, name) in [
+            (self.warnings, Severity::Warning, "warnings"),
+            (self.errors, Severity::Error, "errors"),
+        ] {
             if let (true, Some(last)) = (count > MAX_PROBLEMS, self.problems.last()) {
                 let more = format!("{} more {name} are not shown", count - MAX_PROBLEMS);
                 let more = last.source.problem(severity, last.span.clone(), more);
                 self.problems.push(more);
             }
         }
-        if self.has_errors() { Err(Problems(self.problems)) } else { Ok(self.problems) }
+        if self.has_errors() {
+            Err(Problems(self.problems))
+        } else {
+            Ok(self.problems)
+        }
     }
 }

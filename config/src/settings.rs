@@ -1,7 +1,9 @@
 //! What a valid file means, in types that cannot hold an invalid one.
 //!
-//! These are the answers of [`crate::parse`]; the words of the file (its mirror for serde and for the schema) are in `schema`. What the core decides with is stored as
-//! core types, so that the proxy hands it on without a second conversion. Deliberately absent: serialisation. The file is the only form, and it is written by people.
+//! These are the answers of [`crate::parse`]; the words of the file (its mirror for serde and for
+//! the schema) are in `schema`. What the core decides with is stored as core types, so that the
+//! proxy hands it on without a second conversion. Deliberately absent: serialisation. The file is
+//! the only form, and it is written by people.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -31,21 +33,25 @@ pub struct Settings {
     pub backends: Vec<Backend>,
     /// What happens outside of the rollouts.
     pub routing: Routing,
-    /// All rollouts, those of the main file first, then those of the included files; ids unique. The first match wins.
+    /// All rollouts, those of the main file first, then those of the included files; ids unique.
+    /// The first match wins.
     pub rollouts: Vec<RolloutSettings>,
-    /// For each rollout id the file it stands in: the name given to [`crate::parse`], or the path of an included file as the loader was asked for it.
+    /// For each rollout id the file it stands in: the name given to [`crate::parse`], or the path
+    /// of an included file as the loader was asked for it.
     pub rollout_files: BTreeMap<String, String>,
     /// What is allowed but probably not meant, sorted by position.
     pub warnings: Vec<Problem>,
-    /// SHA-256, as 64 lower-case hex digits, over the text of everything read: main file, includes and lists, in the order in which the file names them. Names of files
-    /// are not part of it, so moving the folder does not change it.
+    /// SHA-256, as 64 lower-case hex digits, over the text of everything read: main file, includes
+    /// and lists, in the order in which the file names them. Names of files are not part of
+    /// it, so moving the folder does not change it.
     pub digest: String,
     /// All other files read, as the loader was asked for them: for the watcher. No duplicates.
     pub files: Vec<String>,
 }
 
 impl Settings {
-    /// The names of the keys that differ from the running settings and need a restart, such as `listen.http`. Empty when a reload is enough.
+    /// The names of the keys that differ from the running settings and need a restart, such as
+    /// `listen.http`. Empty when a reload is enough.
     pub fn restart_needed(&self, running: &Self) -> Vec<&'static str> {
         // Taken apart by name, so that a new field cannot be forgotten here.
         // Certificates are read anew whenever they change.
@@ -67,21 +73,56 @@ impl Settings {
         let Admin { address, tokens } = &self.admin;
         let State { directory } = &self.state;
         // The others are read anew for each request.
-        let Log { format, access: _, sample: _, user: _, file } = &self.log;
-        let exports = |settings: &Self| settings.traces.as_ref().map(|Traces { endpoint, sample: _, service }| (endpoint.clone(), service.clone()));
+        let Log {
+            format,
+            access: _,
+            sample: _,
+            user: _,
+            file,
+        } = &self.log;
+        let exports = |settings: &Self| {
+            settings.traces.as_ref().map(
+                |Traces {
+                     endpoint,
+                     sample: _,
+                     service,
+                 }| (endpoint.clone(), service.clone()),
+            )
+        };
         let was = running;
         [
             ("listen.http", *http != was.listen.http),
             ("listen.https", *https != was.listen.https),
             ("listen.h2c", *h2c != was.listen.h2c),
             ("listen.engine", *engine != was.listen.engine),
-            ("listen.trusted_proxies", *trusted_proxies != was.listen.trusted_proxies),
-            ("listen.max_connections", *max_connections != was.listen.max_connections),
-            ("listen.max_header_bytes", *max_header_bytes != was.listen.max_header_bytes),
-            ("listen.header_timeout", *header_timeout != was.listen.header_timeout),
-            ("listen.body_idle_timeout", *body_idle_timeout != was.listen.body_idle_timeout),
-            ("listen.write_timeout", *write_timeout != was.listen.write_timeout),
-            ("listen.keepalive_timeout", *keepalive_timeout != was.listen.keepalive_timeout),
+            (
+                "listen.trusted_proxies",
+                *trusted_proxies != was.listen.trusted_proxies,
+            ),
+            (
+                "listen.max_connections",
+                *max_connections != was.listen.max_connections,
+            ),
+            (
+                "listen.max_header_bytes",
+                *max_header_bytes != was.listen.max_header_bytes,
+            ),
+            (
+                "listen.header_timeout",
+                *header_timeout != was.listen.header_timeout,
+            ),
+            (
+                "listen.body_idle_timeout",
+                *body_idle_timeout != was.listen.body_idle_timeout,
+            ),
+            (
+                "listen.write_timeout",
+                *write_timeout != was.listen.write_timeout,
+            ),
+            (
+                "listen.keepalive_timeout",
+                *keepalive_timeout != was.listen.keepalive_timeout,
+            ),
             ("listen.max_body", *max_body != was.listen.max_body),
             ("admin.address", *address != was.admin.address),
             ("admin.tokens", *tokens != was.admin.tokens),
@@ -158,7 +199,8 @@ pub struct Certificate {
 /// `[admin]`: the port for people, programs and metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
-    /// Where it listens; a loopback address unless there are tokens. Port 0 lets the system choose.
+    /// Where it listens; a loopback address unless there are tokens. Port 0 lets the system
+    /// choose.
     pub address: SocketAddr,
     /// Who may come in; names unique. Empty: everybody on this machine.
     pub tokens: Vec<Token>,
@@ -215,7 +257,8 @@ pub struct Log {
     pub sample: Rate,
     /// What a line says of the user key.
     pub user: LogUser,
-    /// Where the lines of requests go; `None` is standard output. As the file has it: relative paths are the shell's to resolve.
+    /// Where the lines of requests go; `None` is standard output. As the file has it: relative
+    /// paths are the shell's to resolve.
     pub file: Option<String>,
 }
 
@@ -282,7 +325,8 @@ pub struct Backend {
     pub http2: bool,
     /// The name that certificates of its servers must be for; `None` is the host of each.
     pub server_name: Option<String>,
-    /// What certificates of its servers must be signed by, as DER; `None` is what the system trusts.
+    /// What certificates of its servers must be signed by, as DER; `None` is what the system
+    /// trusts.
     pub ca: Option<Vec<Vec<u8>>>,
     /// Active health checks.
     pub health: Option<HealthCheck>,
@@ -293,12 +337,18 @@ pub struct Backend {
 impl Backend {
     /// How long an answer may be silent after its header.
     pub fn pause(&self, is_stream: bool) -> Duration {
-        if is_stream { self.stream_idle_timeout } else { self.body_pause_timeout }
+        if is_stream {
+            self.stream_idle_timeout
+        } else {
+            self.body_pause_timeout
+        }
     }
 
     /// The longest time for which anything is waited for of a server.
     pub fn longest_wait(&self) -> Duration {
-        self.response_timeout.max(self.body_pause_timeout).max(self.stream_idle_timeout)
+        self.response_timeout
+            .max(self.body_pause_timeout)
+            .max(self.stream_idle_timeout)
     }
 }
 
@@ -329,7 +379,11 @@ pub struct Server {
 impl fmt::Display for Server {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.tls { "https://" } else { "" })?;
-        if self.host.contains(':') { write!(f, "[{}]:{}", self.host, self.port) } else { write!(f, "{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
     }
 }
 
@@ -350,8 +404,24 @@ mod tests {
 
     #[test]
     fn a_server_is_displayed_as_it_is_dialled() {
-        assert_eq!(Server { host: "10.0.0.1".into(), port: 3000, tls: false }.to_string(), "10.0.0.1:3000");
-        assert_eq!(Server { host: "::1".into(), port: 3000, tls: true }.to_string(), "https://[::1]:3000");
+        assert_eq!(
+            Server {
+                host: "10.0.0.1".into(),
+                port: 3000,
+                tls: false
+            }
+            .to_string(),
+            "10.0.0.1:3000"
+        );
+        assert_eq!(
+            Server {
+                host: "::1".into(),
+                port: 3000,
+                tls: true
+            }
+            .to_string(),
+            "https://[::1]:3000"
+        );
     }
 
     #[test]

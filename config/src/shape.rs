@@ -1,8 +1,11 @@
-//! Has the file the shape that the schema describes? Finds every unknown key, wrong type, missing key and number out of range at once.
+//! Has the file the shape that the schema describes? Finds every unknown key, wrong type, missing
+//! key and number out of range at once.
 //!
-//! serde stops at its first error, and the usual way round (record, cut the offender out, try again) leaves the wording to serde. So the parsed tree is walked along
-//! the schema, the same that editors use: what it refuses is reported with our words and cut out, and what is left deserialises. Variables (`${NAME}`) are put in on the
-//! way, so that a value from the environment is checked like any other.
+//! serde stops at its first error, and the usual way round (record, cut the offender out, try
+//! again) leaves the wording to serde. So the parsed tree is walked along the schema, the same that
+//! editors use: what it refuses is reported with our words and cut out, and what is left
+//! deserialises. Variables (`${NAME}`) are put in on the way, so that a value from the environment
+//! is checked like any other.
 //!
 //! Deliberately absent: `pattern`. What a string means is parsed by `lower`, into types.
 
@@ -22,8 +25,20 @@ use crate::text::{self, nearest};
 pub(crate) const RATE_SHAPE: &str = "a percentage such as \"1%\" or \"0.05%\"";
 
 /// Checks one file against its schema. What is refused is reported and cut out of `table`.
-pub(crate) fn check(source: &Arc<Source>, table: &mut DeTable<'_>, schema: &Value, env: &dyn Fn(&str) -> Option<String>, report: &mut Report) {
-    Shape { source, env, report, included: !std::ptr::eq(schema, schema::main_file()) }.table(table, schema, &Path::default(), 0..0);
+pub(crate) fn check(
+    source: &Arc<Source>,
+    table: &mut DeTable<'_>,
+    schema: &Value,
+    env: &dyn Fn(&str) -> Option<String>,
+    report: &mut Report,
+) {
+    Shape {
+        source,
+        env,
+        report,
+        included: !std::ptr::eq(schema, schema::main_file()),
+    }
+    .table(table, schema, &Path::default(), 0..0);
 }
 
 struct Shape<'a> {
@@ -53,48 +68,118 @@ impl Shape<'_> {
             }
         }
         self.missing_keys(table, schema, path, &span);
-        if given == 0 && schema["minProperties"].as_u64().is_some_and(|least| least > 0) {
-            let message = format!("{path}expected at least one of {}, found an empty table", text::list(keys(schema)));
-            self.report.push(self.source.error(span, message).label("nothing in here").hint(format!("write {} = {}", path.key(), example(schema))));
+        if given == 0
+            && schema["minProperties"]
+                .as_u64()
+                .is_some_and(|least| least > 0)
+        {
+            let message = format!(
+                "{path}expected at least one of {}, found an empty table",
+                text::list(keys(schema))
+            );
+            self.report.push(
+                self.source
+                    .error(span, message)
+                    .label("nothing in here")
+                    .hint(format!("write {} = {}", path.key(), example(schema))),
+            );
         }
         for name in refused {
             table.remove(name.as_str());
         }
     }
 
-    fn missing_keys(&mut self, table: &DeTable<'_>, schema: &Value, path: &Path, span: &Range<usize>) {
-        let required = |schema: &'_ Value| -> Vec<String> { schema["required"].as_array().into_iter().flatten().filter_map(|name| name.as_str().map(str::to_owned)).collect() };
-        let mut missing: Vec<String> = required(schema).into_iter().filter(|name| !table.contains_key(name.as_str())).collect();
+    fn missing_keys(
+        &mut self,
+        table: &DeTable<'_>,
+        schema: &Value,
+        path: &Path,
+        span: &Range<usize>,
+    ) {
+        let required = |schema: &'_ Value| -> Vec<String> {
+            schema["required"]
+                .as_array()
+                .into_iter()
+                .flatten()
+                .filter_map(|name| name.as_str().map(str::to_owned))
+                .collect()
+        };
+        let mut missing: Vec<String> = required(schema)
+            .into_iter()
+            .filter(|name| !table.contains_key(name.as_str()))
+            .collect();
         // Either of several sets of keys; the first is the usual one.
-        let alternatives: Vec<Vec<String>> = schema["anyOf"].as_array().into_iter().flatten().map(required).collect();
-        if !alternatives.iter().any(|names| names.iter().all(|name| table.contains_key(name.as_str()))) {
+        let alternatives: Vec<Vec<String>> = schema["anyOf"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .map(required)
+            .collect();
+        if !alternatives
+            .iter()
+            .any(|names| names.iter().all(|name| table.contains_key(name.as_str())))
+        {
             missing.extend(alternatives.into_iter().next().unwrap_or_default());
         }
         for name in missing {
-            let hint = property(schema, &name).map(|property| format!("write {name} = {}", example(property)));
-            self.report.push(self.source.error(span.clone(), format!("{path}missing key {name:?}")).label(format!("{name:?} is missing here")).maybe_hint(hint));
+            let hint = property(schema, &name)
+                .map(|property| format!("write {name} = {}", example(property)));
+            self.report.push(
+                self.source
+                    .error(span.clone(), format!("{path}missing key {name:?}"))
+                    .label(format!("{name:?} is missing here"))
+                    .maybe_hint(hint),
+            );
         }
     }
 
     fn unknown_key(&mut self, name: &str, span: Range<usize>, schema: &Value, path: &Path) {
-        let hint = self.place_of(name, path).or_else(|| nearest(name, keys(schema)).map(|near| format!("did you mean {near:?}?"))).unwrap_or_else(|| {
-            let here = text::list(keys(schema));
-            if here.is_empty() { "remove it".to_owned() } else { format!("the keys here are {here}") }
-        });
-        self.report.push(self.source.error(span, format!("{path}unknown key {name:?}")).label("not known here").hint(hint));
+        let hint = self
+            .place_of(name, path)
+            .or_else(|| nearest(name, keys(schema)).map(|near| format!("did you mean {near:?}?")))
+            .unwrap_or_else(|| {
+                let here = text::list(keys(schema));
+                if here.is_empty() {
+                    "remove it".to_owned()
+                } else {
+                    format!("the keys here are {here}")
+                }
+            });
+        self.report.push(
+            self.source
+                .error(span, format!("{path}unknown key {name:?}"))
+                .label("not known here")
+                .hint(hint),
+        );
     }
 
-    /// Where a key belongs that was written in the wrong table, typically below a `[rollout.guard]` line.
+    /// Where a key belongs that was written in the wrong table, typically below a `[rollout.guard]`
+    /// line.
     fn place_of(&self, name: &str, path: &Path) -> Option<String> {
         if self.included && property(schema::main_file(), name).is_some() {
-            return Some("an included file holds only [[rollout]] blocks: move it to the main file".to_owned());
+            return Some(
+                "an included file holds only [[rollout]] blocks: move it to the main file"
+                    .to_owned(),
+            );
         }
         let (heading, is_list) = heading_with(schema::main_file(), name)?;
-        let brackets = |heading: &str, is_list: bool| if is_list { format!("[[{heading}]]") } else { format!("[{heading}]") };
+        let brackets = |heading: &str, is_list: bool| {
+            if is_list {
+                format!("[[{heading}]]")
+            } else {
+                format!("[{heading}]")
+            }
+        };
         let here = path.heading();
-        let below = here.strip_prefix(heading.as_str()).is_some_and(|rest| rest.starts_with('.'));
+        let below = here
+            .strip_prefix(heading.as_str())
+            .is_some_and(|rest| rest.starts_with('.'));
         let place = brackets(&heading, is_list);
-        Some(if below { format!("{name:?} is a key of {place}: write it above the [{here}] line") } else { format!("{name:?} is a key of {place}: move it there") })
+        Some(if below {
+            format!("{name:?} is a key of {place}: write it above the [{here}] line")
+        } else {
+            format!("{name:?} is a key of {place}: move it there")
+        })
     }
 
     /// Whether the value may stay.
@@ -117,17 +202,43 @@ impl Shape<'_> {
             DeValue::Boolean(_) if is(schema, "boolean") => true,
             DeValue::Integer(number) if is(schema, "integer") || is(schema, "number") => {
                 let exact = i128::from_str_radix(number.as_str(), number.radix()).ok();
-                self.in_range(exact.is_some_and(|number| within(number as f64, schema) && i64::try_from(number).is_ok()), schema, path, span)
+                self.in_range(
+                    exact.is_some_and(|number| {
+                        within(number as f64, schema) && i64::try_from(number).is_ok()
+                    }),
+                    schema,
+                    path,
+                    span,
+                )
             }
             DeValue::Float(number) if is(schema, "number") => {
                 let exact = number.as_str().parse::<f64>().ok();
-                self.in_range(exact.is_some_and(|number| within(number, schema)), schema, path, span)
+                self.in_range(
+                    exact.is_some_and(|number| within(number, schema)),
+                    schema,
+                    path,
+                    span,
+                )
             }
             found => {
                 let (what, hint) = (self.found(found, &span), retype(found, schema, path.key()));
-                let hint = if was_variable { Some("a variable is always a string; write the value itself in the file".to_owned()) } else { hint };
-                let problem = self.source.error(span, format!("{path}expected {}, found {what}", expected(schema)));
-                self.report.push(problem.label(format!("expected {}", kind(schema))).maybe_hint(hint));
+                let hint = if was_variable {
+                    Some(
+                        "a variable is always a string; write the value itself in the file"
+                            .to_owned(),
+                    )
+                } else {
+                    hint
+                };
+                let problem = self.source.error(
+                    span,
+                    format!("{path}expected {}, found {what}", expected(schema)),
+                );
+                self.report.push(
+                    problem
+                        .label(format!("expected {}", kind(schema)))
+                        .maybe_hint(hint),
+                );
                 false
             }
         }
@@ -135,8 +246,16 @@ impl Shape<'_> {
 
     fn array(&mut self, array: &mut DeArray<'_>, schema: &Value, path: &Path, span: Range<usize>) {
         if array.is_empty() && schema["minItems"].as_u64().is_some_and(|least| least > 0) {
-            let problem = self.source.error(span, format!("{path}expected at least one entry, found an empty list"));
-            self.report.push(problem.label("nothing in here").hint(format!("write {} = {}", path.key(), example(schema))));
+            let problem = self.source.error(
+                span,
+                format!("{path}expected at least one entry, found an empty list"),
+            );
+            self.report
+                .push(problem.label("nothing in here").hint(format!(
+                    "write {} = {}",
+                    path.key(),
+                    example(schema)
+                )));
         }
         let items = std::mem::replace(array, DeArray::new());
         let mut kept = DeArray::new();
@@ -155,16 +274,32 @@ impl Shape<'_> {
         if words.is_empty() || words.contains(&text) {
             return true;
         }
-        let hint = nearest(text, words.iter().copied()).map(|near| format!("did you mean {near:?}?"));
-        let problem = self.source.error(span, format!("{path}expected {}, found {}", expected(schema), text::quote(text)));
-        self.report.push(problem.label("not one of these words").maybe_hint(hint));
+        let hint =
+            nearest(text, words.iter().copied()).map(|near| format!("did you mean {near:?}?"));
+        let problem = self.source.error(
+            span,
+            format!(
+                "{path}expected {}, found {}",
+                expected(schema),
+                text::quote(text)
+            ),
+        );
+        self.report
+            .push(problem.label("not one of these words").maybe_hint(hint));
         false
     }
 
     fn in_range(&mut self, fits: bool, schema: &Value, path: &Path, span: Range<usize>) -> bool {
         if !fits {
             let found = text::clip(&self.source.text[span.clone()]);
-            self.report.push(self.source.error(span, format!("{path}expected {}, found {found}", expected(schema))).label("out of range"));
+            self.report.push(
+                self.source
+                    .error(
+                        span,
+                        format!("{path}expected {}, found {found}", expected(schema)),
+                    )
+                    .label("out of range"),
+            );
         }
         fits
     }
@@ -172,7 +307,9 @@ impl Shape<'_> {
     /// Puts variables into a string; says whether there were any.
     fn expand(&mut self, value: &mut Spanned<DeValue<'_>>, path: &Path) -> Result<bool, ()> {
         let span = value.span();
-        let DeValue::String(text) = value.get_mut() else { return Ok(false) };
+        let DeValue::String(text) = value.get_mut() else {
+            return Ok(false);
+        };
         if !text.contains("${") {
             return Ok(false);
         }
@@ -182,7 +319,12 @@ impl Shape<'_> {
                 Ok(true)
             }
             Err(error) => {
-                self.report.push(self.source.error(span, format!("{path}{}", error.message)).label("in this string").hint(error.hint));
+                self.report.push(
+                    self.source
+                        .error(span, format!("{path}{}", error.message))
+                        .label("in this string")
+                        .hint(error.hint),
+                );
                 Err(())
             }
         }
@@ -191,7 +333,9 @@ impl Shape<'_> {
     fn found(&self, value: &DeValue<'_>, span: &Range<usize>) -> String {
         match value {
             DeValue::String(text) => format!("the string {}", text::quote(text)),
-            DeValue::Integer(_) | DeValue::Float(_) => format!("the number {}", text::clip(&self.source.text[span.clone()])),
+            DeValue::Integer(_) | DeValue::Float(_) => {
+                format!("the number {}", text::clip(&self.source.text[span.clone()]))
+            }
             DeValue::Boolean(value) => value.to_string(),
             DeValue::Datetime(_) => "a date".to_owned(),
             DeValue::Array(_) => "a list".to_owned(),
@@ -200,7 +344,8 @@ impl Shape<'_> {
     }
 }
 
-/// Where in the file a key stands, as messages begin with it: `listen.http[1]: `, `rollout "checkout": guard.window: `.
+/// Where in the file a key stands, as messages begin with it: `listen.http[1]: `, `rollout
+/// "checkout": guard.window: `.
 #[derive(Clone, Debug, Default)]
 struct Path {
     context: String,
@@ -211,16 +356,33 @@ struct Path {
 
 impl Path {
     fn child(&self, name: &str) -> Self {
-        let join = |parent: &str| if parent.is_empty() { text::key(name) } else { format!("{parent}.{}", text::key(name)) };
-        Self { context: self.context.clone(), keys: join(&self.keys), heading: join(&self.heading) }
+        let join = |parent: &str| {
+            if parent.is_empty() {
+                text::key(name)
+            } else {
+                format!("{parent}.{}", text::key(name))
+            }
+        };
+        Self {
+            context: self.context.clone(),
+            keys: join(&self.keys),
+            heading: join(&self.heading),
+        }
     }
 
     fn item(&self, index: usize, item: &DeValue<'_>) -> Self {
         if self.heading == "rollout" {
             let id = item.get("id").and_then(|id| id.get_ref().as_str());
-            return Self { context: rollout_context(id, index), keys: String::new(), heading: self.heading.clone() };
+            return Self {
+                context: rollout_context(id, index),
+                keys: String::new(),
+                heading: self.heading.clone(),
+            };
         }
-        Self { keys: format!("{}[{}]", self.keys, index + 1), ..self.clone() }
+        Self {
+            keys: format!("{}[{}]", self.keys, index + 1),
+            ..self.clone()
+        }
     }
 
     /// The last key, as a hint repeats it.
@@ -237,11 +399,16 @@ impl Path {
 impl std::fmt::Display for Path {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(&self.context)?;
-        if self.keys.is_empty() { Ok(()) } else { write!(f, "{}: ", self.keys) }
+        if self.keys.is_empty() {
+            Ok(())
+        } else {
+            write!(f, "{}: ", self.keys)
+        }
     }
 }
 
-/// How messages begin that speak of a rollout: by its id, or else by its number in the file, counted from 1.
+/// How messages begin that speak of a rollout: by its id, or else by its number in the file,
+/// counted from 1.
 pub(crate) fn rollout_context(id: Option<&str>, index: usize) -> String {
     match id {
         Some(id) => format!("rollout {}: ", text::quote(id)),
@@ -250,33 +417,55 @@ pub(crate) fn rollout_context(id: Option<&str>, index: usize) -> String {
 }
 
 fn property<'s>(schema: &'s Value, name: &str) -> Option<&'s Value> {
-    schema["properties"].get(name).or_else(|| schema.get("additionalProperties").filter(|others| others.is_object()))
+    schema["properties"].get(name).or_else(|| {
+        schema
+            .get("additionalProperties")
+            .filter(|others| others.is_object())
+    })
 }
 
 fn keys(schema: &Value) -> impl Iterator<Item = &str> {
-    schema["properties"].as_object().into_iter().flatten().filter(|(_, property)| is_supported(property)).map(|(name, _)| name.as_str())
+    schema["properties"]
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter(|(_, property)| is_supported(property))
+        .map(|(name, _)| name.as_str())
 }
 
 /// What does nothing yet is not offered to anybody.
 fn is_supported(schema: &Value) -> bool {
-    !schema["description"].as_str().is_some_and(|text| text.ends_with("ot supported yet."))
+    !schema["description"]
+        .as_str()
+        .is_some_and(|text| text.ends_with("ot supported yet."))
 }
 
-/// The table that has this key, as its heading, and whether it is a list of tables: the outermost that fits.
+/// The table that has this key, as its heading, and whether it is a list of tables: the outermost
+/// that fits.
 fn heading_with(root: &Value, name: &str) -> Option<(String, bool)> {
     let mut level: Vec<(String, bool, &Value)> = vec![(String::new(), false, root)];
     while !level.is_empty() {
         let mut next = Vec::new();
         for (heading, is_list, schema) in level {
             let properties: Option<&Map<String, Value>> = schema["properties"].as_object();
-            if !heading.is_empty() && properties.is_some_and(|properties| properties.contains_key(name)) {
+            if !heading.is_empty()
+                && properties.is_some_and(|properties| properties.contains_key(name))
+            {
                 return Some((heading, is_list));
             }
             for (key, property) in properties.into_iter().flatten() {
-                let heading = if heading.is_empty() { key.clone() } else { format!("{heading}.{key}") };
+                let heading = if heading.is_empty() {
+                    key.clone()
+                } else {
+                    format!("{heading}.{key}")
+                };
                 next.push((heading.clone(), false, property));
                 next.push((heading.clone(), true, &property["items"]));
-                next.push((format!("{heading}.NAME"), false, &property["additionalProperties"]));
+                next.push((
+                    format!("{heading}.NAME"),
+                    false,
+                    &property["additionalProperties"],
+                ));
             }
         }
         level = next;
@@ -294,18 +483,31 @@ fn is(schema: &Value, name: &str) -> bool {
 }
 
 fn within(number: f64, schema: &Value) -> bool {
-    let at_least = schema["minimum"].as_f64().is_none_or(|least| number >= least);
+    let at_least = schema["minimum"]
+        .as_f64()
+        .is_none_or(|least| number >= least);
     let at_most = schema["maximum"].as_f64().is_none_or(|most| number <= most);
     number.is_finite() && at_least && at_most
 }
 
 fn words(schema: &Value) -> Vec<&str> {
-    schema["oneOf"].as_array().into_iter().flatten().filter_map(|variant| variant["const"].as_str()).collect()
+    schema["oneOf"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|variant| variant["const"].as_str())
+        .collect()
 }
 
 /// The words to choose from, without those that do nothing yet.
 fn offered(schema: &Value) -> Vec<&str> {
-    schema["oneOf"].as_array().into_iter().flatten().filter(|variant| is_supported(variant)).filter_map(|variant| variant["const"].as_str()).collect()
+    schema["oneOf"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|variant| is_supported(variant))
+        .filter_map(|variant| variant["const"].as_str())
+        .collect()
 }
 
 /// What a value must be, in words.
@@ -329,7 +531,11 @@ fn expected(schema: &Value) -> String {
 /// What type a value must have, in words.
 fn kind(schema: &Value) -> &'static str {
     if is(schema, "boolean") && !schema["type"].is_string() {
-        return if is(schema, "object") { "a table or false" } else { "a whole number or false" };
+        return if is(schema, "object") {
+            "a table or false"
+        } else {
+            "a whole number or false"
+        };
     }
     match schema["type"].as_str() {
         Some("boolean") => "true or false",
@@ -343,35 +549,63 @@ fn kind(schema: &Value) -> &'static str {
     }
 }
 
-/// What to type for a value of the wrong type: the same value in the right form where that can be told, or else an example.
+/// What to type for a value of the wrong type: the same value in the right form where that can be
+/// told, or else an example.
 fn retype(found: &DeValue<'_>, schema: &Value, key: &str) -> Option<String> {
     let written = match found {
-        DeValue::String(text) if is(schema, "array") && is(&schema["items"], "string") => Some(format!("[{text:?}]")),
+        DeValue::String(text) if is(schema, "array") && is(&schema["items"], "string") => {
+            Some(format!("[{text:?}]"))
+        }
         DeValue::String(text) if is(schema, "number") || is(schema, "integer") => {
             let number = text.trim().trim_end_matches('%').trim_end();
-            number.parse::<f64>().ok().filter(|number| within(*number, schema)).map(|_| number.to_owned())
+            number
+                .parse::<f64>()
+                .ok()
+                .filter(|number| within(*number, schema))
+                .map(|_| number.to_owned())
         }
         DeValue::String(text) if is(schema, "boolean") => match text.as_ref() {
             "true" | "yes" | "on" => Some("true".to_owned()),
             "false" | "no" | "off" => Some("false".to_owned()),
             _ => None,
         },
-        DeValue::Integer(number) if is(schema, "string") => Some(match schema["pattern"].as_str() {
-            Some(DURATION_PATTERN) => format!("\"{number}s\" for seconds"),
-            Some(RATE_PATTERN) => format!("\"{number}%\""),
-            _ => format!("\"{number}\""),
-        }),
-        DeValue::Float(number) if schema["pattern"] == RATE_PATTERN => Some(format!("\"{number}%\"")),
-        DeValue::Table(_) if is(schema, "array") && is(&schema["items"], "object") => return Some(format!("write [[{key}]] with two brackets")),
-        DeValue::Array(items) if is(schema, "object") && items.iter().all(|item| item.get_ref().is_table()) && !items.is_empty() => {
+        DeValue::Integer(number) if is(schema, "string") => {
+            Some(match schema["pattern"].as_str() {
+                Some(DURATION_PATTERN) => format!("\"{number}s\" for seconds"),
+                Some(RATE_PATTERN) => format!("\"{number}%\""),
+                _ => format!("\"{number}\""),
+            })
+        }
+        DeValue::Float(number) if schema["pattern"] == RATE_PATTERN => {
+            Some(format!("\"{number}%\""))
+        }
+        DeValue::Table(_) if is(schema, "array") && is(&schema["items"], "object") => {
+            return Some(format!("write [[{key}]] with two brackets"));
+        }
+        DeValue::Array(items)
+            if is(schema, "object")
+                && items.iter().all(|item| item.get_ref().is_table())
+                && !items.is_empty() =>
+        {
             return Some(format!("write [{key}] with one bracket, and only once"));
         }
-        DeValue::String(_) | DeValue::Integer(_) | DeValue::Float(_) | DeValue::Boolean(_) | DeValue::Datetime(_) | DeValue::Array(_) | DeValue::Table(_) => None,
+        DeValue::String(_)
+        | DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)
+        | DeValue::Array(_)
+        | DeValue::Table(_) => None,
     };
     match written {
         Some(written) => Some(format!("write {key} = {written}")),
-        None if schema.get("examples").is_some() || schema.get("default").is_some() => Some(format!("write {key} = {}", example(schema))),
-        None if is(schema, "object") && keys(schema).next().is_some() => Some(format!("the keys of {key} are {}", text::list(keys(schema)))),
+        None if schema.get("examples").is_some() || schema.get("default").is_some() => {
+            Some(format!("write {key} = {}", example(schema)))
+        }
+        None if is(schema, "object") && keys(schema).next().is_some() => Some(format!(
+            "the keys of {key} are {}",
+            text::list(keys(schema))
+        )),
         None => None,
     }
 }
@@ -384,8 +618,18 @@ fn example(schema: &Value) -> String {
 
 fn toml_of(value: &Value) -> String {
     match value {
-        Value::Array(items) => format!("[{}]", items.iter().map(toml_of).collect::<Vec<_>>().join(", ")),
-        Value::Object(object) => format!("{{ {} }}", object.iter().map(|(key, value)| format!("{key} = {}", toml_of(value))).collect::<Vec<_>>().join(", ")),
+        Value::Array(items) => format!(
+            "[{}]",
+            items.iter().map(toml_of).collect::<Vec<_>>().join(", ")
+        ),
+        Value::Object(object) => format!(
+            "{{ {} }}",
+            object
+                .iter()
+                .map(|(key, value)| format!("{key} = {}", toml_of(value)))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.to_string(),
     }
 }

@@ -1,13 +1,17 @@
 //! Small matters of wording: lists, quotes, near misses, variables.
 
-/// How far apart two words may be to be taken for the same: a third of the longer one, and never more than this.
+/// How far apart two words may be to be taken for the same: a third of the longer one, and never
+/// more than this.
 const MAX_DISTANCE: usize = 3;
 
 /// Strings in messages are cut to this many characters.
 const MAX_QUOTED: usize = 60;
 
 /// The candidate that was probably meant.
-pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub(crate) fn nearest<'c>(
+    word: &str,
+    candidates: impl IntoIterator<Item = &'c str>,
+) -> Option<&'c str> {
     let lower = word.to_lowercase();
     // A megabyte of key must not be compared letter by letter.
     if lower.len() > MAX_QUOTED {
@@ -15,8 +19,15 @@ pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c s
     }
     candidates
         .into_iter()
-        .map(|candidate| (strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()), candidate))
-        .filter(|(distance, candidate)| *distance <= MAX_DISTANCE.min(lower.len().max(candidate.len()) / 3))
+        .map(|candidate| {
+            (
+                strsim::damerau_levenshtein(&lower, &candidate.to_lowercase()),
+                candidate,
+            )
+        })
+        .filter(|(distance, candidate)| {
+            *distance <= MAX_DISTANCE.min(lower.len().max(candidate.len()) / 3)
+        })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
 }
@@ -31,7 +42,14 @@ pub(crate) fn either(words: &[&str]) -> String {
     match words {
         [] => String::new(),
         [only] => format!("{only:?}"),
-        [first @ .., last] => format!("{} or {last:?}", first.iter().map(|word| format!("{word:?}")).collect::<Vec<_>>().join(", ")),
+        [first @ .., last] => format!(
+            "{} or {last:?}",
+            first
+                .iter()
+                .map(|word| format!("{word:?}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ),
     }
 }
 
@@ -54,7 +72,10 @@ pub(crate) fn clip(text: &str) -> String {
 
 /// A key as TOML writes it: quoted unless bare.
 pub(crate) fn key(name: &str) -> String {
-    let bare = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
+    let bare = !name.is_empty()
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'-');
     if bare { name.to_owned() } else { quote(name) }
 }
 
@@ -65,8 +86,12 @@ pub(crate) struct ExpandError {
     pub(crate) hint: String,
 }
 
-/// Puts the environment's values in for `${NAME}`; `$${` stands for a literal `${`. Values are not looked at again.
-pub(crate) fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<String, ExpandError> {
+/// Puts the environment's values in for `${NAME}`; `$${` stands for a literal `${`. Values are not
+/// looked at again.
+pub(crate) fn expand(
+    text: &str,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<String, ExpandError> {
     let mut expanded = String::with_capacity(text.len());
     let mut rest = text;
     while let Some(at) = rest.find("${") {
@@ -79,13 +104,26 @@ pub(crate) fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> Result
         expanded.push_str(&rest[..at]);
         let after = &rest[at + 2..];
         let Some(end) = after.find('}') else {
-            return Err(ExpandError { message: "expected a closing } after ${".to_owned(), hint: "write ${NAME}, or $${ for a literal ${".to_owned() });
+            return Err(ExpandError {
+                message: "expected a closing } after ${".to_owned(),
+                hint: "write ${NAME}, or $${ for a literal ${".to_owned(),
+            });
         };
         let name = &after[..end];
-        let is_name = name.bytes().enumerate().all(|(i, byte)| byte == b'_' || byte.is_ascii_alphabetic() || (i > 0 && byte.is_ascii_digit()));
+        let is_name = name.bytes().enumerate().all(|(i, byte)| {
+            byte == b'_' || byte.is_ascii_alphabetic() || (i > 0 && byte.is_ascii_digit())
+        });
         if name.is_empty() || !is_name {
-            let message = format!("expected the name of an environment variable between ${{ and }}, found {}", quote(name));
-            return Err(ExpandError { message, hint: "letters, digits and _ only; there are no defaults. Write $${ for a literal ${".to_owned() });
+            let message = format!(
+                "expected the name of an environment variable between ${{ and }}, found {}",
+                quote(name)
+            );
+            return Err(ExpandError {
+                message,
+                hint: "letters, digits and _ only; there are no defaults. Write $${ for a literal \
+                       ${"
+                .to_owned(),
+            });
         }
         let Some(value) = env(name) else {
             return Err(ExpandError {
@@ -105,13 +143,19 @@ mod tests {
     use super::*;
 
     fn expanded(text: &str) -> Result<String, String> {
-        expand(text, &|name| (name == "HOST").then(|| "10.0.0.1".to_owned())).map_err(|error| error.message)
+        expand(text, &|name| {
+            (name == "HOST").then(|| "10.0.0.1".to_owned())
+        })
+        .map_err(|error| error.message)
     }
 
     #[test]
     fn variables_are_replaced_and_doubled_dollars_are_not() {
         assert_eq!(expanded("${HOST}:80").as_deref(), Ok("10.0.0.1:80"));
-        assert_eq!(expanded("a${HOST}b${HOST}").as_deref(), Ok("a10.0.0.1b10.0.0.1"));
+        assert_eq!(
+            expanded("a${HOST}b${HOST}").as_deref(),
+            Ok("a10.0.0.1b10.0.0.1")
+        );
         assert_eq!(expanded("$${HOST}").as_deref(), Ok("${HOST}"));
         assert_eq!(expanded("$$${HOST}").as_deref(), Ok("$${HOST}"));
         assert_eq!(expanded("$HOST $ {").as_deref(), Ok("$HOST $ {"));
@@ -119,7 +163,15 @@ mod tests {
 
     #[test]
     fn a_variable_that_cannot_be_read_is_an_error_and_never_empty() {
-        for text in ["${NOPE}", "${", "${HOST", "${}", "${HOST:-x}", "${1A}", "${é}"] {
+        for text in [
+            "${NOPE}",
+            "${",
+            "${HOST",
+            "${}",
+            "${HOST:-x}",
+            "${1A}",
+            "${é}",
+        ] {
             assert!(expanded(text).is_err(), "{text}");
         }
     }

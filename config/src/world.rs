@@ -8,7 +8,8 @@ use sha2::{Digest, Sha256};
 use crate::Loader;
 use crate::error::Source;
 
-/// The loader, and what it was asked for. A file named twice is read once, so one parse sees one version of it.
+/// The loader, and what it was asked for. A file named twice is read once, so one parse sees one
+/// version of it.
 pub(crate) struct World<'a> {
     loader: &'a dyn Loader,
     texts: BTreeMap<String, Result<Arc<Source>, String>>,
@@ -18,7 +19,12 @@ pub(crate) struct World<'a> {
 
 impl<'a> World<'a> {
     pub(crate) fn new(loader: &'a dyn Loader) -> Self {
-        Self { loader, texts: BTreeMap::new(), files: Vec::new(), digest: Sha256::new() }
+        Self {
+            loader,
+            texts: BTreeMap::new(),
+            files: Vec::new(),
+            digest: Sha256::new(),
+        }
     }
 
     /// The main file, whose text the shell has read already.
@@ -37,7 +43,11 @@ impl<'a> World<'a> {
         self.read_by(path, |loader| loader.include(path))
     }
 
-    fn read_by(&mut self, path: &str, read: impl FnOnce(&dyn Loader) -> Result<String, String>) -> Result<Arc<Source>, String> {
+    fn read_by(
+        &mut self,
+        path: &str,
+        read: impl FnOnce(&dyn Loader) -> Result<String, String>,
+    ) -> Result<Arc<Source>, String> {
         if let Some(known) = self.texts.get(path) {
             return known.clone();
         }
@@ -60,11 +70,17 @@ impl<'a> World<'a> {
 
     /// The paths read, in order, and the digest as hex digits.
     pub(crate) fn finish(self) -> (Vec<String>, String) {
-        let digest = self.digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        let digest = self
+            .digest
+            .finalize()
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         (self.files, digest)
     }
 
-    /// With the length first, so that moving a line from the end of one file to the start of the next is a change.
+    /// With the length first, so that moving a line from the end of one file to the start of the
+    /// next is a change.
     fn absorb(&mut self, text: &str) {
         self.digest.update((text.len() as u64).to_le_bytes());
         self.digest.update(text.as_bytes());

@@ -15,17 +15,33 @@ fn check(text: &str) -> Result<Settings, Problems> {
         Ok(settings) => {
             assert!(!settings.rollouts.is_empty() && !settings.backends.is_empty());
             assert_eq!(settings.rollouts.len(), settings.rollout_files.len());
-            settings.warnings.iter().for_each(|warning| drop(warning.render(true)));
+            settings
+                .warnings
+                .iter()
+                .for_each(|warning| drop(warning.render(true)));
         }
         Err(problems) => {
             assert!(problems.len() > 0);
             let rendered = problems.render(false);
             problems.render(true);
-            assert!(!rendered.contains("does not fit") && !rendered.contains("cannot be understood"), "the schema and the types disagree:\n{rendered}");
+            assert!(
+                !rendered.contains("does not fit") && !rendered.contains("cannot be understood"),
+                "the schema and the types disagree:\n{rendered}"
+            );
             for problem in problems {
-                let lines = if problem.file == "cutover.toml" { text.matches('\n').count() + 1 } else { usize::MAX };
-                assert!((1..=lines).contains(&problem.line) && problem.column >= 1, "{problem}");
-                assert!(!problem.message.is_empty() && !problem.message.contains('\n'), "{problem}");
+                let lines = if problem.file == "cutover.toml" {
+                    text.matches('\n').count() + 1
+                } else {
+                    usize::MAX
+                };
+                assert!(
+                    (1..=lines).contains(&problem.line) && problem.column >= 1,
+                    "{problem}"
+                );
+                assert!(
+                    !problem.message.is_empty() && !problem.message.contains('\n'),
+                    "{problem}"
+                );
             }
         }
     }
@@ -131,12 +147,22 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
 fn start() -> impl Strategy<Value = String> {
     prop_oneof![
         Just(reference().to_owned()),
-        Just(reference().lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line))).filter(|line| line.contains(" = ") || line.starts_with('[')).collect())
+        Just(
+            reference()
+                .lines()
+                .map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or(line)))
+                .filter(|line| line.contains(" = ") || line.starts_with('['))
+                .collect()
+        )
     ]
 }
 
 fn apply(text: &str, edits: &[Edit]) -> String {
-    let mut lines: Vec<String> = text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect();
+    let mut lines: Vec<String> = text
+        .lines()
+        .filter(|line| !line.is_empty() && !line.starts_with('#'))
+        .map(str::to_owned)
+        .collect();
     for edit in edits {
         if lines.is_empty() {
             break;
@@ -157,12 +183,23 @@ fn apply(text: &str, edits: &[Edit]) -> String {
             Edit::Character(at, character) => {
                 let mut characters: Vec<char> = lines.join("\n").chars().collect();
                 characters.insert(at.index(characters.len() + 1), *character);
-                lines = characters.into_iter().collect::<String>().split('\n').map(str::to_owned).collect();
+                lines = characters
+                    .into_iter()
+                    .collect::<String>()
+                    .split('\n')
+                    .map(str::to_owned)
+                    .collect();
             }
             Edit::Cut(at) => {
                 let text = lines.join("\n");
                 let keep = at.index(text.chars().count() + 1);
-                lines = text.chars().take(keep).collect::<String>().split('\n').map(str::to_owned).collect();
+                lines = text
+                    .chars()
+                    .take(keep)
+                    .collect::<String>()
+                    .split('\n')
+                    .map(str::to_owned)
+                    .collect();
             }
         }
     }
@@ -172,11 +209,16 @@ fn apply(text: &str, edits: &[Edit]) -> String {
 /// Rollouts `r0`, `r1`, ... in odd layouts, with a comment on each percentage.
 fn rollouts(count: usize) -> String {
     let layouts = [
-        "[[rollout]]\nid = \"rN\"\npercent = 5   # raised by ana, CHG-N\nkey = [\"cookie:uid\"]\nmatch = { path = \"/rN\" }\n",
-        "\n  [[rollout]] # number N\n  key=['cookie:uid']\n  percent=0.5# CHG-N\n  match.path='/rN'\n  id='rN'\n[rollout.guard]\nerrors={max='1%'}\n",
-        "[[ rollout ]]\n\"id\" = \"\"\"rN\"\"\"\n\"percent\"\t=\t100.0\t# CHG-N\nkey = [ # who\n  \"cookie:uid\",\n]\nmatch = { path = \"/rN\", }\n# end of N\n",
+        "[[rollout]]\nid = \"rN\"\npercent = 5   # raised by ana, CHG-N\nkey = \
+         [\"cookie:uid\"]\nmatch = { path = \"/rN\" }\n",
+        "\n  [[rollout]] # number N\n  key=['cookie:uid']\n  percent=0.5# CHG-N\n  \
+         match.path='/rN'\n  id='rN'\n[rollout.guard]\nerrors={max='1%'}\n",
+        "[[ rollout ]]\n\"id\" = \"\"\"rN\"\"\"\n\"percent\"\t=\t100.0\t# CHG-N\nkey = [ # who\n  \
+         \"cookie:uid\",\n]\nmatch = { path = \"/rN\", }\n# end of N\n",
     ];
-    (0..count).map(|number| layouts[number % layouts.len()].replace('N', &number.to_string())).collect()
+    (0..count)
+        .map(|number| layouts[number % layouts.len()].replace('N', &number.to_string()))
+        .collect()
 }
 
 proptest! {

@@ -21,7 +21,11 @@ fn every_default_written_in_the_reference_is_the_default_of_the_code() {
         }
     }
     let defaults = parse(&bare).unwrap_or_else(|problems| panic!("{problems}"));
-    let without_text = |settings: Settings| Settings { digest: String::new(), warnings: Vec::new(), ..settings };
+    let without_text = |settings: Settings| Settings {
+        digest: String::new(),
+        warnings: Vec::new(),
+        ..settings
+    };
     assert!(written.warnings.is_empty(), "{:?}", written.warnings);
     assert_eq!(without_text(written), without_text(defaults));
 }
@@ -31,14 +35,20 @@ fn every_default_that_editors_show_is_the_one_of_the_reference() {
     fn compare(schema: &Value, written: &Value, path: &str, compared: &mut usize) {
         for (key, property) in schema["properties"].as_object().into_iter().flatten() {
             let path = format!("{path}.{key}");
-            let Some(written) = written.get(key) else { continue };
+            let Some(written) = written.get(key) else {
+                continue;
+            };
             if let Some(default) = property.get("default") {
                 assert_eq!(written, default, "{path}");
                 *compared += 1;
             }
             compare(property, written, &path, compared);
             compare(&property["items"], &written[0], &path, compared);
-            for written in written.as_object().into_iter().flat_map(|tables| tables.values()) {
+            for written in written
+                .as_object()
+                .into_iter()
+                .flat_map(|tables| tables.values())
+            {
                 compare(&property["additionalProperties"], written, &path, compared);
             }
         }
@@ -59,33 +69,62 @@ fn every_supported_key_is_in_the_reference() {
                 continue;
             }
             let shown = |line: &String| {
-                line.starts_with(&format!("{key} =")) || line.contains(&format!(" {key} = ")) || line.starts_with(&format!("[{key}")) || line.contains(&format!(".{key}]"))
+                line.starts_with(&format!("{key} ="))
+                    || line.contains(&format!(" {key} = "))
+                    || line.starts_with(&format!("[{key}"))
+                    || line.contains(&format!(".{key}]"))
             };
-            if !uncommented.iter().any(|line| shown(line) || line.contains(&format!("[[{key}]]"))) && !["p50", "p95", "mean"].contains(&key.as_str()) {
+            if !uncommented
+                .iter()
+                .any(|line| shown(line) || line.contains(&format!("[[{key}]]")))
+                && !["p50", "p95", "mean"].contains(&key.as_str())
+            {
                 missing_keys.push(format!("{path}{key}"));
             }
-            for part in [property, &property["items"], &property["additionalProperties"]] {
+            for part in [
+                property,
+                &property["items"],
+                &property["additionalProperties"],
+            ] {
                 missing(part, &format!("{path}{key}."), uncommented, missing_keys);
             }
         }
     }
     let supported = reference().split("# Later.").next().unwrap_or_default();
-    let lines: Vec<String> = supported.lines().map(|line| line.trim_start_matches("# ").to_owned()).collect();
+    let lines: Vec<String> = supported
+        .lines()
+        .map(|line| line.trim_start_matches("# ").to_owned())
+        .collect();
     let schema: Value = serde_json::from_str(&schema()).expect("the schema is JSON");
     let mut missing_keys = Vec::new();
     missing(&schema, "", &lines, &mut missing_keys);
-    assert!(missing_keys.is_empty(), "not in the reference: {missing_keys:?}");
+    assert!(
+        missing_keys.is_empty(),
+        "not in the reference: {missing_keys:?}"
+    );
 }
 
 #[test]
 fn the_part_of_the_reference_that_comes_later_is_refused_line_by_line() {
-    let later = reference().split("what is not there:").nth(1).expect("the part that comes later");
-    let uncommented: String = later.lines().map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or_default())).collect();
+    let later = reference()
+        .split("what is not there:")
+        .nth(1)
+        .expect("the part that comes later");
+    let uncommented: String = later
+        .lines()
+        .map(|line| format!("{}\n", line.strip_prefix("# ").unwrap_or_default()))
+        .collect();
     let backends = "[backend.legacy]\nservers = [\"h:1\"]\n[backend.new]\nservers = [\"h:2\"]\n";
-    let uncommented = uncommented.replace("[[rollout]]\n", &format!("{backends}[[rollout]]\nid = \"a\"\nkey = [\"ip\"]\n"));
+    let uncommented = uncommented.replace(
+        "[[rollout]]\n",
+        &format!("{backends}[[rollout]]\nid = \"a\"\nkey = [\"ip\"]\n"),
+    );
     // The one other thing to say is the warning about `ip` as the only key.
     let problems = parse(&uncommented).expect_err("nothing of this is supported");
-    let refused = problems.iter().filter(|problem| problem.message.contains("not supported yet")).count();
+    let refused = problems
+        .iter()
+        .filter(|problem| problem.message.contains("not supported yet"))
+        .count();
     assert_eq!((refused, problems.len() - refused), (3, 1), "{problems}");
 }
 
@@ -95,12 +134,19 @@ fn the_committed_schema_is_current() {
     if std::env::var_os("UPDATE").is_some() {
         fs::write(&path, schema()).expect("the schema can be written");
     }
-    assert_eq!(fs::read_to_string(path).unwrap_or_default(), schema(), "run the tests with UPDATE=1");
+    assert_eq!(
+        fs::read_to_string(path).unwrap_or_default(),
+        schema(),
+        "run the tests with UPDATE=1"
+    );
 }
 
 #[test]
 fn the_reference_names_its_schema_in_the_first_line() {
-    assert_eq!(reference().lines().next(), Some("#:schema ./cutover.schema.json"));
+    assert_eq!(
+        reference().lines().next(),
+        Some("#:schema ./cutover.schema.json")
+    );
 }
 
 #[test]
@@ -114,9 +160,21 @@ fn every_example_is_valid_without_errors() {
         }
         let text = fs::read_to_string(&path).expect("an example");
         let name = entry.file_name().to_string_lossy().into_owned();
-        let settings = cutover_config::parse(&name, &text, &Folder(examples.clone())).unwrap_or_else(|problems| panic!("{problems}"));
-        let warnings: Vec<&str> = settings.warnings.iter().map(|warning| warning.message.as_str()).collect();
-        let expected: &[&str] = if name == "several-rollouts.toml" { &["rollouts \"login\" and \"profile\" share the salt \"accounts\": they move the same users"] } else { &[] };
+        let settings = cutover_config::parse(&name, &text, &Folder(examples.clone()))
+            .unwrap_or_else(|problems| panic!("{problems}"));
+        let warnings: Vec<&str> = settings
+            .warnings
+            .iter()
+            .map(|warning| warning.message.as_str())
+            .collect();
+        let expected: &[&str] = if name == "several-rollouts.toml" {
+            &[
+                "rollouts \"login\" and \"profile\" share the salt \"accounts\": they move the \
+                 same users",
+            ]
+        } else {
+            &[]
+        };
         assert_eq!(warnings, expected, "{name}");
         seen += 1;
     }

@@ -17,13 +17,31 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 
 /// Asks an address without TLS, with a body as JSON, and reads the whole answer.
-pub async fn call(method: &Method, url: &str, body: Option<&str>, allow_remote: bool) -> io::Result<(u16, String)> {
-    let wrong = |what: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidInput, format!("{method} {url}: {what}"));
+pub async fn call(
+    method: &Method,
+    url: &str,
+    body: Option<&str>,
+    allow_remote: bool,
+) -> io::Result<(u16, String)> {
+    let wrong = |what: &dyn std::fmt::Display| {
+        io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!("{method} {url}: {what}"),
+        )
+    };
     let uri: Uri = url.parse().map_err(|error| wrong(&error))?;
-    let authority = uri.authority().ok_or_else(|| wrong(&"expected a whole URL"))?.clone();
+    let authority = uri
+        .authority()
+        .ok_or_else(|| wrong(&"expected a whole URL"))?
+        .clone();
     // The check of the address is the target's: whoever is asked has to be allowed.
-    Target::resolve(&format!("http://{authority}"), allow_remote).await.map_err(|error| wrong(&error))?;
-    let path = uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
+    Target::resolve(&format!("http://{authority}"), allow_remote)
+        .await
+        .map_err(|error| wrong(&error))?;
+    let path = uri
+        .path_and_query()
+        .cloned()
+        .unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     let request = Request::builder()
         .method(method)
         .uri(Uri::from(path))
@@ -32,13 +50,26 @@ pub async fn call(method: &Method, url: &str, body: Option<&str>, allow_remote: 
         .body(Full::new(Bytes::from(body.unwrap_or_default().to_owned())))
         .map_err(|error| wrong(&error))?;
     let exchange = async {
-        let stream = TcpStream::connect((authority.host().trim_matches(['[', ']']), authority.port_u16().unwrap_or(80))).await?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+        let stream = TcpStream::connect((
+            authority.host().trim_matches(['[', ']']),
+            authority.port_u16().unwrap_or(80),
+        ))
+        .await?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(io::Error::other)?;
         let mover = tokio::spawn(connection);
         let answer = async {
-            let response = sender.send_request(request).await.map_err(io::Error::other)?;
+            let response = sender
+                .send_request(request)
+                .await
+                .map_err(io::Error::other)?;
             let status = response.status().as_u16();
-            let body = Limited::new(response.into_body(), MOST_BYTES).collect().await.map_err(io::Error::other)?.to_bytes();
+            let body = Limited::new(response.into_body(), MOST_BYTES)
+                .collect()
+                .await
+                .map_err(io::Error::other)?
+                .to_bytes();
             Ok::<_, io::Error>((status, String::from_utf8_lossy(&body).into_owned()))
         }
         .await;

@@ -3,7 +3,8 @@
 //!
 //! The kit is a black box beside the proxy. It imports none of the proxy's crates, so that its
 //! opinion of who belongs on which side ([`users::Oracle`]) is a second, independent one: a mistake
-//! in the proxy's hash cannot repeat itself here unnoticed. For the same reason it can be used with any proxy.
+//! in the proxy's hash cannot repeat itself here unnoticed. For the same reason it can be used with
+//! any proxy.
 
 pub mod backend;
 pub mod calls;

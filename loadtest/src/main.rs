@@ -13,7 +13,8 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Load kit of Cutover: sample backends, an open-loop generator that checks stickiness, and scenarios.
+/// Load kit of Cutover: sample backends, an open-loop generator that checks stickiness, and
+/// scenarios.
 #[derive(Debug, Parser)]
 #[command(name = "cutover-loadtest", version)]
 struct Arguments {
@@ -32,7 +33,8 @@ enum Command {
     /// Compare the cost of cutover with a do-nothing proxy, HAProxy and nginx.
     #[cfg(target_os = "linux")]
     Peers(Box<cutover_loadtest::peers::Arguments>),
-    /// Play the same messages through two engines of cutover, and find what they do not treat alike.
+    /// Play the same messages through two engines of cutover, and find what they do not treat
+    /// alike.
     #[cfg(target_os = "linux")]
     Differential(Box<cutover_loadtest::differential::Arguments>),
 }
@@ -53,9 +55,13 @@ impl Command {
             Self::Run(arguments) => cli::run::run(*arguments).await,
             Self::Scenario(arguments) => cli::scenario::run(*arguments).await,
             #[cfg(target_os = "linux")]
-            Self::Peers(arguments) => cutover_loadtest::peers::run(*arguments).await.map_err(Failure::from),
+            Self::Peers(arguments) => cutover_loadtest::peers::run(*arguments)
+                .await
+                .map_err(Failure::from),
             #[cfg(target_os = "linux")]
-            Self::Differential(arguments) => cutover_loadtest::differential::run(*arguments).await.map_err(Failure::from),
+            Self::Differential(arguments) => cutover_loadtest::differential::run(*arguments)
+                .await
+                .map_err(Failure::from),
         }
     }
 }

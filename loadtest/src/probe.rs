@@ -1,9 +1,11 @@
 //! What processes use, by `/proc`: processor time, the wait for a processor, memory, open files.
 //!
-//! The wait matters as much as the use: on a shared machine a process that is starved for processors uses few. Time of this very process is told apart by threads,
-//! because generator and sample backends share it.
+//! The wait matters as much as the use: on a shared machine a process that is starved for
+//! processors uses few. Time of this very process is told apart by threads, because generator and
+//! sample backends share it.
 //!
-//! Deliberately absent: other systems than Linux. There everything reads as unknown, and a report says so.
+//! Deliberately absent: other systems than Linux. There everything reads as unknown, and a report
+//! says so.
 
 use crate::stopping::stopped;
 use serde::Serialize;
@@ -47,7 +49,10 @@ impl Probe {
     /// What the threads used whose names `takes` likes; none if the process cannot be read.
     pub fn usage(&self, takes: impl Fn(&str) -> bool) -> Option<Usage> {
         let mut usage = Usage::default();
-        for thread in fs::read_dir(format!("/proc/{}/task", self.pid)).ok()?.flatten() {
+        for thread in fs::read_dir(format!("/proc/{}/task", self.pid))
+            .ok()?
+            .flatten()
+        {
             // A thread that has ended meanwhile is left out.
             let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
             if takes(name.trim_end())
@@ -63,15 +68,29 @@ impl Probe {
     /// What it holds; none if the process cannot be read.
     pub fn holding(&self) -> Option<Holding> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?.trim().trim_end_matches(" kB").trim().parse::<u64>().ok()?;
-        let files = fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, |files| files.count() as u64);
-        Some(Holding { memory_bytes: kib * 1024, files })
+        let kib = status
+            .lines()
+            .find_map(|line| line.strip_prefix("VmRSS:"))?
+            .trim()
+            .trim_end_matches(" kB")
+            .trim()
+            .parse::<u64>()
+            .ok()?;
+        let files =
+            fs::read_dir(format!("/proc/{}/fd", self.pid)).map_or(0, |files| files.count() as u64);
+        Some(Holding {
+            memory_bytes: kib * 1024,
+            files,
+        })
     }
 
     /// Processors it may use, by its affinity.
     pub fn cores(&self) -> Option<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
-        let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?.trim();
+        let list = status
+            .lines()
+            .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?
+            .trim();
         count_list(list)
     }
 }
@@ -80,7 +99,10 @@ impl Probe {
 fn schedule_of(task: &Path) -> Option<(Duration, Duration)> {
     let text = fs::read_to_string(task.join("schedstat")).ok()?;
     let mut numbers = text.split_whitespace().map(str::parse::<u64>);
-    Some((Duration::from_nanos(numbers.next()?.ok()?), Duration::from_nanos(numbers.next()?.ok()?)))
+    Some((
+        Duration::from_nanos(numbers.next()?.ok()?),
+        Duration::from_nanos(numbers.next()?.ok()?),
+    ))
 }
 
 /// How many numbers a list such as `0-3,8` has.
@@ -106,7 +128,10 @@ impl Usage {
     /// What was used between two moments.
     pub fn since(&self, earlier: &Self, time: Duration) -> Cores {
         let seconds = time.as_secs_f64().max(1e-9);
-        Cores { busy: self.busy.saturating_sub(earlier.busy).as_secs_f64() / seconds, starved: self.starved.saturating_sub(earlier.starved).as_secs_f64() / seconds }
+        Cores {
+            busy: self.busy.saturating_sub(earlier.busy).as_secs_f64() / seconds,
+            starved: self.starved.saturating_sub(earlier.starved).as_secs_f64() / seconds,
+        }
     }
 }
 
@@ -134,8 +159,14 @@ impl Moment {
     /// What was used since an earlier look.
     pub fn since(&self, earlier: &Self) -> Used {
         let time = self.at.duration_since(earlier.at);
-        let between = |now: &Option<Usage>, then: &Option<Usage>| Some(now.as_ref()?.since(then.as_ref()?, time));
-        Used { proxy: between(&self.proxy, &earlier.proxy), generator: between(&self.generator, &earlier.generator), backends: between(&self.backends, &earlier.backends) }
+        let between = |now: &Option<Usage>, then: &Option<Usage>| {
+            Some(now.as_ref()?.since(then.as_ref()?, time))
+        };
+        Used {
+            proxy: between(&self.proxy, &earlier.proxy),
+            generator: between(&self.generator, &earlier.generator),
+            backends: between(&self.backends, &earlier.backends),
+        }
     }
 }
 
@@ -162,7 +193,12 @@ pub struct Sample {
 }
 
 /// Takes a sample every `every` into the list that it returns when `stop` comes.
-pub async fn sample(proxy: Option<Probe>, start: Instant, every: Duration, mut stop: tokio::sync::watch::Receiver<bool>) -> Vec<Sample> {
+pub async fn sample(
+    proxy: Option<Probe>,
+    start: Instant,
+    every: Duration,
+    mut stop: tokio::sync::watch::Receiver<bool>,
+) -> Vec<Sample> {
     let mut samples = Vec::new();
     let mut before = Moment::look(proxy);
     let mut ticks = tokio::time::interval(every);
@@ -173,7 +209,11 @@ pub async fn sample(proxy: Option<Probe>, start: Instant, every: Duration, mut s
             _ = ticks.tick() => {}
         }
         let now = Moment::look(proxy);
-        samples.push(Sample { at_ms: start.elapsed().as_secs_f64() * 1e3, used: now.since(&before), proxy: proxy.and_then(|proxy| proxy.holding()) });
+        samples.push(Sample {
+            at_ms: start.elapsed().as_secs_f64() * 1e3,
+            used: now.since(&before),
+            proxy: proxy.and_then(|proxy| proxy.holding()),
+        });
         before = now;
     }
 }
@@ -185,14 +225,23 @@ mod tests {
 
     #[test]
     fn lists_of_processors_are_counted() {
-        for (list, count) in [("0", Some(1.0)), ("0-1", Some(2.0)), ("0-3,8", Some(5.0)), ("", None), ("3-1", None)] {
+        for (list, count) in [
+            ("0", Some(1.0)),
+            ("0-1", Some(2.0)),
+            ("0-3,8", Some(5.0)),
+            ("", None),
+            ("3-1", None),
+        ] {
             assert_eq!(count_list(list), count, "{list}");
         }
     }
 
     #[test]
     fn use_is_a_difference_over_time() {
-        let usage = |busy, starved| Usage { busy: Duration::from_millis(busy), starved: Duration::from_millis(starved) };
+        let usage = |busy, starved| Usage {
+            busy: Duration::from_millis(busy),
+            starved: Duration::from_millis(starved),
+        };
         let cores = usage(1_500, 250).since(&usage(1_000, 0), Duration::from_secs(1));
         assert_eq!((cores.busy, cores.starved), (0.5, 0.25));
     }

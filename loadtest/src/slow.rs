@@ -1,10 +1,12 @@
-//! Clients that are slow on purpose: heads a byte at a time, answers hardly read, connections that say nothing.
+//! Clients that are slow on purpose: heads a byte at a time, answers hardly read, connections that
+//! say nothing.
 //!
-//! They come beside the load, at a stated time, and come back when they are cut off. How long a target bears each kind is counted; what it does to the others is for
-//! the load to show, by the parts of the run before and during.
+//! They come beside the load, at a stated time, and come back when they are cut off. How long a
+//! target bears each kind is counted; what it does to the others is for the load to show, by the
+//! parts of the run before and during.
 //!
-//! A slow reader learns that it was cut off only when it has read what is still under way, which is megabytes in the buffers of two kernels: that count says little, the
-//! target's own log says when.
+//! A slow reader learns that it was cut off only when it has read what is still under way, which is
+//! megabytes in the buffers of two kernels: that count says little, the target's own log says when.
 
 use crate::driver::{Connector, Protocol, RunPlan};
 use crate::report::{Quantiles, Times};
@@ -92,24 +94,47 @@ struct Life {
 }
 
 /// Lets them come, and go when `stop` comes.
-pub async fn crowd(section: &SlowSection, plan: &RunPlan, mut stop: watch::Receiver<bool>) -> Result<Vec<SlowReport>, UsageError> {
+pub async fn crowd(
+    section: &SlowSection,
+    plan: &RunPlan,
+    mut stop: watch::Receiver<bool>,
+) -> Result<Vec<SlowReport>, UsageError> {
     let connector = Arc::new(Connector::new(&plan.target, Protocol::H1, &plan.trust)?);
     tokio::select! {
         () = stopped(&mut stop) => {}
         () = tokio::time::sleep(section.from) => {}
     }
     let mut kinds = Vec::new();
-    for (kind, name, clients) in [(Kind::Head, "heads", section.heads), (Kind::Reader, "readers", section.readers), (Kind::Idle, "idle", section.idle)] {
+    for (kind, name, clients) in [
+        (Kind::Head, "heads", section.heads),
+        (Kind::Reader, "readers", section.readers),
+        (Kind::Idle, "idle", section.idle),
+    ] {
         let mut lives = JoinSet::new();
-        let request = Arc::new(format!("GET /?bytes={} HTTP/1.1\r\nhost: {}\r\n", section.bytes, plan.target.authority()));
+        let request = Arc::new(format!(
+            "GET /?bytes={} HTTP/1.1\r\nhost: {}\r\n",
+            section.bytes,
+            plan.target.authority()
+        ));
         for number in 0..clients {
-            lives.spawn(live(kind, Arc::clone(&connector), Arc::clone(&request), section.pause, STAGGER * number, stop.clone()));
+            lives.spawn(live(
+                kind,
+                Arc::clone(&connector),
+                Arc::clone(&request),
+                section.pause,
+                STAGGER * number,
+                stop.clone(),
+            ));
         }
         kinds.push((name, clients, lives));
     }
     let mut reports = Vec::new();
     for (kind, clients, mut lives) in kinds {
-        let mut report = SlowReport { kind, clients, ..SlowReport::default() };
+        let mut report = SlowReport {
+            kind,
+            clients,
+            ..SlowReport::default()
+        };
         let mut lasted = Vec::new();
         while let Some(life) = lives.join_next().await {
             let Ok(mut life) = life else {
@@ -126,7 +151,14 @@ pub async fn crowd(section: &SlowSection, plan: &RunPlan, mut stop: watch::Recei
     Ok(reports)
 }
 
-async fn live(kind: Kind, connector: Arc<Connector>, request: Arc<String>, pause: Duration, after: Duration, mut stop: watch::Receiver<bool>) -> Life {
+async fn live(
+    kind: Kind,
+    connector: Arc<Connector>,
+    request: Arc<String>,
+    pause: Duration,
+    after: Duration,
+    mut stop: watch::Receiver<bool>,
+) -> Life {
     let mut life = Life::default();
     tokio::select! {
         () = stopped(&mut stop) => return life,
@@ -153,7 +185,12 @@ async fn live(kind: Kind, connector: Arc<Connector>, request: Arc<String>, pause
 }
 
 /// Returns when the target has ended the connection.
-async fn be_slow(kind: Kind, wire: &mut Box<dyn crate::driver::Wire>, request: &str, pause: Duration) {
+async fn be_slow(
+    kind: Kind,
+    wire: &mut Box<dyn crate::driver::Wire>,
+    request: &str,
+    pause: Duration,
+) {
     let mut sip = [0; SIP];
     match kind {
         Kind::Head => {
@@ -166,7 +203,9 @@ async fn be_slow(kind: Kind, wire: &mut Box<dyn crate::driver::Wire>, request: &
             }
         }
         Kind::Reader => {
-            if wire.write_all(request.as_bytes()).await.is_err() || wire.write_all(b"\r\n").await.is_err() {
+            if wire.write_all(request.as_bytes()).await.is_err()
+                || wire.write_all(b"\r\n").await.is_err()
+            {
                 return;
             }
             while matches!(wire.read(&mut sip).await, Ok(1..)) {

@@ -76,9 +76,14 @@ impl UserDraws {
     /// Draws from `user-0` to `user-(population - 1)`.
     pub fn new(population: u32, seed: u64) -> Result<Self, UsageError> {
         if population == 0 || population > MOST_USERS {
-            return Err(UsageError::new(format!("expected 1 to {MOST_USERS} users, found {population}")));
+            return Err(UsageError::new(format!(
+                "expected 1 to {MOST_USERS} users, found {population}"
+            )));
         }
-        Ok(Self { population, random: StdRng::seed_from_u64(seed) })
+        Ok(Self {
+            population,
+            random: StdRng::seed_from_u64(seed),
+        })
     }
 
     /// The number of the next user.
@@ -97,7 +102,10 @@ pub struct Oracle {
 impl Oracle {
     /// An oracle for this salt and this percentage on new.
     pub fn new(salt: impl Into<String>, percent: Percent) -> Self {
-        Self { salt: salt.into(), percent }
+        Self {
+            salt: salt.into(),
+            percent,
+        }
     }
 
     /// The salt.
@@ -128,7 +136,11 @@ impl Oracle {
 
     /// The side of a bucket.
     pub fn side_of(bucket: u64, percent: Percent) -> Side {
-        if bucket < u64::from(percent.thousandths()) { Side::New } else { Side::Legacy }
+        if bucket < u64::from(percent.thousandths()) {
+            Side::New
+        } else {
+            Side::Legacy
+        }
     }
 
     /// How many of the users `user-0` to `user-(population - 1)` belong on new.
@@ -143,12 +155,20 @@ impl Oracle {
 
 /// MurmurHash3_x86_32 of Austin Appleby, from its public-domain definition.
 pub fn murmur3_x86_32(bytes: &[u8], seed: u32) -> u32 {
-    let scramble = |block: u32| block.wrapping_mul(0xcc9e_2d51).rotate_left(15).wrapping_mul(0x1b87_3593);
+    let scramble = |block: u32| {
+        block
+            .wrapping_mul(0xcc9e_2d51)
+            .rotate_left(15)
+            .wrapping_mul(0x1b87_3593)
+    };
     let mut hash = seed;
     let (blocks, tail) = bytes.as_chunks::<4>();
     for block in blocks {
         hash ^= scramble(u32::from_le_bytes(*block));
-        hash = hash.rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64);
+        hash = hash
+            .rotate_left(13)
+            .wrapping_mul(5)
+            .wrapping_add(0xe654_6b64);
     }
     if !tail.is_empty() {
         let mut last = [0; 4];
@@ -184,7 +204,11 @@ mod tests {
             (&[0; 4], 0, 0x2362_f9de),
             (b"aaaa", 0x9747_b28c, 0x5a97_808a),
             (b"Hello, world!", 0x9747_b28c, 0x2488_4cba),
-            (b"The quick brown fox jumps over the lazy dog", 0x9747_b28c, 0x2fa8_26cd),
+            (
+                b"The quick brown fox jumps over the lazy dog",
+                0x9747_b28c,
+                0x2fa8_26cd,
+            ),
         ];
         for (bytes, seed, hash) in published {
             assert_eq!(murmur3_x86_32(bytes, seed), hash, "{bytes:?} seed {seed}");
@@ -197,7 +221,12 @@ mod tests {
             ("checkout-2026", "user-1", 237_975_799, 5_540),
             ("checkout-2026", "user-2", 3_998_113_648, 93_088),
             ("checkout-2026", "", 2_904_631_491, 67_628),
-            ("checkout-2026", "3f2504e0-4f89-11d3-9a0c-0305e82c3301", 1_127_330_232, 26_247),
+            (
+                "checkout-2026",
+                "3f2504e0-4f89-11d3-9a0c-0305e82c3301",
+                1_127_330_232,
+                26_247,
+            ),
             ("checkout-2026", "zoë@exämple.com", 3_036_758_457, 70_705),
             ("s", "ユーザー42", 2_673_124_820, 62_238),
             ("a:b", "c", 1_815_718_997, 42_275),
@@ -205,7 +234,11 @@ mod tests {
             ("checkout-2026", &"A".repeat(300), 1_244_779_314, 28_982),
         ];
         for (salt, user, hash, bucket) in agreed {
-            assert_eq!(murmur3_x86_32(format!("{salt}:{user}").as_bytes(), 0), hash, "{salt}:{user}");
+            assert_eq!(
+                murmur3_x86_32(format!("{salt}:{user}").as_bytes(), 0),
+                hash,
+                "{salt}:{user}"
+            );
             assert_eq!(Oracle::new(salt, Percent::ZERO).bucket(user), bucket);
         }
     }
@@ -213,7 +246,12 @@ mod tests {
     #[test]
     fn a_user_is_on_new_from_the_first_percentage_above_the_bucket() {
         // Bucket 5540: 5.540 % does not reach it, 5.541 % does.
-        for (percent, side) in [("0", Side::Legacy), ("5.54", Side::Legacy), ("5.541", Side::New), ("100", Side::New)] {
+        for (percent, side) in [
+            ("0", Side::Legacy),
+            ("5.54", Side::Legacy),
+            ("5.541", Side::New),
+            ("100", Side::New),
+        ] {
             let percent = Percent::parse(percent).expect("a percentage");
             let oracle = Oracle::new("checkout-2026", percent);
             assert_eq!(oracle.side("user-1"), side, "{percent}");

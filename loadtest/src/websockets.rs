@@ -1,7 +1,9 @@
-//! WebSockets held open beside the requests, each saying a word now and then and waiting for its echo.
+//! WebSockets held open beside the requests, each saying a word now and then and waiting for its
+//! echo.
 //!
-//! Each belongs to a stable user, so that the proxy puts it on that user's side. What is counted is what users would notice: opened or refused, closed before
-//! they closed it and with which code, and the time of a round trip from when its word was due.
+//! Each belongs to a stable user, so that the proxy puts it on that user's side. What is counted is
+//! what users would notice: opened or refused, closed before they closed it and with which code,
+//! and the time of a round trip from when its word was due.
 
 use crate::driver::{Connector, Protocol, RunPlan};
 use crate::report::{Quantiles, Times};
@@ -84,7 +86,11 @@ struct Life {
 }
 
 /// Opens them, and holds them until `stop` comes.
-pub async fn hold(section: &WebSocketSection, plan: &RunPlan, stop: watch::Receiver<bool>) -> Result<WebSocketReport, UsageError> {
+pub async fn hold(
+    section: &WebSocketSection,
+    plan: &RunPlan,
+    stop: watch::Receiver<bool>,
+) -> Result<WebSocketReport, UsageError> {
     if section.interval.is_zero() {
         return Err(UsageError::new("expected a websockets.interval above 0"));
     }
@@ -92,7 +98,10 @@ pub async fn hold(section: &WebSocketSection, plan: &RunPlan, stop: watch::Recei
     let connector = Arc::new(Connector::new(&plan.target, Protocol::H1, &plan.trust)?);
     let mut lives = JoinSet::new();
     for user in 0..section.count {
-        let (name, value) = plan.key.header(user).ok_or_else(|| UsageError::new("expected a user key that a header can carry"))?;
+        let (name, value) = plan
+            .key
+            .header(user)
+            .ok_or_else(|| UsageError::new("expected a user key that a header can carry"))?;
         let request = Request::builder()
             .uri(format!("ws://{}{}", plan.target.authority(), section.path))
             .header(HOST, plan.target.authority())
@@ -102,8 +111,18 @@ pub async fn hold(section: &WebSocketSection, plan: &RunPlan, stop: watch::Recei
             .header(SEC_WEBSOCKET_KEY, generate_key())
             .header(name, value)
             .body(())
-            .map_err(|error| UsageError::new(format!("expected a handshake that can be asked for: {error}")))?;
-        lives.spawn(live(Arc::clone(&connector), request, section.interval, STAGGER * user, stop.clone()));
+            .map_err(|error| {
+                UsageError::new(format!(
+                    "expected a handshake that can be asked for: {error}"
+                ))
+            })?;
+        lives.spawn(live(
+            Arc::clone(&connector),
+            request,
+            section.interval,
+            STAGGER * user,
+            stop.clone(),
+        ));
     }
     let mut report = WebSocketReport::default();
     let mut round_trips = Vec::new();
@@ -126,15 +145,23 @@ pub async fn hold(section: &WebSocketSection, plan: &RunPlan, stop: watch::Recei
     Ok(report)
 }
 
-async fn live(connector: Arc<Connector>, request: Request<()>, interval: Duration, after: Duration, mut stop: watch::Receiver<bool>) -> Life {
+async fn live(
+    connector: Arc<Connector>,
+    request: Request<()>,
+    interval: Duration,
+    after: Duration,
+    mut stop: watch::Receiver<bool>,
+) -> Life {
     let mut life = Life::default();
     tokio::time::sleep(after).await;
     let handshake = async {
         let wire = connector.wire().await.map_err(|_| "connect".to_owned())?;
-        client_async(request, wire).await.map_err(|error| match error {
-            Error::Http(response) => response.status().as_u16().to_string(),
-            _ => "handshake".to_owned(),
-        })
+        client_async(request, wire)
+            .await
+            .map_err(|error| match error {
+                Error::Http(response) => response.status().as_u16().to_string(),
+                _ => "handshake".to_owned(),
+            })
     };
     let mut socket = match tokio::time::timeout(HANDSHAKE, handshake).await {
         Ok(Ok((socket, _))) => socket,

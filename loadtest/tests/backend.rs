@@ -14,9 +14,17 @@ async fn start(change: impl Fn(&mut BackendConfig)) -> Backend {
 }
 
 /// Sends one request on a connection of its own and reads until the end of the connection.
-async fn exchange(address: SocketAddr, head: &str, body: &str) -> std::io::Result<(String, String)> {
+async fn exchange(
+    address: SocketAddr,
+    head: &str,
+    body: &str,
+) -> std::io::Result<(String, String)> {
     let mut stream = TcpStream::connect(address).await?;
-    let request = format!("{head} HTTP/1.1\r\nhost: test\r\nconnection: close\r\nx-user-id: user-7\r\ncontent-length: {}\r\n\r\n{body}", body.len());
+    let request = format!(
+        "{head} HTTP/1.1\r\nhost: test\r\nconnection: close\r\nx-user-id: \
+         user-7\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
     stream.write_all(request.as_bytes()).await?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await?;
@@ -25,7 +33,9 @@ async fn exchange(address: SocketAddr, head: &str, body: &str) -> std::io::Resul
 }
 
 async fn ask(backend: &Backend, head: &str, body: &str) -> (String, String) {
-    exchange(backend.address(), head, body).await.expect("an answer")
+    exchange(backend.address(), head, body)
+        .await
+        .expect("an answer")
 }
 
 #[tokio::test]
@@ -54,7 +64,8 @@ async fn the_body_is_filled_up_to_the_size_asked_for_and_stays_json() {
 
 #[tokio::test]
 async fn an_error_rate_of_everything_fails_everything_even_under_a_healthy_dial() {
-    let backend = start(|config| config.error_rate = Percent::parse("100%").expect("percent")).await;
+    let backend =
+        start(|config| config.error_rate = Percent::parse("100%").expect("percent")).await;
     let (head, _) = ask(&backend, "GET /", "").await;
     assert!(head.starts_with("HTTP/1.1 500"), "{head}");
     assert!(head.contains("x-served-by: new"), "{head}");
@@ -69,13 +80,27 @@ async fn the_dial_is_turned_shown_and_turned_back_over_its_control_path() {
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert_eq!(shown, dial);
     assert_eq!(ask(&backend, "GET /__dial", "").await.1, dial);
-    assert!(ask(&backend, "GET /", "").await.0.starts_with("HTTP/1.1 503"));
+    assert!(
+        ask(&backend, "GET /", "")
+            .await
+            .0
+            .starts_with("HTTP/1.1 503")
+    );
 
     ask(&backend, "PUT /__dial", "{}").await;
-    assert!(ask(&backend, "GET /", "").await.0.starts_with("HTTP/1.1 200"));
-    let stats: serde_json::Value = serde_json::from_str(&ask(&backend, "GET /__stats", "").await.1).expect("json");
+    assert!(
+        ask(&backend, "GET /", "")
+            .await
+            .0
+            .starts_with("HTTP/1.1 200")
+    );
+    let stats: serde_json::Value =
+        serde_json::from_str(&ask(&backend, "GET /__stats", "").await.1).expect("json");
     assert_eq!(stats["statuses"], serde_json::json!({"200": 1, "503": 1}));
-    assert_eq!((&stats["requests"], &stats["hung"], &stats["reset"]), (&2.into(), &0.into(), &0.into()));
+    assert_eq!(
+        (&stats["requests"], &stats["hung"], &stats["reset"]),
+        (&2.into(), &0.into(), &0.into())
+    );
     backend.stop().await;
 }
 
@@ -85,10 +110,16 @@ async fn a_wrong_dial_is_a_400_that_says_why_and_changes_nothing() {
     ask(&backend, "PUT /__dial", r#"{"latency_ms":1}"#).await;
     let (head, body) = ask(&backend, "PUT /__dial", r#"{"status":9}"#).await;
     assert!(head.starts_with("HTTP/1.1 400"), "{head}");
-    assert_eq!(body, r#"{"error":"expected a status from 200 to 599, found 9"}"#);
+    assert_eq!(
+        body,
+        r#"{"error":"expected a status from 200 to 599, found 9"}"#
+    );
     let (head, _) = ask(&backend, "PUT /__dial", &" ".repeat(100_000)).await;
     assert!(head.starts_with("HTTP/1.1 400"), "{head}");
-    assert_eq!(ask(&backend, "GET /__dial", "").await.1, r#"{"latency_ms":1}"#);
+    assert_eq!(
+        ask(&backend, "GET /__dial", "").await.1,
+        r#"{"latency_ms":1}"#
+    );
     let (head, _) = ask(&backend, "POST /__dial", "{}").await;
     assert!(head.starts_with("HTTP/1.1 405"), "{head}");
     assert!(head.contains("allow: GET, PUT"), "{head}");
@@ -98,9 +129,14 @@ async fn a_wrong_dial_is_a_400_that_says_why_and_changes_nothing() {
 #[tokio::test]
 async fn a_reset_is_seen_as_a_reset_by_the_client() {
     let backend = start(|_| {}).await;
-    let dial = Dial { reset: true, ..Dial::default() };
+    let dial = Dial {
+        reset: true,
+        ..Dial::default()
+    };
     backend.dial().set(dial).expect("a dial");
-    let error = exchange(backend.address(), "GET /", "").await.expect_err("no answer");
+    let error = exchange(backend.address(), "GET /", "")
+        .await
+        .expect_err("no answer");
     assert_eq!(error.kind(), ErrorKind::ConnectionReset);
     assert_eq!(backend.stats().reset, 1);
     backend.stop().await;
@@ -109,7 +145,11 @@ async fn a_reset_is_seen_as_a_reset_by_the_client() {
 #[tokio::test]
 async fn a_share_strikes_some_requests_and_spares_the_others() {
     let backend = start(|_| {}).await;
-    let dial = Dial { status: Some(500), share: Some(0.5), ..Dial::default() };
+    let dial = Dial {
+        status: Some(500),
+        share: Some(0.5),
+        ..Dial::default()
+    };
     backend.dial().set(dial).expect("a dial");
     for _ in 0..40 {
         ask(&backend, "GET /", "").await;
@@ -123,10 +163,18 @@ async fn a_share_strikes_some_requests_and_spares_the_others() {
 #[tokio::test]
 async fn stopping_ends_requests_that_hang() {
     let backend = start(|_| {}).await;
-    let dial = Dial { hang: true, ..Dial::default() };
+    let dial = Dial {
+        hang: true,
+        ..Dial::default()
+    };
     backend.dial().set(dial).expect("a dial");
-    let mut stream = TcpStream::connect(backend.address()).await.expect("a connection");
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.expect("a request");
+    let mut stream = TcpStream::connect(backend.address())
+        .await
+        .expect("a connection");
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .expect("a request");
     while backend.stats().hung == 0 {
         tokio::task::yield_now().await;
     }
@@ -139,7 +187,9 @@ async fn stopping_ends_requests_that_hang() {
 
 #[tokio::test]
 async fn a_name_that_no_header_can_carry_is_refused() {
-    let error = Backend::start(BackendConfig::named("new\n")).await.expect_err("a wrong name");
+    let error = Backend::start(BackendConfig::named("new\n"))
+        .await
+        .expect_err("a wrong name");
     assert_eq!(error.kind(), ErrorKind::InvalidInput);
 }
 
@@ -148,22 +198,47 @@ async fn a_backend_that_refuses_is_out_of_reach_and_comes_back_on_the_same_port(
     let backend = start(|config| config.control = Some(([127, 0, 0, 1], 0).into())).await;
     let control = backend.control().expect("a control port");
     // A kept connection, to see it end.
-    let mut kept = TcpStream::connect(backend.address()).await.expect("a connection");
-    kept.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.expect("a request");
+    let mut kept = TcpStream::connect(backend.address())
+        .await
+        .expect("a connection");
+    kept.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .expect("a request");
     let mut first = [0; 12];
     kept.read_exact(&mut first).await.expect("an answer");
 
-    let (head, shown) = exchange(control, "PUT /__dial", r#"{"refuse":true}"#).await.expect("control");
+    let (head, shown) = exchange(control, "PUT /__dial", r#"{"refuse":true}"#)
+        .await
+        .expect("control");
     assert!(head.starts_with("HTTP/1.1 200"), "{head}");
     assert_eq!(shown, r#"{"refuse":true}"#);
-    assert_eq!(TcpStream::connect(backend.address()).await.expect_err("refused").kind(), ErrorKind::ConnectionRefused);
+    assert_eq!(
+        TcpStream::connect(backend.address())
+            .await
+            .expect_err("refused")
+            .kind(),
+        ErrorKind::ConnectionRefused
+    );
     let mut rest = Vec::new();
     // The end of the connection, orderly or not.
     let _ = kept.read_to_end(&mut rest).await;
-    assert_eq!(exchange(control, "GET /__dial", "").await.expect("control").1, r#"{"refuse":true}"#);
+    assert_eq!(
+        exchange(control, "GET /__dial", "")
+            .await
+            .expect("control")
+            .1,
+        r#"{"refuse":true}"#
+    );
 
-    exchange(control, "PUT /__dial", "{}").await.expect("control");
-    assert!(ask(&backend, "GET /", "").await.0.starts_with("HTTP/1.1 200"));
+    exchange(control, "PUT /__dial", "{}")
+        .await
+        .expect("control");
+    assert!(
+        ask(&backend, "GET /", "")
+            .await
+            .0
+            .starts_with("HTTP/1.1 200")
+    );
     let (head, _) = exchange(control, "GET /", "").await.expect("control");
     assert!(head.starts_with("HTTP/1.1 404"), "{head}");
     backend.stop().await;
@@ -175,8 +250,20 @@ async fn refusing_needs_another_way_to_the_dial() {
     let (head, body) = ask(&backend, "PUT /__dial", r#"{"refuse":true}"#).await;
     assert!(head.starts_with("HTTP/1.1 400"), "{head}");
     assert!(body.contains("--control"), "{body}");
-    assert!(ask(&backend, "GET /", "").await.0.starts_with("HTTP/1.1 200"));
-    backend.dial().turn(Dial { refuse: true, ..Dial::default() }).await.expect("by its handle");
+    assert!(
+        ask(&backend, "GET /", "")
+            .await
+            .0
+            .starts_with("HTTP/1.1 200")
+    );
+    backend
+        .dial()
+        .turn(Dial {
+            refuse: true,
+            ..Dial::default()
+        })
+        .await
+        .expect("by its handle");
     assert!(TcpStream::connect(backend.address()).await.is_err());
     backend.stop().await;
 }
@@ -184,7 +271,13 @@ async fn refusing_needs_another_way_to_the_dial() {
 #[tokio::test]
 async fn a_body_that_drips_comes_whole_and_a_request_may_ask_for_its_size() {
     let backend = start(|_| {}).await;
-    backend.dial().set(Dial { drip_ms: Some(0), ..Dial::default() }).expect("a dial");
+    backend
+        .dial()
+        .set(Dial {
+            drip_ms: Some(0),
+            ..Dial::default()
+        })
+        .expect("a dial");
     let (head, body) = ask(&backend, "GET /?bytes=300", "").await;
     assert!(head.contains("content-length: 300"), "{head}");
     assert_eq!(body.len(), 300);
@@ -194,8 +287,12 @@ async fn a_body_that_drips_comes_whole_and_a_request_may_ask_for_its_size() {
 #[tokio::test]
 async fn connections_beyond_the_limit_are_closed() {
     let backend = start(|config| config.connections = Some(1)).await;
-    let mut held = TcpStream::connect(backend.address()).await.expect("a connection");
-    held.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n").await.expect("a request");
+    let mut held = TcpStream::connect(backend.address())
+        .await
+        .expect("a connection");
+    held.write_all(b"GET / HTTP/1.1\r\nhost: test\r\n\r\n")
+        .await
+        .expect("a request");
     held.read_exact(&mut [0; 12]).await.expect("an answer");
     let answer = exchange(backend.address(), "GET /", "").await;
     assert!(answer.is_err() || answer.is_ok_and(|(head, _)| head.is_empty()));
@@ -211,9 +308,17 @@ async fn requests_wait_for_each_other_where_one_is_worked_on_at_a_time() {
     })
     .await;
     let address = backend.address();
-    let asked: Vec<_> = (0..4).map(|_| tokio::spawn(exchange(address, "GET /", ""))).collect();
+    let asked: Vec<_> = (0..4)
+        .map(|_| tokio::spawn(exchange(address, "GET /", "")))
+        .collect();
     for one in asked {
-        assert!(one.await.expect("no panic").expect("an answer").0.starts_with("HTTP/1.1 200"));
+        assert!(
+            one.await
+                .expect("no panic")
+                .expect("an answer")
+                .0
+                .starts_with("HTTP/1.1 200")
+        );
     }
     let stats = backend.stats();
     assert_eq!(stats.requests, 4);

@@ -1,7 +1,8 @@
-//! The bottleneck is named correctly in prepared cases: each has one, made by the sample backend, which stands for a proxy where it is a child process.
+//! The bottleneck is named correctly in prepared cases: each has one, made by the sample backend,
+//! which stands for a proxy where it is a child process.
 //!
-//! What is asserted is the name, never a rate. The limits on latency leave room for a machine that has other work: a first
-//! step that fails by accident would leave nothing to compare with.
+//! What is asserted is the name, never a rate. The limits on latency leave room for a machine that
+//! has other work: a first step that fails by accident would leave nothing to compare with.
 
 use cutover_loadtest::capacity::{Bottleneck, CapacityReport};
 use cutover_loadtest::scenario::{Scenario, Stage, Surroundings, play};
@@ -10,14 +11,40 @@ use tokio::sync::watch;
 
 async fn explored(text: &str) -> CapacityReport {
     let scenario = Scenario::parse("test", text).unwrap_or_else(|error| panic!("{error}"));
-    let surroundings = Surroundings { kit: Some(PathBuf::from(env!("CARGO_BIN_EXE_cutover-loadtest"))), ..Surroundings::default() };
+    let surroundings = Surroundings {
+        kit: Some(PathBuf::from(env!("CARGO_BIN_EXE_cutover-loadtest"))),
+        ..Surroundings::default()
+    };
     let (_go_on, stop) = watch::channel(false);
-    let outcome = play(&scenario, "test", text, &surroundings, &Stage { say: &|_| {}, follows: false, stop }).await.expect("an outcome");
-    outcome.runs.into_iter().next().and_then(|run| run.capacity).expect("a search")
+    let outcome = play(
+        &scenario,
+        "test",
+        text,
+        &surroundings,
+        &Stage {
+            say: &|_| {},
+            follows: false,
+            stop,
+        },
+    )
+    .await
+    .expect("an outcome");
+    outcome
+        .runs
+        .into_iter()
+        .next()
+        .and_then(|run| run.capacity)
+        .expect("a search")
 }
 
 fn check(found: &CapacityReport, expected: Bottleneck) {
-    assert_eq!(found.bottleneck, Some(expected), "{}: {:#?}", found.sentence, found.steps);
+    assert_eq!(
+        found.bottleneck,
+        Some(expected),
+        "{}: {:#?}",
+        found.sentence,
+        found.steps
+    );
 }
 
 /// Each answer costs 20 ms of the only thread: 50 in a second, whatever the machine.
@@ -115,6 +142,15 @@ precision = 1.0
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nothing_that_gives_way_is_no_bottleneck() {
-    let found = explored("title = \"nothing\"\n[backend.new]\n[load]\ntimeout = \"60s\"\n[capacity]\nstart = 5\nmost = 10\nstep = \"300ms\"\np99 = \"60s\"\n").await;
-    assert_eq!((found.knee, found.bottleneck), (Some(10.0), None), "{}", found.sentence);
+    let found = explored(
+        "title = \"nothing\"\n[backend.new]\n[load]\ntimeout = \"60s\"\n[capacity]\nstart = \
+         5\nmost = 10\nstep = \"300ms\"\np99 = \"60s\"\n",
+    )
+    .await;
+    assert_eq!(
+        (found.knee, found.bottleneck),
+        (Some(10.0), None),
+        "{}",
+        found.sentence
+    );
 }

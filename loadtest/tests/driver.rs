@@ -61,20 +61,41 @@ async fn a_backend_that_splits_at_another_percentage_is_found_though_it_is_stick
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backend_that_is_not_sticky_shows_users_on_more_than_one_side() {
-    let address = start_server(true, |_, before| if before % 2 == 0 { Side::Legacy } else { Side::New }).await;
+    let address = start_server(true, |_, before| {
+        if before % 2 == 0 {
+            Side::Legacy
+        } else {
+            Side::New
+        }
+    })
+    .await;
     let plan = plan(address).await;
     let report = run(&plan).await;
 
     let found = &report.stickiness;
     assert!(found.users_on_both_sides > 0);
     assert!(found.switches >= found.users_on_both_sides);
-    assert_eq!(found.legacy_to_new + found.new_to_legacy + found.overlapping, found.switches);
-    assert!(report.violations[0].contains("changed sides where no step moved them"), "{:?}", report.violations);
+    assert_eq!(
+        found.legacy_to_new + found.new_to_legacy + found.overlapping,
+        found.switches
+    );
+    assert!(
+        report.violations[0].contains("changed sides where no step moved them"),
+        "{:?}",
+        report.violations
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cutover_in_the_middle_of_a_run_goes_from_legacy_to_new_only() {
-    let address = start_server(true, |_, before| if before < 200 { Side::Legacy } else { Side::New }).await;
+    let address = start_server(true, |_, before| {
+        if before < 200 {
+            Side::Legacy
+        } else {
+            Side::New
+        }
+    })
+    .await;
     let mut plan = plan(address).await;
     // One connection has one request in flight, so that every direction is certain.
     plan.connections = 1;
@@ -89,16 +110,30 @@ async fn a_cutover_in_the_middle_of_a_run_goes_from_legacy_to_new_only() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dial_turned_to_500_in_the_middle_of_a_run_shows_as_users_hurt() {
-    let backend = Backend::start(BackendConfig::named("new")).await.expect("a backend");
+    let backend = Backend::start(BackendConfig::named("new"))
+        .await
+        .expect("a backend");
     let mut plan = plan(backend.address()).await;
     // Long enough that the test, not the clock, ends it.
     plan.duration = Duration::from_secs(600);
     let driver = Driver::start(plan.clone()).expect("a run");
     let mut progress = driver.progress();
-    progress.wait_for(|progress| progress.finished >= 100).await.expect("progress");
+    progress
+        .wait_for(|progress| progress.finished >= 100)
+        .await
+        .expect("progress");
     let before = *progress.borrow();
-    backend.dial().set(Dial { status: Some(500), ..Dial::default() }).expect("a dial");
-    progress.wait_for(|progress| progress.failed >= 50).await.expect("failures");
+    backend
+        .dial()
+        .set(Dial {
+            status: Some(500),
+            ..Dial::default()
+        })
+        .expect("a dial");
+    progress
+        .wait_for(|progress| progress.failed >= 50)
+        .await
+        .expect("failures");
     let report = Report::new(&plan, finish(driver.stop_handle(), driver).await);
 
     assert_eq!(before.failed, 0);
@@ -108,12 +143,18 @@ async fn a_dial_turned_to_500_in_the_middle_of_a_run_shows_as_users_hurt() {
     assert_eq!(report.failures.server_errors, report.statuses["5xx"]);
     assert!((1..=40).contains(&report.failures.users_hurt));
     assert!(report.blast_radius.is_some());
-    assert!(report.violations[0].contains("requests failed (5xx"), "{:?}", report.violations);
+    assert!(
+        report.violations[0].contains("requests failed (5xx"),
+        "{:?}",
+        report.violations
+    );
     backend.stop().await;
 }
 
 async fn run_against_dial(dial: Dial, change: impl Fn(&mut RunPlan)) -> Report {
-    let backend = Backend::start(BackendConfig::named("new")).await.expect("a backend");
+    let backend = Backend::start(BackendConfig::named("new"))
+        .await
+        .expect("a backend");
     backend.dial().set(dial).expect("a dial");
     let mut plan = plan(backend.address()).await;
     change(&mut plan);
@@ -124,7 +165,10 @@ async fn run_against_dial(dial: Dial, change: impl Fn(&mut RunPlan)) -> Report {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_closed_without_an_answer_are_resets() {
-    let dial = Dial { reset: true, ..Dial::default() };
+    let dial = Dial {
+        reset: true,
+        ..Dial::default()
+    };
     let report = run_against_dial(dial, |_| {}).await;
     assert_eq!(report.failures.transport["reset"], 400);
     assert_eq!(report.latency.count, 0);
@@ -132,7 +176,10 @@ async fn connections_closed_without_an_answer_are_resets() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_that_hang_are_given_up_and_so_are_those_that_wait_behind_them() {
-    let dial = Dial { hang: true, ..Dial::default() };
+    let dial = Dial {
+        hang: true,
+        ..Dial::default()
+    };
     let report = run_against_dial(dial, |plan| plan.timeout = Duration::from_secs(1)).await;
     let transport = &report.failures.transport;
     assert!(transport["timeout"] > 0);
@@ -144,7 +191,9 @@ async fn requests_that_hang_are_given_up_and_so_are_those_that_wait_behind_them(
 async fn a_target_where_nobody_listens_is_a_connect_failure() {
     // Bound but not listening: the port cannot be taken by another test.
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("a free port");
+    socket
+        .bind((Ipv4Addr::LOCALHOST, 0).into())
+        .expect("a free port");
     let plan = plan(socket.local_addr().expect("an address")).await;
     let report = run(&plan).await;
     assert_eq!(report.failures.transport["connect"], 400);
@@ -153,7 +202,9 @@ async fn a_target_where_nobody_listens_is_a_connect_failure() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_that_is_not_http_is_a_protocol_failure() {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
@@ -185,7 +236,11 @@ async fn users_travel_in_a_cookie_when_asked_and_the_path_is_kept() {
         assert!(cookie.starts_with("uid=user-"), "{cookie}");
         assert!(!request.headers().contains_key("x-user-id"));
         assert_eq!(request.uri(), "/checkout?step=1");
-        assert!(request.headers()["host"].to_str().is_ok_and(|host| host.starts_with("127.0.0.1:")));
+        assert!(
+            request.headers()["host"]
+                .to_str()
+                .is_ok_and(|host| host.starts_with("127.0.0.1:"))
+        );
         Side::Legacy
     })
     .await;
@@ -203,7 +258,10 @@ async fn a_plan_that_cannot_be_remembered_is_refused() {
     let mut plan = plan(([127, 0, 0, 1], 1).into()).await;
     plan.duration = Duration::from_secs(1_000_000);
     let message = Driver::start(plan).expect_err("too long").to_string();
-    assert!(message.contains("expected rate times duration"), "{message}");
+    assert!(
+        message.contains("expected rate times duration"),
+        "{message}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,16 +282,35 @@ async fn http2_shares_connections_and_counts_as_http1_does() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn http2_meets_statuses_and_resets() {
-    let broken = run_against_dial(Dial { status: Some(503), ..Dial::default() }, |plan| plan.protocol = Protocol::H2).await;
-    assert_eq!((broken.failures.server_errors, broken.sides.new), (400, 400));
-    let reset = run_against_dial(Dial { reset: true, ..Dial::default() }, |plan| plan.protocol = Protocol::H2).await;
+    let broken = run_against_dial(
+        Dial {
+            status: Some(503),
+            ..Dial::default()
+        },
+        |plan| plan.protocol = Protocol::H2,
+    )
+    .await;
+    assert_eq!(
+        (broken.failures.server_errors, broken.sides.new),
+        (400, 400)
+    );
+    let reset = run_against_dial(
+        Dial {
+            reset: true,
+            ..Dial::default()
+        },
+        |plan| plan.protocol = Protocol::H2,
+    )
+    .await;
     assert_eq!(reset.failures.transport["reset"], 400);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn connections_that_end_after_some_requests_fail_nothing() {
     let connections = Arc::new(AtomicU64::new(0));
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
     let address = listener.local_addr().expect("an address");
     let counted = Arc::clone(&connections);
     tokio::spawn(async move {
@@ -242,7 +319,13 @@ async fn connections_that_end_after_some_requests_fail_nothing() {
             tokio::spawn(async move {
                 let mut request = [0; 1024];
                 while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                    if stream.write_all(b"HTTP/1.1 200 OK\r\nx-served-by: new\r\ncontent-length: 0\r\n\r\n").await.is_err() {
+                    if stream
+                        .write_all(
+                            b"HTTP/1.1 200 OK\r\nx-served-by: new\r\ncontent-length: 0\r\n\r\n",
+                        )
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -259,16 +342,24 @@ async fn connections_that_end_after_some_requests_fail_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_with_tls_is_believed_by_its_authority_only() {
-    let signed = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()]).expect("a certificate");
+    let signed =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
+            .expect("a certificate");
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
-        .with_single_cert(vec![signed.cert.der().clone()], rustls_pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).expect("a key"))
+        .with_single_cert(
+            vec![signed.cert.der().clone()],
+            rustls_pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der())
+                .expect("a key"),
+        )
         .expect("a pair");
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
     let address = listener.local_addr().expect("an address");
     tokio::spawn(async move {
         while let Ok((stream, _)) = listener.accept().await {
@@ -279,7 +370,13 @@ async fn a_target_with_tls_is_believed_by_its_authority_only() {
                 };
                 let mut request = [0; 1024];
                 while stream.read(&mut request).await.is_ok_and(|read| read > 0) {
-                    if stream.write_all(b"HTTP/1.1 200 OK\r\nx-served-by: new\r\ncontent-length: 0\r\n\r\n").await.is_err() {
+                    if stream
+                        .write_all(
+                            b"HTTP/1.1 200 OK\r\nx-served-by: new\r\ncontent-length: 0\r\n\r\n",
+                        )
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }
@@ -289,16 +386,34 @@ async fn a_target_with_tls_is_believed_by_its_authority_only() {
     let folder = tempfile::tempdir().expect("a folder");
     let authority = folder.path().join("ca.pem");
     std::fs::write(&authority, signed.cert.pem()).expect("written");
-    let target = Target::resolve(&format!("https://{address}"), false).await.expect("a target");
+    let target = Target::resolve(&format!("https://{address}"), false)
+        .await
+        .expect("a target");
     for (trust, answered) in [(Trust::Authority(authority), true), (Trust::Anybody, true)] {
-        let report = run(&RunPlan { target: target.clone(), trust, ..plan(address).await }).await;
+        let report = run(&RunPlan {
+            target: target.clone(),
+            trust,
+            ..plan(address).await
+        })
+        .await;
         assert_eq!(report.sides.new == 400, answered, "{:?}", report.failures);
     }
-    let other = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let other =
+        rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
     let stranger = folder.path().join("stranger.pem");
     std::fs::write(&stranger, other.cert.pem()).expect("written");
-    let report = run(&RunPlan { target: target.clone(), trust: Trust::Authority(stranger), ..plan(address).await }).await;
+    let report = run(&RunPlan {
+        target: target.clone(),
+        trust: Trust::Authority(stranger),
+        ..plan(address).await
+    })
+    .await;
     assert_eq!(report.failures.requests, 400);
-    let message = Driver::start(RunPlan { target, ..plan(address).await }).expect_err("nobody is trusted").to_string();
+    let message = Driver::start(RunPlan {
+        target,
+        ..plan(address).await
+    })
+    .expect_err("nobody is trusted")
+    .to_string();
     assert!(message.contains("--ca FILE or --insecure"), "{message}");
 }

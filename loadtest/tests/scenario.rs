@@ -1,6 +1,8 @@
-//! Whole scenarios against servers in this process, and against the sample backend as a child process that stands for a proxy.
+//! Whole scenarios against servers in this process, and against the sample backend as a child
+//! process that stands for a proxy.
 //!
-//! A split whose percentage can be set over HTTP stands for a proxy that moves users; it can also be told to cheat.
+//! A split whose percentage can be set over HTTP stands for a proxy that moves users; it can also
+//! be told to cheat.
 
 mod support;
 
@@ -15,16 +17,37 @@ use tokio::sync::watch;
 
 async fn played(text: &str, target: Option<String>) -> std::io::Result<Outcome> {
     let scenario = Scenario::parse("test", text).unwrap_or_else(|error| panic!("{error}"));
-    let surroundings = Surroundings { target, kit: Some(PathBuf::from(env!("CARGO_BIN_EXE_cutover-loadtest"))), ..Surroundings::default() };
+    let surroundings = Surroundings {
+        target,
+        kit: Some(PathBuf::from(env!("CARGO_BIN_EXE_cutover-loadtest"))),
+        ..Surroundings::default()
+    };
     let (_go_on, stop) = watch::channel(false);
-    play(&scenario, "test", text, &surroundings, &Stage { say: &|_| {}, follows: false, stop }).await
+    play(
+        &scenario,
+        "test",
+        text,
+        &surroundings,
+        &Stage {
+            say: &|_| {},
+            follows: false,
+            stop,
+        },
+    )
+    .await
 }
 
 fn holds(outcome: &Outcome, name: &str) -> Option<bool> {
-    outcome.verdicts.iter().find(|verdict| verdict.name == name).unwrap_or_else(|| panic!("no verdict {name}: {:?}", outcome.verdicts)).holds
+    outcome
+        .verdicts
+        .iter()
+        .find(|verdict| verdict.name == name)
+        .unwrap_or_else(|| panic!("no verdict {name}: {:?}", outcome.verdicts))
+        .holds
 }
 
-/// A split by the hash whose percentage is the last one of a path `/set/PERCENT`; `cheats` sends a user to the wrong side.
+/// A split by the hash whose percentage is the last one of a path `/set/PERCENT`; `cheats` sends a
+/// user to the wrong side.
 async fn start_split(cheats: impl Fn(&str, u32) -> bool + Send + Sync + 'static) -> String {
     let percent = Arc::new(AtomicU32::new(10));
     let address = start_server(true, move |request, _| {
@@ -34,7 +57,11 @@ async fn start_split(cheats: impl Fn(&str, u32) -> bool + Send + Sync + 'static)
         }
         let now = percent.load(Ordering::SeqCst);
         let user = user_of(request);
-        let side = Oracle::new("checkout", Percent::parse(&now.to_string()).expect("a percentage")).side(&user);
+        let side = Oracle::new(
+            "checkout",
+            Percent::parse(&now.to_string()).expect("a percentage"),
+        )
+        .side(&user);
         match (cheats(&user, now), side) {
             (false, side) => side,
             (true, Side::Legacy) => Side::New,
@@ -74,12 +101,23 @@ failed = 0
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_who_move_with_the_steps_are_explained() {
-    let outcome = played(MOVES, Some(start_split(|_, _| false).await)).await.expect("an outcome");
+    let outcome = played(MOVES, Some(start_split(|_, _| false).await))
+        .await
+        .expect("an outcome");
     let report = &outcome.runs[0].report;
     assert!(report.stickiness.switches > 0);
-    assert_eq!(report.stickiness.unexplained, 0, "{:?}", report.stickiness.examples);
+    assert_eq!(
+        report.stickiness.unexplained, 0,
+        "{:?}",
+        report.stickiness.examples
+    );
     for name in ["sticky", "hash", "steps", "failed"] {
-        assert_eq!(holds(&outcome, name), Some(true), "{name}: {:?}", outcome.verdicts);
+        assert_eq!(
+            holds(&outcome, name),
+            Some(true),
+            "{name}: {:?}",
+            outcome.verdicts
+        );
     }
     assert_eq!(report.segments.len(), 3);
     assert_eq!(report.segments[2].requests.on_new, 0);
@@ -88,7 +126,9 @@ async fn users_who_move_with_the_steps_are_explained() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn users_who_move_against_what_a_step_says_are_found() {
     let text = MOVES.replacen("to-new", "to-legacy", 1);
-    let outcome = played(&text, Some(start_split(|_, _| false).await)).await.expect("an outcome");
+    let outcome = played(&text, Some(start_split(|_, _| false).await))
+        .await
+        .expect("an outcome");
     assert_eq!(holds(&outcome, "sticky"), Some(false));
     assert_eq!(holds(&outcome, "hash"), Some(true));
 }
@@ -96,16 +136,31 @@ async fn users_who_move_against_what_a_step_says_are_found() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_user_on_the_wrong_side_is_found_and_named() {
     // From the second step on this one stays where he must not be.
-    let outcome = played(MOVES, Some(start_split(|user, percent| user == "user-7" && percent == 0).await)).await.expect("an outcome");
-    let hash = outcome.verdicts.iter().find(|verdict| verdict.name == "hash").expect("a verdict");
+    let outcome = played(
+        MOVES,
+        Some(start_split(|user, percent| user == "user-7" && percent == 0).await),
+    )
+    .await
+    .expect("an outcome");
+    let hash = outcome
+        .verdicts
+        .iter()
+        .find(|verdict| verdict.name == "hash")
+        .expect("a verdict");
     assert_eq!(hash.holds, Some(false));
-    assert!(hash.sentence.contains("to 1 users, such as user-7 "), "{}", hash.sentence);
+    assert!(
+        hash.sentence.contains("to 1 users, such as user-7 "),
+        "{}",
+        hash.sentence
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_step_that_fails_is_a_verdict_and_ends_nothing() {
     let text = MOVES.replace("{target}/set/0", "http://127.0.0.1:1/");
-    let outcome = played(&text, Some(start_split(|_, _| false).await)).await.expect("an outcome");
+    let outcome = played(&text, Some(start_split(|_, _| false).await))
+        .await
+        .expect("an outcome");
     assert_eq!(holds(&outcome, "steps"), Some(false));
     assert_eq!(outcome.runs[0].steps.len(), 2);
     assert!(outcome.runs[0].steps[1].failed.is_some());
@@ -134,13 +189,24 @@ bad_answers = 0
     assert_eq!(outcome.runs.len(), 2);
     assert_eq!((outcome.runs[0].seed, outcome.runs[1].seed), (1, 2));
     for run in &outcome.runs {
-        let since = run.report.blast_radius.as_ref().expect("failures").since_fault.as_ref().expect("a fault");
+        let since = run
+            .report
+            .blast_radius
+            .as_ref()
+            .expect("failures")
+            .since_fault
+            .as_ref()
+            .expect("a fault");
         assert!(since.bad_answers > 0);
         assert_eq!(since.requests_after, 0, "it never ends");
         assert_eq!(run.backends["new"].statuses[&503], since.bad_answers);
     }
     assert_eq!(holds(&outcome, "bad answers"), Some(false));
-    assert!(outcome.over_runs.iter().any(|one| one.name == "bad answers" && one.most >= one.median && one.median >= one.least));
+    assert!(
+        outcome.over_runs.iter().any(|one| one.name == "bad answers"
+            && one.most >= one.median
+            && one.median >= one.least)
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -164,8 +230,17 @@ dial = {}
 "#;
     let outcome = played(text, None).await.expect("an outcome");
     let run = &outcome.runs[0];
-    assert_eq!(holds(&outcome, "steps"), Some(true), "{:?}", outcome.verdicts);
-    assert!(run.report.failures.transport["connect"] > 0, "{:?}", run.report.failures);
+    assert_eq!(
+        holds(&outcome, "steps"),
+        Some(true),
+        "{:?}",
+        outcome.verdicts
+    );
+    assert!(
+        run.report.failures.transport["connect"] > 0,
+        "{:?}",
+        run.report.failures
+    );
     assert!(run.report.statuses["2xx"] > 0);
 }
 
@@ -204,25 +279,41 @@ websockets_lost = 0
 "#;
     let outcome = played(text, None).await.expect("an outcome");
     for name in ["steps", "failed", "websockets"] {
-        assert_eq!(holds(&outcome, name), Some(true), "{name}: {:?}", outcome.verdicts);
+        assert_eq!(
+            holds(&outcome, name),
+            Some(true),
+            "{name}: {:?}",
+            outcome.verdicts
+        );
     }
     let run = &outcome.runs[0];
     let websockets = run.websockets.as_ref().expect("websockets");
     assert_eq!(websockets.opened, 3);
     assert!(websockets.echoed > 0);
-    assert_eq!(run.slow.iter().map(|slow| (slow.kind, slow.opened)).collect::<Vec<_>>(), [("heads", 2), ("readers", 2), ("idle", 2)]);
+    assert_eq!(
+        run.slow
+            .iter()
+            .map(|slow| (slow.kind, slow.opened))
+            .collect::<Vec<_>>(),
+        [("heads", 2), ("readers", 2), ("idle", 2)]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_proxy_that_does_not_start_is_told_with_its_last_words() {
-    let text = "title = \"t\"\n[proxy]\ncommand = [\"sh\", \"-c\", \"echo my last words; exit 3\"]\ntarget = \"listening on {}\"\n";
+    let text = "title = \"t\"\n[proxy]\ncommand = [\"sh\", \"-c\", \"echo my last words; exit \
+                3\"]\ntarget = \"listening on {}\"\n";
     let message = played(text, None).await.expect_err("no proxy").to_string();
-    assert!(message.contains("ended with exit status: 3") && message.contains("my last words"), "{message}");
+    assert!(
+        message.contains("ended with exit status: 3") && message.contains("my last words"),
+        "{message}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_unknown_placeholder_is_told_before_anything_is_loaded() {
-    let text = "title = \"t\"\n[backend.new]\n[load]\nduration = \"1s\"\n[[step]]\nat = \"0s\"\ncommand = [\"true\", \"{nowhere}\"]\n";
+    let text = "title = \"t\"\n[backend.new]\n[load]\nduration = \"1s\"\n[[step]]\nat = \
+                \"0s\"\ncommand = [\"true\", \"{nowhere}\"]\n";
     let message = played(text, None).await.expect_err("a mistake").to_string();
     assert!(message.contains("found {nowhere}"), "{message}");
 }
@@ -231,28 +322,83 @@ async fn an_unknown_placeholder_is_told_before_anything_is_loaded() {
 fn mistakes_in_a_file_are_shown_with_their_place() {
     let base = "title = \"t\"\n[backend.new]\n";
     for (text, expected) in [
-        ("title = 5", "test:1:9: invalid type: integer `5`, expected a string"),
+        (
+            "title = 5",
+            "test:1:9: invalid type: integer `5`, expected a string",
+        ),
         ("[load]\nrate = 5\n", "missing field `title`"),
         ("[load]\nrat = 5\n", "test:4:1: unknown field `rat`"),
-        ("[load]\nduration = \"5\"\n", "test:4:12: expected a whole number and a unit"),
-        ("[load]\nkey = \"query:a\"\n", "test:4:7: expected header:<name>"),
+        (
+            "[load]\nduration = \"5\"\n",
+            "test:4:12: expected a whole number and a unit",
+        ),
+        (
+            "[load]\nkey = \"query:a\"\n",
+            "test:4:7: expected header:<name>",
+        ),
         ("[load]\nrate = 0\n", "expected a load.rate above 0"),
-        ("[hash]\nsalt = \"s\"\npercent = 101\n", "test:5:11: invalid value: integer `101`, expected a percentage"),
-        ("[[step]]\nat = \"1s\"\n", "expected an action, until, or a label"),
-        ("[[step]]\nat = \"1s\"\ndial = {}\n", "expected backend beside dial"),
-        ("[[step]]\nat = \"1s\"\nbackend = \"old\"\ndial = {}\n", "expected the name of a [backend.*], found \"old\""),
-        ("[[step]]\nat = \"1s\"\nbackend = \"new\"\ndial = { statsu = 5 }\n", "test:6:10: unknown field `statsu`"),
-        ("[[step]]\nat = \"1s\"\nbackend = \"new\"\ndial = { status = 5 }\n", "expected a status from 200 to 599"),
-        ("[[step]]\nat = \"1s\"\nsignal = \"hup\"\ncommand = [\"true\"]\n", "expected one action in a step, found command and signal"),
-        ("[[step]]\nat = \"1s\"\nlabel = \"x\"\nrepeat = 3\n", "expected repeat of at least 1, and every"),
-        ("[[step]]\nat = \"11s\"\nlabel = \"x\"\n", "within the 10s of the load, found 11s"),
-        ("[[step]]\nat = \"1s\"\nlabel = \"x\"\npercent = 5\n", "expected [hash] where a step has a percent"),
-        ("[[step]]\nat = \"1s\"\ncertificate = \"site\"\n", "expected the name of a [certificate.*]"),
-        ("[[part]]\nname = \"p\"\nfrom = \"5s\"\nto = \"4s\"\n", "expected a part that begins before it ends"),
-        ("[expect]\np99_ratio = { part = \"p\", to = \"q\" }\n", "expected the name of a [[part]], found \"p\""),
-        ("[expect]\nbottleneck = \"disk\"\n", "unknown variant `disk`"),
+        (
+            "[hash]\nsalt = \"s\"\npercent = 101\n",
+            "test:5:11: invalid value: integer `101`, expected a percentage",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\n",
+            "expected an action, until, or a label",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\ndial = {}\n",
+            "expected backend beside dial",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\nbackend = \"old\"\ndial = {}\n",
+            "expected the name of a [backend.*], found \"old\"",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\nbackend = \"new\"\ndial = { statsu = 5 }\n",
+            "test:6:10: unknown field `statsu`",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\nbackend = \"new\"\ndial = { status = 5 }\n",
+            "expected a status from 200 to 599",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\nsignal = \"hup\"\ncommand = [\"true\"]\n",
+            "expected one action in a step, found command and signal",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\nlabel = \"x\"\nrepeat = 3\n",
+            "expected repeat of at least 1, and every",
+        ),
+        (
+            "[[step]]\nat = \"11s\"\nlabel = \"x\"\n",
+            "within the 10s of the load, found 11s",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\nlabel = \"x\"\npercent = 5\n",
+            "expected [hash] where a step has a percent",
+        ),
+        (
+            "[[step]]\nat = \"1s\"\ncertificate = \"site\"\n",
+            "expected the name of a [certificate.*]",
+        ),
+        (
+            "[[part]]\nname = \"p\"\nfrom = \"5s\"\nto = \"4s\"\n",
+            "expected a part that begins before it ends",
+        ),
+        (
+            "[expect]\np99_ratio = { part = \"p\", to = \"q\" }\n",
+            "expected the name of a [[part]], found \"p\"",
+        ),
+        (
+            "[expect]\nbottleneck = \"disk\"\n",
+            "unknown variant `disk`",
+        ),
     ] {
-        let whole = if text.starts_with("title") || expected.contains("title") { text.to_owned() } else { format!("{base}{text}") };
+        let whole = if text.starts_with("title") || expected.contains("title") {
+            text.to_owned()
+        } else {
+            format!("{base}{text}")
+        };
         let message = Scenario::parse("test", &whole).expect_err(text).to_string();
         assert!(message.contains(expected), "{text}\n{message}");
         assert!(message.starts_with("test:"), "{message}");

@@ -1,4 +1,5 @@
-//! What must hold for every input, as functions of bytes. The fuzz targets call them with made-up bytes; the ordinary tests of the proxy call them with the seeds and with random ones.
+//! What must hold for every input, as functions of bytes. The fuzz targets call them with made-up
+//! bytes; the ordinary tests of the proxy call them with the seeds and with random ones.
 
 #![allow(dead_code, reason = "each fuzz target uses one of them")]
 
@@ -14,7 +15,8 @@ use cutover_config::Loader;
 use cutover_core::KeySource;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-/// A request head made of bytes: the target in the first line, `name: value` in the others. What is no header is left out.
+/// A request head made of bytes: the target in the first line, `name: value` in the others. What is
+/// no header is left out.
 struct Bytes {
     path: String,
     query: Option<String>,
@@ -25,16 +27,29 @@ impl Bytes {
     fn new(bytes: &[u8]) -> Self {
         let mut lines = bytes.split(|&byte| byte == b'\n');
         let target = String::from_utf8_lossy(lines.next().unwrap_or_default()).into_owned();
-        let (path, query) = target.split_once('?').map_or((target.as_str(), None), |(path, query)| (path, Some(query.to_owned())));
+        let (path, query) = target
+            .split_once('?')
+            .map_or((target.as_str(), None), |(path, query)| {
+                (path, Some(query.to_owned()))
+            });
         let mut headers = HeaderMap::new();
         for line in lines.take(64) {
-            let Some(colon) = line.iter().position(|&byte| byte == b':') else { continue };
-            let (name, value) = (HeaderName::from_bytes(&line[..colon]), HeaderValue::from_bytes(line[colon + 1..].trim_ascii()));
+            let Some(colon) = line.iter().position(|&byte| byte == b':') else {
+                continue;
+            };
+            let (name, value) = (
+                HeaderName::from_bytes(&line[..colon]),
+                HeaderValue::from_bytes(line[colon + 1..].trim_ascii()),
+            );
             if let (Ok(name), Ok(value)) = (name, value) {
                 headers.append(name, value);
             }
         }
-        Self { path: format!("/{}", path.trim_start_matches('/')), query, headers }
+        Self {
+            path: format!("/{}", path.trim_start_matches('/')),
+            query,
+            headers,
+        }
     }
 }
 
@@ -64,11 +79,16 @@ impl Head for Bytes {
     }
 
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
-        self.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
+        self.headers
+            .get_all(name)
+            .iter()
+            .for_each(|value| found(value.as_bytes()));
     }
 
     fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
-        self.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
+        self.headers
+            .iter()
+            .for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
     }
 }
 
@@ -85,21 +105,34 @@ pub fn keys(bytes: &[u8]) {
         KeySource::Path(3),
         KeySource::Ip,
     ];
-    let prepared: Vec<PreparedKey> = sources.iter().map(|source| PreparedKey::new(&source.clone().into())).collect();
+    let prepared: Vec<PreparedKey> = sources
+        .iter()
+        .map(|source| PreparedKey::new(&source.clone().into()))
+        .collect();
     let mut first_found = None;
     for (at, source) in sources.iter().enumerate() {
         for reads_minted in [false, true] {
             let found = identify(&head, &prepared[at..=at], client, reads_minted);
-            assert_eq!(found, identify(&head, &prepared[at..=at], client, reads_minted), "the same request is the same user");
+            assert_eq!(
+                found,
+                identify(&head, &prepared[at..=at], client, reads_minted),
+                "the same request is the same user"
+            );
             match &found {
                 Identity::Key(key, _) => assert!(!key.is_empty(), "{source:?} gave an empty key"),
-                Identity::Nobody => assert!(!matches!(source, KeySource::Ip), "everybody has an address"),
+                Identity::Nobody => {
+                    assert!(!matches!(source, KeySource::Ip), "everybody has an address");
+                }
                 Identity::Refused(why) => assert!(!why.is_empty()),
             }
         }
         let found = identify(&head, &prepared[at..=at], client, false);
         if let (KeySource::Header(name), Identity::Key(key, _)) = (source, &found) {
-            assert_eq!(head.headers.get(name.as_ref()).map(HeaderValue::as_bytes), Some(&**key), "a header's key is its bytes");
+            assert_eq!(
+                head.headers.get(name.as_ref()).map(HeaderValue::as_bytes),
+                Some(&**key),
+                "a header's key is its bytes"
+            );
         }
         if found != Identity::Nobody && first_found.is_none() {
             first_found = Some(match found {
@@ -108,26 +141,44 @@ pub fn keys(bytes: &[u8]) {
             });
         }
     }
-    assert_eq!(Some(identify(&head, &prepared, client, false)), first_found, "the first source with a key, or a refusal, decides");
+    assert_eq!(
+        Some(identify(&head, &prepared, client, false)),
+        first_found,
+        "the first source with a key, or a refusal, decides"
+    );
 
     let names = [HeaderName::from_static("x-user-id"), http::header::COOKIE];
     let nominated = nominates_a_key_header(&head, &names);
-    let mut shouting = Bytes { path: head.path.clone(), query: None, headers: HeaderMap::new() };
+    let mut shouting = Bytes {
+        path: head.path.clone(),
+        query: None,
+        headers: HeaderMap::new(),
+    };
     for value in head.headers.get_all(http::header::CONNECTION) {
         if let Ok(value) = HeaderValue::from_bytes(&value.as_bytes().to_ascii_uppercase()) {
             shouting.headers.append(http::header::CONNECTION, value);
         }
     }
-    assert_eq!(nominated, nominates_a_key_header(&shouting, &names), "names have no case");
+    assert_eq!(
+        nominated,
+        nominates_a_key_header(&shouting, &names),
+        "names have no case"
+    );
 }
 
-/// A normalised path is absolute, has no dot segments, and normalising it again changes nothing unless an escaped percent sign was in it.
+/// A normalised path is absolute, has no dot segments, and normalising it again changes nothing
+/// unless an escaped percent sign was in it.
 pub fn path(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let path = format!("/{text}");
     let normal = normalised(&path);
     assert!(normal.starts_with('/'), "{path:?} became {normal:?}");
-    assert!(normal.split('/').all(|segment| segment != "." && segment != ".."), "{path:?} became {normal:?}");
+    assert!(
+        normal
+            .split('/')
+            .all(|segment| segment != "." && segment != ".."),
+        "{path:?} became {normal:?}"
+    );
     assert!(!normal.contains("//"), "{path:?} became {normal:?}");
     assert!(normal.len() <= 3 * path.len(), "{path:?} became {normal:?}");
     assert_eq!(normal, normalised(&path), "the same path is the same");
@@ -139,7 +190,11 @@ pub fn path(bytes: &[u8]) {
     let plainly = normalised(&path);
     if !path.contains('%') {
         let hidden = normalised(&escaped);
-        assert_eq!(hidden.trim_end_matches('/'), plainly.trim_end_matches('/'), "{path:?} hides as {escaped}");
+        assert_eq!(
+            hidden.trim_end_matches('/'),
+            plainly.trim_end_matches('/'),
+            "{path:?} hides as {escaped}"
+        );
     }
 }
 
@@ -159,77 +214,183 @@ impl Loader for NoFiles {
     }
 }
 
-/// Settings or problems, the same each time; each problem lies within the text, says something, and can be shown.
+/// Settings or problems, the same each time; each problem lies within the text, says something, and
+/// can be shown.
 pub fn config(bytes: &[u8]) {
-    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(text) = std::str::from_utf8(bytes) else {
+        return;
+    };
     match cutover_config::parse("cutover.toml", text, &NoFiles) {
         Ok(settings) => {
             assert!(!settings.backends.is_empty());
-            let again = cutover_config::parse("cutover.toml", text, &NoFiles).map(|settings| settings.digest);
+            let again = cutover_config::parse("cutover.toml", text, &NoFiles)
+                .map(|settings| settings.digest);
             assert_eq!(again.as_ref(), Ok(&settings.digest));
-            settings.warnings.iter().for_each(|warning| drop(warning.render(true)));
+            settings
+                .warnings
+                .iter()
+                .for_each(|warning| drop(warning.render(true)));
         }
         Err(problems) => {
             assert!(problems.len() > 0);
             let lines: Vec<&str> = text.split('\n').collect();
             for problem in &problems {
-                assert!(!problem.message.is_empty() && !problem.message.contains('\n'), "{problem}");
+                assert!(
+                    !problem.message.is_empty() && !problem.message.contains('\n'),
+                    "{problem}"
+                );
                 let line = problem.line.checked_sub(1).and_then(|at| lines.get(at));
-                let columns = line.unwrap_or_else(|| panic!("line {} of {}: {problem}", problem.line, lines.len())).chars().count() + 1;
-                assert!((1..=columns).contains(&problem.column), "column {} of {columns}: {problem}", problem.column);
+                let columns = line
+                    .unwrap_or_else(|| {
+                        panic!("line {} of {}: {problem}", problem.line, lines.len())
+                    })
+                    .chars()
+                    .count()
+                    + 1;
+                assert!(
+                    (1..=columns).contains(&problem.column),
+                    "column {} of {columns}: {problem}",
+                    problem.column
+                );
             }
             assert!(!problems.render(false).is_empty() && !problems.render(true).is_empty());
         }
     }
 }
 
-/// Whether these bytes are the head of a message in the one form that everybody reads alike: lines of `name: value` that end in both bytes, and one empty line, at the end.
+/// Whether these bytes are the head of a message in the one form that everybody reads alike: lines
+/// of `name: value` that end in both bytes, and one empty line, at the end.
 fn is_in_one_form(form: &[u8]) -> bool {
     let text: Vec<char> = form.iter().map(|&byte| char::from(byte)).collect();
     let text: String = text.into_iter().collect();
-    let Some(head) = text.strip_suffix("\r\n\r\n") else { return false };
+    let Some(head) = text.strip_suffix("\r\n\r\n") else {
+        return false;
+    };
     let is_line = |line: &str| !line.is_empty() && !line.contains(['\r', '\n', '\0']);
     let is_field = |line: &str| {
-        is_line(line) && line.split_once(": ").is_some_and(|(name, value)| !name.is_empty() && !name.contains([' ', '\t', ':']) && (value.trim_matches([' ', '\t']) == value))
+        is_line(line)
+            && line.split_once(": ").is_some_and(|(name, value)| {
+                !name.is_empty()
+                    && !name.contains([' ', '\t', ':'])
+                    && (value.trim_matches([' ', '\t']) == value)
+            })
     };
     let mut lines = head.split("\r\n");
     lines.next().is_some_and(is_line) && lines.all(is_field)
 }
 
-/// A request that the lane takes has one form, which it takes again and does not change; what comes after its head makes no difference, and no beginning of it is a whole one.
+/// A request that the lane takes has one form, which it takes again and does not change; what comes
+/// after its head makes no difference, and no beginning of it is a whole one.
 pub fn lane_request(bytes: &[u8]) {
-    let Request::Taken { head, body, form } = inspect::request(bytes) else { return };
-    assert!(is_in_one_form(&form), "{:?} became {:?}", String::from_utf8_lossy(bytes), String::from_utf8_lossy(&form));
+    let Request::Taken { head, body, form } = inspect::request(bytes) else {
+        return;
+    };
+    assert!(
+        is_in_one_form(&form),
+        "{:?} became {:?}",
+        String::from_utf8_lossy(bytes),
+        String::from_utf8_lossy(&form)
+    );
     match inspect::request(&form) {
-        Request::Taken { head: length, body: again, form: same } => assert_eq!((length, again, &same), (form.len(), body, &form)),
-        other => panic!("{:?} is taken and then {other:?}", String::from_utf8_lossy(bytes)),
+        Request::Taken {
+            head: length,
+            body: again,
+            form: same,
+        } => assert_eq!((length, again, &same), (form.len(), body, &form)),
+        other => panic!(
+            "{:?} is taken and then {other:?}",
+            String::from_utf8_lossy(bytes)
+        ),
     }
     let alone = &bytes[..head];
-    assert_eq!(inspect::request(alone), Request::Taken { head, body, form }, "what follows makes a difference");
+    assert_eq!(
+        inspect::request(alone),
+        Request::Taken { head, body, form },
+        "what follows makes a difference"
+    );
     for cut in [head / 3, head / 2, head - 2, head - 1] {
         let early = inspect::request(&alone[..cut]);
-        assert!(!matches!(early, Request::Taken { .. }), "the first {cut} bytes are taken as a whole request");
+        assert!(
+            !matches!(early, Request::Taken { .. }),
+            "the first {cut} bytes are taken as a whole request"
+        );
     }
 }
 
-/// An answer has one form, framed as it was; it is the same in however many parts its body comes, and chunks that go on are chunks.
+/// An answer has one form, framed as it was; it is the same in however many parts its body comes,
+/// and chunks that go on are chunks.
 pub fn lane_response(bytes: &[u8]) {
     for to_head in [false, true] {
-        let Response::Whole { status, form, body, is_over, .. } = inspect::response(&[bytes], to_head) else { continue };
-        assert!(is_in_one_form(&form), "{:?} became {:?}", String::from_utf8_lossy(bytes), String::from_utf8_lossy(&form));
+        let Response::Whole {
+            status,
+            form,
+            body,
+            is_over,
+            ..
+        } = inspect::response(&[bytes], to_head)
+        else {
+            continue;
+        };
+        assert!(
+            is_in_one_form(&form),
+            "{:?} became {:?}",
+            String::from_utf8_lossy(bytes),
+            String::from_utf8_lossy(&form)
+        );
         let Some(body) = body else { continue };
         let written = [&form[..], &body].concat();
         match inspect::response(&[&written], to_head) {
-            Response::Whole { status: again, form: same, body: relayed, is_over: ended, .. } => {
-                assert_eq!((again, same, relayed, ended), (status, form.clone(), Some(body.clone()), is_over));
+            Response::Whole {
+                status: again,
+                form: same,
+                body: relayed,
+                is_over: ended,
+                ..
+            } => {
+                assert_eq!(
+                    (again, same, relayed, ended),
+                    (status, form.clone(), Some(body.clone()), is_over)
+                );
             }
-            other => panic!("{:?} is an answer and then {other:?}", String::from_utf8_lossy(bytes)),
+            other => panic!(
+                "{:?} is an answer and then {other:?}",
+                String::from_utf8_lossy(bytes)
+            ),
         }
-        let head = bytes.windows(2).position(|two| two == b"\n\n").map(|at| at + 2).into_iter().chain(bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)).min();
-        let Some(head) = head.filter(|head| matches!(inspect::response(&[&bytes[..*head]], to_head), Response::Whole { .. })) else { continue };
-        let parts: Vec<&[u8]> = std::iter::once(&bytes[..head]).chain(bytes[head..].chunks(3)).collect();
+        let head = bytes
+            .windows(2)
+            .position(|two| two == b"\n\n")
+            .map(|at| at + 2)
+            .into_iter()
+            .chain(
+                bytes
+                    .windows(4)
+                    .position(|four| four == b"\r\n\r\n")
+                    .map(|at| at + 4),
+            )
+            .min();
+        let Some(head) = head.filter(|head| {
+            matches!(
+                inspect::response(&[&bytes[..*head]], to_head),
+                Response::Whole { .. }
+            )
+        }) else {
+            continue;
+        };
+        let parts: Vec<&[u8]> = std::iter::once(&bytes[..head])
+            .chain(bytes[head..].chunks(3))
+            .collect();
         match inspect::response(&parts, to_head) {
-            Response::Whole { body: in_parts, is_over: ended, .. } => assert_eq!((in_parts, ended), (Some(body), is_over), "{:?}", String::from_utf8_lossy(bytes)),
+            Response::Whole {
+                body: in_parts,
+                is_over: ended,
+                ..
+            } => assert_eq!(
+                (in_parts, ended),
+                (Some(body), is_over),
+                "{:?}",
+                String::from_utf8_lossy(bytes)
+            ),
             other => panic!("in parts {other:?}"),
         }
     }

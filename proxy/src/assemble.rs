@@ -1,12 +1,18 @@
-//! The only file that knows all rooms: it starts them in the right order, and stops them in the reverse.
+//! The only file that knows all rooms: it starts them in the right order, and stops them in the
+//! reverse.
 //!
-//! Start: read the file (or the last good one) -> read the saved state -> bind both ports -> publish -> control, watch, admin -> accept. A port that is in use is an error here, at once: pingora
-//! would retry for half a minute and then panic inside a task while the process lives on. So the sockets are ours and are handed over.
+//! Start: read the file (or the last good one) -> read the saved state -> bind both ports ->
+//! publish -> control, watch, admin -> accept. A port that is in use is an error here, at once:
+//! pingora would retry for half a minute and then panic inside a task while the process lives on.
+//! So the sockets are ours and are handed over.
 //!
-//! A start may get its sockets from systemd, or sockets, clock and evidence from the process before it (`succession`); then it reads the file first, and the state only when that process has let go of it.
+//! A start may get its sockets from systemd, or sockets, clock and evidence from the process before
+//! it (`succession`); then it reads the file first, and the state only when that process has let go
+//! of it.
 //!
-//! Stop: readiness falls, clients are told to come on another connection -> the listeners close, idle connections with them -> requests in flight finish, as long as the bound allows -> state and log are written -> done. A process without work
-//! ends at once.
+//! Stop: readiness falls, clients are told to come on another connection -> the listeners close,
+//! idle connections with them -> requests in flight finish, as long as the bound allows -> state
+//! and log are written -> done. A process without work ends at once.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -58,7 +64,8 @@ use crate::traces::Traces;
 use crate::warm_up::WarmUp;
 use crate::watch::{self as file_watch, WatchHandle};
 
-/// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the cost of a request.
+/// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the
+/// cost of a request.
 const POOL_PER_THREAD: usize = 1_024;
 /// How long WebSockets may take to end when the process does.
 const FAREWELL: Duration = Duration::from_millis(1_500);
@@ -138,7 +145,9 @@ fn hint(error: &io::Error) -> &'static str {
 
 fn state_hint(error: &io::Error) -> &'static str {
     match error.kind() {
-        io::ErrorKind::ResourceBusy => "give each process a directory of its own, or stop the other one",
+        io::ErrorKind::ResourceBusy => {
+            "give each process a directory of its own, or stop the other one"
+        }
         _ => "a rollback must survive a restart, so this directory must exist and be writable",
     }
 }
@@ -231,10 +240,22 @@ impl Start {
     pub fn start_in(self, state: Option<&Path>) -> Result<Running, StartError> {
         let source = load_rested(&self.file);
         let loaded = match source {
-            (source, Ok((settings, text))) => Loaded { directory: source.base().join(&settings.state.directory), settings, text, source, problems: None },
+            (source, Ok((settings, text))) => Loaded {
+                directory: source.base().join(&settings.state.directory),
+                settings,
+                text,
+                source,
+                problems: None,
+            },
             (source, Err(error)) => last_good(source, error, state)?,
         };
-        let Loaded { mut settings, directory: by_file, text, mut source, problems } = loaded;
+        let Loaded {
+            mut settings,
+            directory: by_file,
+            text,
+            mut source,
+            problems,
+        } = loaded;
         let directory = match state {
             None => by_file,
             Some(given) => {
@@ -250,50 +271,107 @@ impl Start {
         for file in source.mounted_alone() {
             tracing::warn!(file = %file.display(), "this file is a mount point of its own: a file that is renamed into its place outside is never seen here; mount its folder instead");
         }
-        // Nothing of this process has read the clock before this, since it goes on from the other one's.
-        let (heir, Inheritance { sockets: mut given, estate }) = match self.origin {
-            Origin::Sockets(given) => (None, Inheritance { sockets: given, estate: BTreeMap::new() }),
+        // Nothing of this process has read the clock before this, since it goes on from the other
+        // one's.
+        let (
+            heir,
+            Inheritance {
+                sockets: mut given,
+                estate,
+            },
+        ) = match self.origin {
+            Origin::Sockets(given) => (
+                None,
+                Inheritance {
+                    sockets: given,
+                    estate: BTreeMap::new(),
+                },
+            ),
             Origin::Process(heir) => {
                 let inheritance = heir.ask().map_err(StartError::Succession)?;
                 (Some(heir), inheritance)
             }
         };
-        let (ownership, restored) = open_state(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+        let (ownership, restored) = open_state(&directory).map_err(|error| StartError::State {
+            directory: directory.clone(),
+            error,
+        })?;
 
         let admin_socket = socket(&mut given, Purpose::Admin, settings.admin.address)?;
-        let http_sockets = settings.listen.http.iter().map(|address| socket(&mut given, Purpose::Http, *address)).collect::<Result<Vec<_>, _>>()?;
-        let https_sockets = settings.listen.https.iter().map(|address| socket(&mut given, Purpose::Https, *address)).collect::<Result<Vec<_>, _>>()?;
+        let http_sockets = settings
+            .listen
+            .http
+            .iter()
+            .map(|address| socket(&mut given, Purpose::Http, *address))
+            .collect::<Result<Vec<_>, _>>()?;
+        let https_sockets = settings
+            .listen
+            .https
+            .iter()
+            .map(|address| socket(&mut given, Purpose::Https, *address))
+            .collect::<Result<Vec<_>, _>>()?;
         let unused = given.unused();
         if !unused.is_empty() {
             return Err(StartError::Unused { addresses: unused });
         }
         drop(given);
         let certificates = Certificates::load(&source.base(), &settings.listen.certificates)?;
-        let addresses = |sockets: &[Socket]| sockets.iter().map(|socket| socket.listener.local_addr()).collect::<Result<Vec<_>, _>>();
+        let addresses = |sockets: &[Socket]| {
+            sockets
+                .iter()
+                .map(|socket| socket.listener.local_addr())
+                .collect::<Result<Vec<_>, _>>()
+        };
         let admin_address = admin_socket.listener.local_addr()?;
         let (http, https) = (addresses(&http_sockets)?, addresses(&https_sockets)?);
         let base = source.base();
 
         let mut plane = ControlPlane::new(restored);
         plane.inherit(estate);
-        let actor = Actor { name: if heir.is_some() { "upgrade" } else { "start" }.to_owned(), source: cutover_core::Source::Start };
+        let actor = Actor {
+            name: if heir.is_some() { "upgrade" } else { "start" }.to_owned(),
+            source: cutover_core::Source::Start,
+        };
         // Settings are never refused.
-        let effects = plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor, reason: String::new() }, clock::now()).unwrap_or_default();
+        let effects = plane
+            .on(
+                Event::Settings {
+                    rollouts: settings.rollouts.clone(),
+                    actor,
+                    reason: String::new(),
+                },
+                clock::now(),
+            )
+            .unwrap_or_default();
         // A state directory that cannot be written must show now, not at the first rollback.
-        crate::state_file::save(&directory, &plane.standings()).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+        crate::state_file::save(&directory, &plane.standings()).map_err(|error| {
+            StartError::State {
+                directory: directory.clone(),
+                error,
+            }
+        })?;
         let common = Arc::new(Common::new(settings, None));
         let settings = &common.settings;
         for warning in &settings.warnings {
             tracing::warn!("{warning}");
         }
-        let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::clone(&common), None)));
+        let published = Arc::new(Published::new(Snapshot::new(
+            plane.split(),
+            Arc::clone(&common),
+            None,
+        )));
         let (recorder, reader) = recorder();
         let (disk, disk_thread) = Disk::start(directory.clone(), ownership)?;
         let accepted = source.accept(&text);
         if let Some(problems) = &problems {
             supervisor::rejected(problems);
         } else {
-            accepted.save(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+            accepted
+                .save(&directory)
+                .map_err(|error| StartError::State {
+                    directory: directory.clone(),
+                    error,
+                })?;
         }
         drop(accepted);
         let out = match &settings.log.file {
@@ -303,7 +381,10 @@ impl Start {
                 Out::file(path.clone()).map_err(|error| StartError::Log { path, error })?
             }
         };
-        let secret = crate::state_file::secret(&directory).map_err(|error| StartError::State { directory: directory.clone(), error })?;
+        let secret = crate::state_file::secret(&directory).map_err(|error| StartError::State {
+            directory: directory.clone(),
+            error,
+        })?;
         let (access_log, log_thread) = AccessLog::start(settings.log.format, out, secret)?;
         let (traces, traces_thread) = Traces::start(settings.traces.as_ref())?;
 
@@ -320,53 +401,132 @@ impl Start {
         };
         let drains = Drains::default();
         let (warm_up, wishes) = WarmUp::new();
-        let mut control_loop = Control::new(plane, reader, Arc::clone(&published), Arc::clone(&common), disk.clone(), config, (drains.clone(), warm_up.clone()));
-        let control_runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut control_loop = Control::new(
+            plane,
+            reader,
+            Arc::clone(&published),
+            Arc::clone(&common),
+            disk.clone(),
+            config,
+            (drains.clone(), warm_up.clone()),
+        );
+        let control_runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
         let control_stopped = stopped.clone();
-        let control_thread = std::thread::Builder::new().name("control".to_owned()).spawn(move || {
-            control_runtime.block_on(async {
-                control_loop.begin(effects).await;
-                control_loop.run(inbox, control_stopped).await;
-            });
-        })?;
-        let (watch_handle, watch_thread) = file_watch::start(source, Arc::clone(&common), state.is_some(), control.clone(), disk)?;
+        let control_thread = std::thread::Builder::new()
+            .name("control".to_owned())
+            .spawn(move || {
+                control_runtime.block_on(async {
+                    control_loop.begin(effects).await;
+                    control_loop.run(inbox, control_stopped).await;
+                });
+            })?;
+        let (watch_handle, watch_thread) = file_watch::start(
+            source,
+            Arc::clone(&common),
+            state.is_some(),
+            control.clone(),
+            disk,
+        )?;
         let (stop_certificates, certificates_stopped) = mpsc::channel();
-        let certificates_thread = certificates.follow(base, Arc::clone(&published), certificates_stopped)?;
+        let certificates_thread =
+            certificates.follow(base, Arc::clone(&published), certificates_stopped)?;
         let health_thread = crate::health::start(Arc::clone(&published), stopped.clone())?;
 
-        let limits = Limits { max_header_bytes: settings.listen.max_header_bytes, max_body: settings.listen.max_body };
-        let gate = Arc::new(Gate::new(Arc::clone(&published), recorder, access_log.clone(), traces.clone(), limits));
+        let limits = Limits {
+            max_header_bytes: settings.listen.max_header_bytes,
+            max_body: settings.listen.max_body,
+        };
+        let gate = Arc::new(Gate::new(
+            Arc::clone(&published),
+            recorder,
+            access_log.clone(),
+            traces.clone(),
+            limits,
+        ));
         let connections: Arc<Connections> = Arc::default();
-        let threads = self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(threads).thread_name("proxy").enable_all().build()?;
+        let threads = self
+            .threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(threads)
+            .thread_name("proxy")
+            .enable_all()
+            .build()?;
         let (stop_accepting, accepting) = watch::channel(false);
         let (parking, attendant) = Parking::new(Arc::clone(&published), ParkingLimits::default());
         runtime.spawn(attendant.work());
         let ending: Arc<Ending> = Arc::default();
-        let conf = ServerConf { threads, max_retries: MAX_ATTEMPTS, upstream_keepalive_pool_size: POOL_PER_THREAD, ..ServerConf::default() };
+        let conf = ServerConf {
+            threads,
+            max_retries: MAX_ATTEMPTS,
+            upstream_keepalive_pool_size: POOL_PER_THREAD,
+            ..ServerConf::default()
+        };
         let watchdog = Arc::new(Watchdog::new(&published.load()));
-        let proxy = Arc::new(pingora::proxy::http_proxy(&Arc::new(conf), Adapter::new(Arc::clone(&gate), parking, Arc::clone(&watchdog), &settings.listen)));
-        let lane = (settings.listen.engine == Engine::Auto)
-            .then(|| Arc::new(Lane::new(Arc::clone(&gate), drains.clone(), Arc::clone(&connections), ending.closing.subscribe(), &settings.listen)));
+        let proxy = Arc::new(pingora::proxy::http_proxy(
+            &Arc::new(conf),
+            Adapter::new(
+                Arc::clone(&gate),
+                parking,
+                Arc::clone(&watchdog),
+                &settings.listen,
+            ),
+        ));
+        let lane = (settings.listen.engine == Engine::Auto).then(|| {
+            Arc::new(Lane::new(
+                Arc::clone(&gate),
+                drains.clone(),
+                Arc::clone(&connections),
+                ending.closing.subscribe(),
+                &settings.listen,
+            ))
+        });
         runtime.spawn(Stoker::new(wishes).work(Arc::clone(&proxy), lane.is_some()));
         let in_use = published.load().new_in_use();
         runtime.spawn(async move { warm_up.warm(in_use).await });
-        runtime.spawn(Arc::clone(&watchdog).work(Arc::clone(&published), drains.clone(), ending.dismissed.subscribe()));
+        runtime.spawn(Arc::clone(&watchdog).work(
+            Arc::clone(&published),
+            drains.clone(),
+            ending.dismissed.subscribe(),
+        ));
         let refusals = Arc::clone(gate.refusals());
-        let shared = door::Shared { proxy, gate, lane, connections: Arc::clone(&connections), ending: Arc::clone(&ending), drains: drains.clone(), watchdog };
+        let shared = door::Shared {
+            proxy,
+            gate,
+            lane,
+            connections: Arc::clone(&connections),
+            ending: Arc::clone(&ending),
+            drains: drains.clone(),
+            watchdog,
+        };
         let mut doors = 0;
         let mut open = |entrance, sockets: &[Socket]| -> io::Result<()> {
             let door = Arc::new(Door::new(&shared, entrance, &settings.listen));
             let _inside = runtime.enter();
             for socket in sockets {
-                runtime.spawn(Acceptor::new(socket.again()?.listener)?.work(Arc::clone(&door), accepting.clone()));
+                runtime.spawn(
+                    Acceptor::new(socket.again()?.listener)?
+                        .work(Arc::clone(&door), accepting.clone()),
+                );
                 doors += 1;
             }
             Ok(())
         };
-        open(Entrance::Plain { h2c: settings.listen.h2c }, &http_sockets)?;
+        open(
+            Entrance::Plain {
+                h2c: settings.listen.h2c,
+            },
+            &http_sockets,
+        )?;
         if !https.is_empty() {
-            open(Entrance::Tls(TlsAcceptor::from_server_config(Arc::new(certificates.server_config()?))), &https_sockets)?;
+            open(
+                Entrance::Tls(TlsAcceptor::from_server_config(Arc::new(
+                    certificates.server_config()?,
+                ))),
+                &https_sockets,
+            )?;
         }
 
         let ready: Arc<Readiness> = Arc::default();
@@ -386,9 +546,27 @@ impl Start {
             auth: Arc::new(Auth::new(settings.admin.tokens.clone())),
         };
         let close_admin = watch::Sender::new(false);
-        let admin_thread = admin::start(admin_socket.again()?.listener, admin_state, close_admin.subscribe(), stopped)?;
-        let predecessor = heir.map(|heir| heir.ready(control.clone(), published)).transpose()?;
-        let threads = [control_thread, watch_thread, certificates_thread, health_thread, admin_thread, disk_thread, log_thread].into_iter().chain(traces_thread).collect();
+        let admin_thread = admin::start(
+            admin_socket.again()?.listener,
+            admin_state,
+            close_admin.subscribe(),
+            stopped,
+        )?;
+        let predecessor = heir
+            .map(|heir| heir.ready(control.clone(), published))
+            .transpose()?;
+        let threads = [
+            control_thread,
+            watch_thread,
+            certificates_thread,
+            health_thread,
+            admin_thread,
+            disk_thread,
+            log_thread,
+        ]
+        .into_iter()
+        .chain(traces_thread)
+        .collect();
         Ok(Running {
             http,
             https,
@@ -409,7 +587,10 @@ impl Start {
             stop_certificates,
             runtime,
             threads,
-            sockets: std::iter::once(admin_socket).chain(http_sockets).chain(https_sockets).collect(),
+            sockets: std::iter::once(admin_socket)
+                .chain(http_sockets)
+                .chain(https_sockets)
+                .collect(),
             predecessor,
         })
     }
@@ -418,12 +599,16 @@ impl Start {
 impl Running {
     /// Stops, and says how many connections had to be cut. `hurry` ends all waiting.
     ///
-    /// For `lead` all goes on, while load balancers see that readiness has fallen and clients are told with every answer to come on another connection; without clients, and without anybody who
-    /// asks for readiness, there is nothing to wait for. Then the listeners close, idle connections with them, and what is in flight finishes, at most for `grace`.
+    /// For `lead` all goes on, while load balancers see that readiness has fallen and clients are
+    /// told with every answer to come on another connection; without clients, and without anybody
+    /// who asks for readiness, there is nothing to wait for. Then the listeners close, idle
+    /// connections with them, and what is in flight finishes, at most for `grace`.
     pub fn stop(mut self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
         self.ready.fall();
         self.ending.closing.send_replace(true);
-        let hurried = wait(lead, &hurry, || self.connections.open() == 0 && self.ready.is_fall_known());
+        let hurried = wait(lead, &hurry, || {
+            self.connections.open() == 0 && self.ready.is_fall_known()
+        });
         self.stop_listening();
         self.ending.dismissed.send_replace(true);
         if !hurried {
@@ -432,15 +617,20 @@ impl Running {
         self.end()
     }
 
-    /// Whether no client is there and none will be. In this order: who has been accepted is counted before its door is closed.
+    /// Whether no client is there and none will be. In this order: who has been accepted is counted
+    /// before its door is closed.
     fn has_nobody(&self) -> bool {
-        self.ending.closed_doors.load(Ordering::Acquire) == self.doors && self.connections.open() == 0
+        self.ending.closed_doors.load(Ordering::Acquire) == self.doors
+            && self.connections.open() == 0
     }
 
-    /// Stops after another process has taken over, and says how many connections had to be cut. `hurry` ends all waiting.
+    /// Stops after another process has taken over, and says how many connections had to be cut.
+    /// `hurry` ends all waiting.
     ///
-    /// The listeners close at once, since the other process has them, too; the admin port accepts nobody since the handover. Clients are told with every answer to come on another connection, and go there; who sends nothing may stay for `grace`, so
-    /// that no request meets a connection that is being closed. What is in flight then may take `lead` to finish.
+    /// The listeners close at once, since the other process has them, too; the admin port accepts
+    /// nobody since the handover. Clients are told with every answer to come on another connection,
+    /// and go there; who sends nothing may stay for `grace`, so that no request meets a
+    /// connection that is being closed. What is in flight then may take `lead` to finish.
     pub fn retire(mut self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
         self.ready.fall();
         self.ending.closing.send_replace(true);
@@ -458,8 +648,17 @@ impl Running {
     /// # Errors
     /// When this process has too many open files.
     pub fn holdings(&self) -> io::Result<Holdings> {
-        let sockets = self.sockets.iter().map(Socket::again).collect::<io::Result<_>>()?;
-        Ok(Holdings { control: self.control.clone(), watch: self.watch.clone(), close_admin: self.close_admin.clone(), sockets })
+        let sockets = self
+            .sockets
+            .iter()
+            .map(Socket::again)
+            .collect::<io::Result<_>>()?;
+        Ok(Holdings {
+            control: self.control.clone(),
+            watch: self.watch.clone(),
+            close_admin: self.close_admin.clone(),
+            sockets,
+        })
     }
 
     /// Whether the process that this one has taken over from is still serving.
@@ -518,12 +717,18 @@ fn load_rested(file: &Path) -> (Source, Result<(Settings, String), SourceError>)
         let mut source = Source::new(file);
         let loaded = source.load();
         let now = clock::wall();
-        let fresh = source.sights().iter().find(|(path, sight)| !source.has_syntax(path) && sight.was_written_within(rest::LONG, now));
+        let fresh = source.sights().iter().find(|(path, sight)| {
+            !source.has_syntax(path) && sight.was_written_within(rest::LONG, now)
+        });
         match (&loaded, fresh) {
             (Ok(_), Some((list, _))) if looks > 0 => {
                 looks -= 1;
                 if !std::mem::replace(&mut told, true) {
-                    tracing::info!(file = list, "a file was written just now and may still be being written; the start waits until it has rested");
+                    tracing::info!(
+                        file = list,
+                        "a file was written just now and may still be being written; the start \
+                         waits until it has rested"
+                    );
                 }
                 std::thread::sleep(START_LOOK);
             }
@@ -533,23 +738,42 @@ fn load_rested(file: &Path) -> (Source, Result<(Settings, String), SourceError>)
 }
 
 /// The last accepted file, for a start with a broken one.
-fn last_good(source: Source, error: SourceError, state: Option<&Path>) -> Result<Loaded, StartError> {
+fn last_good(
+    source: Source,
+    error: SourceError,
+    state: Option<&Path>,
+) -> Result<Loaded, StartError> {
     let directory = match state {
         Some(directory) => directory.to_owned(),
         // Otherwise it stands in the broken file, as far as that can be read.
         None => {
             let text = std::fs::read_to_string(source.path()).unwrap_or_default();
-            source.base().join(state_directory_of(&text).unwrap_or_else(|| DEFAULT_STATE.to_owned()))
+            source
+                .base()
+                .join(state_directory_of(&text).unwrap_or_else(|| DEFAULT_STATE.to_owned()))
         }
     };
     let kept = directory.join(last_good::NAME);
     let nothing = |why: String| {
-        let (file, directory) = (source.path().display().to_string(), directory.display().to_string());
+        let (file, directory) = (
+            source.path().display().to_string(),
+            directory.display().to_string(),
+        );
         let hint = match state {
             Some(_) => format!("mend the file; `cutover check {file}` shows its problems"),
-            None => format!("mend the file, or name the state directory of the last run: cutover run -c {file} --state DIRECTORY"),
+            None => format!(
+                "mend the file, or name the state directory of the last run: cutover run -c \
+                 {file} --state DIRECTORY"
+            ),
         };
-        StartError::NoLastGood { error: error.clone(), why: format!("no last good file stands in for it: {directory}/{}: {why}", last_good::NAME), hint }
+        StartError::NoLastGood {
+            error: error.clone(),
+            why: format!(
+                "no last good file stands in for it: {directory}/{}: {why}",
+                last_good::NAME
+            ),
+            hint,
+        }
     };
     let (text, files) = match last_good::read(&directory) {
         Ok(read) => read,
@@ -558,10 +782,20 @@ fn last_good(source: Source, error: SourceError, state: Option<&Path>) -> Result
     let mut reader = source.beside();
     reader.keep_in(&directory);
     // What cannot be read from there is read where it is.
-    reader.hold(files.into_iter().filter(|(_, digest)| last_good::content(&directory, digest).is_some()).collect());
+    reader.hold(
+        files
+            .into_iter()
+            .filter(|(_, digest)| last_good::content(&directory, digest).is_some())
+            .collect(),
+    );
     let settings = match reader.parse(&kept.display().to_string(), &text) {
         Ok(settings) => settings,
-        Err(problems) => return Err(nothing(format!("it cannot be used either:\n{}", problems.render(false)))),
+        Err(problems) => {
+            return Err(nothing(format!(
+                "it cannot be used either:\n{}",
+                problems.render(false)
+            )));
+        }
     };
     let problems = error.render(false);
     tracing::error!(file = %source.path().display(), last_good = %kept.display(), problems, "the file cannot be used; starting with the last good one");
@@ -570,15 +804,36 @@ fn last_good(source: Source, error: SourceError, state: Option<&Path>) -> Result
         Some(_) => source.base().join(&settings.state.directory),
         None => directory,
     };
-    Ok(Loaded { settings, directory, text, source: reader, problems: Some(problems) })
+    Ok(Loaded {
+        settings,
+        directory,
+        text,
+        source: reader,
+        problems: Some(problems),
+    })
 }
 
-/// The state directory as far as a broken file still says it: by line, since the file may not parse.
+/// The state directory as far as a broken file still says it: by line, since the file may not
+/// parse.
 fn state_directory_of(text: &str) -> Option<String> {
-    let in_state = text.lines().skip_while(|line| line.trim() != "[state]").skip(1).take_while(|line| !line.trim_start().starts_with('['));
-    let line = in_state.into_iter().find_map(|line| line.trim().strip_prefix("directory")?.trim_start().strip_prefix('='));
+    let in_state = text
+        .lines()
+        .skip_while(|line| line.trim() != "[state]")
+        .skip(1)
+        .take_while(|line| !line.trim_start().starts_with('['));
+    let line = in_state.into_iter().find_map(|line| {
+        line.trim()
+            .strip_prefix("directory")?
+            .trim_start()
+            .strip_prefix('=')
+    });
     match line {
-        Some(value) => value.trim().strip_prefix('"')?.split('"').next().map(str::to_owned),
+        Some(value) => value
+            .trim()
+            .strip_prefix('"')?
+            .split('"')
+            .next()
+            .map(str::to_owned),
         None => Some(DEFAULT_STATE.to_owned()),
     }
 }
@@ -586,20 +841,32 @@ fn state_directory_of(text: &str) -> Option<String> {
 fn open_state(directory: &Path) -> io::Result<(Ownership, Restored)> {
     std::fs::create_dir_all(directory)?;
     let lock = disk::lock_soon(directory)?;
-    let has_journal = std::fs::metadata(journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
-    let restored = crate::state_file::restore(directory, has_journal || journal::moved_away(directory).is_some());
+    let has_journal =
+        std::fs::metadata(journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
+    let restored = crate::state_file::restore(
+        directory,
+        has_journal || journal::moved_away(directory).is_some(),
+    );
     if let Restored::Unreadable(why) = &restored {
         tracing::error!(directory = %directory.display(), why, "the saved state cannot be read: EVERY rollout starts at 0 % until it is re-armed, and maintenance is off");
     }
     let (ownership, opened) = Ownership::open(directory, lock)?;
     if opened.torn > 0 {
-        tracing::warn!(bytes = opened.torn, "the journal ended in the middle of a line; that line was cut off");
+        tracing::warn!(
+            bytes = opened.torn,
+            "the journal ended in the middle of a line; that line was cut off"
+        );
     }
     let note = match (&opened.continues, &restored) {
         _ if !opened.is_new => None,
-        (Some(moved), _) => Some(format!("the journal was moved away while no proxy ran; a new file continues the chain of {}", moved.display())),
+        (Some(moved), _) => Some(format!(
+            "the journal was moved away while no proxy ran; a new file continues the chain of {}",
+            moved.display()
+        )),
         (None, Restored::Fresh) => None,
-        (None, Restored::Known(_) | Restored::Unreadable(_)) => Some("the journal is missing although there is a saved state; a new chain begins".to_owned()),
+        (None, Restored::Known(_) | Restored::Unreadable(_)) => Some(
+            "the journal is missing although there is a saved state; a new chain begins".to_owned(),
+        ),
     };
     if let Some(note) = &note {
         tracing::warn!(directory = %directory.display(), what = note, "the journal is not the file that was written last");
@@ -609,7 +876,13 @@ fn open_state(directory: &Path) -> io::Result<(Ownership, Restored)> {
 
 /// The socket for an address of the file, given or bound.
 fn socket(given: &mut Given, purpose: Purpose, address: SocketAddr) -> Result<Socket, StartError> {
-    given.take(purpose, address).map_err(|error| StartError::Bind { address, key: purpose.key(), error })
+    given
+        .take(purpose, address)
+        .map_err(|error| StartError::Bind {
+            address,
+            key: purpose.key(),
+            error,
+        })
 }
 
 #[cfg(test)]
@@ -619,8 +892,17 @@ mod tests {
     #[test]
     fn the_state_directory_is_found_in_a_file_that_does_not_parse() {
         let directory = |text: &str| state_directory_of(text);
-        assert_eq!(directory("[state]\ndirectory = \"/srv/state\" # here\n[backend.legacy\n").as_deref(), Some("/srv/state"));
-        assert_eq!(directory("[[rollout]\npercent = 5%").as_deref(), Some("/var/lib/cutover"));
-        assert_eq!(directory("[state]\n[log]\ndirectory = \"/no\"").as_deref(), Some("/var/lib/cutover"));
+        assert_eq!(
+            directory("[state]\ndirectory = \"/srv/state\" # here\n[backend.legacy\n").as_deref(),
+            Some("/srv/state")
+        );
+        assert_eq!(
+            directory("[[rollout]\npercent = 5%").as_deref(),
+            Some("/var/lib/cutover")
+        );
+        assert_eq!(
+            directory("[state]\n[log]\ndirectory = \"/no\"").as_deref(),
+            Some("/var/lib/cutover")
+        );
     }
 }

@@ -13,7 +13,8 @@ pub fn mono() -> Mono {
     Mono::from_micros(micros(START.get_or_init(Instant::now).elapsed()))
 }
 
-/// Makes the monotonic clock go on from where it stands in another process, so that moments can be handed over as they are. Says whether it does: not if it has been read here before.
+/// Makes the monotonic clock go on from where it stands in another process, so that moments can be
+/// handed over as they are. Says whether it does: not if it has been read here before.
 pub fn go_on_from(there: Mono) -> bool {
     let began = Instant::now().checked_sub(Duration::from_micros(there.as_micros()));
     began.is_some_and(|began| START.set(began).is_ok())
@@ -21,13 +22,18 @@ pub fn go_on_from(there: Mono) -> bool {
 
 /// The wall clock, for people and records. Before 1970 reads as 1970.
 pub fn wall() -> Wall {
-    let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+    let millis = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_millis());
     Wall::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }
 
 /// One reading of both clocks.
 pub fn now() -> Now {
-    Now { mono: mono(), wall: wall() }
+    Now {
+        mono: mono(),
+        wall: wall(),
+    }
 }
 
 /// A wall-clock moment as RFC 3339 in UTC with milliseconds, such as `2026-11-20T10:15:30.250Z`.
@@ -40,7 +46,9 @@ pub fn rfc3339(wall: Wall) -> String {
 
 /// Reads back what [`rfc3339`] wrote.
 pub fn parse_rfc3339(text: &str) -> Option<Wall> {
-    text.parse::<jiff::Timestamp>().ok().map(|timestamp| Wall::from_millis(timestamp.as_millisecond()))
+    text.parse::<jiff::Timestamp>()
+        .ok()
+        .map(|timestamp| Wall::from_millis(timestamp.as_millisecond()))
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
-//! The door to the control plane: send it something, await the answer. Cheap to clone; everything that changes a rollout goes through here or through the file.
+//! The door to the control plane: send it something, await the answer. Cheap to clone; everything
+//! that changes a rollout goes through here or through the file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -89,11 +90,13 @@ pub enum Message {
     Report(oneshot::Sender<Report>),
     /// Somebody wants to know that the loop turns.
     Pulse(oneshot::Sender<()>),
-    /// Another process takes over: from now on nothing is written here, and what it has in force holds here.
+    /// Another process takes over: from now on nothing is written here, and what it has in force
+    /// holds here.
     HandOver {
         /// Told of every rollback that is decided here.
         trips: mpsc::UnboundedSender<Tripped>,
-        /// What the other process needs to know beside the saved state; or why this is no time for it.
+        /// What the other process needs to know beside the saved state; or why this is no time for
+        /// it.
         reply: oneshot::Sender<Result<Estate, String>>,
     },
     /// The other process has failed: all is as before.
@@ -170,7 +173,15 @@ pub enum Refusal {
 }
 
 fn revisions(expected: &[u64]) -> String {
-    if expected.is_empty() { "none that there ever was".to_owned() } else { expected.iter().map(u64::to_string).collect::<Vec<_>>().join(" or ") }
+    if expected.is_empty() {
+        "none that there ever was".to_owned()
+    } else {
+        expected
+            .iter()
+            .map(u64::to_string)
+            .collect::<Vec<_>>()
+            .join(" or ")
+    }
 }
 
 /// The control loop has ended: the process is going down.
@@ -189,9 +200,23 @@ impl ControlHandle {
     ///
     /// # Errors
     /// When the loop has ended.
-    pub fn settings_blocking(&self, common: Arc<Common>, restart_needed: Vec<&'static str>, actor: Actor, reason: String) -> Result<Applied, Gone> {
+    pub fn settings_blocking(
+        &self,
+        common: Arc<Common>,
+        restart_needed: Vec<&'static str>,
+        actor: Actor,
+        reason: String,
+    ) -> Result<Applied, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.blocking_send(Message::Settings { common, restart_needed, actor, reason, reply }).map_err(|_| Gone)?;
+        self.0
+            .blocking_send(Message::Settings {
+                common,
+                restart_needed,
+                actor,
+                reason,
+                reply,
+            })
+            .map_err(|_| Gone)?;
         answer.blocking_recv().map_err(|_| Gone)
     }
 
@@ -200,7 +225,9 @@ impl ControlHandle {
     /// # Errors
     /// When the loop has ended.
     pub fn rejected_blocking(&self, problems: String) -> Result<(), Gone> {
-        self.0.blocking_send(Message::Rejected { problems }).map_err(|_| Gone)
+        self.0
+            .blocking_send(Message::Rejected { problems })
+            .map_err(|_| Gone)
     }
 
     /// Tells which files are waited for, from a thread outside any runtime.
@@ -208,7 +235,9 @@ impl ControlHandle {
     /// # Errors
     /// When the loop has ended.
     pub fn waiting_blocking(&self, files: Vec<String>) -> Result<(), Gone> {
-        self.0.blocking_send(Message::Waiting { files }).map_err(|_| Gone)
+        self.0
+            .blocking_send(Message::Waiting { files })
+            .map_err(|_| Gone)
     }
 
     /// Compares revisions, and keeps others who name one from changing anything until
@@ -217,9 +246,13 @@ impl ControlHandle {
     /// # Errors
     /// When the loop has ended; inside, when the revision is another one.
     pub fn reserve_blocking(&self, if_revision: IfRevision) -> Result<Result<(), Refusal>, Gone> {
-        let Some(if_revision) = if_revision else { return Ok(Ok(())) };
+        let Some(if_revision) = if_revision else {
+            return Ok(Ok(()));
+        };
         let (reply, answer) = oneshot::channel();
-        self.0.blocking_send(Message::Reserve { if_revision, reply }).map_err(|_| Gone)?;
+        self.0
+            .blocking_send(Message::Reserve { if_revision, reply })
+            .map_err(|_| Gone)?;
         answer.blocking_recv().map_err(|_| Gone)
     }
 
@@ -235,9 +268,26 @@ impl ControlHandle {
     ///
     /// # Errors
     /// When the loop has ended; inside, when the command is refused.
-    pub async fn command(&self, rollout: String, command: Command, actor: Actor, reason: String, if_revision: IfRevision) -> Result<Result<Applied, Refusal>, Gone> {
+    pub async fn command(
+        &self,
+        rollout: String,
+        command: Command,
+        actor: Actor,
+        reason: String,
+        if_revision: IfRevision,
+    ) -> Result<Result<Applied, Refusal>, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Message::Command { rollout, command, actor, reason, if_revision, reply }).await.map_err(|_| Gone)?;
+        self.0
+            .send(Message::Command {
+                rollout,
+                command,
+                actor,
+                reason,
+                if_revision,
+                reply,
+            })
+            .await
+            .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 
@@ -245,9 +295,24 @@ impl ControlHandle {
     ///
     /// # Errors
     /// When the loop has ended; inside, when it is refused.
-    pub async fn maintenance(&self, wish: MaintenanceWish, actor: Actor, reason: String, if_revision: IfRevision) -> Result<Result<Applied, Refusal>, Gone> {
+    pub async fn maintenance(
+        &self,
+        wish: MaintenanceWish,
+        actor: Actor,
+        reason: String,
+        if_revision: IfRevision,
+    ) -> Result<Result<Applied, Refusal>, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Message::Maintenance { wish, actor, reason, if_revision, reply }).await.map_err(|_| Gone)?;
+        self.0
+            .send(Message::Maintenance {
+                wish,
+                actor,
+                reason,
+                if_revision,
+                reply,
+            })
+            .await
+            .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 
@@ -257,7 +322,10 @@ impl ControlHandle {
     /// When the loop has ended.
     pub async fn report(&self) -> Result<Report, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Message::Report(reply)).await.map_err(|_| Gone)?;
+        self.0
+            .send(Message::Report(reply))
+            .await
+            .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 
@@ -267,17 +335,25 @@ impl ControlHandle {
     /// When the loop has ended.
     pub fn pulse_blocking(&self) -> Result<(), Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.blocking_send(Message::Pulse(reply)).map_err(|_| Gone)?;
+        self.0
+            .blocking_send(Message::Pulse(reply))
+            .map_err(|_| Gone)?;
         answer.blocking_recv().map_err(|_| Gone)
     }
 
-    /// Saves everything, lets go of the state directory and follows from now on, from a thread outside any runtime.
+    /// Saves everything, lets go of the state directory and follows from now on, from a thread
+    /// outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended; inside, why this is no time for it: all is as before then.
-    pub fn hand_over_blocking(&self, trips: mpsc::UnboundedSender<Tripped>) -> Result<Result<Estate, String>, Gone> {
+    pub fn hand_over_blocking(
+        &self,
+        trips: mpsc::UnboundedSender<Tripped>,
+    ) -> Result<Result<Estate, String>, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.blocking_send(Message::HandOver { trips, reply }).map_err(|_| Gone)?;
+        self.0
+            .blocking_send(Message::HandOver { trips, reply })
+            .map_err(|_| Gone)?;
         answer.blocking_recv().map_err(|_| Gone)
     }
 
@@ -289,21 +365,27 @@ impl ControlHandle {
         self.0.blocking_send(Message::TakeBack).map_err(|_| Gone)
     }
 
-    /// Follows what the process that has taken over has in force, from a thread outside any runtime.
+    /// Follows what the process that has taken over has in force, from a thread outside any
+    /// runtime.
     ///
     /// # Errors
     /// When the loop has ended.
     pub fn follow_blocking(&self, lead: Lead, acknowledged: u64) -> Result<(), Gone> {
-        self.0.blocking_send(Message::Lead { lead, acknowledged }).map_err(|_| Gone)
+        self.0
+            .blocking_send(Message::Lead { lead, acknowledged })
+            .map_err(|_| Gone)
     }
 
-    /// Rolls back because the process before this one has, and returns when that is in force. From a thread outside any runtime.
+    /// Rolls back because the process before this one has, and returns when that is in force. From
+    /// a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
     pub fn adopt_blocking(&self, tripped: Tripped) -> Result<(), Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.blocking_send(Message::Tripped { tripped, reply }).map_err(|_| Gone)?;
+        self.0
+            .blocking_send(Message::Tripped { tripped, reply })
+            .map_err(|_| Gone)?;
         answer.blocking_recv().map_err(|_| Gone)
     }
 }

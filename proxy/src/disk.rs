@@ -1,8 +1,11 @@
-//! The thread that writes state and journal, so that a slow disk never holds up the judging of a tick or the stopping of harm.
+//! The thread that writes state and journal, so that a slow disk never holds up the judging of a
+//! tick or the stopping of harm.
 //!
-//! It also owns the state directory: the lock and the journal are let go of when another process takes over, and taken back if that one fails. Meanwhile nothing is written.
+//! It also owns the state directory: the lock and the journal are let go of when another process
+//! takes over, and taken back if that one fails. Meanwhile nothing is written.
 //!
-//! What fails is tried again every second with the newest state, and `latch_durable` is zero meanwhile. Journal lines wait, up to a bound; then the oldest are given up with a loud line.
+//! What fails is tried again every second with the newest state, and `latch_durable` is zero
+//! meanwhile. Journal lines wait, up to a bound; then the oldest are given up with a loud line.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -47,12 +50,21 @@ const LOCK_PAUSE: Duration = Duration::from_millis(20);
 /// # Errors
 /// Any failure of the file system; `ResourceBusy` when another process has it.
 pub fn lock(directory: &Path) -> io::Result<File> {
-    let lock = regular::open(OpenOptions::new().create(true).write(true).truncate(true), &directory.join(LOCK))?;
-    lock.try_lock().map_err(|_| io::Error::new(io::ErrorKind::ResourceBusy, "another cutover process is using it"))?;
+    let lock = regular::open(
+        OpenOptions::new().create(true).write(true).truncate(true),
+        &directory.join(LOCK),
+    )?;
+    lock.try_lock().map_err(|_| {
+        io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "another cutover process is using it",
+        )
+    })?;
     Ok(lock)
 }
 
-/// The same, with some patience: a process that is just ending may have it still, and so may, until it has become another program, whatever it has started last.
+/// The same, with some patience: a process that is just ending may have it still, and so may, until
+/// it has become another program, whatever it has started last.
 ///
 /// # Errors
 /// As [`lock`], after half a second.
@@ -61,7 +73,9 @@ pub fn lock_soon(directory: &Path) -> io::Result<File> {
     loop {
         tries += 1;
         match lock(directory) {
-            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < LOCK_TRIES => std::thread::sleep(LOCK_PAUSE),
+            Err(error) if error.kind() == io::ErrorKind::ResourceBusy && tries < LOCK_TRIES => {
+                std::thread::sleep(LOCK_PAUSE);
+            }
             done => return done,
         }
     }
@@ -74,7 +88,14 @@ impl Ownership {
     /// Any failure of the file system.
     pub fn open(directory: &Path, lock: File) -> io::Result<(Self, Opened)> {
         let (journal, opened) = Journal::open(directory)?;
-        Ok((Self { lock, journal, note: None }, opened))
+        Ok((
+            Self {
+                lock,
+                journal,
+                note: None,
+            },
+            opened,
+        ))
     }
 
     /// Adds what people have to know about the journal, for the status.
@@ -107,7 +128,10 @@ impl Disk {
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(directory: PathBuf, ownership: Ownership) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
+    pub fn start(
+        directory: PathBuf,
+        ownership: Ownership,
+    ) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, jobs) = channel();
         let durable = Arc::new(AtomicBool::new(true));
         let journal_note = Arc::new(Mutex::new(ownership.note.clone()));
@@ -122,11 +146,21 @@ impl Disk {
             last_good: None,
             complained: false,
         };
-        let thread = std::thread::Builder::new().name("disk".to_owned()).spawn(move || writer.run(&jobs))?;
-        Ok((Self { sender, durable, journal_note }, thread))
+        let thread = std::thread::Builder::new()
+            .name("disk".to_owned())
+            .spawn(move || writer.run(&jobs))?;
+        Ok((
+            Self {
+                sender,
+                durable,
+                journal_note,
+            },
+            thread,
+        ))
     }
 
-    /// Makes the standings durable; the answer is whether they are. The state stays wanted: if it fails it is tried again.
+    /// Makes the standings durable; the answer is whether they are. The state stays wanted: if it
+    /// fails it is tried again.
     pub fn save(&self, standings: Standings) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
         // A thread that is gone drops `done`, which reads as "not durable".
@@ -151,7 +185,8 @@ impl Disk {
         answer
     }
 
-    /// Lets go of the state directory, so that another process can take it; the answer is whether everything asked for before is on disk, else it is kept.
+    /// Lets go of the state directory, so that another process can take it; the answer is whether
+    /// everything asked for before is on disk, else it is kept.
     pub fn let_go(&self) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
         let _ = self.sender.send(Job::LetGo(done));
@@ -190,7 +225,11 @@ struct Writer {
 impl Writer {
     fn run(mut self, jobs: &Receiver<Job>) {
         loop {
-            let job = if self.is_clean() { jobs.recv().map_err(|_| RecvTimeoutError::Disconnected) } else { jobs.recv_timeout(RETRY) };
+            let job = if self.is_clean() {
+                jobs.recv().map_err(|_| RecvTimeoutError::Disconnected)
+            } else {
+                jobs.recv_timeout(RETRY)
+            };
             match job {
                 Ok(Job::Save(standings, done)) => {
                     self.unsaved = Some(standings);
@@ -206,9 +245,19 @@ impl Writer {
                     self.work();
                 }
                 Ok(Job::LastGood(mut last_good)) => {
-                    // What an unwritten one would have kept is in no file that the next one could name.
-                    for (path, content) in self.last_good.take().into_iter().flat_map(|unwritten| unwritten.files) {
-                        if last_good.unchanged.get(&path).is_some_and(|digest| Sha256::digest(&content)[..] == *digest) {
+                    // What an unwritten one would have kept is in no file that the next one could
+                    // name.
+                    for (path, content) in self
+                        .last_good
+                        .take()
+                        .into_iter()
+                        .flat_map(|unwritten| unwritten.files)
+                    {
+                        if last_good
+                            .unchanged
+                            .get(&path)
+                            .is_some_and(|digest| Sha256::digest(&content)[..] == *digest)
+                        {
                             last_good.files.insert(path, content);
                         }
                     }
@@ -250,13 +299,21 @@ impl Writer {
             match lock(&self.directory).and_then(|lock| Ownership::open(&self.directory, lock)) {
                 Ok((ownership, _)) => self.ownership = Some(ownership),
                 Err(error) => {
-                    self.durable.store(self.unsaved.is_none(), Ordering::Release);
+                    self.durable
+                        .store(self.unsaved.is_none(), Ordering::Release);
                     self.complain(Some((LOCK, error)));
                     return;
                 }
             }
         }
-        let Some(Ownership { journal, lock: _lock, note: _ }) = &mut self.ownership else { return };
+        let Some(Ownership {
+            journal,
+            lock: _lock,
+            note: _,
+        }) = &mut self.ownership
+        else {
+            return;
+        };
         let mut failed = None;
         if let Some(standings) = &self.unsaved {
             match state_file::save(&self.directory, standings) {
@@ -285,7 +342,8 @@ impl Writer {
                 Err(error) => failed = failed.or(Some((crate::last_good::NAME, error))),
             }
         }
-        self.durable.store(self.unsaved.is_none(), Ordering::Release);
+        self.durable
+            .store(self.unsaved.is_none(), Ordering::Release);
         self.complain(failed);
     }
 

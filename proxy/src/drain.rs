@@ -1,7 +1,10 @@
-//! What outlives a request follows a rollback: WebSockets and streams that are still on new some time after it are told to end.
+//! What outlives a request follows a rollback: WebSockets and streams that are still on new some
+//! time after it are told to end.
 //!
-//! Every connection carries a [`Stay`]: which rollout its present request is on new for, and since which revision. The control loop sends one word when the time is up, and whoever carries a stay
-//! looks whether it is meant. A request that comes and goes pays two stores for it; requests of a later revision (a tester's, or after re-arming) stay.
+//! Every connection carries a [`Stay`]: which rollout its present request is on new for, and since
+//! which revision. The control loop sends one word when the time is up, and whoever carries a stay
+//! looks whether it is meant. A request that comes and goes pays two stores for it; requests of a
+//! later revision (a tester's, or after re-arming) stay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -121,7 +124,10 @@ const SLOT_BITS: u32 = 16;
 impl Stay {
     /// On new, in this slot, decided under this revision.
     pub fn on_new(&self, slot: usize, revision: u64) {
-        self.0.store(revision << SLOT_BITS | (slot as u64 + 1) & ((1 << SLOT_BITS) - 1), Ordering::Relaxed);
+        self.0.store(
+            revision << SLOT_BITS | (slot as u64 + 1) & ((1 << SLOT_BITS) - 1),
+            Ordering::Relaxed,
+        );
     }
 
     /// Nowhere in particular.
@@ -132,7 +138,9 @@ impl Stay {
     fn is_meant(&self, order: Order) -> bool {
         let word = self.0.load(Ordering::Relaxed);
         match order {
-            Order::Slot(slot, before) => word & ((1 << SLOT_BITS) - 1) == slot as u64 + 1 && word >> SLOT_BITS < before,
+            Order::Slot(slot, before) => {
+                word & ((1 << SLOT_BITS) - 1) == slot as u64 + 1 && word >> SLOT_BITS < before
+            }
             Order::All => true,
         }
     }
@@ -146,7 +154,10 @@ mod tests {
 
     fn is_sent_away(listener: &mut Listener, stay: &Stay) -> bool {
         let mut waiting = Box::pin(listener.sent_away(stay));
-        waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) == Poll::Ready(())
+        waiting
+            .as_mut()
+            .poll(&mut Context::from_waker(Waker::noop()))
+            == Poll::Ready(())
     }
 
     #[test]
@@ -158,12 +169,19 @@ mod tests {
         stays[2].on_new(2, 6);
         let mut listeners: Vec<Listener> = stays.iter().map(|_| drains.listen()).collect();
         drains.order(1, 7);
-        let leave: Vec<bool> = listeners.iter_mut().zip(&stays).map(|(listener, stay)| is_sent_away(listener, stay)).collect();
+        let leave: Vec<bool> = listeners
+            .iter_mut()
+            .zip(&stays)
+            .map(|(listener, stay)| is_sent_away(listener, stay))
+            .collect();
         assert_eq!(leave, [true, false, false, false]);
         // Whoever comes later hears of later orders only.
         assert!(!is_sent_away(&mut drains.listen(), &stays[0]));
         drains.order(1, 9);
-        assert!(is_sent_away(&mut listeners[1], &stays[1]) && !is_sent_away(&mut listeners[2], &stays[2]));
+        assert!(
+            is_sent_away(&mut listeners[1], &stays[1])
+                && !is_sent_away(&mut listeners[2], &stays[2])
+        );
         stays[2].over();
         drains.order_all();
         assert!(is_sent_away(&mut listeners[2], &stays[2]));

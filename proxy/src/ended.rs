@@ -1,4 +1,5 @@
-//! What is known of a request that has ended, said once for its line in the access log and for its span.
+//! What is known of a request that has ended, said once for its line in the access log and for its
+//! span.
 
 use std::net::IpAddr;
 use std::sync::Arc;

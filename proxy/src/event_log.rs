@@ -1,6 +1,7 @@
 //! The event log: what happened, one line each, written by a thread of its own.
 //!
-//! A log that blocks its writer would let a paused terminal or a stuck pipe hold up the control loop, and with it every rollback. So lines wait in a bounded queue; when it is full they are
+//! A log that blocks its writer would let a paused terminal or a stuck pipe hold up the control
+//! loop, and with it every rollback. So lines wait in a bounded queue; when it is full they are
 //! dropped and counted together with those of the access log.
 
 use std::io::{self, Write};
@@ -12,8 +13,10 @@ use cutover_config::LogFormat;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What is logged unless `CUTOVER_LOG` says otherwise. Pingora's own errors name raw bytes of requests and come once per request in an outage; ours are counted and in the access log.
-const FILTER: &str = "info,pingora_proxy=off,pingora_core=error,pingora_core::protocols=off,pingora_core::apps=off";
+/// What is logged unless `CUTOVER_LOG` says otherwise. Pingora's own errors name raw bytes of
+/// requests and come once per request in an outage; ours are counted and in the access log.
+const FILTER: &str =
+    "info,pingora_proxy=off,pingora_core=error,pingora_core::protocols=off,pingora_core::apps=off";
 /// How many lines may wait.
 const QUEUE: usize = 4_096;
 /// How long the end of the process waits for the last lines.
@@ -42,12 +45,19 @@ enum Item {
 /// When the thread cannot be started.
 pub fn to_stdout(format: LogFormat) -> io::Result<EventLog> {
     let (sender, items) = sync_channel(QUEUE);
-    std::thread::Builder::new().name("event-log".to_owned()).spawn(move || write_items(&items, io::stdout()))?;
+    std::thread::Builder::new()
+        .name("event-log".to_owned())
+        .spawn(move || write_items(&items, io::stdout()))?;
     let filter = EnvFilter::try_from_env("CUTOVER_LOG").unwrap_or_else(|_| EnvFilter::new(FILTER));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(Queue(sender.clone()));
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(Queue(sender.clone()));
     match format {
         LogFormat::Json => subscriber.json().flatten_event(true).init(),
-        LogFormat::Text => subscriber.with_ansi(io::IsTerminal::is_terminal(&io::stdout())).init(),
+        LogFormat::Text => subscriber
+            .with_ansi(io::IsTerminal::is_terminal(&io::stdout()))
+            .init(),
     }
     Ok(EventLog(sender))
 }

@@ -1,6 +1,8 @@
-//! What two processes say to each other while one takes over from the other: words as JSON with their length before them, and listening sockets, over a pair of unix sockets.
+//! What two processes say to each other while one takes over from the other: words as JSON with
+//! their length before them, and listening sockets, over a pair of unix sockets.
 //!
-//! The pair has no name: the new process gets its end as standard input. So nobody else can take its place, and there is no file to protect or to leave behind.
+//! The pair has no name: the new process gets its end as standard input. So nobody else can take
+//! its place, and there is no file to protect or to leave behind.
 //!
 //! ```text
 //! new      Hello               it has read its file
@@ -10,7 +12,8 @@
 //! old      Tripped ...         each rollback it has decided on its remaining requests
 //! ```
 //!
-//! An old process of another version refuses at Hello, and goes on. This file knows the words; when they are said is in `succession`.
+//! An old process of another version refuses at Hello, and goes on. This file knows the words; when
+//! they are said is in `succession`.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -23,7 +26,10 @@ use std::sync::Arc;
 use cutover_core::judge::{Heritage as JudgeHeritage, PartHeritage};
 use cutover_core::rollout::Heritage;
 use cutover_core::{Actor, Lead, LedRollout, Maintenance, Mono, Percent, Restriction, Source};
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::control_handle::{Estate, Tripped};
@@ -129,12 +135,19 @@ pub struct Kept {
 
 impl Kept {
     fn of(restriction: Restriction) -> Self {
-        Self { mode: restriction.mode.name().to_owned(), until_us: restriction.until.map(Mono::as_micros) }
+        Self {
+            mode: restriction.mode.name().to_owned(),
+            until_us: restriction.until.map(Mono::as_micros),
+        }
     }
 
     fn restore(&self) -> io::Result<Restriction> {
-        let mode = Maintenance::of_name(&self.mode).ok_or_else(|| wrong(format!("{:?} is no mode of maintenance", self.mode)))?;
-        Ok(Restriction { mode, until: self.until_us.map(Mono::from_micros) })
+        let mode = Maintenance::of_name(&self.mode)
+            .ok_or_else(|| wrong(format!("{:?} is no mode of maintenance", self.mode)))?;
+        Ok(Restriction {
+            mode,
+            until: self.until_us.map(Mono::from_micros),
+        })
     }
 }
 
@@ -143,7 +156,8 @@ fn wrong(why: String) -> io::Error {
 }
 
 fn share(thousandths: u32) -> io::Result<Percent> {
-    Percent::from_thousandths(thousandths).ok_or_else(|| wrong(format!("{thousandths} thousandths are no share")))
+    Percent::from_thousandths(thousandths)
+        .ok_or_else(|| wrong(format!("{thousandths} thousandths are no share")))
 }
 
 /// Writes down what is known of each rollout.
@@ -153,12 +167,33 @@ pub fn estate_of(estate: &Estate) -> Vec<Known> {
         rollout: id.to_string(),
         share: heritage.share.thousandths(),
         raised_at_us: heritage.raised_at.map(Mono::as_micros),
-        frozen: heritage.frozen.as_ref().map(|(share, last, why)| (share.thousandths(), last.as_micros(), why.clone())),
+        frozen: heritage
+            .frozen
+            .as_ref()
+            .map(|(share, last, why)| (share.thousandths(), last.as_micros(), why.clone())),
         compares_from_us: heritage.judge.compares_from.map(Mono::as_micros),
         warm_until_us: heritage.judge.warm_until.map(Mono::as_micros),
-        ever: heritage.judge.ever.iter().map(|(rule, known)| (rule.clone(), known.iter().map(|(at, rate)| (at.as_micros(), *rate)).collect())).collect(),
+        ever: heritage
+            .judge
+            .ever
+            .iter()
+            .map(|(rule, known)| {
+                (
+                    rule.clone(),
+                    known
+                        .iter()
+                        .map(|(at, rate)| (at.as_micros(), *rate))
+                        .collect(),
+                )
+            })
+            .collect(),
         alone: heritage.judge.alone,
-        rules: heritage.judge.rules.iter().map(|(rule, parts)| (rule.clone(), parts.iter().map(part).collect())).collect(),
+        rules: heritage
+            .judge
+            .rules
+            .iter()
+            .map(|(rule, parts)| (rule.clone(), parts.iter().map(part).collect()))
+            .collect(),
     };
     estate.iter().map(known).collect()
 }
@@ -170,27 +205,84 @@ pub fn estate_of(estate: &Estate) -> Vec<Known> {
 pub fn restore_estate(known: Vec<Known>) -> io::Result<Estate> {
     let restore = |known: Known| {
         let part = |(evidence, alone): KnownPart| PartHeritage { evidence, alone };
-        let rules = known.rules.into_iter().map(|(rule, parts)| (rule, parts.into_iter().map(part).collect())).collect();
-        let frozen = known.frozen.map(|(frozen, last, why)| io::Result::Ok((share(frozen)?, Mono::from_micros(last), why))).transpose()?;
-        let ever = known.ever.into_iter().map(|(rule, known)| (rule, known.into_iter().map(|(at, rate)| (Mono::from_micros(at), rate)).collect())).collect();
-        let judge =
-            JudgeHeritage { rules, compares_from: known.compares_from_us.map(Mono::from_micros), warm_until: known.warm_until_us.map(Mono::from_micros), ever, alone: known.alone };
-        Ok((Arc::from(known.rollout), Heritage { judge, share: share(known.share)?, raised_at: known.raised_at_us.map(Mono::from_micros), frozen }))
+        let rules = known
+            .rules
+            .into_iter()
+            .map(|(rule, parts)| (rule, parts.into_iter().map(part).collect()))
+            .collect();
+        let frozen = known
+            .frozen
+            .map(|(frozen, last, why)| {
+                io::Result::Ok((share(frozen)?, Mono::from_micros(last), why))
+            })
+            .transpose()?;
+        let ever = known
+            .ever
+            .into_iter()
+            .map(|(rule, known)| {
+                (
+                    rule,
+                    known
+                        .into_iter()
+                        .map(|(at, rate)| (Mono::from_micros(at), rate))
+                        .collect(),
+                )
+            })
+            .collect();
+        let judge = JudgeHeritage {
+            rules,
+            compares_from: known.compares_from_us.map(Mono::from_micros),
+            warm_until: known.warm_until_us.map(Mono::from_micros),
+            ever,
+            alone: known.alone,
+        };
+        Ok((
+            Arc::from(known.rollout),
+            Heritage {
+                judge,
+                share: share(known.share)?,
+                raised_at: known.raised_at_us.map(Mono::from_micros),
+                frozen,
+            },
+        ))
     };
-    known.into_iter().map(restore).collect::<io::Result<BTreeMap<_, _>>>()
+    known
+        .into_iter()
+        .map(restore)
+        .collect::<io::Result<BTreeMap<_, _>>>()
 }
 
 impl Word {
     /// What is in force, as a word.
     pub fn of_lead(lead: &Lead, acknowledged: u64) -> Self {
-        let led = |led: &LedRollout| Led { rollout: led.id.to_string(), share: led.percent.thousandths(), latched: led.latched, maintenance: Kept::of(led.maintenance) };
-        Self::Lead { acknowledged, rollouts: lead.rollouts.iter().map(led).collect(), maintenance: Kept::of(lead.maintenance) }
+        let led = |led: &LedRollout| Led {
+            rollout: led.id.to_string(),
+            share: led.percent.thousandths(),
+            latched: led.latched,
+            maintenance: Kept::of(led.maintenance),
+        };
+        Self::Lead {
+            acknowledged,
+            rollouts: lead.rollouts.iter().map(led).collect(),
+            maintenance: Kept::of(lead.maintenance),
+        }
     }
 
     /// A rollback, as a word.
     pub fn of_trip(tripped: &Tripped) -> Self {
-        let Tripped { rollout, trip, actor, reason } = tripped;
-        Self::Tripped { rollout: rollout.clone(), trip: Box::new(TripStatus::new(trip)), actor: actor.name.clone(), source: actor.source.name().to_owned(), reason: reason.clone() }
+        let Tripped {
+            rollout,
+            trip,
+            actor,
+            reason,
+        } = tripped;
+        Self::Tripped {
+            rollout: rollout.clone(),
+            trip: Box::new(TripStatus::new(trip)),
+            actor: actor.name.clone(),
+            source: actor.source.name().to_owned(),
+            reason: reason.clone(),
+        }
     }
 }
 
@@ -199,17 +291,45 @@ impl Word {
 /// # Errors
 /// What of it is none.
 pub fn restore_lead(rollouts: Vec<Led>, maintenance: &Kept) -> io::Result<Lead> {
-    let restore = |led: Led| Ok(LedRollout { percent: share(led.share)?, latched: led.latched, maintenance: led.maintenance.restore()?, id: Arc::from(led.rollout) });
-    Ok(Lead { rollouts: rollouts.into_iter().map(restore).collect::<io::Result<_>>()?, maintenance: maintenance.restore()? })
+    let restore = |led: Led| {
+        Ok(LedRollout {
+            percent: share(led.share)?,
+            latched: led.latched,
+            maintenance: led.maintenance.restore()?,
+            id: Arc::from(led.rollout),
+        })
+    };
+    Ok(Lead {
+        rollouts: rollouts
+            .into_iter()
+            .map(restore)
+            .collect::<io::Result<_>>()?,
+        maintenance: maintenance.restore()?,
+    })
 }
 
 /// Reads back a rollback.
 ///
 /// # Errors
 /// What of it is none.
-pub fn restore_trip(rollout: String, trip: TripStatus, actor: String, source: &str, reason: String) -> io::Result<Tripped> {
-    let source = Source::of_name(source).ok_or_else(|| wrong(format!("{source:?} is no source")))?;
-    Ok(Tripped { rollout, trip: state_file::trip(trip).map_err(wrong)?, actor: Actor { name: actor, source }, reason })
+pub fn restore_trip(
+    rollout: String,
+    trip: TripStatus,
+    actor: String,
+    source: &str,
+    reason: String,
+) -> io::Result<Tripped> {
+    let source =
+        Source::of_name(source).ok_or_else(|| wrong(format!("{source:?} is no source")))?;
+    Ok(Tripped {
+        rollout,
+        trip: state_file::trip(trip).map_err(wrong)?,
+        actor: Actor {
+            name: actor,
+            source,
+        },
+        reason,
+    })
 }
 
 /// Says a word.
@@ -218,7 +338,8 @@ pub fn restore_trip(rollout: String, trip: TripStatus, actor: String, source: &s
 /// When the other end is gone.
 pub fn say(mut stream: &UnixStream, word: &Word) -> io::Result<()> {
     let text = serde_json::to_vec(word)?;
-    let length = u32::try_from(text.len()).map_err(|_| wrong(format!("a word of {} bytes is too long", text.len())))?;
+    let length = u32::try_from(text.len())
+        .map_err(|_| wrong(format!("a word of {} bytes is too long", text.len())))?;
     stream.write_all(&length.to_be_bytes())?;
     stream.write_all(&text)
 }
@@ -226,7 +347,8 @@ pub fn say(mut stream: &UnixStream, word: &Word) -> io::Result<()> {
 /// Waits for a word.
 ///
 /// # Errors
-/// `UnexpectedEof` when the other end is gone, `WouldBlock` when the time limit of the stream is over, `InvalidData` when it is no word.
+/// `UnexpectedEof` when the other end is gone, `WouldBlock` when the time limit of the stream is
+/// over, `InvalidData` when it is no word.
 pub fn hear(mut stream: &UnixStream) -> io::Result<Word> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -249,7 +371,12 @@ pub fn pass(stream: &UnixStream, sockets: &[Socket]) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         control.push(SendAncillaryMessage::ScmRights(&fds));
-        rustix::net::sendmsg(stream, &[IoSlice::new(b"s")], &mut control, SendFlags::NOSIGNAL)?;
+        rustix::net::sendmsg(
+            stream,
+            &[IoSlice::new(b"s")],
+            &mut control,
+            SendFlags::NOSIGNAL,
+        )?;
     }
     Ok(())
 }
@@ -264,7 +391,12 @@ pub fn receive(stream: &UnixStream, wanted: &[(Purpose, SocketAddr)]) -> io::Res
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(AT_ONCE))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut byte = [0];
-        let received = rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+        let received = rustix::net::recvmsg(
+            stream,
+            &mut [IoSliceMut::new(&mut byte)],
+            &mut control,
+            RecvFlags::CMSG_CLOEXEC,
+        )?;
         let before = fds.len();
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(some) = message {
@@ -272,10 +404,22 @@ pub fn receive(stream: &UnixStream, wanted: &[(Purpose, SocketAddr)]) -> io::Res
             }
         }
         if received.bytes == 0 || fds.len() == before {
-            return Err(wrong(format!("expected {} sockets, found {}", wanted.len(), fds.len())));
+            return Err(wrong(format!(
+                "expected {} sockets, found {}",
+                wanted.len(),
+                fds.len()
+            )));
         }
     }
-    Ok(wanted.iter().zip(fds).map(|(&(purpose, configured), fd)| Socket { purpose, configured, listener: TcpListener::from(fd) }).collect())
+    Ok(wanted
+        .iter()
+        .zip(fds)
+        .map(|(&(purpose, configured), fd)| Socket {
+            purpose,
+            configured,
+            listener: TcpListener::from(fd),
+        })
+        .collect())
 }
 
 #[cfg(test)]
@@ -289,23 +433,57 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
         let configured: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let sockets: Vec<Socket> = (0..70).map(|_| Socket { purpose: Purpose::Admin, configured, listener: listener.try_clone().expect("a copy") }).collect();
-        let wanted: Vec<_> = sockets.iter().map(|socket| (socket.purpose, socket.configured)).collect();
-        say(&here, &Word::Offer(Offer { clock_us: 7, sockets: wanted.clone(), estate: Vec::new() })).expect("said");
+        let sockets: Vec<Socket> = (0..70)
+            .map(|_| Socket {
+                purpose: Purpose::Admin,
+                configured,
+                listener: listener.try_clone().expect("a copy"),
+            })
+            .collect();
+        let wanted: Vec<_> = sockets
+            .iter()
+            .map(|socket| (socket.purpose, socket.configured))
+            .collect();
+        say(
+            &here,
+            &Word::Offer(Offer {
+                clock_us: 7,
+                sockets: wanted.clone(),
+                estate: Vec::new(),
+            }),
+        )
+        .expect("said");
         pass(&here, &sockets).expect("passed");
         say(&here, &Word::Ready).expect("said");
         drop((here, sockets, listener));
-        let Ok(Word::Offer(offer)) = hear(&there) else { panic!("no offer") };
+        let Ok(Word::Offer(offer)) = hear(&there) else {
+            panic!("no offer")
+        };
         let received = receive(&there, &offer.sockets).expect("sockets");
-        assert_eq!((offer.clock_us, received.len()), (7, 70), "more than one message holds");
-        assert!(received.iter().all(|socket| socket.listener.local_addr().ok() == Some(address) && socket.purpose == Purpose::Admin));
+        assert_eq!(
+            (offer.clock_us, received.len()),
+            (7, 70),
+            "more than one message holds"
+        );
+        assert!(
+            received
+                .iter()
+                .all(|socket| socket.listener.local_addr().ok() == Some(address)
+                    && socket.purpose == Purpose::Admin)
+        );
         assert!(matches!(hear(&there), Ok(Word::Ready)));
-        assert_eq!(hear(&there).expect_err("the other end is gone").kind(), io::ErrorKind::UnexpectedEof);
+        assert_eq!(
+            hear(&there).expect_err("the other end is gone").kind(),
+            io::ErrorKind::UnexpectedEof
+        );
     }
 
     #[test]
     fn what_one_process_knows_another_reads_as_it_was() {
-        let part = PartHeritage { evidence: vec![1.0, 0.1 + 0.2, -3.75], alone: Some((0.001, vec![2.5])) };
+        let part = PartHeritage {
+            evidence: vec![1.0, 0.1 + 0.2, -3.75],
+            alone: Some((0.001, vec![2.5])),
+        };
         let judge = JudgeHeritage {
             rules: vec![("ErrorsMax(Rate(1))".to_owned(), vec![part])],
             compares_from: Some(Mono::from_micros(9)),
@@ -314,26 +492,72 @@ mod tests {
             alone: true,
         };
         let percent = |text: &str| Percent::parse(text).expect("a percentage");
-        let heritage = Heritage { judge, share: percent("12.5"), raised_at: Some(Mono::from_micros(5)), frozen: Some((percent("5"), Mono::from_micros(8), "both".to_owned())) };
+        let heritage = Heritage {
+            judge,
+            share: percent("12.5"),
+            raised_at: Some(Mono::from_micros(5)),
+            frozen: Some((percent("5"), Mono::from_micros(8), "both".to_owned())),
+        };
         let estate: Estate = [(Arc::from("checkout"), heritage)].into();
         let text = serde_json::to_string(&estate_of(&estate)).expect("text");
-        assert_eq!(restore_estate(serde_json::from_str(&text).expect("known")).expect("an estate"), estate);
+        assert_eq!(
+            restore_estate(serde_json::from_str(&text).expect("known")).expect("an estate"),
+            estate
+        );
     }
 
     #[test]
     fn a_rollback_and_a_lead_are_told_as_they_are() {
         let (here, there) = UnixStream::pair().expect("a pair");
         let percent = Percent::parse("12.5").expect("a percentage");
-        let maintenance = Restriction { mode: Maintenance::Hold, until: Some(Mono::from_micros(77)) };
-        let lead = Lead { rollouts: vec![LedRollout { id: "a".into(), percent, latched: true, maintenance }], maintenance: Restriction::default() };
+        let maintenance = Restriction {
+            mode: Maintenance::Hold,
+            until: Some(Mono::from_micros(77)),
+        };
+        let lead = Lead {
+            rollouts: vec![LedRollout {
+                id: "a".into(),
+                percent,
+                latched: true,
+                maintenance,
+            }],
+            maintenance: Restriction::default(),
+        };
         say(&here, &Word::of_lead(&lead, 3)).expect("said");
-        let Ok(Word::Lead { acknowledged: 3, rollouts, maintenance }) = hear(&there) else { panic!("no lead") };
+        let Ok(Word::Lead {
+            acknowledged: 3,
+            rollouts,
+            maintenance,
+        }) = hear(&there)
+        else {
+            panic!("no lead")
+        };
         assert_eq!(restore_lead(rollouts, &maintenance).expect("a lead"), lead);
 
-        let trip = Trip { at: Wall::from_millis(1_795_169_730_250), cause: Cause::State, from: percent, sentence: "why".to_owned(), history: Vec::new() };
-        let tripped = Tripped { rollout: "a".to_owned(), trip: trip.clone(), actor: Actor::guard(), reason: "a rule".to_owned() };
+        let trip = Trip {
+            at: Wall::from_millis(1_795_169_730_250),
+            cause: Cause::State,
+            from: percent,
+            sentence: "why".to_owned(),
+            history: Vec::new(),
+        };
+        let tripped = Tripped {
+            rollout: "a".to_owned(),
+            trip: trip.clone(),
+            actor: Actor::guard(),
+            reason: "a rule".to_owned(),
+        };
         say(&here, &Word::of_trip(&tripped)).expect("said");
-        let Ok(Word::Tripped { rollout, trip: told, actor, source, reason }) = hear(&there) else { panic!("no rollback") };
+        let Ok(Word::Tripped {
+            rollout,
+            trip: told,
+            actor,
+            source,
+            reason,
+        }) = hear(&there)
+        else {
+            panic!("no rollback")
+        };
         let read = restore_trip(rollout, *told, actor, &source, reason).expect("a rollback");
         assert_eq!((read.trip, read.actor), (trip, Actor::guard()));
     }

@@ -1,11 +1,15 @@
-//! `journal.jsonl`: who changed what, when, why, from where; one JSON object per line, only ever appended to.
+//! `journal.jsonl`: who changed what, when, why, from where; one JSON object per line, only ever
+//! appended to.
 //!
-//! Each line carries the SHA-256 of the line before it, so that a line changed or taken out later shows. A torn last line (the machine went down in the middle of it) was never
-//! told to anybody and is cut off at the next start.
+//! Each line carries the SHA-256 of the line before it, so that a line changed or taken out later
+//! shows. A torn last line (the machine went down in the middle of it) was never told to anybody
+//! and is cut off at the next start.
 //!
-//! It grows for years, so it is read from its end and in bounded memory: a start looks for the last line only, and so does a page of the newest records. Only [`verify`] goes through all of it.
+//! It grows for years, so it is read from its end and in bounded memory: a start looks for the last
+//! line only, and so does a page of the newest records. Only [`verify`] goes through all of it.
 //!
-//! Somebody may move the file away while it is open, to rotate it. That is noticed before the next line: a new file continues the chain, and its first line carries the hash of the last line of
+//! Somebody may move the file away while it is open, to rotate it. That is noticed before the next
+//! line: a new file continues the chain, and its first line carries the hash of the last line of
 //! the file before.
 
 use std::collections::VecDeque;
@@ -44,7 +48,8 @@ pub struct Record {
     pub at: String,
     /// Which rollout; `*` for a change that concerns all of them.
     pub rollout: String,
-    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`, `shared_cause`, `shared_cause_ended`, held, maintenance.
+    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`,
+    /// `shared_cause`, `shared_cause_ended`, held, maintenance.
     pub change: String,
     /// Who.
     pub actor: String,
@@ -97,9 +102,15 @@ impl Record {
             previous: String::new(),
         };
         match &announcement.change {
-            Change::Percent { from, to } => (record.from_percent, record.to_percent) = (Some(percent(*from)), Some(percent(*to))),
+            Change::Percent { from, to } => {
+                (record.from_percent, record.to_percent) =
+                    (Some(percent(*from)), Some(percent(*to)));
+            }
             Change::RolledBack(trip) => record.trip = Some(TripStatus::new(trip)),
-            Change::Maintenance { mode, until } => (record.maintenance, record.until) = (Some(mode.name().to_owned()), until.map(clock::rfc3339)),
+            Change::Maintenance { mode, until } => {
+                (record.maintenance, record.until) =
+                    (Some(mode.name().to_owned()), until.map(clock::rfc3339));
+            }
             Change::Started
             | Change::Added
             | Change::Removed
@@ -155,7 +166,11 @@ impl Journal {
     pub fn open(directory: &Path) -> io::Result<(Self, Opened)> {
         let path = path(directory);
         let (file, metadata, last, torn) = open_at(&path)?;
-        let mut opened = Opened { torn, is_new: last.is_none(), continues: None };
+        let mut opened = Opened {
+            torn,
+            is_new: last.is_none(),
+            continues: None,
+        };
         let last = match last {
             Some(last) => last,
             None => match moved_away(directory) {
@@ -166,22 +181,39 @@ impl Journal {
                 None => GENESIS.to_owned(),
             },
         };
-        Ok((Self { path, file, inode: inode(&metadata), len: metadata.len(), last }, opened))
+        Ok((
+            Self {
+                path,
+                file,
+                inode: inode(&metadata),
+                len: metadata.len(),
+                last,
+            },
+            opened,
+        ))
     }
 
     /// Appends a record and makes it durable. Says what has happened to the file, if it is not the
     /// one that was written last.
     ///
     /// # Errors
-    /// Any failure of the file system. The record can be appended again; what was half written is cut off first.
+    /// Any failure of the file system. The record can be appended again; what was half written is
+    /// cut off first.
     pub fn append(&mut self, record: &Record) -> io::Result<Option<&'static str>> {
         let lost = self.follow()?;
-        let record = Record { previous: self.last.clone(), ..record.clone() };
+        let record = Record {
+            previous: self.last.clone(),
+            ..record.clone()
+        };
         let mut line = serde_json::to_vec(&record)?;
         let hash = hash(&line);
         line.push(b'\n');
         let before = self.file.metadata()?.len();
-        if let Err(error) = self.file.write_all(&line).and_then(|()| self.file.sync_data()) {
+        if let Err(error) = self
+            .file
+            .write_all(&line)
+            .and_then(|()| self.file.sync_data())
+        {
             let _ = self.file.set_len(before);
             return Err(error);
         }
@@ -199,7 +231,9 @@ impl Journal {
                     self.file.set_len(whole)?;
                 }
                 self.len = whole;
-                Ok(Some("the journal was cut while the proxy ran; the next line continues its chain"))
+                Ok(Some(
+                    "the journal was cut while the proxy ran; the next line continues its chain",
+                ))
             }
             Ok(there) if inode(&there) == self.inode => Ok(None),
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
@@ -210,7 +244,10 @@ impl Journal {
                     File::open(directory)?.sync_all()?;
                 }
                 (self.file, self.inode, self.len) = (file, inode(&metadata), metadata.len());
-                Ok(Some("the journal was moved away or removed while the proxy ran; a new file continues its chain"))
+                Ok(Some(
+                    "the journal was moved away or removed while the proxy ran; a new file \
+                     continues its chain",
+                ))
             }
         }
     }
@@ -222,7 +259,10 @@ fn inode(metadata: &Metadata) -> (u64, u64) {
 
 /// Opens a journal, cuts off a torn last line, and returns the hash of the last line.
 fn open_at(path: &Path) -> io::Result<(File, Metadata, Option<String>, u64)> {
-    let mut file = regular::open(OpenOptions::new().create(true).read(true).append(true), path)?;
+    let mut file = regular::open(
+        OpenOptions::new().create(true).read(true).append(true),
+        path,
+    )?;
     let len = file.metadata()?.len();
     let (whole, last) = end_of(&mut file, len)?;
     if whole < len {
@@ -236,7 +276,10 @@ fn open_at(path: &Path) -> io::Result<(File, Metadata, Option<String>, u64)> {
 /// Where the last whole line of a file ends, and its hash. Reads from the end, in blocks.
 fn end_of(file: &mut (impl Read + Seek), len: u64) -> io::Result<(u64, Option<String>)> {
     let whole = last_byte(file, len, |byte| byte == b'\n')?.map_or(0, |at| at + 1);
-    let Some(end) = last_byte(file, whole, |byte| !byte.is_ascii_whitespace())?.map(|at| at + 1) else { return Ok((whole, None)) };
+    let Some(end) = last_byte(file, whole, |byte| !byte.is_ascii_whitespace())?.map(|at| at + 1)
+    else {
+        return Ok((whole, None));
+    };
     let start = last_byte(file, end, |byte| byte == b'\n')?.map_or(0, |at| at + 1);
     file.seek(SeekFrom::Start(start))?;
     let (mut hash, mut left, mut block) = (Sha256::new(), end - start, vec![0; BLOCK as usize]);
@@ -250,7 +293,11 @@ fn end_of(file: &mut (impl Read + Seek), len: u64) -> io::Result<(u64, Option<St
 }
 
 /// The last place before `end` that has such a byte.
-fn last_byte(file: &mut (impl Read + Seek), end: u64, is_it: impl Fn(u8) -> bool) -> io::Result<Option<u64>> {
+fn last_byte(
+    file: &mut (impl Read + Seek),
+    end: u64,
+    is_it: impl Fn(u8) -> bool,
+) -> io::Result<Option<u64>> {
     let (mut end, mut block) = (end, vec![0; BLOCK as usize]);
     while end > 0 {
         let start = end.saturating_sub(BLOCK);
@@ -275,10 +322,15 @@ pub fn path(directory: &Path) -> PathBuf {
 pub fn moved_away(directory: &Path) -> Option<(PathBuf, String)> {
     let others = fs::read_dir(directory).ok()?.flatten().filter(|entry| {
         let name = entry.file_name();
-        let rest = name.to_str().and_then(|name| name.strip_prefix(NAME)).unwrap_or_default();
+        let rest = name
+            .to_str()
+            .and_then(|name| name.strip_prefix(NAME))
+            .unwrap_or_default();
         rest.starts_with(['.', '-'])
     });
-    let mut others: Vec<_> = others.filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
+    let mut others: Vec<_> = others
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
     others.sort();
     others.into_iter().rev().find_map(|(_, path)| {
         let mut file = regular::open_to_read(&path).ok()?;
@@ -310,8 +362,19 @@ pub struct Page {
 ///
 /// # Errors
 /// Any failure of the file system.
-pub fn page(file: impl Read + Seek, len: u64, rollout: Option<&str>, limit: usize, bytes: usize) -> io::Result<Page> {
-    let mut lines = FromEnd { file, start: len, pending: VecDeque::new(), is_torn: true };
+pub fn page(
+    file: impl Read + Seek,
+    len: u64,
+    rollout: Option<&str>,
+    limit: usize,
+    bytes: usize,
+) -> io::Result<Page> {
+    let mut lines = FromEnd {
+        file,
+        start: len,
+        pending: VecDeque::new(),
+        is_torn: true,
+    };
     let (mut page, mut left) = (Page::default(), bytes);
     // What the line after this one says its hash is.
     let mut expected: Option<String> = None;
@@ -319,36 +382,63 @@ pub fn page(file: impl Read + Seek, len: u64, rollout: Option<&str>, limit: usiz
         let is_full = page.records.len() >= limit;
         let Some(line) = lines.next()? else { break };
         let place = lines.start + lines.pending.len() as u64;
-        if expected.take().is_some_and(|expected| expected != hash(&line)) && page.problem.is_none() {
-            page.problem = Some(format!("the line at byte {place} is not the one that the line after it names: a line was changed or taken out here"));
+        if expected
+            .take()
+            .is_some_and(|expected| expected != hash(&line))
+            && page.problem.is_none()
+        {
+            page.problem = Some(format!(
+                "the line at byte {place} is not the one that the line after it names: a line was \
+                 changed or taken out here"
+            ));
         }
         if is_full {
             // It was read only to hold it against the oldest of the page.
-            return Ok(Page { continues: None, ..page });
+            return Ok(Page {
+                continues: None,
+                ..page
+            });
         }
         page.lines += 1;
         match serde_json::from_slice::<Brief>(&line) {
             Ok(brief) => expected = Some(brief.previous.clone()),
-            Err(error) => page.problem = page.problem.or_else(|| Some(format!("the line at byte {place}: {error}"))),
+            Err(error) => {
+                page.problem = page
+                    .problem
+                    .or_else(|| Some(format!("the line at byte {place}: {error}")));
+            }
         }
         page.continues.clone_from(&expected);
-        let concerns = serde_json::from_slice::<Brief>(&line).is_ok_and(|brief| rollout.is_none_or(|rollout| brief.rollout == rollout || brief.rollout == EVERYTHING));
+        let concerns = serde_json::from_slice::<Brief>(&line).is_ok_and(|brief| {
+            rollout.is_none_or(|rollout| brief.rollout == rollout || brief.rollout == EVERYTHING)
+        });
         if !concerns {
             continue;
         }
         match left.checked_sub(line.len()) {
             Some(less) => left = less,
             // At least one record is given out, however long it is.
-            None if !page.records.is_empty() => return Ok(Page { continues: None, ..page }),
+            None if !page.records.is_empty() => {
+                return Ok(Page {
+                    continues: None,
+                    ..page
+                });
+            }
             None => left = 0,
         }
         match serde_json::from_slice::<Record>(&line) {
             Ok(record) => page.records.push(record),
-            Err(error) => page.problem = page.problem.or_else(|| Some(format!("the line at byte {place}: {error}"))),
+            Err(error) => {
+                page.problem = page
+                    .problem
+                    .or_else(|| Some(format!("the line at byte {place}: {error}")));
+            }
         }
     }
     page.is_whole = true;
-    page.continues = page.continues.filter(|previous| previous != GENESIS && !previous.is_empty());
+    page.continues = page
+        .continues
+        .filter(|previous| previous != GENESIS && !previous.is_empty());
     Ok(page)
 }
 
@@ -372,13 +462,18 @@ struct FromEnd<F> {
 }
 
 impl<F: Read + Seek> FromEnd<F> {
-    /// The line before the one that was given out last, without its line break. Blank lines are left
-    /// out, and so is a last line without a line break: it is being written.
+    /// The line before the one that was given out last, without its line break. Blank lines are
+    /// left out, and so is a last line without a line break: it is being written.
     fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut searched = 0;
         loop {
             let unsearched = self.pending.len() - searched;
-            if let Some(at) = self.pending.iter().take(unsearched).rposition(|byte| *byte == b'\n') {
+            if let Some(at) = self
+                .pending
+                .iter()
+                .take(unsearched)
+                .rposition(|byte| *byte == b'\n')
+            {
                 let line: Vec<u8> = self.pending.split_off(at + 1).into();
                 self.pending.pop_back();
                 searched = 0;
@@ -393,7 +488,13 @@ impl<F: Read + Seek> FromEnd<F> {
                 return Ok(Some(line).filter(|line| !self.is_torn && !line.trim_ascii().is_empty()));
             }
             if self.pending.len() > MAX_LINE {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, format!("a line before byte {} has more than {MAX_LINE} bytes", self.start + self.pending.len() as u64)));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!(
+                        "a line before byte {} has more than {MAX_LINE} bytes",
+                        self.start + self.pending.len() as u64
+                    ),
+                ));
             }
             let start = self.start.saturating_sub(BLOCK);
             let mut block = vec![0; (self.start - start) as usize];
@@ -428,11 +529,19 @@ pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
     loop {
         line.clear();
         number += 1;
-        if file.by_ref().take(MAX_LINE as u64 + 1).read_until(b'\n', &mut line)? == 0 {
+        if file
+            .by_ref()
+            .take(MAX_LINE as u64 + 1)
+            .read_until(b'\n', &mut line)?
+            == 0
+        {
             return Ok(verified);
         }
         let problem = if line.len() > MAX_LINE {
-            Some(format!("line {number}: it has more than {MAX_LINE} bytes, so the lines after it were not read"))
+            Some(format!(
+                "line {number}: it has more than {MAX_LINE} bytes, so the lines after it were not \
+                 read"
+            ))
         } else if line.pop_if(|byte| *byte == b'\n').is_none() {
             // It is being written.
             return Ok(verified);
@@ -443,12 +552,14 @@ pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
             match (serde_json::from_slice::<Record>(&line), &last) {
                 (Err(error), _) => Some(format!("line {number}: {error}")),
                 (Ok(record), None) => {
-                    verified.continues = Some(record.previous).filter(|previous| previous != GENESIS && !previous.is_empty());
+                    verified.continues = Some(record.previous)
+                        .filter(|previous| previous != GENESIS && !previous.is_empty());
                     None
                 }
-                (Ok(record), Some(last)) if record.previous != *last => {
-                    Some(format!("line {number}: its `previous` is not the hash of the line before: a line was changed or taken out here"))
-                }
+                (Ok(record), Some(last)) if record.previous != *last => Some(format!(
+                    "line {number}: its `previous` is not the hash of the line before: a line was \
+                     changed or taken out here"
+                )),
                 (Ok(_), Some(_)) => None,
             }
         };
@@ -465,18 +576,27 @@ pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
 ///
 /// # Errors
 /// When the file cannot be read.
-pub fn newest(directory: &Path, rollout: Option<&str>, limit: usize, bytes: usize) -> io::Result<Page> {
+pub fn newest(
+    directory: &Path,
+    rollout: Option<&str>,
+    limit: usize,
+    bytes: usize,
+) -> io::Result<Page> {
     match File::open(path(directory)) {
         Ok(file) => {
             let len = file.metadata()?.len();
             page(file, len, rollout, limit, bytes)
         }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Page { is_whole: true, ..Page::default() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Page {
+            is_whole: true,
+            ..Page::default()
+        }),
         Err(error) => Err(error),
     }
 }
 
-/// How the whole chain of a state directory stands, as [`verify`] says it. No journal is an empty one.
+/// How the whole chain of a state directory stands, as [`verify`] says it. No journal is an empty
+/// one.
 ///
 /// # Errors
 /// When the file cannot be read.
@@ -496,11 +616,16 @@ fn hash(line: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    /// All records in order, and what is wrong with the chain, if anything: by both ways of reading.
+    /// All records in order, and what is wrong with the chain, if anything: by both ways of
+    /// reading.
     fn read(directory: &Path) -> (Vec<Record>, Option<String>) {
         let verified = verify_in(directory).expect("read");
         let mut page = newest(directory, None, usize::MAX, usize::MAX).expect("read");
-        assert_eq!(page.problem.is_some(), verified.problem.is_some(), "{page:?} {verified:?}");
+        assert_eq!(
+            page.problem.is_some(),
+            verified.problem.is_some(),
+            "{page:?} {verified:?}"
+        );
         assert!(page.is_whole && page.continues == verified.continues);
         page.records.reverse();
         (page.records, verified.problem)
@@ -531,7 +656,9 @@ mod tests {
         for round in 0..3 {
             let (mut journal, opened) = Journal::open(directory.path()).expect("opened");
             assert_eq!((opened.torn, opened.is_new), (0, round == 0));
-            journal.append(&record(&format!("round {round}\nwith a line break"))).expect("appended");
+            journal
+                .append(&record(&format!("round {round}\nwith a line break")))
+                .expect("appended");
             journal.append(&record("again")).expect("appended");
         }
         let (records, wrong) = read(directory.path());
@@ -544,12 +671,23 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (mut journal, _) = Journal::open(directory.path()).expect("opened");
         for n in 0..4 {
-            journal.append(&record(&format!("change {n}"))).expect("appended");
+            journal
+                .append(&record(&format!("change {n}")))
+                .expect("appended");
         }
         let path = path(directory.path());
         let good = fs::read_to_string(&path).expect("text");
-        let taken_out: Vec<&str> = good.lines().enumerate().filter(|(at, _)| *at != 1).map(|(_, line)| line).collect();
-        for (bad, line) in [(good.replace("change 1", "change X"), "line 3"), (taken_out.join("\n") + "\n", "line 2"), (good.replace("{\"at\"", "{at"), "line 1")] {
+        let taken_out: Vec<&str> = good
+            .lines()
+            .enumerate()
+            .filter(|(at, _)| *at != 1)
+            .map(|(_, line)| line)
+            .collect();
+        for (bad, line) in [
+            (good.replace("change 1", "change X"), "line 3"),
+            (taken_out.join("\n") + "\n", "line 2"),
+            (good.replace("{\"at\"", "{at"), "line 1"),
+        ] {
             fs::write(&path, bad).expect("written");
             let wrong = read(directory.path()).1.expect("something is wrong");
             assert!(wrong.starts_with(line), "{wrong}");
@@ -559,7 +697,11 @@ mod tests {
     #[test]
     fn a_torn_last_line_is_cut_off_and_the_chain_goes_on() {
         let directory = tempfile::tempdir().expect("a directory");
-        Journal::open(directory.path()).expect("opened").0.append(&record("whole")).expect("appended");
+        Journal::open(directory.path())
+            .expect("opened")
+            .0
+            .append(&record("whole"))
+            .expect("appended");
         let mut torn = fs::read(path(directory.path())).expect("bytes");
         torn.extend_from_slice(b"{\"at\":\"2026");
         fs::write(path(directory.path()), torn).expect("written");
@@ -596,20 +738,41 @@ mod tests {
         journal.file.seek(SeekFrom::End(0)).expect("at the end");
         journal.file.write_all(b"\n").expect("written");
         for n in 0..10 {
-            journal.append(&record(&format!("change {n}"))).expect("appended");
+            journal
+                .append(&record(&format!("change {n}")))
+                .expect("appended");
         }
         let read = std::cell::Cell::new(0);
         let counted = || Counted(File::open(path(directory.path())).expect("opened"), &read);
         let len = counted().0.metadata().expect("known").len();
         let page = page(counted(), len, None, 5, MAX_PAGE_BYTES).expect("read");
-        let sentences: Vec<&str> = page.records.iter().map(|record| record.sentence.as_str()).collect();
-        assert_eq!((sentences, page.problem, page.is_whole), (vec!["change 9", "change 8", "change 7", "change 6", "change 5"], None, false));
-        assert!((1..=2 * BLOCK).contains(&read.get()), "{} bytes were read", read.get());
+        let sentences: Vec<&str> = page
+            .records
+            .iter()
+            .map(|record| record.sentence.as_str())
+            .collect();
+        assert_eq!(
+            (sentences, page.problem, page.is_whole),
+            (
+                vec!["change 9", "change 8", "change 7", "change 6", "change 5"],
+                None,
+                false
+            )
+        );
+        assert!(
+            (1..=2 * BLOCK).contains(&read.get()),
+            "{} bytes were read",
+            read.get()
+        );
         // A start needs the last line only.
         read.set(0);
         let (whole, last) = end_of(&mut counted(), len).expect("read");
         assert_eq!((whole, last), (len, Some(journal.last)));
-        assert!((1..=4 * BLOCK).contains(&read.get()), "{} bytes were read", read.get());
+        assert!(
+            (1..=4 * BLOCK).contains(&read.get()),
+            "{} bytes were read",
+            read.get()
+        );
     }
 
     #[test]
@@ -618,16 +781,34 @@ mod tests {
         let (mut journal, _) = Journal::open(directory.path()).expect("opened");
         for n in 0..2_000 {
             let rollout = ["checkout", "search", EVERYTHING, "a"][n % 4].to_owned();
-            journal.append(&Record { rollout, ..record(&format!("{n:05} {}", "x".repeat(n % 700))) }).expect("appended");
+            journal
+                .append(&Record {
+                    rollout,
+                    ..record(&format!("{n:05} {}", "x".repeat(n % 700)))
+                })
+                .expect("appended");
         }
         let of = |rollout, limit, bytes| {
             let page = newest(directory.path(), rollout, limit, bytes).expect("read");
             assert_eq!(page.problem, None);
-            (page.records.iter().map(|record| record.sentence[..5].parse::<usize>().expect("a number")).collect::<Vec<_>>(), page.is_whole)
+            (
+                page.records
+                    .iter()
+                    .map(|record| record.sentence[..5].parse::<usize>().expect("a number"))
+                    .collect::<Vec<_>>(),
+                page.is_whole,
+            )
         };
         assert_eq!(of(None, 3, usize::MAX), (vec![1_999, 1_998, 1_997], false));
-        assert_eq!(of(Some("search"), 4, usize::MAX), (vec![1_998, 1_997, 1_994, 1_993], false));
-        assert_eq!(of(Some("nobody"), 1_000, usize::MAX).0.len(), 500, "what concerns all concerns each");
+        assert_eq!(
+            of(Some("search"), 4, usize::MAX),
+            (vec![1_998, 1_997, 1_994, 1_993], false)
+        );
+        assert_eq!(
+            of(Some("nobody"), 1_000, usize::MAX).0.len(),
+            500,
+            "what concerns all concerns each"
+        );
         assert_eq!(of(None, 0, usize::MAX), (vec![], false));
         let all = of(None, 5_000, usize::MAX);
         assert_eq!((all.0.len(), all.1), (2_000, true));
@@ -641,21 +822,33 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let (mut journal, _) = Journal::open(directory.path()).expect("opened");
         for n in 0..6 {
-            journal.append(&record(&format!("change {n}"))).expect("appended");
+            journal
+                .append(&record(&format!("change {n}")))
+                .expect("appended");
         }
         let path = path(directory.path());
         let good = fs::read_to_string(&path).expect("text");
         fs::write(&path, good.replace("change 3", "change X")).expect("written");
-        let problem = |limit| newest(directory.path(), None, limit, usize::MAX).expect("read").problem;
+        let problem = |limit| {
+            newest(directory.path(), None, limit, usize::MAX)
+                .expect("read")
+                .problem
+        };
         assert_eq!(problem(1), None, "it was not read that far");
-        assert!(problem(2).is_some_and(|problem| problem.contains("a line was changed or taken out here")));
+        assert!(
+            problem(2)
+                .is_some_and(|problem| problem.contains("a line was changed or taken out here"))
+        );
         assert!(problem(6).is_some());
     }
 
     #[test]
     fn a_journal_moved_away_is_noticed_once_and_its_chain_continues() {
         let directory = tempfile::tempdir().expect("a directory");
-        let (path, moved) = (path(directory.path()), directory.path().join("journal.jsonl.1"));
+        let (path, moved) = (
+            path(directory.path()),
+            directory.path().join("journal.jsonl.1"),
+        );
         let (mut journal, _) = Journal::open(directory.path()).expect("opened");
         assert_eq!(journal.append(&record("one")).expect("appended"), None);
         for way in ["renamed", "removed", "copied and cut"] {
@@ -665,12 +858,27 @@ mod tests {
                 "removed" => fs::remove_file(&path).expect("removed"),
                 _ => fs::write(&path, "").expect("cut"),
             }
-            assert!(journal.append(&record("two")).expect("appended").is_some(), "{way}");
-            assert_eq!(journal.append(&record("three")).expect("appended"), None, "{way}: said once");
+            assert!(
+                journal.append(&record("two")).expect("appended").is_some(),
+                "{way}"
+            );
+            assert_eq!(
+                journal.append(&record("three")).expect("appended"),
+                None,
+                "{way}: said once"
+            );
             let (records, wrong) = read(directory.path());
-            assert_eq!((records.len(), wrong, &records[0].previous), (2, None, &last), "{way}");
+            assert_eq!(
+                (records.len(), wrong, &records[0].previous),
+                (2, None, &last),
+                "{way}"
+            );
         }
-        assert_eq!(fs::read_to_string(&moved).expect("text").lines().count(), 1, "nothing is written into the moved file");
+        assert_eq!(
+            fs::read_to_string(&moved).expect("text").lines().count(),
+            1,
+            "nothing is written into the moved file"
+        );
     }
 
     #[test]
@@ -684,10 +892,19 @@ mod tests {
         fs::write(directory.path().join("journal.jsonl.2.gz"), [0x1f, 0x8b]).expect("written");
         fs::write(directory.path().join("journal.jsonl.txt"), "a note\n").expect("written");
         let (mut journal, opened) = Journal::open(directory.path()).expect("opened");
-        assert_eq!((opened.is_new, opened.continues.as_ref()), (true, Some(&moved)));
+        assert_eq!(
+            (opened.is_new, opened.continues.as_ref()),
+            (true, Some(&moved))
+        );
         journal.append(&record("two")).expect("appended");
         let (records, wrong) = read(directory.path());
-        assert_eq!((records.len(), wrong, &records[0].previous), (1, None, &last));
-        assert_eq!(Journal::open(directory.path()).expect("opened").1.continues, None);
+        assert_eq!(
+            (records.len(), wrong, &records[0].previous),
+            (1, None, &last)
+        );
+        assert_eq!(
+            Journal::open(directory.path()).expect("opened").1.continues,
+            None
+        );
     }
 }

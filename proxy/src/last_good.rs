@@ -1,10 +1,10 @@
-//! The last accepted configuration, complete: the text with its includes drawn in, and the lists and
-//! certificates of authorities that it names.
+//! The last accepted configuration, complete: the text with its includes drawn in, and the lists
+//! and certificates of authorities that it names.
 //!
-//! Lists are kept beside the text in a folder, each under the SHA-256 of its content: a list that has
-//! not changed is not written again. Comments at the end of the text say which path is which content.
-//! The text is written last and by a rename, so a crash leaves the old set or the new one. A text
-//! without such comments, as earlier versions wrote it, is complete without them.
+//! Lists are kept beside the text in a folder, each under the SHA-256 of its content: a list that
+//! has not changed is not written again. Comments at the end of the text say which path is which
+//! content. The text is written last and by a rename, so a crash leaves the old set or the new one.
+//! A text without such comments, as earlier versions wrote it, is complete without them.
 //!
 //! *Not here:* certificates and keys of `[listen]`. A private key is not copied to another place.
 
@@ -48,19 +48,33 @@ impl LastGood {
         let folder = directory.join(FOLDER);
         let mut text = self.text.clone();
         let mut named = BTreeSet::new();
-        let digests = self.files.iter().map(|(path, content)| (path, Sha256::digest(content).into()));
+        let digests = self
+            .files
+            .iter()
+            .map(|(path, content)| (path, Sha256::digest(content).into()));
         let unchanged = self.unchanged.iter().map(|(path, digest)| (path, *digest));
-        let mut kept: Kept = digests.chain(unchanged).map(|(path, digest)| (path.clone(), digest)).collect();
+        let mut kept: Kept = digests
+            .chain(unchanged)
+            .map(|(path, digest)| (path.clone(), digest))
+            .collect();
         // A comment is a line; such a path is read where it is.
         kept.retain(|path, _| !path.contains(['\n', '\r']));
         if !kept.is_empty() {
-            fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-            text.push_str("\n# The files that this configuration names, as they were: contents are in last-good.d.\n");
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(&folder)?;
+            text.push_str(
+                "\n# The files that this configuration names, as they were: contents are in \
+                 last-good.d.\n",
+            );
         }
         for (path, digest) in &kept {
             let name = hex(digest);
             let file = folder.join(&name);
-            let is_there = |content: &String| fs::metadata(&file).is_ok_and(|there| there.len() == content.len() as u64);
+            let is_there = |content: &String| {
+                fs::metadata(&file).is_ok_and(|there| there.len() == content.len() as u64)
+            };
             if let Some(content) = self.files.get(path).filter(|content| !is_there(content)) {
                 state_file::replace_private(&file, content.as_bytes())?;
             }
@@ -84,7 +98,10 @@ impl LastGood {
 /// Any failure of the file system.
 pub fn read(directory: &Path) -> io::Result<(String, Kept)> {
     let text = regular::read_to_string(&directory.join(NAME))?;
-    let kept = text.lines().filter_map(|line| line.strip_prefix(MARK)?.split_once(' ')).filter_map(|(digest, path)| Some((path.to_owned(), unhex(digest)?)));
+    let kept = text
+        .lines()
+        .filter_map(|line| line.strip_prefix(MARK)?.split_once(' '))
+        .filter_map(|(digest, path)| Some((path.to_owned(), unhex(digest)?)));
     let kept = kept.collect();
     Ok((text, kept))
 }
@@ -121,30 +138,58 @@ mod tests {
     use super::*;
 
     fn of(text: &str, files: &[(&str, &str)]) -> LastGood {
-        let files = files.iter().map(|(path, content)| ((*path).to_owned(), (*content).to_owned())).collect();
-        LastGood { text: text.to_owned(), files, unchanged: Kept::new() }
+        let files = files
+            .iter()
+            .map(|(path, content)| ((*path).to_owned(), (*content).to_owned()))
+            .collect();
+        LastGood {
+            text: text.to_owned(),
+            files,
+            unchanged: Kept::new(),
+        }
     }
 
     #[test]
     fn a_kept_configuration_is_read_back_with_every_file_it_names() {
         let directory = tempfile::tempdir().expect("a directory");
-        of("a = 1\n", &[("beta users.txt", "ana\n"), ("../ca.pem", "pem\n")]).save(directory.path()).expect("saved");
+        of(
+            "a = 1\n",
+            &[("beta users.txt", "ana\n"), ("../ca.pem", "pem\n")],
+        )
+        .save(directory.path())
+        .expect("saved");
         let (text, kept) = read(directory.path()).expect("read");
         assert!(text.starts_with("a = 1\n"));
         let content_of = |path: &str| content(directory.path(), &kept[path]);
-        assert_eq!((content_of("beta users.txt").as_deref(), content_of("../ca.pem").as_deref()), (Some("ana\n"), Some("pem\n")));
+        assert_eq!(
+            (
+                content_of("beta users.txt").as_deref(),
+                content_of("../ca.pem").as_deref()
+            ),
+            (Some("ana\n"), Some("pem\n"))
+        );
         let mut next = of("a = 2\n", &[("../ca.pem", "other\n")]);
-        next.unchanged.insert("beta users.txt".to_owned(), kept["beta users.txt"]);
+        next.unchanged
+            .insert("beta users.txt".to_owned(), kept["beta users.txt"]);
         next.save(directory.path()).expect("saved");
         let (_, now) = read(directory.path()).expect("read");
-        assert_eq!(content(directory.path(), &now["beta users.txt"]).as_deref(), Some("ana\n"));
-        assert_eq!(content(directory.path(), &kept["../ca.pem"]), None, "what nothing names is removed");
+        assert_eq!(
+            content(directory.path(), &now["beta users.txt"]).as_deref(),
+            Some("ana\n")
+        );
+        assert_eq!(
+            content(directory.path(), &kept["../ca.pem"]),
+            None,
+            "what nothing names is removed"
+        );
     }
 
     #[test]
     fn a_kept_file_that_is_damaged_is_not_used() {
         let directory = tempfile::tempdir().expect("a directory");
-        of("a = 1\n", &[("users.txt", "ana\nbob\n")]).save(directory.path()).expect("saved");
+        of("a = 1\n", &[("users.txt", "ana\nbob\n")])
+            .save(directory.path())
+            .expect("saved");
         let (_, kept) = read(directory.path()).expect("read");
         fs::write(path_of(directory.path(), &kept["users.txt"]), "ana\n").expect("written");
         assert_eq!(content(directory.path(), &kept["users.txt"]), None);
@@ -153,7 +198,11 @@ mod tests {
     #[test]
     fn a_text_of_an_earlier_version_names_no_kept_file() {
         let directory = tempfile::tempdir().expect("a directory");
-        fs::write(directory.path().join(NAME), "percent = 5 # kept\n#kept x y\n").expect("written");
+        fs::write(
+            directory.path().join(NAME),
+            "percent = 5 # kept\n#kept x y\n",
+        )
+        .expect("written");
         assert_eq!(read(directory.path()).expect("read").1, Kept::new());
     }
 }

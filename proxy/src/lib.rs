@@ -1,6 +1,7 @@
 //! Cutover: an edge reverse proxy that moves live users from an old stack to a new one.
 //!
-//! The rooms and what may know what: ARCHITECTURE.md. `assemble` is the only file that knows all of them; the gateway, control, watch and admin meet through three handles,
+//! The rooms and what may know what: ARCHITECTURE.md. `assemble` is the only file that knows all of
+//! them; the gateway, control, watch and admin meet through three handles,
 //! [`published::Published`], [`recorder::Recorder`] and [`control_handle::ControlHandle`].
 
 pub mod access_log;

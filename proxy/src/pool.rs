@@ -1,7 +1,10 @@
 //! Connections to one server that rest between two requests.
 //!
-//! Each thread has a shelf of its own, last in, first out, so that a thread meets neither a lock that another holds nor a connection of another's cache; only where its shelf is empty it looks at its neighbours'. What is
-//! taken is silent and open: the kernel is asked, each time. The runtime knows of an end, or of bytes that nobody asked for, only when it has looked, and until then the next user would be answered with them.
+//! Each thread has a shelf of its own, last in, first out, so that a thread meets neither a lock
+//! that another holds nor a connection of another's cache; only where its shelf is empty it looks
+//! at its neighbours'. What is taken is silent and open: the kernel is asked, each time. The
+//! runtime knows of an end, or of bytes that nobody asked for, only when it has looked, and until
+//! then the next user would be answered with them.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -67,13 +70,20 @@ impl Pool {
         for step in 0..SHELVES {
             let shelf = &self.shelves[(own + step) % SHELVES];
             // A neighbour that is busy with its shelf has work for what is on it.
-            let Some(mut shelf) = (if step == 0 { Some(shelf.lock()) } else { shelf.try_lock() }) else { continue };
+            let Some(mut shelf) = (if step == 0 {
+                Some(shelf.lock())
+            } else {
+                shelf.try_lock()
+            }) else {
+                continue;
+            };
             while let Some(resting) = shelf.pop() {
                 if !resting.has_rested(longest, now) && resting.is_silent() {
                     return Some(resting.stream);
                 }
                 gone.push(resting);
-                // Where so many have ended the others have, too; they are thrown away in their time.
+                // Where so many have ended the others have, too; they are thrown away in their
+                // time.
                 if gone.len() == MOST_GONE {
                     return None;
                 }
@@ -94,7 +104,11 @@ impl Pool {
     pub fn tidy(&self, longest: Duration, now: Mono) {
         for shelf in &self.shelves {
             let mut shelf = shelf.lock();
-            let gone: Vec<Resting> = shelf.extract_if(.., |resting| resting.has_rested(longest, now) || !resting.is_silent()).collect();
+            let gone: Vec<Resting> = shelf
+                .extract_if(.., |resting| {
+                    resting.has_rested(longest, now) || !resting.is_silent()
+                })
+                .collect();
             drop(shelf);
             // Closing takes its time.
             drop(gone);
@@ -123,9 +137,14 @@ pub enum Unread {
     End,
 }
 
-/// Asks the kernel. Engines look, too, but at what the runtime has been told, not at what has come since.
+/// Asks the kernel. Engines look, too, but at what the runtime has been told, not at what has come
+/// since.
 pub fn unread(socket: RawFd) -> Unread {
-    match recv(socket, &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+    match recv(
+        socket,
+        &mut [0],
+        MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT,
+    ) {
         Err(Errno::EAGAIN) => Unread::Nothing,
         Ok(1) => Unread::Bytes,
         Ok(_) | Err(_) => Unread::End,
@@ -150,15 +169,28 @@ mod tests {
     }
 
     async fn pair(listener: &TcpListener) -> (TcpStream, std::net::TcpStream) {
-        let ours = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
-        let theirs = listener.accept().await.expect("a connection").0.into_std().expect("a socket");
+        let ours = TcpStream::connect(listener.local_addr().expect("an address"))
+            .await
+            .expect("a connection");
+        let theirs = listener
+            .accept()
+            .await
+            .expect("a connection")
+            .0
+            .into_std()
+            .expect("a socket");
         (ours, theirs)
     }
 
     /// Waits until the kernel has something for us.
     async fn hear(pool: &Pool) {
         for _ in 0..10_000 {
-            let is_heard = pool.shelves.iter().any(|shelf| shelf.lock().iter().any(|resting| has_unread(resting.stream.as_raw_fd())));
+            let is_heard = pool.shelves.iter().any(|shelf| {
+                shelf
+                    .lock()
+                    .iter()
+                    .any(|resting| has_unread(resting.stream.as_raw_fd()))
+            });
             if is_heard {
                 return;
             }
@@ -176,8 +208,13 @@ mod tests {
         let last = second.local_addr().expect("an address");
         pool.put(first, at(1));
         pool.put(second, at(1));
-        let taken = std::thread::scope(|scope| scope.spawn(|| pool.take(MINUTE, at(2))).join()).expect("no panic").expect("a connection");
-        assert_eq!((taken.local_addr().expect("an address"), pool.len()), (last, 1));
+        let taken = std::thread::scope(|scope| scope.spawn(|| pool.take(MINUTE, at(2))).join())
+            .expect("no panic")
+            .expect("a connection");
+        assert_eq!(
+            (taken.local_addr().expect("an address"), pool.len()),
+            (last, 1)
+        );
         assert!(pool.take(MINUTE, at(2)).is_some() && pool.take(MINUTE, at(2)).is_none());
     }
 

@@ -1,6 +1,8 @@
-//! The one handle through which the control plane reaches the data path: a snapshot swapped as a whole.
+//! The one handle through which the control plane reaches the data path: a snapshot swapped as a
+//! whole.
 //!
-//! Everything that must agree is in one [`Snapshot`]: percentages, latches, backends, header values. A request takes one at its start and keeps it to its end, so it sees one version
+//! Everything that must agree is in one [`Snapshot`]: percentages, latches, backends, header
+//! values. A request takes one at its start and keeps it to its end, so it sees one version
 //! of the file. Only control swaps; the gateway reads. Whoever waits for a change is told of each.
 
 use std::collections::BTreeMap;
@@ -25,7 +27,10 @@ pub struct Published {
 impl Published {
     /// Begins with this snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
-        Self { snapshot: ArcSwap::from_pointee(snapshot), changes: watch::Sender::new(()) }
+        Self {
+            snapshot: ArcSwap::from_pointee(snapshot),
+            changes: watch::Sender::new(()),
+        }
     }
 
     /// The snapshot in force.
@@ -38,7 +43,8 @@ impl Published {
         self.changes.subscribe()
     }
 
-    /// Puts a snapshot in force for every request that starts from now on. For the control plane only.
+    /// Puts a snapshot in force for every request that starts from now on. For the control plane
+    /// only.
     pub(crate) fn swap(&self, snapshot: Snapshot) {
         self.snapshot.store(Arc::new(snapshot));
         self.changes.send_replace(());
@@ -67,7 +73,8 @@ pub struct Common {
     pub default_backend: Arc<Backend>,
     /// Whether all of its servers speak HTTP/1.1 without TLS.
     pub is_default_plain: bool,
-    /// Lower-case names of headers that carry a user key in any rollout: none may be nominated as hop-by-hop.
+    /// Lower-case names of headers that carry a user key in any rollout: none may be nominated as
+    /// hop-by-hop.
     pub key_headers: Vec<HeaderName>,
 }
 
@@ -109,12 +116,17 @@ impl PreparedKey {
             KeySource::Jwt(_) => Some(http::header::AUTHORIZATION),
             KeySource::Query(_) | KeySource::Path(_) | KeySource::Ip => None,
         };
-        Self { source: source.clone(), steps: steps.as_slice().into(), header }
+        Self {
+            source: source.clone(),
+            steps: steps.as_slice().into(),
+            header,
+        }
     }
 }
 
 impl Common {
-    /// Prepares a file. Backends whose settings did not change are taken over from `before`; new ones resolve their names, which may block on DNS.
+    /// Prepares a file. Backends whose settings did not change are taken over from `before`; new
+    /// ones resolve their names, which may block on DNS.
     pub fn new(settings: Settings, before: Option<&Self>) -> Self {
         let backends: BTreeMap<Arc<str>, Arc<Backend>> = settings
             .backends
@@ -122,57 +134,93 @@ impl Common {
             .map(|backend| {
                 let running = before.and_then(|before| before.backends.get(&backend.name));
                 let same = running.filter(|running| running.settings() == backend);
-                let backend = same.cloned().unwrap_or_else(|| Arc::new(Backend::new(backend.clone(), running.map(|running| &**running))));
+                let backend = same.cloned().unwrap_or_else(|| {
+                    Arc::new(Backend::new(
+                        backend.clone(),
+                        running.map(|running| &**running),
+                    ))
+                });
                 (Arc::clone(&backend.settings().name), backend)
             })
             .collect();
         let default_backend = Arc::clone(&backends[&settings.routing.default_backend]);
-        let mut key_headers: Vec<HeaderName> = settings.rollouts.iter().flat_map(|rollout| &rollout.keys).filter_map(|source| PreparedKey::new(source).header).collect();
+        let mut key_headers: Vec<HeaderName> = settings
+            .rollouts
+            .iter()
+            .flat_map(|rollout| &rollout.keys)
+            .filter_map(|source| PreparedKey::new(source).header)
+            .collect();
         key_headers.sort_unstable_by(|a, b| a.as_str().cmp(b.as_str()));
         key_headers.dedup();
-        Self { is_default_plain: default_backend.is_plain(), settings, backends, default_backend, key_headers }
+        Self {
+            is_default_plain: default_backend.is_plain(),
+            settings,
+            backends,
+            default_backend,
+            key_headers,
+        }
     }
 }
 
 impl Common {
     fn outcome_header_of(&self, rollout: &str) -> Option<HeaderName> {
-        let settings = self.settings.rollouts.iter().find(|settings| &*settings.id == rollout)?;
+        let settings = self
+            .settings
+            .rollouts
+            .iter()
+            .find(|settings| &*settings.id == rollout)?;
         HeaderName::from_bytes(settings.guard.outcome_header.as_deref()?.as_bytes()).ok()
     }
 }
 
 impl Snapshot {
-    /// Joins a split with the file it was made from. Parts of `before` that stand unchanged are shared.
+    /// Joins a split with the file it was made from. Parts of `before` that stand unchanged are
+    /// shared.
     pub fn new(split: Split, common: Arc<Common>, before: Option<&Self>) -> Self {
         let prepared = split
             .rollouts
             .iter()
             .map(|rollout| {
-                let same = before.filter(|before| Arc::ptr_eq(&before.common, &common)).and_then(|before| {
-                    let at = before.split.rollouts.iter().position(|running| Arc::ptr_eq(&running.rule, &rollout.rule))?;
-                    before.prepared.get(at)
-                });
+                let same = before
+                    .filter(|before| Arc::ptr_eq(&before.common, &common))
+                    .and_then(|before| {
+                        let at = before
+                            .split
+                            .rollouts
+                            .iter()
+                            .position(|running| Arc::ptr_eq(&running.rule, &rollout.rule))?;
+                        before.prepared.get(at)
+                    });
                 same.cloned().unwrap_or_else(|| {
                     let rule = &rollout.rule;
-                    let backends = PerSide::from_fn(|side| Arc::clone(&common.backends[&rule.backends[side]]));
+                    let backends =
+                        PerSide::from_fn(|side| Arc::clone(&common.backends[&rule.backends[side]]));
                     Arc::new(Prepared {
                         slot: slot_of(rule.slot),
                         is_plain: Side::BOTH.into_iter().all(|side| backends[side].is_plain()),
                         backends,
-                        id: HeaderValue::from_str(&rule.id).unwrap_or_else(|_| HeaderValue::from_static("invalid")),
+                        id: HeaderValue::from_str(&rule.id)
+                            .unwrap_or_else(|_| HeaderValue::from_static("invalid")),
                         keys: rule.keys.iter().map(PreparedKey::new).collect(),
                         outcome_header: common.outcome_header_of(&rule.id),
                     })
                 })
             })
             .collect();
-        Self { split, prepared, common }
+        Self {
+            split,
+            prepared,
+            common,
+        }
     }
 
     /// The backends that a share of some rollout's users is sent to as new.
     pub fn new_in_use(&self) -> Vec<Arc<Backend>> {
         let rollouts = self.split.rollouts.iter().zip(&self.prepared);
-        rollouts.filter(|(rollout, _)| rollout.percent > Percent::ZERO).map(|(_, prepared)| Arc::clone(&prepared.backends.new)).collect()
+        rollouts
+            .filter(|(rollout, _)| rollout.percent > Percent::ZERO)
+            .map(|(_, prepared)| Arc::clone(&prepared.backends.new))
+            .collect()
     }
 
     /// Which sides of a rollout have passed a health check lately.

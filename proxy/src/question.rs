@@ -44,16 +44,26 @@ impl Questions {
     /// Nothing is asked yet.
     pub fn new() -> Self {
         let (answers, heard) = mpsc::unbounded_channel();
-        Self { prober: Arc::default(), answers, heard }
+        Self {
+            prober: Arc::default(),
+            answers,
+            heard,
+        }
     }
 
     /// Asks a backend for a rollout. The answer comes within a quarter of a second.
     pub fn ask(&self, rollout: Arc<str>, side: Side, backend: Arc<Backend>) {
         let (prober, answers) = (Arc::clone(&self.prober), self.answers.clone());
         tokio::spawn(async move {
-            let is_good = tokio::time::timeout(ASK_PATIENCE, any_answers(&prober, &backend)).await.unwrap_or(false);
+            let is_good = tokio::time::timeout(ASK_PATIENCE, any_answers(&prober, &backend))
+                .await
+                .unwrap_or(false);
             // Nobody listens when the process ends.
-            let _ = answers.send(Answer { rollout, side, is_good });
+            let _ = answers.send(Answer {
+                rollout,
+                side,
+                is_good,
+            });
         });
     }
 
@@ -71,7 +81,11 @@ impl Default for Questions {
 
 async fn any_answers(prober: &Prober, backend: &Backend) -> bool {
     let servers = backend.servers();
-    let mut asked: FuturesUnordered<_> = servers.iter().take(MAX_SERVERS).map(|server| prober.is_answered(backend, server)).collect();
+    let mut asked: FuturesUnordered<_> = servers
+        .iter()
+        .take(MAX_SERVERS)
+        .map(|server| prober.is_answered(backend, server))
+        .collect();
     while let Some(is_good) = asked.next().await {
         if is_good {
             return true;

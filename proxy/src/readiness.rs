@@ -29,7 +29,8 @@ impl Readiness {
         self.has_fallen.load(Ordering::Acquire)
     }
 
-    /// Whether whoever has asked before has been told that it fell. Nobody asks where there is no load balancer.
+    /// Whether whoever has asked before has been told that it fell. Nobody asks where there is no
+    /// load balancer.
     pub fn is_fall_known(&self) -> bool {
         !self.asked.load(Ordering::Acquire) || self.told.load(Ordering::Acquire)
     }

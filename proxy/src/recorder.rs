@@ -1,16 +1,24 @@
-//! What happened so far, counted on the request path without a lock, a shared counter or an allocation.
+//! What happened so far, counted on the request path without a lock, a shared counter or an
+//! allocation.
 //!
-//! Each (thread, rollout, side) has a shard of its own that only that thread writes: plain loads and stores with relaxed order, no read-modify-write (about a nanosecond each).
-//! Shards are cumulative and never reset, so there is no rotation to race with. A lock is taken once, when a thread first meets a rollout.
+//! Each (thread, rollout, side) has a shard of its own that only that thread writes: plain loads
+//! and stores with relaxed order, no read-modify-write (about a nanosecond each). Shards are
+//! cumulative and never reset, so there is no rotation to race with. A lock is taken once, when a
+//! thread first meets a rollout.
 //!
-//! The control plane reads through the one [`Reader`]. It keeps what it saw last and adds differences, so that the 32-bit latency counters may wrap, and descends only into octaves that
-//! changed, so that idle shards cost twenty loads. A shard whose thread has ended is read one last time and let go; its counts stay in the totals.
+//! The control plane reads through the one [`Reader`]. It keeps what it saw last and adds
+//! differences, so that the 32-bit latency counters may wrap, and descends only into octaves that
+//! changed, so that idle shards cost twenty loads. A shard whose thread has ended is read one last
+//! time and let go; its counts stay in the totals.
 //!
-//! In flight is started minus finished. The two may be counted by different threads, since a task moves between them; each count still has one writer.
+//! In flight is started minus finished. The two may be counted by different threads, since a task
+//! moves between them; each count still has one writer.
 //!
-//! Who was hurt is counted by the core's [`Watch`], one for each rollout, shared by all threads: bad and slow requests pay for it. A failure on new also rings a bell, so that the judge need not
-//! wait for its tick. Requests without an answer are counted by the tick in which they began to wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without
-//! looking at any request.
+//! Who was hurt is counted by the core's [`Watch`], one for each rollout, shared by all threads:
+//! bad and slow requests pay for it. A failure on new also rings a bell, so that the judge need not
+//! wait for its tick. Requests without an answer are counted by the tick in which they began to
+//! wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without looking at
+//! any request.
 //!
 //! What maintenance did to requests is counted apart: it says nothing about any backend.
 
@@ -23,7 +31,10 @@ use cutover_core::histogram::{COUNTERS, OCTAVE, OCTAVES, index_of};
 use cutover_core::outcome::{CODE_CLASSES, code_class};
 use cutover_core::window::{COARSE, CoarseLatencies, Counts, Totals, Trials};
 use cutover_core::witness::{BLOCKS, LastCrowd, tick_of};
-use cutover_core::{Class, Counted, Crowd, Ending, Evidence, FailureKind, Mono, Observed, Outcome, PerSide, Reason, Side, Waited, Watch, Who, Witness};
+use cutover_core::{
+    Class, Counted, Crowd, Ending, Evidence, FailureKind, Mono, Observed, Outcome, PerSide, Reason,
+    Side, Waited, Watch, Who, Witness,
+};
 use tokio::sync::Notify;
 
 use crate::rescue::{Ration, Rescue};
@@ -82,7 +93,8 @@ struct Registered {
     shards: Arc<PerSide<Shard>>,
 }
 
-/// How many ticks the ring of waiting requests holds. One that waits longer is taken for one of the present round, which is why a hang is noticed at a minute at the latest.
+/// How many ticks the ring of waiting requests holds. One that waits longer is taken for one of the
+/// present round, which is why a hang is noticed at a minute at the latest.
 pub const WAIT_TICKS: usize = 256;
 /// Into how many places waiting requests are told apart.
 const PLACES: usize = 16;
@@ -120,7 +132,13 @@ impl Halted {
     /// How many there are.
     pub const COUNT: usize = 5;
     /// All of them, in the order of their index.
-    pub const ALL: [Self; Self::COUNT] = [Self::Refused, Self::Held, Self::Released, Self::Expired, Self::Left];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Refused,
+        Self::Held,
+        Self::Released,
+        Self::Expired,
+        Self::Left,
+    ];
 
     /// The name in metrics.
     pub const fn name(self) -> &'static str {
@@ -143,8 +161,18 @@ impl Halted {
 pub fn recorder() -> (Arc<Recorder>, Reader) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let registry: Arc<Registry> = Arc::default();
-    let recorder = Recorder { id: NEXT.fetch_add(1, Ordering::Relaxed), registry: Arc::clone(&registry) };
-    (Arc::new(recorder), Reader { registry, known: Vec::new(), slots: Vec::new() })
+    let recorder = Recorder {
+        id: NEXT.fetch_add(1, Ordering::Relaxed),
+        registry: Arc::clone(&registry),
+    };
+    (
+        Arc::new(recorder),
+        Reader {
+            registry,
+            known: Vec::new(),
+            slots: Vec::new(),
+        },
+    )
 }
 
 /// What one thread has of a slot.
@@ -168,7 +196,8 @@ thread_local! {
 }
 
 impl Recorder {
-    /// Counts a request as started on `side`; dropping the guard counts it as finished, however the request ends.
+    /// Counts a request as started on `side`; dropping the guard counts it as finished, however the
+    /// request ends.
     pub fn begin(self: &Arc<Self>, slot: usize, side: Side, reason: Option<Reason>) -> InFlight {
         self.with(slot, |local| {
             let shard = &local.shards[side];
@@ -177,36 +206,70 @@ impl Recorder {
                 bump(&shard.reasons[reason.index()], 1);
             }
         });
-        InFlight { recorder: Arc::clone(self), slot, side, waiting: None, is_finished: false, websocket: None }
+        InFlight {
+            recorder: Arc::clone(self),
+            slot,
+            side,
+            waiting: None,
+            is_finished: false,
+            websocket: None,
+        }
     }
 
-    /// Counts the end of a request on `side`. Of a rollout that was re-armed since it was decided, it is no evidence.
+    /// Counts the end of a request on `side`. Of a rollout that was re-armed since it was decided,
+    /// it is no evidence.
     pub fn record(&self, slot: usize, side: Side, ending: &Ending, origin: &Origin<'_>) {
-        self.with(slot, |local| self.record_locally(local, slot, side, ending, origin));
+        self.with(slot, |local| {
+            self.record_locally(local, slot, side, ending, origin);
+        });
     }
 
-    /// Counts a request of this slot as parked; dropping the guard counts it as one whose client left.
+    /// Counts a request of this slot as parked; dropping the guard counts it as one whose client
+    /// left.
     pub fn hold(self: &Arc<Self>, slot: usize) -> Held {
         self.halted(slot, Halted::Held);
-        Held { recorder: Arc::clone(self), slot, ending: Halted::Left }
+        Held {
+            recorder: Arc::clone(self),
+            slot,
+            ending: Halted::Left,
+        }
     }
 
     /// Counts what maintenance did to a request of this slot.
     pub fn halted(&self, slot: usize, halted: Halted) {
-        self.with(slot, |local| bump(&local.shards.legacy.halted[halted.index()], 1));
+        self.with(slot, |local| {
+            bump(&local.shards.legacy.halted[halted.index()], 1);
+        });
     }
 
-    fn record_locally(&self, local: &Local, slot: usize, side: Side, ending: &Ending, origin: &Origin<'_>) {
-        let evidence = if local.watch.is_of(origin.epoch) { ending.evidence } else { Evidence::None };
-        let ending = Ending { evidence, ..*ending };
-        let counted = local.watch.see(side, &ending, origin.who, origin.path, origin.at);
+    fn record_locally(
+        &self,
+        local: &Local,
+        slot: usize,
+        side: Side,
+        ending: &Ending,
+        origin: &Origin<'_>,
+    ) {
+        let evidence = if local.watch.is_of(origin.epoch) {
+            ending.evidence
+        } else {
+            Evidence::None
+        };
+        let ending = Ending {
+            evidence,
+            ..*ending
+        };
+        let counted = local
+            .watch
+            .see(side, &ending, origin.who, origin.path, origin.at);
         self.shards(local, slot, evidence)[side].record(&ending, counted);
         if side == Side::New && evidence.counts() && matches!(ending.outcome, Outcome::Failure(_)) {
             self.registry.failed.notify_one();
         }
     }
 
-    /// The permits and counts of requests of a slot that legacy may save. Only for requests that have failed.
+    /// The permits and counts of requests of a slot that legacy may save. Only for requests that
+    /// have failed.
     pub fn rescue(&self, slot: usize) -> Arc<Rescue> {
         let mut found = None;
         self.with(slot, |local| found = Some(Arc::clone(&local.rescue)));
@@ -214,7 +277,8 @@ impl Recorder {
     }
 
     fn with(&self, slot: usize, use_local: impl FnOnce(&Local)) {
-        // A thread that is being torn down has no shards any more; what it would have counted is lost with the process.
+        // A thread that is being torn down has no shards any more; what it would have counted is
+        // lost with the process.
         let _ = SHARDS.try_with(|recorders| {
             let mut recorders = recorders.borrow_mut();
             let at = match recorders.iter().position(|(id, _)| *id == self.id) {
@@ -234,19 +298,41 @@ impl Recorder {
 
     fn register(&self, slot: usize) -> Local {
         let shards = self.new_shards(slot, true);
-        let Shared { watch, rescue, websockets } = self.registry.shared(slot);
-        Local { shards, apart: OnceCell::new(), watch, rescue, websockets }
+        let Shared {
+            watch,
+            rescue,
+            websockets,
+        } = self.registry.shared(slot);
+        Local {
+            shards,
+            apart: OnceCell::new(),
+            watch,
+            rescue,
+            websockets,
+        }
     }
 
     fn new_shards(&self, slot: usize, is_compared: bool) -> Arc<PerSide<Shard>> {
         let shards = Arc::new(PerSide::from_fn(|_| Shard::default()));
-        self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).push(Registered { slot, is_compared, shards: Arc::clone(&shards) });
+        self.registry
+            .shards
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Registered {
+                slot,
+                is_compared,
+                shards: Arc::clone(&shards),
+            });
         shards
     }
 
     /// Where a request of this evidence is counted.
     fn shards<'a>(&self, local: &'a Local, slot: usize, evidence: Evidence) -> &'a PerSide<Shard> {
-        if evidence.is_compared() { &local.shards } else { local.apart.get_or_init(|| self.new_shards(slot, false)) }
+        if evidence.is_compared() {
+            &local.shards
+        } else {
+            local.apart.get_or_init(|| self.new_shards(slot, false))
+        }
     }
 }
 
@@ -289,7 +375,9 @@ impl InFlight {
     pub fn is_a_websocket(&mut self) {
         if self.websocket.is_none() {
             let mut counted = None;
-            self.recorder.with(self.slot, |local| counted = Some(Arc::clone(&local.websockets)));
+            self.recorder.with(self.slot, |local| {
+                counted = Some(Arc::clone(&local.websockets));
+            });
             if let Some(counted) = &counted {
                 counted[self.side].fetch_add(1, Ordering::Relaxed);
             }
@@ -302,9 +390,12 @@ impl InFlight {
         self.is_finished = true;
         self.recorder.with(self.slot, |local| {
             if let Some((cell, evidence)) = self.waiting {
-                bump16(&self.recorder.shards(local, self.slot, evidence)[self.side].waits_ended[cell]);
+                bump16(
+                    &self.recorder.shards(local, self.slot, evidence)[self.side].waits_ended[cell],
+                );
             }
-            self.recorder.record_locally(local, self.slot, self.side, ending, origin);
+            self.recorder
+                .record_locally(local, self.slot, self.side, ending, origin);
             bump(&local.shards[self.side].finished, 1);
         });
     }
@@ -315,7 +406,11 @@ impl InFlight {
             return;
         }
         self.recorder.with(self.slot, |local| {
-            let place = if local.watch.tells_networks_apart() { who.network } else { who.user };
+            let place = if local.watch.tells_networks_apart() {
+                who.network
+            } else {
+                who.user
+            };
             let cell = tick_of(at) as usize % WAIT_TICKS * PLACES + place as usize % PLACES;
             bump16(&self.recorder.shards(local, self.slot, evidence)[self.side].waits_begun[cell]);
             self.waiting = Some((cell, evidence));
@@ -325,7 +420,11 @@ impl InFlight {
     /// Counts the request as answered.
     pub fn is_answered(&mut self) {
         if let Some((cell, evidence)) = self.waiting.take() {
-            self.recorder.with(self.slot, |local| bump16(&self.recorder.shards(local, self.slot, evidence)[self.side].waits_ended[cell]));
+            self.recorder.with(self.slot, |local| {
+                bump16(
+                    &self.recorder.shards(local, self.slot, evidence)[self.side].waits_ended[cell],
+                );
+            });
         }
     }
 }
@@ -337,7 +436,9 @@ impl Drop for InFlight {
         }
         if !self.is_finished {
             self.is_answered();
-            self.recorder.with(self.slot, |local| bump(&local.shards[self.side].finished, 1));
+            self.recorder.with(self.slot, |local| {
+                bump(&local.shards[self.side].finished, 1);
+            });
         }
     }
 }
@@ -381,14 +482,19 @@ impl SharedTrials {
     /// The meaning is that of [`Trials::record`].
     #[cold]
     fn record(&self, counted: Counted) {
-        let add = |counts: &[AtomicU32; BLOCKS], blocks: usize| counts.iter().take(blocks).for_each(bump32);
+        let add = |counts: &[AtomicU32; BLOCKS], blocks: usize| {
+            counts.iter().take(blocks).for_each(bump32);
+        };
         add(&self.served, counted.first_in());
         for class in counted.bad_indexes() {
             add(&self.first_bad[class], counted.first_in());
             add(&self.affected[class], counted.affected_in(class));
         }
         let changes = &self.changes;
-        changes.store(changes.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+        changes.store(
+            changes.load(Ordering::Relaxed).wrapping_add(1),
+            Ordering::Release,
+        );
     }
 
     /// What has come since it was read last, if anything.
@@ -405,8 +511,12 @@ impl SharedTrials {
         };
         Some(Trials {
             served: news(&self.served, &mut seen.served),
-            first_bad: std::array::from_fn(|class| news(&self.first_bad[class], &mut seen.first_bad[class])),
-            affected: std::array::from_fn(|class| news(&self.affected[class], &mut seen.affected[class])),
+            first_bad: std::array::from_fn(|class| {
+                news(&self.first_bad[class], &mut seen.first_bad[class])
+            }),
+            affected: std::array::from_fn(|class| {
+                news(&self.affected[class], &mut seen.affected[class])
+            }),
         })
     }
 }
@@ -459,7 +569,9 @@ impl Shard {
             self.trials.record(counted);
         }
         if counted.is_bad_anywhere() {
-            counted.indexes().for_each(|class| bump(&self.counted[class], 1));
+            counted
+                .indexes()
+                .for_each(|class| bump(&self.counted[class], 1));
         }
         match ending.outcome {
             Outcome::Success => {}
@@ -483,17 +595,26 @@ impl Shard {
 
 /// Adds on the only thread that writes this counter.
 fn bump(counter: &AtomicU64, by: u64) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(by),
+        Ordering::Relaxed,
+    );
 }
 
 /// Adds one on the only thread that writes this counter.
 fn bump32(counter: &AtomicU32) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(1),
+        Ordering::Relaxed,
+    );
 }
 
 /// Adds one on the only thread that writes this counter.
 fn bump16(counter: &AtomicU16) {
-    counter.store(counter.load(Ordering::Relaxed).wrapping_add(1), Ordering::Relaxed);
+    counter.store(
+        counter.load(Ordering::Relaxed).wrapping_add(1),
+        Ordering::Relaxed,
+    );
 }
 
 /// Everything a slot has counted, as the reader last saw it.
@@ -509,7 +630,8 @@ pub struct SlotTotals {
     pub in_flight: PerSide<u64>,
     /// Open WebSockets.
     pub websockets: PerSide<u64>,
-    /// What became of failing requests that could be saved, in the order of [`Saving::ALL`](crate::rescue::Saving::ALL).
+    /// What became of failing requests that could be saved, in the order of
+    /// [`Saving::ALL`](crate::rescue::Saving::ALL).
     pub savings: [u64; 3],
     /// What maintenance did to requests, by [`Halted::index`].
     pub halted: [u64; Halted::COUNT],
@@ -519,7 +641,8 @@ impl SlotTotals {
     /// How many requests are parked.
     pub fn parked(&self) -> u64 {
         let count = |halted: Halted| self.halted[halted.index()];
-        count(Halted::Held).saturating_sub(count(Halted::Released) + count(Halted::Expired) + count(Halted::Left))
+        count(Halted::Held)
+            .saturating_sub(count(Halted::Released) + count(Halted::Expired) + count(Halted::Left))
     }
 }
 
@@ -535,7 +658,13 @@ pub struct Look {
 
 impl Look {
     /// The same for the judge.
-    pub fn observed<'a>(&'a self, totals: &'a PerSide<Totals>, compared: &'a PerSide<Totals>, available: PerSide<bool>, passes_checks: PerSide<bool>) -> Observed<'a> {
+    pub fn observed<'a>(
+        &'a self,
+        totals: &'a PerSide<Totals>,
+        compared: &'a PerSide<Totals>,
+        available: PerSide<bool>,
+        passes_checks: PerSide<bool>,
+    ) -> Observed<'a> {
         Observed {
             totals,
             compared,
@@ -583,7 +712,12 @@ struct Waits {
 impl Default for Waits {
     fn default() -> Self {
         let cells = || vec![0; WAIT_CELLS].into_boxed_slice();
-        Self { retired_begun: cells(), retired_ended: cells(), begun: cells(), stuck: cells() }
+        Self {
+            retired_begun: cells(),
+            retired_ended: cells(),
+            begun: cells(),
+            stuck: cells(),
+        }
     }
 }
 
@@ -643,15 +777,25 @@ impl Reader {
     /// Adds what has been counted since the last call.
     pub fn read(&mut self) {
         self.add_all(true);
-        let Self { registry, known, slots } = self;
-        // A shard that only we still hold belonged to a thread that has ended: nobody can write it any more (`get_mut` makes its last writes visible). It is let go once all it
-        // counted is in the sums; a thread that ended since the look above is let go at the next read.
+        let Self {
+            registry,
+            known,
+            slots,
+        } = self;
+        // A shard that only we still hold belonged to a thread that has ended: nobody can write it
+        // any more (`get_mut` makes its last writes visible). It is let go once all it
+        // counted is in the sums; a thread that ended since the look above is let go at the next
+        // read.
         known.retain_mut(|known| {
-            let Some(shards) = Arc::get_mut(&mut known.shards) else { return true };
-            let keep = shards.legacy.differs(&known.seen.legacy) || shards.new.differs(&known.seen.new);
+            let Some(shards) = Arc::get_mut(&mut known.shards) else {
+                return true;
+            };
+            let keep =
+                shards.legacy.differs(&known.seen.legacy) || shards.new.differs(&known.seen.new);
             if !keep {
                 for side in Side::BOTH {
-                    slots[known.slot].waits[usize::from(known.is_compared)][side].retire(&shards[side]);
+                    slots[known.slot].waits[usize::from(known.is_compared)][side]
+                        .retire(&shards[side]);
                 }
             }
             keep
@@ -659,9 +803,12 @@ impl Reader {
         for (at, slot) in slots.iter_mut().enumerate() {
             let shared = registry.shared(at);
             slot.sum.savings = shared.rescue.counts();
-            slot.sum.websockets = PerSide::from_fn(|side| shared.websockets[side].load(Ordering::Relaxed));
-            // Started is summed with finished of the same pass, but other threads go on meanwhile: never below zero.
-            slot.sum.in_flight = PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
+            slot.sum.websockets =
+                PerSide::from_fn(|side| shared.websockets[side].load(Ordering::Relaxed));
+            // Started is summed with finished of the same pass, but other threads go on meanwhile:
+            // never below zero.
+            slot.sum.in_flight =
+                PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
         }
     }
 
@@ -671,8 +818,19 @@ impl Reader {
     }
 
     fn add_all(&mut self, with_latencies: bool) {
-        for registered in self.registry.shards.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
-            self.known.push(Known { slot: registered.slot, is_compared: registered.is_compared, shards: registered.shards, seen: PerSide::default() });
+        for registered in self
+            .registry
+            .shards
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
+            self.known.push(Known {
+                slot: registered.slot,
+                is_compared: registered.is_compared,
+                shards: registered.shards,
+                seen: PerSide::default(),
+            });
         }
         for known in &mut self.known {
             if self.slots.len() <= known.slot {
@@ -680,7 +838,13 @@ impl Reader {
             }
             let slot = &mut self.slots[known.slot];
             for side in Side::BOTH {
-                add_news(&known.shards[side], &mut known.seen[side], slot, (side, known.is_compared), with_latencies);
+                add_news(
+                    &known.shards[side],
+                    &mut known.seen[side],
+                    slot,
+                    (side, known.is_compared),
+                    with_latencies,
+                );
             }
         }
     }
@@ -698,11 +862,13 @@ impl Reader {
     /// Hands out the permits to save failing requests until the next tick.
     pub fn hand_out_permits(&mut self, now: Mono) {
         for (at, slot) in self.slots.iter_mut().enumerate() {
-            slot.ration.hand_out(&self.registry.shared(at).rescue, slot.started.new, now);
+            slot.ration
+                .hand_out(&self.registry.shared(at).rescue, slot.started.new, now);
         }
     }
 
-    /// What is seen of a slot beside its totals. At a tick, `aged` are the ticks whose requests have now reached the age at which they hang.
+    /// What is seen of a slot beside its totals. At a tick, `aged` are the ticks whose requests
+    /// have now reached the age at which they hang.
     pub fn look(&mut self, slot: usize, now: Mono, aged: Option<Range<u64>>) -> Look {
         let watch = self.registry.watch(slot);
         let known = self.slots.get_mut(slot);
@@ -712,12 +878,22 @@ impl Reader {
             Some(slot) => slot.crowd.look(&watch, is_due, now),
             None => is_due.then(|| watch.crowd(now)),
         };
-        let (waited, waited_compared) = aged.filter(|ticks| !ticks.is_empty()).map(|ticks| self.waited(slot, ticks)).unwrap_or_default();
-        Look { streaks: watch.streaks(), witnesses: watch.drain(), crowd, waited, waited_compared }
+        let (waited, waited_compared) = aged
+            .filter(|ticks| !ticks.is_empty())
+            .map(|ticks| self.waited(slot, ticks))
+            .unwrap_or_default();
+        Look {
+            streaks: watch.streaks(),
+            witnesses: watch.drain(),
+            crowd,
+            waited,
+            waited_compared,
+        }
     }
 
-    /// The requests that began to wait in these ticks, and those of them that still wait: of all users, and of those who are compared. Each tick is to be asked for once, within a round of the
-    /// ring.
+    /// The requests that began to wait in these ticks, and those of them that still wait: of all
+    /// users, and of those who are compared. Each tick is to be asked for once, within a round of
+    /// the ring.
     fn waited(&mut self, slot: usize, ticks: Range<u64>) -> (PerSide<Waited>, PerSide<Waited>) {
         let compared = self.places(slot, ticks.clone(), true);
         let apart = self.places(slot, ticks, false);
@@ -726,8 +902,15 @@ impl Reader {
     }
 
     fn places(&mut self, slot: usize, ticks: Range<u64>, is_compared: bool) -> PerSide<Places> {
-        let Some(sums) = self.slots.get_mut(slot) else { return PerSide::default() };
-        let shards: Vec<&PerSide<Shard>> = self.known.iter().filter(|known| known.slot == slot && known.is_compared == is_compared).map(|known| &*known.shards).collect();
+        let Some(sums) = self.slots.get_mut(slot) else {
+            return PerSide::default();
+        };
+        let shards: Vec<&PerSide<Shard>> = self
+            .known
+            .iter()
+            .filter(|known| known.slot == slot && known.is_compared == is_compared)
+            .map(|known| &*known.shards)
+            .collect();
         PerSide::from_fn(|side| {
             let waits = &mut sums.waits[usize::from(is_compared)][side];
             let mut places = Places::default();
@@ -735,15 +918,22 @@ impl Reader {
                 for (place, hung) in places.hung.iter_mut().enumerate() {
                     let cell = tick as usize % WAIT_TICKS * PLACES + place;
                     let sum = |cells: fn(&Shard) -> &[AtomicU16], retired: u16| {
-                        shards.iter().fold(retired, |sum, shards| sum.wrapping_add(cells(&shards[side])[cell].load(Ordering::Relaxed)))
+                        shards.iter().fold(retired, |sum, shards| {
+                            sum.wrapping_add(cells(&shards[side])[cell].load(Ordering::Relaxed))
+                        })
                     };
-                    // Ended before begun, so that a request between the two reads counts as waiting and not as minus one.
+                    // Ended before begun, so that a request between the two reads counts as waiting
+                    // and not as minus one.
                     let ended = sum(|shard| &shard.waits_ended, waits.retired_ended[cell]);
                     let begun = sum(|shard| &shard.waits_begun, waits.retired_begun[cell]);
                     let waiting = begun.wrapping_sub(ended);
                     let news = begun.wrapping_sub(std::mem::replace(&mut waits.begun[cell], begun));
                     places.started += u64::from(news);
-                    *hung += u64::from(waiting.saturating_sub(std::mem::replace(&mut waits.stuck[cell], waiting)).min(news));
+                    *hung += u64::from(
+                        waiting
+                            .saturating_sub(std::mem::replace(&mut waits.stuck[cell], waiting))
+                            .min(news),
+                    );
                 }
             }
             places
@@ -755,14 +945,21 @@ impl Reader {
         self.slots.get(slot).map(|slot| &slot.sum)
     }
 
-    /// The totals of all rollouts by control-plane slot, for a tick, and those of users who are compared.
+    /// The totals of all rollouts by control-plane slot, for a tick, and those of users who are
+    /// compared.
     pub fn rollouts(&self) -> impl ExactSizeIterator<Item = (&PerSide<Totals>, &PerSide<Totals>)> {
-        self.slots.iter().skip(slot_of(0)).map(|slot| (&slot.sum.totals, &slot.sum.compared))
+        self.slots
+            .iter()
+            .skip(slot_of(0))
+            .map(|slot| (&slot.sum.totals, &slot.sum.compared))
     }
 
     /// Requests in flight over all slots and sides.
     pub fn in_flight(&self) -> u64 {
-        self.slots.iter().map(|slot| slot.sum.in_flight.legacy + slot.sum.in_flight.new).sum()
+        self.slots
+            .iter()
+            .map(|slot| slot.sum.in_flight.legacy + slot.sum.in_flight.new)
+            .sum()
     }
 }
 
@@ -775,14 +972,26 @@ struct Places {
 
 impl Places {
     fn plus(&self, other: &Self) -> Self {
-        Self { started: self.started + other.started, hung: std::array::from_fn(|place| self.hung[place] + other.hung[place]) }
+        Self {
+            started: self.started + other.started,
+            hung: std::array::from_fn(|place| self.hung[place] + other.hung[place]),
+        }
     }
 
     fn waited(&self) -> Waited {
         let hung: u64 = self.hung.iter().sum();
         let top = self.hung.iter().max().copied().unwrap_or_default();
-        let top_place = if hung == 0 { 0.0 } else { top as f64 / hung as f64 };
-        Waited { started: self.started, hung, places: self.hung.iter().filter(|count| **count > 0).count() as u32, top_place }
+        let top_place = if hung == 0 {
+            0.0
+        } else {
+            top as f64 / hung as f64
+        };
+        Waited {
+            started: self.started,
+            hung,
+            places: self.hung.iter().filter(|count| **count > 0).count() as u32,
+            top_place,
+        }
     }
 }
 
@@ -791,15 +1000,26 @@ impl Shard {
     fn differs(&self, seen: &Seen) -> bool {
         self.started.load(Ordering::Relaxed) != seen.started
             || self.finished.load(Ordering::Relaxed) != seen.finished
-            || self.halted.iter().zip(&seen.halted).any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
-            || self.code_classes.iter().zip(&seen.code_classes).any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
+            || self
+                .halted
+                .iter()
+                .zip(&seen.halted)
+                .any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
+            || self
+                .code_classes
+                .iter()
+                .zip(&seen.code_classes)
+                .any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
     }
 }
 
 impl Waits {
     /// Takes over what a thread that has ended had counted.
     fn retire(&mut self, shard: &Shard) {
-        for (retired, cells) in [(&mut self.retired_begun, &shard.waits_begun), (&mut self.retired_ended, &shard.waits_ended)] {
+        for (retired, cells) in [
+            (&mut self.retired_begun, &shard.waits_begun),
+            (&mut self.retired_ended, &shard.waits_ended),
+        ] {
             for (sum, cell) in retired.iter_mut().zip(cells) {
                 *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
             }
@@ -807,18 +1027,38 @@ impl Waits {
     }
 }
 
-fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, (side, is_compared): (Side, bool), with_latencies: bool) {
-    // Finished before started, so that a request between the two reads counts as in flight and not as minus one.
+fn add_news(
+    shard: &Shard,
+    seen: &mut Seen,
+    slot: &mut Slot,
+    (side, is_compared): (Side, bool),
+    with_latencies: bool,
+) {
+    // Finished before started, so that a request between the two reads counts as in flight and not
+    // as minus one.
     slot.finished[side] += news(&shard.finished, &mut seen.finished);
     slot.started[side] += news(&shard.started, &mut seen.started);
-    for (sum, (counter, seen)) in slot.sum.reasons.iter_mut().zip(shard.reasons.iter().zip(&mut seen.reasons)) {
+    for (sum, (counter, seen)) in slot
+        .sum
+        .reasons
+        .iter_mut()
+        .zip(shard.reasons.iter().zip(&mut seen.reasons))
+    {
         *sum += news(counter, seen);
     }
-    for (sum, (counter, seen)) in slot.sum.halted.iter_mut().zip(shard.halted.iter().zip(&mut seen.halted)) {
+    for (sum, (counter, seen)) in slot
+        .sum
+        .halted
+        .iter_mut()
+        .zip(shard.halted.iter().zip(&mut seen.halted))
+    {
         *sum += news(counter, seen);
     }
-    let code_classes: [u64; CODE_CLASSES.len()] = std::array::from_fn(|class| news(&shard.code_classes[class], &mut seen.code_classes[class]));
-    // Parts before the whole: a request counted between the reads is in `requests` and not yet in `failures`, never the other way round.
+    let code_classes: [u64; CODE_CLASSES.len()] = std::array::from_fn(|class| {
+        news(&shard.code_classes[class], &mut seen.code_classes[class])
+    });
+    // Parts before the whole: a request counted between the reads is in `requests` and not yet in
+    // `failures`, never the other way round.
     let mut counts = Counts {
         failures: std::array::from_fn(|kind| news(&shard.failures[kind], &mut seen.failures[kind])),
         counted: std::array::from_fn(|class| news(&shard.counted[class], &mut seen.counted[class])),
@@ -828,13 +1068,20 @@ fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, (side, is_compared)
         requests: news(&shard.requests, &mut seen.requests),
         latency_sum_us: 0,
     };
-    let SlotTotals { totals, compared, .. } = &mut slot.sum;
-    let mut sums: [Option<&mut Totals>; 2] = [Some(&mut totals[side]), is_compared.then(|| &mut compared[side])];
+    let SlotTotals {
+        totals, compared, ..
+    } = &mut slot.sum;
+    let mut sums: [Option<&mut Totals>; 2] = [
+        Some(&mut totals[side]),
+        is_compared.then(|| &mut compared[side]),
+    ];
     if with_latencies {
         counts.latency_sum_us = news(&shard.latency_sum_us, &mut seen.latency_sum_us);
         add_latencies(shard, seen, &mut sums);
         if let Some(trials) = shard.trials.news(&mut seen.trials) {
-            sums.iter_mut().flatten().for_each(|sum| sum.trials.add(&trials));
+            sums.iter_mut()
+                .flatten()
+                .for_each(|sum| sum.trials.add(&trials));
         }
     }
     for sum in sums.into_iter().flatten() {
@@ -846,21 +1093,33 @@ fn add_news(shard: &Shard, seen: &mut Seen, slot: &mut Slot, (side, is_compared)
 }
 
 fn add_latencies(shard: &Shard, seen: &mut Seen, sums: &mut [Option<&mut Totals>]) {
-    if shard.octaves.iter().zip(&seen.octaves).any(|(counter, seen)| counter.load(Ordering::Acquire) != *seen) {
+    if shard
+        .octaves
+        .iter()
+        .zip(&seen.octaves)
+        .any(|(counter, seen)| counter.load(Ordering::Acquire) != *seen)
+    {
         for (index, (counter, seen)) in shard.of_users.iter().zip(&mut seen.of_users).enumerate() {
             let count = counter.load(Ordering::Relaxed);
             let new = count.wrapping_sub(std::mem::replace(seen, count));
-            sums.iter_mut().flatten().for_each(|sum| sum.of_users.0[index] += u64::from(new));
+            sums.iter_mut()
+                .flatten()
+                .for_each(|sum| sum.of_users.0[index] += u64::from(new));
         }
     }
-    for (octave, (counter, seen_octave)) in shard.octaves.iter().zip(&mut seen.octaves).enumerate() {
+    for (octave, (counter, seen_octave)) in shard.octaves.iter().zip(&mut seen.octaves).enumerate()
+    {
         let count = counter.load(Ordering::Acquire);
         if count == *seen_octave {
             continue;
         }
         *seen_octave = count;
         let range = octave * OCTAVE..(octave + 1) * OCTAVE;
-        for (index, (counter, seen)) in range.clone().zip(shard.latencies[range.clone()].iter().zip(&mut seen.latencies[range])) {
+        for (index, (counter, seen)) in range.clone().zip(
+            shard.latencies[range.clone()]
+                .iter()
+                .zip(&mut seen.latencies[range]),
+        ) {
             let count = counter.load(Ordering::Relaxed);
             let new = count.wrapping_sub(*seen);
             if new > 0 {
@@ -884,7 +1143,12 @@ mod tests {
     use proptest::prelude::*;
 
     fn ending(outcome: Outcome, latency_us: u64) -> Ending {
-        Ending { outcome, status: Some(200), latency_us: Some(latency_us), evidence: cutover_core::Evidence::Compared }
+        Ending {
+            outcome,
+            status: Some(200),
+            latency_us: Some(latency_us),
+            evidence: cutover_core::Evidence::Compared,
+        }
     }
 
     #[test]
@@ -896,8 +1160,17 @@ mod tests {
                 std::thread::spawn(move || {
                     for request in 0..10_000u64 {
                         let in_flight = recorder.begin(1, Side::New, Some(Reason::Bucket));
-                        let outcome = if request % 10 == 0 { Outcome::Failure(FailureKind::Status) } else { Outcome::Success };
-                        recorder.record(1, Side::New, &ending(outcome, thread * 1_000 + request), &Origin::default());
+                        let outcome = if request % 10 == 0 {
+                            Outcome::Failure(FailureKind::Status)
+                        } else {
+                            Outcome::Success
+                        };
+                        recorder.record(
+                            1,
+                            Side::New,
+                            &ending(outcome, thread * 1_000 + request),
+                            &Origin::default(),
+                        );
                         drop(in_flight);
                     }
                 })
@@ -907,7 +1180,9 @@ mod tests {
             reader.read();
         }
         // Joined, not only finished: a thread lets its shards go after its last line.
-        threads.into_iter().for_each(|thread| thread.join().expect("the thread ends"));
+        threads
+            .into_iter()
+            .for_each(|thread| thread.join().expect("the thread ends"));
         reader.read();
         let slot = reader.slot(1).expect("the slot has traffic");
         assert_eq!(slot.totals.new.counts.requests, 80_000);
@@ -916,8 +1191,14 @@ mod tests {
         assert_eq!(slot.reasons[Reason::Bucket.index()], 80_000);
         assert_eq!(slot.in_flight, PerSide { legacy: 0, new: 0 });
         reader.read();
-        assert!(reader.known.is_empty(), "shards of ended threads are let go");
-        assert_eq!(reader.slot(1).map(|slot| slot.totals.new.counts.requests), Some(80_000));
+        assert!(
+            reader.known.is_empty(),
+            "shards of ended threads are let go"
+        );
+        assert_eq!(
+            reader.slot(1).map(|slot| slot.totals.new.counts.requests),
+            Some(80_000)
+        );
     }
 
     #[test]
@@ -926,7 +1207,9 @@ mod tests {
         let in_flight = recorder.begin(1, Side::Legacy, None);
         reader.read();
         assert_eq!(reader.in_flight(), 1);
-        std::thread::spawn(move || drop(in_flight)).join().expect("the thread ends");
+        std::thread::spawn(move || drop(in_flight))
+            .join()
+            .expect("the thread ends");
         reader.read();
         assert_eq!(reader.in_flight(), 0);
     }
@@ -950,11 +1233,26 @@ mod tests {
         reader.read();
         assert_eq!(reader.waited(1, 6..7).0.new, Waited::default());
         let waited = reader.waited(1, 7..8).0.new;
-        assert_eq!((waited.started, waited.hung, waited.places), (40, 30, 12), "{waited:?}");
-        assert_eq!(reader.waited(1, 7..8).0.new, Waited::default(), "each request is told once");
+        assert_eq!(
+            (waited.started, waited.hung, waited.places),
+            (40, 30, 12),
+            "{waited:?}"
+        );
+        assert_eq!(
+            reader.waited(1, 7..8).0.new,
+            Waited::default(),
+            "each request is told once"
+        );
         // A round of the ring later: those of before still wait, and are not told again.
         let mut late = recorder.begin(1, Side::New, None);
-        late.waits(Who { user: 1, network: 0 }, Evidence::Limits, tick(7 + WAIT_TICKS as u64));
+        late.waits(
+            Who {
+                user: 1,
+                network: 0,
+            },
+            Evidence::Limits,
+            tick(7 + WAIT_TICKS as u64),
+        );
         reader.read();
         let waited = reader.waited(1, 263..264).0.new;
         assert_eq!((waited.started, waited.hung), (1, 1));
@@ -976,7 +1274,9 @@ mod tests {
         let waiting = [begin(1), begin(2), begin(3)];
         reader.read();
         reader.read();
-        std::thread::spawn(move || drop(waiting)).join().expect("the thread ends");
+        std::thread::spawn(move || drop(waiting))
+            .join()
+            .expect("the thread ends");
         reader.read();
         reader.read();
         let waited = reader.waited(1, 3..4).0.new;
@@ -988,13 +1288,31 @@ mod tests {
         let (recorder, mut reader) = recorder();
         let failure = ending(Outcome::Failure(FailureKind::Status), 5);
         recorder.record(1, Side::New, &failure, &Origin::default());
-        reader.watch(1).aim(&cutover_core::Aims { epoch: 1, ..Default::default() });
+        reader.watch(1).aim(&cutover_core::Aims {
+            epoch: 1,
+            ..Default::default()
+        });
         recorder.record(1, Side::New, &failure, &Origin::default());
-        recorder.record(1, Side::New, &failure, &Origin { epoch: 1, who: Who { user: 9, network: 9 }, ..Origin::default() });
+        recorder.record(
+            1,
+            Side::New,
+            &failure,
+            &Origin {
+                epoch: 1,
+                who: Who {
+                    user: 9,
+                    network: 9,
+                },
+                ..Origin::default()
+            },
+        );
         reader.read();
         let slot = reader.slot(1).expect("the slot has traffic");
         assert_eq!(slot.totals.new.counts.failed(), 2);
-        assert_eq!(slot.totals.new.code_classes[2], 3, "the answers are counted all the same");
+        assert_eq!(
+            slot.totals.new.code_classes[2], 3,
+            "the answers are counted all the same"
+        );
     }
 
     proptest! {

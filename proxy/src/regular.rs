@@ -17,11 +17,18 @@ use rustix::io::Errno;
 /// Any failure of the file system; `InvalidInput` for a directory, named pipe, socket or device.
 pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
     // The flag changes nothing for a regular file, and makes the open of a named pipe return.
-    let file = options.custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path).map_err(|error| match Errno::from_io_error(&error) {
-        Some(Errno::NXIO | Errno::ISDIR) => not_regular(),
-        _ => error,
-    })?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(not_regular()) }
+    let file = options
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(|error| match Errno::from_io_error(&error) {
+            Some(Errno::NXIO | Errno::ISDIR) => not_regular(),
+            _ => error,
+        })?;
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        Err(not_regular())
+    }
 }
 
 /// Opens a regular file for reading.
@@ -65,11 +72,26 @@ mod tests {
     fn a_pipe_or_a_directory_is_refused_at_once() {
         let directory = tempfile::tempdir().expect("a directory");
         let pipe = directory.path().join("pipe");
-        assert!(Command::new("mkfifo").arg(&pipe).status().expect("mkfifo").success());
+        assert!(
+            Command::new("mkfifo")
+                .arg(&pipe)
+                .status()
+                .expect("mkfifo")
+                .success()
+        );
         for path in [pipe.as_path(), directory.path()] {
-            for options in [OpenOptions::new().read(true), OpenOptions::new().write(true), OpenOptions::new().read(true).append(true)] {
+            for options in [
+                OpenOptions::new().read(true),
+                OpenOptions::new().write(true),
+                OpenOptions::new().read(true).append(true),
+            ] {
                 let error = open(options, path).expect_err("not a regular file");
-                assert_eq!((error.kind(), error.to_string().as_str()), (io::ErrorKind::InvalidInput, "is not a regular file"), "{}", path.display());
+                assert_eq!(
+                    (error.kind(), error.to_string().as_str()),
+                    (io::ErrorKind::InvalidInput, "is not a regular file"),
+                    "{}",
+                    path.display()
+                );
             }
         }
     }

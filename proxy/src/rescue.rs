@@ -1,7 +1,9 @@
 //! How many requests that fail on new may be answered by legacy, and how that went.
 //!
-//! A backend that dies must not double the load on the other: of new's requests of the last ten seconds at most a fifth are saved, and at most ten where there were only a few. The control
-//! loop hands out permits at each tick; the request path takes one only when a request has failed, so a request that succeeds pays nothing. Permits that were not used end with the tick.
+//! A backend that dies must not double the load on the other: of new's requests of the last ten
+//! seconds at most a fifth are saved, and at most ten where there were only a few. The control loop
+//! hands out permits at each tick; the request path takes one only when a request has failed, so a
+//! request that succeeds pays nothing. Permits that were not used end with the tick.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -51,7 +53,11 @@ pub struct Rescue {
 
 impl Default for Rescue {
     fn default() -> Self {
-        Self { permits: AtomicI64::new(AT_LEAST as i64), taken: AtomicU64::default(), counts: Default::default() }
+        Self {
+            permits: AtomicI64::new(AT_LEAST as i64),
+            taken: AtomicU64::default(),
+            counts: Default::default(),
+        }
     }
 }
 
@@ -89,7 +95,12 @@ impl Ration {
     /// Hands out the permits until the next tick. `requests` is how many new has been asked so far.
     pub fn hand_out(&mut self, rescue: &Rescue, requests: u64, now: Mono) {
         let taken = rescue.taken.load(Ordering::Relaxed);
-        while self.seen.len() > 1 && self.seen.get(1).is_some_and(|(at, ..)| now.since(*at) >= SPAN) {
+        while self.seen.len() > 1
+            && self
+                .seen
+                .get(1)
+                .is_some_and(|(at, ..)| now.since(*at) >= SPAN)
+        {
             self.seen.pop_front();
         }
         if self.seen.is_empty() {
@@ -100,7 +111,9 @@ impl Ration {
         self.seen.push_back((now, requests, taken));
         let most = (requests.saturating_sub(requests_before) / ONE_OF).max(AT_LEAST);
         let left = most.saturating_sub(taken.saturating_sub(taken_before));
-        rescue.permits.store(i64::try_from(left).unwrap_or(i64::MAX), Ordering::Relaxed);
+        rescue
+            .permits
+            .store(i64::try_from(left).unwrap_or(i64::MAX), Ordering::Relaxed);
     }
 }
 
@@ -129,11 +142,16 @@ mod tests {
             now = now.forward(tick);
         }
         for window in saved.windows(40).skip(40) {
-            let (asked, saved) = window.iter().fold((0, 0), |(asked, saved), (a, s)| (asked + a, saved + s));
+            let (asked, saved) = window
+                .iter()
+                .fold((0, 0), |(asked, saved), (a, s)| (asked + a, saved + s));
             assert!(saved * ONE_OF <= asked, "{saved} of {asked}");
         }
         let all: u64 = saved.iter().map(|(_, saved)| saved).sum();
-        assert!(all > 279 * 100 / ONE_OF * 9 / 10, "{all} were saved: the ration is used");
+        assert!(
+            all > 279 * 100 / ONE_OF * 9 / 10,
+            "{all} were saved: the ration is used"
+        );
         let [_, _, denied] = rescue.counts();
         assert_eq!(denied + all, 279 * 100);
     }

@@ -57,9 +57,12 @@ impl Sight {
         let field = |get: fn(&Metadata) -> i64| metadata.as_ref().map_or(0, get);
         let modified = (field(Metadata::mtime), field(Metadata::mtime_nsec));
         let changed = (field(Metadata::ctime), field(Metadata::ctime_nsec));
-        let inode = metadata.as_ref().map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()));
+        let inode = metadata
+            .as_ref()
+            .map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()));
         let text = read.unwrap_or_default();
-        let says = |line: &&[u8]| !line.trim_ascii().is_empty() && !line.trim_ascii().starts_with(b"#");
+        let says =
+            |line: &&[u8]| !line.trim_ascii().is_empty() && !line.trim_ascii().starts_with(b"#");
         Self {
             content: read.map_or_else(Sha256::digest, Sha256::digest).into(),
             size: text.len() as u64,
@@ -74,20 +77,28 @@ impl Sight {
 
     /// Whether another look saw the same content, size and time of modification.
     pub fn is_like(&self, other: &Self) -> bool {
-        (self.content, self.size, self.modified, self.inode) == (other.content, other.size, other.modified, other.inode)
+        (self.content, self.size, self.modified, self.inode)
+            == (other.content, other.size, other.modified, other.inode)
     }
 
     /// Whether the file came whole: another file stood here before, and this one was renamed here
     /// after it had been written, or a link on the way was turned to it.
     pub fn came_whole(&self, before: Option<&Self>) -> bool {
-        let was_turned = before.is_some_and(|before| before.target.is_some() && self.target.is_some() && before.target != self.target);
+        let was_turned = before.is_some_and(|before| {
+            before.target.is_some() && self.target.is_some() && before.target != self.target
+        });
         was_turned || (self.moved && before.is_none_or(|before| before.inode != self.inode))
     }
 
     /// Whether it was written that shortly before a moment, by the clock of its file system.
     pub fn was_written_within(&self, time: Duration, now: Wall) -> bool {
-        let modified = self.modified.0.saturating_mul(1_000).saturating_add(self.modified.1 / 1_000_000);
-        !self.moved && (0..time.as_millis() as i64).contains(&now.as_millis().saturating_sub(modified))
+        let modified = self
+            .modified
+            .0
+            .saturating_mul(1_000)
+            .saturating_add(self.modified.1 / 1_000_000);
+        !self.moved
+            && (0..time.as_millis() as i64).contains(&now.as_millis().saturating_sub(modified))
     }
 
     /// The least rest of a file without syntax that follows the one in force, if there was one.
@@ -113,7 +124,12 @@ pub struct Resting {
 impl Resting {
     /// Begins with the first look that saw the change.
     pub fn new(sight: Sight, now: Mono) -> Self {
-        Self { sight, since: now, content_since: now, longest_pause: Duration::ZERO }
+        Self {
+            sight,
+            since: now,
+            content_since: now,
+            longest_pause: Duration::ZERO,
+        }
     }
 
     /// Notes another look.
@@ -176,11 +192,16 @@ mod tests {
         assert_eq!(resting.needed(SHORT), Duration::from_millis(240));
         assert!(!resting.has_rested(SHORT, at(299)) && resting.has_rested(SHORT, at(300)));
         resting.look(write(), at(960));
-        assert!(!resting.has_rested(LONG, at(960 + 3_599)) && resting.has_rested(LONG, at(960 + 3_600)));
+        assert!(
+            !resting.has_rested(LONG, at(960 + 3_599)) && resting.has_rested(LONG, at(960 + 3_600))
+        );
         resting.look(write(), at(60_000));
         assert_eq!(resting.needed(LONG), MOST);
         resting.look(look(&path), at(60_500));
-        assert!(resting.has_rested(LONG, at(70_000)), "a look that sees the same is no write");
+        assert!(
+            resting.has_rested(LONG, at(70_000)),
+            "a look that sees the same is no write"
+        );
     }
 
     #[test]
@@ -201,11 +222,18 @@ mod tests {
     #[test]
     fn the_rest_depends_on_what_was_there_and_how_the_file_came() {
         let directory = tempfile::tempdir().expect("a directory");
-        let (path, beside) = (directory.path().join("list"), directory.path().join("list.new"));
+        let (path, beside) = (
+            directory.path().join("list"),
+            directory.path().join("list.new"),
+        );
         fs::write(&path, "ana\n# nobody\n\nbob\n").expect("written");
         let before = look(&path);
         assert_eq!(before.entries, 2);
-        assert_eq!(before.rest_after(None), LONG, "a first reading may be a cut");
+        assert_eq!(
+            before.rest_after(None),
+            LONG,
+            "a first reading may be a cut"
+        );
         fs::write(&path, "ana\nbob\neve\n").expect("written");
         assert_eq!(look(&path).rest_after(Some(&before)), LONG);
         fs::write(&path, "ana\n").expect("written");
@@ -215,15 +243,27 @@ mod tests {
         let renamed = |text: &str| {
             fs::write(&beside, text).expect("written");
             let long_ago = std::time::UNIX_EPOCH + Duration::from_secs(1_000_000_000);
-            fs::File::options().write(true).open(&beside).and_then(|file| file.set_modified(long_ago)).expect("dated");
+            fs::File::options()
+                .write(true)
+                .open(&beside)
+                .and_then(|file| file.set_modified(long_ago))
+                .expect("dated");
             fs::rename(&beside, &path).expect("renamed");
             look(&path)
         };
         assert_eq!(renamed("ana\nbob\neve\n").rest_after(Some(&before)), SHORT);
-        assert_eq!(renamed("ana\n").rest_after(Some(&before)), SHORTER, "a shorter list always rests");
+        assert_eq!(
+            renamed("ana\n").rest_after(Some(&before)),
+            SHORTER,
+            "a shorter list always rests"
+        );
         // As a configuration map does: folders of versions, and a link to the present one.
         let at = |name: &str| directory.path().join(name);
-        for (version, text) in [("1", "ana\nbob\n"), ("2", "ana\nbob\neve\n"), ("3", "ana\n")] {
+        for (version, text) in [
+            ("1", "ana\nbob\n"),
+            ("2", "ana\nbob\neve\n"),
+            ("3", "ana\n"),
+        ] {
             fs::create_dir(at(version)).expect("a directory");
             fs::write(at(version).join("list"), text).expect("written");
         }

@@ -1,7 +1,11 @@
-//! Listening sockets, and where they come from: bound here, given by systemd, or passed on by the process before this one.
+//! Listening sockets, and where they come from: bound here, given by systemd, or passed on by the
+//! process before this one.
 //!
-//! A socket that was given is found by the address in the file: by the address it was configured with if a process passed it on (so that port 0 keeps its port), by the address it listens on if it
-//! comes from systemd. Whatever the file asks for beyond that is bound. A socket of systemd that the file does not ask for is a mistake and ends the start: clients would connect and wait for ever.
+//! A socket that was given is found by the address in the file: by the address it was configured
+//! with if a process passed it on (so that port 0 keeps its port), by the address it listens on if
+//! it comes from systemd. Whatever the file asks for beyond that is bound. A socket of systemd that
+//! the file does not ask for is a mistake and ends the start: clients would connect and wait for
+//! ever.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -46,7 +50,11 @@ impl Socket {
     /// # Errors
     /// When the process has too many open files.
     pub fn again(&self) -> io::Result<Self> {
-        Ok(Self { purpose: self.purpose, configured: self.configured, listener: self.listener.try_clone()? })
+        Ok(Self {
+            purpose: self.purpose,
+            configured: self.configured,
+            listener: self.listener.try_clone()?,
+        })
     }
 }
 
@@ -63,7 +71,8 @@ pub enum Given {
 }
 
 impl Given {
-    /// What systemd passes to this process, if anything. Before any thread is started, since it clears the environment.
+    /// What systemd passes to this process, if anything. Before any thread is started, since it
+    /// clears the environment.
     ///
     /// # Errors
     /// When something is passed that does not listen on TCP.
@@ -76,7 +85,11 @@ impl Given {
                 listeners.push(listener.try_clone()?);
             }
         }
-        Ok(if listeners.is_empty() { Self::Nothing } else { Self::BySystemd(listeners) })
+        Ok(if listeners.is_empty() {
+            Self::Nothing
+        } else {
+            Self::BySystemd(listeners)
+        })
     }
 
     /// The socket for an address: a given one, or bound now.
@@ -87,30 +100,46 @@ impl Given {
         let given = match self {
             Self::Nothing => None,
             Self::ByProcess(sockets) => {
-                let at = sockets.iter().position(|socket| socket.purpose == purpose && socket.configured == configured);
+                let at = sockets.iter().position(|socket| {
+                    socket.purpose == purpose && socket.configured == configured
+                });
                 at.map(|at| sockets.swap_remove(at).listener)
             }
             Self::BySystemd(listeners) => {
-                let at = listeners.iter().position(|listener| listener.local_addr().is_ok_and(|address| is_for(address, configured)));
+                let at = listeners.iter().position(|listener| {
+                    listener
+                        .local_addr()
+                        .is_ok_and(|address| is_for(address, configured))
+                });
                 at.map(|at| listeners.swap_remove(at))
             }
         };
         let listener = given.map_or_else(|| TcpListener::bind(configured), Ok)?;
-        Ok(Socket { purpose, configured, listener })
+        Ok(Socket {
+            purpose,
+            configured,
+            listener,
+        })
     }
 
-    /// The addresses of sockets that systemd passed and nobody has taken. What a process passed on and nobody has taken is closed.
+    /// The addresses of sockets that systemd passed and nobody has taken. What a process passed on
+    /// and nobody has taken is closed.
     pub fn unused(&self) -> Vec<SocketAddr> {
         match self {
             Self::Nothing | Self::ByProcess(_) => Vec::new(),
-            Self::BySystemd(listeners) => listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect(),
+            Self::BySystemd(listeners) => listeners
+                .iter()
+                .filter_map(|listener| listener.local_addr().ok())
+                .collect(),
         }
     }
 }
 
-/// Whether a socket that listens on one address is what the file means by another. `ListenStream=80` listens on `[::]:80`, which takes IPv4, too.
+/// Whether a socket that listens on one address is what the file means by another.
+/// `ListenStream=80` listens on `[::]:80`, which takes IPv4, too.
 fn is_for(listens: SocketAddr, configured: SocketAddr) -> bool {
-    let takes_all = configured.ip().is_unspecified() && listens.ip().is_unspecified() && listens.is_ipv6();
+    let takes_all =
+        configured.ip().is_unspecified() && listens.ip().is_unspecified() && listens.is_ipv6();
     listens == configured || (takes_all && listens.port() == configured.port())
 }
 
@@ -129,7 +158,10 @@ mod tests {
         let ((http, http_address), (other, other_address)) = (bound(), bound());
         let mut given = Given::BySystemd(vec![other, http]);
         let taken = given.take(Purpose::Http, http_address).expect("taken");
-        assert_eq!(taken.listener.local_addr().expect("an address"), http_address);
+        assert_eq!(
+            taken.listener.local_addr().expect("an address"),
+            http_address
+        );
         assert_eq!(given.unused(), [other_address]);
     }
 
@@ -146,10 +178,26 @@ mod tests {
     fn a_socket_of_the_process_before_keeps_its_port_where_the_file_says_none() {
         let (listener, address) = bound();
         let configured: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-        let mut given = Given::ByProcess(vec![Socket { purpose: Purpose::Http, configured, listener }]);
+        let mut given = Given::ByProcess(vec![Socket {
+            purpose: Purpose::Http,
+            configured,
+            listener,
+        }]);
         let admin = given.take(Purpose::Admin, configured).expect("bound");
-        assert_ne!(admin.listener.local_addr().expect("an address"), address, "it is not for the admin port");
-        assert_eq!(given.take(Purpose::Http, configured).expect("taken").listener.local_addr().expect("an address"), address);
+        assert_ne!(
+            admin.listener.local_addr().expect("an address"),
+            address,
+            "it is not for the admin port"
+        );
+        assert_eq!(
+            given
+                .take(Purpose::Http, configured)
+                .expect("taken")
+                .listener
+                .local_addr()
+                .expect("an address"),
+            address
+        );
         assert_eq!(given.unused(), []);
     }
 }

@@ -1,4 +1,5 @@
-//! What is, as data for people and programs: the shape of `GET /api/v1/rollouts` and of `cutover status --json`. The edge's mirror of the core's types.
+//! What is, as data for people and programs: the shape of `GET /api/v1/rollouts` and of `cutover
+//! status --json`. The edge's mirror of the core's types.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +8,10 @@ use std::time::Duration;
 use cutover_core::guard::{Mode, millis, share};
 use cutover_core::maintenance::{Window, lasting};
 use cutover_core::rollout::{Cause, RECENT, SideNumbers, TickNumbers, TripNumbers};
-use cutover_core::{Anonymous, ControlPlane, Maintenance, PerSide, Percent, Reason, Rollout, Span, Split, Trip, Wall};
+use cutover_core::{
+    Anonymous, ControlPlane, Maintenance, PerSide, Percent, Reason, Rollout, Span, Split, Trip,
+    Wall,
+};
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
@@ -19,7 +23,8 @@ use crate::recorder::SlotTotals;
 pub struct Report {
     /// For people and programs.
     pub status: Status,
-    /// Counts and latencies of each rollout, in the order of the status, and of requests that match none.
+    /// Counts and latencies of each rollout, in the order of the status, and of requests that
+    /// match none.
     pub measured: Vec<Measured>,
     /// Counts of requests that match no rollout.
     pub unmatched: SlotTotals,
@@ -100,7 +105,8 @@ pub struct RolloutStatus {
     /// Whether both sides are bad at once, so that raises are frozen.
     #[serde(default)]
     pub shared_cause: bool,
-    /// Whether new is worse and legacy does not answer, so that nobody is moved and raises are frozen.
+    /// Whether new is worse and legacy does not answer, so that nobody is moved and raises are
+    /// frozen.
     #[serde(default)]
     pub no_refuge: bool,
     /// Whether users are on new although it is rolled back, because legacy does not answer.
@@ -117,7 +123,8 @@ pub struct RolloutStatus {
     /// Why it is latched at 0 %.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latch: Option<LatchStatus>,
-    /// Everything since the start: for `cutover simulate --replay`, which takes the differences of what `cutover status --watch --json` wrote.
+    /// Everything since the start: for `cutover simulate --replay`, which takes the differences of
+    /// what `cutover status --watch --json` wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub totals: Option<TickStatus>,
     /// What became of requests that failed on new and that legacy could answer, since the start.
@@ -127,7 +134,8 @@ pub struct RolloutStatus {
     pub legacy: SideStatus,
     /// The last minute of both sides.
     pub new: SideStatus,
-    /// Requests that were not compared since the start, by the reason of their decision: the others are users whom the hash or chance placed.
+    /// Requests that were not compared since the start, by the reason of their decision: the
+    /// others are users whom the hash or chance placed.
     #[serde(default)]
     pub not_compared: BTreeMap<String, u64>,
     /// The guard.
@@ -173,7 +181,8 @@ impl MaintenanceStatus {
             scope: if of_everything { "all" } else { "rollout" }.to_owned(),
             since: clock::rfc3339(window.since),
             until: window.until.map(clock::rfc3339),
-            remaining_seconds: remaining.map(|remaining| remaining.as_millis().div_ceil(1_000) as u64),
+            remaining_seconds: remaining
+                .map(|remaining| remaining.as_millis().div_ceil(1_000) as u64),
             actor: window.actor.name.clone(),
             reason: window.reason.clone(),
         }
@@ -181,8 +190,14 @@ impl MaintenanceStatus {
 
     /// All of it in one sentence; `held` requests are parked.
     pub fn sentence(&self, held: u64) -> String {
-        let ends = self.remaining_seconds.map_or_else(String::new, |seconds| format!(", {} left", lasting(Duration::from_secs(seconds))));
-        let of_everything = if self.scope == "all" { " for all rollouts" } else { "" };
+        let ends = self.remaining_seconds.map_or_else(String::new, |seconds| {
+            format!(", {} left", lasting(Duration::from_secs(seconds)))
+        });
+        let of_everything = if self.scope == "all" {
+            " for all rollouts"
+        } else {
+            ""
+        };
         let parked = match held {
             // Of another window that is still a hold, or of one just gone.
             _ if self.mode != Maintenance::Hold.name() => String::new(),
@@ -190,7 +205,10 @@ impl MaintenanceStatus {
             1 => "; 1 request is parked".to_owned(),
             held => format!("; {held} requests are parked"),
         };
-        format!("maintenance {}{of_everything} since {}{ends}, by {}: {}{parked}", self.mode, self.since, self.actor, self.reason)
+        format!(
+            "maintenance {}{of_everything} since {}{ends}, by {}: {}{parked}",
+            self.mode, self.since, self.actor, self.reason
+        )
     }
 }
 
@@ -224,7 +242,8 @@ pub struct TripStatus {
     /// The counts that forced it, if a rule did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub numbers: Option<NumbersBySide>,
-    /// The minute before it, tick by tick, if a rule did. The status leaves it out; the journal and the saved state have it.
+    /// The minute before it, tick by tick, if a rule did. The status leaves it out; the journal
+    /// and the saved state have it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub history: Vec<TickStatus>,
 }
@@ -240,23 +259,62 @@ pub struct TickStatus {
     pub new: TickSide,
 }
 
-/// Requests, failures, failures as far as they counted, 4xx answers, clients that gave up, and the sum of the latencies in microseconds.
+/// Requests, failures, failures as far as they counted, 4xx answers, clients that gave up, and the
+/// sum of the latencies in microseconds.
 pub type TickSide = [u64; 6];
 
 fn tick_side(numbers: &SideNumbers) -> TickSide {
-    let SideNumbers { requests, failed, counted, client_errors, aborts, latency_sum_us } = *numbers;
-    [requests, failed, counted, client_errors, aborts, latency_sum_us]
+    let SideNumbers {
+        requests,
+        failed,
+        counted,
+        client_errors,
+        aborts,
+        latency_sum_us,
+    } = *numbers;
+    [
+        requests,
+        failed,
+        counted,
+        client_errors,
+        aborts,
+        latency_sum_us,
+    ]
 }
 
 impl TickStatus {
     fn new(tick: &TickNumbers) -> Self {
-        Self { at_ms: tick.at.as_millis(), legacy: tick_side(&tick.sides.legacy), new: tick_side(&tick.sides.new) }
+        Self {
+            at_ms: tick.at.as_millis(),
+            legacy: tick_side(&tick.sides.legacy),
+            new: tick_side(&tick.sides.new),
+        }
     }
 
     /// Back to the core's type.
     pub fn restore(&self) -> TickNumbers {
-        let side = |[requests, failed, counted, client_errors, aborts, latency_sum_us]: TickSide| SideNumbers { requests, failed, counted, client_errors, aborts, latency_sum_us };
-        TickNumbers { at: Wall::from_millis(self.at_ms), sides: PerSide { legacy: side(self.legacy), new: side(self.new) } }
+        let side = |[
+            requests,
+            failed,
+            counted,
+            client_errors,
+            aborts,
+            latency_sum_us,
+        ]: TickSide| SideNumbers {
+            requests,
+            failed,
+            counted,
+            client_errors,
+            aborts,
+            latency_sum_us,
+        };
+        TickNumbers {
+            at: Wall::from_millis(self.at_ms),
+            sides: PerSide {
+                legacy: side(self.legacy),
+                new: side(self.new),
+            },
+        }
     }
 }
 
@@ -286,14 +344,38 @@ pub struct Numbers {
 
 impl Numbers {
     fn new(numbers: &TripNumbers) -> Self {
-        let TripNumbers { requests, failed, client_errors, aborts, p95_us } = *numbers;
-        Self { requests, failed, client_errors, aborts, p95_us }
+        let TripNumbers {
+            requests,
+            failed,
+            client_errors,
+            aborts,
+            p95_us,
+        } = *numbers;
+        Self {
+            requests,
+            failed,
+            client_errors,
+            aborts,
+            p95_us,
+        }
     }
 
     /// Back to the core's type.
     pub fn restore(&self) -> TripNumbers {
-        let Self { requests, failed, client_errors, aborts, p95_us } = *self;
-        TripNumbers { requests, failed, client_errors, aborts, p95_us }
+        let Self {
+            requests,
+            failed,
+            client_errors,
+            aborts,
+            p95_us,
+        } = *self;
+        TripNumbers {
+            requests,
+            failed,
+            client_errors,
+            aborts,
+            p95_us,
+        }
     }
 }
 
@@ -301,7 +383,14 @@ impl TripStatus {
     /// Mirrors a trip.
     pub fn new(trip: &Trip) -> Self {
         let (actor, reason, numbers) = match &trip.cause {
-            Cause::Guard { numbers, .. } => (None, None, Some(NumbersBySide { legacy: Numbers::new(&numbers.legacy), new: Numbers::new(&numbers.new) })),
+            Cause::Guard { numbers, .. } => (
+                None,
+                None,
+                Some(NumbersBySide {
+                    legacy: Numbers::new(&numbers.legacy),
+                    new: Numbers::new(&numbers.new),
+                }),
+            ),
             Cause::Manual { actor, reason } => (Some(actor.clone()), Some(reason.clone()), None),
             Cause::State => (None, None, None),
         };
@@ -355,9 +444,14 @@ impl SideStatus {
         Self {
             requests: counts.requests,
             compared: compared.counts.requests,
-            rps: if seconds > 0.0 { (counts.requests as f64 / seconds * 10.0).round() / 10.0 } else { 0.0 },
+            rps: if seconds > 0.0 {
+                (counts.requests as f64 / seconds * 10.0).round() / 10.0
+            } else {
+                0.0
+            },
             failed: counts.failed(),
-            error_rate: (counts.requests > 0).then(|| counts.failed() as f64 / counts.requests as f64),
+            error_rate: (counts.requests > 0)
+                .then(|| counts.failed() as f64 / counts.requests as f64),
             client_errors: counts.client_errors,
             aborts: counts.aborts,
             p50_ms: quantile(0),
@@ -401,7 +495,8 @@ pub struct RuleStatus {
     /// The decimal logarithm of the evidence that new is worse, of rules that gather evidence.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub evidence_log10: Option<f64>,
-    /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms; 0 while nothing is wrong, and after a rollback.
+    /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms; 0 while
+    /// nothing is wrong, and after a rollback.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub evidence_ratio: Option<f64>,
     /// The same of users as trials, of rules that need enough different users.
@@ -415,11 +510,23 @@ pub fn percent(percent: Percent) -> f64 {
 }
 
 impl RolloutStatus {
-    /// Mirrors a rollout. `in_force` is the share that requests see, which is smaller than the plane's while a raise waits for the disk.
-    pub fn new(rollout: &Rollout, totals: &SlotTotals, in_force: Percent, maintenance: Option<MaintenanceStatus>) -> Self {
+    /// Mirrors a rollout. `in_force` is the share that requests see, which is smaller than the
+    /// plane's while a raise waits for the disk.
+    pub fn new(
+        rollout: &Rollout,
+        totals: &SlotTotals,
+        in_force: Percent,
+        maintenance: Option<MaintenanceStatus>,
+    ) -> Self {
         let (recent, compared) = (rollout.recent(), rollout.recent_compared());
-        let sentence =
-            if in_force < rollout.effective() { format!("{} % asked, held at {in_force} % until the state can be written to disk", rollout.desired()) } else { rollout.sentence() };
+        let sentence = if in_force < rollout.effective() {
+            format!(
+                "{} % asked, held at {in_force} % until the state can be written to disk",
+                rollout.desired()
+            )
+        } else {
+            rollout.sentence()
+        };
         let guard = &rollout.settings().guard;
         Self {
             id: rollout.id().to_string(),
@@ -434,10 +541,20 @@ impl RolloutStatus {
             held_requests: totals.parked(),
             failovers: {
                 let [saved, failed, denied] = totals.savings;
-                FailoverStatus { saved, failed, denied }
+                FailoverStatus {
+                    saved,
+                    failed,
+                    denied,
+                }
             },
             generation: rollout.settings().generation,
-            latch: rollout.latch().map(|latch| LatchStatus { generation: latch.generation, trip: TripStatus { history: Vec::new(), ..TripStatus::new(&latch.trip) } }),
+            latch: rollout.latch().map(|latch| LatchStatus {
+                generation: latch.generation,
+                trip: TripStatus {
+                    history: Vec::new(),
+                    ..TripStatus::new(&latch.trip)
+                },
+            }),
             totals: Some(TickStatus {
                 at_ms: clock::wall().as_millis(),
                 legacy: tick_side(&SideNumbers::of(&totals.totals.legacy.counts)),
@@ -458,7 +575,9 @@ impl RolloutStatus {
                         sentence: verdict.sentence,
                         evidence_log10: verdict.evidence_log10.map(|log| (log * 1e3).round() / 1e3),
                         evidence_ratio: verdict.progress.map(|part| (part * 1e3).round() / 1e3),
-                        users_ratio: verdict.users_progress.map(|part| (part * 1e3).round() / 1e3),
+                        users_ratio: verdict
+                            .users_progress
+                            .map(|part| (part * 1e3).round() / 1e3),
                     })
                     .collect(),
             },
@@ -471,16 +590,28 @@ fn not_compared(rollout: &Rollout, totals: &SlotTotals) -> BTreeMap<String, u64>
     let is_compared = |reason: Reason| match reason {
         Reason::Bucket => true,
         Reason::Anonymous => rollout.settings().anonymous != Anonymous::Legacy,
-        Reason::Override | Reason::AlwaysLegacy | Reason::RolledBack | Reason::AlwaysNew | Reason::Health => false,
+        Reason::Override
+        | Reason::AlwaysLegacy
+        | Reason::RolledBack
+        | Reason::AlwaysNew
+        | Reason::Health => false,
     };
-    Reason::ALL.into_iter().filter(|reason| !is_compared(*reason)).map(|reason| (reason.name().to_owned(), totals.reasons[reason.index()])).collect()
+    Reason::ALL
+        .into_iter()
+        .filter(|reason| !is_compared(*reason))
+        .map(|reason| (reason.name().to_owned(), totals.reasons[reason.index()]))
+        .collect()
 }
 
 /// The recent quantiles of a rollout in seconds.
 pub fn recent_quantiles(rollout: &Rollout) -> PerSide<Option<[f64; 3]>> {
     rollout.recent().map(|span| {
         let values = span.latencies.quantiles(&[0.5, 0.95, 0.99])?;
-        Some([values[0] as f64 / 1e6, values[1] as f64 / 1e6, values[2] as f64 / 1e6])
+        Some([
+            values[0] as f64 / 1e6,
+            values[1] as f64 / 1e6,
+            values[2] as f64 / 1e6,
+        ])
     })
 }
 
@@ -495,11 +626,26 @@ pub fn status_of<'a>(
 ) -> Status {
     let now = clock::mono();
     let maintenance = |rollout: Option<&str>| {
-        let at = rollout.and_then(|id| in_force.rollouts.iter().position(|split| *split.rule.id == *id));
+        let at = rollout.and_then(|id| {
+            in_force
+                .rollouts
+                .iter()
+                .position(|split| *split.rule.id == *id)
+        });
         let (window, of_everything) = plane.maintenance(rollout)?;
-        Some(MaintenanceStatus::new(window, of_everything, in_force.restriction(at).remaining(now)))
+        Some(MaintenanceStatus::new(
+            window,
+            of_everything,
+            in_force.restriction(at).remaining(now),
+        ))
     };
-    let share = |rollout: &Rollout| in_force.rollouts.iter().find(|split| split.rule.id == *rollout.id()).map_or(Percent::ZERO, |split| split.percent);
+    let share = |rollout: &Rollout| {
+        in_force
+            .rollouts
+            .iter()
+            .find(|split| split.rule.id == *rollout.id())
+            .map_or(Percent::ZERO, |split| split.percent)
+    };
     Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         revision: plane.revision(),
@@ -507,7 +653,23 @@ pub fn status_of<'a>(
         latch_durable,
         journal: None,
         maintenance: maintenance(None),
-        held_requests: unmatched.parked() + plane.rollouts().iter().map(|rollout| totals(rollout.slot()).parked()).sum::<u64>(),
-        rollouts: plane.rollouts().iter().map(|rollout| RolloutStatus::new(rollout, totals(rollout.slot()), share(rollout), maintenance(Some(rollout.id())))).collect(),
+        held_requests: unmatched.parked()
+            + plane
+                .rollouts()
+                .iter()
+                .map(|rollout| totals(rollout.slot()).parked())
+                .sum::<u64>(),
+        rollouts: plane
+            .rollouts()
+            .iter()
+            .map(|rollout| {
+                RolloutStatus::new(
+                    rollout,
+                    totals(rollout.slot()),
+                    share(rollout),
+                    maintenance(Some(rollout.id())),
+                )
+            })
+            .collect(),
     }
 }

@@ -1,12 +1,18 @@
-//! A new process takes over from this one, without a gap: who does what when. The words are in `handover`.
+//! A new process takes over from this one, without a gap: who does what when. The words are in
+//! `handover`.
 //!
-//! The old process starts the program found at its own path, so a replaced binary is taken. It pauses its file, saves everything, lets go of the state directory and passes on its sockets and its
-//! evidence. Until the new process says that it is ready nothing is lost: if it fails, dies or is silent for a minute, the old one takes everything back and goes on.
+//! The old process starts the program found at its own path, so a replaced binary is taken. It
+//! pauses its file, saves everything, lets go of the state directory and passes on its sockets and
+//! its evidence. Until the new process says that it is ready nothing is lost: if it fails, dies or
+//! is silent for a minute, the old one takes everything back and goes on.
 //!
-//! From then on both serve, and obey one latch: what the new process has in force holds in the old one, too, and what the old one's judge finds in its remaining requests rolls back in both. When
-//! the new process dies after that the old one goes on with its drain: it does not own the state any more.
+//! From then on both serve, and obey one latch: what the new process has in force holds in the old
+//! one, too, and what the old one's judge finds in its remaining requests rolls back in both. When
+//! the new process dies after that the old one goes on with its drain: it does not own the state
+//! any more.
 //!
-//! Deliberately absent: a socket in the file system to rendezvous at. Whoever binds it first would be given the listeners.
+//! Deliberately absent: a socket in the file system to rendezvous at. Whoever binds it first would
+//! be given the listeners.
 
 use std::ffi::OsString;
 use std::io;
@@ -42,23 +48,36 @@ pub struct Program {
 }
 
 impl Program {
-    /// To be asked at the start, before anybody changes the working directory. The name is kept and not what it points to, so that a link that is turned to another version is followed.
+    /// To be asked at the start, before anybody changes the working directory. The name is kept and
+    /// not what it points to, so that a link that is turned to another version is followed.
     pub fn of_this_process() -> Self {
         let mut arguments = std::env::args_os();
         let name = PathBuf::from(arguments.next().unwrap_or_default());
         // A name without a slash is looked for in PATH, now and then.
-        let path = if name.components().count() > 1 { std::path::absolute(&name).unwrap_or(name) } else { name };
-        Self { path, arguments: arguments.filter(|argument| argument != ARGUMENT).collect() }
+        let path = if name.components().count() > 1 {
+            std::path::absolute(&name).unwrap_or(name)
+        } else {
+            name
+        };
+        Self {
+            path,
+            arguments: arguments.filter(|argument| argument != ARGUMENT).collect(),
+        }
     }
 
     fn start(&self, theirs: UnixStream) -> io::Result<Child> {
         let mut command = Command::new(&self.path);
-        command.args(&self.arguments).arg(ARGUMENT).stdin(Stdio::from(OwnedFd::from(theirs)));
+        command
+            .args(&self.arguments)
+            .arg(ARGUMENT)
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
         // What systemd says to one process by its number is not meant for another.
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
             command.env_remove(name);
         }
-        command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", self.path.display())))
+        command.spawn().map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+        })
     }
 }
 
@@ -69,7 +88,8 @@ pub struct Holdings {
     pub control: ControlHandle,
     /// To the watched file.
     pub watch: WatchHandle,
-    /// While true nobody is accepted on the admin port: who connects waits for the process that will own the state, and cannot be told something that is forgotten.
+    /// While true nobody is accepted on the admin port: who connects waits for the process that
+    /// will own the state, and cannot be told something that is forgotten.
     pub close_admin: watch::Sender<bool>,
     /// The listening sockets.
     pub sockets: Vec<Socket>,
@@ -99,7 +119,11 @@ impl Succession {
     ///
     /// # Errors
     /// When the program or a thread cannot be started; nothing has changed then.
-    pub fn begin(program: &Program, mut holdings: Holdings, report: impl FnOnce(Outcome) + Send + 'static) -> io::Result<Self> {
+    pub fn begin(
+        program: &Program,
+        mut holdings: Holdings,
+        report: impl FnOnce(Outcome) + Send + 'static,
+    ) -> io::Result<Self> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_read_timeout(Some(PATIENCE))?;
         ours.set_write_timeout(Some(PATIENCE))?;
@@ -108,13 +132,17 @@ impl Succession {
         tracing::info!(pid, program = %program.path.display(), "upgrade: a new process has been started, and is to take over");
         let child = Arc::new(Mutex::new(child));
         let watched = Arc::clone(&child);
-        std::thread::Builder::new().name("succession".to_owned()).spawn(move || match negotiate(&ours, &mut holdings) {
-            Ok(()) => {
-                report(Outcome::TookOver { pid });
-                follow(&ours, &holdings.control);
-            }
-            Err(failure) => report(Outcome::Failed { why: undo(failure, &watched, &holdings) }),
-        })?;
+        std::thread::Builder::new()
+            .name("succession".to_owned())
+            .spawn(move || match negotiate(&ours, &mut holdings) {
+                Ok(()) => {
+                    report(Outcome::TookOver { pid });
+                    follow(&ours, &holdings.control);
+                }
+                Err(failure) => report(Outcome::Failed {
+                    why: undo(failure, &watched, &holdings),
+                }),
+            })?;
         Ok(Self(child))
     }
 
@@ -132,11 +160,20 @@ struct Failure {
 
 /// From the start of the new process until it serves.
 fn negotiate(stream: &UnixStream, holdings: &mut Holdings) -> Result<(), Failure> {
-    let before = |why: String| Failure { why, is_handed_over: false };
+    let before = |why: String| Failure {
+        why,
+        is_handed_over: false,
+    };
     match hear(stream).map_err(before)? {
-        Word::Hello { protocol: PROTOCOL, version } => tracing::info!(version, "upgrade: the new process has read its file"),
+        Word::Hello {
+            protocol: PROTOCOL,
+            version,
+        } => tracing::info!(version, "upgrade: the new process has read its file"),
         Word::Hello { protocol, version } => {
-            return Err(before(format!("version {version} speaks protocol {protocol} for this, and this process {PROTOCOL}: stop and start it instead")));
+            return Err(before(format!(
+                "version {version} speaks protocol {protocol} for this, and this process \
+                 {PROTOCOL}: stop and start it instead"
+            )));
         }
         other => return Err(before(unexpected(&other))),
     }
@@ -148,27 +185,53 @@ fn negotiate(stream: &UnixStream, holdings: &mut Holdings) -> Result<(), Failure
         Ok(Err(why)) => return Err(before(why)),
         Err(gone) => return Err(before(gone.to_string())),
     };
-    offer(stream, holdings, &estate, told).map_err(|why| Failure { why, is_handed_over: true })
+    offer(stream, holdings, &estate, told).map_err(|why| Failure {
+        why,
+        is_handed_over: true,
+    })
 }
 
-fn offer(stream: &UnixStream, holdings: &mut Holdings, estate: &Estate, told: mpsc::UnboundedReceiver<Tripped>) -> Result<(), String> {
+fn offer(
+    stream: &UnixStream,
+    holdings: &mut Holdings,
+    estate: &Estate,
+    told: mpsc::UnboundedReceiver<Tripped>,
+) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
-    let sockets = holdings.sockets.iter().map(|socket| (socket.purpose, socket.configured)).collect();
-    let offer = Offer { clock_us: clock::mono().as_micros(), sockets, estate: handover::estate_of(estate) };
+    let sockets = holdings
+        .sockets
+        .iter()
+        .map(|socket| (socket.purpose, socket.configured))
+        .collect();
+    let offer = Offer {
+        clock_us: clock::mono().as_micros(),
+        sockets,
+        estate: handover::estate_of(estate),
+    };
     handover::say(stream, &Word::Offer(offer)).map_err(text)?;
     handover::pass(stream, &holdings.sockets).map_err(text)?;
     // A copy that stays open would let clients connect to a port that nobody serves any more.
     holdings.sockets.clear();
     let speaking = stream.try_clone().map_err(text)?;
-    std::thread::Builder::new().name("succession-out".to_owned()).spawn(move || tell(&speaking, told)).map_err(text)?;
+    std::thread::Builder::new()
+        .name("succession-out".to_owned())
+        .spawn(move || tell(&speaking, told))
+        .map_err(text)?;
     match hear(stream)? {
         Word::Ready => {}
         other => return Err(unexpected(&other)),
     }
     match hear(stream)? {
-        Word::Lead { acknowledged, rollouts, maintenance } => {
+        Word::Lead {
+            acknowledged,
+            rollouts,
+            maintenance,
+        } => {
             let lead = handover::restore_lead(rollouts, &maintenance).map_err(text)?;
-            holdings.control.follow_blocking(lead, acknowledged).map_err(|gone| gone.to_string())?;
+            holdings
+                .control
+                .follow_blocking(lead, acknowledged)
+                .map_err(|gone| gone.to_string())?;
         }
         other => return Err(unexpected(&other)),
     }
@@ -177,7 +240,9 @@ fn offer(stream: &UnixStream, holdings: &mut Holdings, estate: &Estate, told: mp
 
 fn hear(stream: &UnixStream) -> Result<Word, String> {
     handover::hear(stream).map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => format!("it was silent for {PATIENCE:?}"),
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            format!("it was silent for {PATIENCE:?}")
+        }
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => String::new(),
         _ => error.to_string(),
     })
@@ -212,7 +277,10 @@ fn undo(failure: Failure, child: &Mutex<Child>, holdings: &Holdings) -> String {
 /// Tells the new process of rollbacks.
 fn tell(stream: &UnixStream, mut trips: mpsc::UnboundedReceiver<Tripped>) {
     while let Some(tripped) = trips.blocking_recv() {
-        tracing::info!(rollout = tripped.rollout, "upgrade: the new process is told of this rollback");
+        tracing::info!(
+            rollout = tripped.rollout,
+            "upgrade: the new process is told of this rollback"
+        );
         if handover::say(stream, &Word::of_trip(&tripped)).is_err() {
             return;
         }
@@ -221,13 +289,23 @@ fn tell(stream: &UnixStream, mut trips: mpsc::UnboundedReceiver<Tripped>) {
 
 /// Follows the new process as long as both live.
 fn follow(stream: &UnixStream, control: &ControlHandle) {
-    while let Ok(Word::Lead { acknowledged, rollouts, maintenance }) = handover::hear(stream) {
-        let Ok(lead) = handover::restore_lead(rollouts, &maintenance) else { break };
+    while let Ok(Word::Lead {
+        acknowledged,
+        rollouts,
+        maintenance,
+    }) = handover::hear(stream)
+    {
+        let Ok(lead) = handover::restore_lead(rollouts, &maintenance) else {
+            break;
+        };
         if control.follow_blocking(lead, acknowledged).is_err() {
             return;
         }
     }
-    tracing::error!("upgrade: the new process says nothing any more; this one goes on with its drain, and leaves the state to whoever comes next");
+    tracing::error!(
+        "upgrade: the new process says nothing any more; this one goes on with its drain, and \
+         leaves the state to whoever comes next"
+    );
 }
 
 /// The end of a process that takes over.
@@ -250,7 +328,13 @@ impl Heir {
     /// When it is none: somebody has typed an argument that is not for people.
     pub fn from_stdin() -> io::Result<Self> {
         let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
-        let refuse = |_| io::Error::new(io::ErrorKind::InvalidInput, "no process to take over from is at standard input; for an upgrade send SIGUSR2 to the running process");
+        let refuse = |_| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "no process to take over from is at standard input; for an upgrade send SIGUSR2 \
+                 to the running process",
+            )
+        };
         stream.peer_addr().map_err(refuse)?;
         stream.set_read_timeout(Some(PATIENCE))?;
         Ok(Self(stream))
@@ -269,48 +353,90 @@ impl Heir {
     /// # Errors
     /// When the other process is gone or says something else.
     pub fn ask(&self) -> io::Result<Inheritance> {
-        handover::say(&self.0, &Word::Hello { protocol: PROTOCOL, version: env!("CARGO_PKG_VERSION").to_owned() })?;
-        let Offer { clock_us, sockets, estate } = match handover::hear(&self.0)? {
+        handover::say(
+            &self.0,
+            &Word::Hello {
+                protocol: PROTOCOL,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        )?;
+        let Offer {
+            clock_us,
+            sockets,
+            estate,
+        } = match handover::hear(&self.0)? {
             Word::Offer(offer) => offer,
-            other => return Err(io::Error::new(io::ErrorKind::InvalidData, unexpected(&other))),
+            other => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    unexpected(&other),
+                ));
+            }
         };
         let sockets = handover::receive(&self.0, &sockets)?;
         let estate = handover::restore_estate(estate)?;
         let goes_on = clock::go_on_from(cutover_core::Mono::from_micros(clock_us));
         if !goes_on {
-            tracing::warn!("the clock of the process before this one cannot be gone on with: its evidence is left behind");
+            tracing::warn!(
+                "the clock of the process before this one cannot be gone on with: its evidence is \
+                 left behind"
+            );
         }
-        Ok(Inheritance { sockets: Given::ByProcess(sockets), estate: if goes_on { estate } else { Estate::new() } })
+        Ok(Inheritance {
+            sockets: Given::ByProcess(sockets),
+            estate: if goes_on { estate } else { Estate::new() },
+        })
     }
 
     /// Tells the other process that it has to go on alone.
     pub fn fail(&self, why: &str) {
-        let _ = handover::say(&self.0, &Word::Failed { why: why.to_owned() });
+        let _ = handover::say(
+            &self.0,
+            &Word::Failed {
+                why: why.to_owned(),
+            },
+        );
     }
 
     /// Tells the other process to drain, and obeys one latch with it from now on.
     ///
     /// # Errors
     /// When a thread cannot be started.
-    pub fn ready(self, control: ControlHandle, published: Arc<Published>) -> io::Result<Predecessor> {
+    pub fn ready(
+        self,
+        control: ControlHandle,
+        published: Arc<Published>,
+    ) -> io::Result<Predecessor> {
         let predecessor = Predecessor(Arc::new(AtomicBool::new(true)));
         let is_alive = Arc::clone(&predecessor.0);
         self.0.set_read_timeout(None)?;
         let speaking = self.0.try_clone()?;
         let (acknowledge, acknowledged) = watch::channel(0);
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
-        std::thread::Builder::new().name("succession-out".to_owned()).spawn(move || runtime.block_on(lead(&speaking, &published, acknowledged)))?;
-        std::thread::Builder::new().name("succession".to_owned()).spawn(move || {
-            while let Ok(Word::Tripped { rollout, trip, actor, source, reason }) = handover::hear(&self.0) {
-                let adopted = handover::restore_trip(rollout, *trip, actor, &source, reason).map(|tripped| control.adopt_blocking(tripped));
-                if !matches!(adopted, Ok(Ok(()))) {
-                    break;
+        std::thread::Builder::new()
+            .name("succession-out".to_owned())
+            .spawn(move || runtime.block_on(lead(&speaking, &published, acknowledged)))?;
+        std::thread::Builder::new()
+            .name("succession".to_owned())
+            .spawn(move || {
+                while let Ok(Word::Tripped {
+                    rollout,
+                    trip,
+                    actor,
+                    source,
+                    reason,
+                }) = handover::hear(&self.0)
+                {
+                    let adopted = handover::restore_trip(rollout, *trip, actor, &source, reason)
+                        .map(|tripped| control.adopt_blocking(tripped));
+                    if !matches!(adopted, Ok(Ok(()))) {
+                        break;
+                    }
+                    acknowledge.send_modify(|count| *count += 1);
                 }
-                acknowledge.send_modify(|count| *count += 1);
-            }
-            is_alive.store(false, Ordering::Release);
-            tracing::info!("upgrade: the process before this one has ended");
-        })?;
+                is_alive.store(false, Ordering::Release);
+                tracing::info!("upgrade: the process before this one has ended");
+            })?;
         Ok(predecessor)
     }
 }
@@ -323,7 +449,12 @@ async fn lead(stream: &UnixStream, published: &Published, mut acknowledged: watc
         // The count first: what it counts is in what is loaded after it.
         let count = *acknowledged.borrow_and_update();
         changes.borrow_and_update();
-        said = said.and_then(|()| handover::say(stream, &Word::of_lead(&Lead::of(&published.load().split), count)));
+        said = said.and_then(|()| {
+            handover::say(
+                stream,
+                &Word::of_lead(&Lead::of(&published.load().split), count),
+            )
+        });
         if said.is_err() {
             return;
         }

@@ -1,4 +1,5 @@
-//! What systemd is told: ready, reloading, stopping, another main process, alive. Without systemd nobody is told, and nothing changes.
+//! What systemd is told: ready, reloading, stopping, another main process, alive. Without systemd
+//! nobody is told, and nothing changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,10 +28,20 @@ pub fn reloading() {
 
 /// The file cannot be used: `systemctl status` shows why until one can.
 pub fn rejected(problems: &str) {
-    let problem = problems.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("error");
-    let place = problems.lines().find_map(|line| line.trim().strip_prefix("--> ")).map(|place| format!(" ({place})")).unwrap_or_default();
+    let problem = problems
+        .lines()
+        .map(str::trim)
+        .find(|line| !line.is_empty())
+        .unwrap_or("error");
+    let place = problems
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("--> "))
+        .map(|place| format!(" ({place})"))
+        .unwrap_or_default();
     IS_REJECTED.store(true, Ordering::Release);
-    tell(&[NotifyState::Status(&format!("the last good file is in force; the file cannot be used: {problem}{place}"))]);
+    tell(&[NotifyState::Status(&format!(
+        "the last good file is in force; the file cannot be used: {problem}{place}"
+    ))]);
 }
 
 /// A file is in force: what was told of the one before is over.
@@ -53,17 +64,22 @@ pub fn succeeded_by(pid: u32) {
     tell(&[NotifyState::MainPid(pid)]);
 }
 
-/// Tells again and again that the control loop turns, if anybody wants to know: a process whose guard hangs is to be restarted. Ends with the loop.
+/// Tells again and again that the control loop turns, if anybody wants to know: a process whose
+/// guard hangs is to be restarted. Ends with the loop.
 ///
 /// # Errors
 /// When the thread cannot be started.
 pub fn keep_telling(control: ControlHandle) -> std::io::Result<()> {
-    let Some(limit) = sd_notify::watchdog_enabled() else { return Ok(()) };
-    std::thread::Builder::new().name("watchdog".to_owned()).spawn(move || {
-        while control.pulse_blocking().is_ok() {
-            tell(&[NotifyState::Watchdog]);
-            std::thread::sleep(limit / 3);
-        }
-    })?;
+    let Some(limit) = sd_notify::watchdog_enabled() else {
+        return Ok(());
+    };
+    std::thread::Builder::new()
+        .name("watchdog".to_owned())
+        .spawn(move || {
+            while control.pulse_blocking().is_ok() {
+                tell(&[NotifyState::Watchdog]);
+                std::thread::sleep(limit / 3);
+            }
+        })?;
     Ok(())
 }

@@ -1,4 +1,5 @@
-//! What the control loop says to the request path when a backend is about to get its first users, and how long it waits for that. What is done about it is `gateway::stoker`.
+//! What the control loop says to the request path when a backend is about to get its first users,
+//! and how long it waits for that. What is done about it is `gateway::stoker`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::upstream::Backend;
 
-/// How long somebody waits for a warm-up: no longer than a tick. What takes longer goes on without them.
+/// How long somebody waits for a warm-up: no longer than a tick. What takes longer goes on without
+/// them.
 const WAIT: Duration = Duration::from_millis(100);
 
 /// Asks for warm-ups. Cheap to clone.
@@ -32,7 +34,11 @@ impl WarmUp {
     pub async fn warm(&self, backends: Vec<Arc<Backend>>) {
         let (done, is_done) = oneshot::channel();
         // Nobody there is the end of the process.
-        if backends.iter().any(|backend| backend.settings().health.is_some()) && self.0.send((backends, done)).is_ok() {
+        if backends
+            .iter()
+            .any(|backend| backend.settings().health.is_some())
+            && self.0.send((backends, done)).is_ok()
+        {
             let _ = tokio::time::timeout(WAIT, is_done).await;
         }
     }

@@ -1,15 +1,20 @@
 //! The watched file: what operators edit becomes settings, or a clear "no".
 //!
-//! The poll is the truth, notify is the wake-up: once a second, and whenever anything happens in a directory that matters, the same function compares contents. So it works on network
-//! file systems, in containers and when the kernel's queue overflows; and it follows atomic saves, renames and the `..data` swap of a configuration map, because directories
-//! are watched and not files.
+//! The poll is the truth, notify is the wake-up: once a second, and whenever anything happens in a
+//! directory that matters, the same function compares contents. So it works on network
+//! file systems, in containers and when the kernel's queue overflows; and it follows atomic saves,
+//! renames and the `..data` swap of a configuration map, because directories are watched and not
+//! files.
 //!
-//! A change is taken when its files have rested, since a file written in place may be caught half-way (`rest` says how long). A list has no syntax that shows a cut, so it rests longer, and
-//! longest if it would take users away. While it rests, the list that was accepted last stands for it: an edit of the main file need not wait for the writer of a list.
-//! A file that does not parse gets a longer second look before it is called broken.
-//! A broken file changes nothing: the last good one stays in force.
+//! A change is taken when its files have rested, since a file written in place may be caught
+//! half-way (`rest` says how long). A list has no syntax that shows a cut, so it rests longer, and
+//! longest if it would take users away. While it rests, the list that was accepted last stands for
+//! it: an edit of the main file need not wait for the writer of a list. A file that does not parse
+//! gets a longer second look before it is called broken. A broken file changes nothing: the last
+//! good one stays in force.
 //!
-//! This thread is the only reader and writer of the file; reading may block (network file systems), and must not hold up the control loop.
+//! This thread is the only reader and writer of the file; reading may block (network file systems),
+//! and must not hold up the control loop.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::ControlFlow;
@@ -103,20 +108,39 @@ impl WatchHandle {
     ///
     /// # Errors
     /// [`ReloadError`]; or that the process is going down.
-    pub async fn reload(&self, actor: Actor, reason: String, if_revision: IfRevision) -> Result<Result<Applied, ReloadError>, Gone> {
+    pub async fn reload(
+        &self,
+        actor: Actor,
+        reason: String,
+        if_revision: IfRevision,
+    ) -> Result<Result<Applied, ReloadError>, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Wish::Reload(Reload { actor, reason, if_revision, reply })).map_err(|_| Gone)?;
+        self.0
+            .send(Wish::Reload(Reload {
+                actor,
+                reason,
+                if_revision,
+                reply,
+            }))
+            .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 
-    /// Reads the file now and returns when that is done, from a thread outside any runtime: for signals.
+    /// Reads the file now and returns when that is done, from a thread outside any runtime: for
+    /// signals.
     pub fn reload_blocking(&self) {
         let (reply, answer) = oneshot::channel();
-        let _ = self.0.send(Wish::Reload(Reload { actor: Actor::file(), reason: String::new(), if_revision: None, reply }));
+        let _ = self.0.send(Wish::Reload(Reload {
+            actor: Actor::file(),
+            reason: String::new(),
+            if_revision: None,
+            reply,
+        }));
         let _ = answer.blocking_recv();
     }
 
-    /// Leaves the file alone until [`WatchHandle::resume`], and returns when what had begun is done. From a thread outside any runtime.
+    /// Leaves the file alone until [`WatchHandle::resume`], and returns when what had begun is
+    /// done. From a thread outside any runtime.
     pub fn pause_blocking(&self) {
         let (done, is_done) = channel();
         let _ = self.0.send(Wish::Pause(done));
@@ -141,7 +165,17 @@ impl WatchHandle {
         if_revision: IfRevision,
     ) -> Result<Result<Applied, SetError>, Gone> {
         let (reply, answer) = oneshot::channel();
-        self.0.send(Wish::Set(Set { rollout, percent, dry_run, actor, reason, if_revision, reply })).map_err(|_| Gone)?;
+        self.0
+            .send(Wish::Set(Set {
+                rollout,
+                percent,
+                dry_run,
+                actor,
+                reason,
+                if_revision,
+                reply,
+            }))
+            .map_err(|_| Gone)?;
         answer.await.map_err(|_| Gone)
     }
 
@@ -151,19 +185,26 @@ impl WatchHandle {
     }
 }
 
-/// Starts the watching thread for a source whose settings are in force as `common`. `state_is_given`
-/// says that the state directory does not come from the file.
+/// Starts the watching thread for a source whose settings are in force as `common`.
+/// `state_is_given` says that the state directory does not come from the file.
 ///
 /// # Errors
 /// When the thread cannot be started.
-pub fn start(source: Source, common: Arc<Common>, state_is_given: bool, control: ControlHandle, disk: Disk) -> std::io::Result<(WatchHandle, std::thread::JoinHandle<()>)> {
+pub fn start(
+    source: Source,
+    common: Arc<Common>,
+    state_is_given: bool,
+    control: ControlHandle,
+    disk: Disk,
+) -> std::io::Result<(WatchHandle, std::thread::JoinHandle<()>)> {
     let (sender, wishes) = channel();
     let wake = sender.clone();
     let look_wanted = Arc::new(AtomicBool::new(false));
     let wanted = Arc::clone(&look_wanted);
     // Without notify the poll alone does the work, a little later.
     let on_event = move |event: notify::Result<notify::Event>| {
-        // One look answers any number of events: a busy log beside the file must not fill the queue.
+        // One look answers any number of events: a busy log beside the file must not fill the
+        // queue.
         if !event.is_ok_and(|event| is_a_reading(&event)) && !wanted.swap(true, Ordering::AcqRel) {
             drop(wake.send(Wish::Look));
         }
@@ -192,17 +233,26 @@ pub fn start(source: Source, common: Arc<Common>, state_is_given: bool, control:
         told: Vec::new(),
         reloads: VecDeque::new(),
     };
-    let thread = std::thread::Builder::new().name("watch".to_owned()).spawn(move || watch.run(&wishes))?;
+    let thread = std::thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(move || watch.run(&wishes))?;
     Ok((WatchHandle(sender), thread))
 }
 
-/// Whether an event tells only that somebody read: our own comparisons would wake us for ever. Everything else is a reason to look, errors and overflows included.
+/// Whether an event tells only that somebody read: our own comparisons would wake us for ever.
+/// Everything else is a reason to look, errors and overflows included.
 fn is_a_reading(event: &notify::Event) -> bool {
     use notify::event::{AccessKind, AccessMode, EventKind};
-    matches!(event.kind, EventKind::Access(AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read))) && !event.need_rescan()
+    matches!(
+        event.kind,
+        EventKind::Access(
+            AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read)
+        )
+    ) && !event.need_rescan()
 }
 
-/// Waits for the end of a pause; breaks when the process goes down. Whoever wants something meanwhile is told that nobody is here.
+/// Waits for the end of a pause; breaks when the process goes down. Whoever wants something
+/// meanwhile is told that nobody is here.
 fn pause(wishes: &Receiver<Wish>) -> ControlFlow<()> {
     loop {
         match wishes.recv() {
@@ -213,7 +263,8 @@ fn pause(wishes: &Receiver<Wish>) -> ControlFlow<()> {
     }
 }
 
-/// What a reading is of: the fingerprint of all files, with the content that stands for what is held.
+/// What a reading is of: the fingerprint of all files, with the content that stands for what is
+/// held.
 type Key = [u8; 32];
 
 /// What a look has led to.
@@ -274,7 +325,9 @@ impl Watch {
             return;
         }
         loop {
-            let patience = self.next_look.map_or(POLL, |next| next.since(clock::mono()));
+            let patience = self
+                .next_look
+                .map_or(POLL, |next| next.since(clock::mono()));
             let wish = match wishes.recv_timeout(patience) {
                 Ok(wish) => wish,
                 Err(RecvTimeoutError::Timeout) => Wish::Look,
@@ -288,7 +341,12 @@ impl Watch {
                 }
                 Wish::Look => self.look_around(),
                 Wish::Reload(reload) => {
-                    self.reloads.push_back(Pending { reload, since: clock::mono(), has_begun: false, came_to: None });
+                    self.reloads.push_back(Pending {
+                        reload,
+                        since: clock::mono(),
+                        has_begun: false,
+                        came_to: None,
+                    });
                     self.look_around()
                 }
                 Wish::Set(set) => self.set(set),
@@ -312,8 +370,13 @@ impl Watch {
     /// Looks, for the reload that has waited longest or for nobody, and answers it if all is done.
     fn look_around(&mut self) -> Result<(), Gone> {
         loop {
-            let Some(mut pending) = self.reloads.pop_front() else { return self.look(&Actor::file(), "").map(drop) };
-            if let Err(refusal) = self.control.reserve_blocking(pending.reload.if_revision.clone())? {
+            let Some(mut pending) = self.reloads.pop_front() else {
+                return self.look(&Actor::file(), "").map(drop);
+            };
+            if let Err(refusal) = self
+                .control
+                .reserve_blocking(pending.reload.if_revision.clone())?
+            {
                 let _ = pending.reload.reply.send(Err(refusal.into()));
                 continue;
             }
@@ -326,18 +389,37 @@ impl Watch {
             let is_late = clock::mono().since(pending.since) > rest::MOST;
             let came_to = match (looked, pending.came_to.take()) {
                 (Looked::Took(came_to), _) | (_, Some(came_to)) => Some(came_to),
-                (Looked::Nothing, None) => Some(self.take(&pending.reload.actor, &pending.reload.reason)?),
-                (Looked::Waits, None) if is_late => Some(Err(format!("error: {}: it does not stop changing\n", self.source.path().display()))),
+                (Looked::Nothing, None) => {
+                    Some(self.take(&pending.reload.actor, &pending.reload.reason)?)
+                }
+                (Looked::Waits, None) if is_late => Some(Err(format!(
+                    "error: {}: it does not stop changing\n",
+                    self.source.path().display()
+                ))),
                 (Looked::Waits, None) => None,
             };
             match came_to {
                 Some(came_to) if !self.is_resting || is_late || came_to.is_err() => {
-                    let _ = pending.reload.reply.send(came_to.map_err(ReloadError::Rejected));
+                    let _ = pending
+                        .reload
+                        .reply
+                        .send(came_to.map_err(ReloadError::Rejected));
                 }
                 came_to => {
                     // From here on somebody else's change is nothing that this reload overwrites.
-                    let if_revision = if came_to.is_some() { None } else { pending.reload.if_revision };
-                    self.reloads.push_front(Pending { came_to, reload: Reload { if_revision, ..pending.reload }, ..pending });
+                    let if_revision = if came_to.is_some() {
+                        None
+                    } else {
+                        pending.reload.if_revision
+                    };
+                    self.reloads.push_front(Pending {
+                        came_to,
+                        reload: Reload {
+                            if_revision,
+                            ..pending.reload
+                        },
+                        ..pending
+                    });
                     return Ok(());
                 }
             }
@@ -352,7 +434,8 @@ impl Watch {
         let looked = self.decide(sights, actor, reason)?;
         let now = clock::mono();
         let is_waiting = self.is_resting || matches!(looked, Looked::Waits);
-        self.next_look = is_waiting.then(|| now.forward(rest::SHORT.max(now.since(began) * LOOK_SHARE).min(POLL)));
+        self.next_look = is_waiting
+            .then(|| now.forward(rest::SHORT.max(now.since(began) * LOOK_SHARE).min(POLL)));
         if !is_waiting && matches!(looked, Looked::Nothing) {
             std::thread::sleep(BREATHER);
         }
@@ -363,19 +446,41 @@ impl Watch {
     fn decide(&mut self, sights: Sights, actor: &Actor, reason: &str) -> Result<Looked, Gone> {
         let now = clock::mono();
         let accepted = self.source.accepted();
-        let differs = |path: &String, sight: &Sight| accepted.get(path).is_none_or(|accepted| accepted.content != sight.content);
-        self.resting.retain(|path, _| sights.get(path).is_some_and(|sight| differs(path, sight)));
+        let differs = |path: &String, sight: &Sight| {
+            accepted
+                .get(path)
+                .is_none_or(|accepted| accepted.content != sight.content)
+        };
+        self.resting
+            .retain(|path, _| sights.get(path).is_some_and(|sight| differs(path, sight)));
         for (path, sight) in sights.iter().filter(|(path, sight)| differs(path, sight)) {
             match self.resting.get_mut(path) {
                 Some(resting) => resting.look(sight.clone(), now),
-                None => drop(self.resting.insert(path.clone(), Resting::new(sight.clone(), now))),
+                None => drop(
+                    self.resting
+                        .insert(path.clone(), Resting::new(sight.clone(), now)),
+                ),
             }
         }
-        let unrested: Vec<String> = self.resting.iter().filter(|(path, resting)| !resting.has_rested(self.least(path, resting), now)).map(|(path, _)| path.clone()).collect();
-        let held = self.source.holdable(unrested.iter().filter(|path| !self.source.has_syntax(path)));
+        let unrested: Vec<String> = self
+            .resting
+            .iter()
+            .filter(|(path, resting)| !resting.has_rested(self.least(path, resting), now))
+            .map(|(path, _)| path.clone())
+            .collect();
+        let held = self
+            .source
+            .holdable(unrested.iter().filter(|path| !self.source.has_syntax(path)));
         self.waits_for_text = unrested.iter().any(|path| self.source.has_syntax(path));
-        self.waited_for =
-            unrested.iter().filter(|path| self.resting.get(*path).is_some_and(|resting| resting.needed(self.least(path, resting)) > SETTLE_BROKEN)).cloned().collect();
+        self.waited_for = unrested
+            .iter()
+            .filter(|path| {
+                self.resting.get(*path).is_some_and(|resting| {
+                    resting.needed(self.least(path, resting)) > SETTLE_BROKEN
+                })
+            })
+            .cloned()
+            .collect();
         self.is_resting = !unrested.is_empty();
         let key = self.source.fingerprint_of(&sights, &held);
         if self.done.as_ref() == Some(&key) {
@@ -386,7 +491,11 @@ impl Watch {
             self.waits_for_text = true;
             return Ok(Looked::Waits);
         }
-        if let Some(least) = self.asked.as_ref().filter(|(asked, _)| *asked == key).map(|(_, least)| *least)
+        if let Some(least) = self
+            .asked
+            .as_ref()
+            .filter(|(asked, _)| *asked == key)
+            .map(|(_, least)| *least)
             && !self.has_rested(least, &held, now)
         {
             self.wait_for_all(least, now);
@@ -397,15 +506,28 @@ impl Watch {
             Ok((settings, text)) => (self.least_of(&settings), Ok((settings, text))),
             Err(error) => (SETTLE_BROKEN, Err(error)),
         };
-        if loaded.as_ref().is_ok_and(|(_, text)| !self.source.has_read(&sights, text)) {
+        if loaded
+            .as_ref()
+            .is_ok_and(|(_, text)| !self.source.has_read(&sights, text))
+        {
             self.wait_for_all(rest::SHORT, now);
             return Ok(Looked::Waits);
         }
         // What the text names only now rests from now on.
-        let drawn_in: Vec<(String, Sight)> = self.source.sights().iter().map(|(path, sight)| (path.clone(), sight.clone())).collect();
+        let drawn_in: Vec<(String, Sight)> = self
+            .source
+            .sights()
+            .iter()
+            .map(|(path, sight)| (path.clone(), sight.clone()))
+            .collect();
         let mut is_new = false;
         for (path, sight) in drawn_in {
-            let is_known = self.source.accepted().get(&path).is_some_and(|accepted| accepted.content == sight.content) || self.resting.contains_key(&path);
+            let is_known = self
+                .source
+                .accepted()
+                .get(&path)
+                .is_some_and(|accepted| accepted.content == sight.content)
+                || self.resting.contains_key(&path);
             if !is_known && loaded.is_ok() {
                 is_new = true;
                 self.resting.insert(path, Resting::new(sight, now));
@@ -423,7 +545,11 @@ impl Watch {
             Err(error) => Err(self.reject(&error)?),
         };
         let accepted = self.source.accepted();
-        self.resting.retain(|path, resting| accepted.get(path).is_none_or(|accepted| accepted.content != resting.sight().content));
+        self.resting.retain(|path, resting| {
+            accepted
+                .get(path)
+                .is_none_or(|accepted| accepted.content != resting.sight().content)
+        });
         Ok(Looked::Took(took))
     }
 
@@ -431,8 +557,12 @@ impl Watch {
     fn wait_for_all(&mut self, least: Duration, now: Mono) {
         (self.waits_for_text, self.is_resting) = (true, true);
         if least > SETTLE_BROKEN {
-            let unrested = self.resting.iter().filter(|(_, resting)| !resting.has_rested(least, now));
-            self.waited_for.extend(unrested.map(|(path, _)| path.clone()));
+            let unrested = self
+                .resting
+                .iter()
+                .filter(|(_, resting)| !resting.has_rested(least, now));
+            self.waited_for
+                .extend(unrested.map(|(path, _)| path.clone()));
         }
     }
 
@@ -444,7 +574,11 @@ impl Watch {
         }
         // Texts end with a line break, unless people leave it out; a cut rarely does.
         let is_cut = !sight.ends_with_line && before.is_none_or(|before| before.ends_with_line);
-        if is_cut && sight.size > 0 && !sight.came_whole(before) { rest::LONG } else { rest::SHORT }
+        if is_cut && sight.size > 0 && !sight.came_whole(before) {
+            rest::LONG
+        } else {
+            rest::SHORT
+        }
     }
 
     /// The least rest of a reading by what it would take away: users of a list, and rollouts.
@@ -452,9 +586,18 @@ impl Watch {
         let running = &self.common.settings;
         let mut least = rest::SHORT;
         for before in &running.rollouts {
-            match settings.rollouts.iter().find(|rollout| rollout.id == before.id) {
+            match settings
+                .rollouts
+                .iter()
+                .find(|rollout| rollout.id == before.id)
+            {
                 None => least = least.max(rest::LONG),
-                Some(now) if now.always_legacy.len() < before.always_legacy.len() || now.always_new.len() < before.always_new.len() => least = rest::SHORTER,
+                Some(now)
+                    if now.always_legacy.len() < before.always_legacy.len()
+                        || now.always_new.len() < before.always_new.len() =>
+                {
+                    least = rest::SHORTER;
+                }
                 Some(_) => {}
             }
         }
@@ -465,18 +608,35 @@ impl Watch {
     /// renamed file leaves out were left out on purpose.
     fn has_rested(&self, least: Duration, held: &Kept, now: Mono) -> bool {
         let accepted = self.source.accepted();
-        let least_of = |path: &String, resting: &Resting| if least == rest::LONG && resting.sight().came_whole(accepted.get(path)) { rest::SHORT } else { least };
-        self.resting.iter().filter(|(path, _)| !held.contains_key(*path)).all(|(path, resting)| resting.has_rested(least_of(path, resting), now))
+        let least_of = |path: &String, resting: &Resting| {
+            if least == rest::LONG && resting.sight().came_whole(accepted.get(path)) {
+                rest::SHORT
+            } else {
+                least
+            }
+        };
+        self.resting
+            .iter()
+            .filter(|(path, _)| !held.contains_key(*path))
+            .all(|(path, resting)| resting.has_rested(least_of(path, resting), now))
     }
 
     /// Tells people which files are waited for, when that has changed. The short rest is not told.
     fn tell_of_waiting(&mut self) -> Result<(), Gone> {
-        let waited: Vec<String> = self.waited_for.iter().map(|path| self.name_of(path)).collect();
+        let waited: Vec<String> = self
+            .waited_for
+            .iter()
+            .map(|path| self.name_of(path))
+            .collect();
         if waited == self.told {
             return Ok(());
         }
         for file in waited.iter().filter(|file| !self.told.contains(file)) {
-            tracing::info!(file, "a file has changed and may still be being written; what was read before stays in force until it has rested");
+            tracing::info!(
+                file,
+                "a file has changed and may still be being written; what was read before stays in \
+                 force until it has rested"
+            );
         }
         for file in self.told.iter().filter(|file| !waited.contains(file)) {
             tracing::info!(file, "a file has rested");
@@ -486,7 +646,11 @@ impl Watch {
     }
 
     fn name_of(&self, path: &str) -> String {
-        if path.is_empty() { self.source.path().display().to_string() } else { path.to_owned() }
+        if path.is_empty() {
+            self.source.path().display().to_string()
+        } else {
+            path.to_owned()
+        }
     }
 
     /// Reads the file and puts it in force, or tells what is wrong with it. A list that has changed
@@ -496,13 +660,26 @@ impl Watch {
         let mut tries = 0;
         loop {
             let (accepted, sights) = (self.source.accepted(), self.source.look());
-            let changed = sights.iter().filter(|(path, sight)| accepted.get(*path).is_some_and(|accepted| accepted.content != sight.content)).map(|(path, _)| path);
-            let held = self.source.holdable(changed.filter(|path| !self.source.has_syntax(path)));
+            let changed = sights
+                .iter()
+                .filter(|(path, sight)| {
+                    accepted
+                        .get(*path)
+                        .is_some_and(|accepted| accepted.content != sight.content)
+                })
+                .map(|(path, _)| path);
+            let held = self
+                .source
+                .holdable(changed.filter(|path| !self.source.has_syntax(path)));
             self.source.hold(held);
             loaded = self.source.load();
             tries += 1;
             // A list may begin to change between the look and the reading: then it is held, too.
-            if loaded.as_ref().map_or(true, |(_, text)| self.source.has_read(&sights, text)) || tries >= TAKES {
+            if loaded
+                .as_ref()
+                .map_or(true, |(_, text)| self.source.has_read(&sights, text))
+                || tries >= TAKES
+            {
                 break;
             }
         }
@@ -514,7 +691,15 @@ impl Watch {
     }
 
     fn set(&mut self, set: Set) -> Result<(), Gone> {
-        let Set { rollout, percent, dry_run, actor, reason, if_revision, reply } = set;
+        let Set {
+            rollout,
+            percent,
+            dry_run,
+            actor,
+            reason,
+            if_revision,
+            reply,
+        } = set;
         // What somebody else saved meanwhile comes first and under its own name.
         let began = clock::mono();
         loop {
@@ -525,9 +710,12 @@ impl Watch {
             std::thread::sleep(rest::SHORT);
         }
         let answer = if self.waits_for_text {
-            Err(SetError::BeingWritten { path: self.source.path().display().to_string() })
+            Err(SetError::BeingWritten {
+                path: self.source.path().display().to_string(),
+            })
         } else {
-            // From the comparison until the change is in force nobody else with a revision gets through.
+            // From the comparison until the change is in force nobody else with a revision gets
+            // through.
             match self.control.reserve_blocking(if_revision)? {
                 Ok(()) => self.edit(&rollout, percent, dry_run, &actor, &reason)?,
                 Err(refusal) => Err(refusal.into()),
@@ -539,31 +727,61 @@ impl Watch {
     }
 
     /// Writes a percentage into the file and puts it in force.
-    fn edit(&mut self, rollout: &str, percent: Percent, dry_run: bool, actor: &Actor, reason: &str) -> Result<Result<Applied, SetError>, Gone> {
-        // The edit is made beside the watched source, so that a change nobody has taken yet still counts as one.
+    fn edit(
+        &mut self,
+        rollout: &str,
+        percent: Percent,
+        dry_run: bool,
+        actor: &Actor,
+        reason: &str,
+    ) -> Result<Result<Applied, SetError>, Gone> {
+        // The edit is made beside the watched source, so that a change nobody has taken yet still
+        // counts as one.
         match self.source.beside().set_percent(rollout, percent, dry_run) {
-            Ok(_) if dry_run => Ok(Ok(Applied { revision: 0, durable: true })),
-            Ok(_) => Ok(self.take(actor, reason)?.map_err(SetError::ChangedMeanwhile)),
+            Ok(_) if dry_run => Ok(Ok(Applied {
+                revision: 0,
+                durable: true,
+            })),
+            Ok(_) => Ok(self
+                .take(actor, reason)?
+                .map_err(SetError::ChangedMeanwhile)),
             Err(error) => Ok(Err(error)),
         }
     }
 
-    fn put_in_force(&mut self, mut settings: Settings, text: &str, actor: &Actor, reason: &str) -> Result<Applied, Gone> {
+    fn put_in_force(
+        &mut self,
+        mut settings: Settings,
+        text: &str,
+        actor: &Actor,
+        reason: &str,
+    ) -> Result<Applied, Gone> {
         if self.state_is_given {
             settings.state = self.running.state.clone();
         }
         let restart_needed = settings.restart_needed(&self.running);
         // Pairs come and go while the ports stay: `certificates` follows what is published.
         let certificates = std::mem::take(&mut settings.listen.certificates);
-        settings.listen = Listen { certificates, ..self.running.listen.clone() };
+        settings.listen = Listen {
+            certificates,
+            ..self.running.listen.clone()
+        };
         settings.admin = self.running.admin.clone();
         settings.state = self.running.state.clone();
         settings.log.format = self.running.log.format;
         settings.log.file = self.running.log.file.clone();
         // Only how many are sampled may change; without the table none are.
-        settings.traces = self.running.traces.clone().map(|running| Traces { sample: settings.traces.map_or(Rate::NONE, |traces| traces.sample), ..running });
+        settings.traces = self.running.traces.clone().map(|running| Traces {
+            sample: settings.traces.map_or(Rate::NONE, |traces| traces.sample),
+            ..running
+        });
         let common = Arc::new(Common::new(settings, Some(&self.common)));
-        let applied = self.control.settings_blocking(Arc::clone(&common), restart_needed, actor.clone(), reason.to_owned())?;
+        let applied = self.control.settings_blocking(
+            Arc::clone(&common),
+            restart_needed,
+            actor.clone(),
+            reason.to_owned(),
+        )?;
         self.common = common;
         self.disk.keep_last_good(self.source.accept(text));
         supervisor::accepted();
@@ -578,16 +796,23 @@ impl Watch {
         Ok(problems)
     }
 
-    /// Watches the directories that matter now. A directory that cannot be watched is left to the poll.
+    /// Watches the directories that matter now. A directory that cannot be watched is left to the
+    /// poll.
     fn follow_directories(&mut self) {
-        let Some(watcher) = &mut self.watcher else { return };
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
         let wanted = self.source.directories();
         for gone in self.watched.difference(&wanted) {
             let _ = watcher.unwatch(gone);
         }
         let mut watched = BTreeSet::new();
         for directory in wanted {
-            if self.watched.contains(&directory) || watcher.watch(&directory, RecursiveMode::NonRecursive).is_ok() {
+            if self.watched.contains(&directory)
+                || watcher
+                    .watch(&directory, RecursiveMode::NonRecursive)
+                    .is_ok()
+            {
                 watched.insert(directory);
             }
         }

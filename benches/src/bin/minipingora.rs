@@ -1,7 +1,10 @@
-//! A proxy on pingora that does nothing but split: one hash of the user, modulo 100, and a prepared peer. What Cutover costs beyond it is Cutover's own.
+//! A proxy on pingora that does nothing but split: one hash of the user, modulo 100, and a prepared
+//! peer. What Cutover costs beyond it is Cutover's own.
 //!
-//! Everything that is not Cutover's logic is kept as Cutover has it: allocator, runtime, read buffer, pool, timeouts of the peer, no modules. No callback but `upstream_peer`, and no handler
-//! for signals, so SIGTERM ends it at once. Deliberately absent: any header that is changed, and anything that is counted.
+//! Everything that is not Cutover's logic is kept as Cutover has it: allocator, runtime, read
+//! buffer, pool, timeouts of the peer, no modules. No callback but `upstream_peer`, and no handler
+//! for signals, so SIGTERM ends it at once. Deliberately absent: any header that is changed, and
+//! anything that is counted.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::io::Write;
@@ -57,18 +60,30 @@ impl ProxyHttp for DoNothing {
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     async fn upstream_peer(&self, session: &mut Session, (): &mut ()) -> Result<Box<HttpPeer>> {
-        let user = session.req_header().headers.get("x-user-id").map_or(&[][..], http::HeaderValue::as_bytes);
+        let user = session
+            .req_header()
+            .headers
+            .get("x-user-id")
+            .map_or(&[][..], http::HeaderValue::as_bytes);
         // Without random keys, so a user stays where he is when it is started again.
         let mut hasher = DefaultHasher::new();
         hasher.write(user);
-        let peer = if hasher.finish() % 100 < self.percent { &self.last } else { &self.first };
+        let peer = if hasher.finish() % 100 < self.percent {
+            &self.last
+        } else {
+            &self.first
+        };
         Ok(Box::new(peer.clone()))
     }
 }
 
 /// A peer with the timeouts that a backend of a file has when the file does not say.
 fn peer(backend: SocketAddr) -> HttpPeer {
-    let (connect, response, idle) = (Duration::from_secs(1), Duration::from_secs(30), Duration::from_secs(30));
+    let (connect, response, idle) = (
+        Duration::from_secs(1),
+        Duration::from_secs(30),
+        Duration::from_secs(30),
+    );
     let mut peer = HttpPeer::new(backend, false, String::new());
     peer.options.connection_timeout = Some(connect);
     peer.options.total_connection_timeout = Some(connect);
@@ -87,12 +102,33 @@ fn main() -> std::io::Result<()> {
     let mut listening = Fds::new();
     listening.add(address.to_string(), listener.into_raw_fd());
 
-    let settings = Arc::new(ServerConf { threads: arguments.threads, upstream_keepalive_pool_size: 1024, max_retries: 2, ..ServerConf::default() });
-    let (Some(&first), Some(&last)) = (arguments.backend.first(), arguments.backend.last()) else { return Err(std::io::Error::other("expected a backend")) };
-    let mut service = http_proxy_service(&settings, DoNothing { first: peer(first), last: peer(last), percent: arguments.percent });
-    service.add_listener(ListenerConfig::tcp(address.to_string()).l4_buffer(L4BufferSettings::default().read(4096).write(1460)));
+    let settings = Arc::new(ServerConf {
+        threads: arguments.threads,
+        upstream_keepalive_pool_size: 1024,
+        max_retries: 2,
+        ..ServerConf::default()
+    });
+    let (Some(&first), Some(&last)) = (arguments.backend.first(), arguments.backend.last()) else {
+        return Err(std::io::Error::other("expected a backend"));
+    };
+    let mut service = http_proxy_service(
+        &settings,
+        DoNothing {
+            first: peer(first),
+            last: peer(last),
+            percent: arguments.percent,
+        },
+    );
+    service.add_listener(
+        ListenerConfig::tcp(address.to_string())
+            .l4_buffer(L4BufferSettings::default().read(4096).write(1460)),
+    );
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(arguments.threads).thread_name("proxy").enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(arguments.threads)
+        .thread_name("proxy")
+        .enable_all()
+        .build()?;
     writeln!(std::io::stdout(), "listening on http://{address}")?;
     let (_go_on, shutdown) = tokio::sync::watch::channel(false);
     runtime.block_on(service.start_service(Some(Arc::new(Mutex::new(listening))), shutdown, 1));

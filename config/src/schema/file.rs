@@ -11,11 +11,14 @@ use super::value::{At, DurationText, RateText, SizeText};
 
 type Texts = Vec<At<String>>;
 
-/// Cutover: sends each request to a legacy or a new backend by a sticky hash of the user, and goes back to 0 % by itself when the new side is worse. Everything is reloaded while it runs, except the keys marked (restart).
+/// Cutover: sends each request to a legacy or a new backend by a sticky hash of the user, and goes
+/// back to 0 % by itself when the new side is worse. Everything is reloaded while it runs, except
+/// the keys marked (restart).
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct File {
-    /// Further files that hold only `[[rollout]]` blocks: paths or patterns with `*`, relative to the folder of this file. Main file only.
+    /// Further files that hold only `[[rollout]]` blocks: paths or patterns with `*`, relative to
+    /// the folder of this file. Main file only.
     #[schemars(extend("examples" = [["rollouts/*.toml"]]))]
     pub(crate) include: Option<Texts>,
     /// (restart) Where requests come in, and the limits on them.
@@ -32,7 +35,8 @@ pub(crate) struct File {
     pub(crate) backend: Option<BTreeMap<At<String>, BackendTable>>,
     /// What happens outside of the rollouts.
     pub(crate) routing: Option<At<RoutingTable>>,
-    /// Which requests move, and how many users. The first rollout that matches wins, in file order.
+    /// Which requests move, and how many users. The first rollout that matches wins, in file
+    /// order.
     pub(crate) rollout: Option<Vec<At<RolloutTable>>>,
     /// Who is told. Not supported yet.
     pub(crate) notify: Option<Vec<At<NotifyTable>>>,
@@ -54,13 +58,15 @@ pub(crate) struct ListenTable {
     /// (restart) Addresses for TLS: HTTP/2 or HTTP/1.1, as the client chooses.
     #[schemars(extend("default" = [], "examples" = [["0.0.0.0:8443"]]))]
     pub(crate) https: Option<At<Texts>>,
-    /// Certificates, chosen by server name; the first is for clients that name none or an unknown one. Read again when their files change.
+    /// Certificates, chosen by server name; the first is for clients that name none or an unknown
+    /// one. Read again when their files change.
     #[schemars(extend("default" = [], "examples" = [[{ "cert": "site.pem", "key": "site.key" }]]))]
     pub(crate) certificates: Option<At<Vec<CertificateTable>>>,
     /// (restart) Networks or addresses whose X-Forwarded-For is believed.
     #[schemars(extend("default" = [], "examples" = [["10.0.0.0/8"]]))]
     pub(crate) trusted_proxies: Option<Texts>,
-    /// (restart) Cleartext HTTP/2 on the http ports, for clients that begin with it; HTTP/1.1 goes on working there.
+    /// (restart) Cleartext HTTP/2 on the http ports, for clients that begin with it; HTTP/1.1 goes
+    /// on working there.
     #[schemars(extend("default" = false))]
     pub(crate) h2c: Option<bool>,
     /// (restart) What moves the bytes of requests. Both keep every promise; the lane costs less.
@@ -162,13 +168,15 @@ pub(crate) struct LogTable {
     /// Which requests get a line.
     #[schemars(extend("default" = "all"))]
     pub(crate) access: Option<AccessText>,
-    /// Of the requests that went well, this many get a line; what failed, was moved or parked always does.
+    /// Of the requests that went well, this many get a line; what failed, was moved or parked
+    /// always does.
     #[schemars(extend("default" = default::LOG_SAMPLE))]
     pub(crate) sample: Option<At<RateText>>,
     /// What a line says of the user key.
     #[schemars(extend("default" = "hashed"))]
     pub(crate) user: Option<LogUserText>,
-    /// (restart) A file for the lines of requests, in place of standard output; opened anew on SIGUSR1. Relative to the folder of this file.
+    /// (restart) A file for the lines of requests, in place of standard output; opened anew on
+    /// SIGUSR1. Relative to the folder of this file.
     #[schemars(extend("examples" = ["access.log", "/var/log/cutover/access.log"]))]
     pub(crate) file: Option<At<String>>,
 }
@@ -176,7 +184,8 @@ pub(crate) struct LogTable {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct TracesTable {
-    /// (restart) A collector that takes OTLP over HTTP (protobuf), without TLS: `/v1/traces` is added.
+    /// (restart) A collector that takes OTLP over HTTP (protobuf), without TLS: `/v1/traces` is
+    /// added.
     #[schemars(required, extend("examples" = ["http://127.0.0.1:4318"]))]
     pub(crate) endpoint: Option<At<String>>,
     /// So many requests are sampled. What a trusted proxy has decided on stays as it is.
@@ -224,7 +233,8 @@ pub(crate) struct BackendTable {
     /// `host:port`, or `https://host:port` for TLS; names are resolved again and again.
     #[schemars(required, extend("minItems" = 1, "examples" = [["10.0.1.1:3000"]]))]
     pub(crate) servers: Option<Texts>,
-    /// HTTP/2 to the servers, as gRPC needs it: over TLS, or without TLS for servers that speak nothing else.
+    /// HTTP/2 to the servers, as gRPC needs it: over TLS, or without TLS for servers that speak
+    /// nothing else.
     #[schemars(extend("default" = false))]
     pub(crate) http2: Option<bool>,
     /// The name that the servers' certificates are for; default: the host of each.
@@ -278,7 +288,8 @@ pub(crate) struct RoutingTable {
     /// The backend of requests that no rollout matches.
     #[schemars(extend("default" = default::LEGACY))]
     pub(crate) default_backend: Option<At<String>>,
-    /// SHA-256 of the testers' token as 64 hex digits, for the request header `x-cutover-override: new TOKEN`. Without it there is no override.
+    /// SHA-256 of the testers' token as 64 hex digits, for the request header `x-cutover-override:
+    /// new TOKEN`. Without it there is no override.
     #[schemars(extend("pattern" = "^[0-9a-fA-F]{64}$|\\$\\{"))]
     pub(crate) override_token_sha256: Option<At<String>>,
     /// Whether clients see `x-cutover-backend` and `x-cutover-rollout`.
@@ -286,7 +297,10 @@ pub(crate) struct RoutingTable {
     pub(crate) expose_decision: Option<bool>,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[expect(
+    dead_code,
+    reason = "parsed so that mistakes in it are found, refused until it does something"
+)]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct NotifyTable {

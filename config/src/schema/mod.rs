@@ -1,7 +1,10 @@
-//! The words of the file: ONE definition that serde reads it by, that `schema()` describes it by, and that `shape` checks it against.
+//! The words of the file: ONE definition that serde reads it by, that `schema()` describes it by,
+//! and that `shape` checks it against.
 //!
-//! Every field is optional for serde. What must be there is said in the schema (`#[schemars(required)]`) and checked by `shape`, which finds all mistakes at once where serde
-//! would stop at the first. Ranges, defaults and examples are in the schema too, so an editor shows what the program checks. No `#[serde(flatten)]`: it loses spans.
+//! Every field is optional for serde. What must be there is said in the schema
+//! (`#[schemars(required)]`) and checked by `shape`, which finds all mistakes at once where serde
+//! would stop at the first. Ranges, defaults and examples are in the schema too, so an editor shows
+//! what the program checks. No `#[serde(flatten)]`: it loses spans.
 //!
 //! Tables are in `file` and `rollout`, kinds of values in `value`. A description that ends in "Not supported yet." belongs to a key that is understood and refused, so that nobody believes in a safety that is not there.
 
@@ -16,15 +19,21 @@ use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value};
 
 pub(crate) use file::{
-    AccessText, AdminTable, BackendTable, CertificateTable, EngineText, File, HealthTable, IncludedFile, ListenTable, LogFormatText, LogTable, LogUserText, RoleText, RoutingTable,
+    AccessText, AdminTable, BackendTable, CertificateTable, EngineText, File, HealthTable,
+    IncludedFile, ListenTable, LogFormatText, LogTable, LogUserText, RoleText, RoutingTable,
     StateTable, TokenTable, TracesTable,
 };
 pub(crate) use rollout::{
-    AnonymousText, DownTable, ErrorsTable, FailoverText, GuardTable, HangTable, LatencyTable, MatchTable, ModeText, RolloutTable, SharedCauseText, VsLegacyTable,
+    AnonymousText, DownTable, ErrorsTable, FailoverText, GuardTable, HangTable, LatencyTable,
+    MatchTable, ModeText, RolloutTable, SharedCauseText, VsLegacyTable,
 };
-pub(crate) use value::{At, DURATION_PATTERN, DurationText, Number, OrOff, RATE_PATTERN, RateText, SIZE_PATTERN, SizeText};
+pub(crate) use value::{
+    At, DURATION_PATTERN, DurationText, Number, OrOff, RATE_PATTERN, RateText, SIZE_PATTERN,
+    SizeText,
+};
 
-/// The defaults of the file, as the file would write them: in the schema for editors, and read by `lower` like anything else.
+/// The defaults of the file, as the file would write them: in the schema for editors, and read by
+/// `lower` like anything else.
 pub(crate) mod default {
     pub(crate) const HTTP: &str = "0.0.0.0:8080";
     pub(crate) const MAX_CONNECTIONS: u64 = 20_000;
@@ -54,7 +63,8 @@ pub(crate) mod default {
     pub(crate) const GENERATION: u64 = 1;
 }
 
-/// The schema of the main file. Without references and without null, so that every editor understands it, and so does `shape`.
+/// The schema of the main file. Without references and without null, so that every editor
+/// understands it, and so does `shape`.
 pub(crate) fn main_file() -> &'static Value {
     static MAIN: LazyLock<Value> = LazyLock::new(describe::<File>);
     &MAIN
@@ -66,26 +76,41 @@ pub(crate) fn included_file() -> &'static Value {
     &INCLUDED
 }
 
-/// The JSON Schema (draft 7) of the main file, indented, with a newline at the end. `config/cutover.schema.json` is this text.
+/// The JSON Schema (draft 7) of the main file, indented, with a newline at the end.
+/// `config/cutover.schema.json` is this text.
 pub fn schema() -> String {
     format!("{:#}\n", main_file())
 }
 
 fn describe<T: JsonSchema>() -> Value {
-    let described = SchemaSettings::draft07().with(|settings| settings.inline_subschemas = true).into_generator().into_root_schema_for::<T>();
+    let described = SchemaSettings::draft07()
+        .with(|settings| settings.inline_subschemas = true)
+        .into_generator()
+        .into_root_schema_for::<T>();
     // What the file is comes first, for people.
     let mut schema = Map::new();
     for key in ["$schema", "title", "description"] {
-        schema.insert(key.to_owned(), described.get(key).cloned().unwrap_or_default());
+        schema.insert(
+            key.to_owned(),
+            described.get(key).cloned().unwrap_or_default(),
+        );
     }
     schema.insert("title".to_owned(), Value::from("cutover.toml"));
-    schema.extend(described.as_object().cloned().into_iter().flatten().filter(|(key, _)| key != "title"));
+    schema.extend(
+        described
+            .as_object()
+            .cloned()
+            .into_iter()
+            .flatten()
+            .filter(|(key, _)| key != "title"),
+    );
     let mut schema = Value::Object(schema);
     tidy(&mut schema);
     schema
 }
 
-/// Takes out what speaks of Rust and not of TOML: null, which TOML does not have, and the widths of integers.
+/// Takes out what speaks of Rust and not of TOML: null, which TOML does not have, and the widths of
+/// integers.
 fn tidy(schema: &mut Value) {
     match schema {
         Value::Array(items) => items.iter_mut().for_each(tidy),
@@ -107,7 +132,9 @@ fn tidy(schema: &mut Value) {
 
 /// `anyOf: [X, null]` becomes `X`.
 fn drop_null_variant(object: &mut Map<String, Value>) {
-    let Some(Value::Array(variants)) = object.get_mut("anyOf") else { return };
+    let Some(Value::Array(variants)) = object.get_mut("anyOf") else {
+        return;
+    };
     let before = variants.len();
     variants.retain(|variant| variant.get("type").is_none_or(|name| name != "null"));
     if variants.len() == before {
@@ -140,8 +167,15 @@ mod tests {
         fn check(path: &str, schema: &Value) {
             for (key, property) in schema["properties"].as_object().into_iter().flatten() {
                 let path = format!("{path}.{key}");
-                assert!(path == ".rollout.rollout" || property["description"].is_string(), "{path} has no description");
-                for part in [property, &property["items"], &property["additionalProperties"]] {
+                assert!(
+                    path == ".rollout.rollout" || property["description"].is_string(),
+                    "{path} has no description"
+                );
+                for part in [
+                    property,
+                    &property["items"],
+                    &property["additionalProperties"],
+                ] {
                     check(&path, part);
                 }
             }

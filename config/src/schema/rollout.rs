@@ -28,9 +28,12 @@ pub(crate) struct RolloutTable {
     /// The share of users on new, from 0 to 100 with at most three decimals.
     #[schemars(extend("minimum" = 0, "maximum" = 100, "examples" = [5]))]
     pub(crate) percent: Option<At<Number>>,
-    /// What the hash of a user starts with; default: the id. The same salt in two rollouts moves the same users.
+    /// What the hash of a user starts with; default: the id. The same salt in two rollouts moves
+    /// the same users.
     pub(crate) salt: Option<At<String>>,
-    /// Where the user's key comes from: header:NAME, cookie:NAME, jwt:CLAIM, query:NAME, path:N or ip. The first that is not empty wins. Steps behind a | say how it is read: decode, lower, trim, base64, from left to right.
+    /// Where the user's key comes from: header:NAME, cookie:NAME, jwt:CLAIM, query:NAME, path:N or
+    /// ip. The first that is not empty wins. Steps behind a | say how it is read: decode, lower,
+    /// trim, base64, from left to right.
     #[schemars(required, extend("minItems" = 1, "examples" = [["header:x-user-id", "cookie:uid"]]))]
     pub(crate) key: Option<At<Texts>>,
     /// What happens to a request without a key.
@@ -48,13 +51,15 @@ pub(crate) struct RolloutTable {
     /// Percent of users kept on legacy even at 100 %, as a control group for the guard.
     #[schemars(extend("default" = 0, "minimum" = 0, "maximum" = 100))]
     pub(crate) holdback: Option<At<Number>>,
-    /// Which requests that fail on new are answered by legacy; at most a fifth of those of the last ten seconds. They count as failures of new.
+    /// Which requests that fail on new are answered by legacy; at most a fifth of those of the
+    /// last ten seconds. They count as failures of new.
     #[schemars(extend("default" = "safe"))]
     pub(crate) failover: Option<FailoverText>,
     /// Paths below which a file that is missing on one side (404) is fetched from the other.
     #[schemars(extend("default" = [], "examples" = [["/assets/"]]))]
     pub(crate) fallback_on_404: Option<At<Texts>>,
-    /// After a rollback, WebSockets and streams that are still on new are closed after this; up to 1d.
+    /// After a rollback, WebSockets and streams that are still on new are closed after this; up to
+    /// 1d.
     #[schemars(extend("default" = default::DRAIN_ON_ROLLBACK))]
     pub(crate) drain_on_rollback: Option<At<DurationText>>,
     /// When new counts as worse, so that everybody goes back to legacy.
@@ -110,7 +115,9 @@ pub(crate) struct GuardTable {
     /// Judge and report, but never roll back.
     #[schemars(extend("default" = false))]
     pub(crate) dry_run: Option<bool>,
-    /// Limits on failures: 5xx, connect errors, timeouts, resets, truncated bodies. Here and below, a sequential guard has the default where nothing is written, a threshold guard has no rule, and `false` switches a rule off.
+    /// Limits on failures: 5xx, connect errors, timeouts, resets, truncated bodies. Here and
+    /// below, a sequential guard has the default where nothing is written, a threshold guard has
+    /// no rule, and `false` switches a rule off.
     #[schemars(extend("minProperties" = 1, "examples" = [{ "max": "1%" }]))]
     pub(crate) errors: Option<At<OrOff<ErrorsTable>>>,
     /// Limits on the time to the response header.
@@ -134,25 +141,31 @@ pub(crate) struct GuardTable {
     /// So many failures of new in a row, with no success between.
     #[schemars(extend("default" = 20, "minimum" = 2, "maximum" = 1_000_000))]
     pub(crate) dead_after: Option<At<OrOff<u64>>>,
-    /// How many users must be hurt before a rule may trip; never more than new has served in the last minute. In threshold mode for hang and dead_after only.
+    /// How many users must be hurt before a rule may trip; never more than new has served in the
+    /// last minute. In threshold mode for hang and dead_after only.
     #[schemars(extend("default" = 3, "minimum" = 1, "maximum" = 1_000))]
     pub(crate) min_users: Option<At<u64>>,
-    /// How rarely a healthy backend may be rolled back, over all rules together; from 1h to 10 years. In threshold mode for hang only.
+    /// How rarely a healthy backend may be rolled back, over all rules together; from 1h to 10
+    /// years. In threshold mode for hang only.
     #[schemars(extend("default" = "30d"))]
     pub(crate) false_alarm_every: Option<At<DurationText>>,
-    /// What happens when both sides are bad at once. In threshold mode for hang, health and dead_after only.
+    /// What happens when both sides are bad at once. In threshold mode for hang, health and
+    /// dead_after only.
     #[schemars(extend("default" = "hold"))]
     pub(crate) shared_cause: Option<At<SharedCauseText>>,
-    /// How long after a raise latencies are not compared with legacy's, up to 1h: caches fill and connections open.
+    /// How long after a raise latencies are not compared with legacy's, up to 1h: caches fill and
+    /// connections open.
     #[schemars(extend("default" = "30s"))]
     pub(crate) warm_up: Option<At<DurationText>>,
-    /// A response header in which a backend says what an answer was: `failure`, `success` or `ignore`. It is removed before the client.
+    /// A response header in which a backend says what an answer was: `failure`, `success` or
+    /// `ignore`. It is removed before the client.
     #[schemars(extend("examples" = ["x-cutover-outcome"]))]
     pub(crate) outcome_header: Option<At<String>>,
     /// How far back a rule looks, from 1s to 1h. Threshold mode only.
     #[schemars(extend("default" = "30s"))]
     pub(crate) window: Option<At<DurationText>>,
-    /// With fewer requests than this on new within the window, a rule says nothing. Threshold mode only.
+    /// With fewer requests than this on new within the window, a rule says nothing. Threshold mode
+    /// only.
     #[schemars(extend("default" = 200, "minimum" = 1, "maximum" = 1_000_000_000))]
     pub(crate) min_requests: Option<At<u64>>,
 }
@@ -194,7 +207,8 @@ pub(crate) struct LatencyTable {
     /// The mean is above this.
     #[schemars(extend("examples" = ["200ms"]))]
     pub(crate) mean: Option<At<DurationText>>,
-    /// New is more than this many times as slow as legacy: at the p95; in sequential mode also at the p50, p90, p99 and p99.9, and in the mean.
+    /// New is more than this many times as slow as legacy: at the p95; in sequential mode also at
+    /// the p50, p90, p99 and p99.9, and in the mean.
     #[schemars(extend("default" = 1.5, "minimum" = 1, "maximum" = 1000))]
     pub(crate) vs_legacy: Option<At<Number>>,
 }
@@ -232,7 +246,10 @@ pub(crate) enum SharedCauseText {
     Rollback,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[expect(
+    dead_code,
+    reason = "parsed so that mistakes in it are found, refused until it does something"
+)]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct PlanTable {
@@ -243,7 +260,10 @@ pub(crate) struct PlanTable {
     raise_only: Option<String>,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[expect(
+    dead_code,
+    reason = "parsed so that mistakes in it are found, refused until it does something"
+)]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct StageTable {
@@ -260,7 +280,10 @@ pub(crate) struct StageTable {
     approval: Option<bool>,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[expect(
+    dead_code,
+    reason = "parsed so that mistakes in it are found, refused until it does something"
+)]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct CheckTable {
@@ -275,7 +298,10 @@ pub(crate) struct CheckTable {
     expect: Option<ExpectTable>,
 }
 
-#[expect(dead_code, reason = "parsed so that mistakes in it are found, refused until it does something")]
+#[expect(
+    dead_code,
+    reason = "parsed so that mistakes in it are found, refused until it does something"
+)]
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ExpectTable {

@@ -27,7 +27,10 @@ pub(crate) struct At<T> {
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for At<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let spanned = toml::Spanned::<T>::deserialize(deserializer)?;
-        Ok(Self { span: spanned.span(), value: spanned.into_inner() })
+        Ok(Self {
+            span: spanned.span(),
+            value: spanned.into_inner(),
+        })
     }
 }
 
@@ -185,7 +188,8 @@ impl JsonSchema for SizeText {
     }
 }
 
-/// A whole or decimal number, in the shortest form that reads back: `5`, `0.125`. Exact decimals are made of the text, never of a float.
+/// A whole or decimal number, in the shortest form that reads back: `5`, `0.125`. Exact decimals
+/// are made of the text, never of a float.
 #[derive(Clone, Debug)]
 pub(crate) struct Number(pub(crate) String);
 

@@ -23,9 +23,21 @@ impl Loader for Folder {
     fn glob(&self, pattern: &str) -> Result<Vec<String>, String> {
         let (folder, file) = pattern.rsplit_once('/').unwrap_or(("", pattern));
         let (before, after) = file.split_once('*').ok_or("only * is known here")?;
-        let names = fs::read_dir(self.0.join(folder)).into_iter().flatten().flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
-        let mut found: Vec<String> =
-            names.filter(|name| name.starts_with(before) && name.ends_with(after)).map(|name| if folder.is_empty() { name } else { format!("{folder}/{name}") }).collect();
+        let names = fs::read_dir(self.0.join(folder))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned());
+        let mut found: Vec<String> = names
+            .filter(|name| name.starts_with(before) && name.ends_with(after))
+            .map(|name| {
+                if folder.is_empty() {
+                    name
+                } else {
+                    format!("{folder}/{name}")
+                }
+            })
+            .collect();
         found.sort();
         Ok(found)
     }
@@ -46,7 +58,8 @@ pub fn parse(text: &str) -> Result<Settings, Problems> {
 }
 
 /// Two backends, to put in front of rollouts.
-pub const BACKENDS: &str = "[backend.legacy]\nservers = [\"127.0.0.1:3001\"]\n[backend.new]\nservers = [\"127.0.0.1:3002\"]\n";
+pub const BACKENDS: &str = "[backend.legacy]\nservers = \
+                            [\"127.0.0.1:3001\"]\n[backend.new]\nservers = [\"127.0.0.1:3002\"]\n";
 
 /// A rollout that is valid beside [`BACKENDS`]; `more` is added to it.
 pub fn with(more: &str) -> String {

@@ -53,18 +53,28 @@ impl Shared {
         let dial = self.dial.get();
         let (struck, broken, latency) = {
             let mut random = lock(&self.random);
-            (random.random::<f64>() < dial.share.unwrap_or(1.0), random.random::<f64>() < self.config.error_rate.as_share(), dial.draw_latency(&mut *random))
+            (
+                random.random::<f64>() < dial.share.unwrap_or(1.0),
+                random.random::<f64>() < self.config.error_rate.as_share(),
+                dial.draw_latency(&mut *random),
+            )
         };
         let healthy = Fate {
             latency: self.config.latency,
             work: self.config.work,
             drip: None,
-            ending: Ending::Answer(if broken { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK }),
+            ending: Ending::Answer(if broken {
+                StatusCode::INTERNAL_SERVER_ERROR
+            } else {
+                StatusCode::OK
+            }),
         };
         if !struck {
             return healthy;
         }
-        let status = dial.status.and_then(|status| StatusCode::from_u16(status).ok());
+        let status = dial
+            .status
+            .and_then(|status| StatusCode::from_u16(status).ok());
         Fate {
             latency: healthy.latency + latency,
             work: healthy.work + Duration::from_micros(dial.work_us.unwrap_or(0)),
@@ -109,7 +119,10 @@ impl std::error::Error for Unanswered {}
 
 pub(super) type Answer = Result<Response<Reply>, Unanswered>;
 
-pub(super) async fn answer(shared: &std::sync::Arc<Shared>, mut request: Request<Incoming>) -> Answer {
+pub(super) async fn answer(
+    shared: &std::sync::Arc<Shared>,
+    mut request: Request<Incoming>,
+) -> Answer {
     if matches!(request.uri().path(), DIAL_PATH | STATS_PATH) {
         return Ok(control(shared, request).await);
     }
@@ -144,7 +157,8 @@ pub(super) async fn answer(shared: &std::sync::Arc<Shared>, mut request: Request
     {
         drop(begun);
         shared.counters.websocket();
-        let mut response = shared.response(StatusCode::SWITCHING_PROTOCOLS, Reply::whole(Vec::new()));
+        let mut response =
+            shared.response(StatusCode::SWITCHING_PROTOCOLS, Reply::whole(Vec::new()));
         switch.accept(response.headers_mut(), shared);
         return Ok(response);
     }
@@ -159,18 +173,41 @@ pub(super) async fn answer(shared: &std::sync::Arc<Shared>, mut request: Request
     }
     let said = Said {
         backend: &shared.config.name,
-        path: parts.uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str),
-        user: parts.headers.get("x-user-id").map(|user| String::from_utf8_lossy(user.as_bytes())),
+        path: parts
+            .uri
+            .path_and_query()
+            .map_or("/", http::uri::PathAndQuery::as_str),
+        user: parts
+            .headers
+            .get("x-user-id")
+            .map(|user| String::from_utf8_lossy(user.as_bytes())),
     };
     let body = serde_json::to_vec(&said).unwrap_or_default();
     let asked = parts.uri.query().and_then(asked_bytes).unwrap_or(0);
-    let filler = shared.config.body_bytes.max(asked).saturating_sub(body.len());
-    Ok(shared.response(status, Reply { filler, drip: fate.drip.map(|pause| (pause, Box::pin(tokio::time::sleep(pause)))), ..Reply::whole(body) }))
+    let filler = shared
+        .config
+        .body_bytes
+        .max(asked)
+        .saturating_sub(body.len());
+    Ok(shared.response(
+        status,
+        Reply {
+            filler,
+            drip: fate
+                .drip
+                .map(|pause| (pause, Box::pin(tokio::time::sleep(pause)))),
+            ..Reply::whole(body)
+        },
+    ))
 }
 
 /// The size that a request asks for with `bytes=N` in its query.
 fn asked_bytes(query: &str) -> Option<usize> {
-    query.split('&').find_map(|pair| pair.strip_prefix("bytes=")).and_then(|bytes| bytes.parse().ok()).map(|bytes: usize| bytes.min(MOST_ASKED_BYTES))
+    query
+        .split('&')
+        .find_map(|pair| pair.strip_prefix("bytes="))
+        .and_then(|bytes| bytes.parse().ok())
+        .map(|bytes: usize| bytes.min(MOST_ASKED_BYTES))
 }
 
 /// Keeps a processor busy.
@@ -199,9 +236,15 @@ async fn drain(mut body: Incoming) -> Result<(), Unanswered> {
 pub(super) async fn control(shared: &Shared, request: Request<Incoming>) -> Response<Reply> {
     match request.uri().path() {
         DIAL_PATH => dial(shared, request).await,
-        STATS_PATH if request.method() == Method::GET => shared.json(StatusCode::OK, &shared.counters.read()),
+        STATS_PATH if request.method() == Method::GET => {
+            shared.json(StatusCode::OK, &shared.counters.read())
+        }
         STATS_PATH => method_not_allowed(shared, "GET"),
-        _ => refusal(shared, StatusCode::NOT_FOUND, &format!("expected {DIAL_PATH} or {STATS_PATH}")),
+        _ => refusal(
+            shared,
+            StatusCode::NOT_FOUND,
+            &format!("expected {DIAL_PATH} or {STATS_PATH}"),
+        ),
     }
 }
 
@@ -212,12 +255,20 @@ async fn dial(shared: &Shared, request: Request<Incoming>) -> Response<Reply> {
     if request.method() != Method::PUT {
         return method_not_allowed(shared, "GET, PUT");
     }
-    let wanted = match Limited::new(request.into_body(), MOST_DIAL_BYTES).collect().await {
+    let wanted = match Limited::new(request.into_body(), MOST_DIAL_BYTES)
+        .collect()
+        .await
+    {
         Ok(body) => Dial::from_json(&body.to_bytes()),
-        Err(error) => Err(UsageError::new(format!("expected a body of at most {MOST_DIAL_BYTES} bytes: {error}"))),
+        Err(error) => Err(UsageError::new(format!(
+            "expected a body of at most {MOST_DIAL_BYTES} bytes: {error}"
+        ))),
     };
     let turned = match wanted {
-        Ok(dial) if dial.refuse && !shared.has_control => Err(UsageError::new("expected a backend with a control port (--control) for refuse: its own port will be closed")),
+        Ok(dial) if dial.refuse && !shared.has_control => Err(UsageError::new(
+            "expected a backend with a control port (--control) for refuse: its own port will be \
+             closed",
+        )),
         Ok(dial) => shared.dial.turn(dial).await,
         Err(error) => Err(error),
     };
@@ -232,8 +283,14 @@ fn refusal(shared: &Shared, status: StatusCode, message: &str) -> Response<Reply
 }
 
 fn method_not_allowed(shared: &Shared, allowed: &'static str) -> Response<Reply> {
-    let mut response = refusal(shared, StatusCode::METHOD_NOT_ALLOWED, &format!("expected one of the methods {allowed}"));
-    response.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
+    let mut response = refusal(
+        shared,
+        StatusCode::METHOD_NOT_ALLOWED,
+        &format!("expected one of the methods {allowed}"),
+    );
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
     response
 }
 
@@ -247,7 +304,11 @@ pub(super) struct Reply {
 
 impl Reply {
     fn whole(body: Vec<u8>) -> Self {
-        Self { rest: body.into(), filler: 0, drip: None }
+        Self {
+            rest: body.into(),
+            filler: 0,
+            drip: None,
+        }
     }
 }
 
@@ -255,7 +316,10 @@ impl Body for Reply {
     type Data = Bytes;
     type Error = Infallible;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         if self.is_end_stream() {
             return Poll::Ready(None);
         }
@@ -269,7 +333,11 @@ impl Body for Reply {
             self.filler -= piece;
             self.rest = Bytes::from_static(&FILLER[..piece]);
         }
-        let next = if self.drip.is_some() { 1 } else { self.rest.len() };
+        let next = if self.drip.is_some() {
+            1
+        } else {
+            self.rest.len()
+        };
         Poll::Ready(Some(Ok(Frame::data(self.rest.split_to(next)))))
     }
 
@@ -288,7 +356,13 @@ mod tests {
 
     #[test]
     fn a_request_may_ask_for_a_size_within_bounds() {
-        for (query, bytes) in [("bytes=10", Some(10)), ("a=b&bytes=7", Some(7)), ("bytes=x", None), ("a=b", None), ("bytes=999999999999", Some(64 * 1024 * 1024))] {
+        for (query, bytes) in [
+            ("bytes=10", Some(10)),
+            ("a=b&bytes=7", Some(7)),
+            ("bytes=x", None),
+            ("a=b", None),
+            ("bytes=999999999999", Some(64 * 1024 * 1024)),
+        ] {
             assert_eq!(asked_bytes(query), bytes, "{query}");
         }
     }

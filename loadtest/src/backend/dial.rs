@@ -1,7 +1,9 @@
 //! The fault dial: what a backend does wrong from now on.
 //!
-//! A dial is plain data that can be wrong only in ways [`Dial::check`] names, so that a scenario is refused before anything has started. Faults strike single
-//! requests, all or a share of them, except `refuse`: a backend that refuses has closed its listener and every connection, as a process that has died.
+//! A dial is plain data that can be wrong only in ways [`Dial::check`] names, so that a scenario is
+//! refused before anything has started. Faults strike single requests, all or a share of them,
+//! except `refuse`: a backend that refuses has closed its listener and every connection, as a
+//! process that has died.
 
 use crate::units::UsageError;
 use rand::Rng;
@@ -21,14 +23,16 @@ const Z_99: f64 = 2.326_347_874_040_841;
 
 /// A setting of the fault dial. The default, `{}`, is healthy.
 ///
-/// At most one of `status`, `hang`, `reset` and `refuse`; `hang` and `refuse` stand alone, `refuse` also without `share`.
+/// At most one of `status`, `hang`, `reset` and `refuse`; `hang` and `refuse` stand alone, `refuse`
+/// also without `share`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dial {
     /// Answer with this status, 200 to 599.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// Wait this many milliseconds before anything else; the median, if `latency_p99_ms` is given, too.
+    /// Wait this many milliseconds before anything else; the median, if `latency_p99_ms` is given,
+    /// too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
     /// Draw the wait from a log-normal distribution with this 99th percentile.
@@ -65,7 +69,9 @@ impl Dial {
     pub fn from_json(json: &[u8]) -> Result<Self, UsageError> {
         let dial: Self = serde_json::from_slice(json).map_err(|error| {
             UsageError::new(format!(
-                "expected a dial such as {{\"status\":500,\"share\":0.5}}, {{\"latency_ms\":50,\"latency_p99_ms\":400}}, {{\"hang\":true}}, {{\"reset\":true}}, {{\"refuse\":true}}, {{\"drip_ms\":10}} or {{}}: {error}"
+                "expected a dial such as {{\"status\":500,\"share\":0.5}}, \
+                 {{\"latency_ms\":50,\"latency_p99_ms\":400}}, {{\"hang\":true}}, \
+                 {{\"reset\":true}}, {{\"refuse\":true}}, {{\"drip_ms\":10}} or {{}}: {error}"
             ))
         })?;
         dial.check()?;
@@ -82,7 +88,9 @@ impl Dial {
         if let Some(status) = self.status
             && !(200..=599).contains(&status)
         {
-            return Err(UsageError::new(format!("expected a status from 200 to 599, found {status}")));
+            return Err(UsageError::new(format!(
+                "expected a status from 200 to 599, found {status}"
+            )));
         }
         for (name, value, most) in [
             ("latency_ms", self.latency_ms, MOST_LATENCY_MS),
@@ -93,38 +101,63 @@ impl Dial {
             if let Some(value) = value
                 && value > most
             {
-                return Err(UsageError::new(format!("expected {name} of at most {most}, found {value}")));
+                return Err(UsageError::new(format!(
+                    "expected {name} of at most {most}, found {value}"
+                )));
             }
         }
         if let Some(p99) = self.latency_p99_ms
             && self.latency_ms.is_none_or(|p50| p50 == 0 || p50 > p99)
         {
-            return Err(UsageError::new("expected latency_ms above 0 and at most latency_p99_ms beside it"));
+            return Err(UsageError::new(
+                "expected latency_ms above 0 and at most latency_p99_ms beside it",
+            ));
         }
-        let endings: Vec<&str> = [(self.status.is_some(), "status"), (self.hang, "hang"), (self.reset, "reset"), (self.refuse, "refuse")]
-            .into_iter()
-            .filter_map(|(set, name)| set.then_some(name))
-            .collect();
+        let endings: Vec<&str> = [
+            (self.status.is_some(), "status"),
+            (self.hang, "hang"),
+            (self.reset, "reset"),
+            (self.refuse, "refuse"),
+        ]
+        .into_iter()
+        .filter_map(|(set, name)| set.then_some(name))
+        .collect();
         if endings.len() > 1 {
-            return Err(UsageError::new(format!("expected at most one of status, hang, reset and refuse, found {}", endings.join(" and "))));
+            return Err(UsageError::new(format!(
+                "expected at most one of status, hang, reset and refuse, found {}",
+                endings.join(" and ")
+            )));
         }
-        let delays = [(self.latency_ms.is_some(), "latency_ms"), (self.work_us.is_some(), "work_us"), (self.drip_ms.is_some(), "drip_ms")];
+        let delays = [
+            (self.latency_ms.is_some(), "latency_ms"),
+            (self.work_us.is_some(), "work_us"),
+            (self.drip_ms.is_some(), "drip_ms"),
+        ];
         for (alone, name) in [(self.hang, "hang"), (self.refuse, "refuse")] {
             if let Some((_, beside)) = delays.iter().find(|(set, _)| *set)
                 && alone
             {
-                return Err(UsageError::new(format!("expected {name} alone, found {beside} beside it")));
+                return Err(UsageError::new(format!(
+                    "expected {name} alone, found {beside} beside it"
+                )));
             }
         }
         if let Some(share) = self.share {
             if self.refuse {
-                return Err(UsageError::new("expected refuse alone, found share beside it: a listener is open or closed"));
+                return Err(UsageError::new(
+                    "expected refuse alone, found share beside it: a listener is open or closed",
+                ));
             }
             if !(0.0..=1.0).contains(&share) {
-                return Err(UsageError::new(format!("expected a share from 0.0 to 1.0, found {share}")));
+                return Err(UsageError::new(format!(
+                    "expected a share from 0.0 to 1.0, found {share}"
+                )));
             }
             if endings.is_empty() && delays.iter().all(|(set, _)| !set) {
-                return Err(UsageError::new("expected a fault beside share (status, latency_ms, work_us, drip_ms, hang or reset), found none"));
+                return Err(UsageError::new(
+                    "expected a fault beside share (status, latency_ms, work_us, drip_ms, hang or \
+                     reset), found none",
+                ));
             }
         }
         Ok(())
@@ -138,8 +171,11 @@ impl Dial {
         };
         let spread = ((p99 as f64 / 1e3) / median).ln() / Z_99;
         // Box and Muller: 1 - u is in (0, 1], whose logarithm is finite.
-        let normal = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt() * (std::f64::consts::TAU * random.random::<f64>()).cos();
-        Duration::try_from_secs_f64(median * (spread * normal).exp()).unwrap_or(Duration::MAX).min(Duration::from_millis(MOST_LATENCY_MS))
+        let normal = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt()
+            * (std::f64::consts::TAU * random.random::<f64>()).cos();
+        Duration::try_from_secs_f64(median * (spread * normal).exp())
+            .unwrap_or(Duration::MAX)
+            .min(Duration::from_millis(MOST_LATENCY_MS))
     }
 }
 
@@ -168,7 +204,12 @@ impl DialHandle {
     pub async fn turn(&self, dial: Dial) -> Result<(), UsageError> {
         self.set(dial)?;
         // The sender lives in this very handle.
-        let _ = self.0.refused.subscribe().wait_for(|refused| *refused == *self.0.refuse.borrow()).await;
+        let _ = self
+            .0
+            .refused
+            .subscribe()
+            .wait_for(|refused| *refused == *self.0.refuse.borrow())
+            .await;
         Ok(())
     }
 
@@ -219,20 +260,31 @@ mod tests {
             ("[1]", "expected a dial such as"),
             (r#"{"statsu":500}"#, "unknown field `statsu`"),
             (r#"{"status":"500"}"#, "invalid type"),
-            (r#"{"status":99}"#, "expected a status from 200 to 599, found 99"),
+            (
+                r#"{"status":99}"#,
+                "expected a status from 200 to 599, found 99",
+            ),
             (r#"{"latency_ms":600001}"#, "at most 600000, found 600001"),
             (r#"{"latency_ms":-1}"#, "invalid value"),
             (r#"{"latency_p99_ms":5}"#, "expected latency_ms above 0"),
-            (r#"{"latency_ms":9,"latency_p99_ms":5}"#, "at most latency_p99_ms"),
+            (
+                r#"{"latency_ms":9,"latency_p99_ms":5}"#,
+                "at most latency_p99_ms",
+            ),
             (r#"{"work_us":10000001}"#, "at most 10000000"),
-            (r#"{"status":500,"share":1.5}"#, "from 0.0 to 1.0, found 1.5"),
+            (
+                r#"{"status":500,"share":1.5}"#,
+                "from 0.0 to 1.0, found 1.5",
+            ),
             (r#"{"share":0.5}"#, "expected a fault beside share"),
             (r#"{"hang":true,"reset":true}"#, "found hang and reset"),
             (r#"{"hang":true,"latency_ms":1}"#, "expected hang alone"),
             (r#"{"refuse":true,"drip_ms":1}"#, "expected refuse alone"),
             (r#"{"refuse":true,"share":0.5}"#, "expected refuse alone"),
         ] {
-            let message = Dial::from_json(json.as_bytes()).expect_err(json).to_string();
+            let message = Dial::from_json(json.as_bytes())
+                .expect_err(json)
+                .to_string();
             assert!(message.contains(expected), "{json}: {message}");
         }
     }
@@ -240,18 +292,30 @@ mod tests {
     #[test]
     fn a_wrong_dial_leaves_the_dial_as_it_was() {
         let handle = DialHandle::default();
-        let good = Dial { status: Some(503), ..Dial::default() };
+        let good = Dial {
+            status: Some(503),
+            ..Dial::default()
+        };
         handle.set(good).expect("a good dial");
-        let wrong = Dial { status: Some(1), ..Dial::default() };
+        let wrong = Dial {
+            status: Some(1),
+            ..Dial::default()
+        };
         assert!(handle.set(wrong).is_err());
         assert_eq!(handle.get(), good);
     }
 
     #[test]
     fn drawn_latencies_have_the_median_and_the_tail_of_the_dial() {
-        let dial = Dial { latency_ms: Some(20), latency_p99_ms: Some(200), ..Dial::default() };
+        let dial = Dial {
+            latency_ms: Some(20),
+            latency_p99_ms: Some(200),
+            ..Dial::default()
+        };
         let mut random = StdRng::seed_from_u64(1);
-        let mut drawn: Vec<f64> = (0..10_000).map(|_| dial.draw_latency(&mut random).as_secs_f64() * 1e3).collect();
+        let mut drawn: Vec<f64> = (0..10_000)
+            .map(|_| dial.draw_latency(&mut random).as_secs_f64() * 1e3)
+            .collect();
         drawn.sort_by(f64::total_cmp);
         assert!((19.0..21.0).contains(&drawn[5_000]), "{}", drawn[5_000]);
         assert!((170.0..235.0).contains(&drawn[9_900]), "{}", drawn[9_900]);

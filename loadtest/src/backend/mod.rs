@@ -1,16 +1,18 @@
 //! Sample backend: answers anything, says who it is, and can be made to misbehave while it runs.
 //!
 //! A cutover is judged by what happens when the new system fails, so the backend carries a *fault
-//! dial* that is turned over its own control path (`PUT /__dial`), over a port that is only for that, or, in-process, through
-//! [`DialHandle`]. Faults strike after the request was read in full, as those of an application do.
-//! A reset is a real one (the socket is closed with a zero linger time, the client sees `RST`). A backend that refuses has no listener any more: its dial is out
+//! dial* that is turned over its own control path (`PUT /__dial`), over a port that is only for
+//! that, or, in-process, through [`DialHandle`]. Faults strike after the request was read in full,
+//! as those of an application do. A reset is a real one (the socket is closed with a zero linger
+//! time, the client sees `RST`). A backend that refuses has no listener any more: its dial is out
 //! of reach on its own port then, which is why such a dial needs a control port or a handle.
 //!
-//! Two layers of trouble are kept apart: what the backend was *started* with (latency, error rate, limits)
-//! stays for its lifetime; the dial comes on top, and `{}` takes only the dial away.
+//! Two layers of trouble are kept apart: what the backend was *started* with (latency, error rate,
+//! limits) stays for its lifetime; the dial comes on top, and `{}` takes only the dial away.
 //!
-//! It speaks HTTP/1.1, HTTP/2 by prior knowledge, and echoes on WebSockets. Deliberately absent: TLS, and any protection of the control path. It is
-//! a stand-in for tests and demonstrations, never a service.
+//! It speaks HTTP/1.1, HTTP/2 by prior knowledge, and echoes on WebSockets. Deliberately absent:
+//! TLS, and any protection of the control path. It is a stand-in for tests and demonstrations,
+//! never a service.
 
 mod answer;
 mod dial;
@@ -52,7 +54,8 @@ const PREFACE: &[u8] = b"PRI";
 pub struct BackendConfig {
     /// Address to listen on; port 0 picks a free one.
     pub listen: SocketAddr,
-    /// Another address that has only the control paths, reachable also while connections are refused.
+    /// Another address that has only the control paths, reachable also while connections are
+    /// refused.
     pub control: Option<SocketAddr>,
     /// Name in the `x-served-by` header and in the body.
     pub name: String,
@@ -103,8 +106,15 @@ pub struct Backend {
 impl Backend {
     /// Binds and serves.
     pub async fn start(config: BackendConfig) -> io::Result<Self> {
-        let served_by = HeaderValue::from_str(&config.name)
-            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, format!("expected a name that can stand in a header, found {:?}", config.name)))?;
+        let served_by = HeaderValue::from_str(&config.name).map_err(|_| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "expected a name that can stand in a header, found {:?}",
+                    config.name
+                ),
+            )
+        })?;
         let listener = reserve(config.listen)?.listen(BACKLOG)?;
         let address = listener.local_addr()?;
         let control = match config.control {
@@ -123,8 +133,20 @@ impl Backend {
             closing: watch::Sender::default(),
         });
         let (stop, stopped) = oneshot::channel();
-        let task = tokio::spawn(serve_until(address, listener, control, Arc::clone(&shared), stopped));
-        Ok(Self { address, control: control_address, shared, stop, task })
+        let task = tokio::spawn(serve_until(
+            address,
+            listener,
+            control,
+            Arc::clone(&shared),
+            stopped,
+        ));
+        Ok(Self {
+            address,
+            control: control_address,
+            shared,
+            stop,
+            task,
+        })
     }
 
     /// The address it listens on.
@@ -170,13 +192,23 @@ struct Shared {
 
 /// A socket that holds the address without listening: who connects is refused.
 fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-async fn serve_until(address: SocketAddr, listener: TcpListener, control: Option<TcpListener>, shared: Arc<Shared>, stopped: oneshot::Receiver<()>) {
+async fn serve_until(
+    address: SocketAddr,
+    listener: TcpListener,
+    control: Option<TcpListener>,
+    shared: Arc<Shared>,
+    stopped: oneshot::Receiver<()>,
+) {
     let controlled = async {
         match control {
             Some(listener) => serve_control(listener, &shared).await,
@@ -192,7 +224,8 @@ async fn serve_until(address: SocketAddr, listener: TcpListener, control: Option
     shared.closing.send_modify(|closing| *closing += 1);
 }
 
-/// Serves connections, and has no listener while the dial says so. Dropping the future closes everything.
+/// Serves connections, and has no listener while the dial says so. Dropping the future closes
+/// everything.
 async fn serve_requests(address: SocketAddr, mut listener: TcpListener, shared: &Arc<Shared>) {
     let mut refuse = shared.dial.refusals();
     loop {
@@ -216,7 +249,8 @@ async fn serve_requests(address: SocketAddr, mut listener: TcpListener, shared: 
         drop(listener);
         shared.closing.send_modify(|closing| *closing += 1);
         connections.shutdown().await;
-        // The address stays ours, so that nobody else gets it meanwhile; a connection is refused all the same.
+        // The address stays ours, so that nobody else gets it meanwhile; a connection is refused
+        // all the same.
         let mut reserved = reserve(address);
         shared.dial.refused(true);
         told(&mut refuse, false).await;
@@ -233,7 +267,8 @@ async fn serve_requests(address: SocketAddr, mut listener: TcpListener, shared: 
 
 /// Waits until connections are to be refused, or accepted again.
 async fn told(refuse: &mut watch::Receiver<bool>, wanted: bool) {
-    // The sender lives in the handle that every caller holds. The value is let go at once, for it is a lock.
+    // The sender lives in the handle that every caller holds. The value is let go at once, for it
+    // is a lock.
     let _ = refuse.wait_for(|refuse| *refuse == wanted).await.is_ok();
 }
 
@@ -249,7 +284,13 @@ async fn serve_control(listener: TcpListener, shared: &Arc<Shared>) {
             let shared = Arc::clone(&shared);
             async move { Ok::<_, answer::Unanswered>(control(&shared, request).await) }
         });
-        connections.spawn(async move { drop(http1::Builder::new().serve_connection(TokioIo::new(stream), service).await) });
+        connections.spawn(async move {
+            drop(
+                http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await,
+            );
+        });
         while connections.try_join_next().is_some() {}
     }
 }
@@ -262,16 +303,22 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         let shared = Arc::clone(&shared);
         move |request: Request<Incoming>| {
             let shared = Arc::clone(&shared);
-            // Boxed because hyper hands the socket back only from connections whose future can move.
-            Box::pin(async move { answer(&shared, request).await }) as Pin<Box<dyn Future<Output = Answer> + Send>>
+            // Boxed because hyper hands the socket back only from connections whose future can
+            // move.
+            Box::pin(async move { answer(&shared, request).await })
+                as Pin<Box<dyn Future<Output = Answer> + Send>>
         }
     });
     if speaks_http2(&stream).await {
         // What goes wrong on a connection is the client's to count.
-        let _ = http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+        let _ = http2::Builder::new(TokioExecutor::new())
+            .serve_connection(TokioIo::new(stream), service)
+            .await;
         return;
     }
-    let mut connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Err(error) = (&mut connection).await
         && error.is_user()
         && let Some(parts) = connection.into_parts()
@@ -287,7 +334,9 @@ async fn speaks_http2(stream: &TcpStream) -> bool {
     loop {
         match stream.peek(&mut first).await {
             Ok(seen) if seen == PREFACE.len() => return first == PREFACE,
-            Ok(seen) if seen > 0 && PREFACE.starts_with(&first[..seen]) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Ok(seen) if seen > 0 && PREFACE.starts_with(&first[..seen]) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             Ok(_) | Err(_) => return false,
         }
     }

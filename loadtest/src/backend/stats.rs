@@ -19,7 +19,8 @@ pub struct Stats {
     pub hung: u64,
     /// Requests whose connection was closed instead of an answer.
     pub reset: u64,
-    /// Time that answers took, over all of them, in microseconds: from the whole request to the head of the answer.
+    /// Time that answers took, over all of them, in microseconds: from the whole request to the
+    /// head of the answer.
     pub busy_us: u64,
     /// Most requests at once.
     pub most_in_flight: u64,
@@ -92,7 +93,10 @@ impl Counters {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let now = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;
         self.most_in_flight.fetch_max(now, Ordering::Relaxed);
-        Begun { counters: self, at: Instant::now() }
+        Begun {
+            counters: self,
+            at: Instant::now(),
+        }
     }
 }
 
@@ -112,7 +116,9 @@ pub(super) struct Begun<'counters> {
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         self.counters.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.counters.busy_us.fetch_add(microseconds(self.at.elapsed()), Ordering::Relaxed);
+        self.counters
+            .busy_us
+            .fetch_add(microseconds(self.at.elapsed()), Ordering::Relaxed);
     }
 }
 

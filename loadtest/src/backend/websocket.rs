@@ -21,9 +21,21 @@ pub(super) struct Switch {
 
 impl Switch {
     pub(super) fn asked_by(request: &mut Request<Incoming>) -> Option<Self> {
-        let asks = request.headers().get(UPGRADE).is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
-        let accept = derive_accept_key(request.headers().get(SEC_WEBSOCKET_KEY).filter(|_| asks)?.as_bytes());
-        Some(Self { accept: HeaderValue::try_from(accept).ok()?, upgrade: hyper::upgrade::on(request) })
+        let asks = request
+            .headers()
+            .get(UPGRADE)
+            .is_some_and(|upgrade| upgrade.as_bytes().eq_ignore_ascii_case(b"websocket"));
+        let accept = derive_accept_key(
+            request
+                .headers()
+                .get(SEC_WEBSOCKET_KEY)
+                .filter(|_| asks)?
+                .as_bytes(),
+        );
+        Some(Self {
+            accept: HeaderValue::try_from(accept).ok()?,
+            upgrade: hyper::upgrade::on(request),
+        })
     }
 
     /// Writes the answer's headers and echoes as soon as it is sent.
@@ -38,7 +50,8 @@ impl Switch {
             let Ok(upgraded) = self.upgrade.await else {
                 return;
             };
-            let mut socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
+            let mut socket =
+                WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
             loop {
                 let message = tokio::select! {
                     // As the end of a process: no close frame.

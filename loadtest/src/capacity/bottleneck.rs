@@ -1,14 +1,18 @@
 //! The name of a bottleneck, from evidence: a pure function.
 //!
-//! Everything slow looks slow everywhere: a busy backend fills the proxy's connections, and those the generator's. So the question is not what is full but what has
-//! changed between the gentlest step that passed and the gentlest that failed, asked from the outside to the inside:
+//! Everything slow looks slow everywhere: a busy backend fills the proxy's connections, and those
+//! the generator's. So the question is not what is full but what has changed between the gentlest
+//! step that passed and the gentlest that failed, asked from the outside to the inside:
 //!
 //! 1. Answers that were refused while processors were idle: a limit on connections.
-//! 2. The wait for one of the generator's connections has grown and the exchange on it has not: the generator has too few.
+//! 2. The wait for one of the generator's connections has grown and the exchange on it has not: the
+//!    generator has too few.
 //! 3. The exchange has grown, and most of that is time in the backend: the backend.
 //! 4. The proxy has used, or waited for, nearly all the processors it may use: the proxy.
-//! 5. The generator was late by itself: the generator. A proxy that takes all there is makes it late, too, which is why this comes after.
-//! 6. The exchange has grown with idle processors, and the backend never saw more than so many requests at once: a limit on connections again, this time inside.
+//! 5. The generator was late by itself: the generator. A proxy that takes all there is makes it
+//!    late, too, which is why this comes after.
+//! 6. The exchange has grown with idle processors, and the backend never saw more than so many
+//!    requests at once: a limit on connections again, this time inside.
 
 use crate::driver::{Outcome, TransportFailure};
 use crate::probe::{Cores, Used};
@@ -95,30 +99,51 @@ pub struct Limits {
 /// Whether a failure says that there is no room.
 pub(super) fn is_refusal(outcome: &Outcome) -> bool {
     match outcome {
-        Outcome::Answered { status, .. } => matches!(*status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS),
+        Outcome::Answered { status, .. } => matches!(
+            *status,
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
+        ),
         Outcome::Failed(TransportFailure::Connect | TransportFailure::Reset) => true,
-        Outcome::Failed(TransportFailure::Timeout | TransportFailure::Waiting | TransportFailure::Protocol) => false,
+        Outcome::Failed(
+            TransportFailure::Timeout | TransportFailure::Waiting | TransportFailure::Protocol,
+        ) => false,
     }
 }
 
 /// Names what broke, with the numbers that say so.
 pub fn name(base: Option<&Evidence>, broken: &Evidence, limits: &Limits) -> (Bottleneck, String) {
-    let proxy = broken.used.proxy.zip(limits.proxy_cores).map(|(cores, may_use)| ((cores.busy + cores.starved) / may_use, cores, may_use));
+    let proxy = broken
+        .used
+        .proxy
+        .zip(limits.proxy_cores)
+        .map(|(cores, may_use)| ((cores.busy + cores.starved) / may_use, cores, may_use));
     let proxy_is_full = proxy.is_some_and(|(share, _, _)| share >= FULL);
-    let idle = proxy.map_or("the proxy's processors are not known".to_owned(), |(_, cores, may_use)| format!("the proxy used {:.2} of {may_use} processors", cores.busy));
+    let idle = proxy.map_or(
+        "the proxy's processors are not known".to_owned(),
+        |(_, cores, may_use)| format!("the proxy used {:.2} of {may_use} processors", cores.busy),
+    );
 
-    if broken.failed > 0 && broken.refused as f64 >= MOSTLY * broken.failed as f64 && !proxy_is_full {
-        return (Bottleneck::ConnectionLimit, format!("{} of {} requests were refused (no connection, a reset, 429 or 503) while {idle}", broken.refused, broken.requests));
+    if broken.failed > 0 && broken.refused as f64 >= MOSTLY * broken.failed as f64 && !proxy_is_full
+    {
+        return (
+            Bottleneck::ConnectionLimit,
+            format!(
+                "{} of {} requests were refused (no connection, a reset, 429 or 503) while {idle}",
+                broken.refused, broken.requests
+            ),
+        );
     }
     let exchange = broken.exchange_us.unwrap_or(0.0);
     if let Some(base) = base
         && let Some(before) = base.exchange_us
     {
-        if exchange <= GROWN * before && broken.wait_p99_us as f64 >= MOSTLY * broken.p99_us as f64 {
+        if exchange <= GROWN * before && broken.wait_p99_us as f64 >= MOSTLY * broken.p99_us as f64
+        {
             return (
                 Bottleneck::Generator,
                 format!(
-                    "its {} connections were all busy: 99 % of requests had one within {}, of the {} that they took, and an exchange took {} as it did without load",
+                    "its {} connections were all busy: 99 % of requests had one within {}, of the \
+                     {} that they took, and an exchange took {} as it did without load",
                     limits.in_flight,
                     readable(broken.wait_p99_us),
                     readable(broken.p99_us),
@@ -133,22 +158,44 @@ pub fn name(base: Option<&Evidence>, broken: &Evidence, limits: &Limits) -> (Bot
         {
             return (
                 Bottleneck::Backend,
-                format!("its answers took {} instead of {}, of the {} that an exchange took; {idle}", time(service), time(before_service), time(exchange)),
+                format!(
+                    "its answers took {} instead of {}, of the {} that an exchange took; {idle}",
+                    time(service),
+                    time(before_service),
+                    time(exchange)
+                ),
             );
         }
     } else if let Some(service) = broken.service_us
         && exchange > 0.0
         && service >= MOSTLY * exchange
     {
-        return (Bottleneck::Backend, format!("its answers took {} of the {} that an exchange took; {idle}", time(service), time(exchange)));
+        return (
+            Bottleneck::Backend,
+            format!(
+                "its answers took {} of the {} that an exchange took; {idle}",
+                time(service),
+                time(exchange)
+            ),
+        );
     }
     if let Some((_, cores, may_use)) = proxy
         && proxy_is_full
     {
-        let shared = if cores.starved > cores.busy { " (waited more than used: the machine has other work)" } else { "" };
+        let shared = if cores.starved > cores.busy {
+            " (waited more than used: the machine has other work)"
+        } else {
+            ""
+        };
         return (
             Bottleneck::ProxyCpu,
-            format!("it used {:.2} and waited for {:.2} of the {may_use} processors it may use{shared}; an exchange took {}", cores.busy, cores.starved, time(exchange)),
+            format!(
+                "it used {:.2} and waited for {:.2} of the {may_use} processors it may \
+                 use{shared}; an exchange took {}",
+                cores.busy,
+                cores.starved,
+                time(exchange)
+            ),
         );
     }
     let own = broken.used.generator.unwrap_or_default();
@@ -156,7 +203,8 @@ pub fn name(base: Option<&Evidence>, broken: &Evidence, limits: &Limits) -> (Bot
         return (
             Bottleneck::Generator,
             format!(
-                "it released requests up to {} late (99 %), and used {:.2} and waited for {:.2} of {} processors; {idle}",
+                "it released requests up to {} late (99 %), and used {:.2} and waited for {:.2} \
+                 of {} processors; {idle}",
                 readable(broken.late_p99_us),
                 own.busy,
                 own.starved,
@@ -167,9 +215,23 @@ pub fn name(base: Option<&Evidence>, broken: &Evidence, limits: &Limits) -> (Bot
     if let Some(most) = broken.most_in_backend
         && most < limits.in_flight
     {
-        return (Bottleneck::ConnectionLimit, format!("no backend saw more than {most} requests at once of the {} that could be in flight, while {idle}", limits.in_flight));
+        return (
+            Bottleneck::ConnectionLimit,
+            format!(
+                "no backend saw more than {most} requests at once of the {} that could be in \
+                 flight, while {idle}",
+                limits.in_flight
+            ),
+        );
     }
-    (Bottleneck::Unknown, format!("an exchange took {}, requests waited {} for a connection, and {idle}", time(exchange), time(broken.wait_us)))
+    (
+        Bottleneck::Unknown,
+        format!(
+            "an exchange took {}, requests waited {} for a connection, and {idle}",
+            time(exchange),
+            time(broken.wait_us)
+        ),
+    )
 }
 
 fn is_full(cores: &Cores, of: f64) -> bool {
@@ -185,11 +247,20 @@ mod tests {
     use super::{Bottleneck, Evidence, Limits, name};
     use crate::probe::{Cores, Used};
 
-    const LIMITS: Limits = Limits { proxy_cores: Some(1.0), machine_cores: 2.0, in_flight: 128, p99_us: 50_000 };
+    const LIMITS: Limits = Limits {
+        proxy_cores: Some(1.0),
+        machine_cores: 2.0,
+        in_flight: 128,
+        p99_us: 50_000,
+    };
 
     fn used(proxy: f64, generator: f64) -> Used {
         let cores = |busy| Some(Cores { busy, starved: 0.0 });
-        Used { proxy: cores(proxy), generator: cores(generator), backends: cores(0.1) }
+        Used {
+            proxy: cores(proxy),
+            generator: cores(generator),
+            backends: cores(0.1),
+        }
     }
 
     fn gentle() -> Evidence {
@@ -213,11 +284,38 @@ mod tests {
 
     #[test]
     fn a_proxy_that_uses_or_waits_for_its_processors_is_named() {
-        let slow = Evidence { p99_us: 90_000, wait_us: 30_000.0, exchange_us: Some(60_000.0), most_in_backend: Some(40), ..gentle() };
-        check(Evidence { used: used(0.97, 0.5), ..slow.clone() }, Bottleneck::ProxyCpu, "used 0.97 and waited for 0.00 of the 1 processors");
-        let starved = Used { proxy: Some(Cores { busy: 0.6, starved: 0.35 }), ..used(0.0, 0.9) };
+        let slow = Evidence {
+            p99_us: 90_000,
+            wait_us: 30_000.0,
+            exchange_us: Some(60_000.0),
+            most_in_backend: Some(40),
+            ..gentle()
+        };
+        check(
+            Evidence {
+                used: used(0.97, 0.5),
+                ..slow.clone()
+            },
+            Bottleneck::ProxyCpu,
+            "used 0.97 and waited for 0.00 of the 1 processors",
+        );
+        let starved = Used {
+            proxy: Some(Cores {
+                busy: 0.6,
+                starved: 0.35,
+            }),
+            ..used(0.0, 0.9)
+        };
         // It makes the generator late, too.
-        check(Evidence { used: starved, late_p99_us: 40_000, ..slow }, Bottleneck::ProxyCpu, "used 0.60 and waited for 0.35");
+        check(
+            Evidence {
+                used: starved,
+                late_p99_us: 40_000,
+                ..slow
+            },
+            Bottleneck::ProxyCpu,
+            "used 0.60 and waited for 0.35",
+        );
     }
 
     #[test]
@@ -231,24 +329,70 @@ mod tests {
             used: used(0.3, 0.2),
             ..gentle()
         };
-        check(broken.clone(), Bottleneck::Backend, "took 140.00ms instead of 100us");
-        check(Evidence { used: used(0.99, 0.2), ..broken.clone() }, Bottleneck::Backend, "instead of");
+        check(
+            broken.clone(),
+            Bottleneck::Backend,
+            "took 140.00ms instead of 100us",
+        );
+        check(
+            Evidence {
+                used: used(0.99, 0.2),
+                ..broken.clone()
+            },
+            Bottleneck::Backend,
+            "instead of",
+        );
         let (found, why) = name(None, &broken, &LIMITS);
         assert_eq!(found, Bottleneck::Backend, "{why}");
     }
 
     #[test]
     fn refusals_with_idle_processors_are_a_limit_on_connections() {
-        check(Evidence { failed: 700, refused: 690, used: used(0.3, 0.3), ..gentle() }, Bottleneck::ConnectionLimit, "690 of 1000 requests were refused");
-        check(Evidence { failed: 700, refused: 690, used: used(0.99, 0.3), exchange_us: Some(90_000.0), ..gentle() }, Bottleneck::ProxyCpu, "0.99");
-        let (found, _) = name(None, &Evidence { failed: 700, refused: 690, used: used(0.3, 0.3), ..gentle() }, &LIMITS);
+        check(
+            Evidence {
+                failed: 700,
+                refused: 690,
+                used: used(0.3, 0.3),
+                ..gentle()
+            },
+            Bottleneck::ConnectionLimit,
+            "690 of 1000 requests were refused",
+        );
+        check(
+            Evidence {
+                failed: 700,
+                refused: 690,
+                used: used(0.99, 0.3),
+                exchange_us: Some(90_000.0),
+                ..gentle()
+            },
+            Bottleneck::ProxyCpu,
+            "0.99",
+        );
+        let (found, _) = name(
+            None,
+            &Evidence {
+                failed: 700,
+                refused: 690,
+                used: used(0.3, 0.3),
+                ..gentle()
+            },
+            &LIMITS,
+        );
         assert_eq!(found, Bottleneck::ConnectionLimit);
     }
 
     #[test]
     fn few_requests_at_once_in_the_backend_are_a_limit_on_connections_inside() {
         check(
-            Evidence { p99_us: 90_000, wait_us: 9_000.0, exchange_us: Some(80_000.0), most_in_backend: Some(12), used: used(0.3, 0.3), ..gentle() },
+            Evidence {
+                p99_us: 90_000,
+                wait_us: 9_000.0,
+                exchange_us: Some(80_000.0),
+                most_in_backend: Some(12),
+                used: used(0.3, 0.3),
+                ..gentle()
+            },
             Bottleneck::ConnectionLimit,
             "more than 12 requests at once of the 128",
         );
@@ -257,12 +401,27 @@ mod tests {
     #[test]
     fn the_generator_is_named_when_its_connections_are_few_or_it_is_late() {
         check(
-            Evidence { p99_us: 90_000, wait_us: 8_000.0, wait_p99_us: 80_000, exchange_us: Some(520.0), most_in_backend: Some(128), ..gentle() },
+            Evidence {
+                p99_us: 90_000,
+                wait_us: 8_000.0,
+                wait_p99_us: 80_000,
+                exchange_us: Some(520.0),
+                most_in_backend: Some(128),
+                ..gentle()
+            },
             Bottleneck::Generator,
             "128 connections were all busy",
         );
         check(
-            Evidence { p99_us: 90_000, late_p99_us: 60_000, wait_us: 100.0, exchange_us: Some(2_000.0), most_in_backend: Some(128), used: used(0.5, 1.4), ..gentle() },
+            Evidence {
+                p99_us: 90_000,
+                late_p99_us: 60_000,
+                wait_us: 100.0,
+                exchange_us: Some(2_000.0),
+                most_in_backend: Some(128),
+                used: used(0.5, 1.4),
+                ..gentle()
+            },
             Bottleneck::Generator,
             "60.00ms late",
         );
@@ -270,6 +429,16 @@ mod tests {
 
     #[test]
     fn what_nothing_explains_is_not_given_a_name() {
-        check(Evidence { p99_us: 90_000, wait_us: 100.0, exchange_us: Some(80_000.0), most_in_backend: Some(128), ..gentle() }, Bottleneck::Unknown, "an exchange took 80.00ms");
+        check(
+            Evidence {
+                p99_us: 90_000,
+                wait_us: 100.0,
+                exchange_us: Some(80_000.0),
+                most_in_backend: Some(128),
+                ..gentle()
+            },
+            Bottleneck::Unknown,
+            "an exchange took 80.00ms",
+        );
     }
 }

@@ -1,7 +1,9 @@
-//! Where the knee is, and what makes it: the highest rate that a target bears, and the name of what ended it.
+//! Where the knee is, and what makes it: the highest rate that a target bears, and the name of what
+//! ended it.
 //!
-//! Steps of open-loop load, each of one rate: doubled until one fails, then halved in between. A step passes if nothing failed and the 99th percentile from the
-//! intended start stays within a limit. What each step shows is kept as evidence; [`bottleneck::name`] reads it.
+//! Steps of open-loop load, each of one rate: doubled until one fails, then halved in between. A
+//! step passes if nothing failed and the 99th percentile from the intended start stays within a
+//! limit. What each step shows is kept as evidence; [`bottleneck::name`] reads it.
 
 pub mod bottleneck;
 mod search;
@@ -45,7 +47,8 @@ pub struct CapacitySection {
     /// How near the knee is to be found: 0.1 is within a tenth.
     #[serde(default = "precision")]
     pub precision: f64,
-    /// A backend that is not one of ours: its own time is measured by a few requests beside the target.
+    /// A backend that is not one of ours: its own time is measured by a few requests beside the
+    /// target.
     pub direct: Option<String>,
 }
 
@@ -105,7 +108,8 @@ pub struct Subject<'world> {
     pub stats: &'world (dyn Fn() -> BTreeMap<String, Stats> + Send + Sync),
 }
 
-/// Looks for the knee. Also returns everything that was measured at the last rate that passed, or at the last one.
+/// Looks for the knee. Also returns everything that was measured at the last rate that passed, or
+/// at the last one.
 pub async fn explore(
     section: &CapacitySection,
     plan: &RunPlan,
@@ -120,36 +124,85 @@ pub async fn explore(
     while let Some(rate) = search.next()
         && !*stop.borrow()
     {
-        let plan = RunPlan { rate, duration: section.step, seed: plan.seed + steps.len() as u64, ..plan.clone() };
+        let plan = RunPlan {
+            rate,
+            duration: section.step,
+            seed: plan.seed + steps.len() as u64,
+            ..plan.clone()
+        };
         let (evidence, measurement) = measure(&plan, subject).await?;
-        let passed = evidence.failed == 0 && evidence.p99_us <= u64::try_from(section.p99.as_micros()).unwrap_or(u64::MAX);
-        say(&format!("{rate:.0} per second: {}, 99 % within {}, {} failed", if passed { "passed" } else { "too much" }, readable(evidence.p99_us), evidence.failed));
+        let passed = evidence.failed == 0
+            && evidence.p99_us <= u64::try_from(section.p99.as_micros()).unwrap_or(u64::MAX);
+        say(&format!(
+            "{rate:.0} per second: {}, 99 % within {}, {} failed",
+            if passed { "passed" } else { "too much" },
+            readable(evidence.p99_us),
+            evidence.failed
+        ));
         search.found(rate, passed);
-        steps.push(CapacityStep { rate, passed, evidence });
+        steps.push(CapacityStep {
+            rate,
+            passed,
+            evidence,
+        });
         if passed || kept.as_ref().is_none_or(|(passed, _, _)| !passed) {
             kept = Some((passed, plan, measurement));
         }
         tokio::time::sleep(REST).await;
     }
-    let (_, plan, measurement) = kept.ok_or_else(|| io::Error::other("the search was ended before its first step"))?;
+    let (_, plan, measurement) =
+        kept.ok_or_else(|| io::Error::other("the search was ended before its first step"))?;
     let limits = Limits {
         proxy_cores: cores.or_else(|| probe.and_then(|probe| probe.cores())),
         machine_cores: Probe::of(std::process::id()).cores().unwrap_or(1.0),
         in_flight: plan.in_flight() as u64,
         p99_us: u64::try_from(section.p99.as_micros()).unwrap_or(u64::MAX),
     };
-    let knee = steps.iter().filter(|step| step.passed).map(|step| step.rate).max_by(f64::total_cmp);
-    // The gentlest step that passed shows how things are without load, the gentlest that failed what broke first.
-    let base = steps.iter().filter(|step| step.passed).min_by(|one, other| one.rate.total_cmp(&other.rate)).map(|step| &step.evidence);
-    let broken = steps.iter().filter(|step| !step.passed).min_by(|one, other| one.rate.total_cmp(&other.rate));
+    let knee = steps
+        .iter()
+        .filter(|step| step.passed)
+        .map(|step| step.rate)
+        .max_by(f64::total_cmp);
+    // The gentlest step that passed shows how things are without load, the gentlest that failed
+    // what broke first.
+    let base = steps
+        .iter()
+        .filter(|step| step.passed)
+        .min_by(|one, other| one.rate.total_cmp(&other.rate))
+        .map(|step| &step.evidence);
+    let broken = steps
+        .iter()
+        .filter(|step| !step.passed)
+        .min_by(|one, other| one.rate.total_cmp(&other.rate));
     let (bottleneck, sentence) = match broken {
-        None => (None, format!("nothing gave way up to {:.0} requests per second", knee.unwrap_or(0.0))),
+        None => (
+            None,
+            format!(
+                "nothing gave way up to {:.0} requests per second",
+                knee.unwrap_or(0.0)
+            ),
+        ),
         Some(broken) => {
             let (bottleneck, why) = bottleneck::name(base, &broken.evidence, &limits);
-            (Some(bottleneck), format!("{bottleneck} at {:.0} requests per second: {why}", broken.rate))
+            (
+                Some(bottleneck),
+                format!(
+                    "{bottleneck} at {:.0} requests per second: {why}",
+                    broken.rate
+                ),
+            )
         }
     };
-    Ok((CapacityReport { knee, bottleneck, sentence, steps }, plan, measurement))
+    Ok((
+        CapacityReport {
+            knee,
+            bottleneck,
+            sentence,
+            steps,
+        },
+        plan,
+        measurement,
+    ))
 }
 
 async fn measure(plan: &RunPlan, subject: &Subject<'_>) -> io::Result<(Evidence, Measurement)> {
@@ -157,7 +210,12 @@ async fn measure(plan: &RunPlan, subject: &Subject<'_>) -> io::Result<(Evidence,
     let counted = stats();
     let before = Moment::look(probe);
     let beside = match &subject.direct {
-        Some(target) => Some(Driver::start(RunPlan { rate: DIRECT_RATE, duration: plan.duration, timeout: plan.timeout, ..RunPlan::to(target.clone()) })?),
+        Some(target) => Some(Driver::start(RunPlan {
+            rate: DIRECT_RATE,
+            duration: plan.duration,
+            timeout: plan.timeout,
+            ..RunPlan::to(target.clone())
+        })?),
         None => None,
     };
     let driver = Driver::start(plan.clone())?;
@@ -171,13 +229,26 @@ async fn measure(plan: &RunPlan, subject: &Subject<'_>) -> io::Result<(Evidence,
         None => service(&counted, &stats()),
     };
     let records = &measurement.records;
-    let failures = |matches: &dyn Fn(&Outcome) -> bool| records.iter().filter(|record| record.outcome.is_failure() && matches(&record.outcome)).count() as u64;
+    let failures = |matches: &dyn Fn(&Outcome) -> bool| {
+        records
+            .iter()
+            .filter(|record| record.outcome.is_failure() && matches(&record.outcome))
+            .count() as u64
+    };
     let evidence = Evidence {
-        p99_us: Times::of(records.iter().filter_map(Record::latency)).quantiles().p99_us,
+        p99_us: Times::of(records.iter().filter_map(Record::latency))
+            .quantiles()
+            .p99_us,
         failed: failures(&|_| true),
         refused: failures(&bottleneck::is_refusal),
         requests: records.len() as u64,
-        late_p99_us: Times::of(records.iter().map(|record| record.released.saturating_sub(record.intended))).quantiles().p99_us,
+        late_p99_us: Times::of(
+            records
+                .iter()
+                .map(|record| record.released.saturating_sub(record.intended)),
+        )
+        .quantiles()
+        .p99_us,
         wait_us: mean(records.iter().map(wait)).unwrap_or(0.0),
         wait_p99_us: Times::of(records.iter().map(wait)).quantiles().p99_us,
         exchange_us: mean(records.iter().filter_map(exchange)),
@@ -189,7 +260,10 @@ async fn measure(plan: &RunPlan, subject: &Subject<'_>) -> io::Result<(Evidence,
 }
 
 fn wait(record: &Record) -> u64 {
-    record.sent.unwrap_or(record.finished).saturating_sub(record.released)
+    record
+        .sent
+        .unwrap_or(record.finished)
+        .saturating_sub(record.released)
 }
 
 fn exchange(record: &Record) -> Option<u64> {
@@ -208,10 +282,13 @@ fn mean(nanoseconds: impl Iterator<Item = u64>) -> Option<f64> {
 
 /// The mean time of an answer in our backends, of those between two countings.
 fn service(before: &BTreeMap<String, Stats>, after: &BTreeMap<String, Stats>) -> Option<f64> {
-    let sum = |counted: &BTreeMap<String, Stats>, of: &dyn Fn(&Stats) -> u64| counted.values().map(of).sum::<u64>();
+    let sum = |counted: &BTreeMap<String, Stats>, of: &dyn Fn(&Stats) -> u64| {
+        counted.values().map(of).sum::<u64>()
+    };
     let answered = |stats: &Stats| stats.requests;
     let requests = sum(after, &answered).saturating_sub(sum(before, &answered));
-    let busy = sum(after, &|stats| stats.busy_us).saturating_sub(sum(before, &|stats| stats.busy_us));
+    let busy =
+        sum(after, &|stats| stats.busy_us).saturating_sub(sum(before, &|stats| stats.busy_us));
     (requests > 0).then(|| busy as f64 / requests as f64)
 }
 

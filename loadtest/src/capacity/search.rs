@@ -19,7 +19,15 @@ pub(super) struct Search {
 
 impl Search {
     pub(super) fn new(start: f64, most: f64, precision: f64) -> Self {
-        Self { start: start.max(1.0), most, precision: precision.max(0.01), passed: None, failed: None, halvings: 0, bisections: 0 }
+        Self {
+            start: start.max(1.0),
+            most,
+            precision: precision.max(0.01),
+            passed: None,
+            failed: None,
+            halvings: 0,
+            bisections: 0,
+        }
     }
 
     /// The next rate; none when the knee is known well enough.
@@ -27,8 +35,12 @@ impl Search {
         match (self.passed, self.failed) {
             (None, None) => Some(self.start),
             (Some(passed), None) => (passed < self.most).then_some((passed * 2.0).min(self.most)),
-            (None, Some(failed)) => (self.halvings <= HALVINGS && failed >= 2.0).then_some(failed / 2.0),
-            (Some(passed), Some(failed)) => (failed > passed * (1.0 + self.precision) && self.bisections < BISECTIONS).then_some((passed + failed) / 2.0),
+            (None, Some(failed)) => {
+                (self.halvings <= HALVINGS && failed >= 2.0).then_some(failed / 2.0)
+            }
+            (Some(passed), Some(failed)) => (failed > passed * (1.0 + self.precision)
+                && self.bisections < BISECTIONS)
+                .then_some((passed + failed) / 2.0),
         }
     }
 
@@ -65,7 +77,10 @@ mod tests {
     fn rates_double_until_one_fails_and_close_in_on_the_knee() {
         let (tried, knee) = knee(3_000.0, 500.0, 1e6);
         assert_eq!(tried[..4], [500.0, 1_000.0, 2_000.0, 4_000.0]);
-        assert!((2_700.0..=3_000.0).contains(&knee.expect("a knee")), "{knee:?}");
+        assert!(
+            (2_700.0..=3_000.0).contains(&knee.expect("a knee")),
+            "{knee:?}"
+        );
     }
 
     #[test]
@@ -80,6 +95,9 @@ mod tests {
         let (tried, none) = knee(0.0, 500.0, 1e6);
         assert_eq!((tried.len(), none), (6, None));
         let (tried, most) = knee(1e9, 500.0, 3_000.0);
-        assert_eq!((tried, most), (vec![500.0, 1_000.0, 2_000.0, 3_000.0], Some(3_000.0)));
+        assert_eq!(
+            (tried, most),
+            (vec![500.0, 1_000.0, 2_000.0, 3_000.0], Some(3_000.0))
+        );
     }
 }

@@ -49,7 +49,14 @@ pub struct BackendArguments {
 
 /// A size within bounds.
 pub fn body_bytes(text: &str) -> Result<usize, UsageError> {
-    text.parse().ok().filter(|bytes| *bytes <= MOST_BODY_BYTES).ok_or_else(|| UsageError::new(format!("expected a number of bytes of at most {MOST_BODY_BYTES}, found {text:?}")))
+    text.parse()
+        .ok()
+        .filter(|bytes| *bytes <= MOST_BODY_BYTES)
+        .ok_or_else(|| {
+            UsageError::new(format!(
+                "expected a number of bytes of at most {MOST_BODY_BYTES}, found {text:?}"
+            ))
+        })
 }
 
 /// Serves until it is interrupted.
@@ -70,10 +77,17 @@ pub async fn serve(arguments: BackendArguments) -> Result<ExitCode, Failure> {
     .await
     .map_err(|error| match error.kind() {
         io::ErrorKind::InvalidInput => Failure::Usage(UsageError::new(error.to_string())),
-        _ => Failure::Running(io::Error::other(format!("cannot listen on {listen}: {error}"))),
+        _ => Failure::Running(io::Error::other(format!(
+            "cannot listen on {listen}: {error}"
+        ))),
     })?;
-    let control = backend.control().map_or(String::new(), |control| format!("control on http://{control}\n"));
-    write_out(&format!("{control}listening on http://{}\n", backend.address()))?;
+    let control = backend.control().map_or(String::new(), |control| {
+        format!("control on http://{control}\n")
+    });
+    write_out(&format!(
+        "{control}listening on http://{}\n",
+        backend.address()
+    ))?;
     interrupted().await?;
     backend.stop().await;
     Ok(ExitCode::SUCCESS)

@@ -57,7 +57,8 @@ impl TrustArguments {
 /// What becomes of a result, and who may be loaded.
 #[derive(Debug, clap::Args)]
 pub struct ReportArguments {
-    /// Exit with 1 if anything is not as expected: a user on a wrong side, a failed request, or what a scenario expects.
+    /// Exit with 1 if anything is not as expected: a user on a wrong side, a failed request, or
+    /// what a scenario expects.
     #[arg(long)]
     pub assert: bool,
     /// Write JSON instead of a table.
@@ -66,7 +67,8 @@ pub struct ReportArguments {
     /// Write a report with charts, in one file.
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Write the percentile distribution of latency (of the last run), for the plotter of HdrHistogram.
+    /// Write the percentile distribution of latency (of the last run), for the plotter of
+    /// HdrHistogram.
     #[arg(long, value_name = "FILE")]
     pub hgrm: Option<PathBuf>,
     /// Allow a target that is not loopback. Load only machines that are yours to load.
@@ -96,7 +98,10 @@ pub async fn interrupted() -> io::Result<()> {
 /// Writes to stdout. A reader that went away has read all it wanted.
 pub fn write_out(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
-    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+    match stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush())
+    {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => result,
     }
@@ -109,5 +114,6 @@ pub fn say(line: &str) {
 
 /// Writes a file of the report.
 pub fn write_file(path: &std::path::Path, text: &str) -> io::Result<()> {
-    std::fs::write(path, text).map_err(|error| io::Error::other(format!("cannot write {}: {error}", path.display())))
+    std::fs::write(path, text)
+        .map_err(|error| io::Error::other(format!("cannot write {}: {error}", path.display())))
 }

@@ -3,7 +3,9 @@
 use super::backend::body_bytes;
 use super::{Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out};
 use cutover_loadtest::backend::SERVED_BY;
-use cutover_loadtest::driver::{Arrivals, Driver, Progress, Protocol, Record, RunPlan, StopHandle, Target, UserKey};
+use cutover_loadtest::driver::{
+    Arrivals, Driver, Progress, Protocol, Record, RunPlan, StopHandle, Target, UserKey,
+};
 use cutover_loadtest::html;
 use cutover_loadtest::report::{History, Report, Times};
 use cutover_loadtest::scenario::values::{parse_method, parse_path};
@@ -100,7 +102,11 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         key: arguments.key,
         side_header: arguments.side_header,
         rate: arguments.rps,
-        arrivals: if arguments.poisson { Arrivals::Poisson } else { Arrivals::Constant },
+        arrivals: if arguments.poisson {
+            Arrivals::Poisson
+        } else {
+            Arrivals::Constant
+        },
         duration: arguments.duration,
         users: arguments.users,
         connections: arguments.connections,
@@ -108,15 +114,24 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         requests_per_connection: arguments.requests_per_connection,
         seed: arguments.seed,
         timeout: arguments.timeout,
-        oracle: arguments.salt.zip(arguments.percent).map(|(salt, percent)| Oracle::new(salt, percent)),
+        oracle: arguments
+            .salt
+            .zip(arguments.percent)
+            .map(|(salt, percent)| Oracle::new(salt, percent)),
         ..RunPlan::to(Target::resolve(&arguments.target, arguments.report.allow_remote).await?)
     };
     plan.check()?;
     let driver = Driver::start(plan.clone())?;
     tokio::spawn(stop_when_interrupted(driver.stop_handle()));
-    let watching = io::stderr().is_terminal().then(|| tokio::spawn(show_progress(driver.progress())));
+    let watching = io::stderr()
+        .is_terminal()
+        .then(|| tokio::spawn(show_progress(driver.progress())));
     let (end, ended) = watch::channel(false);
-    let section = WebSocketSection { count: arguments.websockets, path: arguments.websocket_path, interval: arguments.websocket_interval };
+    let section = WebSocketSection {
+        count: arguments.websockets,
+        path: arguments.websocket_path,
+        interval: arguments.websocket_interval,
+    };
     let load = async {
         let measurement = driver.finish().await;
         end.send_replace(true);
@@ -136,7 +151,10 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         if let Some(websockets) = &websockets {
             json["websockets"] = serde_json::to_value(websockets).map_err(io::Error::other)?;
         }
-        write_out(&format!("{}\n", serde_json::to_string_pretty(&json).map_err(io::Error::other)?))?;
+        write_out(&format!(
+            "{}\n",
+            serde_json::to_string_pretty(&json).map_err(io::Error::other)?
+        ))?;
     } else {
         write_out(&report.to_string())?;
         if let Some(websockets) = &websockets {
@@ -144,10 +162,16 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
         }
     }
     if let Some(path) = &arguments.report.hgrm {
-        write_file(path, &Times::of(measurement.records.iter().filter_map(Record::latency)).hgrm())?;
+        write_file(
+            path,
+            &Times::of(measurement.records.iter().filter_map(Record::latency)).hgrm(),
+        )?;
     }
     let mut violations = report.violations.clone();
-    if let Some(websockets) = websockets.as_ref().filter(|websockets| websockets.lost() > 0 || !websockets.refused.is_empty()) {
+    if let Some(websockets) = websockets
+        .as_ref()
+        .filter(|websockets| websockets.lost() > 0 || !websockets.refused.is_empty())
+    {
         violations.push(format!("not every WebSocket lived: {websockets}"));
     }
     if let Some(path) = &arguments.report.html {
@@ -171,7 +195,10 @@ async fn show_progress(progress: watch::Receiver<Progress>) {
         seconds.tick().await;
         elapsed += 1;
         let now = *progress.borrow();
-        say(&format!("{elapsed}s: {} finished, {} on new, {} failed", now.finished, now.on_new, now.failed));
+        say(&format!(
+            "{elapsed}s: {} finished, {} on new, {} failed",
+            now.finished, now.on_new, now.failed
+        ));
     }
 }
 

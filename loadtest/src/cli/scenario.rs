@@ -2,7 +2,9 @@
 
 use super::{Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out};
 use cutover_loadtest::html;
-use cutover_loadtest::scenario::{BUILT_IN, Outcome, Scenario, Stage, Surroundings, built_in, play, set};
+use cutover_loadtest::scenario::{
+    BUILT_IN, Outcome, Scenario, Stage, Surroundings, built_in, play, set,
+};
 use cutover_loadtest::units::UsageError;
 use std::fs;
 use std::io::{self, IsTerminal};
@@ -44,7 +46,8 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
     let Some(name) = &arguments.scenario else {
         let mut list = String::new();
         for (name, text) in BUILT_IN {
-            let scenario = Scenario::parse(name, text).map_err(|error| UsageError::new(error.to_string()))?;
+            let scenario =
+                Scenario::parse(name, text).map_err(|error| UsageError::new(error.to_string()))?;
             list.push_str(&format!("{name:<14}{}\n", scenario.title));
         }
         write_out(&list)?;
@@ -54,14 +57,18 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
         Some(text) => text.to_owned(),
         None => fs::read_to_string(name).map_err(|error| {
             let names: Vec<&str> = BUILT_IN.iter().map(|(name, _)| *name).collect();
-            UsageError::new(format!("expected a scenario file or one of {}, found {name:?}: {error}", names.join(", ")))
+            UsageError::new(format!(
+                "expected a scenario file or one of {}, found {name:?}: {error}",
+                names.join(", ")
+            ))
         })?,
     };
     let runs = arguments.runs.map(|runs| format!("runs={runs}"));
     for setting in arguments.set.iter().chain(&runs) {
         text = set(name, &text, setting).map_err(|error| UsageError::new(error.to_string()))?;
     }
-    let scenario = Scenario::parse(name, &text).map_err(|error| UsageError::new(error.to_string()))?;
+    let scenario =
+        Scenario::parse(name, &text).map_err(|error| UsageError::new(error.to_string()))?;
     if arguments.print {
         write_out(&text)?;
         return Ok(ExitCode::SUCCESS);
@@ -69,14 +76,24 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
 
     let surroundings = Surroundings {
         target: arguments.target,
-        cutover: arguments.cutover.map(fs::canonicalize).transpose().map_err(|error| UsageError::new(format!("expected a program in --cutover: {error}")))?,
+        cutover: arguments
+            .cutover
+            .map(fs::canonicalize)
+            .transpose()
+            .map_err(|error| {
+                UsageError::new(format!("expected a program in --cutover: {error}"))
+            })?,
         kit: std::env::current_exe().ok(),
         proxy_pid: arguments.proxy_pid,
         trust: arguments.trust.trust(),
         allow_remote: arguments.report.allow_remote,
     };
     let (end, stop) = watch::channel(false);
-    let stage = Stage { say: &say, follows: io::stderr().is_terminal(), stop };
+    let stage = Stage {
+        say: &say,
+        follows: io::stderr().is_terminal(),
+        stop,
+    };
     let outcome = tokio::select! {
         outcome = play(&scenario, name, &text, &surroundings, &stage) => outcome?,
         abandoned = twice_interrupted(&end) => {
@@ -87,12 +104,18 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
     };
 
     if arguments.report.json {
-        write_out(&format!("{}\n", serde_json::to_string_pretty(&outcome).map_err(io::Error::other)?))?;
+        write_out(&format!(
+            "{}\n",
+            serde_json::to_string_pretty(&outcome).map_err(io::Error::other)?
+        ))?;
     } else {
         write_out(&outcome.to_string())?;
     }
     if let Some(path) = &arguments.report.hgrm {
-        write_file(path, outcome.runs.last().map_or("", |run| run.hgrm.as_str()))?;
+        write_file(
+            path,
+            outcome.runs.last().map_or("", |run| run.hgrm.as_str()),
+        )?;
     }
     if let Some(path) = &arguments.report.html {
         write_file(path, &html::of_scenario(&outcome))?;
@@ -116,5 +139,10 @@ async fn twice_interrupted(end: &watch::Sender<bool>) -> io::Result<()> {
 }
 
 fn failures(outcome: &Outcome) -> Vec<String> {
-    outcome.verdicts.iter().filter(|verdict| verdict.holds == Some(false)).map(|verdict| format!("violation: {}: {}", verdict.name, verdict.sentence)).collect()
+    outcome
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.holds == Some(false))
+        .map(|verdict| format!("violation: {}: {}", verdict.name, verdict.sentence))
+        .collect()
 }

@@ -1,51 +1,123 @@
 //! Where the lane is stricter than the proxy engine, or knows less, on purpose.
 //!
-//! Applied to what no other rule explains. Some of these concern one line; others a whole request and what follows it on the same connection, since an answer that one engine refuses ends the connection there.
+//! Applied to what no other rule explains. Some of these concern one line; others a whole request
+//! and what follows it on the same connection, since an answer that one engine refuses ends the
+//! connection there.
 
 use super::case::{After, Case, Request, Script};
 use super::compare::Difference;
 use super::rules::Rule;
 
 /// Names that the proxy engine writes with capitals where the client wrote none.
-const CANONICAL: [&str; 12] =
-    ["host", "connection", "content-length", "content-type", "content-encoding", "transfer-encoding", "cache-control", "date", "accept-ranges", "age", "server", "set-cookie"];
+const CANONICAL: [&str; 12] = [
+    "host",
+    "connection",
+    "content-length",
+    "content-type",
+    "content-encoding",
+    "transfer-encoding",
+    "cache-control",
+    "date",
+    "accept-ranges",
+    "age",
+    "server",
+    "set-cookie",
+];
 
 /// Finds the rules for what has none yet.
 pub fn explain(case: &Case, found: &mut [Difference]) {
     let outcomes = |is_meant: fn(&Difference) -> bool| -> Vec<usize> {
-        found.iter().filter(|difference| difference.what == "client outcome" && is_meant(difference)).filter_map(|difference| difference.request).collect()
+        found
+            .iter()
+            .filter(|difference| difference.what == "client outcome" && is_meant(difference))
+            .filter_map(|difference| difference.request)
+            .collect()
     };
     let unsent = outcomes(|difference| difference.candidate == "NotSent");
-    let is_moved = case.requests.last().is_some_and(|last| last.end == b"\r\n\r\n" && !last.body.is_empty() && declares(last) == Some(last.body.len()));
-    let reset = found.iter().filter(|difference| difference.what == "client body" && is_cut_in_one(difference)).filter_map(|difference| difference.request);
-    let reset = reset.min().filter(|&at| case.requests.get(at).is_some_and(|request| request.script.after == After::Reset));
-    let hung = case.requests.iter().position(|request| request.script.after == After::Hang);
-    let is_late = |difference: &Difference| difference.what == "client status line" && (difference.reference.contains(" 504 ") != difference.candidate.contains(" 504 "));
-    let met_a_hung_one = found.iter().filter(|difference| is_late(difference)).filter_map(|difference| difference.request).min().filter(|&at| hung.is_some_and(|from| at > from));
-    let broken_off = case.requests.iter().position(|request| has_empty_size(&request.script));
-    let odd = case.requests.iter().enumerate().find_map(|(at, request)| Some((at, of_request(request, case.is_pipelined).or_else(|| of_what_was_before(case, at))?)));
-    for difference in found.iter_mut().filter(|difference| difference.rule.is_none()) {
+    let is_moved = case.requests.last().is_some_and(|last| {
+        last.end == b"\r\n\r\n" && !last.body.is_empty() && declares(last) == Some(last.body.len())
+    });
+    let reset = found
+        .iter()
+        .filter(|difference| difference.what == "client body" && is_cut_in_one(difference))
+        .filter_map(|difference| difference.request);
+    let reset = reset.min().filter(|&at| {
+        case.requests
+            .get(at)
+            .is_some_and(|request| request.script.after == After::Reset)
+    });
+    let hung = case
+        .requests
+        .iter()
+        .position(|request| request.script.after == After::Hang);
+    let is_late = |difference: &Difference| {
+        difference.what == "client status line"
+            && (difference.reference.contains(" 504 ") != difference.candidate.contains(" 504 "))
+    };
+    let met_a_hung_one = found
+        .iter()
+        .filter(|difference| is_late(difference))
+        .filter_map(|difference| difference.request)
+        .min()
+        .filter(|&at| hung.is_some_and(|from| at > from));
+    let broken_off = case
+        .requests
+        .iter()
+        .position(|request| has_empty_size(&request.script));
+    let odd = case.requests.iter().enumerate().find_map(|(at, request)| {
+        Some((
+            at,
+            of_request(request, case.is_pipelined).or_else(|| of_what_was_before(case, at))?,
+        ))
+    });
+    for difference in found
+        .iter_mut()
+        .filter(|difference| difference.rule.is_none())
+    {
         let Some(at) = difference.request else {
             // What stands behind a broken answer is a part of it.
-            difference.rule = case.requests.iter().any(|request| is_cut(&request.script)).then_some(Rule::CutAnswer).or(odd.map(|(_, rule)| rule));
+            difference.rule = case
+                .requests
+                .iter()
+                .any(|request| is_cut(&request.script))
+                .then_some(Rule::CutAnswer)
+                .or(odd.map(|(_, rule)| rule));
             // An empty line too many moves the body, and its last bytes are behind it.
-            if difference.rule.is_none() && is_moved && difference.what == "bytes behind the last answer" && difference.reference == "\"\"" {
+            if difference.rule.is_none()
+                && is_moved
+                && difference.what == "bytes behind the last answer"
+                && difference.reference == "\"\""
+            {
                 difference.rule = Some(Rule::LooseBytes);
             }
             continue;
         };
         let script = case.requests.get(at).map(|request| &request.script);
-        difference.rule = script.and_then(|script| of_line(script, difference)).or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
+        difference.rule = script
+            .and_then(|script| of_line(script, difference))
+            .or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
         // Whoever answers first and reads later is to get all of it.
-        if difference.rule == Some(Rule::EarlyAnswer) && difference.what == "backend body" && script.is_some_and(|script| !script.refuses()) {
+        if difference.rule == Some(Rule::EarlyAnswer)
+            && difference.what == "backend body"
+            && script.is_some_and(|script| !script.refuses())
+        {
             difference.rule = None;
         }
-        if difference.rule.is_none() && broken_off.is_some_and(|from| at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)) {
+        if difference.rule.is_none()
+            && broken_off.is_some_and(|from| {
+                at == from && is_of_broken_answer(difference) || at > from && unsent.contains(&at)
+            })
+        {
             difference.rule = Some(Rule::EmptySize);
         }
         // The backend may have got the head, if the bad chunk came later.
         let is_asked = difference.what == "backend asked" || difference.what == "backend body";
-        if difference.rule.is_none() && is_asked && case.requests.get(at).is_some_and(|request| request.names("transfer-encoding:") && !is_whole_in_chunks(&request.body)) {
+        if difference.rule.is_none()
+            && is_asked
+            && case.requests.get(at).is_some_and(|request| {
+                request.names("transfer-encoding:") && !is_whole_in_chunks(&request.body)
+            })
+        {
             difference.rule = Some(Rule::BadChunk);
         }
         if difference.rule.is_none() && met_a_hung_one.is_some_and(|from| at >= from) {
@@ -57,10 +129,12 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
     }
 }
 
-/// Whether a body is whole on one side and broken off on the other: a backend that resets its connection may take back what it has sent.
+/// Whether a body is whole on one side and broken off on the other: a backend that resets its
+/// connection may take back what it has sent.
 fn is_cut_in_one(difference: &Difference) -> bool {
     let is_cut = |body: &str| body.starts_with("Cut");
-    is_cut(&difference.reference) && is_whole(&difference.candidate) || is_whole(&difference.reference) && is_cut(&difference.candidate)
+    is_cut(&difference.reference) && is_whole(&difference.candidate)
+        || is_whole(&difference.reference) && is_cut(&difference.candidate)
 }
 
 fn is_whole(body: &str) -> bool {
@@ -74,15 +148,41 @@ fn of_line(script: &Script, difference: &Difference) -> Option<Rule> {
     match difference.what.as_str() {
         "client header date" if script_has(script, b"date") => Some(Rule::BackendDate),
         // Behind a 101 the client sees the chunks themselves.
-        "client body" if status == b"101" && head(script).contains("chunked") && is_whole(&difference.reference) && is_whole(&difference.candidate) => Some(Rule::ChunkBoundaries),
-        "client interim answers" if script_has(script, b"content-length") || script_has(script, b"transfer-encoding") => Some(Rule::Framing),
-        "client header content-length" if is_absent || difference.reference.contains(", ") => Some(Rule::Framing),
-        "client header transfer-encoding" if is_absent && matches!(status, b"204" | b"304") => Some(Rule::Framing),
-        "client framing" if head(script).contains("content-length") && head(script).contains(", ") => Some(Rule::Framing),
-        "backend asked" | "client interim answers" if has_no_final_head(script) => Some(Rule::AskedAgain),
+        "client body"
+            if status == b"101"
+                && head(script).contains("chunked")
+                && is_whole(&difference.reference)
+                && is_whole(&difference.candidate) =>
+        {
+            Some(Rule::ChunkBoundaries)
+        }
+        "client interim answers"
+            if script_has(script, b"content-length")
+                || script_has(script, b"transfer-encoding") =>
+        {
+            Some(Rule::Framing)
+        }
+        "client header content-length" if is_absent || difference.reference.contains(", ") => {
+            Some(Rule::Framing)
+        }
+        "client header transfer-encoding" if is_absent && matches!(status, b"204" | b"304") => {
+            Some(Rule::Framing)
+        }
+        "client framing"
+            if head(script).contains("content-length") && head(script).contains(", ") =>
+        {
+            Some(Rule::Framing)
+        }
+        "backend asked" | "client interim answers" if has_no_final_head(script) => {
+            Some(Rule::AskedAgain)
+        }
         what => {
             let name = what.strip_prefix("backend spelling of ")?;
-            (CANONICAL.contains(&name) && difference.reference.eq_ignore_ascii_case(&difference.candidate)).then_some(Rule::Capitals)
+            (CANONICAL.contains(&name)
+                && difference
+                    .reference
+                    .eq_ignore_ascii_case(&difference.candidate))
+            .then_some(Rule::Capitals)
         }
     }
 }
@@ -93,18 +193,34 @@ fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
     let is_kept_or_new = script.closes_kept;
     match () {
         () if is_kept_or_new => Some(Rule::KeptOrNew),
-        () if request.has_loose_bytes() || declares(request).is_some_and(|length| length < request.body.len()) => Some(Rule::LooseBytes),
+        () if request.has_loose_bytes()
+            || declares(request).is_some_and(|length| length < request.body.len()) =>
+        {
+            Some(Rule::LooseBytes)
+        }
         // What follows at once is taken for the rest of it.
-        () if is_pipelined && declares(request).is_some_and(|length| length > request.body.len()) => Some(Rule::LooseBytes),
-        () if !request.body.is_empty() && (script.is_early || !script.before.is_empty()) => Some(Rule::EarlyAnswer),
+        () if is_pipelined
+            && declares(request).is_some_and(|length| length > request.body.len()) =>
+        {
+            Some(Rule::LooseBytes)
+        }
+        () if !request.body.is_empty() && (script.is_early || !script.before.is_empty()) => {
+            Some(Rule::EarlyAnswer)
+        }
         () if has_odd_coding(script) => Some(Rule::Coding),
         // One engine's client cannot tell where the body ends.
-        () if head(script).lines().any(|line| line.starts_with("content-length") && line.contains(',')) => Some(Rule::Framing),
+        () if head(script)
+            .lines()
+            .any(|line| line.starts_with("content-length") && line.contains(',')) =>
+        {
+            Some(Rule::Framing)
+        }
         () => None,
     }
 }
 
-/// What comes at once behind an answer whose backend closes without a word finds that connection or a new one.
+/// What comes at once behind an answer whose backend closes without a word finds that connection or
+/// a new one.
 fn of_what_was_before(case: &Case, at: usize) -> Option<Rule> {
     let before = case.requests.get(at.checked_sub(1)?)?;
     (case.is_pipelined && before.script.after != After::Keep).then_some(Rule::KeptOrNew)
@@ -114,41 +230,70 @@ fn of_what_was_before(case: &Case, at: usize) -> Option<Rule> {
 fn declares(request: &Request) -> Option<usize> {
     request.lines.iter().find_map(|line| {
         let line = String::from_utf8_lossy(line).to_ascii_lowercase();
-        line.strip_prefix("content-length:")?.trim().parse::<usize>().ok()
+        line.strip_prefix("content-length:")?
+            .trim()
+            .parse::<usize>()
+            .ok()
     })
 }
 
 fn head(script: &Script) -> String {
-    let end = script.answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap_or(script.answer.len());
+    let end = script
+        .answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .unwrap_or(script.answer.len());
     String::from_utf8_lossy(&script.answer[..end]).to_ascii_lowercase()
 }
 
 fn script_has(script: &Script, name: &[u8]) -> bool {
     let name = String::from_utf8_lossy(name).into_owned();
     let before = String::from_utf8_lossy(&script.before).to_ascii_lowercase();
-    format!("{before}\r\n{}", head(script)).lines().any(|line| line.split(':').next().is_some_and(|found| found.trim() == name))
+    format!("{before}\r\n{}", head(script)).lines().any(|line| {
+        line.split(':')
+            .next()
+            .is_some_and(|found| found.trim() == name)
+    })
 }
 
 /// Whether an answer is coded in another way than in chunks, once.
 fn has_odd_coding(script: &Script) -> bool {
     // A line that is folded is one.
     let head = head(script).replace("\r\n ", " ").replace("\r\n\t", " ");
-    let codings: Vec<&str> = head.lines().filter_map(|line| line.split_once(':')).filter(|(name, _)| name.trim() == "transfer-encoding").map(|(_, value)| value.trim()).collect();
+    let codings: Vec<&str> = head
+        .lines()
+        .filter_map(|line| line.split_once(':'))
+        .filter(|(name, _)| name.trim() == "transfer-encoding")
+        .map(|(_, value)| value.trim())
+        .collect();
     !codings.is_empty() && codings != ["chunked"]
 }
 
 /// Whether an answer has an empty line where the size of a chunk should be.
 fn has_empty_size(script: &Script) -> bool {
-    let begin = script.answer.windows(4).position(|four| four == b"\r\n\r\n").filter(|_| head(script).contains("chunked"));
+    let begin = script
+        .answer
+        .windows(4)
+        .position(|four| four == b"\r\n\r\n")
+        .filter(|_| head(script).contains("chunked"));
     begin.is_some_and(|begin| has_empty_line_for_size(&script.answer[begin + 4..]))
 }
 
 fn has_empty_line_for_size(chunks: &[u8]) -> bool {
     let mut rest = chunks;
     while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
-        let size = rest[..end].split(|&byte| byte == b';').next().and_then(|size| std::str::from_utf8(size).ok()).unwrap_or_default();
+        let size = rest[..end]
+            .split(|&byte| byte == b';')
+            .next()
+            .and_then(|size| std::str::from_utf8(size).ok())
+            .unwrap_or_default();
         match usize::from_str_radix(size, 16) {
-            Ok(size @ 1..) => rest = size.checked_add(end + 4).and_then(|next| rest.get(next..)).unwrap_or_default(),
+            Ok(size @ 1..) => {
+                rest = size
+                    .checked_add(end + 4)
+                    .and_then(|next| rest.get(next..))
+                    .unwrap_or_default();
+            }
             _ => return end == 0,
         }
     }
@@ -159,11 +304,23 @@ fn has_empty_line_for_size(chunks: &[u8]) -> bool {
 fn is_whole_in_chunks(chunks: &[u8]) -> bool {
     let mut rest = chunks;
     while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
-        let size = rest[..end].split(|&byte| byte == b';').next().and_then(|size| std::str::from_utf8(size).ok()).unwrap_or_default();
-        let is_size = !rest[..end].iter().any(u8::is_ascii_control) && size.trim_ascii_end().bytes().all(|byte| byte.is_ascii_hexdigit());
+        let size = rest[..end]
+            .split(|&byte| byte == b';')
+            .next()
+            .and_then(|size| std::str::from_utf8(size).ok())
+            .unwrap_or_default();
+        let is_size = !rest[..end].iter().any(u8::is_ascii_control)
+            && size
+                .trim_ascii_end()
+                .bytes()
+                .all(|byte| byte.is_ascii_hexdigit());
         match usize::from_str_radix(size.trim_ascii_end(), 16) {
             Ok(0) if is_size => return true,
-            Ok(size) if is_size => match size.checked_add(end + 2).and_then(|at| rest.get(at..)).and_then(|rest| rest.strip_prefix(b"\r\n")) {
+            Ok(size) if is_size => match size
+                .checked_add(end + 2)
+                .and_then(|at| rest.get(at..))
+                .and_then(|rest| rest.strip_prefix(b"\r\n"))
+            {
                 Some(next) => rest = next,
                 None => return false,
             },
@@ -173,10 +330,13 @@ fn is_whole_in_chunks(chunks: &[u8]) -> bool {
     false
 }
 
-/// Whether the candidate broke an answer off that the reference ended: less of the same came, and then the end of the connection.
+/// Whether the candidate broke an answer off that the reference ended: less of the same came, and
+/// then the end of the connection.
 fn is_of_broken_answer(difference: &Difference) -> bool {
     match difference.what.as_str() {
-        "client body" => difference.reference.starts_with("Whole") && difference.candidate.starts_with("Cut"),
+        "client body" => {
+            difference.reference.starts_with("Whole") && difference.candidate.starts_with("Cut")
+        }
         "client connection closed" => difference.candidate == "true",
         "client trailers" => difference.candidate.is_empty(),
         _ => false,
@@ -187,7 +347,10 @@ fn is_of_broken_answer(difference: &Difference) -> bool {
 fn has_no_final_head(script: &Script) -> bool {
     let text = String::from_utf8_lossy(&script.answer);
     let is_final = |head: &str| head.get(9..10).is_some_and(|class| class != "1");
-    script.after != After::Keep && !text.split_inclusive("\r\n\r\n").any(|head| head.ends_with("\r\n\r\n") && is_final(head))
+    script.after != After::Keep
+        && !text
+            .split_inclusive("\r\n\r\n")
+            .any(|head| head.ends_with("\r\n\r\n") && is_final(head))
 }
 
 fn is_cut(script: &Script) -> bool {
@@ -199,7 +362,13 @@ mod tests {
     use super::*;
 
     fn difference(what: &str, reference: &str, candidate: &str) -> Difference {
-        Difference { request: Some(0), what: what.to_owned(), reference: reference.to_owned(), candidate: candidate.to_owned(), rule: None }
+        Difference {
+            request: Some(0),
+            what: what.to_owned(),
+            reference: reference.to_owned(),
+            candidate: candidate.to_owned(),
+            rule: None,
+        }
     }
 
     fn explained(answer: &str, change: impl Fn(&mut Request), found: Difference) -> Option<Rule> {
@@ -207,21 +376,47 @@ mod tests {
         request.script.answer = answer.as_bytes().to_vec();
         change(&mut request);
         let mut found = [found];
-        explain(&Case { number: 1, requests: vec![request], is_pipelined: false }, &mut found);
+        explain(
+            &Case {
+                number: 1,
+                requests: vec![request],
+                is_pipelined: false,
+            },
+            &mut found,
+        );
         found[0].rule
     }
 
     #[test]
     fn a_backend_that_resets_may_take_back_what_it_has_sent_and_no_other() {
         let judged = |after: After, reference: &str| {
-            let mut requests = vec![Request::raw(b"GET / HTTP/1.1\r\n".to_vec()), Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
+            let mut requests = vec![
+                Request::raw(b"GET / HTTP/1.1\r\n".to_vec()),
+                Request::raw(b"GET / HTTP/1.1\r\n".to_vec()),
+            ];
             requests[0].script.after = after;
             requests[0].script.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".to_vec();
-            let mut found = [difference("client body", reference, "Cut, 1 bytes"), Difference { request: Some(1), ..difference("client outcome", "Answered", "NotSent") }];
-            explain(&Case { number: 1, requests, is_pipelined: false }, &mut found);
+            let mut found = [
+                difference("client body", reference, "Cut, 1 bytes"),
+                Difference {
+                    request: Some(1),
+                    ..difference("client outcome", "Answered", "NotSent")
+                },
+            ];
+            explain(
+                &Case {
+                    number: 1,
+                    requests,
+                    is_pipelined: false,
+                },
+                &mut found,
+            );
             found.map(|difference| difference.rule)
         };
-        assert_eq!(judged(After::Reset, "Whole, 2 bytes"), [Some(Rule::CutAnswer); 2]);
+        assert_eq!(
+            judged(After::Reset, "Whole, 2 bytes"),
+            [Some(Rule::CutAnswer); 2]
+        );
         assert_eq!(judged(After::Keep, "Whole, 2 bytes"), [None; 2]);
         assert_eq!(judged(After::Reset, "Silent, 0 bytes"), [None; 2]);
     }
@@ -229,24 +424,61 @@ mod tests {
     #[test]
     fn behind_a_backend_that_says_no_more_one_may_meet_its_connection_and_the_other_a_new_one() {
         let judged = |after: After, reference: &str| {
-            let mut requests = vec![Request::raw(b"GET / HTTP/1.1\r\n".to_vec()), Request::raw(b"GET / HTTP/1.1\r\n".to_vec())];
+            let mut requests = vec![
+                Request::raw(b"GET / HTTP/1.1\r\n".to_vec()),
+                Request::raw(b"GET / HTTP/1.1\r\n".to_vec()),
+            ];
             requests[0].script.after = after;
-            let mut found = ["client status line", "client body"].map(|what| Difference { request: Some(1), ..difference(what, reference, "HTTP/1.1 200 OK") });
-            explain(&Case { number: 1, requests, is_pipelined: false }, &mut found);
+            let mut found = ["client status line", "client body"].map(|what| Difference {
+                request: Some(1),
+                ..difference(what, reference, "HTTP/1.1 200 OK")
+            });
+            explain(
+                &Case {
+                    number: 1,
+                    requests,
+                    is_pipelined: false,
+                },
+                &mut found,
+            );
             found.map(|difference| difference.rule)
         };
-        assert_eq!(judged(After::Hang, "HTTP/1.1 504 Gateway Timeout"), [Some(Rule::KeptOrNew); 2]);
-        assert_eq!(judged(After::Keep, "HTTP/1.1 504 Gateway Timeout"), [None; 2]);
+        assert_eq!(
+            judged(After::Hang, "HTTP/1.1 504 Gateway Timeout"),
+            [Some(Rule::KeptOrNew); 2]
+        );
+        assert_eq!(
+            judged(After::Keep, "HTTP/1.1 504 Gateway Timeout"),
+            [None; 2]
+        );
         assert_eq!(judged(After::Hang, "HTTP/1.1 502 Bad Gateway"), [None; 2]);
     }
 
     #[test]
     fn the_end_of_a_body_that_an_empty_line_has_moved_is_loose() {
         let judged = |end: &[u8], length: &str, reference: &str| {
-            let mut request = Request { end: end.to_vec(), body: b"body".to_vec(), ..Request::raw(b"POST / HTTP/1.1\r\n".to_vec()) };
+            let mut request = Request {
+                end: end.to_vec(),
+                body: b"body".to_vec(),
+                ..Request::raw(b"POST / HTTP/1.1\r\n".to_vec())
+            };
             request.lines = vec![format!("Content-Length: {length}\r\n").into_bytes()];
-            let mut found = [Difference { request: None, ..difference("bytes behind the last answer", reference, "\"HTTP/1.1 400 Bad Request\"") }];
-            explain(&Case { number: 1, requests: vec![request], is_pipelined: false }, &mut found);
+            let mut found = [Difference {
+                request: None,
+                ..difference(
+                    "bytes behind the last answer",
+                    reference,
+                    "\"HTTP/1.1 400 Bad Request\"",
+                )
+            }];
+            explain(
+                &Case {
+                    number: 1,
+                    requests: vec![request],
+                    is_pipelined: false,
+                },
+                &mut found,
+            );
             found[0].rule
         };
         assert_eq!(judged(b"\r\n\r\n", "4", "\"\""), Some(Rule::LooseBytes));
@@ -263,57 +495,239 @@ mod tests {
                 request.lines = vec![b"Content-Length: 4\r\n".to_vec()];
                 (request.script.is_early, request.script.after) = (true, after);
             };
-            explained(answer, early, difference(what, "Whole, 4 bytes", "Cut, 1 bytes"))
+            explained(
+                answer,
+                early,
+                difference(what, "Whole, 4 bytes", "Cut, 1 bytes"),
+            )
         };
-        assert_eq!(judged("HTTP/1.1 202 Accepted\r\n\r\n", After::Keep, "backend body"), None);
-        assert_eq!(judged("HTTP/1.1 202 Accepted\r\n\r\n", After::Keep, "client connection closed"), Some(Rule::EarlyAnswer));
-        assert_eq!(judged("HTTP/1.1 202 Accepted\r\n\r\n", After::Close, "backend body"), Some(Rule::EarlyAnswer));
-        assert_eq!(judged("HTTP/1.1 413 Content Too Large\r\n\r\n", After::Keep, "backend body"), Some(Rule::EarlyAnswer));
+        assert_eq!(
+            judged("HTTP/1.1 202 Accepted\r\n\r\n", After::Keep, "backend body"),
+            None
+        );
+        assert_eq!(
+            judged(
+                "HTTP/1.1 202 Accepted\r\n\r\n",
+                After::Keep,
+                "client connection closed"
+            ),
+            Some(Rule::EarlyAnswer)
+        );
+        assert_eq!(
+            judged(
+                "HTTP/1.1 202 Accepted\r\n\r\n",
+                After::Close,
+                "backend body"
+            ),
+            Some(Rule::EarlyAnswer)
+        );
+        assert_eq!(
+            judged(
+                "HTTP/1.1 413 Content Too Large\r\n\r\n",
+                After::Keep,
+                "backend body"
+            ),
+            Some(Rule::EarlyAnswer)
+        );
     }
 
     #[test]
     fn each_holds_where_it_is_meant_and_nowhere_else() {
         let plain = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         let keep = |_: &mut Request| ();
-        assert_eq!(explained(plain, keep, difference("client status line", "a", "b")), None);
-        assert_eq!(explained(plain, keep, difference("client header x-a", "\"1\"", "absent")), None);
-        assert_eq!(explained(plain, keep, difference("client header date", "a", "b")), None);
-        assert_eq!(explained("HTTP/1.1 200 OK\r\nDate: x\r\n\r\n", keep, difference("client header date", "a", "b")), Some(Rule::BackendDate));
-        assert_eq!(explained(plain, keep, difference("client header content-length", "\"2\", \"2\"", "\"2\"")), Some(Rule::Framing));
-        assert_eq!(explained(plain, keep, difference("client header content-length", "\"2\"", "\"3\"")), None);
-        assert_eq!(explained(plain, keep, difference("backend spelling of host", "Host", "host")), Some(Rule::Capitals));
-        assert_eq!(explained(plain, keep, difference("backend spelling of x-a", "X-A", "x-a")), None);
-        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\n", keep, difference("client status line", "a", "b")), Some(Rule::Coding));
-        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n x-a: 1\r\n\r\n", keep, difference("client status line", "a", "b")), Some(Rule::Coding));
-        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nx-a: 1\r\n 2\r\n\r\n", keep, difference("client status line", "a", "b")), None);
-        assert_eq!(explained("HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n", keep, difference("client status line", "a", "b")), None);
-        assert_eq!(explained(plain, |request| request.script.closes_kept = true, difference("client status line", "a", "b")), Some(Rule::KeptOrNew));
-        assert_eq!(explained(plain, |request| request.body = b"loose".to_vec(), difference("client status line", "a", "b")), Some(Rule::LooseBytes));
-        let (cut, whole) = ("Cut, 0 bytes: \"\"...\"\"", "Whole, 2 bytes: \"ok\"...\"ok\"");
-        let empty = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n\r\nx: 1\r\n\r\n";
-        assert_eq!(explained(empty, keep, difference("client body", whole, cut)), Some(Rule::EmptySize));
-        assert_eq!(explained(&empty.replace("\r\n\r\nx:", "\r\n0\r\nx:"), keep, difference("client body", whole, cut)), None);
-        assert_eq!(explained(empty, keep, difference("client body", cut, whole)), None);
-        assert_eq!(explained(empty, keep, difference("client body", whole, whole)), None);
-        assert_eq!(explained(empty, keep, difference("client status line", "a", "b")), None);
-        let switched = "HTTP/1.1 101 Switching Protocols\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
-        assert_eq!(explained(switched, keep, difference("client body", "Whole, 12 bytes", "Whole, 17 bytes")), Some(Rule::ChunkBoundaries));
-        assert_eq!(explained(switched, keep, difference("client body", whole, cut)), None);
-        assert_eq!(explained(&switched.replace("101", "200"), keep, difference("client body", "Whole, 12 bytes", "Whole, 17 bytes")), None);
+        assert_eq!(
+            explained(plain, keep, difference("client status line", "a", "b")),
+            None
+        );
+        assert_eq!(
+            explained(
+                plain,
+                keep,
+                difference("client header x-a", "\"1\"", "absent")
+            ),
+            None
+        );
+        assert_eq!(
+            explained(plain, keep, difference("client header date", "a", "b")),
+            None
+        );
+        assert_eq!(
+            explained(
+                "HTTP/1.1 200 OK\r\nDate: x\r\n\r\n",
+                keep,
+                difference("client header date", "a", "b")
+            ),
+            Some(Rule::BackendDate)
+        );
+        assert_eq!(
+            explained(
+                plain,
+                keep,
+                difference("client header content-length", "\"2\", \"2\"", "\"2\"")
+            ),
+            Some(Rule::Framing)
+        );
+        assert_eq!(
+            explained(
+                plain,
+                keep,
+                difference("client header content-length", "\"2\"", "\"3\"")
+            ),
+            None
+        );
+        assert_eq!(
+            explained(
+                plain,
+                keep,
+                difference("backend spelling of host", "Host", "host")
+            ),
+            Some(Rule::Capitals)
+        );
+        assert_eq!(
+            explained(
+                plain,
+                keep,
+                difference("backend spelling of x-a", "X-A", "x-a")
+            ),
+            None
+        );
+        assert_eq!(
+            explained(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: identity\r\n\r\n",
+                keep,
+                difference("client status line", "a", "b")
+            ),
+            Some(Rule::Coding)
+        );
+        assert_eq!(
+            explained(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n x-a: 1\r\n\r\n",
+                keep,
+                difference("client status line", "a", "b")
+            ),
+            Some(Rule::Coding)
+        );
+        assert_eq!(
+            explained(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nx-a: 1\r\n 2\r\n\r\n",
+                keep,
+                difference("client status line", "a", "b")
+            ),
+            None
+        );
+        assert_eq!(
+            explained(
+                "HTTP/1.1 200 OK\r\ntransfer-encoding: Chunked\r\n\r\n",
+                keep,
+                difference("client status line", "a", "b")
+            ),
+            None
+        );
+        assert_eq!(
+            explained(
+                plain,
+                |request| request.script.closes_kept = true,
+                difference("client status line", "a", "b")
+            ),
+            Some(Rule::KeptOrNew)
+        );
+        assert_eq!(
+            explained(
+                plain,
+                |request| request.body = b"loose".to_vec(),
+                difference("client status line", "a", "b")
+            ),
+            Some(Rule::LooseBytes)
+        );
+        let (cut, whole) = (
+            "Cut, 0 bytes: \"\"...\"\"",
+            "Whole, 2 bytes: \"ok\"...\"ok\"",
+        );
+        let empty =
+            "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n\r\nx: 1\r\n\r\n";
+        assert_eq!(
+            explained(empty, keep, difference("client body", whole, cut)),
+            Some(Rule::EmptySize)
+        );
+        assert_eq!(
+            explained(
+                &empty.replace("\r\n\r\nx:", "\r\n0\r\nx:"),
+                keep,
+                difference("client body", whole, cut)
+            ),
+            None
+        );
+        assert_eq!(
+            explained(empty, keep, difference("client body", cut, whole)),
+            None
+        );
+        assert_eq!(
+            explained(empty, keep, difference("client body", whole, whole)),
+            None
+        );
+        assert_eq!(
+            explained(empty, keep, difference("client status line", "a", "b")),
+            None
+        );
+        let switched = "HTTP/1.1 101 Switching Protocols\r\ntransfer-encoding: \
+                        chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        assert_eq!(
+            explained(
+                switched,
+                keep,
+                difference("client body", "Whole, 12 bytes", "Whole, 17 bytes")
+            ),
+            Some(Rule::ChunkBoundaries)
+        );
+        assert_eq!(
+            explained(switched, keep, difference("client body", whole, cut)),
+            None
+        );
+        assert_eq!(
+            explained(
+                &switched.replace("101", "200"),
+                keep,
+                difference("client body", "Whole, 12 bytes", "Whole, 17 bytes")
+            ),
+            None
+        );
         let asked = |body: &'static str| {
             move |request: &mut Request| {
                 request.lines = vec![b"Transfer-Encoding: chunked\r\n".to_vec()];
                 request.body = body.as_bytes().to_vec();
             }
         };
-        for (body, rule) in [("3\r\nabc\r\n\r\nhello", Some(Rule::BadChunk)), ("0x3\r\nabc\r\n0\r\n\r\n", Some(Rule::BadChunk)), ("3;x \r\nabc\r\n0\r\n\r\n", None)] {
-            assert_eq!(explained(plain, asked(body), difference("backend asked", "0", "1")), rule, "{body}");
-            assert_eq!(explained(plain, asked(body), difference("client status line", "a", "b")), None, "{body}");
+        for (body, rule) in [
+            ("3\r\nabc\r\n\r\nhello", Some(Rule::BadChunk)),
+            ("0x3\r\nabc\r\n0\r\n\r\n", Some(Rule::BadChunk)),
+            ("3;x \r\nabc\r\n0\r\n\r\n", None),
+        ] {
+            assert_eq!(
+                explained(plain, asked(body), difference("backend asked", "0", "1")),
+                rule,
+                "{body}"
+            );
+            assert_eq!(
+                explained(
+                    plain,
+                    asked(body),
+                    difference("client status line", "a", "b")
+                ),
+                None,
+                "{body}"
+            );
         }
         let with_length = |request: &mut Request| {
             request.lines = vec![b"Content-Length: 5\r\n".to_vec()];
             request.body = b"whole".to_vec();
         };
-        assert_eq!(explained(plain, with_length, difference("client status line", "a", "b")), None);
+        assert_eq!(
+            explained(
+                plain,
+                with_length,
+                difference("client status line", "a", "b")
+            ),
+            None
+        );
     }
 }

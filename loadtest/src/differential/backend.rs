@@ -1,10 +1,16 @@
-//! The backends behind one engine: they do what the script of each request says, and remember what came.
+//! The backends behind one engine: they do what the script of each request says, and remember what
+//! came.
 //!
-//! Every group of listeners belongs to one conversation at a time, so that what one case does to a kept connection is seen by nobody else. All connections of a group are closed before and after a
-//! case in which it matters what an engine has kept ([`Case::is_calm`]), so it finds the pools of both engines empty; the others use what the ones before them left. Requests whose target and host are both so odd that no rollout takes them arrive at a backend that all share; their
-//! scripts do nothing to a connection that its next user would notice, which is up to who writes them.
+//! Every group of listeners belongs to one conversation at a time, so that what one case does to a
+//! kept connection is seen by nobody else. All connections of a group are closed before and after a
+//! case in which it matters what an engine has kept ([`Case::is_calm`]), so it finds the pools of
+//! both engines empty; the others use what the ones before them left. Requests whose target and
+//! host are both so odd that no rollout takes them arrive at a backend that all share; their
+//! scripts do nothing to a connection that its next user would notice, which is up to who writes
+//! them.
 //!
-//! Scripts are looked up by the code that the request carries. What comes without a code belongs to the case that the group plays; it is answered, and it counts.
+//! Scripts are looked up by the code that the request carries. What comes without a code belongs to
+//! the case that the group plays; it is answered, and it counts.
 
 use super::case::{After, CODE, Case, Script, decode};
 use super::threads::{Threads, look_around};
@@ -26,9 +32,11 @@ const STRAY: &[u8] = b"HTTP/1.1 200 OK\r\nx-case: stray\r\ncontent-length: 0\r\n
 const SETTLE: Duration = Duration::from_secs(3);
 /// How long after the last byte a connection is reset.
 const RESET: Duration = Duration::from_millis(3);
-/// How long an engine that has answered in a backend's place may still say something to the backend.
+/// How long an engine that has answered in a backend's place may still say something to the
+/// backend.
 const AFTERWARDS: Duration = Duration::from_millis(2);
-/// How often a thread looks at the network until all that arrived is with the one that reads it: a connection is accepted, then it is read.
+/// How often a thread looks at the network until all that arrived is with the one that reads it: a
+/// connection is accepted, then it is read.
 const LOOKS: usize = 4;
 
 /// What arrived of one request, each time it did.
@@ -108,18 +116,40 @@ impl Backends {
             let listening = threads.spawn(group, listen(place, epoch, open));
             async move { listening.await.map_err(io::Error::other)? }
         };
-        let commons = listen(0, Place { shared: Arc::clone(&shared), current: None }, never, Arc::default()).await?;
+        let commons = listen(
+            0,
+            Place {
+                shared: Arc::clone(&shared),
+                current: None,
+            },
+            never,
+            Arc::default(),
+        )
+        .await?;
         let mut all = Vec::new();
         for group in 0..groups {
             let current = Arc::new(Mutex::new(None));
             let (epoch, _) = watch::channel(0);
-            let place = Place { shared: Arc::clone(&shared), current: Some(Arc::clone(&current)) };
+            let place = Place {
+                shared: Arc::clone(&shared),
+                current: Some(Arc::clone(&current)),
+            };
             let open = Arc::new(Open::default());
             let legacy = listen(group, place.clone(), epoch.clone(), Arc::clone(&open)).await?;
             let new = listen(group, place, epoch.clone(), Arc::clone(&open)).await?;
-            all.push(Group { legacy, new, current, epoch, open });
+            all.push(Group {
+                legacy,
+                new,
+                current,
+                epoch,
+                open,
+            });
         }
-        Ok(Self { groups: all, commons, shared })
+        Ok(Self {
+            groups: all,
+            commons,
+            shared,
+        })
     }
 
     /// The address of the backend that all share.
@@ -134,7 +164,12 @@ impl Backends {
 
     /// Begins a case in a group.
     pub async fn begin(&self, group: usize, case: &Arc<Case>) -> Arc<Play> {
-        let play = Arc::new(Play { case: Arc::clone(case), arrivals: Mutex::default(), busy: AtomicUsize::new(0), settled: Notify::new() });
+        let play = Arc::new(Play {
+            case: Arc::clone(case),
+            arrivals: Mutex::default(),
+            busy: AtomicUsize::new(0),
+            settled: Notify::new(),
+        });
         lock(&self.shared.plays).insert(case.number, Arc::clone(&play));
         if let Some(group) = self.groups.get(group) {
             if !case.is_calm() {
@@ -145,7 +180,8 @@ impl Backends {
         play
     }
 
-    /// Ends a case: waits for what the backend still reads of it, and says what arrived. Where the engine answered in the backend's place, something may be under way that no answer has waited
+    /// Ends a case: waits for what the backend still reads of it, and says what arrived. Where the
+    /// engine answered in the backend's place, something may be under way that no answer has waited
     /// for. Has to run on the thread of the group.
     pub async fn end(&self, group: usize, play: &Play, is_under_way: bool) -> Vec<Arrival> {
         if let Some(group) = self.groups.get(group) {
@@ -237,7 +273,11 @@ impl Drop for Counted {
     }
 }
 
-async fn listen(place: Place, epoch: watch::Sender<u64>, open: Arc<Open>) -> io::Result<SocketAddr> {
+async fn listen(
+    place: Place,
+    epoch: watch::Sender<u64>,
+    open: Arc<Open>,
+) -> io::Result<SocketAddr> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
     let address = listener.local_addr()?;
     tokio::spawn(async move {
@@ -276,8 +316,19 @@ async fn serve(stream: TcpStream, place: &Place) {
             HeadRead::Ended(0) => return,
             HeadRead::Ended(_) | HeadRead::TooLong => {
                 // No engine may send half a head. It is kept as an arrival that nobody asked for.
-                let head = Head { start: reader.rest().to_vec(), fields: Vec::new() };
-                Exchange::begin(place.playing(), Arrival { request: None, head, framing: Framing::None, body: Body::default() });
+                let head = Head {
+                    start: reader.rest().to_vec(),
+                    fields: Vec::new(),
+                };
+                Exchange::begin(
+                    place.playing(),
+                    Arrival {
+                        request: None,
+                        head,
+                        framing: Framing::None,
+                        body: Body::default(),
+                    },
+                );
                 return;
             }
         };
@@ -285,7 +336,8 @@ async fn serve(stream: TcpStream, place: &Place) {
             After::Keep => is_kept = true,
             After::Close => return,
             After::Reset => {
-                // Behind an answer it is no part of it: sooner, it would be chance what of the answer is lost.
+                // Behind an answer it is no part of it: sooner, it would be chance what of the
+                // answer is lost.
                 tokio::time::sleep(RESET).await;
                 if let Ok(stream) = reader.into_inner().reunite(write) {
                     let _ = stream.set_zero_linger();
@@ -302,28 +354,54 @@ async fn serve(stream: TcpStream, place: &Place) {
 
 impl Place {
     fn playing(&self) -> Option<Arc<Play>> {
-        self.current.as_ref().and_then(|current| lock(current).clone())
+        self.current
+            .as_ref()
+            .and_then(|current| lock(current).clone())
     }
 
     /// The play and the number of the request that carries this head.
     fn find(&self, head: &Head) -> (Option<Arc<Play>>, Option<usize>) {
         let codes: Vec<&[u8]> = head.values(CODE).collect();
-        let Some((case, request)) = codes.first().and_then(|code| decode(code)) else { return (self.playing(), None) };
+        let Some((case, request)) = codes.first().and_then(|code| decode(code)) else {
+            return (self.playing(), None);
+        };
         let play = lock(&self.shared.plays).get(&case).cloned();
         (play, Some(request))
     }
 }
 
-async fn answer(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, place: &Place, head: Head, is_kept: bool) -> After {
+async fn answer(
+    reader: &mut Reader<OwnedReadHalf>,
+    write: &mut OwnedWriteHalf,
+    place: &Place,
+    head: Head,
+    is_kept: bool,
+) -> After {
     let (play, request) = place.find(&head);
     let case = play.as_ref().map(|play| Arc::clone(&play.case));
-    let script = case.as_ref().zip(request).and_then(|(case, request)| case.requests.get(request)).map(|request| &request.script);
+    let script = case
+        .as_ref()
+        .zip(request)
+        .and_then(|(case, request)| case.requests.get(request))
+        .map(|request| &request.script);
     let framing = head.request_framing();
-    let exchange = Exchange::begin(play, Arrival { request, head, framing, body: Body::default() });
+    let exchange = Exchange::begin(
+        play,
+        Arrival {
+            request,
+            head,
+            framing,
+            body: Body::default(),
+        },
+    );
     let Some(script) = script else {
         let ending = read_body(reader, framing, &exchange).await;
         let is_said = write.write_all(STRAY).await.is_ok();
-        return if is_said && ending == Ending::Whole { After::Keep } else { After::Close };
+        return if is_said && ending == Ending::Whole {
+            After::Keep
+        } else {
+            After::Close
+        };
     };
     if script.closes_kept && is_kept && place.current.is_some() {
         read_body(reader, framing, &exchange).await;
@@ -345,8 +423,15 @@ async fn answer(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, 
     }
 }
 
-async fn read_body(reader: &mut Reader<OwnedReadHalf>, framing: Framing, exchange: &Exchange) -> Ending {
-    let mut reading = Reading { exchange, body: Body::default() };
+async fn read_body(
+    reader: &mut Reader<OwnedReadHalf>,
+    framing: Framing,
+    exchange: &Exchange,
+) -> Ending {
+    let mut reading = Reading {
+        exchange,
+        body: Body::default(),
+    };
     reader.body(framing, &mut reading.body).await;
     reading.body.ending
 }

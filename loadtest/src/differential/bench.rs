@@ -38,11 +38,18 @@ pub struct Bench {
 
 impl Bench {
     async fn play(&self, engine: usize, group: usize, case: &Arc<Case>) -> Observation {
-        let (Some(backends), Some(&address)) = (self.backends.get(engine), self.addresses.get(engine)) else { return Observation::default() };
+        let (Some(backends), Some(&address)) =
+            (self.backends.get(engine), self.addresses.get(engine))
+        else {
+            return Observation::default();
+        };
         let play = backends.begin(group, case).await;
         let client = converse(address, case).await;
         let is_under_way = client.has_answer_of_the_engine();
-        Observation { client, arrivals: backends.end(group, &play, is_under_way).await }
+        Observation {
+            client,
+            arrivals: backends.end(group, &play, is_under_way).await,
+        }
     }
 
     async fn both(&self, group: usize, case: &Arc<Case>) -> (Observation, Observation) {
@@ -60,27 +67,58 @@ impl Bench {
             let mut tally = course.tally();
             tally.count(&case, &reference, took);
             if unexplained(&differences).is_empty() {
-                differences.iter().filter_map(|difference| difference.rule).for_each(|rule| tally.explain(rule));
+                differences
+                    .iter()
+                    .filter_map(|difference| difference.rule)
+                    .for_each(|rule| tally.explain(rule));
             }
         }
         if self.full {
             say(&self.text(&case, &reference, &candidate, &differences));
         }
-        if let Some(foreign) = [&reference, &candidate].iter().find_map(|observation| observation.crossed(&case)) {
+        if let Some(foreign) = [&reference, &candidate]
+            .iter()
+            .find_map(|observation| observation.crossed(&case))
+        {
             let text = self.text(&case, &reference, &candidate, &differences);
-            say(&format!("crossed: case {number} of seed {} got the answer of {foreign}\n{text}", self.seed));
-            record(&mut course.tally().unexplained, "crossed: an answer of another case".to_owned(), Some(Example { case: number, text }));
+            say(&format!(
+                "crossed: case {number} of seed {} got the answer of {foreign}\n{text}",
+                self.seed
+            ));
+            record(
+                &mut course.tally().unexplained,
+                "crossed: an answer of another case".to_owned(),
+                Some(Example { case: number, text }),
+            );
         }
         if !unexplained(&differences).is_empty() {
-            self.look_again(course, group, &case, (reference, candidate, begun.elapsed()), &differences).await;
+            self.look_again(
+                course,
+                group,
+                &case,
+                (reference, candidate, begun.elapsed()),
+                &differences,
+            )
+            .await;
         }
     }
 
-    async fn look_again(&self, course: &Course, group: usize, case: &Arc<Case>, first: (Observation, Observation, Duration), differences: &[Difference]) {
+    async fn look_again(
+        &self,
+        course: &Course,
+        group: usize,
+        case: &Arc<Case>,
+        first: (Observation, Observation, Duration),
+        differences: &[Difference],
+    ) {
         let (number, took) = (case.number, first.2);
-        let kind = unexplained(differences).first().map(|difference| kind_of(difference)).unwrap_or_default();
+        let kind = unexplained(differences)
+            .first()
+            .map(|difference| kind_of(difference))
+            .unwrap_or_default();
         let mut verdict = self.judge(group, case, (&first.0, &first.1)).await;
-        if matches!(verdict, Verdict::Differs) && wants_example(&course.tally().unexplained, &kind) {
+        if matches!(verdict, Verdict::Differs) && wants_example(&course.tally().unexplained, &kind)
+        {
             verdict = self.second_opinion(group, case).await;
         }
         match verdict {
@@ -88,26 +126,48 @@ impl Bench {
             Verdict::Unrepeated if took > STALL => course.tally().explain(Rule::Stall),
             Verdict::Unrepeated => {
                 let is_wanted = wants_example(&course.tally().unrepeated, &kind);
-                let example = is_wanted.then(|| Example { case: number, text: self.text(case, &first.0, &first.1, differences) });
-                say(&format!("unrepeated: case {number} of seed {}: {kind}\n{}", self.seed, example.as_ref().map_or("", |example| &example.text)));
+                let example = is_wanted.then(|| Example {
+                    case: number,
+                    text: self.text(case, &first.0, &first.1, differences),
+                });
+                say(&format!(
+                    "unrepeated: case {number} of seed {}: {kind}\n{}",
+                    self.seed,
+                    example.as_ref().map_or("", |example| &example.text)
+                ));
                 record(&mut course.tally().unrepeated, kind, example);
             }
             Verdict::Differs => {
                 if !wants_example(&course.tally().unexplained, &kind) {
-                    say(&format!("unexplained: case {number} of seed {}: {kind}", self.seed));
+                    say(&format!(
+                        "unexplained: case {number} of seed {}: {kind}",
+                        self.seed
+                    ));
                     return record(&mut course.tally().unexplained, kind, None);
                 }
                 let mut text = self.text(case, &first.0, &first.1, differences);
                 if !self.full {
                     text.push_str(&self.shrunk(group, case, &kind).await);
                 }
-                say(&format!("unexplained: case {number} of seed {}: {kind}\n{text}", self.seed));
-                record(&mut course.tally().unexplained, kind, Some(Example { case: number, text }));
+                say(&format!(
+                    "unexplained: case {number} of seed {}: {kind}\n{text}",
+                    self.seed
+                ));
+                record(
+                    &mut course.tally().unexplained,
+                    kind,
+                    Some(Example { case: number, text }),
+                );
             }
         }
     }
 
-    async fn judge(&self, group: usize, case: &Arc<Case>, first: (&Observation, &Observation)) -> Verdict {
+    async fn judge(
+        &self,
+        group: usize,
+        case: &Arc<Case>,
+        first: (&Observation, &Observation),
+    ) -> Verdict {
         let again = |again: Again| async move {
             match again {
                 Again::Reference(cut) => self.play(0, group, &Arc::new(case.cut(cut))).await,
@@ -117,10 +177,13 @@ impl Bench {
         lookup::judge(case, first, again).await
     }
 
-    /// Whether a difference shows among other backends, too. What does not is of one place and one time, and not of an engine.
+    /// Whether a difference shows among other backends, too. What does not is of one place and one
+    /// time, and not of an engine.
     async fn second_opinion(&self, group: usize, case: &Arc<Case>) -> Verdict {
         // There are as many as threads, so one of them is on the thread of this group.
-        let Some(spare) = self.spares.get(group % self.spares.len().max(1)) else { return Verdict::Differs };
+        let Some(spare) = self.spares.get(group % self.spares.len().max(1)) else {
+            return Verdict::Differs;
+        };
         let spare = spare.lock().await;
         let case = Arc::new(generate::case(self.seed, case.number, *spare));
         let (reference, candidate) = self.both(*spare, &case).await;
@@ -136,25 +199,51 @@ impl Bench {
             let case = Arc::new(case);
             let (reference, candidate) = self.both(group, &case).await;
             let differences = compare(&case, &reference, &candidate);
-            unexplained(&differences).iter().any(|difference| kind_of(difference) == kind)
+            unexplained(&differences)
+                .iter()
+                .any(|difference| kind_of(difference) == kind)
         };
         let case = Arc::new(shrink(Case::clone(case), differs).await);
         let (reference, candidate) = self.both(group, &case).await;
         let differences = compare(&case, &reference, &candidate);
-        format!("  --- smaller\n{}", self.text(&case, &reference, &candidate, &differences))
+        format!(
+            "  --- smaller\n{}",
+            self.text(&case, &reference, &candidate, &differences)
+        )
     }
 
-    fn text(&self, case: &Case, reference: &Observation, candidate: &Observation, differences: &[Difference]) -> String {
-        conversations(case, [&self.names[0], &self.names[1]], [reference, candidate], differences)
+    fn text(
+        &self,
+        case: &Case,
+        reference: &Observation,
+        candidate: &Observation,
+        differences: &[Difference],
+    ) -> String {
+        conversations(
+            case,
+            [&self.names[0], &self.names[1]],
+            [reference, candidate],
+            differences,
+        )
     }
 }
 
-/// What differences are grouped by: what they are about, and both values where these are words and not data.
+/// What differences are grouped by: what they are about, and both values where these are words and
+/// not data.
 fn kind_of(difference: &Difference) -> String {
-    let Difference { what, reference, candidate, .. } = difference;
+    let Difference {
+        what,
+        reference,
+        candidate,
+        ..
+    } = difference;
     let short = |value: &str| value.len() <= 40 && !value.bytes().any(|byte| byte.is_ascii_digit());
     let is_status = what == "client status line";
-    if is_status || short(reference) && short(candidate) { format!("{what}: {reference} | {candidate}") } else { what.clone() }
+    if is_status || short(reference) && short(candidate) {
+        format!("{what}: {reference} | {candidate}")
+    } else {
+        what.clone()
+    }
 }
 
 /// Writes a line to stderr. There is nowhere left to say that stderr is closed.

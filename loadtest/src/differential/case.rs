@@ -1,6 +1,7 @@
 //! One case: what a client says, byte by byte, and what the backend answers to each request.
 //!
-//! A case is data. Everything that chance decides is decided when it is made, so that it can be played on two engines, played again, printed, and made smaller.
+//! A case is data. Everything that chance decides is decided when it is made, so that it can be
+//! played on two engines, played again, printed, and made smaller.
 
 use std::time::Duration;
 
@@ -25,7 +26,8 @@ pub struct Case {
 pub struct Request {
     /// The request line with its end, and what stands before it.
     pub start: Vec<u8>,
-    /// The lines after it with their ends. The one that holds the code of the request is never dropped.
+    /// The lines after it with their ends. The one that holds the code of the request is never
+    /// dropped.
     pub lines: Vec<Vec<u8>>,
     /// What ends the head.
     pub end: Vec<u8>,
@@ -52,7 +54,8 @@ pub enum Cut {
     Whole,
     /// The beginning of each request comes byte by byte.
     Bytes,
-    /// As much at once as an engine reads at once: it has answered what is whole before it sees more.
+    /// As much at once as an engine reads at once: it has answered what is whole before it sees
+    /// more.
     Looks,
 }
 
@@ -84,7 +87,8 @@ pub enum Pause {
 /// What the backend does with one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
-    /// What goes out before the body of the request is read: interim answers that a client may wait for.
+    /// What goes out before the body of the request is read: interim answers that a client may
+    /// wait for.
     pub before: Vec<u8>,
     /// Whether the answer goes out before the body of the request is read.
     pub is_early: bool,
@@ -92,7 +96,8 @@ pub struct Script {
     pub closes_kept: bool,
     /// The answer, byte by byte.
     pub answer: Vec<u8>,
-    /// Whether it says more than its answer is, so that the connection is of no use to the next one.
+    /// Whether it says more than its answer is, so that the connection is of no use to the next
+    /// one.
     pub says_more: bool,
     /// How it is cut into writes.
     pub writes: Writes,
@@ -115,19 +120,25 @@ pub enum After {
 }
 
 impl Script {
-    /// Whether an answer that comes before the body of the request says that nobody wants that: by its status, or since the connection does not stay.
+    /// Whether an answer that comes before the body of the request says that nobody wants that: by
+    /// its status, or since the connection does not stay.
     pub fn refuses(&self) -> bool {
         !matches!(self.answer.get(9), Some(b'2' | b'3')) || self.after != After::Keep
     }
 }
 
 impl Case {
-    /// Whether nothing in it depends on which connections to the backend an engine has kept, and it leaves none that another case could stumble over.
+    /// Whether nothing in it depends on which connections to the backend an engine has kept, and it
+    /// leaves none that another case could stumble over.
     pub fn is_calm(&self) -> bool {
         let is_calm = |request: &Request| {
             let script = &request.script;
             // What may arrive without a code has to belong to nobody else.
-            script.after == After::Keep && !script.closes_kept && !script.says_more && !request.lines.is_empty() && !request.holds_another()
+            script.after == After::Keep
+                && !script.closes_kept
+                && !script.says_more
+                && !request.lines.is_empty()
+                && !request.holds_another()
         };
         self.requests.iter().all(is_calm)
     }
@@ -149,7 +160,11 @@ impl Case {
                 Cut::AsItIs | Cut::Whole => Pause::Nothing,
             };
             // Where a client waits for 100 a write has to end.
-            let cuts = if cut == Cut::Whole && !request.awaits_continue { Vec::new() } else { cuts };
+            let cuts = if cut == Cut::Whole && !request.awaits_continue {
+                Vec::new()
+            } else {
+                cuts
+            };
             request.writes = Writes { cuts, pause };
         }
         case
@@ -170,7 +185,12 @@ impl Pause {
 impl Writes {
     /// The pieces of these bytes.
     pub fn pieces<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
-        let ends = self.cuts.iter().copied().filter(|&cut| cut < bytes.len()).chain([bytes.len()]);
+        let ends = self
+            .cuts
+            .iter()
+            .copied()
+            .filter(|&cut| cut < bytes.len())
+            .chain([bytes.len()]);
         let mut begin = 0;
         ends.filter_map(move |end| {
             let piece = bytes.get(begin..end)?;
@@ -219,12 +239,16 @@ impl Request {
 
     /// Whether a line has to stay for the backend to know the request.
     pub fn is_code(line: &[u8]) -> bool {
-        line.get(..CODE.len()).is_some_and(|name| name.eq_ignore_ascii_case(CODE.as_bytes()))
+        line.get(..CODE.len())
+            .is_some_and(|name| name.eq_ignore_ascii_case(CODE.as_bytes()))
     }
 
     /// Whether some line of the head has this name, given in lower case, however it goes on.
     pub fn names(&self, name: &str) -> bool {
-        self.lines.iter().any(|line| line.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name.as_bytes())))
+        self.lines.iter().any(|line| {
+            line.get(..name.len())
+                .is_some_and(|begin| begin.eq_ignore_ascii_case(name.as_bytes()))
+        })
     }
 }
 
@@ -245,33 +269,79 @@ mod tests {
 
     #[test]
     fn pieces_are_the_whole_in_order() {
-        let writes = Writes { cuts: vec![1, 3, 9], pause: Pause::Nothing };
-        assert_eq!(writes.pieces(b"abcde").collect::<Vec<_>>(), [&b"a"[..], b"bc", b"de"]);
-        assert_eq!(Writes::default().pieces(b"abc").collect::<Vec<_>>(), [b"abc"]);
-        assert_eq!(Writes { cuts: vec![0, 0], ..Writes::default() }.pieces(b"").count(), 0);
+        let writes = Writes {
+            cuts: vec![1, 3, 9],
+            pause: Pause::Nothing,
+        };
+        assert_eq!(
+            writes.pieces(b"abcde").collect::<Vec<_>>(),
+            [&b"a"[..], b"bc", b"de"]
+        );
+        assert_eq!(
+            Writes::default().pieces(b"abc").collect::<Vec<_>>(),
+            [b"abc"]
+        );
+        assert_eq!(
+            Writes {
+                cuts: vec![0, 0],
+                ..Writes::default()
+            }
+            .pieces(b"")
+            .count(),
+            0
+        );
     }
 
     #[test]
     fn a_conversation_can_come_as_an_engine_reads_it() {
-        let long = Request { lines: vec![[b"x-long: ", &[b'a'; 5_000][..], b"\r\n"].concat()], body: b"body".to_vec(), ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
-        let case = Case { number: 1, requests: vec![long.clone(), long], is_pipelined: true }.cut(Cut::Looks);
+        let long = Request {
+            lines: vec![[b"x-long: ", &[b'a'; 5_000][..], b"\r\n"].concat()],
+            body: b"body".to_vec(),
+            ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec())
+        };
+        let case = Case {
+            number: 1,
+            requests: vec![long.clone(), long],
+            is_pipelined: true,
+        }
+        .cut(Cut::Looks);
         let bytes: Vec<u8> = case.requests.iter().flat_map(Request::bytes).collect();
         let pieces: Vec<&[u8]> = case.requests[0].writes.pieces(&bytes).collect();
-        assert!(pieces.len() == 3 && pieces[..2].iter().all(|piece| piece.len() == LOOK) && pieces.concat() == bytes);
+        assert!(
+            pieces.len() == 3
+                && pieces[..2].iter().all(|piece| piece.len() == LOOK)
+                && pieces.concat() == bytes
+        );
         assert_eq!(case.requests[0].writes.pause, Pause::Tiny);
     }
 
     #[test]
     fn a_case_is_calm_if_nothing_of_it_is_left_for_the_next() {
         let is_calm = |change: fn(&mut Request)| {
-            let mut request = Request { lines: vec![b"Host: h\r\n".to_vec()], ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec()) };
+            let mut request = Request {
+                lines: vec![b"Host: h\r\n".to_vec()],
+                ..Request::raw(b"GET / HTTP/1.1\r\n".to_vec())
+            };
             change(&mut request);
-            Case { number: 1, requests: vec![request], is_pipelined: false }.is_calm()
+            Case {
+                number: 1,
+                requests: vec![request],
+                is_pipelined: false,
+            }
+            .is_calm()
         };
         assert!(is_calm(|_| {}) && is_calm(|request| request.body = b"body".to_vec()));
-        assert!(!is_calm(|request| request.script.after = After::Close) && !is_calm(|request| request.script.closes_kept = true));
-        assert!(!is_calm(|request| request.script.says_more = true) && !is_calm(|request| request.lines.clear()));
-        assert!(!is_calm(|request| request.body = b"GET / HTTP/1.1\r\n\r\n".to_vec()));
+        assert!(
+            !is_calm(|request| request.script.after = After::Close)
+                && !is_calm(|request| request.script.closes_kept = true)
+        );
+        assert!(
+            !is_calm(|request| request.script.says_more = true)
+                && !is_calm(|request| request.lines.clear())
+        );
+        assert!(!is_calm(
+            |request| request.body = b"GET / HTTP/1.1\r\n\r\n".to_vec()
+        ));
     }
 
     #[test]

@@ -1,7 +1,10 @@
-//! The client of a case: it says what the case has, in the pieces it has, and remembers what it was answered.
+//! The client of a case: it says what the case has, in the pieces it has, and remembers what it was
+//! answered.
 //!
-//! A request is written and its answer read at the same time, because an answer may come early. A write that fails is no observation: how much the kernel took before the other end closed is
-//! chance. What was read until then is. A client that is told `Connection: close`, or whose answer was broken, says nothing more; all later requests of the case are not sent.
+//! A request is written and its answer read at the same time, because an answer may come early. A
+//! write that fails is no observation: how much the kernel took before the other end closed is
+//! chance. What was read until then is. A client that is told `Connection: close`, or whose answer
+//! was broken, says nothing more; all later requests of the case are not sent.
 
 use super::case::{ANSWERED, After, Case, Request};
 use super::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
@@ -13,14 +16,16 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// How long an answer may take. The timeouts of the engines are shorter, so that they show, and not this.
+/// How long an answer may take. The timeouts of the engines are shorter, so that they show, and not
+/// this.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long the rest of a request may take that has been answered.
 const REST: Duration = Duration::from_secs(2);
 /// How long a client waits for 100 before it sends its body anyway.
 const CONTINUE: Duration = Duration::from_millis(300);
 
-/// How long after an answer every engine has noticed that the backend has ended the connection, by a reset or otherwise.
+/// How long after an answer every engine has noticed that the backend has ended the connection, by
+/// a reset or otherwise.
 const NOTICED: Duration = Duration::from_millis(8);
 
 /// What a request came to.
@@ -66,30 +71,46 @@ pub struct Replies {
 }
 
 impl Replies {
-    /// Whether some answer came from the engine and not from the backend, or something was not answered.
+    /// Whether some answer came from the engine and not from the backend, or something was not
+    /// answered.
     pub fn has_answer_of_the_engine(&self) -> bool {
-        self.replies.iter().any(|reply| reply.outcome != Outcome::NotSent && reply.head.values(ANSWERED).next().is_none())
+        self.replies.iter().any(|reply| {
+            reply.outcome != Outcome::NotSent && reply.head.values(ANSWERED).next().is_none()
+        })
     }
 }
 
 /// Plays the client's part of a case.
 pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
-    let mut replies = Replies { replies: vec![Reply::default(); case.requests.len()], surplus: Vec::new() };
-    let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await else { return replies };
-    // Pieces are to leave as pieces. And nobody needs the port's rest after the end: a few thousand connections in a second would use them up.
+    let mut replies = Replies {
+        replies: vec![Reply::default(); case.requests.len()],
+        surplus: Vec::new(),
+    };
+    let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await else {
+        return replies;
+    };
+    // Pieces are to leave as pieces. And nobody needs the port's rest after the end: a few thousand
+    // connections in a second would use them up.
     let _ = stream.set_nodelay(true);
     let _ = stream.set_zero_linger();
     let (read, mut write) = stream.into_split();
     let mut reader = Reader::new(read);
     if case.is_pipelined {
-        pipeline(&mut reader, &mut write, &case.requests, replies.replies.iter_mut()).await;
+        pipeline(
+            &mut reader,
+            &mut write,
+            &case.requests,
+            replies.replies.iter_mut(),
+        )
+        .await;
     } else {
         for (request, reply) in case.requests.iter().zip(replies.replies.iter_mut()) {
             exchange(&mut reader, &mut write, request, reply).await;
             if !may_go_on(reply) {
                 break;
             }
-            // Sooner it would be chance whether an engine has noticed that the connection behind it has ended.
+            // Sooner it would be chance whether an engine has noticed that the connection behind it
+            // has ended.
             if request.script.after != After::Keep {
                 tokio::time::sleep(NOTICED).await;
             }
@@ -105,10 +126,17 @@ fn may_go_on(reply: &Reply) -> bool {
     reply.outcome == Outcome::Answered && reply.body.ending == Ending::Whole && !reply.is_closed
 }
 
-async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, requests: &[Request], replies: impl Iterator<Item = &mut Reply>) {
+async fn pipeline(
+    reader: &mut Reader<OwnedReadHalf>,
+    write: &mut OwnedWriteHalf,
+    requests: &[Request],
+    replies: impl Iterator<Item = &mut Reply>,
+) {
     let bytes: Vec<u8> = requests.iter().flat_map(Request::bytes).collect();
     let is_last_word = requests.last().is_some_and(|request| request.is_last_word);
-    let Some(first) = requests.first() else { return };
+    let Some(first) = requests.first() else {
+        return;
+    };
     let writing = async {
         for piece in first.writes.pieces(&bytes) {
             if write.write_all(piece).await.is_err() {
@@ -132,7 +160,12 @@ async fn pipeline(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf
     both(writing, reading).await;
 }
 
-async fn exchange(reader: &mut Reader<OwnedReadHalf>, write: &mut OwnedWriteHalf, request: &Request, reply: &mut Reply) {
+async fn exchange(
+    reader: &mut Reader<OwnedReadHalf>,
+    write: &mut OwnedWriteHalf,
+    request: &Request,
+    reply: &mut Reply,
+) {
     let heard = Notify::new();
     let head = request.head();
     let bytes = [&head[..], &request.body].concat();
@@ -179,7 +212,12 @@ fn fall_silent(reply: &mut Reply) {
     }
 }
 
-async fn read(reader: &mut Reader<OwnedReadHalf>, request: &Request, reply: &mut Reply, heard: &Notify) {
+async fn read(
+    reader: &mut Reader<OwnedReadHalf>,
+    request: &Request,
+    reply: &mut Reply,
+    heard: &Notify,
+) {
     loop {
         let head = match reader.head().await {
             HeadRead::Whole(head) => head,
@@ -200,8 +238,13 @@ async fn read(reader: &mut Reader<OwnedReadHalf>, request: &Request, reply: &mut
             continue;
         }
         reply.outcome = Outcome::Answered;
-        let framing = if head.status() == 101 { Framing::UntilClose } else { head.answer_framing(request.is_head) };
-        let says_close = head.lists("connection", "close") || head.start.starts_with(b"HTTP/1.0") && !head.lists("connection", "keep-alive");
+        let framing = if head.status() == 101 {
+            Framing::UntilClose
+        } else {
+            head.answer_framing(request.is_head)
+        };
+        let says_close = head.lists("connection", "close")
+            || head.start.starts_with(b"HTTP/1.0") && !head.lists("connection", "keep-alive");
         reply.head = head;
         reply.framing = Some(framing);
         reader.body(framing, &mut reply.body).await;

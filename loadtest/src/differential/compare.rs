@@ -1,7 +1,9 @@
 //! What two engines made of the same case, compared.
 //!
-//! Compared is what each end got: of every request what arrived at the backend, how often and in which framing, and of every answer what the client got and whether the connection went on.
-//! Deliberately absent: time, the number of connections to the backend, and how bytes were cut into segments. Nobody may rely on those.
+//! Compared is what each end got: of every request what arrived at the backend, how often and in
+//! which framing, and of every answer what the client got and whether the connection went on.
+//! Deliberately absent: time, the number of connections to the backend, and how bytes were cut into
+//! segments. Nobody may rely on those.
 
 use super::allowed::explain;
 use super::backend::Arrival;
@@ -37,11 +39,15 @@ pub struct Difference {
 }
 
 impl Observation {
-    /// An answer that belongs to another case, if the client got one. That is wrong however the engines agree on it.
+    /// An answer that belongs to another case, if the client got one. That is wrong however the
+    /// engines agree on it.
     pub fn crossed(&self, case: &Case) -> Option<String> {
         let heads = self.client.replies.iter().map(|reply| &reply.head);
         let foreign = |code: &&[u8]| decode(code).is_some_and(|(number, _)| number != case.number);
-        heads.flat_map(|head| head.values(ANSWERED)).find(foreign).map(shown)
+        heads
+            .flat_map(|head| head.values(ANSWERED))
+            .find(foreign)
+            .map(shown)
     }
 }
 
@@ -52,12 +58,26 @@ pub fn compare(case: &Case, reference: &Observation, candidate: &Observation) ->
     }
     let mut found = Vec::new();
     for (at, request) in case.requests.iter().enumerate() {
-        let mut judge = Judge { request, at: Some(at), found: &mut found };
-        let (before, after) = (reference.client.replies.get(at), candidate.client.replies.get(at));
+        let mut judge = Judge {
+            request,
+            at: Some(at),
+            found: &mut found,
+        };
+        let (before, after) = (
+            reference.client.replies.get(at),
+            candidate.client.replies.get(at),
+        );
         if let (Some(before), Some(after)) = (before, after) {
             judge.reply(before, after);
         }
-        let of = |observation: &Observation| observation.arrivals.iter().filter(|arrival| arrival.request == Some(at)).cloned().collect::<Vec<_>>();
+        let of = |observation: &Observation| {
+            observation
+                .arrivals
+                .iter()
+                .filter(|arrival| arrival.request == Some(at))
+                .cloned()
+                .collect::<Vec<_>>()
+        };
         let (before, after) = (of(reference), of(candidate));
         judge.same("backend asked", &before.len(), &after.len());
         for (before, after) in before.iter().zip(&after) {
@@ -65,11 +85,24 @@ pub fn compare(case: &Case, reference: &Observation, candidate: &Observation) ->
         }
     }
     let strays = |observation: &Observation| {
-        observation.arrivals.iter().filter(|arrival| arrival.request.is_none_or(|at| at >= case.requests.len())).map(|arrival| shown(&arrival.head.start)).collect::<Vec<_>>()
+        observation
+            .arrivals
+            .iter()
+            .filter(|arrival| arrival.request.is_none_or(|at| at >= case.requests.len()))
+            .map(|arrival| shown(&arrival.head.start))
+            .collect::<Vec<_>>()
     };
     let mut all = Overall(&mut found);
-    all.same("requests without a code at the backend", &strays(reference), &strays(candidate));
-    all.same("bytes behind the last answer", &shown(&reference.client.surplus), &shown(&candidate.client.surplus));
+    all.same(
+        "requests without a code at the backend",
+        &strays(reference),
+        &strays(candidate),
+    );
+    all.same(
+        "bytes behind the last answer",
+        &shown(&reference.client.surplus),
+        &shown(&candidate.client.surplus),
+    );
     explain(case, &mut found);
     found
 }
@@ -79,7 +112,13 @@ struct Overall<'a>(&'a mut Vec<Difference>);
 impl Overall<'_> {
     fn same<T: PartialEq + Debug>(&mut self, what: &str, reference: &T, candidate: &T) {
         if reference != candidate {
-            self.0.push(Difference { request: None, what: what.to_owned(), reference: format!("{reference:?}"), candidate: format!("{candidate:?}"), rule: None });
+            self.0.push(Difference {
+                request: None,
+                what: what.to_owned(),
+                reference: format!("{reference:?}"),
+                candidate: format!("{candidate:?}"),
+                rule: None,
+            });
         }
     }
 }
@@ -91,13 +130,30 @@ struct Judge<'a> {
 }
 
 impl Judge<'_> {
-    fn differ(&mut self, what: impl Into<String>, reference: impl Into<String>, candidate: impl Into<String>, rule: Option<Rule>) {
-        self.found.push(Difference { request: self.at, what: what.into(), reference: reference.into(), candidate: candidate.into(), rule });
+    fn differ(
+        &mut self,
+        what: impl Into<String>,
+        reference: impl Into<String>,
+        candidate: impl Into<String>,
+        rule: Option<Rule>,
+    ) {
+        self.found.push(Difference {
+            request: self.at,
+            what: what.into(),
+            reference: reference.into(),
+            candidate: candidate.into(),
+            rule,
+        });
     }
 
     fn same<T: PartialEq + Debug>(&mut self, what: &str, reference: &T, candidate: &T) {
         if reference != candidate {
-            self.differ(what, format!("{reference:?}"), format!("{candidate:?}"), None);
+            self.differ(
+                what,
+                format!("{reference:?}"),
+                format!("{candidate:?}"),
+                None,
+            );
         }
     }
 
@@ -109,78 +165,210 @@ impl Judge<'_> {
 
     fn reply(&mut self, reference: &Reply, candidate: &Reply) {
         self.same("client outcome", &reference.outcome, &candidate.outcome);
-        let interim = |reply: &Reply| reply.interim.iter().map(|head| (shown(&head.start), head.fields.clone())).collect::<Vec<_>>();
+        let interim = |reply: &Reply| {
+            reply
+                .interim
+                .iter()
+                .map(|head| (shown(&head.start), head.fields.clone()))
+                .collect::<Vec<_>>()
+        };
         let (before, after) = (interim(reference), interim(candidate));
         if before != after {
-            let said = |heads: &[Head]| heads.iter().map(shown_head).collect::<Vec<_>>().join(" | ");
-            self.differ("client interim answers", said(&reference.interim), said(&candidate.interim), None);
+            let said =
+                |heads: &[Head]| heads.iter().map(shown_head).collect::<Vec<_>>().join(" | ");
+            self.differ(
+                "client interim answers",
+                said(&reference.interim),
+                said(&candidate.interim),
+                None,
+            );
         }
-        self.same_bytes("client status line", &reference.head.start, &candidate.head.start);
+        self.same_bytes(
+            "client status line",
+            &reference.head.start,
+            &candidate.head.start,
+        );
         let request = self.request;
         let start = reference.head.start.clone();
-        self.fields("client", &reference.head, &candidate.head, |name, before, after| Rule::of_answer_line(&request.script, &start, name, before, after));
-        self.same("client framing", &reference.framing.map(kind), &candidate.framing.map(kind));
+        self.fields(
+            "client",
+            &reference.head,
+            &candidate.head,
+            |name, before, after| {
+                Rule::of_answer_line(&request.script, &start, name, before, after)
+            },
+        );
+        self.same(
+            "client framing",
+            &reference.framing.map(kind),
+            &candidate.framing.map(kind),
+        );
         let rule = Rule::of_answer_body(&reference.body, &candidate.body);
         self.body("client", &reference.body, &candidate.body, rule);
         if reference.body.trailers != candidate.body.trailers {
-            self.differ("client trailers", shown_fields(&reference.body.trailers), shown_fields(&candidate.body.trailers), None);
+            self.differ(
+                "client trailers",
+                shown_fields(&reference.body.trailers),
+                shown_fields(&candidate.body.trailers),
+                None,
+            );
         }
         if reference.body.extensions != candidate.body.extensions {
-            self.differ("client chunk extensions", format!("{:?}", reference.body.extensions), format!("{:?}", candidate.body.extensions), None);
+            self.differ(
+                "client chunk extensions",
+                format!("{:?}", reference.body.extensions),
+                format!("{:?}", candidate.body.extensions),
+                None,
+            );
         }
-        self.same("client connection closed", &reference.is_closed, &candidate.is_closed);
+        self.same(
+            "client connection closed",
+            &reference.is_closed,
+            &candidate.is_closed,
+        );
     }
 
     fn arrival(&mut self, reference: &Arrival, candidate: &Arrival) {
-        self.same_bytes("backend request line", &reference.head.start, &candidate.head.start);
+        self.same_bytes(
+            "backend request line",
+            &reference.head.start,
+            &candidate.head.start,
+        );
         let request = self.request;
-        self.fields("backend", &reference.head, &candidate.head, |name, before, after| Rule::of_request_line(request, name, before, after));
-        self.same("backend framing", &kind(reference.framing), &kind(candidate.framing));
+        self.fields(
+            "backend",
+            &reference.head,
+            &candidate.head,
+            |name, before, after| Rule::of_request_line(request, name, before, after),
+        );
+        self.same(
+            "backend framing",
+            &kind(reference.framing),
+            &kind(candidate.framing),
+        );
         let rule = Rule::of_request_body(request, &reference.body, &candidate.body);
         self.body("backend", &reference.body, &candidate.body, rule);
         if reference.body.trailers != candidate.body.trailers {
-            self.differ("backend trailers", shown_fields(&reference.body.trailers), shown_fields(&candidate.body.trailers), None);
+            self.differ(
+                "backend trailers",
+                shown_fields(&reference.body.trailers),
+                shown_fields(&candidate.body.trailers),
+                None,
+            );
         }
-        self.same("backend chunk extensions", &reference.body.extensions, &candidate.body.extensions);
+        self.same(
+            "backend chunk extensions",
+            &reference.body.extensions,
+            &candidate.body.extensions,
+        );
     }
 
     fn body(&mut self, end: &str, reference: &Body, candidate: &Body, rule: Option<Rule>) {
         if reference.bytes != candidate.bytes || reference.ending != candidate.ending {
-            self.differ(format!("{end} body"), shown_body(reference), shown_body(candidate), rule);
-        } else if reference.chunks != candidate.chunks && reference.ending == Ending::Whole && !reference.chunks.is_empty() && !candidate.chunks.is_empty() {
-            self.differ(format!("{end} chunks"), format!("{} chunks", reference.chunks.len()), format!("{} chunks", candidate.chunks.len()), Some(Rule::ChunkBoundaries));
+            self.differ(
+                format!("{end} body"),
+                shown_body(reference),
+                shown_body(candidate),
+                rule,
+            );
+        } else if reference.chunks != candidate.chunks
+            && reference.ending == Ending::Whole
+            && !reference.chunks.is_empty()
+            && !candidate.chunks.is_empty()
+        {
+            self.differ(
+                format!("{end} chunks"),
+                format!("{} chunks", reference.chunks.len()),
+                format!("{} chunks", candidate.chunks.len()),
+                Some(Rule::ChunkBoundaries),
+            );
         }
     }
 
-    fn fields(&mut self, end: &str, reference: &Head, candidate: &Head, rule: impl Fn(&[u8], &[&[u8]], &[&[u8]]) -> Option<Rule>) {
+    fn fields(
+        &mut self,
+        end: &str,
+        reference: &Head,
+        candidate: &Head,
+        rule: impl Fn(&[u8], &[&[u8]], &[&[u8]]) -> Option<Rule>,
+    ) {
         if reference.fields == candidate.fields {
             return;
         }
-        let names: BTreeSet<Vec<u8>> = reference.fields.iter().chain(&candidate.fields).map(|field| field.name.to_ascii_lowercase()).collect();
+        let names: BTreeSet<Vec<u8>> = reference
+            .fields
+            .iter()
+            .chain(&candidate.fields)
+            .map(|field| field.name.to_ascii_lowercase())
+            .collect();
         let mut is_all_the_same = true;
         for name in &names {
-            let of = |head: &'_ Head| head.fields.iter().filter(|field| field.name.eq_ignore_ascii_case(name)).cloned().collect::<Vec<Field>>();
+            let of = |head: &'_ Head| {
+                head.fields
+                    .iter()
+                    .filter(|field| field.name.eq_ignore_ascii_case(name))
+                    .cloned()
+                    .collect::<Vec<Field>>()
+            };
             let (before, after) = (of(reference), of(candidate));
-            let values = |fields: &[Field]| fields.iter().map(|field| field.value.clone()).collect::<Vec<_>>();
+            let values = |fields: &[Field]| {
+                fields
+                    .iter()
+                    .map(|field| field.value.clone())
+                    .collect::<Vec<_>>()
+            };
             let (before_values, after_values) = (values(&before), values(&after));
             if before_values != after_values {
                 is_all_the_same = false;
-                let (before, after): (Vec<&[u8]>, Vec<&[u8]>) = (before_values.iter().map(Vec::as_slice).collect(), after_values.iter().map(Vec::as_slice).collect());
+                let (before, after): (Vec<&[u8]>, Vec<&[u8]>) = (
+                    before_values.iter().map(Vec::as_slice).collect(),
+                    after_values.iter().map(Vec::as_slice).collect(),
+                );
                 let why = rule(name, &before, &after);
-                self.differ(format!("{end} header {}", shown(name)), shown_values(&before), shown_values(&after), why);
+                self.differ(
+                    format!("{end} header {}", shown(name)),
+                    shown_values(&before),
+                    shown_values(&after),
+                    why,
+                );
                 continue;
             }
-            let spelled = |fields: &[Field]| fields.iter().map(|field| shown(&field.name)).collect::<Vec<_>>().join(", ");
-            if before.iter().map(|field| &field.name).ne(after.iter().map(|field| &field.name)) {
+            let spelled = |fields: &[Field]| {
+                fields
+                    .iter()
+                    .map(|field| shown(&field.name))
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            };
+            if before
+                .iter()
+                .map(|field| &field.name)
+                .ne(after.iter().map(|field| &field.name))
+            {
                 is_all_the_same = false;
-                self.differ(format!("{end} spelling of {}", shown(name)), spelled(&before), spelled(&after), None);
+                self.differ(
+                    format!("{end} spelling of {}", shown(name)),
+                    spelled(&before),
+                    spelled(&after),
+                    None,
+                );
             }
         }
-        let order = |head: &Head| head.fields.iter().map(|field| field.name.to_ascii_lowercase()).collect::<Vec<_>>();
+        let order = |head: &Head| {
+            head.fields
+                .iter()
+                .map(|field| field.name.to_ascii_lowercase())
+                .collect::<Vec<_>>()
+        };
         let (before, after) = (order(reference), order(candidate));
         if is_all_the_same || before.len() == after.len() && before != after {
             let said = |order: &[Vec<u8>]| shown(&order.join(&b", "[..]));
-            self.differ(format!("{end} order of lines"), said(&before), said(&after), Some(Rule::LineOrder));
+            self.differ(
+                format!("{end} order of lines"),
+                said(&before),
+                said(&after),
+                Some(Rule::LineOrder),
+            );
         }
     }
 }
@@ -198,18 +386,30 @@ fn kind(framing: Framing) -> &'static str {
 pub fn shown(bytes: &[u8]) -> String {
     const MOST: usize = 300;
     let text = bytes[..bytes.len().min(MOST)].escape_ascii().to_string();
-    if bytes.len() > MOST { format!("{text}... ({} bytes)", bytes.len()) } else { text }
+    if bytes.len() > MOST {
+        format!("{text}... ({} bytes)", bytes.len())
+    } else {
+        text
+    }
 }
 
 fn shown_values(values: &[&[u8]]) -> String {
     match values {
         [] => "absent".to_owned(),
-        values => values.iter().map(|value| format!("\"{}\"", shown(value))).collect::<Vec<_>>().join(", "),
+        values => values
+            .iter()
+            .map(|value| format!("\"{}\"", shown(value)))
+            .collect::<Vec<_>>()
+            .join(", "),
     }
 }
 
 fn shown_fields(fields: &[Field]) -> String {
-    fields.iter().map(|field| format!("{}: {}", shown(&field.name), shown(&field.value))).collect::<Vec<_>>().join("; ")
+    fields
+        .iter()
+        .map(|field| format!("{}: {}", shown(&field.name), shown(&field.value)))
+        .collect::<Vec<_>>()
+        .join("; ")
 }
 
 fn shown_head(head: &Head) -> String {
@@ -217,8 +417,17 @@ fn shown_head(head: &Head) -> String {
 }
 
 fn shown_body(body: &Body) -> String {
-    let (begin, end) = (&body.bytes[..body.bytes.len().min(60)], &body.bytes[body.bytes.len().saturating_sub(20)..]);
-    format!("{:?}, {} bytes: \"{}\"...\"{}\"", body.ending, body.bytes.len(), begin.escape_ascii(), end.escape_ascii())
+    let (begin, end) = (
+        &body.bytes[..body.bytes.len().min(60)],
+        &body.bytes[body.bytes.len().saturating_sub(20)..],
+    );
+    format!(
+        "{:?}, {} bytes: \"{}\"...\"{}\"",
+        body.ending,
+        body.bytes.len(),
+        begin.escape_ascii(),
+        end.escape_ascii()
+    )
 }
 
 #[cfg(test)]
@@ -227,37 +436,79 @@ mod tests {
     use super::super::client::Outcome;
     use super::*;
 
-    const REQUEST: &str = "GET /w000/p0 HTTP/1.1\r\nHost: w000.test\r\nX-A: 1\r\nx-script: 5.0\r\nx-request-id: 4bf92f3577b34da6a3ce929d0e0e4736\r\n\r\n";
-    const ANSWER: &str = "HTTP/1.1 200 OK\r\nx-case: 5.0\r\nDate: Sat, 21 Nov 2026 18:35:45 GMT\r\nX-A: 1\r\nX-B: 2\r\n\r\n";
+    const REQUEST: &str = "GET /w000/p0 HTTP/1.1\r\nHost: w000.test\r\nX-A: 1\r\nx-script: \
+                           5.0\r\nx-request-id: 4bf92f3577b34da6a3ce929d0e0e4736\r\n\r\n";
+    const ANSWER: &str = "HTTP/1.1 200 OK\r\nx-case: 5.0\r\nDate: Sat, 21 Nov 2026 18:35:45 \
+                          GMT\r\nX-A: 1\r\nX-B: 2\r\n\r\n";
 
     fn case() -> Case {
-        let script = Script { answer: b"HTTP/1.1 200 OK\r\nx-case: 5.0\r\n\r\n2;ext=1\r\nok\r\n0\r\nx-t: 1\r\n\r\n".to_vec(), ..Script::default() };
+        let script = Script {
+            answer: b"HTTP/1.1 200 OK\r\nx-case: 5.0\r\n\r\n2;ext=1\r\nok\r\n0\r\nx-t: 1\r\n\r\n"
+                .to_vec(),
+            ..Script::default()
+        };
         let request = Request {
             start: b"GET /w000/p0 HTTP/1.1\r\n".to_vec(),
-            lines: vec![b"Host: w000.test\r\n".to_vec(), b"X-A: 1\r\n".to_vec(), b"x-script: 5.0\r\n".to_vec()],
+            lines: vec![
+                b"Host: w000.test\r\n".to_vec(),
+                b"X-A: 1\r\n".to_vec(),
+                b"x-script: 5.0\r\n".to_vec(),
+            ],
             end: b"\r\n".to_vec(),
             body: Vec::new(),
-            writes: Writes { cuts: Vec::new(), pause: Pause::Nothing },
+            writes: Writes {
+                cuts: Vec::new(),
+                pause: Pause::Nothing,
+            },
             is_head: false,
             awaits_continue: false,
             is_last_word: false,
             script,
         };
-        Case { number: 5, requests: vec![request], is_pipelined: false }
+        Case {
+            number: 5,
+            requests: vec![request],
+            is_pipelined: false,
+        }
     }
 
     fn seen() -> Observation {
-        let body = Body { bytes: b"ok".to_vec(), chunks: vec![2], ending: Ending::Whole, ..Body::default() };
-        let reply = Reply { outcome: Outcome::Answered, head: Head::parse(ANSWER.as_bytes()), framing: Some(Framing::Chunked), body: body.clone(), ..Reply::default() };
-        let arrival = Arrival { request: Some(0), head: Head::parse(REQUEST.as_bytes()), framing: Framing::None, body };
-        Observation { client: Replies { replies: vec![reply], surplus: Vec::new() }, arrivals: vec![arrival] }
+        let body = Body {
+            bytes: b"ok".to_vec(),
+            chunks: vec![2],
+            ending: Ending::Whole,
+            ..Body::default()
+        };
+        let reply = Reply {
+            outcome: Outcome::Answered,
+            head: Head::parse(ANSWER.as_bytes()),
+            framing: Some(Framing::Chunked),
+            body: body.clone(),
+            ..Reply::default()
+        };
+        let arrival = Arrival {
+            request: Some(0),
+            head: Head::parse(REQUEST.as_bytes()),
+            framing: Framing::None,
+            body,
+        };
+        Observation {
+            client: Replies {
+                replies: vec![reply],
+                surplus: Vec::new(),
+            },
+            arrivals: vec![arrival],
+        }
     }
 
     /// What is found when the candidate is changed in this way.
     fn found(change: impl Fn(&mut Observation)) -> Vec<(String, Option<Rule>)> {
         let mut candidate = seen();
         change(&mut candidate);
-        compare(&case(), &seen(), &candidate).into_iter().map(|difference| (difference.what, difference.rule)).collect()
+        compare(&case(), &seen(), &candidate)
+            .into_iter()
+            .map(|difference| (difference.what, difference.rule))
+            .collect()
     }
 
     fn one(what: &str) -> Vec<(String, Option<Rule>)> {
@@ -283,82 +534,206 @@ mod tests {
 
     #[test]
     fn each_thing_a_client_gets_is_compared() {
-        assert_eq!(found(|seen| seen.client.replies[0].outcome = Outcome::Closed), one("client outcome"));
-        assert_eq!(found(|seen| seen.client.replies[0].interim.push(Head::default())), one("client interim answers"));
+        assert_eq!(
+            found(|seen| seen.client.replies[0].outcome = Outcome::Closed),
+            one("client outcome")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].interim.push(Head::default())),
+            one("client interim answers")
+        );
         assert_eq!(answer("200 OK", "200 Ok"), one("client status line"));
         assert_eq!(answer("X-A: 1", "X-A: 2"), one("client header x-a"));
         assert_eq!(answer("X-A: 1\r\n", ""), one("client header x-a"));
         assert_eq!(answer("X-A: 1", "x-a: 1"), one("client spelling of x-a"));
-        assert_eq!(answer("X-A: 1\r\n", "X-A: 1\r\nX-A: 1\r\n"), one("client header x-a"));
-        assert_eq!(found(|seen| seen.client.replies[0].framing = Some(Framing::UntilClose)), one("client framing"));
-        assert_eq!(found(|seen| seen.client.replies[0].body.bytes = b"oh".to_vec()), one("client body"));
-        assert_eq!(found(|seen| seen.client.replies[0].body.ending = Ending::Cut), one("client body"));
-        assert_eq!(found(|seen| seen.client.replies[0].is_closed = true), one("client connection closed"));
-        assert_eq!(found(|seen| seen.client.surplus = b"x".to_vec()), one("bytes behind the last answer"));
+        assert_eq!(
+            answer("X-A: 1\r\n", "X-A: 1\r\nX-A: 1\r\n"),
+            one("client header x-a")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].framing = Some(Framing::UntilClose)),
+            one("client framing")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].body.bytes = b"oh".to_vec()),
+            one("client body")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].body.ending = Ending::Cut),
+            one("client body")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].is_closed = true),
+            one("client connection closed")
+        );
+        assert_eq!(
+            found(|seen| seen.client.surplus = b"x".to_vec()),
+            one("bytes behind the last answer")
+        );
     }
 
     #[test]
     fn each_thing_a_backend_gets_is_compared() {
         assert_eq!(found(|seen| seen.arrivals.clear()), one("backend asked"));
-        assert_eq!(found(|seen| seen.arrivals.push(seen.arrivals[0].clone())), one("backend asked"));
-        assert_eq!(found(|seen| seen.arrivals.push(Arrival { request: None, ..seen.arrivals[0].clone() })), one("requests without a code at the backend"));
+        assert_eq!(
+            found(|seen| seen.arrivals.push(seen.arrivals[0].clone())),
+            one("backend asked")
+        );
+        assert_eq!(
+            found(|seen| seen.arrivals.push(Arrival {
+                request: None,
+                ..seen.arrivals[0].clone()
+            })),
+            one("requests without a code at the backend")
+        );
         assert_eq!(request("p0", "P0"), one("backend request line"));
         assert_eq!(request("X-A: 1", "X-A: 2"), one("backend header x-a"));
         assert_eq!(request("X-A", "x-a"), one("backend spelling of x-a"));
-        assert_eq!(found(|seen| seen.arrivals[0].framing = Framing::Chunked), one("backend framing"));
-        assert_eq!(found(|seen| seen.arrivals[0].body.bytes = b"o".to_vec()), one("backend body"));
-        assert_eq!(found(|seen| seen.arrivals[0].body.trailers.push(Field { name: b"x".to_vec(), value: Vec::new() })), one("backend trailers"));
+        assert_eq!(
+            found(|seen| seen.arrivals[0].framing = Framing::Chunked),
+            one("backend framing")
+        );
+        assert_eq!(
+            found(|seen| seen.arrivals[0].body.bytes = b"o".to_vec()),
+            one("backend body")
+        );
+        assert_eq!(
+            found(|seen| seen.arrivals[0].body.trailers.push(Field {
+                name: b"x".to_vec(),
+                value: Vec::new()
+            })),
+            one("backend trailers")
+        );
     }
 
     #[test]
     fn random_ids_may_differ_and_others_may_not() {
-        assert_eq!(request("4bf92f3577b34da6a3ce929d0e0e4736", "00000000000000000000000000000001"), by("backend header x-request-id", Rule::RequestId));
-        assert_eq!(request("4bf92f3577b34da6a3ce929d0e0e4736", "1"), one("backend header x-request-id"));
-        assert_eq!(request("x-request-id: 4bf92f3577b34da6a3ce929d0e0e4736\r\n", ""), one("backend header x-request-id"));
+        assert_eq!(
+            request(
+                "4bf92f3577b34da6a3ce929d0e0e4736",
+                "00000000000000000000000000000001"
+            ),
+            by("backend header x-request-id", Rule::RequestId)
+        );
+        assert_eq!(
+            request("4bf92f3577b34da6a3ce929d0e0e4736", "1"),
+            one("backend header x-request-id")
+        );
+        assert_eq!(
+            request("x-request-id: 4bf92f3577b34da6a3ce929d0e0e4736\r\n", ""),
+            one("backend header x-request-id")
+        );
     }
 
     #[test]
     fn dates_keep_alive_and_order_may_differ_as_their_rules_say() {
-        assert_eq!(answer("18:35:45", "18:35:46"), by("client header date", Rule::Date));
-        assert_eq!(answer("Sat, 21 Nov 2026 18:35:45 GMT", "now"), one("client header date"));
-        assert_eq!(answer("X-A: 1\r\nX-B: 2", "X-B: 2\r\nX-A: 1"), by("client order of lines", Rule::LineOrder));
-        assert_eq!(answer("X-B: 2\r\n", "X-B: 2\r\nconnection: keep-alive\r\n"), one("client header connection"), "only the reference may say so");
+        assert_eq!(
+            answer("18:35:45", "18:35:46"),
+            by("client header date", Rule::Date)
+        );
+        assert_eq!(
+            answer("Sat, 21 Nov 2026 18:35:45 GMT", "now"),
+            one("client header date")
+        );
+        assert_eq!(
+            answer("X-A: 1\r\nX-B: 2", "X-B: 2\r\nX-A: 1"),
+            by("client order of lines", Rule::LineOrder)
+        );
+        assert_eq!(
+            answer("X-B: 2\r\n", "X-B: 2\r\nconnection: keep-alive\r\n"),
+            one("client header connection"),
+            "only the reference may say so"
+        );
         let mut reference = seen();
-        reference.client.replies[0].head = Head::parse(ANSWER.replace("X-B: 2\r\n", "X-B: 2\r\nconnection: keep-alive\r\n").as_bytes());
-        assert_eq!(compare(&case(), &reference, &seen())[0].rule, Some(Rule::KeepAliveLine));
-        reference.client.replies[0].head = Head::parse(ANSWER.replace("X-B: 2\r\n", "X-B: 2\r\nconnection: close\r\n").as_bytes());
+        reference.client.replies[0].head = Head::parse(
+            ANSWER
+                .replace("X-B: 2\r\n", "X-B: 2\r\nconnection: keep-alive\r\n")
+                .as_bytes(),
+        );
+        assert_eq!(
+            compare(&case(), &reference, &seen())[0].rule,
+            Some(Rule::KeepAliveLine)
+        );
+        reference.client.replies[0].head = Head::parse(
+            ANSWER
+                .replace("X-B: 2\r\n", "X-B: 2\r\nconnection: close\r\n")
+                .as_bytes(),
+        );
         assert_eq!(compare(&case(), &reference, &seen())[0].rule, None);
     }
 
     #[test]
     fn chunks_may_differ_and_trailers_and_extensions_may_not() {
-        assert_eq!(found(|seen| seen.client.replies[0].body.chunks = vec![1, 1]), by("client chunks", Rule::ChunkBoundaries));
-        let trailer = |name: &[u8]| vec![Field { name: name.to_vec(), value: b"1".to_vec() }];
-        assert_eq!(found(|seen| seen.client.replies[0].body.trailers = trailer(b"x-t")), one("client trailers"));
-        assert_eq!(found(|seen| seen.client.replies[0].body.trailers = trailer(b"x-other")), one("client trailers"));
-        assert_eq!(found(|seen| seen.client.replies[0].body.extensions = vec![b"ext=1".to_vec()]), one("client chunk extensions"));
-        assert_eq!(found(|seen| seen.client.replies[0].body.extensions = vec![b"other".to_vec()]), one("client chunk extensions"));
+        assert_eq!(
+            found(|seen| seen.client.replies[0].body.chunks = vec![1, 1]),
+            by("client chunks", Rule::ChunkBoundaries)
+        );
+        let trailer = |name: &[u8]| {
+            vec![Field {
+                name: name.to_vec(),
+                value: b"1".to_vec(),
+            }]
+        };
+        assert_eq!(
+            found(|seen| seen.client.replies[0].body.trailers = trailer(b"x-t")),
+            one("client trailers")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].body.trailers = trailer(b"x-other")),
+            one("client trailers")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].body.extensions = vec![b"ext=1".to_vec()]),
+            one("client chunk extensions")
+        );
+        assert_eq!(
+            found(|seen| seen.client.replies[0].body.extensions = vec![b"other".to_vec()]),
+            one("client chunk extensions")
+        );
     }
 
     #[test]
     fn of_what_broke_off_more_or_less_may_come_and_nothing_else() {
         let with = |end: Ending, bytes: &[u8]| {
             let mut seen = seen();
-            (seen.client.replies[0].body.ending, seen.client.replies[0].body.bytes) = (end, bytes.to_vec());
+            (
+                seen.client.replies[0].body.ending,
+                seen.client.replies[0].body.bytes,
+            ) = (end, bytes.to_vec());
             (seen.arrivals[0].body.ending, seen.arrivals[0].body.bytes) = (end, bytes.to_vec());
             seen
         };
         let rules = |one: (Ending, &[u8]), other: (Ending, &[u8])| {
-            compare(&case(), &with(one.0, one.1), &with(other.0, other.1)).iter().map(|difference| difference.rule).collect::<Vec<_>>()
+            compare(&case(), &with(one.0, one.1), &with(other.0, other.1))
+                .iter()
+                .map(|difference| difference.rule)
+                .collect::<Vec<_>>()
         };
-        assert_eq!(rules((Ending::Cut, b"ok"), (Ending::Cut, b"o")), [Some(Rule::CutAnswer), Some(Rule::CutRequest)]);
-        assert_eq!(rules((Ending::Cut, b"ok"), (Ending::Cut, b"x")), [None, None]);
-        assert_eq!(rules((Ending::Whole, b"ok"), (Ending::Cut, b"o")), [None, None]);
+        assert_eq!(
+            rules((Ending::Cut, b"ok"), (Ending::Cut, b"o")),
+            [Some(Rule::CutAnswer), Some(Rule::CutRequest)]
+        );
+        assert_eq!(
+            rules((Ending::Cut, b"ok"), (Ending::Cut, b"x")),
+            [None, None]
+        );
+        assert_eq!(
+            rules((Ending::Whole, b"ok"), (Ending::Cut, b"o")),
+            [None, None]
+        );
     }
 
     #[test]
     fn an_answer_of_another_case_is_seen_in_one_conversation_alone() {
         assert_eq!(seen().crossed(&case()), None);
-        assert_eq!(seen().crossed(&Case { number: 6, ..case() }).as_deref(), Some("5.0"));
+        assert_eq!(
+            seen()
+                .crossed(&Case {
+                    number: 6,
+                    ..case()
+                })
+                .as_deref(),
+            Some("5.0")
+        );
     }
 }

@@ -22,7 +22,12 @@ pub struct Course {
 impl Course {
     /// Nothing of these cases has been played, by so many workers.
     pub fn new(cases: Range<u64>, workers: usize) -> Self {
-        Self { next: AtomicU64::new(cases.start), end: cases.end, tally: Mutex::default(), playing: (0..workers).map(|_| AtomicU64::new(IDLE)).collect() }
+        Self {
+            next: AtomicU64::new(cases.start),
+            end: cases.end,
+            tally: Mutex::default(),
+            playing: (0..workers).map(|_| AtomicU64::new(IDLE)).collect(),
+        }
     }
 
     /// The next case of a worker, who has played the one before.
@@ -37,7 +42,11 @@ impl Course {
 
     /// The cases that are being played.
     pub fn playing(&self) -> Vec<u64> {
-        self.playing.iter().map(|case| case.load(Ordering::Relaxed)).filter(|&case| case != IDLE).collect()
+        self.playing
+            .iter()
+            .map(|case| case.load(Ordering::Relaxed))
+            .filter(|&case| case != IDLE)
+            .collect()
     }
 
     /// Begins no other case.
@@ -55,6 +64,11 @@ impl Course {
         let tally = self.tally();
         let count = |kinds: &BTreeMap<_, Kind>| kinds.values().map(|kind| kind.cases).sum::<u64>();
         let rate = tally.cases as f64 / took.as_secs_f64().max(0.001);
-        format!("{} cases, {rate:.0} per second, {} unexplained, {} unrepeated", tally.cases, count(&tally.unexplained), count(&tally.unrepeated))
+        format!(
+            "{} cases, {rate:.0} per second, {} unexplained, {} unrepeated",
+            tally.cases,
+            count(&tally.unexplained),
+            count(&tally.unrepeated)
+        )
     }
 }

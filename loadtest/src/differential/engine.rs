@@ -1,7 +1,9 @@
 //! A cutover process with one engine, in front of backends of ours.
 //!
-//! Every group of backends has two rollouts, one that takes requests by their host and one that takes them by their path, so that an odd host or an odd path alone does not lead away from them.
-//! Timeouts are short, for what is missing shall be noticed soon; guards, failover and the access log are off, for they would make one request depend on others.
+//! Every group of backends has two rollouts, one that takes requests by their host and one that
+//! takes them by their path, so that an odd host or an odd path alone does not lead away from them.
+//! Timeouts are short, for what is missing shall be noticed soon; guards, failover and the access
+//! log are off, for they would make one request depend on others.
 
 use super::backend::Backends;
 use crate::calls::call;
@@ -20,12 +22,14 @@ use tempfile::TempDir;
 const START: Duration = Duration::from_secs(30);
 /// How often is looked whether it is.
 const LOOK: Duration = Duration::from_millis(10);
-/// What it says: that it is ready, and what ends it. What its engine says of every odd message would fill a disk in millions of cases.
+/// What it says: that it is ready, and what ends it. What its engine says of every odd message
+/// would fill a disk in millions of cases.
 const LOG: &str = "error,cutover=info";
 /// Lines of its output that are shown when it fails.
 const LAST_LINES: usize = 30;
 
-/// What the group's rollouts are matched by: the host is this with `.test`, the path begins with it.
+/// What the group's rollouts are matched by: the host is this with `.test`, the path begins with
+/// it.
 pub fn group_name(group: usize) -> String {
     format!("w{group:03}")
 }
@@ -49,28 +53,60 @@ impl Engine {
     ///
     /// # Errors
     /// When it does not get ready, with the end of what it said.
-    pub async fn start(program: &Path, name: &str, backends: &Backends, threads: usize) -> io::Result<Self> {
+    pub async fn start(
+        program: &Path,
+        name: &str,
+        backends: &Backends,
+        threads: usize,
+    ) -> io::Result<Self> {
         let folder = TempDir::with_prefix("differential-")?;
-        let (file, state, log) = (folder.path().join("cutover.toml"), folder.path().join("state"), folder.path().join("log"));
+        let (file, state, log) = (
+            folder.path().join("cutover.toml"),
+            folder.path().join("state"),
+            folder.path().join("log"),
+        );
         fs::create_dir(&state)?;
         fs::write(&file, config(name, backends, &state))?;
         let output = File::create(&log)?;
         let mut command = Command::new(program);
-        command.arg("run").arg("-c").arg(&file).args(["--threads", &threads.to_string()]).env("CUTOVER_LOG", LOG);
-        command.stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output);
+        command
+            .arg("run")
+            .arg("-c")
+            .arg(&file)
+            .args(["--threads", &threads.to_string()])
+            .env("CUTOVER_LOG", LOG);
+        command
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output);
         let mut process = Process::start(&mut command, None)?;
         let begun = Instant::now();
         loop {
             let said = fs::read_to_string(&log).unwrap_or_default();
-            let address = between(&said, "\"http\":\"http://", "\"").and_then(|address| address.parse().ok());
+            let address =
+                between(&said, "\"http\":\"http://", "\"").and_then(|address| address.parse().ok());
             if let (Some(address), Some(admin)) = (address, between(&said, "\"admin\":\"", "\"")) {
                 let admin = admin.to_owned();
-                return Ok(Self { name: name.to_owned(), address, admin, process, log, _folder: folder });
+                return Ok(Self {
+                    name: name.to_owned(),
+                    address,
+                    admin,
+                    process,
+                    log,
+                    _folder: folder,
+                });
             }
             let is_running = process.is_running()?;
             if !is_running || begun.elapsed() > START {
-                let what = if is_running { "is not ready in time" } else { "ended at its start" };
-                return Err(io::Error::other(format!("cutover with the engine {name:?} {what}. It said:\n{}", last_lines(&said))));
+                let what = if is_running {
+                    "is not ready in time"
+                } else {
+                    "ended at its start"
+                };
+                return Err(io::Error::other(format!(
+                    "cutover with the engine {name:?} {what}. It said:\n{}",
+                    last_lines(&said)
+                )));
             }
             tokio::time::sleep(LOOK).await;
         }
@@ -84,12 +120,23 @@ impl Engine {
         if self.process.is_running()? {
             return Ok(None);
         }
-        Ok(Some(last_lines(&fs::read_to_string(&self.log).unwrap_or_default())))
+        Ok(Some(last_lines(
+            &fs::read_to_string(&self.log).unwrap_or_default(),
+        )))
     }
 
     /// How many requests the process counts, and all it says of the lane.
     pub async fn counted(&self) -> Counted {
-        let Ok((200, text)) = call(&http::Method::GET, &format!("{}/metrics", self.admin), None, false).await else { return Counted::default() };
+        let Ok((200, text)) = call(
+            &http::Method::GET,
+            &format!("{}/metrics", self.admin),
+            None,
+            false,
+        )
+        .await
+        else {
+            return Counted::default();
+        };
         Counted::read(&text)
     }
 }
@@ -105,10 +152,13 @@ pub struct Counted {
 
 impl Counted {
     fn read(text: &str) -> Self {
-        let samples = text.lines().filter(|line| !line.starts_with('#')).filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            Some((name, value.parse::<f64>().ok()?))
-        });
+        let samples = text
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| {
+                let (name, value) = line.rsplit_once(' ')?;
+                Some((name, value.parse::<f64>().ok()?))
+            });
         let mut counted = Self::default();
         for (name, value) in samples {
             if name.starts_with("cutover_requests_total{") {
@@ -152,9 +202,15 @@ default_backend = "commons"
         let name = group_name(group);
         for (side, address) in [("legacy", legacy), ("new", new)] {
             // Writing to a string does not fail.
-            let _ = write!(text, "[backend.{side}-{name}]\nservers = [\"{address}\"]\nresponse_timeout = \"1s\"\n");
+            let _ = write!(
+                text,
+                "[backend.{side}-{name}]\nservers = [\"{address}\"]\nresponse_timeout = \"1s\"\n"
+            );
         }
-        for (id, matched) in [(format!("host-{name}"), format!("host = \"{name}.test\"")), (format!("path-{name}"), format!("path = \"/{name}\""))] {
+        for (id, matched) in [
+            (format!("host-{name}"), format!("host = \"{name}.test\"")),
+            (format!("path-{name}"), format!("path = \"/{name}\"")),
+        ] {
             let _ = write!(
                 text,
                 r#"[[rollout]]
@@ -181,8 +237,17 @@ mod tests {
 
     #[test]
     fn the_lane_and_the_requests_are_read_off_the_metrics() {
-        let text = "# HELP x\ncutover_requests_total{rollout=\"a\"} 3\ncutover_requests_total{rollout=\"b\"} 4\ncutover_lane_declined_total{reason=\"te\"} 2\ncutover_lane_declined_total{reason=\"x\"} 0\nother 9\n";
+        let text = "# HELP x\ncutover_requests_total{rollout=\"a\"} \
+                    3\ncutover_requests_total{rollout=\"b\"} \
+                    4\ncutover_lane_declined_total{reason=\"te\"} \
+                    2\ncutover_lane_declined_total{reason=\"x\"} 0\nother 9\n";
         let counted = Counted::read(text);
-        assert_eq!((counted.requests, counted.lane.as_slice()), (7.0, &[("cutover_lane_declined_total{reason=\"te\"}".to_owned(), 2.0)][..]));
+        assert_eq!(
+            (counted.requests, counted.lane.as_slice()),
+            (
+                7.0,
+                &[("cutover_lane_declined_total{reason=\"te\"}".to_owned(), 2.0)][..]
+            )
+        );
     }
 }

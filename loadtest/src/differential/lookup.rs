@@ -1,6 +1,7 @@
 //! A difference, looked at again: is it one, is it chance, or does it not come back?
 //!
-//! The reference is played again as it was, and with the same bytes cut into other writes: where its outcome hangs on that, it is nothing that anybody could rely on.
+//! The reference is played again as it was, and with the same bytes cut into other writes: where
+//! its outcome hangs on that, it is nothing that anybody could rely on.
 
 use super::case::{Case, Cut};
 use super::compare::{Difference, Observation, compare};
@@ -31,12 +32,17 @@ pub enum Verdict {
 
 /// What no rule explains.
 pub fn unexplained(differences: &[Difference]) -> Vec<&Difference> {
-    differences.iter().filter(|difference| difference.rule.is_none()).collect()
+    differences
+        .iter()
+        .filter(|difference| difference.rule.is_none())
+        .collect()
 }
 
 /// Whether these two are the same, as far as rules go.
 pub fn agree(case: &Case, reference: &Observation, candidate: &Observation) -> bool {
-    compare(case, reference, candidate).iter().all(|difference| difference.rule.is_some())
+    compare(case, reference, candidate)
+        .iter()
+        .all(|difference| difference.rule.is_some())
 }
 
 /// Which engine is played again.
@@ -49,7 +55,11 @@ pub enum Again {
 }
 
 /// Judges a difference by more plays, which `play` does.
-pub async fn judge<F: Future<Output = Observation>>(case: &Case, first: (&Observation, &Observation), mut play: impl FnMut(Again) -> F) -> Verdict {
+pub async fn judge<F: Future<Output = Observation>>(
+    case: &Case,
+    first: (&Observation, &Observation),
+    mut play: impl FnMut(Again) -> F,
+) -> Verdict {
     let mut references = vec![first.0.clone()];
     let mut candidates = vec![first.1.clone()];
     let mut ways = WAYS.iter().cycle().map(|&cut| Again::Reference(cut));
@@ -60,16 +70,28 @@ pub async fn judge<F: Future<Output = Observation>>(case: &Case, first: (&Observ
         references.push(one);
         candidates.push(other);
     }
-    let is_known = |candidate: &Observation, references: &[Observation]| references.iter().any(|reference| agree(case, reference, candidate));
+    let is_known = |candidate: &Observation, references: &[Observation]| {
+        references
+            .iter()
+            .any(|reference| agree(case, reference, candidate))
+    };
     loop {
-        let unknown: Vec<usize> = (0..candidates.len()).filter(|&at| candidates.get(at).is_some_and(|candidate| !is_known(candidate, &references))).collect();
+        let unknown: Vec<usize> = (0..candidates.len())
+            .filter(|&at| {
+                candidates
+                    .get(at)
+                    .is_some_and(|candidate| !is_known(candidate, &references))
+            })
+            .collect();
         let is_enough = references.len() >= MOST_REFERENCES || begun.elapsed() > LONGEST;
         match unknown.as_slice() {
             [] => return Verdict::Chance,
             [0] if is_enough => return Verdict::Unrepeated,
             _ if is_enough => return Verdict::Differs,
             // Nothing that the candidate does is known, and the reference has had its turns.
-            unknown if unknown.len() == candidates.len() && references.len() > AGAIN => return Verdict::Differs,
+            unknown if unknown.len() == candidates.len() && references.len() > AGAIN => {
+                return Verdict::Differs;
+            }
             _ => references.push(play(reference()).await),
         }
     }
@@ -84,15 +106,32 @@ mod tests {
 
     /// What an engine shows that closes the connection or not.
     fn shows(is_closed: bool) -> Observation {
-        Observation { client: Replies { replies: vec![Reply { is_closed, ..Reply::default() }], surplus: Vec::new() }, arrivals: Vec::new() }
+        Observation {
+            client: Replies {
+                replies: vec![Reply {
+                    is_closed,
+                    ..Reply::default()
+                }],
+                surplus: Vec::new(),
+            },
+            arrivals: Vec::new(),
+        }
     }
 
-    async fn verdict(first: (bool, bool), reference: impl Fn(usize) -> bool, candidate: impl Fn(usize) -> bool) -> Verdict {
+    async fn verdict(
+        first: (bool, bool),
+        reference: impl Fn(usize) -> bool,
+        candidate: impl Fn(usize) -> bool,
+    ) -> Verdict {
         let case = generate::case(1, 1, 0);
         let plays = Cell::new(0);
         let play = |again: Again| {
             plays.set(plays.get() + 1);
-            let is_closed = if again == Again::Candidate { candidate(plays.get() / 2) } else { reference(plays.get() / 2) };
+            let is_closed = if again == Again::Candidate {
+                candidate(plays.get() / 2)
+            } else {
+                reference(plays.get() / 2)
+            };
             async move { shows(is_closed) }
         };
         judge(&case, (&shows(first.0), &shows(first.1)), play).await
@@ -100,17 +139,32 @@ mod tests {
 
     #[tokio::test]
     async fn a_difference_that_stays_is_one() {
-        assert!(matches!(verdict((false, true), |_| false, |_| true).await, Verdict::Differs));
+        assert!(matches!(
+            verdict((false, true), |_| false, |_| true).await,
+            Verdict::Differs
+        ));
     }
 
     #[tokio::test]
     async fn what_the_reference_does_alone_is_chance() {
-        assert!(matches!(verdict((false, true), |at| at % 3 == 0, |_| true).await, Verdict::Chance));
-        assert!(matches!(verdict((false, true), |_| false, |at| at % 2 == 0).await, Verdict::Differs), "half of what the candidate does");
+        assert!(matches!(
+            verdict((false, true), |at| at % 3 == 0, |_| true).await,
+            Verdict::Chance
+        ));
+        assert!(
+            matches!(
+                verdict((false, true), |_| false, |at| at % 2 == 0).await,
+                Verdict::Differs
+            ),
+            "half of what the candidate does"
+        );
     }
 
     #[tokio::test]
     async fn what_never_comes_back_is_unrepeated() {
-        assert!(matches!(verdict((false, true), |_| false, |_| false).await, Verdict::Unrepeated));
+        assert!(matches!(
+            verdict((false, true), |_| false, |_| false).await,
+            Verdict::Unrepeated
+        ));
     }
 }

@@ -131,7 +131,11 @@ pub fn wants_example(kinds: &BTreeMap<String, Kind>, kind: &str) -> bool {
 
 /// Counts a difference of a kind.
 pub fn record(kinds: &mut BTreeMap<String, Kind>, kind: String, example: Option<Example>) {
-    let kind = if kinds.len() < MOST_KINDS || kinds.contains_key(&kind) { kind } else { "others".to_owned() };
+    let kind = if kinds.len() < MOST_KINDS || kinds.contains_key(&kind) {
+        kind
+    } else {
+        "others".to_owned()
+    };
     let known = kinds.entry(kind).or_default();
     known.cases += 1;
     known.examples.extend(example);
@@ -139,15 +143,44 @@ pub fn record(kinds: &mut BTreeMap<String, Kind>, kind: String, example: Option<
 
 impl Report {
     /// Puts together what was counted.
-    pub fn new(seed: u64, engines: [String; 2], tally: Tally, counted: [Counted; 2], took: Duration) -> Self {
-        let rules = Rule::ALL.iter().filter_map(|rule| tally.rules.get(rule).map(|&differences| RuleCount { name: rule.name(), differences, sentence: rule.sentence() })).collect();
-        Self { seed, engines, tally, rules, counted, seconds: took.as_secs_f64() }
+    pub fn new(
+        seed: u64,
+        engines: [String; 2],
+        tally: Tally,
+        counted: [Counted; 2],
+        took: Duration,
+    ) -> Self {
+        let rules = Rule::ALL
+            .iter()
+            .filter_map(|rule| {
+                tally.rules.get(rule).map(|&differences| RuleCount {
+                    name: rule.name(),
+                    differences,
+                    sentence: rule.sentence(),
+                })
+            })
+            .collect();
+        Self {
+            seed,
+            engines,
+            tally,
+            rules,
+            counted,
+            seconds: took.as_secs_f64(),
+        }
     }
 
     fn slow_ones(&self) -> String {
         match self.tally.slow_examples.as_slice() {
             [] => String::new(),
-            some => format!(", such as {}", some.iter().take(5).map(u64::to_string).collect::<Vec<_>>().join(", ")),
+            some => format!(
+                ", such as {}",
+                some.iter()
+                    .take(5)
+                    .map(u64::to_string)
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
         }
     }
 
@@ -164,8 +197,20 @@ impl Report {
 
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Tally { cases, requests, answers, slow, unexplained, unrepeated, .. } = &self.tally;
-        writeln!(formatter, "{:<14}{} and {}, seed {}", "engines", self.engines[0], self.engines[1], self.seed)?;
+        let Tally {
+            cases,
+            requests,
+            answers,
+            slow,
+            unexplained,
+            unrepeated,
+            ..
+        } = &self.tally;
+        writeln!(
+            formatter,
+            "{:<14}{} and {}, seed {}",
+            "engines", self.engines[0], self.engines[1], self.seed
+        )?;
         writeln!(
             formatter,
             "{:<14}{cases} in {:.1} s, {:.0} per second; {slow} took longer than half a second{}",
@@ -174,21 +219,57 @@ impl fmt::Display for Report {
             *cases as f64 / self.seconds.max(0.001),
             self.slow_ones()
         )?;
-        writeln!(formatter, "{:<14}{requests}: {}", "requests", answers.iter().map(|(class, count)| format!("{class} {count}")).collect::<Vec<_>>().join(", "))?;
+        writeln!(
+            formatter,
+            "{:<14}{requests}: {}",
+            "requests",
+            answers
+                .iter()
+                .map(|(class, count)| format!("{class} {count}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        )?;
         for (name, counted) in self.engines.iter().zip(&self.counted) {
-            writeln!(formatter, "{:<14}{} requests counted by the process", name, counted.requests)?;
+            writeln!(
+                formatter,
+                "{:<14}{} requests counted by the process",
+                name, counted.requests
+            )?;
             for (sample, value) in &counted.lane {
                 writeln!(formatter, "{:<14}{sample} {value}", "")?;
             }
         }
-        for RuleCount { name, differences, sentence } in &self.rules {
-            writeln!(formatter, "{:<14}{name}: {differences} ({sentence})", "rule")?;
+        for RuleCount {
+            name,
+            differences,
+            sentence,
+        } in &self.rules
+        {
+            writeln!(
+                formatter,
+                "{:<14}{name}: {differences} ({sentence})",
+                "rule"
+            )?;
         }
         for (title, kinds) in [("unrepeated", unrepeated), ("unexplained", unexplained)] {
             for (kind, Kind { cases, examples }) in kinds {
-                writeln!(formatter, "{title:<14}{cases} cases: {kind}; such as {}", examples.iter().map(|example| example.case.to_string()).collect::<Vec<_>>().join(", "))?;
+                writeln!(
+                    formatter,
+                    "{title:<14}{cases} cases: {kind}; such as {}",
+                    examples
+                        .iter()
+                        .map(|example| example.case.to_string())
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                )?;
             }
         }
-        writeln!(formatter, "{:<14}{} unexplained, {} unrepeated", "differences", self.unexplained(), self.unrepeated())
+        writeln!(
+            formatter,
+            "{:<14}{} unexplained, {} unrepeated",
+            "differences",
+            self.unexplained(),
+            self.unrepeated()
+        )
     }
 }

@@ -1,9 +1,11 @@
 //! The differences that may be.
 //!
-//! Each is as narrow as it can be said: which engine does what, in which line, with which value. What a rule does not name is a difference, and ends the run with a failure. A new rule is a
+//! Each is as narrow as it can be said: which engine does what, in which line, with which value.
+//! What a rule does not name is a difference, and ends the run with a failure. A new rule is a
 //! variant with its sentence, and a place in `compare` that asks for it.
 //!
-//! The reference is the proxy engine, and the candidate is the one that is compared with it: some rules hold in this direction only.
+//! The reference is the proxy engine, and the candidate is the one that is compared with it: some
+//! rules hold in this direction only.
 
 use super::case::{Request, Script};
 use super::wire::{Body, Ending};
@@ -25,7 +27,8 @@ pub enum Rule {
     ChunkBoundaries,
     /// How much of a broken request came.
     CutRequest,
-    /// How much of a request came that had been refused, and what became of the connection of one that had been answered.
+    /// How much of a request came that had been refused, and what became of the connection of one
+    /// that had been answered.
     EarlyAnswer,
     /// How much of a broken answer came.
     CutAnswer,
@@ -112,58 +115,131 @@ impl Rule {
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::RequestId => "x-request-id to the backend is a random id of ours in both engines",
-            Self::TraceContext => "traceparent to the backend is a random one of ours in both engines, where the client sent none that counts",
+            Self::TraceContext => {
+                "traceparent to the backend is a random one of ours in both engines, where the \
+                 client sent none that counts"
+            }
             Self::Date => "both engines write a date of their own",
-            Self::KeepAliveLine => "the proxy engine says connection: keep-alive in an answer of HTTP/1.1, where it goes without saying",
+            Self::KeepAliveLine => {
+                "the proxy engine says connection: keep-alive in an answer of HTTP/1.1, where it \
+                 goes without saying"
+            }
             Self::LineOrder => "lines of different names stand in another order",
             Self::ChunkBoundaries => "the same bytes are cut into other chunks",
-            Self::CutRequest => "of a request that never came whole, one engine passed on more than the other before it noticed",
+            Self::CutRequest => {
+                "of a request that never came whole, one engine passed on more than the other \
+                 before it noticed"
+            }
             Self::EarlyAnswer => {
-                "of a request that was refused before it was read, one engine passed on more than the other; and of any that was answered before, one closed the connection and the other kept it"
+                "of a request that was refused before it was read, one engine passed on more than \
+                 the other; and of any that was answered before, one closed the connection and the \
+                 other kept it"
             }
-            Self::CutAnswer => "of an answer that broke off, one engine passed on more than the other before it noticed",
+            Self::CutAnswer => {
+                "of an answer that broke off, one engine passed on more than the other before it \
+                 noticed"
+            }
             Self::EitherWay => {
-                "the proxy engine alone gives both outcomes when the case is played again, with its bytes cut into the same or other writes, and the candidate gives none that it does not"
+                "the proxy engine alone gives both outcomes when the case is played again, with \
+                 its bytes cut into the same or other writes, and the candidate gives none that it \
+                 does not"
             }
-            Self::BackendDate => "the proxy engine replaces the date that a backend sent, the lane keeps it",
-            Self::Framing => "the lane passes on one length where a backend sent several, and none where an answer may have none",
-            Self::Coding => "the lane refuses an answer whose Transfer-Encoding is not chunked, once; the proxy engine passes it on",
-            Self::Capitals => "the proxy engine writes a dozen common names with capitals where the client wrote none, the lane as the client did",
-            Self::KeptOrNew => "the engines have pools of their own, so one may meet a kept connection that closes, or says no more, where the other opens a new one",
+            Self::BackendDate => {
+                "the proxy engine replaces the date that a backend sent, the lane keeps it"
+            }
+            Self::Framing => {
+                "the lane passes on one length where a backend sent several, and none where an \
+                 answer may have none"
+            }
+            Self::Coding => {
+                "the lane refuses an answer whose Transfer-Encoding is not chunked, once; the \
+                 proxy engine passes it on"
+            }
+            Self::Capitals => {
+                "the proxy engine writes a dozen common names with capitals where the client wrote \
+                 none, the lane as the client did"
+            }
+            Self::KeptOrNew => {
+                "the engines have pools of their own, so one may meet a kept connection that \
+                 closes, or says no more, where the other opens a new one"
+            }
             Self::AskedAgain => {
-                "when a kept connection ends before an answer, the proxy engine asks again, the lane only where not a byte of one has come; and each has kept connections of its own"
+                "when a kept connection ends before an answer, the proxy engine asks again, the \
+                 lane only where not a byte of one has come; and each has kept connections of its \
+                 own"
             }
-            Self::LooseBytes => "what stands behind a request and is none is refused sooner or later, with the request before it or by itself",
-            Self::EmptySize => "the proxy engine takes an empty line where the size of a chunk should be for the end of the answer, the lane breaks the answer off and closes",
-            Self::BadChunk => "a request with a malformed chunk is refused before a backend is asked if the chunk comes with the head, and after if it comes later",
-            Self::HostOfServer => "a request of HTTP/1.0 without a host gets the address of the server as Host, and each engine has servers of its own",
-            Self::Stall => "the machine stood still for nearly as long as an engine waits, and the difference did not show again",
+            Self::LooseBytes => {
+                "what stands behind a request and is none is refused sooner or later, with the \
+                 request before it or by itself"
+            }
+            Self::EmptySize => {
+                "the proxy engine takes an empty line where the size of a chunk should be for the \
+                 end of the answer, the lane breaks the answer off and closes"
+            }
+            Self::BadChunk => {
+                "a request with a malformed chunk is refused before a backend is asked if the \
+                 chunk comes with the head, and after if it comes later"
+            }
+            Self::HostOfServer => {
+                "a request of HTTP/1.0 without a host gets the address of the server as Host, and \
+                 each engine has servers of its own"
+            }
+            Self::Stall => {
+                "the machine stood still for nearly as long as an engine waits, and the difference \
+                 did not show again"
+            }
         }
     }
 
     /// A line that only one engine, or both with other values, sent to the backend.
-    pub fn of_request_line(request: &Request, name: &[u8], reference: &[&[u8]], candidate: &[&[u8]]) -> Option<Self> {
-        let (&[reference], &[candidate]) = (reference, candidate) else { return None };
-        let is_sent = |value: &[u8]| request.lines.iter().any(|line| line.windows(value.len().max(1)).any(|window| window == value));
+    pub fn of_request_line(
+        request: &Request,
+        name: &[u8],
+        reference: &[&[u8]],
+        candidate: &[&[u8]],
+    ) -> Option<Self> {
+        let (&[reference], &[candidate]) = (reference, candidate) else {
+            return None;
+        };
+        let is_sent = |value: &[u8]| {
+            request.lines.iter().any(|line| {
+                line.windows(value.len().max(1))
+                    .any(|window| window == value)
+            })
+        };
         if is_sent(reference) || is_sent(candidate) {
             return None;
         }
         match name {
             b"x-request-id" if is_id(reference) && is_id(candidate) => Some(Self::RequestId),
-            b"traceparent" if is_context(reference) && is_context(candidate) => Some(Self::TraceContext),
-            b"host" if is_address(reference) && is_address(candidate) && !request.names("host:") => Some(Self::HostOfServer),
+            b"traceparent" if is_context(reference) && is_context(candidate) => {
+                Some(Self::TraceContext)
+            }
+            b"host"
+                if is_address(reference) && is_address(candidate) && !request.names("host:") =>
+            {
+                Some(Self::HostOfServer)
+            }
             _ => None,
         }
     }
 
     /// A line that only one engine, or both with other values, sent to the client.
-    pub fn of_answer_line(script: &Script, start: &[u8], name: &[u8], reference: &[&[u8]], candidate: &[&[u8]]) -> Option<Self> {
+    pub fn of_answer_line(
+        script: &Script,
+        start: &[u8],
+        name: &[u8],
+        reference: &[&[u8]],
+        candidate: &[&[u8]],
+    ) -> Option<Self> {
         match (name, reference, candidate) {
             (b"date", &[reference], &[candidate]) => {
                 let is_own = |value: &[u8]| is_date(value) && !contains(&script.answer, value);
                 (is_own(reference) && is_own(candidate)).then_some(Self::Date)
             }
-            (b"connection", &[b"keep-alive"], &[]) if start.starts_with(b"HTTP/1.1 ") => Some(Self::KeepAliveLine),
+            (b"connection", &[b"keep-alive"], &[]) if start.starts_with(b"HTTP/1.1 ") => {
+                Some(Self::KeepAliveLine)
+            }
             _ => None,
         }
     }
@@ -198,7 +274,10 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
 
 /// An id of ours: letters and digits of a random number.
 fn is_id(value: &[u8]) -> bool {
-    value.len() == 32 && value.iter().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte))
+    value.len() == 32
+        && value
+            .iter()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte))
 }
 
 /// A context of ours: of the version 00, and not sampled.
@@ -229,8 +308,16 @@ mod tests {
 
     #[test]
     fn ids_of_ours_have_one_shape() {
-        assert!(is_id(b"4bf92f3577b34da6a3ce929d0e0e4736") && is_context(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00"));
-        for other in [&b""[..], b"forged-id", b"4BF92F3577B34DA6A3CE929D0E0E4736", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"] {
+        assert!(
+            is_id(b"4bf92f3577b34da6a3ce929d0e0e4736")
+                && is_context(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")
+        );
+        for other in [
+            &b""[..],
+            b"forged-id",
+            b"4BF92F3577B34DA6A3CE929D0E0E4736",
+            b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+        ] {
             assert!(!is_id(other) && !is_context(other));
         }
     }

@@ -1,6 +1,7 @@
 //! The run: two processes, many conversations at once, and a tally.
 //!
-//! Each worker has a group of backends in front of each engine and plays one case after the other; it takes the next number, so a slow case holds up nobody else. Memory does not grow with the
+//! Each worker has a group of backends in front of each engine and plays one case after the other;
+//! it takes the next number, so a slow case holds up nobody else. Memory does not grow with the
 //! number of cases: what agrees is counted and forgotten.
 
 use super::backend::Backends;
@@ -31,7 +32,12 @@ const PULSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
     /// The program that is started twice.
-    #[arg(long, value_name = "PROGRAM", env = "CUTOVER", default_value = "target/release/cutover")]
+    #[arg(
+        long,
+        value_name = "PROGRAM",
+        env = "CUTOVER",
+        default_value = "target/release/cutover"
+    )]
     cutover: PathBuf,
     /// What [listen] engine is in the second process; it is "proxy" in the first.
     #[arg(long, default_value = "auto")]
@@ -67,27 +73,66 @@ pub struct Arguments {
 /// # Errors
 /// When a process does not start, or ends.
 pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let program =
-        on_path(&arguments.cutover).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, format!("there is no {}; build it or say where it is", arguments.cutover.display())))?;
-    let groups = if arguments.case.is_some() { 1 } else { usize::from(arguments.connections) };
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
+    let program = on_path(&arguments.cutover).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!(
+                "there is no {}; build it or say where it is",
+                arguments.cutover.display()
+            ),
+        )
+    })?;
+    let groups = if arguments.case.is_some() {
+        1
+    } else {
+        usize::from(arguments.connections)
+    };
     allow_open_files(groups * 20)?;
     let processors = std::thread::available_parallelism()?.get();
     let threads = Threads::start(processors.min(groups))?;
     // The last ones, one for each thread, are those for a second opinion.
     let all = groups + threads.number();
-    let (first, second) = (Backends::start(all, &threads).await?, Backends::start(all, &threads).await?);
-    let reference = Engine::start(&program, REFERENCE, &first, arguments.threads.unwrap_or(processors)).await?;
-    let candidate = Engine::start(&program, &arguments.engine, &second, arguments.threads.unwrap_or(processors)).await?;
+    let (first, second) = (
+        Backends::start(all, &threads).await?,
+        Backends::start(all, &threads).await?,
+    );
+    let reference = Engine::start(
+        &program,
+        REFERENCE,
+        &first,
+        arguments.threads.unwrap_or(processors),
+    )
+    .await?;
+    let candidate = Engine::start(
+        &program,
+        &arguments.engine,
+        &second,
+        arguments.threads.unwrap_or(processors),
+    )
+    .await?;
     let addresses = [reference.address, candidate.address];
     let mut engines = [reference, candidate];
-    let names = [REFERENCE.to_owned(), if arguments.engine == REFERENCE { format!("{REFERENCE} again") } else { arguments.engine.clone() }];
+    let names = [
+        REFERENCE.to_owned(),
+        if arguments.engine == REFERENCE {
+            format!("{REFERENCE} again")
+        } else {
+            arguments.engine.clone()
+        },
+    ];
     let bench = Arc::new(Bench {
         backends: [first, second],
         addresses,
         names,
         seed: arguments.seed,
-        spares: spares(groups..all).into_iter().map(tokio::sync::Mutex::new).collect(),
+        spares: spares(groups..all)
+            .into_iter()
+            .map(tokio::sync::Mutex::new)
+            .collect(),
         full: arguments.case.is_some(),
     });
     let numbers = match arguments.case {
@@ -100,7 +145,11 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
     for group in 0..groups {
         workers.spawn(threads.spawn(group, work(Arc::clone(&bench), Arc::clone(&course), group)));
     }
-    let (mut pulse, mut progress, is_followed) = (tokio::time::interval(PULSE), tokio::time::interval(PROGRESS), io::stderr().is_terminal());
+    let (mut pulse, mut progress, is_followed) = (
+        tokio::time::interval(PULSE),
+        tokio::time::interval(PROGRESS),
+        io::stderr().is_terminal(),
+    );
     loop {
         tokio::select! {
             ended = workers.join_next() => match ended {
@@ -119,10 +168,23 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
     let counted: [Counted; 2] = [engines[0].counted().await, engines[1].counted().await];
     let tally = course.tally().clone();
     let report = Report::new(arguments.seed, bench.names.clone(), tally, counted, took);
-    let text = if arguments.json { serde_json::to_string_pretty(&report).map_err(io::Error::other)? + "\n" } else { report.to_string() };
+    let text = if arguments.json {
+        serde_json::to_string_pretty(&report).map_err(io::Error::other)? + "\n"
+    } else {
+        report.to_string()
+    };
     io::stdout().lock().write_all(text.as_bytes())?;
-    let failures = report.unexplained() + if arguments.strict { report.unrepeated() } else { 0 };
-    Ok(if failures == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let failures = report.unexplained()
+        + if arguments.strict {
+            report.unrepeated()
+        } else {
+            0
+        };
+    Ok(if failures == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// So many groups, in the order of the threads that they are on.
@@ -139,7 +201,8 @@ fn pulse_of(engines: &mut [Engine; 2], course: &Course) -> io::Result<()> {
         if let Some(words) = engine.last_words()? {
             let playing: Vec<String> = course.playing().iter().map(u64::to_string).collect();
             return Err(io::Error::other(format!(
-                "the {which} process (engine {:?}) has ended while these cases were played: {}. It said last:\n{words}",
+                "the {which} process (engine {:?}) has ended while these cases were played: {}. \
+                 It said last:\n{words}",
                 engine.name,
                 playing.join(", ")
             )));
@@ -163,16 +226,22 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
-    /// The least that may be called an engine: each client connection is one to the backend, and bytes pass. `mangle` may do something to those of the client.
+    /// The least that may be called an engine: each client connection is one to the backend, and
+    /// bytes pass. `mangle` may do something to those of the client.
     async fn relay(backend: SocketAddr, mangle: fn(&mut [u8])) -> SocketAddr {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a port");
         let address = listener.local_addr().expect("an address");
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
                 tokio::spawn(async move {
                     let backend = TcpStream::connect(backend).await.expect("a backend");
-                    let ((mut from_client, mut to_client), (mut from_backend, mut to_backend)) = (client.into_split(), backend.into_split());
-                    let back = tokio::spawn(async move { tokio::io::copy(&mut from_backend, &mut to_client).await });
+                    let ((mut from_client, mut to_client), (mut from_backend, mut to_backend)) =
+                        (client.into_split(), backend.into_split());
+                    let back = tokio::spawn(async move {
+                        tokio::io::copy(&mut from_backend, &mut to_client).await
+                    });
                     let mut buffer = vec![0; 65_536];
                     while let Ok(read @ 1..) = from_client.read(&mut buffer).await {
                         mangle(&mut buffer[..read]);
@@ -189,17 +258,29 @@ mod tests {
 
     async fn run_through(mangle: fn(&mut [u8]), cases: std::ops::Range<u64>) -> Tally {
         let threads = Threads::start(1).expect("a thread");
-        let backends = [Backends::start(2, &threads).await.expect("ports"), Backends::start(2, &threads).await.expect("ports")];
+        let backends = [
+            Backends::start(2, &threads).await.expect("ports"),
+            Backends::start(2, &threads).await.expect("ports"),
+        ];
         let mut addresses = Vec::new();
         for (backends, mangle) in backends.iter().zip([(|_| {}) as fn(&mut [u8]), mangle]) {
             let (legacy, _) = backends.groups().next().expect("a group");
             addresses.push(relay(legacy, mangle).await);
         }
-        let bench =
-            Arc::new(Bench { backends, addresses: [addresses[0], addresses[1]], names: ["one".to_owned(), "other".to_owned()], seed: 1, spares: vec![1.into()], full: false });
+        let bench = Arc::new(Bench {
+            backends,
+            addresses: [addresses[0], addresses[1]],
+            names: ["one".to_owned(), "other".to_owned()],
+            seed: 1,
+            spares: vec![1.into()],
+            full: false,
+        });
         let course = Arc::new(Course::new(cases, 1));
         // All of it is the first group's.
-        threads.spawn(0, work(bench, Arc::clone(&course), 0)).await.expect("its end");
+        threads
+            .spawn(0, work(bench, Arc::clone(&course), 0))
+            .await
+            .expect("its end");
         course.tally().clone()
     }
 
@@ -207,13 +288,27 @@ mod tests {
     async fn two_engines_that_do_the_same_are_the_same_and_a_changed_byte_is_found() {
         let plain = |number: &u64| {
             let case = generate::case(1, *number, 0);
-            let is_plain =
-                |request: &super::super::case::Request| !request.is_last_word && request.script.after == Default::default() && !request.script.is_early && request.end == b"\r\n";
-            case.requests.len() == 1 && case.requests.iter().all(is_plain) && case.requests[0].body.is_empty() && case.requests[0].start.starts_with(b"GET /w000/p0 ")
+            let is_plain = |request: &super::super::case::Request| {
+                !request.is_last_word
+                    && request.script.after == Default::default()
+                    && !request.script.is_early
+                    && request.end == b"\r\n"
+            };
+            case.requests.len() == 1
+                && case.requests.iter().all(is_plain)
+                && case.requests[0].body.is_empty()
+                && case.requests[0].start.starts_with(b"GET /w000/p0 ")
         };
-        let number = (0..2_000).find(|number| plain(number)).expect("a plain case");
+        let number = (0..2_000)
+            .find(|number| plain(number))
+            .expect("a plain case");
         let same = run_through(|_| {}, number..number + 1).await;
-        assert_eq!((same.cases, same.unexplained.len()), (1, 0), "{:?}", same.unexplained);
+        assert_eq!(
+            (same.cases, same.unexplained.len()),
+            (1, 0),
+            "{:?}",
+            same.unexplained
+        );
         let mangled = run_through(
             |bytes| {
                 if let Some(at) = bytes.windows(3).position(|window| window == b"/p0") {
@@ -223,6 +318,13 @@ mod tests {
             number..number + 1,
         )
         .await;
-        assert_eq!(mangled.unexplained.keys().map(String::as_str).collect::<Vec<_>>(), ["backend request line"]);
+        assert_eq!(
+            mangled
+                .unexplained
+                .keys()
+                .map(String::as_str)
+                .collect::<Vec<_>>(),
+            ["backend request line"]
+        );
     }
 }

@@ -1,6 +1,7 @@
 //! A smaller case that still differs: whoever reads it has less to think about.
 //!
-//! Greedy and bounded: requests go first, then the cutting into writes, then lines one by one, then bodies. Each try is a play of both engines, and a case whose difference comes and goes is
+//! Greedy and bounded: requests go first, then the cutting into writes, then lines one by one, then
+//! bodies. Each try is a play of both engines, and a case whose difference comes and goes is
 //! small enough when it does not show once.
 
 use super::case::{Case, Request, Writes};
@@ -12,13 +13,18 @@ const MOST_TRIES: usize = 80;
 const LONGEST: Duration = Duration::from_secs(20);
 
 /// Makes a case smaller as long as `differs` holds.
-pub async fn shrink<F: Future<Output = bool>>(case: Case, mut differs: impl FnMut(Case) -> F) -> Case {
+pub async fn shrink<F: Future<Output = bool>>(
+    case: Case,
+    mut differs: impl FnMut(Case) -> F,
+) -> Case {
     let mut smallest = case;
     let (begun, mut tries) = (Instant::now(), 0);
     let mut at = 0;
     loop {
         // A step that helped leaves another thing at the same place.
-        let Some(candidate) = step(&smallest, at) else { return smallest };
+        let Some(candidate) = step(&smallest, at) else {
+            return smallest;
+        };
         match candidate {
             Some(candidate) if candidate != smallest => {
                 tries += 1;
@@ -36,7 +42,8 @@ pub async fn shrink<F: Future<Output = bool>>(case: Case, mut differs: impl FnMu
     }
 }
 
-/// The case with one thing less. Nothing when there is no such step any more; nothing inside where the step does not apply.
+/// The case with one thing less. Nothing when there is no such step any more; nothing inside where
+/// the step does not apply.
 fn step(case: &Case, at: usize) -> Option<Option<Case>> {
     let requests = case.requests.len();
     if at < requests {
@@ -61,7 +68,8 @@ fn step(case: &Case, at: usize) -> Option<Option<Case>> {
     None
 }
 
-/// Requests behind the one that goes keep their codes, so its place stays: only what comes last can go.
+/// Requests behind the one that goes keep their codes, so its place stays: only what comes last can
+/// go.
 fn without_request(case: &Case, gone: usize) -> Case {
     let mut case = case.clone();
     case.requests.truncate(gone);
@@ -71,12 +79,25 @@ fn without_request(case: &Case, gone: usize) -> Case {
 fn changed(request: &Request, which: usize) -> Option<Request> {
     let mut request = request.clone();
     match which {
-        0 => request.writes = if request.awaits_continue { Writes { cuts: vec![request.head().len()], ..Writes::default() } } else { Writes::default() },
+        0 => {
+            request.writes = if request.awaits_continue {
+                Writes {
+                    cuts: vec![request.head().len()],
+                    ..Writes::default()
+                }
+            } else {
+                Writes::default()
+            }
+        }
         1 => request.script.writes = Writes::default(),
         2 => request.script.before.clear(),
         line => {
             let line = line - 3;
-            if request.lines.get(line).is_none_or(|line| Request::is_code(line)) {
+            if request
+                .lines
+                .get(line)
+                .is_none_or(|line| Request::is_code(line))
+            {
                 return None;
             }
             request.lines.remove(line);
@@ -96,14 +117,25 @@ mod tests {
     async fn what_does_not_matter_goes() {
         let mut case = generate::case(1, 1, 0);
         case.requests.truncate(1);
-        case.requests[0].lines.extend((0..10).map(|at| format!("X-{at}: 1\r\n").into_bytes()));
+        case.requests[0]
+            .lines
+            .extend((0..10).map(|at| format!("X-{at}: 1\r\n").into_bytes()));
         case.requests.push(case.requests[0].clone());
-        let matters = |case: &Case| case.requests[0].lines.iter().any(|line| line == b"X-7: 1\r\n");
+        let matters = |case: &Case| {
+            case.requests[0]
+                .lines
+                .iter()
+                .any(|line| line == b"X-7: 1\r\n")
+        };
         let small = shrink(case, |case| {
             let matters = matters(&case);
             async move { matters }
         })
         .await;
-        assert_eq!((small.requests.len(), small.requests[0].lines.len()), (1, 2), "{small:?}");
+        assert_eq!(
+            (small.requests.len(), small.requests[0].lines.len()),
+            (1, 2),
+            "{small:?}"
+        );
     }
 }

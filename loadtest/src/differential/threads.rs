@@ -1,7 +1,9 @@
 //! The threads that cases are played on.
 //!
-//! Each has a runtime of its own and a share of the groups: the worker of a group, both of its clients and the backends of both engines live on one thread, so that nothing that one of them says
-//! wakes another thread. Such a thread also knows when everything that had arrived has been looked at, without asking over the network.
+//! Each has a runtime of its own and a share of the groups: the worker of a group, both of its
+//! clients and the backends of both engines live on one thread, so that nothing that one of them
+//! says wakes another thread. Such a thread also knows when everything that had arrived has been
+//! looked at, without asking over the network.
 
 use std::future::pending;
 use std::io;
@@ -22,7 +24,9 @@ impl Threads {
         for at in 0..number.max(1) {
             let runtime = Builder::new_current_thread().enable_all().build()?;
             all.push(runtime.handle().clone());
-            std::thread::Builder::new().name(format!("cases-{at}")).spawn(move || runtime.block_on(pending::<()>()))?;
+            std::thread::Builder::new()
+                .name(format!("cases-{at}"))
+                .spawn(move || runtime.block_on(pending::<()>()))?;
         }
         Ok(Self(all))
     }
@@ -33,7 +37,11 @@ impl Threads {
     }
 
     /// Runs something on the thread that this group belongs to.
-    pub fn spawn<T: Send + 'static>(&self, group: usize, task: impl Future<Output = T> + Send + 'static) -> JoinHandle<T> {
+    pub fn spawn<T: Send + 'static>(
+        &self,
+        group: usize,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> JoinHandle<T> {
         match self.0.get(group % self.0.len().max(1)) {
             Some(thread) => thread.spawn(task),
             None => tokio::spawn(task),

@@ -1,9 +1,12 @@
 //! Messages of HTTP/1 off a stream, as they stand there: what both ends of the tester read with.
 //!
-//! A parser of a library would put right, or refuse, exactly what is to be compared, so this one takes what comes: lines keep their spelling and order, and what cannot be read is kept as it is
-//! and called so. Everything that was read lives with the caller and not in the future, so that a deadline may drop a read and what came until then is still there.
+//! A parser of a library would put right, or refuse, exactly what is to be compared, so this one
+//! takes what comes: lines keep their spelling and order, and what cannot be read is kept as it is
+//! and called so. Everything that was read lives with the caller and not in the future, so that a
+//! deadline may drop a read and what came until then is still there.
 //!
-//! Deliberately absent: judging. Whether a message should look like this is nobody's question here, only whether two engines made the same of it.
+//! Deliberately absent: judging. Whether a message should look like this is nobody's question here,
+//! only whether two engines made the same of it.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -99,7 +102,12 @@ pub enum HeadRead {
 impl<S: AsyncRead + Unpin> Reader<S> {
     /// Nothing of the stream has been read.
     pub fn new(stream: S) -> Self {
-        Self { stream, buffer: Vec::with_capacity(4096), start: 0, is_flooded: false }
+        Self {
+            stream,
+            buffer: Vec::with_capacity(4096),
+            start: 0,
+            is_flooded: false,
+        }
     }
 
     /// The stream, without what was read of it.
@@ -130,7 +138,8 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         if self.is_flooded {
             self.buffer.reserve(FLOOD);
         }
-        // What a reset leaves unread is lost either way: how the connection ended is chance, that it ended is not.
+        // What a reset leaves unread is lost either way: how the connection ended is chance, that
+        // it ended is not.
         let read = self.stream.read_buf(&mut self.buffer).await;
         self.is_flooded = self.buffer.len() == self.buffer.capacity();
         matches!(read, Ok(read) if read > 0)
@@ -178,7 +187,10 @@ impl<S: AsyncRead + Unpin> Reader<S> {
 
     async fn bytes(&mut self, mut missing: u64, into: &mut Vec<u8>) -> Ending {
         loop {
-            let here = self.rest().len().min(usize::try_from(missing).unwrap_or(usize::MAX));
+            let here = self
+                .rest()
+                .len()
+                .min(usize::try_from(missing).unwrap_or(usize::MAX));
             into.extend_from_slice(self.take(here));
             missing -= here as u64;
             if missing == 0 {
@@ -200,8 +212,15 @@ impl<S: AsyncRead + Unpin> Reader<S> {
                 Some(at) => (&line[..at], Some(&line[at + 1..])),
                 None => (&line[..], None),
             };
-            let is_size = !size.is_empty() && size.len() <= 15 && size.iter().all(u8::is_ascii_hexdigit);
-            let Some(size) = std::str::from_utf8(size).ok().filter(|_| is_size).and_then(|size| u64::from_str_radix(size, 16).ok()) else { return Ending::Garbled };
+            let is_size =
+                !size.is_empty() && size.len() <= 15 && size.iter().all(u8::is_ascii_hexdigit);
+            let Some(size) = std::str::from_utf8(size)
+                .ok()
+                .filter(|_| is_size)
+                .and_then(|size| u64::from_str_radix(size, 16).ok())
+            else {
+                return Ending::Garbled;
+            };
             body.extensions.extend(extension.map(<[u8]>::to_vec));
             if size == 0 {
                 return self.trailers(&mut body.trailers).await;
@@ -234,7 +253,10 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         loop {
             if let Some(end) = self.rest().iter().position(|&byte| byte == b'\n') {
                 let line = self.take(end + 1);
-                return line.strip_suffix(b"\r\n").map(<[u8]>::to_vec).ok_or(Ending::Garbled);
+                return line
+                    .strip_suffix(b"\r\n")
+                    .map(<[u8]>::to_vec)
+                    .ok_or(Ending::Garbled);
             }
             if self.rest().len() > MOST_LINE_BYTES {
                 return Err(Ending::Garbled);
@@ -248,19 +270,36 @@ impl<S: AsyncRead + Unpin> Reader<S> {
 
 /// Where a head ends, if it does: behind the first empty line.
 fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
-    let found = bytes.get(from..)?.windows(4).position(|window| window == b"\r\n\r\n")?;
+    let found = bytes
+        .get(from..)?
+        .windows(4)
+        .position(|window| window == b"\r\n\r\n")?;
     Some(from + found + 4)
 }
 
 impl Field {
     fn parse(line: &[u8]) -> Self {
-        let Some(colon) = line.iter().position(|&byte| byte == b':') else { return Self { name: line.to_vec(), value: Vec::new() } };
+        let Some(colon) = line.iter().position(|&byte| byte == b':') else {
+            return Self {
+                name: line.to_vec(),
+                value: Vec::new(),
+            };
+        };
         let (name, value) = line.split_at(colon);
         let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
         let value = value.get(1..).unwrap_or_default();
-        let begin = value.iter().position(|byte| !is_space(byte)).unwrap_or(value.len());
-        let end = value.iter().rposition(|byte| !is_space(byte)).map_or(begin, |at| at + 1);
-        Self { name: name.to_vec(), value: value[begin..end].to_vec() }
+        let begin = value
+            .iter()
+            .position(|byte| !is_space(byte))
+            .unwrap_or(value.len());
+        let end = value
+            .iter()
+            .rposition(|byte| !is_space(byte))
+            .map_or(begin, |at| at + 1);
+        Self {
+            name: name.to_vec(),
+            value: value[begin..end].to_vec(),
+        }
     }
 }
 
@@ -270,26 +309,41 @@ impl Head {
         let text = bytes.strip_suffix(b"\r\n\r\n").unwrap_or(bytes);
         let mut lines = split_lines(text);
         let start = lines.next().unwrap_or_default().to_vec();
-        Self { start, fields: lines.map(Field::parse).collect() }
+        Self {
+            start,
+            fields: lines.map(Field::parse).collect(),
+        }
     }
 
     /// The values of a name, which is given in lower case.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.fields.iter().filter(move |field| field.name.eq_ignore_ascii_case(name.as_bytes())).map(|field| field.value.as_slice())
+        self.fields
+            .iter()
+            .filter(move |field| field.name.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|field| field.value.as_slice())
     }
 
     /// Whether a list such as `Connection` holds this word.
     pub fn lists(&self, name: &str, word: &str) -> bool {
-        self.values(name).any(|value| value.split(|&byte| byte == b',').any(|item| item.trim_ascii().eq_ignore_ascii_case(word.as_bytes())))
+        self.values(name).any(|value| {
+            value
+                .split(|&byte| byte == b',')
+                .any(|item| item.trim_ascii().eq_ignore_ascii_case(word.as_bytes()))
+        })
     }
 
     /// The number in a status line, 0 if there is none.
     pub fn status(&self) -> u16 {
-        let number = self.start.split(|&byte| byte == b' ').nth(1).and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
+        let number = self
+            .start
+            .split(|&byte| byte == b' ')
+            .nth(1)
+            .and_then(|number| std::str::from_utf8(number).ok()?.parse().ok());
         number.unwrap_or(0)
     }
 
-    /// How the body of this request is framed. What comes out of an engine is read as the least careful backend would.
+    /// How the body of this request is framed. What comes out of an engine is read as the least
+    /// careful backend would.
     pub fn request_framing(&self) -> Framing {
         self.framing().unwrap_or(Framing::None)
     }
@@ -308,7 +362,11 @@ impl Head {
             return Some(Framing::Chunked);
         }
         let length = self.values("content-length").next()?;
-        std::str::from_utf8(length).ok()?.parse().ok().map(Framing::Length)
+        std::str::from_utf8(length)
+            .ok()?
+            .parse()
+            .ok()
+            .map(Framing::Length)
     }
 }
 
@@ -341,11 +399,23 @@ mod tests {
 
     #[tokio::test]
     async fn a_head_is_kept_as_it_is_spelled() {
-        let mut reader = read_from(b"HTTP/1.1 200 OK\r\nX-A:  1 \r\nx-a: 2\r\nno colon\r\n\r\nrest");
-        let HeadRead::Whole(head) = reader.head().await else { panic!("a whole head") };
-        assert_eq!((head.start.as_slice(), head.status(), head.fields.len()), (&b"HTTP/1.1 200 OK"[..], 200, 3));
+        let mut reader =
+            read_from(b"HTTP/1.1 200 OK\r\nX-A:  1 \r\nx-a: 2\r\nno colon\r\n\r\nrest");
+        let HeadRead::Whole(head) = reader.head().await else {
+            panic!("a whole head")
+        };
+        assert_eq!(
+            (head.start.as_slice(), head.status(), head.fields.len()),
+            (&b"HTTP/1.1 200 OK"[..], 200, 3)
+        );
         assert_eq!(head.values("x-a").collect::<Vec<_>>(), [b"1", b"2"]);
-        assert_eq!((head.fields[0].name.as_slice(), head.fields[2].name.as_slice()), (&b"X-A"[..], &b"no colon"[..]));
+        assert_eq!(
+            (
+                head.fields[0].name.as_slice(),
+                head.fields[2].name.as_slice()
+            ),
+            (&b"X-A"[..], &b"no colon"[..])
+        );
         assert_eq!(reader.rest(), b"rest");
         assert_eq!(read_from(b"HTTP/1.1 2").head().await, HeadRead::Ended(10));
     }
@@ -353,24 +423,64 @@ mod tests {
     #[tokio::test]
     async fn a_body_ends_where_its_framing_says() {
         let (read, rest) = body(Framing::Length(2), b"okmore").await;
-        assert_eq!((read.bytes.as_slice(), read.ending, rest.as_slice()), (&b"ok"[..], Ending::Whole, &b"more"[..]));
+        assert_eq!(
+            (read.bytes.as_slice(), read.ending, rest.as_slice()),
+            (&b"ok"[..], Ending::Whole, &b"more"[..])
+        );
         assert_eq!(body(Framing::Length(9), b"ok").await.0.ending, Ending::Cut);
         let (read, rest) = body(Framing::Chunked, b"2;a=b\r\nok\r\n0\r\nx-t: 1\r\n\r\nmore").await;
-        assert_eq!((read.bytes.as_slice(), read.chunks.as_slice(), read.ending, rest.as_slice()), (&b"ok"[..], &[2][..], Ending::Whole, &b"more"[..]));
-        assert_eq!((read.extensions, read.trailers[0].name.as_slice()), (vec![b"a=b".to_vec()], &b"x-t"[..]));
+        assert_eq!(
+            (
+                read.bytes.as_slice(),
+                read.chunks.as_slice(),
+                read.ending,
+                rest.as_slice()
+            ),
+            (&b"ok"[..], &[2][..], Ending::Whole, &b"more"[..])
+        );
+        assert_eq!(
+            (read.extensions, read.trailers[0].name.as_slice()),
+            (vec![b"a=b".to_vec()], &b"x-t"[..])
+        );
         for garbled in [&b"x\r\n"[..], b"2\nok", b"2\r\nokk\r\n", b"+2\r\nok\r\n"] {
-            assert_eq!(body(Framing::Chunked, garbled).await.0.ending, Ending::Garbled);
+            assert_eq!(
+                body(Framing::Chunked, garbled).await.0.ending,
+                Ending::Garbled
+            );
         }
-        assert_eq!(body(Framing::Chunked, b"5\r\nok").await.0, Body { bytes: b"ok".to_vec(), chunks: vec![5], ending: Ending::Cut, ..Body::default() });
-        assert_eq!(body(Framing::UntilClose, b"ok").await.0.ending, Ending::Whole);
+        assert_eq!(
+            body(Framing::Chunked, b"5\r\nok").await.0,
+            Body {
+                bytes: b"ok".to_vec(),
+                chunks: vec![5],
+                ending: Ending::Cut,
+                ..Body::default()
+            }
+        );
+        assert_eq!(
+            body(Framing::UntilClose, b"ok").await.0.ending,
+            Ending::Whole
+        );
     }
 
     #[test]
     fn the_framing_of_an_answer_depends_on_what_was_asked() {
         let head = Head::parse(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n");
-        assert_eq!((head.answer_framing(false), head.answer_framing(true)), (Framing::Length(5), Framing::None));
-        assert_eq!(Head::parse(b"HTTP/1.1 304 X\r\ncontent-length: 5\r\n\r\n").answer_framing(false), Framing::None);
-        assert_eq!(Head::parse(b"HTTP/1.1 200 OK\r\n\r\n").answer_framing(false), Framing::UntilClose);
-        assert_eq!(Head::parse(b"GET / HTTP/1.1\r\n\r\n").request_framing(), Framing::None);
+        assert_eq!(
+            (head.answer_framing(false), head.answer_framing(true)),
+            (Framing::Length(5), Framing::None)
+        );
+        assert_eq!(
+            Head::parse(b"HTTP/1.1 304 X\r\ncontent-length: 5\r\n\r\n").answer_framing(false),
+            Framing::None
+        );
+        assert_eq!(
+            Head::parse(b"HTTP/1.1 200 OK\r\n\r\n").answer_framing(false),
+            Framing::UntilClose
+        );
+        assert_eq!(
+            Head::parse(b"GET / HTTP/1.1\r\n\r\n").request_framing(),
+            Framing::None
+        );
     }
 }

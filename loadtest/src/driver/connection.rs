@@ -1,10 +1,12 @@
 //! Connections to the target: TCP or TLS, HTTP/1.1 or HTTP/2, and requests on them.
 //!
-//! HTTP/2 without TLS begins by prior knowledge; with TLS the protocol asked for is the only one offered, so that a target which cannot speak it fails instead of
-//! being measured in another one.
+//! HTTP/2 without TLS begins by prior knowledge; with TLS the protocol asked for is the only one
+//! offered, so that a target which cannot speak it fails instead of being measured in another one.
 //!
-//! A request is sent again only if the connection proves that no byte of it was written (an idle connection that the target closed); anything else is counted as
-//! the failure a user would see. Deliberately absent: HTTP/2 streams that are refused and may be sent again, which browsers do and not all clients.
+//! A request is sent again only if the connection proves that no byte of it was written (an idle
+//! connection that the target closed); anything else is counted as the failure a user would see.
+//! Deliberately absent: HTTP/2 streams that are refused and may be sent again, which browsers do
+//! and not all clients.
 
 use super::record::{Outcome, TransportFailure};
 use super::target::{Target, Trust, client_config};
@@ -45,7 +47,9 @@ impl std::str::FromStr for Protocol {
         match text {
             "h1" => Ok(Self::H1),
             "h2" => Ok(Self::H2),
-            _ => Err(UsageError::new(format!("expected h1 or h2, found {text:?}"))),
+            _ => Err(UsageError::new(format!(
+                "expected h1 or h2, found {text:?}"
+            ))),
         }
     }
 }
@@ -75,7 +79,11 @@ impl Connector {
         } else {
             None
         };
-        Ok(Self { target: target.clone(), protocol, tls })
+        Ok(Self {
+            target: target.clone(),
+            protocol,
+            tls,
+        })
     }
 
     /// A connection without anything said on it but TLS.
@@ -85,7 +93,10 @@ impl Connector {
         let _ = stream.set_nodelay(true);
         match &self.tls {
             None => Ok(Box::new(stream)),
-            Some(tls) => Ok(Box::new(tls.connect(self.target.server_name().map_err(io::Error::other)?, stream).await?)),
+            Some(tls) => Ok(Box::new(
+                tls.connect(self.target.server_name().map_err(io::Error::other)?, stream)
+                    .await?,
+            )),
         }
     }
 
@@ -95,24 +106,51 @@ impl Connector {
             return Ok(None);
         };
         let stream = TcpStream::connect(&self.target.addresses[..]).await?;
-        let stream = tls.connect(self.target.server_name().map_err(io::Error::other)?, stream).await?;
-        Ok(stream.get_ref().1.peer_certificates().and_then(<[_]>::first).map(|certificate| certificate.to_vec()))
+        let stream = tls
+            .connect(self.target.server_name().map_err(io::Error::other)?, stream)
+            .await?;
+        Ok(stream
+            .get_ref()
+            .1
+            .peer_certificates()
+            .and_then(<[_]>::first)
+            .map(|certificate| certificate.to_vec()))
     }
 
     async fn open(&self) -> Result<Connection, TransportFailure> {
-        let io = TokioIo::new(self.wire().await.map_err(|error| if is_malformed(&error) { TransportFailure::Protocol } else { TransportFailure::Connect })?);
+        let io = TokioIo::new(self.wire().await.map_err(|error| {
+            if is_malformed(&error) {
+                TransportFailure::Protocol
+            } else {
+                TransportFailure::Connect
+            }
+        })?);
         // Errors of the connection reach the request that meets them.
         let (sender, mover) = match self.protocol {
             Protocol::H1 => {
-                let (sender, connection) = http1::handshake(io).await.map_err(|error| classify(&error))?;
-                (Sender::H1(sender), tokio::spawn(async move { drop(connection.await) }))
+                let (sender, connection) = http1::handshake(io)
+                    .await
+                    .map_err(|error| classify(&error))?;
+                (
+                    Sender::H1(sender),
+                    tokio::spawn(async move { drop(connection.await) }),
+                )
             }
             Protocol::H2 => {
-                let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.map_err(|error| classify(&error))?;
-                (Sender::H2(sender), tokio::spawn(async move { drop(connection.await) }))
+                let (sender, connection) = http2::handshake(TokioExecutor::new(), io)
+                    .await
+                    .map_err(|error| classify(&error))?;
+                (
+                    Sender::H2(sender),
+                    tokio::spawn(async move { drop(connection.await) }),
+                )
             }
         };
-        Ok(Connection { sender, made: 0, _mover: Arc::new(Mover(mover.abort_handle())) })
+        Ok(Connection {
+            sender,
+            made: 0,
+            _mover: Arc::new(Mover(mover.abort_handle())),
+        })
     }
 }
 
@@ -144,7 +182,10 @@ impl Connection {
         }
     }
 
-    async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
+    async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, TrySendError<Request<Full<Bytes>>>> {
         self.made += 1;
         match &mut self.sender {
             Sender::H1(sender) => sender.try_send_request(request).await,
@@ -156,12 +197,17 @@ impl Connection {
     fn share(&self) -> Option<Self> {
         match &self.sender {
             Sender::H1(_) => None,
-            Sender::H2(sender) => Some(Self { sender: Sender::H2(sender.clone()), made: self.made, _mover: Arc::clone(&self._mover) }),
+            Sender::H2(sender) => Some(Self {
+                sender: Sender::H2(sender.clone()),
+                made: self.made,
+                _mover: Arc::clone(&self._mover),
+            }),
         }
     }
 }
 
-/// A connection as several tasks use it: each in turn with HTTP/1.1 (which has one task), all at once with HTTP/2.
+/// A connection as several tasks use it: each in turn with HTTP/1.1 (which has one task), all at
+/// once with HTTP/2.
 #[derive(Clone)]
 pub(super) struct Line {
     connector: Arc<Connector>,
@@ -173,11 +219,21 @@ pub(super) struct Line {
 
 impl Line {
     pub(super) fn new(connector: Arc<Connector>, most: u32, side_header: HeaderName) -> Self {
-        Self { connector, kept: Arc::default(), most, side_header }
+        Self {
+            connector,
+            kept: Arc::default(),
+            most,
+            side_header,
+        }
     }
 
     /// Makes one request; `sent` becomes the time at which a connection took it.
-    pub(super) async fn exchange(&self, mut request: Request<Full<Bytes>>, start: Instant, sent: &mut Option<Duration>) -> Result<Outcome, TransportFailure> {
+    pub(super) async fn exchange(
+        &self,
+        mut request: Request<Full<Bytes>>,
+        start: Instant,
+        sent: &mut Option<Duration>,
+    ) -> Result<Outcome, TransportFailure> {
         let kept = {
             let mut slot = self.kept.lock().await;
             match slot.as_mut() {
@@ -191,7 +247,8 @@ impl Line {
                         open.made += 1;
                         Some(shared)
                     }
-                    // Taken out: a request that is given up must not leave its connection to the next one.
+                    // Taken out: a request that is given up must not leave its connection to the
+                    // next one.
                     None => slot.take(),
                 },
             }
@@ -239,9 +296,16 @@ impl Line {
         }
     }
 
-    async fn read(&self, response: Response<Incoming>, open: Connection) -> Result<Outcome, TransportFailure> {
+    async fn read(
+        &self,
+        response: Response<Incoming>,
+        open: Connection,
+    ) -> Result<Outcome, TransportFailure> {
         let status = response.status();
-        let side = response.headers().get(&self.side_header).and_then(|name| Side::from_name(name.as_bytes()));
+        let side = response
+            .headers()
+            .get(&self.side_header)
+            .and_then(|name| Side::from_name(name.as_bytes()));
         let mut body = response.into_body();
         while let Some(frame) = body.frame().await {
             frame.map_err(|error| classify(&error))?;
@@ -254,10 +318,21 @@ impl Line {
 }
 
 fn classify(error: &hyper::Error) -> TransportFailure {
-    let malformed = error.is_parse() || error.source().and_then(|source| source.downcast_ref::<io::Error>()).is_some_and(is_malformed);
-    if malformed { TransportFailure::Protocol } else { TransportFailure::Reset }
+    let malformed = error.is_parse()
+        || error
+            .source()
+            .and_then(|source| source.downcast_ref::<io::Error>())
+            .is_some_and(is_malformed);
+    if malformed {
+        TransportFailure::Protocol
+    } else {
+        TransportFailure::Reset
+    }
 }
 
 fn is_malformed(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput)
+    matches!(
+        error.kind(),
+        io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput
+    )
 }

@@ -1,7 +1,8 @@
 //! Where a request carries its user: a header, a cookie, or a claim of a bearer token.
 //!
-//! Tokens are signed (HS256) although whoever routes by a claim need not look at the signature: a token that some gateway on the way refuses would measure
-//! that gateway's refusals. The key is fixed and public, for it protects nothing.
+//! Tokens are signed (HS256) although whoever routes by a claim need not look at the signature: a
+//! token that some gateway on the way refuses would measure that gateway's refusals. The key is
+//! fixed and public, for it protects nothing.
 
 use crate::units::UsageError;
 use crate::users::user_name;
@@ -46,7 +47,10 @@ fn token(claim: &str, user: &str) -> String {
     // JSON text of two strings cannot fail to be written.
     let claims = serde_json::json!({ claim: user }).to_string();
     let signed = format!("{TOKEN_HEAD}.{}", URL_SAFE_NO_PAD.encode(claims));
-    let signature = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, TOKEN_KEY), signed.as_bytes());
+    let signature = hmac::sign(
+        &hmac::Key::new(hmac::HMAC_SHA256, TOKEN_KEY),
+        signed.as_bytes(),
+    );
     format!("{signed}.{}", URL_SAFE_NO_PAD.encode(signature))
 }
 
@@ -54,12 +58,19 @@ impl FromStr for UserKey {
     type Err = UsageError;
 
     fn from_str(text: &str) -> Result<Self, UsageError> {
-        let wrong = || UsageError::new(format!("expected header:<name>, cookie:<name> or jwt:<claim>, such as \"header:x-user-id\", found {text:?}"));
+        let wrong = || {
+            UsageError::new(format!(
+                "expected header:<name>, cookie:<name> or jwt:<claim>, such as \
+                 \"header:x-user-id\", found {text:?}"
+            ))
+        };
         match text.split_once(':').ok_or_else(wrong)? {
             ("header", name) => Ok(Self::Header(name.parse().map_err(|_| wrong())?)),
             // A cookie name is a token (RFC 6265, section 4.1.1), as a header name is; only the
             // latter is case-insensitive, so the name is kept as it was written.
-            ("cookie", name) if HeaderName::from_str(name).is_ok() => Ok(Self::Cookie(name.to_owned())),
+            ("cookie", name) if HeaderName::from_str(name).is_ok() => {
+                Ok(Self::Cookie(name.to_owned()))
+            }
             ("jwt", claim) if !claim.is_empty() => Ok(Self::Jwt(claim.to_owned())),
             _ => Err(wrong()),
         }
@@ -84,10 +95,21 @@ mod tests {
 
     #[test]
     fn a_user_key_is_a_header_a_cookie_or_a_claim() {
-        assert_eq!("header:X-User-Id".parse(), Ok(UserKey::Header(http::HeaderName::from_static("x-user-id"))));
+        assert_eq!(
+            "header:X-User-Id".parse(),
+            Ok(UserKey::Header(http::HeaderName::from_static("x-user-id")))
+        );
         assert_eq!("cookie:UID".parse(), Ok(UserKey::Cookie("UID".to_owned())));
         assert_eq!("jwt:sub".parse(), Ok(UserKey::Jwt("sub".to_owned())));
-        for text in ["", "x-user-id", "query:uid", "header:", "header:a b", "cookie:a;b", "jwt:"] {
+        for text in [
+            "",
+            "x-user-id",
+            "query:uid",
+            "header:",
+            "header:a b",
+            "cookie:a;b",
+            "jwt:",
+        ] {
             let message = text.parse::<UserKey>().expect_err(text).to_string();
             assert!(message.contains(&format!("found {text:?}")), "{message}");
         }
@@ -99,12 +121,20 @@ mod tests {
         let (name, value) = key.header(7).expect("a header");
         assert_eq!(name, "authorization");
         assert_eq!(key.header(7), Some((name, value.clone())));
-        let token = value.to_str().expect("text").strip_prefix("Bearer ").expect("a bearer token").to_owned();
+        let token = value
+            .to_str()
+            .expect("text")
+            .strip_prefix("Bearer ")
+            .expect("a bearer token")
+            .to_owned();
         let parts: Vec<&str> = token.split('.').collect();
-        let text = |part: &str| String::from_utf8(URL_SAFE_NO_PAD.decode(part).expect("base64")).expect("text");
+        let text = |part: &str| {
+            String::from_utf8(URL_SAFE_NO_PAD.decode(part).expect("base64")).expect("text")
+        };
         assert_eq!(text(parts[0]), r#"{"alg":"HS256","typ":"JWT"}"#);
         assert_eq!(text(parts[1]), r#"{"sub":"user-7"}"#);
-        // By openssl: printf %s HEAD.CLAIMS | openssl dgst -sha256 -hmac cutover-loadtest -binary | basenc --base64url
+        // By openssl: printf %s HEAD.CLAIMS | openssl dgst -sha256 -hmac cutover-loadtest -binary |
+        // basenc --base64url
         assert_eq!(parts[2], "nsdSwAsDP4kogZU0LycjeKw8A0_UHJwnzvoI2Nblzjk");
     }
 }

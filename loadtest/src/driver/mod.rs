@@ -9,9 +9,10 @@
 //! over), *sent* (a connection took it) and *finished*. Released minus intended is the generator's
 //! own lateness; sent minus intended adds the wait for a connection.
 //!
-//! A task takes requests from one queue in order and makes one at a time. With HTTP/1.1 it has a connection of its own; with HTTP/2 as many tasks as there are
-//! streams share one. One record is kept for every request, because the order in which one user's requests were sent is known only afterwards; that is why a run
-//! is limited to [`MOST_REQUESTS`].
+//! A task takes requests from one queue in order and makes one at a time. With HTTP/1.1 it has a
+//! connection of its own; with HTTP/2 as many tasks as there are streams share one. One record is
+//! kept for every request, because the order in which one user's requests were sent is known only
+//! afterwards; that is why a run is limited to [`MOST_REQUESTS`].
 //!
 //! Deliberately absent: redirects, retries, and a warm-up that is left out of the numbers.
 
@@ -49,7 +50,8 @@ use tokio::task::JoinSet;
 pub const MOST_REQUESTS: f64 = 20_000_000.0;
 /// Largest request body in bytes.
 pub const MOST_BODY_BYTES: usize = 64 * 1024 * 1024;
-/// Requests at once on a connection of HTTP/2 unless said otherwise: what servers commonly allow without a second thought.
+/// Requests at once on a connection of HTTP/2 unless said otherwise: what servers commonly allow
+/// without a second thought.
 const STREAMS: usize = 32;
 /// Most requests that may be in flight.
 const MOST_IN_FLIGHT: usize = 100_000;
@@ -127,17 +129,28 @@ impl RunPlan {
             return Err(UsageError::new("expected at least 1 connection, found 0"));
         }
         if self.streams == 0 || self.requests_per_connection == 0 {
-            return Err(UsageError::new("expected at least 1 stream and 1 request for each connection, found 0"));
+            return Err(UsageError::new(
+                "expected at least 1 stream and 1 request for each connection, found 0",
+            ));
         }
         if self.in_flight() > MOST_IN_FLIGHT {
-            return Err(UsageError::new(format!("expected at most {MOST_IN_FLIGHT} requests in flight, found {}", self.in_flight())));
+            return Err(UsageError::new(format!(
+                "expected at most {MOST_IN_FLIGHT} requests in flight, found {}",
+                self.in_flight()
+            )));
         }
         if self.body_bytes > MOST_BODY_BYTES {
-            return Err(UsageError::new(format!("expected a body of at most {MOST_BODY_BYTES} bytes, found {}", self.body_bytes)));
+            return Err(UsageError::new(format!(
+                "expected a body of at most {MOST_BODY_BYTES} bytes, found {}",
+                self.body_bytes
+            )));
         }
         let requests = self.rate * self.duration.as_secs_f64();
         if !(requests > 0.0 && requests <= MOST_REQUESTS) {
-            return Err(UsageError::new(format!("expected rate times duration above 0 and at most {MOST_REQUESTS} requests (each is remembered), found {requests}")));
+            return Err(UsageError::new(format!(
+                "expected rate times duration above 0 and at most {MOST_REQUESTS} requests (each \
+                 is remembered), found {requests}"
+            )));
         }
         Ok(())
     }
@@ -152,15 +165,30 @@ impl RunPlan {
 
     /// What every request has in common.
     fn template(&self) -> Result<Template, UsageError> {
-        let wrong = || UsageError::new(format!("expected a path that can be asked for, found {:?}", self.path.as_str()));
+        let wrong = || {
+            UsageError::new(format!(
+                "expected a path that can be asked for, found {:?}",
+                self.path.as_str()
+            ))
+        };
         let (uri, host) = match self.protocol {
             Protocol::H1 => (Uri::from(self.path.clone()), Some(self.target.host.clone())),
             Protocol::H2 => {
-                let uri = Uri::builder().scheme(self.target.scheme.clone()).authority(self.target.authority.clone()).path_and_query(self.path.clone()).build();
+                let uri = Uri::builder()
+                    .scheme(self.target.scheme.clone())
+                    .authority(self.target.authority.clone())
+                    .path_and_query(self.path.clone())
+                    .build();
                 (uri.map_err(|_| wrong())?, None)
             }
         };
-        Ok(Template { method: self.method.clone(), uri, host, body: Bytes::from(vec![b'x'; self.body_bytes]), key: self.key.clone() })
+        Ok(Template {
+            method: self.method.clone(),
+            uri,
+            host,
+            body: Bytes::from(vec![b'x'; self.body_bytes]),
+            key: self.key.clone(),
+        })
     }
 }
 
@@ -208,17 +236,28 @@ impl Driver {
         plan.check().map_err(unusable)?;
         let users = UserDraws::new(plan.users, plan.seed).map_err(unusable)?;
         let template = plan.template().map_err(unusable)?;
-        let connector = Arc::new(Connector::new(&plan.target, plan.protocol, &plan.trust).map_err(unusable)?);
+        let connector =
+            Arc::new(Connector::new(&plan.target, plan.protocol, &plan.trust).map_err(unusable)?);
         let schedule = Schedule::new(plan.arrivals, plan.rate, plan.duration, plan.seed);
         let (release, queue) = mpsc::unbounded_channel();
         let (report_progress, progress) = watch::channel(Progress::default());
         let stop = StopHandle::default();
         let start = Instant::now();
         let tasks_of_line = plan.in_flight() / plan.connections;
-        let shared = Arc::new(Shared { timeout: plan.timeout, template, start, queue: Mutex::new(queue), progress: report_progress });
+        let shared = Arc::new(Shared {
+            timeout: plan.timeout,
+            template,
+            start,
+            queue: Mutex::new(queue),
+            progress: report_progress,
+        });
         let mut connections = JoinSet::new();
         for _ in 0..plan.connections {
-            let line = Line::new(Arc::clone(&connector), plan.requests_per_connection, plan.side_header.clone());
+            let line = Line::new(
+                Arc::clone(&connector),
+                plan.requests_per_connection,
+                plan.side_header.clone(),
+            );
             for _ in 0..tasks_of_line {
                 connections.spawn(serve_queue(Arc::clone(&shared), line.clone()));
             }
@@ -227,7 +266,13 @@ impl Driver {
             let stop = stop.clone();
             move || pace(schedule, users, start, &release, &stop)
         })?;
-        Ok(Self { start, progress, stop, connections, pacer })
+        Ok(Self {
+            start,
+            progress,
+            stop,
+            connections,
+            pacer,
+        })
     }
 
     /// The instant that all times of the run count from.
@@ -252,8 +297,15 @@ impl Driver {
             records.append(&mut joined.map_err(io::Error::other)?);
         }
         // The connections end only after the pacer has let go of the queue, so this does not block.
-        let paced = self.pacer.join().map_err(|_| io::Error::other("the pacer ended by a panic"))?;
-        Ok(Measurement { records, paced: paced.time, stopped: paced.stopped })
+        let paced = self
+            .pacer
+            .join()
+            .map_err(|_| io::Error::other("the pacer ended by a panic"))?;
+        Ok(Measurement {
+            records,
+            paced: paced.time,
+            stopped: paced.stopped,
+        })
     }
 }
 
@@ -299,7 +351,10 @@ impl Shared {
             Outcome::Failed(TransportFailure::Waiting)
         } else {
             let exchange = async {
-                let request = self.template.request(release.user).ok_or(TransportFailure::Protocol)?;
+                let request = self
+                    .template
+                    .request(release.user)
+                    .ok_or(TransportFailure::Protocol)?;
                 line.exchange(request, self.start, &mut sent).await
             };
             match tokio::time::timeout_at(deadline.into(), exchange).await {

@@ -23,7 +23,13 @@ pub enum TransportFailure {
 
 impl TransportFailure {
     /// Every kind, in the order of a request's life.
-    pub const ALL: [Self; 5] = [Self::Waiting, Self::Connect, Self::Reset, Self::Timeout, Self::Protocol];
+    pub const ALL: [Self; 5] = [
+        Self::Waiting,
+        Self::Connect,
+        Self::Reset,
+        Self::Timeout,
+        Self::Protocol,
+    ];
 
     /// The kind in one word.
     pub fn name(self) -> &'static str {
@@ -87,11 +93,17 @@ pub struct Record {
 }
 
 impl Record {
-    /// The latency in nanoseconds, if it counts: answers of every status, and what was given up for time (at what it had cost by then).
+    /// The latency in nanoseconds, if it counts: answers of every status, and what was given up for
+    /// time (at what it had cost by then).
     pub fn latency(&self) -> Option<u64> {
         match self.outcome {
-            Outcome::Answered { .. } | Outcome::Failed(TransportFailure::Timeout | TransportFailure::Waiting) => Some(self.finished.saturating_sub(self.intended)),
-            Outcome::Failed(TransportFailure::Connect | TransportFailure::Reset | TransportFailure::Protocol) => None,
+            Outcome::Answered { .. }
+            | Outcome::Failed(TransportFailure::Timeout | TransportFailure::Waiting) => {
+                Some(self.finished.saturating_sub(self.intended))
+            }
+            Outcome::Failed(
+                TransportFailure::Connect | TransportFailure::Reset | TransportFailure::Protocol,
+            ) => None,
         }
     }
 }
@@ -108,9 +120,11 @@ pub struct Measurement {
 }
 
 impl Measurement {
-    /// Puts the records in the order in which they are judged: by user, each user's requests in the order of sending; unsent ones say nothing of sides.
+    /// Puts the records in the order in which they are judged: by user, each user's requests in the
+    /// order of sending; unsent ones say nothing of sides.
     pub fn sort(&mut self) {
-        self.records.sort_unstable_by_key(|record| (record.user, record.sent, record.intended));
+        self.records
+            .sort_unstable_by_key(|record| (record.user, record.sent, record.intended));
     }
 }
 

@@ -1,6 +1,7 @@
 //! When requests are to start: a pure sequence of instants, and the thread that keeps to it.
 //!
-//! The pacer is a thread of its own because the timers of the runtime tick in milliseconds, which is coarser than the latencies measured here.
+//! The pacer is a thread of its own because the timers of the runtime tick in milliseconds, which
+//! is coarser than the latencies measured here.
 
 use super::{Release, StopHandle};
 use crate::users::UserDraws;
@@ -45,9 +46,16 @@ impl Schedule {
     pub fn new(arrivals: Arrivals, rate: f64, duration: Duration, seed: u64) -> Self {
         let gaps = match arrivals {
             Arrivals::Constant => Gaps::Equal { issued: 0 },
-            Arrivals::Poisson => Gaps::Exponential { seconds: 0.0, random: Box::new(StdRng::seed_from_u64(seed ^ ARRIVAL_STREAM)) },
+            Arrivals::Poisson => Gaps::Exponential {
+                seconds: 0.0,
+                random: Box::new(StdRng::seed_from_u64(seed ^ ARRIVAL_STREAM)),
+            },
         };
-        Self { rate, duration, gaps }
+        Self {
+            rate,
+            duration,
+            gaps,
+        }
     }
 }
 
@@ -80,13 +88,22 @@ pub(super) struct Paced {
 }
 
 /// Releases a request at each instant of the schedule.
-pub(super) fn pace(schedule: Schedule, mut users: UserDraws, start: Instant, release: &mpsc::UnboundedSender<Release>, stop: &StopHandle) -> Paced {
+pub(super) fn pace(
+    schedule: Schedule,
+    mut users: UserDraws,
+    start: Instant,
+    release: &mpsc::UnboundedSender<Release>,
+    stop: &StopHandle,
+) -> Paced {
     let duration = schedule.duration;
     for intended in schedule {
         let released = loop {
             let now = start.elapsed();
             if stop.is_stopped() || release.is_closed() {
-                return Paced { time: now, stopped: true };
+                return Paced {
+                    time: now,
+                    stopped: true,
+                };
             }
             if now >= intended {
                 break now;
@@ -94,9 +111,16 @@ pub(super) fn pace(schedule: Schedule, mut users: UserDraws, start: Instant, rel
             thread::sleep((intended - now).min(PACER_SLICE));
         };
         // A closed queue is seen on the next turn.
-        let _ = release.send(Release { user: users.draw(), intended, released });
+        let _ = release.send(Release {
+            user: users.draw(),
+            intended,
+            released,
+        });
     }
-    Paced { time: duration, stopped: false }
+    Paced {
+        time: duration,
+        stopped: false,
+    }
 }
 
 #[cfg(test)]
@@ -106,13 +130,17 @@ mod tests {
 
     #[test]
     fn a_constant_schedule_starts_at_zero_with_equal_gaps_and_ends_before_the_duration() {
-        let starts: Vec<Duration> = Schedule::new(Arrivals::Constant, 4.0, Duration::from_secs(1), 1).collect();
+        let starts: Vec<Duration> =
+            Schedule::new(Arrivals::Constant, 4.0, Duration::from_secs(1), 1).collect();
         assert_eq!(starts, [0, 250, 500, 750].map(Duration::from_millis));
     }
 
     #[test]
     fn a_poisson_schedule_repeats_under_its_seed_and_keeps_the_rate() {
-        let starts = |seed| Schedule::new(Arrivals::Poisson, 1_000.0, Duration::from_secs(10), seed).collect::<Vec<Duration>>();
+        let starts = |seed| {
+            Schedule::new(Arrivals::Poisson, 1_000.0, Duration::from_secs(10), seed)
+                .collect::<Vec<Duration>>()
+        };
         let one = starts(1);
         assert_eq!(one, starts(1));
         assert_ne!(one, starts(2));

@@ -1,7 +1,8 @@
 //! Where requests go: an address, and whom to trust there.
 //!
-//! Anything but loopback has to be allowed, because a load generator is a weapon. TLS trusts one named authority or, when asked to, anybody: never the
-//! system's authorities, since what is loaded here is a stand with certificates of its own.
+//! Anything but loopback has to be allowed, because a load generator is a weapon. TLS trusts one
+//! named authority or, when asked to, anybody: never the system's authorities, since what is loaded
+//! here is a stand with certificates of its own.
 //!
 //! Deliberately absent: paths in a target (the plan has one), user names, and proxies on the way.
 
@@ -9,7 +10,9 @@ use crate::units::UsageError;
 use http::HeaderValue;
 use http::uri::{Authority, Scheme, Uri};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
@@ -42,9 +45,18 @@ pub enum Trust {
 impl Target {
     /// Reads and resolves `http://host:port` or `https://host:port`. Anything but loopback needs `allow_remote`.
     pub async fn resolve(text: &str, allow_remote: bool) -> Result<Self, UsageError> {
-        let wrong = || UsageError::new(format!("expected a target such as http://127.0.0.1:8080 or https://localhost:8443, without a path, found {text:?}"));
+        let wrong = || {
+            UsageError::new(format!(
+                "expected a target such as http://127.0.0.1:8080 or https://localhost:8443, \
+                 without a path, found {text:?}"
+            ))
+        };
         let uri: Uri = text.parse().map_err(|_| wrong())?;
-        let scheme = uri.scheme().filter(|scheme| **scheme == Scheme::HTTP || **scheme == Scheme::HTTPS).ok_or_else(wrong)?.clone();
+        let scheme = uri
+            .scheme()
+            .filter(|scheme| **scheme == Scheme::HTTP || **scheme == Scheme::HTTPS)
+            .ok_or_else(wrong)?
+            .clone();
         if uri.path_and_query().is_some_and(|path| path != "/") {
             return Err(wrong());
         }
@@ -65,15 +77,29 @@ impl Target {
             // A port that is none, such as 99999, must not become the default one.
             None => return Err(wrong()),
         };
-        let addresses: Vec<SocketAddr> =
-            tokio::net::lookup_host((host, port)).await.map_err(|error| UsageError::new(format!("expected a target that resolves, found {text:?}: {error}")))?.collect();
-        let remote = addresses.iter().find(|address| !address.ip().to_canonical().is_loopback());
+        let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
+            .await
+            .map_err(|error| {
+                UsageError::new(format!(
+                    "expected a target that resolves, found {text:?}: {error}"
+                ))
+            })?
+            .collect();
+        let remote = addresses
+            .iter()
+            .find(|address| !address.ip().to_canonical().is_loopback());
         match remote {
-            Some(address) if !allow_remote => {
-                Err(UsageError::new(format!("expected a loopback target, found {text:?} ({address}); pass --allow-remote if you may load that machine")))
-            }
+            Some(address) if !allow_remote => Err(UsageError::new(format!(
+                "expected a loopback target, found {text:?} ({address}); pass --allow-remote if \
+                 you may load that machine"
+            ))),
             _ if addresses.is_empty() => Err(wrong()),
-            _ => Ok(Self { scheme, host: HeaderValue::from_str(authority.as_str()).map_err(|_| wrong())?, authority, addresses }),
+            _ => Ok(Self {
+                scheme,
+                host: HeaderValue::from_str(authority.as_str()).map_err(|_| wrong())?,
+                authority,
+                addresses,
+            }),
         }
     }
 
@@ -95,7 +121,11 @@ impl Target {
     /// The name that its certificate has to carry.
     pub(super) fn server_name(&self) -> Result<ServerName<'static>, UsageError> {
         let host = self.authority.host().trim_matches(['[', ']']).to_owned();
-        ServerName::try_from(host.clone()).map_err(|_| UsageError::new(format!("expected a name or an address that a certificate can carry, found {host:?}")))
+        ServerName::try_from(host.clone()).map_err(|_| {
+            UsageError::new(format!(
+                "expected a name or an address that a certificate can carry, found {host:?}"
+            ))
+        })
     }
 }
 
@@ -106,24 +136,45 @@ impl fmt::Display for Target {
 }
 
 /// What a client says in its hello, with these protocols to choose from.
-pub(super) fn client_config(trust: &Trust, protocols: &[&[u8]]) -> Result<Arc<ClientConfig>, UsageError> {
+pub(super) fn client_config(
+    trust: &Trust,
+    protocols: &[&[u8]],
+) -> Result<Arc<ClientConfig>, UsageError> {
     let provider = Arc::new(ring::default_provider());
     let unusable = |error: rustls::Error| UsageError::new(format!("TLS cannot be set up: {error}"));
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions().map_err(unusable)?;
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(unusable)?;
     let mut config = match trust {
-        Trust::Nobody => return Err(UsageError::new("expected --ca FILE or --insecure beside a target with https://, found neither")),
+        Trust::Nobody => {
+            return Err(UsageError::new(
+                "expected --ca FILE or --insecure beside a target with https://, found neither",
+            ));
+        }
         Trust::Authority(path) => {
-            let unreadable = |error: &dyn fmt::Display| UsageError::new(format!("expected certificates in PEM in {}: {error}", path.display()));
+            let unreadable = |error: &dyn fmt::Display| {
+                UsageError::new(format!(
+                    "expected certificates in PEM in {}: {error}",
+                    path.display()
+                ))
+            };
             let mut roots = RootCertStore::empty();
-            for certificate in CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))? {
-                roots.add(certificate.map_err(|error| unreadable(&error))?).map_err(|error| unreadable(&error))?;
+            for certificate in
+                CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?
+            {
+                roots
+                    .add(certificate.map_err(|error| unreadable(&error))?)
+                    .map_err(|error| unreadable(&error))?;
             }
             if roots.is_empty() {
                 return Err(unreadable(&"there are none"));
             }
             builder.with_root_certificates(roots).with_no_client_auth()
         }
-        Trust::Anybody => builder.dangerous().with_custom_certificate_verifier(Arc::new(Credulous::new(&provider))).with_no_client_auth(),
+        Trust::Anybody => builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Credulous::new(&provider)))
+            .with_no_client_auth(),
     };
     config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
     Ok(Arc::new(config))
@@ -140,15 +191,32 @@ impl Credulous {
 }
 
 impl ServerCertVerifier for Credulous {
-    fn verify_server_cert(&self, _: &CertificateDer<'_>, _: &[CertificateDer<'_>], _: &ServerName<'_>, _: &[u8], _: UnixTime) -> Result<ServerCertVerified, rustls::Error> {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
         Ok(ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls12_signature(message, certificate, signed, &self.0)
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], certificate: &CertificateDer<'_>, signed: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, certificate, signed, &self.0)
     }
 
@@ -178,24 +246,47 @@ mod tests {
 
     #[tokio::test]
     async fn a_remote_target_needs_to_be_allowed() {
-        let message = Target::resolve("http://192.0.2.1:8080", false).await.expect_err("a remote address").to_string();
+        let message = Target::resolve("http://192.0.2.1:8080", false)
+            .await
+            .expect_err("a remote address")
+            .to_string();
         assert!(message.contains("--allow-remote"), "{message}");
-        Target::resolve("http://192.0.2.1:8080", true).await.expect("allowed");
+        Target::resolve("http://192.0.2.1:8080", true)
+            .await
+            .expect("allowed");
     }
 
     #[tokio::test]
     async fn a_target_is_a_scheme_and_a_place_without_a_path() {
-        for text in ["127.0.0.1:8080", "ftp://127.0.0.1:8080", "http://127.0.0.1:8080/path", "http://127.0.0.1:8080/?q", "http://me@127.0.0.1:8080", "http://127.0.0.1:99999", ""] {
-            let message = Target::resolve(text, true).await.expect_err(text).to_string();
-            assert!(message.contains("such as http://127.0.0.1:8080"), "{message}");
+        for text in [
+            "127.0.0.1:8080",
+            "ftp://127.0.0.1:8080",
+            "http://127.0.0.1:8080/path",
+            "http://127.0.0.1:8080/?q",
+            "http://me@127.0.0.1:8080",
+            "http://127.0.0.1:99999",
+            "",
+        ] {
+            let message = Target::resolve(text, true)
+                .await
+                .expect_err(text)
+                .to_string();
+            assert!(
+                message.contains("such as http://127.0.0.1:8080"),
+                "{message}"
+            );
         }
     }
 
     #[test]
     fn tls_needs_somebody_to_trust() {
-        let message = client_config(&Trust::Nobody, &[b"h2"]).expect_err("nobody").to_string();
+        let message = client_config(&Trust::Nobody, &[b"h2"])
+            .expect_err("nobody")
+            .to_string();
         assert!(message.contains("--ca FILE or --insecure"), "{message}");
-        let message = client_config(&Trust::Authority("/nowhere/ca.pem".into()), &[b"h2"]).expect_err("no file").to_string();
+        let message = client_config(&Trust::Authority("/nowhere/ca.pem".into()), &[b"h2"])
+            .expect_err("no file")
+            .to_string();
         assert!(message.contains("/nowhere/ca.pem"), "{message}");
         client_config(&Trust::Anybody, &[b"h2"]).expect("anybody");
     }

@@ -1,6 +1,8 @@
-//! Charts as SVG, drawn by hand: no script, nothing from elsewhere, colours by classes so that the page can be light or dark.
+//! Charts as SVG, drawn by hand: no script, nothing from elsewhere, colours by classes so that the
+//! page can be light or dark.
 //!
-//! A chart is data with two axes; drawing is a pure function of it. Values are read by pointing at a time, which shows all series of that time.
+//! A chart is data with two axes; drawing is a pure function of it. Values are read by pointing at
+//! a time, which shows all series of that time.
 
 use super::escape;
 use std::fmt::Write;
@@ -81,11 +83,26 @@ impl Chart<'_> {
         // A string takes all that is written to it.
         let _ = write!(out, "<figure><figcaption><b>{}</b>", escape(self.title));
         for series in &self.series {
-            let _ = write!(out, " <span class=\"key {}\">{}</span>", series.class, escape(series.name));
+            let _ = write!(
+                out,
+                " <span class=\"key {}\">{}</span>",
+                series.class,
+                escape(series.name)
+            );
         }
-        let _ = write!(out, "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">", escape(self.title));
+        let _ = write!(
+            out,
+            "</figcaption><svg viewBox=\"0 0 {WIDTH} {HEIGHT}\" role=\"img\" aria-label=\"{}\">",
+            escape(self.title)
+        );
         if self.series.iter().all(|series| series.points.is_empty()) || self.x.1 <= self.x.0 {
-            let _ = write!(out, "<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">nothing to show</text></svg></figure>", WIDTH / 2.0, HEIGHT / 2.0);
+            let _ = write!(
+                out,
+                "<text class=\"tick\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">nothing to \
+                 show</text></svg></figure>",
+                WIDTH / 2.0,
+                HEIGHT / 2.0
+            );
             return out;
         }
         let (low, high) = self.y_range();
@@ -94,7 +111,9 @@ impl Chart<'_> {
             let x = self.place_x(mark.x);
             let _ = write!(
                 out,
-                "<g class=\"mark\"><line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{:.1}\"/><text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text><title>{}</title></g>",
+                "<g class=\"mark\"><line x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" \
+                 y2=\"{:.1}\"/><text x=\"{x:.1}\" y=\"{:.1}\" \
+                 text-anchor=\"middle\">{}</text><title>{}</title></g>",
                 HEIGHT - BOTTOM,
                 TOP - 6.0,
                 escape(&mark.label),
@@ -110,16 +129,31 @@ impl Chart<'_> {
     }
 
     fn y_range(&self) -> (f64, f64) {
-        let values = || self.series.iter().flat_map(|series| series.points.iter().map(|(_, y)| *y)).filter(|y| y.is_finite());
+        let values = || {
+            self.series
+                .iter()
+                .flat_map(|series| series.points.iter().map(|(_, y)| *y))
+                .filter(|y| y.is_finite())
+        };
         let high = values().fold(0.0, f64::max);
         match self.scale {
-            Scale::Linear => (0.0, if high > 0.0 { ceiling(high, &ENDS) } else { 1.0 }),
+            Scale::Linear => (
+                0.0,
+                if high > 0.0 {
+                    ceiling(high, &ENDS)
+                } else {
+                    1.0
+                },
+            ),
             Scale::Log => {
                 let low = values().filter(|y| *y > 0.0).fold(f64::INFINITY, f64::min);
                 if !low.is_finite() {
                     return (1.0, 10.0);
                 }
-                let (bottom, top) = (10_f64.powf(low.log10().floor()), 10_f64.powf(high.log10().ceil()));
+                let (bottom, top) = (
+                    10_f64.powf(low.log10().floor()),
+                    10_f64.powf(high.log10().ceil()),
+                );
                 (bottom, if top > bottom { top } else { bottom * 10.0 })
             }
         }
@@ -140,48 +174,87 @@ impl Chart<'_> {
     fn axes(&self, out: &mut String, low: f64, high: f64) {
         let ticks: Vec<f64> = match self.scale {
             Scale::Linear => (0..=4).map(|n| high * f64::from(n) / 4.0).collect(),
-            Scale::Log => std::iter::successors(Some(low), |tick| Some(tick * 10.0)).take_while(|tick| *tick <= high * 1.01).collect(),
+            Scale::Log => std::iter::successors(Some(low), |tick| Some(tick * 10.0))
+                .take_while(|tick| *tick <= high * 1.01)
+                .collect(),
         };
         for tick in ticks {
             let y = self.place_y(tick, low, high);
             let _ = write!(
                 out,
-                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+                "<line class=\"grid\" x1=\"{LEFT}\" x2=\"{:.1}\" y1=\"{y:.1}\" \
+                 y2=\"{y:.1}\"/><text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" \
+                 text-anchor=\"end\">{}</text>",
                 WIDTH - RIGHT,
                 LEFT - 6.0,
                 y + 4.0,
                 escape(&(self.y_words)(tick))
             );
         }
-        let x_ticks = if self.x_ticks.is_empty() { self.found_ticks() } else { self.x_ticks.clone() };
+        let x_ticks = if self.x_ticks.is_empty() {
+            self.found_ticks()
+        } else {
+            self.x_ticks.clone()
+        };
         for (x, words) in x_ticks {
-            let _ = write!(out, "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>", self.place_x(x), HEIGHT - 8.0, escape(&words));
+            let _ = write!(
+                out,
+                "<text class=\"tick\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{}</text>",
+                self.place_x(x),
+                HEIGHT - 8.0,
+                escape(&words)
+            );
         }
     }
 
     fn found_ticks(&self) -> Vec<(f64, String)> {
         let step = ceiling((self.x.1 - self.x.0) / 12.0, &[1.0, 2.0, 5.0, 10.0]);
-        (0..=12).map(|n| self.x.0 + step * f64::from(n)).take_while(|x| *x <= self.x.1 + step * 1e-6).map(|x| (x, (self.x_words)(x))).collect()
+        (0..=12)
+            .map(|n| self.x.0 + step * f64::from(n))
+            .take_while(|x| *x <= self.x.1 + step * 1e-6)
+            .map(|x| (x, (self.x_words)(x)))
+            .collect()
     }
 
     fn draw(&self, out: &mut String, series: &Series, low: f64, high: f64) {
-        let places = series.points.iter().filter(|(_, y)| y.is_finite() && (self.scale == Scale::Linear || *y > 0.0)).map(|(x, y)| (self.place_x(*x), self.place_y(*y, low, high)));
+        let places = series
+            .points
+            .iter()
+            .filter(|(_, y)| y.is_finite() && (self.scale == Scale::Linear || *y > 0.0))
+            .map(|(x, y)| (self.place_x(*x), self.place_y(*y, low, high)));
         match series.shape {
             Shape::Line => {
                 let points: Vec<String> = places.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
                 let _ = match points.as_slice() {
                     [only] => {
                         let (x, y) = only.split_once(',').unwrap_or(("0", "0"));
-                        write!(out, "<circle class=\"dot {}\" cx=\"{x}\" cy=\"{y}\" r=\"2.5\"/>", series.class)
+                        write!(
+                            out,
+                            "<circle class=\"dot {}\" cx=\"{x}\" cy=\"{y}\" r=\"2.5\"/>",
+                            series.class
+                        )
                     }
-                    _ => write!(out, "<polyline class=\"line {}\" points=\"{}\"/>", series.class, points.join(" ")),
+                    _ => write!(
+                        out,
+                        "<polyline class=\"line {}\" points=\"{}\"/>",
+                        series.class,
+                        points.join(" ")
+                    ),
                 };
             }
             Shape::Bars => {
-                let width = ((WIDTH - LEFT - RIGHT) / series.points.len().max(1) as f64 * 0.7).clamp(1.5, 28.0);
+                let width = ((WIDTH - LEFT - RIGHT) / series.points.len().max(1) as f64 * 0.7)
+                    .clamp(1.5, 28.0);
                 let floor = HEIGHT - BOTTOM;
                 for (x, y) in places.filter(|(_, y)| *y < floor) {
-                    let _ = write!(out, "<rect class=\"bar {}\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" height=\"{:.1}\"/>", series.class, x - width / 2.0, floor - y);
+                    let _ = write!(
+                        out,
+                        "<rect class=\"bar {}\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{width:.1}\" \
+                         height=\"{:.1}\"/>",
+                        series.class,
+                        x - width / 2.0,
+                        floor - y
+                    );
                 }
             }
         }
@@ -202,7 +275,8 @@ impl Chart<'_> {
             }
             let _ = write!(
                 out,
-                "<rect class=\"over\" x=\"{:.1}\" y=\"{TOP}\" width=\"{width:.1}\" height=\"{:.1}\"><title>{}</title></rect>",
+                "<rect class=\"over\" x=\"{:.1}\" y=\"{TOP}\" width=\"{width:.1}\" \
+                 height=\"{:.1}\"><title>{}</title></rect>",
                 self.place_x(*x) - width / 2.0,
                 HEIGHT - TOP - BOTTOM,
                 escape(&words)
@@ -217,7 +291,11 @@ const ENDS: [f64; 7] = [1.0, 2.0, 2.5, 4.0, 5.0, 8.0, 10.0];
 /// The next of these numbers times a power of ten.
 fn ceiling(value: f64, numbers: &[f64]) -> f64 {
     let power = 10_f64.powf(value.log10().floor());
-    numbers.iter().map(|step| step * power).find(|step| *step >= value * 0.999_999).unwrap_or(value)
+    numbers
+        .iter()
+        .map(|step| step * power)
+        .find(|step| *step >= value * 0.999_999)
+        .unwrap_or(value)
 }
 
 #[cfg(test)]
@@ -233,8 +311,17 @@ mod tests {
             x_words: &words,
             scale,
             y_words: &words,
-            series: vec![Series { name: "one & two", class: "c1", shape: Shape::Line, points }],
-            marks: vec![Mark { x: 5.0, label: "1".to_owned(), words: "<script>".to_owned() }],
+            series: vec![Series {
+                name: "one & two",
+                class: "c1",
+                shape: Shape::Line,
+                points,
+            }],
+            marks: vec![Mark {
+                x: 5.0,
+                label: "1".to_owned(),
+                words: "<script>".to_owned(),
+            }],
         }
         .svg()
     }
@@ -242,19 +329,42 @@ mod tests {
     #[test]
     fn a_chart_escapes_all_words_and_has_no_number_that_is_none() {
         for scale in [Scale::Linear, Scale::Log] {
-            for points in [vec![], vec![(1.0, 0.0)], vec![(1.0, 5.0)], vec![(0.0, 1.0), (10.0, 1_000.0)], vec![(0.0, f64::NAN), (3.0, f64::INFINITY), (4.0, 3.0)]] {
+            for points in [
+                vec![],
+                vec![(1.0, 0.0)],
+                vec![(1.0, 5.0)],
+                vec![(0.0, 1.0), (10.0, 1_000.0)],
+                vec![(0.0, f64::NAN), (3.0, f64::INFINITY), (4.0, 3.0)],
+            ] {
                 let svg = chart(scale, points);
-                assert!(svg.contains("a &lt; b") && svg.contains("one &amp; two"), "{svg}");
+                assert!(
+                    svg.contains("a &lt; b") && svg.contains("one &amp; two"),
+                    "{svg}"
+                );
                 let drawn = svg.split("<rect class=\"over\"").next().expect("a part");
-                assert!(!drawn.contains("NaN") && !drawn.contains("inf") && !drawn.contains("<script"), "{svg}");
+                assert!(
+                    !drawn.contains("NaN") && !drawn.contains("inf") && !drawn.contains("<script"),
+                    "{svg}"
+                );
             }
         }
     }
 
     #[test]
     fn axes_end_at_round_numbers() {
-        for (value, end) in [(1.0, 1.0), (1.1, 2.0), (2.1, 2.5), (31.0, 40.0), (99.0, 100.0), (0.03, 0.04)] {
-            assert!((ceiling(value, &ENDS) - end).abs() < 1e-9, "{value}: {}", ceiling(value, &ENDS));
+        for (value, end) in [
+            (1.0, 1.0),
+            (1.1, 2.0),
+            (2.1, 2.5),
+            (31.0, 40.0),
+            (99.0, 100.0),
+            (0.03, 0.04),
+        ] {
+            assert!(
+                (ceiling(value, &ENDS) - end).abs() < 1e-9,
+                "{value}: {}",
+                ceiling(value, &ENDS)
+            );
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The report as one HTML file that needs nothing else: no script, no font, no address of anybody.
 //!
-//! What was asked and whether it holds stands first, then the numbers, then the charts they came from, then everything that is needed to do it again. What others
-//! have written (names, paths, messages) is escaped wherever it stands.
+//! What was asked and whether it holds stands first, then the numbers, then the charts they came
+//! from, then everything that is needed to do it again. What others have written (names, paths,
+//! messages) is escaped wherever it stands.
 
 mod chart;
 mod page;
@@ -22,11 +23,30 @@ pub fn of_scenario(outcome: &Outcome) -> String {
 }
 
 /// The report of a single run.
-pub fn of_run(plan: &RunPlan, measurement: &Measurement, report: Report, websockets: Option<WebSocketReport>) -> String {
+pub fn of_run(
+    plan: &RunPlan,
+    measurement: &Measurement,
+    report: Report,
+    websockets: Option<WebSocketReport>,
+) -> String {
     let verdicts = if report.violations.is_empty() {
-        vec![Verdict { name: "run", holds: Some(true), sentence: "no user on a wrong side, no request failed".to_owned(), warns: false }]
+        vec![Verdict {
+            name: "run",
+            holds: Some(true),
+            sentence: "no user on a wrong side, no request failed".to_owned(),
+            warns: false,
+        }]
     } else {
-        report.violations.iter().map(|violation| Verdict { name: "violation", holds: Some(false), sentence: violation.clone(), warns: false }).collect()
+        report
+            .violations
+            .iter()
+            .map(|violation| Verdict {
+                name: "violation",
+                holds: Some(false),
+                sentence: violation.clone(),
+                warns: false,
+            })
+            .collect()
     };
     let run = RunOutcome {
         seed: plan.seed,
@@ -81,22 +101,36 @@ mod tests {
 
     #[test]
     fn nothing_that_opens_a_tag_or_ends_an_attribute_is_left() {
-        assert_eq!(escape("<a href=\"x\" b='y'>&"), "&lt;a href=&quot;x&quot; b=&#39;y&#39;&gt;&amp;");
+        assert_eq!(
+            escape("<a href=\"x\" b='y'>&"),
+            "&lt;a href=&quot;x&quot; b=&#39;y&#39;&gt;&amp;"
+        );
     }
 
     #[tokio::test]
     async fn a_page_is_whole_escaped_and_needs_nothing_from_elsewhere() {
-        let target = Target::resolve("http://127.0.0.1:1", false).await.expect("a target");
-        let plan = RunPlan { path: PathAndQuery::from_static("/?a=1&b='x'"), ..RunPlan::to(target) };
+        let target = Target::resolve("http://127.0.0.1:1", false)
+            .await
+            .expect("a target");
+        let plan = RunPlan {
+            path: PathAndQuery::from_static("/?a=1&b='x'"),
+            ..RunPlan::to(target)
+        };
         let record = |at: u64, side| Record {
             user: 1,
-            outcome: Outcome::Answered { status: StatusCode::OK, side: Some(side) },
+            outcome: Outcome::Answered {
+                status: StatusCode::OK,
+                side: Some(side),
+            },
             intended: at * 1_000_000,
             released: at * 1_000_000,
             sent: Some(at * 1_000_000),
             finished: (at + 2) * 1_000_000,
         };
-        let mut measurement = Measurement { records: vec![record(0, Side::Legacy), record(500, Side::New)], ..Measurement::default() };
+        let mut measurement = Measurement {
+            records: vec![record(0, Side::Legacy), record(500, Side::New)],
+            ..Measurement::default()
+        };
         measurement.sort();
         let report = Report::of(&plan, &measurement, &History::default());
         let page = of_run(&plan, &measurement, report, None);
@@ -106,8 +140,11 @@ mod tests {
         for foreign in ["<script", "src=", "href=", "url(", "@import"] {
             assert!(!page.contains(foreign), "{foreign}");
         }
-        for tag in ["table", "figure", "svg", "details", "section", "tr", "td", "th", "g", "p"] {
-            let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        for tag in [
+            "table", "figure", "svg", "details", "section", "tr", "td", "th", "g", "p",
+        ] {
+            let opened = page.matches(&format!("<{tag}>")).count()
+                + page.matches(&format!("<{tag} ")).count();
             assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
         }
     }

@@ -46,8 +46,13 @@ pub(super) fn page(outcome: &Outcome) -> String {
         escape(&outcome.title)
     );
     let runs = outcome.runs.len();
-    let _ =
-        writeln!(out, "<p class=\"faint\">{} · {runs} {} · cutover-loadtest {}</p>", escape(&outcome.scenario), if runs == 1 { "run" } else { "runs" }, escape(outcome.version));
+    let _ = writeln!(
+        out,
+        "<p class=\"faint\">{} · {runs} {} · cutover-loadtest {}</p>",
+        escape(&outcome.scenario),
+        if runs == 1 { "run" } else { "runs" },
+        escape(outcome.version)
+    );
     if !outcome.about.is_empty() {
         let _ = writeln!(out, "<p>{}</p>", escape(outcome.about.trim()));
     }
@@ -61,22 +66,43 @@ pub(super) fn page(outcome: &Outcome) -> String {
             run_section(&mut out, run);
         } else {
             let open = if number == shown { " open" } else { "" };
-            let words = if number == shown { " (the worst one)" } else { "" };
-            let _ = write!(out, "<section><details{open}><summary>Run {} of {runs}, seed {}{words}</summary>", number + 1, run.seed);
+            let words = if number == shown {
+                " (the worst one)"
+            } else {
+                ""
+            };
+            let _ = write!(
+                out,
+                "<section><details{open}><summary>Run {} of {runs}, seed {}{words}</summary>",
+                number + 1,
+                run.seed
+            );
             run_section(&mut out, run);
             out.push_str("</details></section>\n");
         }
     }
     if !outcome.text.is_empty() {
-        let _ = writeln!(out, "<h2>To do it again</h2><section><details><summary>The scenario as it was played</summary><pre>{}</pre></details></section>", escape(&outcome.text));
+        let _ = writeln!(
+            out,
+            "<h2>To do it again</h2><section><details><summary>The scenario as it was played</summary><pre>{}</pre></details></section>",
+            escape(&outcome.text)
+        );
     }
     out.push_str("</body>\n</html>\n");
     out
 }
 
 fn verdicts(out: &mut String, outcome: &Outcome) {
-    let failed = outcome.verdicts.iter().filter(|verdict| verdict.holds == Some(false)).count();
-    let _ = write!(out, "<section class=\"sum{}\"><table>", if failed > 0 { " bad" } else { "" });
+    let failed = outcome
+        .verdicts
+        .iter()
+        .filter(|verdict| verdict.holds == Some(false))
+        .count();
+    let _ = write!(
+        out,
+        "<section class=\"sum{}\"><table>",
+        if failed > 0 { " bad" } else { "" }
+    );
     for verdict in &outcome.verdicts {
         let (class, sign) = match verdict.holds {
             _ if verdict.warns => ("fails", "! doubt"),
@@ -84,7 +110,12 @@ fn verdicts(out: &mut String, outcome: &Outcome) {
             Some(false) => ("fails", "✗ fails"),
             None => ("told", "told"),
         };
-        let _ = write!(out, "<tr><td class=\"{class} name\">{sign}</td><td class=\"name\">{}</td><td>{}</td></tr>", escape(verdict.name), escape(&verdict.sentence));
+        let _ = write!(
+            out,
+            "<tr><td class=\"{class} name\">{sign}</td><td class=\"name\">{}</td><td>{}</td></tr>",
+            escape(verdict.name),
+            escape(&verdict.sentence)
+        );
     }
     out.push_str("</table></section>\n");
 }
@@ -92,7 +123,11 @@ fn verdicts(out: &mut String, outcome: &Outcome) {
 fn over_runs(out: &mut String, numbers: &[OverRuns]) {
     out.push_str("<h2>Over all runs</h2><section><table><tr><th></th><th class=\"number\">least</th><th class=\"number\">median</th><th class=\"number\">most</th></tr>");
     for one in numbers {
-        let unit = if one.unit.is_empty() { String::new() } else { format!(" {}", one.unit) };
+        let unit = if one.unit.is_empty() {
+            String::new()
+        } else {
+            format!(" {}", one.unit)
+        };
         let digits = usize::from(!one.unit.is_empty());
         let value = |value: f64| format!("{value:.digits$}{unit}");
         let _ = write!(
@@ -112,11 +147,29 @@ fn over_runs(out: &mut String, numbers: &[OverRuns]) {
                 &Chart {
                     title: one.name,
                     x: (0.5, one.values.len() as f64 + 0.5),
-                    x_ticks: (1..=one.values.len()).map(|run| (run as f64, run.to_string())).collect(),
+                    x_ticks: (1..=one.values.len())
+                        .map(|run| (run as f64, run.to_string()))
+                        .collect(),
                     x_words: &|run| format!("run {run:.0}"),
                     scale: Scale::Linear,
-                    y_words: &|value| if unit.is_empty() { format!("{value:.0}") } else { format!("{value:.1} {unit}") },
-                    series: vec![Series { name: "by run", class, shape: Shape::Bars, points: one.values.iter().zip(1..).map(|(value, run)| (f64::from(run), *value)).collect() }],
+                    y_words: &|value| {
+                        if unit.is_empty() {
+                            format!("{value:.0}")
+                        } else {
+                            format!("{value:.1} {unit}")
+                        }
+                    },
+                    series: vec![Series {
+                        name: "by run",
+                        class,
+                        shape: Shape::Bars,
+                        points: one
+                            .values
+                            .iter()
+                            .zip(1..)
+                            .map(|(value, run)| (f64::from(run), *value))
+                            .collect(),
+                    }],
                     marks: Vec::new(),
                 }
                 .svg(),
@@ -128,5 +181,14 @@ fn over_runs(out: &mut String, numbers: &[OverRuns]) {
 
 /// The run that is shown at once: with the most failures, and of those the slowest.
 fn worst(runs: &[RunOutcome]) -> usize {
-    runs.iter().enumerate().max_by_key(|(number, run)| (run.report.failures.requests, run.report.latency.p99_us, std::cmp::Reverse(*number))).map_or(0, |(number, _)| number)
+    runs.iter()
+        .enumerate()
+        .max_by_key(|(number, run)| {
+            (
+                run.report.failures.requests,
+                run.report.latency.p99_us,
+                std::cmp::Reverse(*number),
+            )
+        })
+        .map_or(0, |(number, _)| number)
 }

@@ -10,12 +10,23 @@ const MIB: f64 = 1024.0 * 1024.0;
 
 /// A table: its head, with a number's column marked by a leading `#`, and its rows.
 fn table(out: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>>) {
-    let class = |at: usize| if head[at].starts_with('#') { " class=\"number\"" } else { "" };
+    let class = |at: usize| {
+        if head[at].starts_with('#') {
+            " class=\"number\""
+        } else {
+            ""
+        }
+    };
     out.push_str("<table>");
     if head.iter().any(|name| !name.is_empty()) {
         out.push_str("<tr>");
         for (at, name) in head.iter().enumerate() {
-            let _ = write!(out, "<th{}>{}</th>", class(at), escape(name.trim_start_matches('#')));
+            let _ = write!(
+                out,
+                "<th{}>{}</th>",
+                class(at),
+                escape(name.trim_start_matches('#'))
+            );
         }
         out.push_str("</tr>");
     }
@@ -30,7 +41,11 @@ fn table(out: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>
 }
 
 fn seconds(value: f64) -> String {
-    if value.fract().abs() < 1e-9 { format!("{value:.0} s") } else { format!("{value:.1} s") }
+    if value.fract().abs() < 1e-9 {
+        format!("{value:.0} s")
+    } else {
+        format!("{value:.1} s")
+    }
 }
 
 /// A time in microseconds at an axis.
@@ -44,7 +59,16 @@ fn axis_time(microseconds: f64) -> String {
 }
 
 fn quantile_cells(quantiles: &Quantiles) -> Vec<String> {
-    [quantiles.p50_us, quantiles.p90_us, quantiles.p99_us, quantiles.p999_us, quantiles.max_us].into_iter().map(readable).collect()
+    [
+        quantiles.p50_us,
+        quantiles.p90_us,
+        quantiles.p99_us,
+        quantiles.p999_us,
+        quantiles.max_us,
+    ]
+    .into_iter()
+    .map(readable)
+    .collect()
 }
 
 /// Everything about one run.
@@ -54,7 +78,12 @@ pub(super) fn run_section(out: &mut String, run: &RunOutcome) {
         let _ = write!(out, "<p>{}</p>", escape(&capacity.sentence));
         let mut by_rate: Vec<_> = capacity.steps.iter().collect();
         by_rate.sort_by(|one, other| one.rate.total_cmp(&other.rate));
-        let points = |value: &dyn Fn(&crate::capacity::CapacityStep) -> Option<f64>| by_rate.iter().filter_map(|step| Some((step.rate, value(step)?))).collect::<Vec<_>>();
+        let points = |value: &dyn Fn(&crate::capacity::CapacityStep) -> Option<f64>| {
+            by_rate
+                .iter()
+                .filter_map(|step| Some((step.rate, value(step)?)))
+                .collect::<Vec<_>>()
+        };
         let most = by_rate.last().map_or(1.0, |step| step.rate);
         out.push_str(
             &Chart {
@@ -65,20 +94,65 @@ pub(super) fn run_section(out: &mut String, run: &RunOutcome) {
                 scale: Scale::Log,
                 y_words: &axis_time,
                 series: vec![
-                    Series { name: "p99 from the intended start", class: "p99", shape: Shape::Line, points: points(&|step| Some(step.evidence.p99_us as f64)) },
-                    Series { name: "mean exchange", class: "new", shape: Shape::Line, points: points(&|step| step.evidence.exchange_us) },
-                    Series { name: "mean in the backend", class: "legacy", shape: Shape::Line, points: points(&|step| step.evidence.service_us) },
-                    Series { name: "generator late (p99)", class: "other", shape: Shape::Line, points: points(&|step| Some(step.evidence.late_p99_us as f64)) },
+                    Series {
+                        name: "p99 from the intended start",
+                        class: "p99",
+                        shape: Shape::Line,
+                        points: points(&|step| Some(step.evidence.p99_us as f64)),
+                    },
+                    Series {
+                        name: "mean exchange",
+                        class: "new",
+                        shape: Shape::Line,
+                        points: points(&|step| step.evidence.exchange_us),
+                    },
+                    Series {
+                        name: "mean in the backend",
+                        class: "legacy",
+                        shape: Shape::Line,
+                        points: points(&|step| step.evidence.service_us),
+                    },
+                    Series {
+                        name: "generator late (p99)",
+                        class: "other",
+                        shape: Shape::Line,
+                        points: points(&|step| Some(step.evidence.late_p99_us as f64)),
+                    },
                 ],
-                marks: capacity.knee.map(|knee| Mark { x: knee, label: "knee".to_owned(), words: format!("{knee:.0} per second") }).into_iter().collect(),
+                marks: capacity
+                    .knee
+                    .map(|knee| Mark {
+                        x: knee,
+                        label: "knee".to_owned(),
+                        words: format!("{knee:.0} per second"),
+                    })
+                    .into_iter()
+                    .collect(),
             }
             .svg(),
         );
-        let cores = |cores: Option<crate::probe::Cores>| cores.map_or("?".to_owned(), |cores| format!("{:.2} (+{:.2})", cores.busy, cores.starved));
-        let time = |microseconds: Option<f64>| microseconds.map_or("?".to_owned(), |time| readable(time as u64));
+        let cores = |cores: Option<crate::probe::Cores>| {
+            cores.map_or("?".to_owned(), |cores| {
+                format!("{:.2} (+{:.2})", cores.busy, cores.starved)
+            })
+        };
+        let time = |microseconds: Option<f64>| {
+            microseconds.map_or("?".to_owned(), |time| readable(time as u64))
+        };
         table(
             out,
-            &["#rate", "", "#p99", "#failed", "#wait", "#exchange", "#backend", "#late p99", "#proxy cores (waited for)", "#generator cores"],
+            &[
+                "#rate",
+                "",
+                "#p99",
+                "#failed",
+                "#wait",
+                "#exchange",
+                "#backend",
+                "#late p99",
+                "#proxy cores (waited for)",
+                "#generator cores",
+            ],
             capacity.steps.iter().map(|step| {
                 let evidence = &step.evidence;
                 vec![
@@ -107,9 +181,20 @@ pub(super) fn run_section(out: &mut String, run: &RunOutcome) {
     let plan = &run.report.plan;
     out.push_str("<h2>Plan</h2><section>");
     let mut rows = vec![
-        ("request", format!("{} {}{}", plan.method, plan.target, plan.path)),
+        (
+            "request",
+            format!("{} {}{}", plan.method, plan.target, plan.path),
+        ),
         ("protocol", format!("{:?}", plan.protocol).to_lowercase()),
-        ("rate", format!("{} per second, {:?}, for {}", plan.rate, plan.arrivals, readable(plan.duration_ms.saturating_mul(1_000)))),
+        (
+            "rate",
+            format!(
+                "{} per second, {:?}, for {}",
+                plan.rate,
+                plan.arrivals,
+                readable(plan.duration_ms.saturating_mul(1_000))
+            ),
+        ),
         ("users", format!("{} by {}", plan.users, plan.key)),
         ("connections", plan.connections.to_string()),
         ("body", format!("{} bytes", plan.body_bytes)),
@@ -119,7 +204,12 @@ pub(super) fn run_section(out: &mut String, run: &RunOutcome) {
     if let (Some(salt), Some(percent)) = (&plan.salt, plan.percent) {
         rows.push(("hash", format!("salt {salt:?}, {percent} % at the start")));
     }
-    table(out, &["", ""], rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]));
+    table(
+        out,
+        &["", ""],
+        rows.into_iter()
+            .map(|(name, value)| vec![name.to_owned(), value]),
+    );
     out.push_str("</section>\n");
 }
 
@@ -135,19 +225,55 @@ fn numbers(out: &mut String, run: &RunOutcome) {
             ("with the wait for a connection", &report.send_lateness),
         ]
         .into_iter()
-        .chain(run.parts.iter().map(|part| (part.name.as_str(), &part.latency)))
-        .map(|(name, quantiles)| std::iter::once(name.to_owned()).chain(quantile_cells(quantiles)).collect()),
+        .chain(
+            run.parts
+                .iter()
+                .map(|part| (part.name.as_str(), &part.latency)),
+        )
+        .map(|(name, quantiles)| {
+            std::iter::once(name.to_owned())
+                .chain(quantile_cells(quantiles))
+                .collect()
+        }),
     );
     let mut rows = vec![
-        vec!["requests".to_owned(), format!("{} finished, {:.1} sent per second", report.requests.finished, report.requests.sent_per_second)],
-        vec!["failed".to_owned(), format!("{} ({}), to {} users", report.failures.requests, report.failures.kinds(), report.failures.users_hurt).replace(" ()", "")],
-        vec!["answers".to_owned(), format!("legacy {}, new {}, without a side {}", report.sides.legacy, report.sides.new, report.sides.unnamed + report.sides.unnamed_errors)],
+        vec![
+            "requests".to_owned(),
+            format!(
+                "{} finished, {:.1} sent per second",
+                report.requests.finished, report.requests.sent_per_second
+            ),
+        ],
+        vec![
+            "failed".to_owned(),
+            format!(
+                "{} ({}), to {} users",
+                report.failures.requests,
+                report.failures.kinds(),
+                report.failures.users_hurt
+            )
+            .replace(" ()", ""),
+        ],
+        vec![
+            "answers".to_owned(),
+            format!(
+                "legacy {}, new {}, without a side {}",
+                report.sides.legacy,
+                report.sides.new,
+                report.sides.unnamed + report.sides.unnamed_errors
+            ),
+        ],
     ];
-    if let Some(since) = report.blast_radius.as_ref().and_then(|blast| blast.since_fault.as_ref()) {
+    if let Some(since) = report
+        .blast_radius
+        .as_ref()
+        .and_then(|blast| blast.since_fault.as_ref())
+    {
         rows.push(vec![
             "blast radius".to_owned(),
             format!(
-                "{} bad answers to {} users; {:.1} ms from the fault to the last request on new ({} requests after it)",
+                "{} bad answers to {} users; {:.1} ms from the fault to the last request on new \
+                 ({} requests after it)",
                 since.bad_answers, since.users_hurt, since.time_to_zero_ms, since.requests_after
             ),
         ]);
@@ -157,7 +283,11 @@ fn numbers(out: &mut String, run: &RunOutcome) {
             format!("part {}", part.name),
             format!(
                 "{}: {} requests, {} failed, 99 % within {} in the median second",
-                part.windows_ms.iter().map(|(from, to)| format!("{} to {}", seconds(from / 1e3), seconds(to / 1e3))).collect::<Vec<_>>().join(", "),
+                part.windows_ms
+                    .iter()
+                    .map(|(from, to)| format!("{} to {}", seconds(from / 1e3), seconds(to / 1e3)))
+                    .collect::<Vec<_>>()
+                    .join(", "),
                 part.requests,
                 part.failed,
                 readable(part.typical_p99_us)
@@ -173,30 +303,63 @@ fn over_time(out: &mut String, run: &RunOutcome) {
     let width = timeline.width_ms as f64 / 1e3;
     let end = timeline.steps.len() as f64 * width;
     // In the middle of its step.
-    let points = |value: &dyn Fn(&crate::report::timeline::Step) -> f64| timeline.steps.iter().map(|step| (step.at_ms as f64 / 1e3 + width / 2.0, value(step))).collect::<Vec<_>>();
+    let points = |value: &dyn Fn(&crate::report::timeline::Step) -> f64| {
+        timeline
+            .steps
+            .iter()
+            .map(|step| (step.at_ms as f64 / 1e3 + width / 2.0, value(step)))
+            .collect::<Vec<_>>()
+    };
     let marks: Vec<Mark> = run
         .steps
         .iter()
         .zip(1..)
         .map(|(step, number)| Mark {
             x: step.begin_ms / 1e3,
-            label: if run.steps.len() > 20 { String::new() } else { format!("{number}") },
+            label: if run.steps.len() > 20 {
+                String::new()
+            } else {
+                format!("{number}")
+            },
             words: format!("{number}: {}", step.name),
         })
         .collect();
     let chart = |title, scale, y_words: &dyn Fn(f64) -> String, series| {
-        Chart { title, x: (0.0, end), x_ticks: Vec::new(), x_words: &seconds, scale, y_words, series, marks: marks.clone() }.svg()
+        Chart {
+            title,
+            x: (0.0, end),
+            x_ticks: Vec::new(),
+            x_words: &seconds,
+            scale,
+            y_words,
+            series,
+            marks: marks.clone(),
+        }
+        .svg()
     };
-    let line = |name, class, points| Series { name, class, shape: Shape::Line, points };
+    let line = |name, class, points| Series {
+        name,
+        class,
+        shape: Shape::Line,
+        points,
+    };
     out.push_str("<h2>Over time</h2><section>");
     out.push_str(&chart(
         "Requests per second",
         Scale::Linear,
         &|value| format!("{value:.0}"),
         [
-            line("legacy", "legacy", points(&|step| step.legacy as f64 / width)),
+            line(
+                "legacy",
+                "legacy",
+                points(&|step| step.legacy as f64 / width),
+            ),
             line("new", "new", points(&|step| step.new as f64 / width)),
-            line("without a side", "other", points(&|step| step.unnamed as f64 / width)),
+            line(
+                "without a side",
+                "other",
+                points(&|step| step.unnamed as f64 / width),
+            ),
         ]
         .into_iter()
         .filter(|series| series.points.iter().any(|(_, rate)| *rate > 0.0))
@@ -213,36 +376,82 @@ fn over_time(out: &mut String, run: &RunOutcome) {
         ],
     ));
     if run.report.failures.requests > 0 {
-        let failed = Series { name: "failed", class: "failed", shape: Shape::Bars, points: points(&|step| step.failed as f64) };
-        out.push_str(&chart("Failed requests", Scale::Linear, &|value| format!("{value:.0}"), vec![failed]));
+        let failed = Series {
+            name: "failed",
+            class: "failed",
+            shape: Shape::Bars,
+            points: points(&|step| step.failed as f64),
+        };
+        out.push_str(&chart(
+            "Failed requests",
+            Scale::Linear,
+            &|value| format!("{value:.0}"),
+            vec![failed],
+        ));
     }
-    let used = |read: &dyn Fn(&crate::probe::Sample) -> Option<f64>| run.samples.iter().filter_map(|sample| Some((sample.at_ms / 1e3, read(sample)?))).collect::<Vec<_>>();
+    let used = |read: &dyn Fn(&crate::probe::Sample) -> Option<f64>| {
+        run.samples
+            .iter()
+            .filter_map(|sample| Some((sample.at_ms / 1e3, read(sample)?)))
+            .collect::<Vec<_>>()
+    };
     if run.capacity.is_none() && !run.samples.is_empty() {
         out.push_str(&chart(
             "Processors used",
             Scale::Linear,
             &|value| format!("{value:.2}"),
             vec![
-                line("proxy", "p99", used(&|sample| Some(sample.used.proxy?.busy))),
-                line("proxy, waited for", "other", used(&|sample| Some(sample.used.proxy?.starved))),
-                line("generator", "p50", used(&|sample| Some(sample.used.generator?.busy))),
-                line("sample backends", "legacy", used(&|sample| Some(sample.used.backends?.busy))),
+                line(
+                    "proxy",
+                    "p99",
+                    used(&|sample| Some(sample.used.proxy?.busy)),
+                ),
+                line(
+                    "proxy, waited for",
+                    "other",
+                    used(&|sample| Some(sample.used.proxy?.starved)),
+                ),
+                line(
+                    "generator",
+                    "p50",
+                    used(&|sample| Some(sample.used.generator?.busy)),
+                ),
+                line(
+                    "sample backends",
+                    "legacy",
+                    used(&|sample| Some(sample.used.backends?.busy)),
+                ),
             ],
         ));
         let memory = used(&|sample| Some(sample.proxy?.memory_bytes as f64 / MIB));
         if !memory.is_empty() {
-            out.push_str(&chart("Memory of the proxy", Scale::Linear, &|value| format!("{value:.0} MiB"), vec![line("resident", "p99", memory)]));
+            out.push_str(&chart(
+                "Memory of the proxy",
+                Scale::Linear,
+                &|value| format!("{value:.0} MiB"),
+                vec![line("resident", "p99", memory)],
+            ));
         }
     }
-    // The horizontal axis of percentiles stretches towards 100 %, as the plotter of HdrHistogram has it.
-    let curve: Vec<(f64, f64)> = run.curve.iter().filter(|(quantile, _)| *quantile < 1.0).map(|(quantile, time)| ((1.0 / (1.0 - quantile)).log10(), *time as f64)).collect();
+    // The horizontal axis of percentiles stretches towards 100 %, as the plotter of HdrHistogram
+    // has it.
+    let curve: Vec<(f64, f64)> = run
+        .curve
+        .iter()
+        .filter(|(quantile, _)| *quantile < 1.0)
+        .map(|(quantile, time)| ((1.0 / (1.0 - quantile)).log10(), *time as f64))
+        .collect();
     let last = curve.last().map_or(1.0, |(x, _)| x.max(1.0));
     let words = |x: f64| {
         let quantile = 100.0 * (1.0 - 10_f64.powf(-x));
         let text = format!("{quantile:.4}");
         format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
     };
-    let ticks = (0..=6).map(f64::from).filter(|x| *x <= last).map(|x| (x, words(x))).collect();
+    let ticks = (0..=6)
+        .map(f64::from)
+        .filter(|x| *x <= last)
+        .map(|x| (x, words(x)))
+        .collect();
     out.push_str(
         &Chart {
             title: "Latency by percentile",
@@ -270,11 +479,12 @@ fn steps(out: &mut String, run: &RunOutcome) {
                 format!("{:.2} s", step.begin_ms / 1e3),
                 format!("{:.0} ms", step.end_ms - step.begin_ms),
                 step.name.clone(),
-                step.moves.map_or(String::new(), |direction| match direction {
-                    crate::report::history::MoveDirection::ToNew => "to new".to_owned(),
-                    crate::report::history::MoveDirection::ToLegacy => "to legacy".to_owned(),
-                    crate::report::history::MoveDirection::Both => "both ways".to_owned(),
-                }),
+                step.moves
+                    .map_or(String::new(), |direction| match direction {
+                        crate::report::history::MoveDirection::ToNew => "to new".to_owned(),
+                        crate::report::history::MoveDirection::ToLegacy => "to legacy".to_owned(),
+                        crate::report::history::MoveDirection::Both => "both ways".to_owned(),
+                    }),
                 step.failed.clone().unwrap_or_default(),
             ]
         }),
@@ -288,7 +498,15 @@ fn split(out: &mut String, run: &RunOutcome) {
     let percent = |share: f64| format!("{:.3} %", share * 100.0);
     table(
         out,
-        &["#from", "#to", "#answers", "#on new", "#99.9 % interval", "#by the hash", ""],
+        &[
+            "#from",
+            "#to",
+            "#answers",
+            "#on new",
+            "#99.9 % interval",
+            "#by the hash",
+            "",
+        ],
         report.segments.iter().map(|segment| {
             let share = &segment.requests;
             vec![
@@ -296,17 +514,30 @@ fn split(out: &mut String, run: &RunOutcome) {
                 seconds((segment.to_ms / 100.0).round() / 10.0),
                 share.total.to_string(),
                 share.measured.map_or(String::new(), percent),
-                share.interval.map_or(String::new(), |(low, high)| format!("{} to {}", percent(low), percent(high))),
+                share.interval.map_or(String::new(), |(low, high)| {
+                    format!("{} to {}", percent(low), percent(high))
+                }),
                 share.expected.map_or(String::new(), percent),
-                share.expected_in_interval.map_or("", |inside| if inside { "inside" } else { "OUTSIDE" }).to_owned(),
+                share
+                    .expected_in_interval
+                    .map_or("", |inside| if inside { "inside" } else { "OUTSIDE" })
+                    .to_owned(),
             ]
         }),
     );
     let found = &report.stickiness;
     let _ = write!(
         out,
-        "<p>{} users were seen, {} of them again. {} switches: {} to new, {} to legacy, {} between requests in flight together; {} of {} users are explained by no step.</p>",
-        found.users_seen, found.users_seen_again, found.switches, found.legacy_to_new, found.new_to_legacy, found.overlapping, found.unexplained, found.users_unexplained
+        "<p>{} users were seen, {} of them again. {} switches: {} to new, {} to legacy, {} \
+         between requests in flight together; {} of {} users are explained by no step.</p>",
+        found.users_seen,
+        found.users_seen_again,
+        found.switches,
+        found.legacy_to_new,
+        found.new_to_legacy,
+        found.overlapping,
+        found.unexplained,
+        found.users_unexplained
     );
     if !found.examples.is_empty() {
         table(
@@ -317,18 +548,33 @@ fn split(out: &mut String, run: &RunOutcome) {
                     switch.user.clone(),
                     switch.direction.to_string(),
                     format!("{:.1} ms", switch.at_ms),
-                    if switch.overlapping { "in flight together".to_owned() } else { String::new() },
+                    if switch.overlapping {
+                        "in flight together".to_owned()
+                    } else {
+                        String::new()
+                    },
                 ]
             }),
         );
     }
     if let Some(hash) = &report.hash {
-        let _ = write!(out, "<p>{} of {} answers came from the wrong side by the hash, to {} users.</p>", hash.wrong_answers, hash.checked, hash.wrong_users);
+        let _ = write!(
+            out,
+            "<p>{} of {} answers came from the wrong side by the hash, to {} users.</p>",
+            hash.wrong_answers, hash.checked, hash.wrong_users
+        );
         if !hash.examples.is_empty() {
             table(
                 out,
                 &["user", "#bucket", "found on", "#at"],
-                hash.examples.iter().map(|wrong| vec![wrong.user.clone(), wrong.bucket.to_string(), wrong.found.to_string(), format!("{:.1} ms", wrong.at_ms)]),
+                hash.examples.iter().map(|wrong| {
+                    vec![
+                        wrong.user.clone(),
+                        wrong.bucket.to_string(),
+                        wrong.found.to_string(),
+                        format!("{:.1} ms", wrong.at_ms),
+                    ]
+                }),
             );
         }
     }
@@ -341,13 +587,25 @@ fn beside(out: &mut String, run: &RunOutcome) {
     }
     out.push_str("<h2>Beside the load</h2><section>");
     if let Some(websockets) = &run.websockets {
-        let _ = write!(out, "<p>WebSockets: {}</p>", escape(&websockets.to_string()));
+        let _ = write!(
+            out,
+            "<p>WebSockets: {}</p>",
+            escape(&websockets.to_string())
+        );
     }
     if !run.slow.is_empty() {
         out.push_str("<h3>Slow clients</h3>");
         table(
             out,
-            &["kind", "#clients", "#opened", "#refused", "#cut off", "#after, p50", "#max"],
+            &[
+                "kind",
+                "#clients",
+                "#opened",
+                "#refused",
+                "#cut off",
+                "#after, p50",
+                "#max",
+            ],
             run.slow.iter().map(|one| {
                 vec![
                     one.kind.to_owned(),
@@ -365,7 +623,16 @@ fn beside(out: &mut String, run: &RunOutcome) {
         out.push_str("<h3>Sample backends</h3>");
         table(
             out,
-            &["backend", "#requests", "#mean time", "#most at once", "#hung", "#reset", "#turned away", "#WebSockets"],
+            &[
+                "backend",
+                "#requests",
+                "#mean time",
+                "#most at once",
+                "#hung",
+                "#reset",
+                "#turned away",
+                "#WebSockets",
+            ],
             run.backends.iter().map(|(name, stats)| {
                 vec![
                     name.clone(),

@@ -1,7 +1,8 @@
 //! The files that the proxies are started with: the same job in three languages.
 //!
-//! The job: a user, named by `x-user-id`, belongs to new if a hash of his name says so, [`PERCENT`] of a hundred do, and what the backend is told of client and side is the proxy's word and
-//! not the client's. Connections are kept on both sides, for as many requests as there are.
+//! The job: a user, named by `x-user-id`, belongs to new if a hash of his name says so, [`PERCENT`]
+//! of a hundred do, and what the backend is told of client and side is the proxy's word and not the
+//! client's. Connections are kept on both sides, for as many requests as there are.
 //!
 //! | for each request | cutover | HAProxy | nginx |
 //! |---|---|---|---|
@@ -14,7 +15,8 @@
 //! | counters and histograms of each side, guard, percentage that changes at run time | done | counters of a backend; no guard | not done |
 //! | line of the access log, in JSON | written by a thread of its own | one write for each line | buffered, 64 KiB |
 //!
-//! Deliberately absent: TLS, health checks, and any tuning that an operator of the other program would not recognise: what is set is what the job needs, or a limit that would end the run.
+//! Deliberately absent: TLS, health checks, and any tuning that an operator of the other program
+//! would not recognise: what is set is what the job needs, or a limit that would end the run.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -25,7 +27,8 @@ use super::stub::Stubs;
 /// More connections than any phase opens, and few enough for the usual limits on open files.
 const MOST_CONNECTIONS: usize = 6_000;
 
-/// The file of cutover: one rollout with the default guard. Metrics and headers need no key to be on.
+/// The file of cutover: one rollout with the default guard. Metrics and headers need no key to be
+/// on.
 pub fn cutover(listen: SocketAddr, stubs: Stubs, state: &Path, access: &str) -> String {
     let Stubs { legacy, new } = stubs;
     format!(
@@ -53,7 +56,11 @@ key = ["header:x-user-id"]
 /// The file of HAProxy. Its log goes to standard output.
 pub fn haproxy(listen: SocketAddr, stubs: Stubs, threads: usize, has_log: bool) -> String {
     let Stubs { legacy, new } = stubs;
-    let (log_target, log_format) = if has_log { ("    log stdout format raw local0 info\n", HAPROXY_LOG) } else { ("", "") };
+    let (log_target, log_format) = if has_log {
+        ("    log stdout format raw local0 info\n", HAPROXY_LOG)
+    } else {
+        ("", "")
+    };
     format!(
         r"global
     nbthread {threads}
@@ -100,10 +107,24 @@ const HAPROXY_LOG: &str = r#"    log global
 "#;
 
 /// The file of nginx, which keeps everything it writes in this folder but the access log.
-pub fn nginx(listen: SocketAddr, stubs: Stubs, threads: usize, folder: &Path, access_log: Option<&Path>) -> String {
+pub fn nginx(
+    listen: SocketAddr,
+    stubs: Stubs,
+    threads: usize,
+    folder: &Path,
+    access_log: Option<&Path>,
+) -> String {
     let Stubs { legacy, new } = stubs;
     let folder = folder.display();
-    let access_log = access_log.map_or_else(|| "access_log off;".to_owned(), |file| format!("{NGINX_LOG}\n    access_log \"{}\" json buffer=64k flush=1s;", file.display()));
+    let access_log = access_log.map_or_else(
+        || "access_log off;".to_owned(),
+        |file| {
+            format!(
+                "{NGINX_LOG}\n    access_log \"{}\" json buffer=64k flush=1s;",
+                file.display()
+            )
+        },
+    );
     format!(
         r#"daemon off;
 worker_processes {threads};
@@ -169,7 +190,13 @@ mod tests {
 
     fn parts() -> (SocketAddr, Stubs) {
         let address = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        (address(8080), Stubs { legacy: address(3001), new: address(3002) })
+        (
+            address(8080),
+            Stubs {
+                legacy: address(3001),
+                new: address(3002),
+            },
+        )
     }
 
     fn expect(text: &str, parts: &[&str]) {
@@ -194,7 +221,14 @@ mod tests {
         );
         expect(
             &haproxy(listen, stubs, 1, false),
-            &["bind 127.0.0.1:8080\n", "lt 25 }", "server legacy 127.0.0.1:3001", "server new 127.0.0.1:3002", "http-reuse always", "nbthread 1"],
+            &[
+                "bind 127.0.0.1:8080\n",
+                "lt 25 }",
+                "server legacy 127.0.0.1:3001",
+                "server new 127.0.0.1:3002",
+                "http-reuse always",
+                "nbthread 1",
+            ],
         );
         expect(
             &nginx(listen, stubs, 1, folder, None),
@@ -213,7 +247,10 @@ mod tests {
     fn nginx_writes_into_its_folder_only() {
         let (listen, stubs) = parts();
         let text = nginx(listen, stubs, 1, Path::new("/run/peers"), None);
-        for line in text.lines().filter(|line| line.contains("_temp_path") || line.starts_with("pid ")) {
+        for line in text
+            .lines()
+            .filter(|line| line.contains("_temp_path") || line.starts_with("pid "))
+        {
             assert!(line.contains("\"/run/peers/"), "{line}");
         }
     }
@@ -221,10 +258,25 @@ mod tests {
     #[test]
     fn a_log_is_asked_for_only_where_there_is_to_be_one() {
         let (listen, stubs) = parts();
-        expect(&haproxy(listen, stubs, 1, true), &["log stdout", "log-format '{"]);
+        expect(
+            &haproxy(listen, stubs, 1, true),
+            &["log stdout", "log-format '{"],
+        );
         assert!(!haproxy(listen, stubs, 1, false).contains("log"));
-        let logged = nginx(listen, stubs, 1, Path::new("/run/peers"), Some(Path::new("/dev/null")));
-        expect(&logged, &["access_log \"/dev/null\" json", "log_format json"]);
-        expect(&cutover(listen, stubs, Path::new("/run/peers"), "all"), &["access = \"all\""]);
+        let logged = nginx(
+            listen,
+            stubs,
+            1,
+            Path::new("/run/peers"),
+            Some(Path::new("/dev/null")),
+        );
+        expect(
+            &logged,
+            &["access_log \"/dev/null\" json", "log_format json"],
+        );
+        expect(
+            &cutover(listen, stubs, Path::new("/run/peers"), "all"),
+            &["access = \"all\""],
+        );
     }
 }

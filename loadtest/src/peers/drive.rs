@@ -1,7 +1,8 @@
 //! One drive of one proxy: a load for some seconds, and what the proxy spent on it meanwhile.
 //!
-//! CPU per request and not requests per second, because the latter moves with every neighbour on the machine. Figures are taken between two instants within the load, so that neither the
-//! opening of connections nor the last answers are in them.
+//! CPU per request and not requests per second, because the latter moves with every neighbour on
+//! the machine. Figures are taken between two instants within the load, so that neither the opening
+//! of connections nor the last answers are in them.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -14,12 +15,14 @@ use super::peer::Running;
 use super::population::{After, Requests, requests};
 use super::process;
 
-/// The least share of an open loop's rate that has to be answered; a load that cannot keep up would measure itself.
+/// The least share of an open loop's rate that has to be answered; a load that cannot keep up would
+/// measure itself.
 const REACHED: f64 = 0.98;
 /// The most of its time that a proxy's core may have spent on other work in a calm round.
 const CALM_LOST: f64 = 0.05;
 
-/// The latest that the load itself may have been at p99 in a calm round, in microseconds. Its lateness is in every latency.
+/// The latest that the load itself may have been at p99 in a calm round, in microseconds. Its
+/// lateness is in every latency.
 const CALM_LATE_US: f64 = 500.0;
 
 /// What all drives of a run have in common.
@@ -41,8 +44,20 @@ pub struct Conditions {
 
 impl Conditions {
     /// The usual requests under these conditions.
-    pub fn new(warm_up: Duration, measured: Duration, connections: usize, core: Option<usize>) -> Self {
-        Self { warm_up, measured, connections, core, kept: requests(After::Keep), closing: requests(After::Close) }
+    pub fn new(
+        warm_up: Duration,
+        measured: Duration,
+        connections: usize,
+        core: Option<usize>,
+    ) -> Self {
+        Self {
+            warm_up,
+            measured,
+            connections,
+            core,
+            kept: requests(After::Keep),
+            closing: requests(After::Close),
+        }
     }
 }
 
@@ -92,20 +107,33 @@ impl Quantiles {
     /// The quantiles in microseconds of what was recorded in nanoseconds; none of nothing.
     fn of(recorded: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| recorded.value_at_quantile(quantile) as f64 / 1_000.0;
-        (!recorded.is_empty()).then(|| Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p99_9: at(0.999) })
+        (!recorded.is_empty()).then(|| Self {
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p99_9: at(0.999),
+        })
     }
 }
 
 impl Drive {
     /// Whether an open loop's rate was answered.
     pub fn has_reached_its_rate(&self) -> bool {
-        self.open.as_ref().is_none_or(|open| self.requests_per_second >= open.rate * REACHED)
+        self.open
+            .as_ref()
+            .is_none_or(|open| self.requests_per_second >= open.rate * REACHED)
     }
 
     /// Whether the proxy had its core to itself and got what it was to get when it was to get it.
     pub fn is_calm(&self) -> bool {
-        let late = self.open.as_ref().and_then(|open| open.lateness_us).map_or(0.0, |late| late.p99);
-        self.has_reached_its_rate() && late <= CALM_LATE_US && self.lost.is_none_or(|lost| lost <= CALM_LOST)
+        let late = self
+            .open
+            .as_ref()
+            .and_then(|open| open.lateness_us)
+            .map_or(0.0, |late| late.p99);
+        self.has_reached_its_rate()
+            && late <= CALM_LATE_US
+            && self.lost.is_none_or(|lost| lost <= CALM_LOST)
     }
 }
 
@@ -135,9 +163,29 @@ impl Sample {
 /// # Errors
 /// When it ends or answers nothing.
 pub async fn drive(proxy: &mut Running, pace: Pace, conditions: &Conditions) -> io::Result<Drive> {
-    let Conditions { warm_up, measured, connections, core, kept, closing } = conditions.clone();
-    let requests = if pace == Pace::Reconnecting { closing } else { kept };
-    let load = Load::start(Plan { address: proxy.address, connections, pace, measured: warm_up..warm_up + measured, requests }, std::mem::take(&mut proxy.sightings))?;
+    let Conditions {
+        warm_up,
+        measured,
+        connections,
+        core,
+        kept,
+        closing,
+    } = conditions.clone();
+    let requests = if pace == Pace::Reconnecting {
+        closing
+    } else {
+        kept
+    };
+    let load = Load::start(
+        Plan {
+            address: proxy.address,
+            connections,
+            pace,
+            measured: warm_up..warm_up + measured,
+            requests,
+        },
+        std::mem::take(&mut proxy.sightings),
+    )?;
     tokio::time::sleep_until((load.started() + warm_up).into()).await;
     let before = Sample::take(proxy, &load, core)?;
     tokio::time::sleep_until((load.started() + warm_up + measured).into()).await;
@@ -145,16 +193,27 @@ pub async fn drive(proxy: &mut Running, pace: Pace, conditions: &Conditions) -> 
     let seen = load.stop();
     proxy.sightings = seen.sightings;
     if !proxy.process.is_running()? {
-        return Err(io::Error::other(format!("{} ended under load", proxy.peer.name())));
+        return Err(io::Error::other(format!(
+            "{} ended under load",
+            proxy.peer.name()
+        )));
     }
     let seconds = (after.at - before.at).as_secs_f64();
     let answered = (after.answered - before.answered) as f64;
     if answered == 0.0 {
-        let why = seen.first_failure.unwrap_or_else(|| "no failure either".to_owned());
-        return Err(io::Error::other(format!("{} answered nothing for {seconds:.0} s ({why})", proxy.peer.name())));
+        let why = seen
+            .first_failure
+            .unwrap_or_else(|| "no failure either".to_owned());
+        return Err(io::Error::other(format!(
+            "{} answered nothing for {seconds:.0} s ({why})",
+            proxy.peer.name()
+        )));
     }
     let cpu = after.cpu.saturating_sub(before.cpu).as_secs_f64();
-    let idle = before.idle.zip(after.idle).map(|(before, after)| after.saturating_sub(before).as_secs_f64());
+    let idle = before
+        .idle
+        .zip(after.idle)
+        .map(|(before, after)| after.saturating_sub(before).as_secs_f64());
     Ok(Drive {
         cpu_us_per_request: cpu * 1e6 / answered,
         requests_per_second: answered / seconds,
@@ -164,13 +223,18 @@ pub async fn drive(proxy: &mut Running, pace: Pace, conditions: &Conditions) -> 
         failed: seen.failed,
         first_failure: seen.first_failure,
         open: match pace {
-            Pace::Open { rate } => Some(Open { rate, latency_us: Quantiles::of(&seen.latency_ns), lateness_us: Quantiles::of(&seen.lateness_ns) }),
+            Pace::Open { rate } => Some(Open {
+                rate,
+                latency_us: Quantiles::of(&seen.latency_ns),
+                lateness_us: Quantiles::of(&seen.lateness_ns),
+            }),
             Pace::Closed | Pace::Reconnecting => None,
         },
     })
 }
 
-/// The order of the rows in this round: another one is first each time, so that none always follows the same neighbour's noise.
+/// The order of the rows in this round: another one is first each time, so that none always follows
+/// the same neighbour's noise.
 pub fn turned(rows: usize, round: usize) -> impl Iterator<Item = usize> {
     (0..rows).map(move |turn| (round + turn) % rows)
 }
@@ -181,9 +245,29 @@ pub(super) mod tests {
 
     /// A drive with these figures and nothing wrong.
     pub(crate) fn of(cpu_us_per_request: f64, p99: Option<f64>) -> Drive {
-        let quantiles = |p99| Some(Quantiles { p50: p99 / 2.0, p90: p99 / 1.5, p99, p99_9: p99 * 2.0 });
-        let open = p99.map(|p99| Open { rate: 1_000.0, latency_us: quantiles(p99), lateness_us: quantiles(10.0) });
-        Drive { cpu_us_per_request, requests_per_second: 1_000.0, busy: 0.5, lost: Some(0.01), load_busy: 0.3, failed: 0, first_failure: None, open }
+        let quantiles = |p99| {
+            Some(Quantiles {
+                p50: p99 / 2.0,
+                p90: p99 / 1.5,
+                p99,
+                p99_9: p99 * 2.0,
+            })
+        };
+        let open = p99.map(|p99| Open {
+            rate: 1_000.0,
+            latency_us: quantiles(p99),
+            lateness_us: quantiles(10.0),
+        });
+        Drive {
+            cpu_us_per_request,
+            requests_per_second: 1_000.0,
+            busy: 0.5,
+            lost: Some(0.01),
+            load_busy: 0.3,
+            failed: 0,
+            first_failure: None,
+            open,
+        }
     }
 
     #[test]
@@ -196,13 +280,41 @@ pub(super) mod tests {
     fn a_round_is_calm_when_core_and_rate_were_had() {
         assert!(of(10.0, None).is_calm());
         assert!(of(10.0, Some(5.0)).is_calm());
-        assert!(!Drive { lost: Some(0.06), ..of(10.0, None) }.is_calm());
-        assert!(Drive { lost: None, ..of(10.0, None) }.is_calm());
-        let slow = Drive { requests_per_second: 970.0, ..of(10.0, Some(5.0)) };
+        assert!(
+            !Drive {
+                lost: Some(0.06),
+                ..of(10.0, None)
+            }
+            .is_calm()
+        );
+        assert!(
+            Drive {
+                lost: None,
+                ..of(10.0, None)
+            }
+            .is_calm()
+        );
+        let slow = Drive {
+            requests_per_second: 970.0,
+            ..of(10.0, Some(5.0))
+        };
         assert!(!slow.has_reached_its_rate() && !slow.is_calm());
-        let late = |p99| Drive { open: of(10.0, Some(p99)).open.map(|open| Open { lateness_us: open.latency_us, ..open }), ..of(10.0, None) };
+        let late = |p99| Drive {
+            open: of(10.0, Some(p99)).open.map(|open| Open {
+                lateness_us: open.latency_us,
+                ..open
+            }),
+            ..of(10.0, None)
+        };
         assert!(late(400.0).is_calm() && !late(600.0).is_calm());
-        assert!(Drive { requests_per_second: 970.0, ..of(10.0, None) }.is_calm(), "a closed loop has no rate");
+        assert!(
+            Drive {
+                requests_per_second: 970.0,
+                ..of(10.0, None)
+            }
+            .is_calm(),
+            "a closed loop has no rate"
+        );
     }
 
     #[test]
@@ -210,9 +322,17 @@ pub(super) mod tests {
         let mut recorded = Histogram::new_with_bounds(1, 60_000_000_000, 3).expect("bounds");
         assert_eq!(Quantiles::of(&recorded), None);
         (1..=1_000).for_each(|microseconds| recorded.saturating_record(microseconds * 1_000));
-        let Quantiles { p50, p90, p99, p99_9 } = Quantiles::of(&recorded).expect("something was");
+        let Quantiles {
+            p50,
+            p90,
+            p99,
+            p99_9,
+        } = Quantiles::of(&recorded).expect("something was");
         for (found, expected) in [(p50, 500.0), (p90, 900.0), (p99, 990.0), (p99_9, 999.0)] {
-            assert!((found - expected).abs() <= expected / 1_000.0 + 0.01, "{found} {expected}");
+            assert!(
+                (found - expected).abs() <= expected / 1_000.0 + 0.01,
+                "{found} {expected}"
+            );
         }
     }
 }

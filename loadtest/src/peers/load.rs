@@ -1,11 +1,17 @@
-//! The load: requests over kept connections as fast as answered ones allow, or at a fixed rate, or each over a connection of its own.
+//! The load: requests over kept connections as fast as answered ones allow, or at a fixed rate, or
+//! each over a connection of its own.
 //!
-//! *Closed*: each connection sends its next request when the last one is answered. It saturates the proxy, which is what CPU per request is asked at; it has no latencies, since a closed
-//! loop hides stalls. *Open*: requests have an intended start, and latencies are taken from it, whatever the proxy was doing then. *Reconnecting* is a closed loop with new connections.
+//! *Closed*: each connection sends its next request when the last one is answered. It saturates the
+//! proxy, which is what CPU per request is asked at; it has no latencies, since a closed loop hides
+//! stalls. *Open*: requests have an intended start, and latencies are taken from it, whatever the
+//! proxy was doing then. *Reconnecting* is a closed loop with new connections.
 //!
-//! It lives on one thread beside the backends, so it must be cheap: sockets and prepared bytes instead of the HTTP client of the other generator, and a histogram instead of a record for
-//! each request. The pacer writes to an idle connection itself, and the task of that connection only reads. The timers of the runtime tick in milliseconds, so the pacer is a thread that
-//! sleeps, without the slack that the kernel usually allows itself. Each request is of another user than the one before, so a connection goes from one side to the other as behind a load balancer.
+//! It lives on one thread beside the backends, so it must be cheap: sockets and prepared bytes
+//! instead of the HTTP client of the other generator, and a histogram instead of a record for
+//! each request. The pacer writes to an idle connection itself, and the task of that connection
+//! only reads. The timers of the runtime tick in milliseconds, so the pacer is a thread that
+//! sleeps, without the slack that the kernel usually allows itself. Each request is of another user
+//! than the one before, so a connection goes from one side to the other as behind a load balancer.
 //!
 //! Deliberately absent: bodies, pipelining, and sending anything twice.
 
@@ -133,8 +139,16 @@ impl Load {
     /// # Errors
     /// When there is no thread or no timer.
     pub fn start(plan: Plan, sightings: Sightings) -> io::Result<Self> {
-        let histogram = || Histogram::new_with_bounds(1, MOST_LATENCY_NS, 3).map_err(io::Error::other);
-        let seen = Seen { latency_ns: histogram()?, lateness_ns: histogram()?, sightings, answered: 0, failed: 0, first_failure: None };
+        let histogram =
+            || Histogram::new_with_bounds(1, MOST_LATENCY_NS, 3).map_err(io::Error::other);
+        let seen = Seen {
+            latency_ns: histogram()?,
+            lateness_ns: histogram()?,
+            sightings,
+            answered: 0,
+            failed: 0,
+            first_failure: None,
+        };
         let state = State {
             lines: (0..plan.connections).map(|_| Line::default()).collect(),
             idle: VecDeque::new(),
@@ -144,16 +158,32 @@ impl Load {
             stopped: false,
             seen,
         };
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let shared = Arc::new(Shared { plan, start: Instant::now(), stopping: Notify::new(), answered: AtomicU64::new(0), state: Mutex::new(state) });
-        let mut load = Self { shared: Arc::clone(&shared), threads: Vec::new() };
-        load.threads.push(thread::Builder::new().name("load".to_owned()).spawn({
-            let shared = Arc::clone(&shared);
-            move || runtime.block_on(work(shared))
-        })?);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let shared = Arc::new(Shared {
+            plan,
+            start: Instant::now(),
+            stopping: Notify::new(),
+            answered: AtomicU64::new(0),
+            state: Mutex::new(state),
+        });
+        let mut load = Self {
+            shared: Arc::clone(&shared),
+            threads: Vec::new(),
+        };
+        load.threads
+            .push(thread::Builder::new().name("load".to_owned()).spawn({
+                let shared = Arc::clone(&shared);
+                move || runtime.block_on(work(shared))
+            })?);
         match shared.plan.pace {
             Pace::Closed | Pace::Reconnecting => {}
-            Pace::Open { rate } => load.threads.push(thread::Builder::new().name("pacer".to_owned()).spawn(move || pace(&shared, rate))?),
+            Pace::Open { rate } => load.threads.push(
+                thread::Builder::new()
+                    .name("pacer".to_owned())
+                    .spawn(move || pace(&shared, rate))?,
+            ),
         }
         Ok(load)
     }
@@ -168,10 +198,14 @@ impl Load {
         self.shared.answered.load(Ordering::Relaxed)
     }
 
-    /// Sends no further request, waits for the last answers, so that the proxy sees no client give up, and says what was seen.
+    /// Sends no further request, waits for the last answers, so that the proxy sees no client give
+    /// up, and says what was seen.
     pub fn stop(mut self) -> Seen {
         self.join();
-        Seen { answered: self.answered(), ..self.shared.lock().seen.clone() }
+        Seen {
+            answered: self.answered(),
+            ..self.shared.lock().seen.clone()
+        }
     }
 
     fn join(&mut self) {
@@ -206,7 +240,10 @@ async fn work(shared: Arc<Shared>) {
     }
     let mut state = shared.lock();
     for _ in 0..state.in_flight {
-        state.fail(&io::Error::new(io::ErrorKind::TimedOut, "no answer until the end"));
+        state.fail(&io::Error::new(
+            io::ErrorKind::TimedOut,
+            "no answer until the end",
+        ));
     }
 }
 
@@ -230,7 +267,10 @@ fn pace(shared: &Shared, rate: f64) {
         }
         if now >= intended {
             if shared.plan.measured.contains(&intended) {
-                state.seen.lateness_ns.saturating_record(nanoseconds(now - intended));
+                state
+                    .seen
+                    .lateness_ns
+                    .saturating_record(nanoseconds(now - intended));
             }
             state.release(intended, &shared.plan.requests);
             released += 1;
@@ -248,7 +288,11 @@ async fn keep(shared: Arc<Shared>, line: usize) {
     }
 }
 
-async fn answers(shared: &Shared, line: usize, buffer: &mut [u8]) -> io::Result<std::convert::Infallible> {
+async fn answers(
+    shared: &Shared,
+    line: usize,
+    buffer: &mut [u8],
+) -> io::Result<std::convert::Infallible> {
     let stream = TcpStream::connect(shared.plan.address).await?;
     stream.set_nodelay(true)?;
     let (mut reader, writer) = stream.into_split();
@@ -266,7 +310,8 @@ async fn answers(shared: &Shared, line: usize, buffer: &mut [u8]) -> io::Result<
     }
 }
 
-/// Requests one after the other, each on a connection that the proxy closes: who closes first keeps the port for a minute, and the load would run out of them.
+/// Requests one after the other, each on a connection that the proxy closes: who closes first keeps
+/// the port for a minute, and the load would run out of them.
 async fn reconnect(shared: Arc<Shared>) {
     let mut buffer = vec![0; most_answer_bytes()];
     loop {
@@ -284,7 +329,10 @@ async fn reconnect(shared: Arc<Shared>) {
             let side = ask_on(&mut stream, &shared.plan.requests[user], &mut buffer).await?;
             match stream.read(&mut buffer).await? {
                 0 => Ok(side),
-                more => Err(io::Error::new(io::ErrorKind::InvalidData, format!("expected the end of the connection, found {more} bytes"))),
+                more => Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("expected the end of the connection, found {more} bytes"),
+                )),
             }
         };
         let asked = asked.await;
@@ -345,21 +393,30 @@ impl State {
         self.in_flight += 1;
         let line = &mut self.lines[line];
         line.asked = Some(Asked { user, intended });
-        let written = line.writer.as_ref().map(|writer| writer.try_write(&requests[user]));
+        let written = line
+            .writer
+            .as_ref()
+            .map(|writer| writer.try_write(&requests[user]));
         if !matches!(written, Some(Ok(count)) if count == requests[user].len()) {
-            // Sends the end of the stream, so the reading task gets an end, too, and counts this as a failure.
+            // Sends the end of the stream, so the reading task gets an end, too, and counts this as
+            // a failure.
             line.writer = None;
         }
     }
 
     fn answered(&mut self, line: usize, side: Side, plan: &Plan, start: Instant) {
         let Some(asked) = self.lines[line].asked.take() else {
-            return self.fail(&io::Error::new(io::ErrorKind::InvalidData, "an answer that nobody asked for"));
+            return self.fail(&io::Error::new(
+                io::ErrorKind::InvalidData,
+                "an answer that nobody asked for",
+            ));
         };
         self.in_flight -= 1;
         self.seen.sightings.note(asked.user, side);
         if matches!(plan.pace, Pace::Open { .. }) && plan.measured.contains(&asked.intended) {
-            self.seen.latency_ns.saturating_record(nanoseconds(start.elapsed().saturating_sub(asked.intended)));
+            self.seen
+                .latency_ns
+                .saturating_record(nanoseconds(start.elapsed().saturating_sub(asked.intended)));
         }
     }
 
@@ -378,7 +435,9 @@ impl State {
 
     fn fail(&mut self, error: &io::Error) {
         self.seen.failed += 1;
-        self.seen.first_failure.get_or_insert_with(|| error.to_string());
+        self.seen
+            .first_failure
+            .get_or_insert_with(|| error.to_string());
     }
 
     fn user(&mut self) -> usize {
@@ -389,7 +448,9 @@ impl State {
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX).max(1)
+    u64::try_from(duration.as_nanos())
+        .unwrap_or(u64::MAX)
+        .max(1)
 }
 
 #[cfg(test)]
@@ -404,8 +465,18 @@ mod tests {
     const PATIENCE: Duration = Duration::from_secs(60);
 
     fn plan(address: SocketAddr, pace: Pace) -> Plan {
-        let after = if pace == Pace::Reconnecting { After::Close } else { After::Keep };
-        Plan { address, connections: 8, pace, measured: Duration::ZERO..PATIENCE, requests: requests(after) }
+        let after = if pace == Pace::Reconnecting {
+            After::Close
+        } else {
+            After::Keep
+        };
+        Plan {
+            address,
+            connections: 8,
+            pace,
+            measured: Duration::ZERO..PATIENCE,
+            requests: requests(after),
+        }
     }
 
     async fn run_until_answered(plan: Plan, wanted: u64) -> (Seen, Duration) {
@@ -419,9 +490,12 @@ mod tests {
         (load.stop(), took)
     }
 
-    /// Serves as new, one answer for each connection, the first of them as soon as `from` has passed.
+    /// Serves as new, one answer for each connection, the first of them as soon as `from` has
+    /// passed.
     async fn start_closing_server(from: Duration) -> SocketAddr {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a port is free");
         let address = listener.local_addr().expect("an address");
         tokio::spawn(async move {
             let from = tokio::time::Instant::now() + from;
@@ -429,7 +503,12 @@ mod tests {
                 tokio::spawn(async move {
                     let _ = stream.read(&mut [0; 1024]).await;
                     tokio::time::sleep_until(from).await;
-                    let _ = stream.write_all(format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY_BYTES}\r\n\r\n").as_bytes()).await;
+                    let _ = stream
+                        .write_all(
+                            format!("HTTP/1.1 200 OK\r\ncontent-length: {BODY_BYTES}\r\n\r\n")
+                                .as_bytes(),
+                        )
+                        .await;
                     let _ = stream.write_all(&[mark(Side::New); BODY_BYTES]).await;
                 });
             }
@@ -444,7 +523,10 @@ mod tests {
             let (seen, _) = run_until_answered(plan(stubs.new, pace), 1_000).await;
             assert_eq!((seen.failed, seen.first_failure), (0, None), "{pace:?}");
             let split = seen.sightings.split();
-            assert!(split.new >= 1_000 && split.legacy == 0 && split.moved == 0, "{pace:?}: {split:?}");
+            assert!(
+                split.new >= 1_000 && split.legacy == 0 && split.moved == 0,
+                "{pace:?}: {split:?}"
+            );
         }
     }
 
@@ -473,7 +555,8 @@ mod tests {
     #[tokio::test]
     async fn an_open_loop_does_not_ask_faster_than_its_rate() {
         let stubs = Stubs::start().expect("ports are free");
-        let (seen, took) = run_until_answered(plan(stubs.legacy, Pace::Open { rate: 1_000.0 }), 300).await;
+        let (seen, took) =
+            run_until_answered(plan(stubs.legacy, Pace::Open { rate: 1_000.0 }), 300).await;
         assert!(took >= Duration::from_millis(299), "{took:?}");
         assert!(seen.latency_ns.len() >= 300 && seen.lateness_ns.len() >= seen.latency_ns.len());
     }
@@ -481,25 +564,38 @@ mod tests {
     // The server is on this runtime, and stopping a load blocks a thread.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn latencies_count_from_the_intended_start_while_the_server_stalls() {
-        // Of 8 connections none is free before 300 ms have passed, so what was to start in the first 100 ms has waited for at least 200.
+        // Of 8 connections none is free before 300 ms have passed, so what was to start in the
+        // first 100 ms has waited for at least 200.
         let address = start_closing_server(Duration::from_millis(300)).await;
-        let load = Load::start(plan(address, Pace::Open { rate: 1_000.0 }), Sightings::default()).expect("a thread");
+        let load = Load::start(
+            plan(address, Pace::Open { rate: 1_000.0 }),
+            Sightings::default(),
+        )
+        .expect("a thread");
         let deadline = Instant::now() + PATIENCE;
         while load.answered() < 150 {
             assert!(Instant::now() < deadline, "{} answered", load.answered());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let seen = load.stop();
-        let slow = seen.latency_ns.iter_recorded().filter(|value| value.value_iterated_to() >= 199_000_000).map(|value| value.count_at_value()).sum::<u64>();
+        let slow = seen
+            .latency_ns
+            .iter_recorded()
+            .filter(|value| value.value_iterated_to() >= 199_000_000)
+            .map(|value| value.count_at_value())
+            .sum::<u64>();
         assert!(slow >= 90, "{slow} of {}", seen.latency_ns.len());
     }
 
     #[tokio::test]
     async fn a_refused_connection_is_a_failure_with_its_reason() {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a port is free");
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .expect("a port is free");
         let address = listener.local_addr().expect("an address");
         drop(listener);
-        let load = Load::start(plan(address, Pace::Closed), Sightings::default()).expect("a thread");
+        let load =
+            Load::start(plan(address, Pace::Closed), Sightings::default()).expect("a thread");
         let deadline = Instant::now() + PATIENCE;
         while load.shared.lock().seen.failed == 0 {
             assert!(Instant::now() < deadline);

@@ -1,6 +1,7 @@
 //! What a proxy holds: at rest, and for each connection that is kept and idle.
 //!
-//! Each connection makes one request before it is left idle, as a browser's has, since much is allocated only then. They are opened one after the other: buffers of requests in flight at
+//! Each connection makes one request before it is left idle, as a browser's has, since much is
+//! allocated only then. They are opened one after the other: buffers of requests in flight at
 //! the same time would be counted as if connections needed them.
 
 use std::io;
@@ -46,16 +47,26 @@ pub struct Idle {
 /// When that is not enough for so many connections.
 pub fn allow_open_files(connections: usize) -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum })?;
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        },
+    )?;
     // A proxy has the client's end and may have a backend's; the rest is for what else is open.
     let wanted = connections as u64 * 2 + 500;
     match limit.maximum {
-        Some(most) if most < wanted => Err(io::Error::other(format!("{connections} connections need a limit of {wanted} open files (ulimit -n), found {most}"))),
+        Some(most) if most < wanted => Err(io::Error::other(format!(
+            "{connections} connections need a limit of {wanted} open files (ulimit -n), found \
+             {most}"
+        ))),
         _ => Ok(()),
     }
 }
 
-/// Opens so many idle connections, in ascending numbers, and looks at the proxy's memory at each number.
+/// Opens so many idle connections, in ascending numbers, and looks at the proxy's memory at each
+/// number.
 ///
 /// # Errors
 /// When a connection is not answered.
@@ -68,16 +79,33 @@ pub async fn hold(proxy: &Running, numbers: &[usize], requests: &Requests) -> io
         while open.len() < connections {
             let mut stream = TcpStream::connect(proxy.address).await?;
             let request = &requests[open.len() % requests.len()];
-            let asked = tokio::time::timeout(ANSWER_TIMEOUT, ask_on(&mut stream, request, &mut buffer)).await;
-            let wrong = |why: String| io::Error::other(format!("{} did not answer on connection {}: {why}", proxy.peer.name(), open.len() + 1));
-            asked.map_err(|error| wrong(error.to_string()))?.map_err(|error| wrong(error.to_string()))?;
+            let asked =
+                tokio::time::timeout(ANSWER_TIMEOUT, ask_on(&mut stream, request, &mut buffer))
+                    .await;
+            let wrong = |why: String| {
+                io::Error::other(format!(
+                    "{} did not answer on connection {}: {why}",
+                    proxy.peer.name(),
+                    open.len() + 1
+                ))
+            };
+            asked
+                .map_err(|error| wrong(error.to_string()))?
+                .map_err(|error| wrong(error.to_string()))?;
             open.push(stream);
         }
-        idle.push(Idle { connections, kib_per_connection: per_connection(rest, settled(proxy).await?, connections) });
+        idle.push(Idle {
+            connections,
+            kib_per_connection: per_connection(rest, settled(proxy).await?, connections),
+        });
     }
     let closed = open.iter().filter(|stream| !matches!(stream.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)).count();
     if closed > 0 {
-        return Err(io::Error::other(format!("{} closed {closed} of {} idle connections", proxy.peer.name(), open.len())));
+        return Err(io::Error::other(format!(
+            "{} closed {closed} of {} idle connections",
+            proxy.peer.name(),
+            open.len()
+        )));
     }
     Ok(Held { rest, idle })
 }
@@ -105,7 +133,10 @@ mod tests {
 
     #[test]
     fn a_connection_costs_what_is_held_more_than_at_rest() {
-        let memory = |pss_kib| Memory { rss_kib: 9_000_000, pss_kib };
+        let memory = |pss_kib| Memory {
+            rss_kib: 9_000_000,
+            pss_kib,
+        };
         assert_eq!(per_connection(memory(10_000), memory(30_000), 1_000), 20.0);
     }
 

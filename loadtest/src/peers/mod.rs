@@ -1,10 +1,15 @@
 //! The proxies that others know beside ours: what each of them costs for the same job, in one run.
 //!
-//! The rows are driven one after the other within each round and ratios are taken within the round, so that what disturbs a round disturbs both numbers; the order turns from round to
-//! round. The proxies have core 0 and load and backends core 1, because CPU per request depends on how often a core must be woken, and two programs on one core would take turns.
-//! A second do-nothing proxy beside the first says how far from 1 a ratio is by chance: without it a ratio of 1.08 looks like a fact.
+//! The rows are driven one after the other within each round and ratios are taken within the round,
+//! so that what disturbs a round disturbs both numbers; the order turns from round to round. The
+//! proxies have core 0 and load and backends core 1, because CPU per request depends on how often a
+//! core must be woken, and two programs on one core would take turns. A second do-nothing proxy
+//! beside the first says how far from 1 a ratio is by chance: without it a ratio of 1.08 looks like
+//! a fact.
 //!
-//! [`mod@drive`] measures, [`load`] asks, [`stub`] answers, [`configs`] is what the others are told, [`report`] what people read. Deliberately absent: TLS, HTTP/2, bodies, and a verdict on times.
+//! [`mod@drive`] measures, [`load`] asks, [`stub`] answers, [`configs`] is what the others are
+//! told, [`report`] what people read. Deliberately absent: TLS, HTTP/2, bodies, and a verdict on
+//! times.
 //!
 //! All processes started here end with this program on every path but its own SIGKILL. Linux only.
 
@@ -104,10 +109,12 @@ pub struct Arguments {
     /// Idle connections of the phase `memory`.
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 5_000], value_parser = clap::value_parser!(u32).range(1..=5_500))]
     idle: Vec<u32>,
-    /// Keep the proxies to core 0, load and backends to core 1. Default: where there are two cores.
+    /// Keep the proxies to core 0, load and backends to core 1. Default: where there are two
+    /// cores.
     #[arg(long, action = ArgAction::Set)]
     pin: Option<bool>,
-    /// Niceness of everything that runs. Below 0, which needs privileges, the neighbours on a shared machine disturb less.
+    /// Niceness of everything that runs. Below 0, which needs privileges, the neighbours on a
+    /// shared machine disturb less.
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-20..=19))]
     nice: i32,
     /// Where the access logs go.
@@ -116,17 +123,22 @@ pub struct Arguments {
     /// Write every figure of every drive to this file.
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Does it run at all: one round of a second at low rates. Times are printed and mean nothing; a missed rate is no failure.
+    /// Does it run at all: one round of a second at low rates. Times are printed and mean nothing;
+    /// a missed rate is no failure.
     #[arg(long, conflicts_with_all = ["rounds", "seconds", "warm_up", "rate", "latency_rate", "idle"])]
     short: bool,
 }
 
-/// Compares the proxies. The exit code is 1 if requests failed, a rate was not reached, or users were not where the split has them.
+/// Compares the proxies. The exit code is 1 if requests failed, a rate was not reached, or users
+/// were not where the split has them.
 ///
 /// # Errors
 /// When a program that was asked for is missing, or a proxy does not work.
 pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let (mut terminate, mut interrupt) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+    );
     // Dropping the comparison ends its processes, so every way out of here does.
     tokio::select! {
         compared = compare(arguments.or_short()) => compared,
@@ -138,24 +150,49 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
 impl Arguments {
     fn or_short(self) -> Self {
         match self.short {
-            true => Self { rounds: 1, seconds: 1, warm_up: 0, rate: 2_000.0, latency_rate: 500.0, idle: vec![100, 300], ..self },
+            true => Self {
+                rounds: 1,
+                seconds: 1,
+                warm_up: 0,
+                rate: 2_000.0,
+                latency_rate: 500.0,
+                idle: vec![100, 300],
+                ..self
+            },
             false => self,
         }
     }
 
-    /// The proxies that can be asked with their programs and versions, and those that cannot with the reason.
+    /// The proxies that can be asked with their programs and versions, and those that cannot with
+    /// the reason.
     fn peers(&self) -> io::Result<(Vec<Candidate>, Vec<Said>)> {
-        let programs = Programs { cutover: self.cutover.clone(), minipingora: self.minipingora.clone(), haproxy: self.haproxy.clone(), nginx: self.nginx.clone() };
+        let programs = Programs {
+            cutover: self.cutover.clone(),
+            minipingora: self.minipingora.clone(),
+            haproxy: self.haproxy.clone(),
+            nginx: self.nginx.clone(),
+        };
         let (mut found, mut missing) = (Vec::new(), Vec::new());
-        for peer in Peer::ALL.into_iter().filter(|peer| self.only.is_empty() || self.only.contains(peer)) {
+        for peer in Peer::ALL
+            .into_iter()
+            .filter(|peer| self.only.is_empty() || self.only.contains(peer))
+        {
             match programs.find(peer.program()) {
-                Ok((program, version)) => found.push(Candidate { peer, program, version, sightings: Sightings::default() }),
+                Ok((program, version)) => found.push(Candidate {
+                    peer,
+                    program,
+                    version,
+                    sightings: Sightings::default(),
+                }),
                 Err(why) if self.only.is_empty() => missing.push((peer, why)),
                 Err(why) => return Err(io::Error::new(io::ErrorKind::NotFound, why)),
             }
         }
         if found.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "none of the proxies is there"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotFound,
+                "none of the proxies is there",
+            ));
         }
         Ok((found, missing))
     }
@@ -185,7 +222,12 @@ async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
     let (candidates, skipped) = arguments.peers()?;
     let core = is_pinned.then_some(PROXY_CORE);
     let seconds = |seconds: u32| Duration::from_secs(seconds.into());
-    let conditions = Conditions::new(seconds(arguments.warm_up), seconds(arguments.seconds), arguments.connections as usize, core);
+    let conditions = Conditions::new(
+        seconds(arguments.warm_up),
+        seconds(arguments.seconds),
+        arguments.connections as usize,
+        core,
+    );
     let bed = TestBed {
         core,
         threads: if is_pinned { 1 } else { cores },
@@ -199,14 +241,30 @@ async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
     };
     let setting = Setting {
         machine: machine(cores),
-        versions: candidates.iter().map(|candidate| (candidate.peer, candidate.version.clone())).collect(),
+        versions: candidates
+            .iter()
+            .map(|candidate| (candidate.peer, candidate.version.clone()))
+            .collect(),
         skipped,
         method: method(&arguments, is_pinned),
     };
     write_out(&setting.text())?;
-    let mut report = Report { setting, phases: Vec::new(), problems: Vec::new() };
-    let mut comparison = Comparison { arguments: &arguments, bed, conditions, candidates };
-    for question in Question::value_variants().iter().copied().filter(|question| arguments.phases.contains(question)) {
+    let mut report = Report {
+        setting,
+        phases: Vec::new(),
+        problems: Vec::new(),
+    };
+    let mut comparison = Comparison {
+        arguments: &arguments,
+        bed,
+        conditions,
+        candidates,
+    };
+    for question in Question::value_variants()
+        .iter()
+        .copied()
+        .filter(|question| arguments.phases.contains(question))
+    {
         let phase = comparison.ask(question).await?;
         write_out(&phase.text())?;
         report.problems.extend(phase.problems());
@@ -217,10 +275,20 @@ async fn compare(arguments: Arguments) -> io::Result<ExitCode> {
     }
     write_out(&summary::text(&report))?;
     if let Some(file) = &arguments.json {
-        fs::write(file, serde_json::to_string_pretty(&report).map_err(io::Error::other)? + "\n")?;
+        fs::write(
+            file,
+            serde_json::to_string_pretty(&report).map_err(io::Error::other)? + "\n",
+        )?;
     }
-    report.problems.iter().for_each(|problem| say(&format!("problem: {problem}")));
-    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    report
+        .problems
+        .iter()
+        .for_each(|problem| say(&format!("problem: {problem}")));
+    Ok(if report.problems.is_empty() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 struct Comparison<'a> {
@@ -237,7 +305,10 @@ impl Comparison<'_> {
             Question::Saturation => self.driven("saturation".to_owned(), Pace::Closed).await,
             Question::Rate => self.open(self.arguments.rate).await,
             Question::Latency => self.open(self.arguments.latency_rate).await,
-            Question::Connections => self.driven("new connections".to_owned(), Pace::Reconnecting).await,
+            Question::Connections => {
+                self.driven("new connections".to_owned(), Pace::Reconnecting)
+                    .await
+            }
             Question::Syscalls => self.syscalls().await,
         }
     }
@@ -269,20 +340,43 @@ impl Comparison<'_> {
         let mut rows = Vec::new();
         for (candidate, (proxy, drives)) in self.candidates.iter_mut().zip(proxies) {
             candidate.sightings = proxy.sightings;
-            rows.push(DrivenRow { peer: candidate.peer, drives, split: candidate.sightings.split() });
+            rows.push(DrivenRow {
+                peer: candidate.peer,
+                drives,
+                split: candidate.sightings.split(),
+            });
         }
         Ok(Phase::Driven { name, rows })
     }
 
     async fn memory(&self) -> io::Result<Phase> {
-        let mut numbers: Vec<usize> = self.arguments.idle.iter().map(|&number| number as usize).collect();
+        let mut numbers: Vec<usize> = self
+            .arguments
+            .idle
+            .iter()
+            .map(|&number| number as usize)
+            .collect();
         numbers.sort_unstable();
-        let mut rows: Vec<(Peer, Vec<memory::Held>)> = self.candidates.iter().map(|candidate| (candidate.peer, Vec::new())).collect();
+        let mut rows: Vec<(Peer, Vec<memory::Held>)> = self
+            .candidates
+            .iter()
+            .map(|candidate| (candidate.peer, Vec::new()))
+            .collect();
         for round in 0..self.arguments.rounds {
             for (candidate, (_, all)) in self.candidates.iter().zip(&mut rows) {
-                let held = memory::hold(&self.start(candidate).await?, &numbers, &self.conditions.kept).await?;
+                let held = memory::hold(
+                    &self.start(candidate).await?,
+                    &numbers,
+                    &self.conditions.kept,
+                )
+                .await?;
                 let last = held.idle.last().map_or(0.0, |idle| idle.kib_per_connection);
-                say(&format!("memory, round {}: {:<20} {:>8} KiB at rest, {last:.2} KiB per idle connection", round + 1, candidate.peer.name(), held.rest.rss_kib));
+                say(&format!(
+                    "memory, round {}: {:<20} {:>8} KiB at rest, {last:.2} KiB per idle connection",
+                    round + 1,
+                    candidate.peer.name(),
+                    held.rest.rss_kib
+                ));
                 all.push(held);
             }
         }
@@ -296,13 +390,32 @@ impl Comparison<'_> {
             let counted = match &strace {
                 None => Err("there is no strace".to_owned()),
                 Some(strace) => {
-                    let Conditions { measured, connections, kept, .. } = &self.conditions;
+                    let Conditions {
+                        measured,
+                        connections,
+                        kept,
+                        ..
+                    } = &self.conditions;
                     let proxy = self.start(candidate).await?;
-                    syscalls::count(&proxy, strace, *connections, *measured, kept, &self.bed.folder).await.map_err(|error| error.to_string())
+                    syscalls::count(
+                        &proxy,
+                        strace,
+                        *connections,
+                        *measured,
+                        kept,
+                        &self.bed.folder,
+                    )
+                    .await
+                    .map_err(|error| error.to_string())
                 }
             };
-            let said = counted.as_ref().map_or_else(Clone::clone, |calls| format!("{:.2} per request", calls.all));
-            say(&format!("system calls: {:<20} {said}", candidate.peer.name()));
+            let said = counted.as_ref().map_or_else(Clone::clone, |calls| {
+                format!("{:.2} per request", calls.all)
+            });
+            say(&format!(
+                "system calls: {:<20} {said}",
+                candidate.peer.name()
+            ));
             rows.push((candidate.peer, counted));
         }
         Ok(Phase::Syscalls { rows })
@@ -310,26 +423,71 @@ impl Comparison<'_> {
 }
 
 fn progress(name: &str, round: usize, peer: Peer, drive: &drive::Drive) -> String {
-    let latency = drive.open.as_ref().and_then(|open| open.latency_us).map(|latency| format!(", p50 {:.0} us, p99 {:.0} us", latency.p50, latency.p99));
-    let (cpu, rate, busy) = (drive.cpu_us_per_request, drive.requests_per_second, drive.busy * 100.0);
-    let lost = drive.lost.map(|lost| format!(", lost {:.0} %", lost * 100.0)).unwrap_or_default();
+    let latency = drive
+        .open
+        .as_ref()
+        .and_then(|open| open.latency_us)
+        .map(|latency| format!(", p50 {:.0} us, p99 {:.0} us", latency.p50, latency.p99));
+    let (cpu, rate, busy) = (
+        drive.cpu_us_per_request,
+        drive.requests_per_second,
+        drive.busy * 100.0,
+    );
+    let lost = drive
+        .lost
+        .map(|lost| format!(", lost {:.0} %", lost * 100.0))
+        .unwrap_or_default();
     let mark = if drive.is_calm() { "" } else { " (disturbed)" };
-    format!("{name}, round {}: {:<20} {cpu:6.2} us/request, {rate:6.0} requests/s, busy {busy:.0} %{lost}{}{mark}", round + 1, peer.name(), latency.unwrap_or_default())
+    format!(
+        "{name}, round {}: {:<20} {cpu:6.2} us/request, {rate:6.0} requests/s, busy {busy:.0} \
+         %{lost}{}{mark}",
+        round + 1,
+        peer.name(),
+        latency.unwrap_or_default()
+    )
 }
 
 fn method(arguments: &Arguments, is_pinned: bool) -> String {
-    let cores = if is_pinned { format!("proxies on core {PROXY_CORE}, load and backends on core {LOAD_CORE}") } else { "not pinned".to_owned() };
-    let Arguments { rounds, seconds, warm_up, connections, nice, answer_bytes, .. } = arguments;
-    let nice = if *nice == 0 { String::new() } else { format!("; niceness {nice}") };
+    let cores = if is_pinned {
+        format!("proxies on core {PROXY_CORE}, load and backends on core {LOAD_CORE}")
+    } else {
+        "not pinned".to_owned()
+    };
+    let Arguments {
+        rounds,
+        seconds,
+        warm_up,
+        connections,
+        nice,
+        answer_bytes,
+        ..
+    } = arguments;
+    let nice = if *nice == 0 {
+        String::new()
+    } else {
+        format!("; niceness {nice}")
+    };
     format!(
-        "{rounds} × {seconds} s for each proxy and question, after {warm_up} s of warm-up, {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % on new, answers of {answer_bytes} bytes; {cores}{nice}"
+        "{rounds} × {seconds} s for each proxy and question, after {warm_up} s of warm-up, \
+         {connections} kept connections, {USERS} users, another one on each request, {PERCENT} % \
+         on new, answers of {answer_bytes} bytes; {cores}{nice}"
     )
 }
 
 fn machine(cores: usize) -> String {
     let read = |file| fs::read_to_string(file).unwrap_or_default();
-    let model = read("/proc/cpuinfo").lines().find_map(|line| Some(line.strip_prefix("model name")?.trim_start_matches([' ', '\t', ':']).to_owned()));
-    format!("Linux {}, {cores} cores, {}", read("/proc/sys/kernel/osrelease").trim(), model.as_deref().unwrap_or("unknown processor"))
+    let model = read("/proc/cpuinfo").lines().find_map(|line| {
+        Some(
+            line.strip_prefix("model name")?
+                .trim_start_matches([' ', '\t', ':'])
+                .to_owned(),
+        )
+    });
+    format!(
+        "Linux {}, {cores} cores, {}",
+        read("/proc/sys/kernel/osrelease").trim(),
+        model.as_deref().unwrap_or("unknown processor")
+    )
 }
 
 fn write_out(text: &str) -> io::Result<()> {

@@ -1,6 +1,8 @@
-//! The rows of the comparison: which program each of them is, where it is found, and how it is started on its core.
+//! The rows of the comparison: which program each of them is, where it is found, and how it is
+//! started on its core.
 //!
-//! nginx, HAProxy and cutover are told a port that was free just now, since the first two cannot say which one they got. Somebody may take it before they do; then they end, and another port
+//! nginx, HAProxy and cutover are told a port that was free just now, since the first two cannot
+//! say which one they got. Somebody may take it before they do; then they end, and another port
 //! is tried. What a program says goes to files that are shown when it does not start.
 
 use std::fs::OpenOptions;
@@ -61,7 +63,16 @@ pub enum Peer {
 
 impl Peer {
     /// All of them, in the order of the tables.
-    pub const ALL: [Self; 8] = [Self::Minipingora, Self::MinipingoraAgain, Self::Cutover, Self::CutoverLog, Self::Haproxy, Self::HaproxyLog, Self::Nginx, Self::NginxLog];
+    pub const ALL: [Self; 8] = [
+        Self::Minipingora,
+        Self::MinipingoraAgain,
+        Self::Cutover,
+        Self::CutoverLog,
+        Self::Haproxy,
+        Self::HaproxyLog,
+        Self::Nginx,
+        Self::NginxLog,
+    ];
 
     /// The name in the tables.
     pub fn name(self) -> &'static str {
@@ -90,7 +101,11 @@ impl Peer {
     /// Whether it writes a line for each request.
     pub fn has_log(self) -> bool {
         match self {
-            Self::Minipingora | Self::MinipingoraAgain | Self::Cutover | Self::Haproxy | Self::Nginx => false,
+            Self::Minipingora
+            | Self::MinipingoraAgain
+            | Self::Cutover
+            | Self::Haproxy
+            | Self::Nginx => false,
             Self::CutoverLog | Self::HaproxyLog | Self::NginxLog => true,
         }
     }
@@ -127,12 +142,29 @@ impl Programs {
             Program::Haproxy => (&self.haproxy, "-v"),
             Program::Nginx => (&self.nginx, "-v"),
         };
-        let path = on_path(named).ok_or_else(|| format!("there is no {}; build it, install its package or say where it is", named.display()))?;
-        let output = Command::new(&path).arg(question).stdin(Stdio::null()).output().map_err(|error| format!("cannot run {}: {error}", path.display()))?;
+        let path = on_path(named).ok_or_else(|| {
+            format!(
+                "there is no {}; build it, install its package or say where it is",
+                named.display()
+            )
+        })?;
+        let output = Command::new(&path)
+            .arg(question)
+            .stdin(Stdio::null())
+            .output()
+            .map_err(|error| format!("cannot run {}: {error}", path.display()))?;
         // nginx says it on standard error.
-        let said = [output.stdout, output.stderr].into_iter().map(|said| String::from_utf8_lossy(&said).into_owned()).find(|said| !said.trim().is_empty());
-        let version = said.filter(|_| output.status.success()).and_then(|said| Some(said.lines().next()?.trim().to_owned()));
-        Ok((path, version.unwrap_or_else(|| "does not say its version".to_owned())))
+        let said = [output.stdout, output.stderr]
+            .into_iter()
+            .map(|said| String::from_utf8_lossy(&said).into_owned())
+            .find(|said| !said.trim().is_empty());
+        let version = said
+            .filter(|_| output.status.success())
+            .and_then(|said| Some(said.lines().next()?.trim().to_owned()));
+        Ok((
+            path,
+            version.unwrap_or_else(|| "does not say its version".to_owned()),
+        ))
     }
 }
 
@@ -143,7 +175,9 @@ pub fn on_path(named: &Path) -> Option<PathBuf> {
     }
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain(["/usr/sbin", "/sbin"].map(PathBuf::from));
-    folders.map(|folder| folder.join(named)).find(|file| file.is_file())
+    folders
+        .map(|folder| folder.join(named))
+        .find(|file| file.is_file())
 }
 
 /// What all proxies are started on.
@@ -201,44 +235,117 @@ impl TestBed {
     fn launch(&self, peer: Peer, program: &Path) -> io::Result<Running> {
         let folder = tempfile::tempdir_in(&self.folder)?.keep();
         let in_folder = |name: &str| folder.join(name);
-        let (file, output, errors) = (in_folder("config"), in_folder("stdout"), in_folder("stderr"));
-        let output = if peer.has_log() && peer.program() != Program::Nginx { self.access_log.clone() } else { output };
+        let (file, output, errors) = (
+            in_folder("config"),
+            in_folder("stdout"),
+            in_folder("stderr"),
+        );
+        let output = if peer.has_log() && peer.program() != Program::Nginx {
+            self.access_log.clone()
+        } else {
+            output
+        };
         let mut address = free_address()?;
         let mut command = Command::new(program);
         // Appended to, since several rows may have the same access log.
         let append = |file: &Path| OpenOptions::new().append(true).create(true).open(file);
-        command.stdin(Stdio::null()).stdout(append(&output)?).stderr(append(&errors)?);
+        command
+            .stdin(Stdio::null())
+            .stdout(append(&output)?)
+            .stderr(append(&errors)?);
         match peer.program() {
             Program::Minipingora => {
                 let Stubs { legacy, new } = self.stubs;
-                command.args(["--listen", "127.0.0.1:0", "--threads", &self.threads.to_string(), "--percent", &PERCENT.to_string()]);
-                command.args(["--backend", &legacy.to_string(), "--backend", &new.to_string()]).stdout(Stdio::piped());
+                command.args([
+                    "--listen",
+                    "127.0.0.1:0",
+                    "--threads",
+                    &self.threads.to_string(),
+                    "--percent",
+                    &PERCENT.to_string(),
+                ]);
+                command
+                    .args([
+                        "--backend",
+                        &legacy.to_string(),
+                        "--backend",
+                        &new.to_string(),
+                    ])
+                    .stdout(Stdio::piped());
             }
             Program::Cutover => {
                 let state = in_folder("state");
                 std::fs::create_dir(&state)?;
-                std::fs::write(&file, configs::cutover(address, self.stubs, &state, if peer.has_log() { "all" } else { "off" }))?;
-                command.arg("run").arg("-c").arg(&file).args(["--threads", &self.threads.to_string()]);
+                std::fs::write(
+                    &file,
+                    configs::cutover(
+                        address,
+                        self.stubs,
+                        &state,
+                        if peer.has_log() { "all" } else { "off" },
+                    ),
+                )?;
+                command
+                    .arg("run")
+                    .arg("-c")
+                    .arg(&file)
+                    .args(["--threads", &self.threads.to_string()]);
             }
             Program::Haproxy => {
-                std::fs::write(&file, configs::haproxy(address, self.stubs, self.threads, peer.has_log()))?;
+                std::fs::write(
+                    &file,
+                    configs::haproxy(address, self.stubs, self.threads, peer.has_log()),
+                )?;
                 command.arg("-db").arg("-f").arg(&file);
             }
             Program::Nginx => {
-                std::fs::write(&file, configs::nginx(address, self.stubs, self.threads, &folder, peer.has_log().then_some(self.access_log.as_path())))?;
-                command.arg("-e").arg("stderr").arg("-p").arg(&folder).arg("-c").arg(&file);
+                std::fs::write(
+                    &file,
+                    configs::nginx(
+                        address,
+                        self.stubs,
+                        self.threads,
+                        &folder,
+                        peer.has_log().then_some(self.access_log.as_path()),
+                    ),
+                )?;
+                command
+                    .arg("-e")
+                    .arg("stderr")
+                    .arg("-p")
+                    .arg(&folder)
+                    .arg("-c")
+                    .arg(&file);
             }
         }
         let mut process = Process::start(&mut command, self.core)?;
         if let Some(output) = process.take_output() {
             let mut line = String::new();
             BufReader::new(output).read_line(&mut line)?;
-            let said = line.trim().strip_prefix("listening on http://").and_then(|address| address.parse().ok());
-            let complaint = || io::Error::other(format!("{} did not say where it listens, but {line:?}{}", peer.name(), std::fs::read_to_string(&errors).unwrap_or_default()));
+            let said = line
+                .trim()
+                .strip_prefix("listening on http://")
+                .and_then(|address| address.parse().ok());
+            let complaint = || {
+                io::Error::other(format!(
+                    "{} did not say where it listens, but {line:?}{}",
+                    peer.name(),
+                    std::fs::read_to_string(&errors).unwrap_or_default()
+                ))
+            };
             address = said.ok_or_else(complaint)?;
         }
-        let said = [output, errors].into_iter().filter(|file| *file != self.access_log).collect();
-        Ok(Running { peer, process, address, sightings: Sightings::default(), said })
+        let said = [output, errors]
+            .into_iter()
+            .filter(|file| *file != self.access_log)
+            .collect();
+        Ok(Running {
+            peer,
+            process,
+            address,
+            sightings: Sightings::default(),
+            said,
+        })
     }
 }
 
@@ -246,7 +353,8 @@ impl Running {
     async fn wait_until_it_answers(&mut self, request: &[u8]) -> io::Result<()> {
         let begun = Instant::now();
         loop {
-            let answered = tokio::time::timeout(ANSWER_TIMEOUT, answer::ask_once(self.address, request)).await;
+            let answered =
+                tokio::time::timeout(ANSWER_TIMEOUT, answer::ask_once(self.address, request)).await;
             let error = match answered {
                 Ok(Ok(_)) => return Ok(()),
                 Ok(Err(error)) => error.to_string(),
@@ -254,9 +362,20 @@ impl Running {
             };
             let is_running = self.process.is_running()?;
             if !is_running || begun.elapsed() > START_TIMEOUT {
-                let state = if is_running { format!("does not answer ({error})") } else { "ended at its start".to_owned() };
-                let said: String = self.said.iter().filter_map(|file| std::fs::read_to_string(file).ok()).collect();
-                return Err(io::Error::other(format!("{} {state}. It said:\n{said}", self.peer.name())));
+                let state = if is_running {
+                    format!("does not answer ({error})")
+                } else {
+                    "ended at its start".to_owned()
+                };
+                let said: String = self
+                    .said
+                    .iter()
+                    .filter_map(|file| std::fs::read_to_string(file).ok())
+                    .collect();
+                return Err(io::Error::other(format!(
+                    "{} {state}. It said:\n{said}",
+                    self.peer.name()
+                )));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -281,7 +400,12 @@ mod tests {
 
     #[test]
     fn a_program_that_is_missing_is_named() {
-        let programs = Programs { cutover: "target/none/cutover".into(), minipingora: "x".into(), haproxy: "x".into(), nginx: "x".into() };
+        let programs = Programs {
+            cutover: "target/none/cutover".into(),
+            minipingora: "x".into(),
+            haproxy: "x".into(),
+            nginx: "x".into(),
+        };
         let why = programs.find(Program::Cutover).expect_err("there is none");
         assert!(why.contains("target/none/cutover"), "{why}");
     }

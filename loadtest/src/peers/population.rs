@@ -1,7 +1,9 @@
-//! Who asks: the users, their requests as they go over the wire, and the side on which each of them was last seen.
+//! Who asks: the users, their requests as they go over the wire, and the side on which each of them
+//! was last seen.
 //!
-//! Ten thousand users with keys as long as a UUID, and each request is of another one than the one before: a single key would stay in the first-level cache, and a proxy that decides once
-//! for each connection would look sticky. Requests are rendered once, because the load must be cheap.
+//! Ten thousand users with keys as long as a UUID, and each request is of another one than the one
+//! before: a single key would stay in the first-level cache, and a proxy that decides once for each
+//! connection would look sticky. Requests are rendered once, because the load must be cheap.
 
 use std::sync::Arc;
 
@@ -15,7 +17,8 @@ use crate::users::Side;
 pub const USERS: usize = 10_000;
 /// How many of a hundred users every proxy that splits is told to send to new.
 pub const PERCENT: u32 = 25;
-/// How far a share may be from [`PERCENT`], in standard deviations of a fair hash. At five, chance alone fails one run in a million.
+/// How far a share may be from [`PERCENT`], in standard deviations of a fair hash. At five, chance
+/// alone fails one run in a million.
 const DEVIATIONS: f64 = 5.0;
 
 /// One request for each user, in the order in which they ask.
@@ -36,8 +39,15 @@ pub fn requests(after: After) -> Requests {
         After::Keep => "",
         After::Close => "connection: close\r\n",
     };
-    let request = |user: String| format!("GET /checkout HTTP/1.1\r\nhost: shop.example\r\nuser-agent: cutover-loadtest\r\naccept: */*\r\n{connection}x-user-id: {user}\r\n\r\n");
-    users().map(|user| request(user).into_bytes().into_boxed_slice()).collect()
+    let request = |user: String| {
+        format!(
+            "GET /checkout HTTP/1.1\r\nhost: shop.example\r\nuser-agent: \
+             cutover-loadtest\r\naccept: */*\r\n{connection}x-user-id: {user}\r\n\r\n"
+        )
+    };
+    users()
+        .map(|user| request(user).into_bytes().into_boxed_slice())
+        .collect()
 }
 
 /// Keys in the form of UUIDs, the same in each run.
@@ -45,7 +55,14 @@ fn users() -> impl Iterator<Item = String> {
     let mut random = StdRng::seed_from_u64(1);
     (0..USERS).map(move |_| {
         let (high, low): (u64, u64) = (random.random(), random.random());
-        format!("{:08x}-{:04x}-{:04x}-{:04x}-{:012x}", high >> 32, (high >> 16) & 0xffff, high & 0xffff, low >> 48, low & 0xffff_ffff_ffff)
+        format!(
+            "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            high >> 32,
+            (high >> 16) & 0xffff,
+            high & 0xffff,
+            low >> 48,
+            low & 0xffff_ffff_ffff
+        )
     })
 }
 
@@ -58,7 +75,10 @@ pub struct Sightings {
 
 impl Default for Sightings {
     fn default() -> Self {
-        Self { last: vec![None; USERS], moved: 0 }
+        Self {
+            last: vec![None; USERS],
+            moved: 0,
+        }
     }
 }
 
@@ -80,7 +100,11 @@ impl Sightings {
     /// The sum of it.
     pub fn split(&self) -> Split {
         let on = |side| self.last.iter().filter(|&&last| last == Some(side)).count();
-        Split { legacy: on(Side::Legacy), new: on(Side::New), moved: self.moved }
+        Split {
+            legacy: on(Side::Legacy),
+            new: on(Side::New),
+            moved: self.moved,
+        }
     }
 }
 
@@ -91,7 +115,8 @@ pub struct Split {
     pub legacy: usize,
     /// Users last seen on new.
     pub new: usize,
-    /// How often a user was answered by another side than the time before. Anything but 0 is a failure.
+    /// How often a user was answered by another side than the time before. Anything but 0 is a
+    /// failure.
     pub moved: u64,
 }
 
@@ -105,13 +130,20 @@ impl Split {
     /// Why this cannot be the split that was asked for; `None` if it can.
     pub fn wrong(&self) -> Option<String> {
         if self.moved > 0 {
-            return Some(format!("{} times a user was answered by another side than before", self.moved));
+            return Some(format!(
+                "{} times a user was answered by another side than before",
+                self.moved
+            ));
         }
-        let Some(percent) = self.percent() else { return Some("no user was seen".to_owned()) };
+        let Some(percent) = self.percent() else {
+            return Some("no user was seen".to_owned());
+        };
         let (expected, seen) = (f64::from(PERCENT), (self.legacy + self.new) as f64);
         let tolerance = DEVIATIONS * (expected * (100.0 - expected) / seen).sqrt();
         let is_off = (percent - expected).abs() > tolerance;
-        is_off.then(|| format!("{percent:.1} % of users were on new, expected {expected:.0} ± {tolerance:.1}"))
+        is_off.then(|| {
+            format!("{percent:.1} % of users were on new, expected {expected:.0} ± {tolerance:.1}")
+        })
     }
 }
 
@@ -126,10 +158,17 @@ mod tests {
         assert_eq!(all, requests(After::Keep));
         assert_ne!(all[0], all[1]);
         let first = String::from_utf8(all[0].to_vec()).expect("text");
-        let user = first.lines().find_map(|line| line.strip_prefix("x-user-id: ")).expect("a user");
+        let user = first
+            .lines()
+            .find_map(|line| line.strip_prefix("x-user-id: "))
+            .expect("a user");
         assert_eq!(user.len(), 36);
         assert!(first.ends_with("\r\n\r\n") && !first.contains("connection:"));
-        assert!(requests(After::Close)[0].windows(19).any(|part| part == b"connection: close\r\n"));
+        assert!(
+            requests(After::Close)[0]
+                .windows(19)
+                .any(|part| part == b"connection: close\r\n")
+        );
     }
 
     #[test]
@@ -139,13 +178,28 @@ mod tests {
             seen.note(7, side);
         }
         seen.note(8, Side::Legacy);
-        assert_eq!(seen.split(), Split { legacy: 1, new: 1, moved: 2 });
-        assert!(seen.split().wrong().is_some_and(|why| why.starts_with("2 times")));
+        assert_eq!(
+            seen.split(),
+            Split {
+                legacy: 1,
+                new: 1,
+                moved: 2
+            }
+        );
+        assert!(
+            seen.split()
+                .wrong()
+                .is_some_and(|why| why.starts_with("2 times"))
+        );
     }
 
     #[test]
     fn a_share_is_wrong_when_chance_does_not_explain_it() {
-        let of_all = |new| Split { legacy: USERS - new, new, moved: 0 };
+        let of_all = |new| Split {
+            legacy: USERS - new,
+            new,
+            moved: 0,
+        };
         for new in [2_300, 2_500, 2_700] {
             assert_eq!(of_all(new).wrong(), None, "{new}");
         }
@@ -153,7 +207,23 @@ mod tests {
             assert!(of_all(new).wrong().is_some(), "{new}");
         }
         // Of few users much is possible.
-        assert_eq!(Split { legacy: 8, new: 0, moved: 0 }.wrong(), None);
-        assert!(Split { legacy: 0, new: 0, moved: 0 }.wrong().is_some());
+        assert_eq!(
+            Split {
+                legacy: 8,
+                new: 0,
+                moved: 0
+            }
+            .wrong(),
+            None
+        );
+        assert!(
+            Split {
+                legacy: 0,
+                new: 0,
+                moved: 0
+            }
+            .wrong()
+            .is_some()
+        );
     }
 }

@@ -1,10 +1,15 @@
-//! Programs under measurement: started on a core, asked for their CPU time and memory, and ended whatever happens.
+//! Programs under measurement: started on a core, asked for their CPU time and memory, and ended
+//! whatever happens.
 //!
-//! CPU time is the run time of all threads from `/proc/PID/task/*/schedstat`, in nanoseconds: `/proc/PID/stat` counts ticks of 10 ms and guesses. It contains what the kernel does for
-//! the process in system calls and softirqs on its behalf. The time of a thread that ended is lost, so measure while threads stay; those of the proxies do.
+//! CPU time is the run time of all threads from `/proc/PID/task/*/schedstat`, in nanoseconds:
+//! `/proc/PID/stat` counts ticks of 10 ms and guesses. It contains what the kernel does for
+//! the process in system calls and softirqs on its behalf. The time of a thread that ended is lost,
+//! so measure while threads stay; those of the proxies do.
 //!
-//! nginx is a master and a worker, so everything is summed over a program and its children, and it is the whole process group that ends with the handle: a worker whose master was killed
-//! would live on. Deliberately absent: a graceful end. Whoever is dropped here is killed, and no other process is touched.
+//! nginx is a master and a worker, so everything is summed over a program and its children, and it
+//! is the whole process group that ends with the handle: a worker whose master was killed
+//! would live on. Deliberately absent: a graceful end. Whoever is dropped here is killed, and no
+//! other process is touched.
 
 use std::fs;
 use std::io;
@@ -16,7 +21,8 @@ use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 
-/// The clock ticks of `/proc/stat` in a second; Linux shows it to programs as this number on every machine.
+/// The clock ticks of `/proc/stat` in a second; Linux shows it to programs as this number on every
+/// machine.
 const TICKS_PER_SECOND: u64 = 100;
 
 /// A running program with its children, killed when dropped.
@@ -38,8 +44,16 @@ impl Process {
             None => command.spawn(),
             Some(core) => spawn_on(core, command),
         };
-        let child = spawned.map_err(|error| io::Error::new(error.kind(), format!("cannot start {}: {error}", command.get_program().display())))?;
-        Ok(Self { group: Pid::from_child(&child), child })
+        let child = spawned.map_err(|error| {
+            io::Error::new(
+                error.kind(),
+                format!("cannot start {}: {error}", command.get_program().display()),
+            )
+        })?;
+        Ok(Self {
+            group: Pid::from_child(&child),
+            child,
+        })
     }
 
     /// Its standard output, once, if it was piped.
@@ -77,7 +91,11 @@ impl Process {
         let mut next = 0;
         while let Some(&id) = ids.get(next) {
             for thread in fs::read_dir(format!("/proc/{id}/task"))? {
-                ids.extend(gone_is_empty(fs::read_to_string(thread?.path().join("children")))?.split_whitespace().filter_map(|id| id.parse::<u32>().ok()));
+                ids.extend(
+                    gone_is_empty(fs::read_to_string(thread?.path().join("children")))?
+                        .split_whitespace()
+                        .filter_map(|id| id.parse::<u32>().ok()),
+                );
             }
             next += 1;
         }
@@ -89,7 +107,10 @@ impl Process {
     /// # Errors
     /// When it has ended, or the kernel keeps no such statistics.
     pub fn cpu_time(&self) -> io::Result<Duration> {
-        self.ids()?.iter().map(|id| cpu_time_of(&id.to_string())).sum()
+        self.ids()?
+            .iter()
+            .map(|id| cpu_time_of(&id.to_string()))
+            .sum()
     }
 
     /// The memory of the program and its children.
@@ -97,7 +118,10 @@ impl Process {
     /// # Errors
     /// When it has ended, or the kernel keeps no such statistics.
     pub fn memory(&self) -> io::Result<Memory> {
-        let mut memory = Memory { rss_kib: 0, pss_kib: 0 };
+        let mut memory = Memory {
+            rss_kib: 0,
+            pss_kib: 0,
+        };
         for id in self.ids()? {
             let text = fs::read_to_string(format!("/proc/{id}/smaps_rollup"))?;
             memory.rss_kib += kib_of(&text, "Rss")?;
@@ -120,7 +144,8 @@ impl Drop for Process {
 pub struct Memory {
     /// Resident, in KiB; pages that a master and its workers share are counted for each of them.
     pub rss_kib: u64,
-    /// Resident, in KiB, each page divided by those who share it: the honest sum, and the one for differences.
+    /// Resident, in KiB, each page divided by those who share it: the honest sum, and the one for
+    /// differences.
     pub pss_kib: u64,
 }
 
@@ -146,25 +171,44 @@ fn cpu_time_of(process: &str) -> io::Result<Duration> {
 /// A thread that ended between the listing and the reading says nothing, which is no error.
 fn gone_is_empty(read: io::Result<String>) -> io::Result<String> {
     match read {
-        Err(error) if error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) => Ok(String::new()),
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(rustix::io::Errno::SRCH.raw_os_error()) =>
+        {
+            Ok(String::new())
+        }
         read => read,
     }
 }
 
 /// The first field of a line of schedstat.
 fn run_time_ns(text: &str) -> io::Result<u64> {
-    let field = text.split_whitespace().next().and_then(|field| field.parse().ok());
-    field.ok_or_else(|| invalid(format!("expected schedstat to begin with a number, found {text:?}")))
+    let field = text
+        .split_whitespace()
+        .next()
+        .and_then(|field| field.parse().ok());
+    field.ok_or_else(|| {
+        invalid(format!(
+            "expected schedstat to begin with a number, found {text:?}"
+        ))
+    })
 }
 
 /// A line such as `Rss:    1712 kB`.
 fn kib_of(text: &str, name: &str) -> io::Result<u64> {
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let value = text
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
     let kib = value.and_then(|value| value.trim().strip_suffix(" kB")?.parse().ok());
-    kib.ok_or_else(|| invalid(format!("expected smaps_rollup to have {name} in kB, found {value:?}")))
+    kib.ok_or_else(|| {
+        invalid(format!(
+            "expected smaps_rollup to have {name} in kB, found {value:?}"
+        ))
+    })
 }
 
-/// How long a core has been idle since the machine started. What it was not idle and the proxy did not run, other work took.
+/// How long a core has been idle since the machine started. What it was not idle and the proxy did
+/// not run, other work took.
 ///
 /// # Errors
 /// When there is no such core.
@@ -176,8 +220,19 @@ fn idle_in(text: &str, core: usize) -> io::Result<Duration> {
     let name = format!("cpu{core} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
     // user nice system idle iowait …: to wait for a disk is to be idle, too.
-    let ticks = line.and_then(|line| line.split_whitespace().skip(3).take(2).map(str::parse::<u64>).sum::<Result<u64, _>>().ok());
-    let ticks = ticks.ok_or_else(|| invalid(format!("expected /proc/stat to have a line of core {core}, found {line:?}")))?;
+    let ticks = line.and_then(|line| {
+        line.split_whitespace()
+            .skip(3)
+            .take(2)
+            .map(str::parse::<u64>)
+            .sum::<Result<u64, _>>()
+            .ok()
+    });
+    let ticks = ticks.ok_or_else(|| {
+        invalid(format!(
+            "expected /proc/stat to have a line of core {core}, found {line:?}"
+        ))
+    })?;
     Ok(Duration::from_millis(ticks * (1_000 / TICKS_PER_SECOND)))
 }
 
@@ -185,14 +240,17 @@ fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// Starts a program from a thread that is kept to the core, because a child inherits that: there is no moment at which it runs elsewhere.
+/// Starts a program from a thread that is kept to the core, because a child inherits that: there is
+/// no moment at which it runs elsewhere.
 fn spawn_on(core: usize, command: &mut Command) -> io::Result<Child> {
     thread::scope(|scope| {
         let starter = scope.spawn(|| {
             pin(None, core)?;
             command.spawn()
         });
-        starter.join().map_err(|_| io::Error::other("the thread that starts programs ended by a panic"))?
+        starter
+            .join()
+            .map_err(|_| io::Error::other("the thread that starts programs ended by a panic"))?
     })
 }
 
@@ -201,7 +259,9 @@ fn spawn_on(core: usize, command: &mut Command) -> io::Result<Child> {
 /// # Errors
 /// When the system refuses.
 pub fn pin_self(core: usize) -> io::Result<()> {
-    own_threads()?.into_iter().try_for_each(|thread| pin(thread, core))
+    own_threads()?
+        .into_iter()
+        .try_for_each(|thread| pin(thread, core))
 }
 
 /// Gives this process, and what it starts from now on, this niceness.
@@ -209,20 +269,33 @@ pub fn pin_self(core: usize) -> io::Result<()> {
 /// # Errors
 /// When the system refuses, as it does without privileges below 0.
 pub fn renice_self(nice: i32) -> io::Result<()> {
-    let renice = |thread| setpriority_process(thread, nice).map_err(|error| io::Error::other(format!("cannot have a niceness of {nice} ({error})")));
+    let renice = |thread| {
+        setpriority_process(thread, nice).map_err(|error| {
+            io::Error::other(format!("cannot have a niceness of {nice} ({error})"))
+        })
+    };
     own_threads()?.into_iter().try_for_each(renice)
 }
 
 /// To Linux a thread is a process of its own in these matters.
 fn own_threads() -> io::Result<Vec<Option<Pid>>> {
-    let id = |thread: io::Result<fs::DirEntry>| Ok(thread?.file_name().to_str().and_then(|name| Pid::from_raw(name.parse().ok()?)));
+    let id = |thread: io::Result<fs::DirEntry>| {
+        Ok(thread?
+            .file_name()
+            .to_str()
+            .and_then(|name| Pid::from_raw(name.parse().ok()?)))
+    };
     fs::read_dir("/proc/self/task")?.map(id).collect()
 }
 
 fn pin(thread: Option<Pid>, core: usize) -> io::Result<()> {
     let mut cores = CpuSet::new();
     cores.set(core);
-    sched_setaffinity(thread, &cores).map_err(|error| io::Error::other(format!("cannot keep to core {core} ({error}); try --pin false")))
+    sched_setaffinity(thread, &cores).map_err(|error| {
+        io::Error::other(format!(
+            "cannot keep to core {core} ({error}); try --pin false"
+        ))
+    })
 }
 
 #[cfg(test)]
@@ -234,28 +307,47 @@ mod tests {
 
     #[test]
     fn the_run_time_is_the_first_field() {
-        assert_eq!(run_time_ns("138996 1546428 2\n").expect("a number"), 138_996);
+        assert_eq!(
+            run_time_ns("138996 1546428 2\n").expect("a number"),
+            138_996
+        );
         assert!(run_time_ns("").is_err());
     }
 
     #[test]
     fn memory_is_read_by_its_whole_name() {
-        let text = "560098fe8000-7fff0b22d000 ---p 00000000 00:00 0 [rollup]\nRss:                1712 kB\nPss_Dirty:           112 kB\nPss:                 330 kB\n";
-        assert_eq!((kib_of(text, "Rss").expect("there"), kib_of(text, "Pss").expect("there")), (1712, 330));
+        let text = "560098fe8000-7fff0b22d000 ---p 00000000 00:00 0 [rollup]\nRss:                \
+                    1712 kB\nPss_Dirty:           112 kB\nPss:                 330 kB\n";
+        assert_eq!(
+            (
+                kib_of(text, "Rss").expect("there"),
+                kib_of(text, "Pss").expect("there")
+            ),
+            (1712, 330)
+        );
         assert!(kib_of(text, "Swap").is_err());
     }
 
     #[test]
     fn idle_time_is_of_one_core_and_includes_waiting_for_a_disk() {
         let text = "cpu  9 9 9 9 9\ncpu1 100 200 300 400 50 6 7 8 0 0\ncpu10 1 2 3 4 5 6\n";
-        assert_eq!(idle_in(text, 1).expect("there"), Duration::from_millis(4_500));
+        assert_eq!(
+            idle_in(text, 1).expect("there"),
+            Duration::from_millis(4_500)
+        );
         assert_eq!(idle_in(text, 10).expect("there"), Duration::from_millis(90));
         assert!(idle_in(text, 0).is_err());
     }
 
     #[test]
     fn a_process_and_its_children_are_measured_and_end_with_the_handle() {
-        let mut process = Process::start(Command::new("sh").args(["-c", "sleep 60 & wait"]).stdout(Stdio::null()), Some(0)).expect("a shell is everywhere");
+        let mut process = Process::start(
+            Command::new("sh")
+                .args(["-c", "sleep 60 & wait"])
+                .stdout(Stdio::null()),
+            Some(0),
+        )
+        .expect("a shell is everywhere");
         let deadline = Instant::now() + Duration::from_secs(20);
         let ids = loop {
             let ids = process.ids().expect("it runs");
@@ -268,12 +360,20 @@ mod tests {
         assert!(process.is_running().expect("the system says"));
         assert!(process.cpu_time().expect("schedstat is readable") > Duration::ZERO);
         assert!(process.memory().expect("smaps_rollup is readable").pss_kib > 0);
-        let is_kept = |id: &u32| fs::read_to_string(format!("/proc/{id}/status")).expect("it runs").contains("Cpus_allowed_list:\t0\n");
+        let is_kept = |id: &u32| {
+            fs::read_to_string(format!("/proc/{id}/status"))
+                .expect("it runs")
+                .contains("Cpus_allowed_list:\t0\n")
+        };
         assert!(ids.iter().all(is_kept));
         drop(process);
         assert!(!Path::new(&format!("/proc/{}", ids[0])).exists());
-        // The grandchild is reaped by whoever inherits it, which may take a moment or not happen; it must not run.
-        let runs = || fs::read_to_string(format!("/proc/{}/stat", ids[1])).is_ok_and(|stat| !stat.contains(") Z "));
+        // The grandchild is reaped by whoever inherits it, which may take a moment or not happen;
+        // it must not run.
+        let runs = || {
+            fs::read_to_string(format!("/proc/{}/stat", ids[1]))
+                .is_ok_and(|stat| !stat.contains(") Z "))
+        };
         while runs() {
             assert!(Instant::now() < deadline, "it still runs");
             thread::yield_now();

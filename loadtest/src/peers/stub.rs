@@ -1,8 +1,11 @@
-//! The two backends behind the proxies that are compared: the least that answers HTTP/1.1, keeps the connection and says which side it is.
+//! The two backends behind the proxies that are compared: the least that answers HTTP/1.1, keeps
+//! the connection and says which side it is.
 //!
-//! Both live on one thread, so that a proxy with one backend and one with two wake the same thread. The side is said by every byte of the body, because proxies may touch headers and the
-//! load then needs to look at one byte only. A stub looks only for the empty line that ends a head, so it must get nothing but requests without a body, one at a time. That is what the
-//! load beside it sends.
+//! Both live on one thread, so that a proxy with one backend and one with two wake the same thread.
+//! The side is said by every byte of the body, because proxies may touch headers and the
+//! load then needs to look at one byte only. A stub looks only for the empty line that ends a head,
+//! so it must get nothing but requests without a body, one at a time. That is what the load beside
+//! it sends.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -48,7 +51,9 @@ impl Stubs {
     /// # Errors
     /// When there is no port or no thread.
     pub fn start() -> io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()?;
         let bind = || {
             let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
             listener.set_nonblocking(true)?;
@@ -56,15 +61,24 @@ impl Stubs {
             Ok::<_, io::Error>((listener, address))
         };
         let ((legacy, legacy_at), (new, new_at)) = (bind()?, bind()?);
-        thread::Builder::new().name("backends".to_owned()).spawn(move || {
-            runtime.block_on(async { tokio::join!(accept(legacy, Side::Legacy), accept(new, Side::New)) });
-        })?;
-        Ok(Self { legacy: legacy_at, new: new_at })
+        thread::Builder::new()
+            .name("backends".to_owned())
+            .spawn(move || {
+                runtime.block_on(async {
+                    tokio::join!(accept(legacy, Side::Legacy), accept(new, Side::New))
+                });
+            })?;
+        Ok(Self {
+            legacy: legacy_at,
+            new: new_at,
+        })
     }
 }
 
 async fn accept(listener: std::net::TcpListener, side: Side) {
-    let Ok(listener) = TcpListener::from_std(listener) else { return };
+    let Ok(listener) = TcpListener::from_std(listener) else {
+        return;
+    };
     while let Ok((stream, _)) = listener.accept().await {
         // A connection that breaks is the proxy's to notice and the load's to count.
         tokio::spawn(async move { serve(stream, side).await });
@@ -91,7 +105,11 @@ async fn serve(mut stream: TcpStream, side: Side) -> io::Result<()> {
 }
 
 fn answer(side: Side) -> Vec<u8> {
-    let mut answer = format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n", answer_bytes()).into_bytes();
+    let mut answer = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: {}\r\n\r\n",
+        answer_bytes()
+    )
+    .into_bytes();
     answer.resize(answer.len() + answer_bytes(), mark(side));
     answer
 }

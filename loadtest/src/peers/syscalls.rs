@@ -1,7 +1,9 @@
 //! How often a proxy enters the kernel for a request, counted by strace over a whole load.
 //!
-//! Counts are nearly the same on a busy machine, unlike times; but strace slows the proxy, so that more is ready at once and waits per request are fewer than without it. What the proxy
-//! does for itself meanwhile (timers, the ticks of a guard) is counted as well, which is little at these rates.
+//! Counts are nearly the same on a busy machine, unlike times; but strace slows the proxy, so that
+//! more is ready at once and waits per request are fewer than without it. What the proxy
+//! does for itself meanwhile (timers, the ticks of a guard) is counted as well, which is little at
+//! these rates.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -25,7 +27,13 @@ const LEAST_SHOWN: f64 = 0.01;
 
 const RECEIVES: [&str; 4] = ["recvfrom", "recvmsg", "read", "readv"];
 const SENDS: [&str; 4] = ["sendto", "sendmsg", "write", "writev"];
-const WAITS: [&str; 5] = ["epoll_wait", "epoll_pwait", "epoll_pwait2", "poll", "select"];
+const WAITS: [&str; 5] = [
+    "epoll_wait",
+    "epoll_pwait",
+    "epoll_pwait2",
+    "poll",
+    "select",
+];
 
 /// System calls for each request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,20 +54,45 @@ pub struct PerRequest {
 ///
 /// # Errors
 /// When strace cannot attach, or its table cannot be read.
-pub async fn count(proxy: &Running, strace: &Path, connections: usize, duration: Duration, requests: &Requests, folder: &TempDir) -> io::Result<PerRequest> {
+pub async fn count(
+    proxy: &Running,
+    strace: &Path,
+    connections: usize,
+    duration: Duration,
+    requests: &Requests,
+    folder: &TempDir,
+) -> io::Result<PerRequest> {
     let table = folder.path().join("strace");
     let ids = proxy.process.ids()?;
     let mut command = Command::new(strace);
-    command.args(["-f", "-c", "-o"]).arg(&table).args(ids.iter().flat_map(|id| ["-p".to_owned(), id.to_string()]));
-    let mut strace = Process::start(command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()), None)?;
+    command
+        .args(["-f", "-c", "-o"])
+        .arg(&table)
+        .args(ids.iter().flat_map(|id| ["-p".to_owned(), id.to_string()]));
+    let mut strace = Process::start(
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped()),
+        None,
+    )?;
     wait_until_attached(&mut strace, ids.len()).await?;
 
-    let plan = Plan { address: proxy.address, connections, pace: Pace::Closed, measured: Duration::ZERO..Duration::ZERO, requests: requests.clone() };
+    let plan = Plan {
+        address: proxy.address,
+        connections,
+        pace: Pace::Closed,
+        measured: Duration::ZERO..Duration::ZERO,
+        requests: requests.clone(),
+    };
     let load = Load::start(plan, proxy.sightings.clone())?;
     tokio::time::sleep(duration).await;
     let seen = load.stop();
     if let Some(why) = seen.first_failure {
-        return Err(io::Error::other(format!("{} requests failed under strace: {why}", seen.failed)));
+        return Err(io::Error::other(format!(
+            "{} requests failed under strace: {why}",
+            seen.failed
+        )));
     }
     strace.interrupt()?;
     let begun = Instant::now();
@@ -74,7 +107,9 @@ pub async fn count(proxy: &Running, strace: &Path, connections: usize, duration:
 
 /// strace says one line for each process it has got hold of, or why it has not.
 async fn wait_until_attached(strace: &mut Process, processes: usize) -> io::Result<()> {
-    let errors = strace.take_errors().ok_or_else(|| io::Error::other("strace has no standard error"))?;
+    let errors = strace
+        .take_errors()
+        .ok_or_else(|| io::Error::other("strace has no standard error"))?;
     let reading = tokio::task::spawn_blocking(move || {
         let mut lines = BufReader::new(errors).lines();
         for _ in 0..processes {
@@ -87,19 +122,32 @@ async fn wait_until_attached(strace: &mut Process, processes: usize) -> io::Resu
         std::thread::spawn(move || lines.for_each(drop));
         Ok(())
     });
-    let attached = tokio::time::timeout(STRACE_TIMEOUT, reading).await.map_err(|_| io::Error::other("strace does not attach"))?;
+    let attached = tokio::time::timeout(STRACE_TIMEOUT, reading)
+        .await
+        .map_err(|_| io::Error::other("strace does not attach"))?;
     attached.map_err(io::Error::other)?
 }
 
 fn per_request(table: &str, requests: u64) -> io::Result<PerRequest> {
     let calls: BTreeMap<&str, u64> = table.lines().filter_map(call).collect();
     if calls.is_empty() || requests == 0 {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, format!("expected calls and requests, found {requests} requests and {table:?}")));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("expected calls and requests, found {requests} requests and {table:?}"),
+        ));
     }
     let per_request = |calls: u64| calls as f64 / requests as f64;
-    let sum_of = |names: &[&str]| per_request(names.iter().filter_map(|name| calls.get(name)).sum());
-    let is_other = |name: &str| ![&RECEIVES[..], &SENDS, &WAITS].iter().any(|group| group.contains(&name));
-    let others = calls.iter().filter(|(name, _)| is_other(name)).map(|(name, &calls)| ((*name).to_owned(), per_request(calls)));
+    let sum_of =
+        |names: &[&str]| per_request(names.iter().filter_map(|name| calls.get(name)).sum());
+    let is_other = |name: &str| {
+        ![&RECEIVES[..], &SENDS, &WAITS]
+            .iter()
+            .any(|group| group.contains(&name))
+    };
+    let others = calls
+        .iter()
+        .filter(|(name, _)| is_other(name))
+        .map(|(name, &calls)| ((*name).to_owned(), per_request(calls)));
     Ok(PerRequest {
         all: per_request(calls.values().sum()),
         receives: sum_of(&RECEIVES),
@@ -135,7 +183,13 @@ mod tests {
     #[test]
     fn the_table_of_strace_becomes_calls_for_each_request() {
         let calls = per_request(TABLE, 1_000).expect("a table");
-        let expected = PerRequest { all: 5.044, receives: 2.01, sends: 2.0, waits: 0.03, others: BTreeMap::from([("getpeername".to_owned(), 1.0)]) };
+        let expected = PerRequest {
+            all: 5.044,
+            receives: 2.01,
+            sends: 2.0,
+            waits: 0.03,
+            others: BTreeMap::from([("getpeername".to_owned(), 1.0)]),
+        };
         assert_eq!(calls, expected);
     }
 

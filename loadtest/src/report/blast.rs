@@ -1,7 +1,7 @@
 //! How far a breakdown reached: how many answers, which users, for how long.
 //!
-//! Without a step that broke something only the answers tell when trouble began. With one, the time to zero counts by when requests were *sent*: what still fails
-//! later was sent before.
+//! Without a step that broke something only the answers tell when trouble began. With one, the time
+//! to zero counts by when requests were *sent*: what still fails later was sent before.
 
 use super::milliseconds;
 use crate::driver::Record;
@@ -45,7 +45,11 @@ pub(super) fn blast_radius(records: &[Record], fault: Option<u64>) -> Option<Bla
     let since_fault = fault.map(|fault| since_fault(records, fault));
     let first_failure = failures().map(|record| record.finished).min().or(fault)?;
     let last_failure = failures().map(|record| record.finished).max().or(fault)?;
-    let last_new = records.iter().filter(|record| record.outcome.side() == Some(Side::New)).map(|record| record.finished).max();
+    let last_new = records
+        .iter()
+        .filter(|record| record.outcome.side() == Some(Side::New))
+        .map(|record| record.finished)
+        .max();
     Some(BlastRadius {
         first_failure_ms: milliseconds(first_failure),
         last_failure_ms: milliseconds(last_failure),
@@ -62,7 +66,12 @@ fn since_fault(records: &[Record], fault: u64) -> SinceFault {
     let mut hurt: Vec<u32> = bad().map(|record| record.user).collect();
     // The records are sorted by user.
     hurt.dedup();
-    let last = after().filter(|record| record.outcome.is_failure() || record.outcome.side() == Some(Side::New)).map(sent).max().unwrap_or(fault).max(fault);
+    let last = after()
+        .filter(|record| record.outcome.is_failure() || record.outcome.side() == Some(Side::New))
+        .map(sent)
+        .max()
+        .unwrap_or(fault)
+        .max(fault);
     SinceFault {
         fault_ms: milliseconds(fault),
         bad_answers: bad().count() as u64,

@@ -1,6 +1,7 @@
 //! Whether every answer came from the side that the published hash says.
 //!
-//! While a percentage is being changed both sides may be right, for the users between the two percentages and for nobody else.
+//! While a percentage is being changed both sides may be right, for the users between the two
+//! percentages and for nobody else.
 
 use super::history::History;
 use super::{MOST_EXAMPLES, milliseconds};
@@ -49,7 +50,10 @@ pub(super) fn check_hash(records: &[Record], oracle: &Oracle, history: &History)
             };
             check.checked += 1;
             let sent = record.sent.unwrap_or(record.intended);
-            if history.percents(oracle.percent(), sent, record.finished).any(|percent| Oracle::side_of(bucket, percent) == found) {
+            if history
+                .percents(oracle.percent(), sent, record.finished)
+                .any(|percent| Oracle::side_of(bucket, percent) == found)
+            {
                 continue;
             }
             check.wrong_answers += 1;
@@ -58,7 +62,13 @@ pub(super) fn check_hash(records: &[Record], oracle: &Oracle, history: &History)
                     Side::Legacy => Side::New,
                     Side::New => Side::Legacy,
                 };
-                check.examples.push(WrongAnswer { user: user.clone(), bucket, expected, found, at_ms: milliseconds(record.finished) });
+                check.examples.push(WrongAnswer {
+                    user: user.clone(),
+                    bucket,
+                    expected,
+                    found,
+                    at_ms: milliseconds(record.finished),
+                });
             }
         }
         check.wrong_users += u64::from(check.wrong_answers > wrong_before);
@@ -71,8 +81,15 @@ impl HashCheck {
     pub fn violation(&self) -> Option<String> {
         let example = self.examples.first()?;
         Some(format!(
-            "{} of {} answers came from a side other than the hash says, to {} users, such as {} (bucket {}) on {} at {:.1} ms",
-            self.wrong_answers, self.checked, self.wrong_users, example.user, example.bucket, example.found, example.at_ms
+            "{} of {} answers came from a side other than the hash says, to {} users, such as {} \
+             (bucket {}) on {} at {:.1} ms",
+            self.wrong_answers,
+            self.checked,
+            self.wrong_users,
+            example.user,
+            example.bucket,
+            example.found,
+            example.at_ms
         ))
     }
 }

@@ -1,7 +1,7 @@
 //! What was done to the split while a run went on: moves, and the percentages that were in force.
 //!
-//! Both have windows instead of instants, because nobody outside of a proxy knows when exactly a change takes effect: a window opens with the step and closes when
-//! the step has settled.
+//! Both have windows instead of instants, because nobody outside of a proxy knows when exactly a
+//! change takes effect: a window opens with the step and closes when the step has settled.
 
 use super::milliseconds;
 use super::share::Share;
@@ -103,11 +103,28 @@ pub struct History {
 }
 
 impl History {
-    /// The percentages that may have decided a request of this time, the one of the plan being the first.
-    pub(super) fn percents(&self, first: Percent, from: u64, to: u64) -> impl Iterator<Item = Percent> {
-        let begun = std::iter::once((first, 0)).chain(self.changes.iter().map(|change| (change.percent, change.begin)));
-        let ends = self.changes.iter().map(|change| change.end).chain(std::iter::once(u64::MAX));
-        begun.zip(ends).filter(move |((_, begin), end)| *begin <= to && *end >= from).map(|((percent, _), _)| percent)
+    /// The percentages that may have decided a request of this time, the one of the plan being the
+    /// first.
+    pub(super) fn percents(
+        &self,
+        first: Percent,
+        from: u64,
+        to: u64,
+    ) -> impl Iterator<Item = Percent> {
+        let begun = std::iter::once((first, 0)).chain(
+            self.changes
+                .iter()
+                .map(|change| (change.percent, change.begin)),
+        );
+        let ends = self
+            .changes
+            .iter()
+            .map(|change| change.end)
+            .chain(std::iter::once(u64::MAX));
+        begun
+            .zip(ends)
+            .filter(move |((_, begin), end)| *begin <= to && *end >= from)
+            .map(|((percent, _), _)| percent)
     }
 
     /// The times in which nothing moved.
@@ -141,8 +158,17 @@ pub struct Segment {
 }
 
 /// Measures the share on new in each rest between moves; one for the whole run if nothing moved.
-pub(super) fn segments(records: &[Record], oracle: Option<&Oracle>, population: u32, history: &History) -> Vec<Segment> {
-    let end = records.iter().map(|record| record.finished).max().unwrap_or(0);
+pub(super) fn segments(
+    records: &[Record],
+    oracle: Option<&Oracle>,
+    population: u32,
+    history: &History,
+) -> Vec<Segment> {
+    let end = records
+        .iter()
+        .map(|record| record.finished)
+        .max()
+        .unwrap_or(0);
     let rests = history.rests(end);
     let mut counts = vec![[[0_u64; 2]; 2]; rests.len()];
     for of_user in records.chunk_by(|one, other| one.user == other.user) {
@@ -151,7 +177,9 @@ pub(super) fn segments(records: &[Record], oracle: Option<&Oracle>, population: 
             let (Some(side), Some(sent)) = (record.outcome.side(), record.sent) else {
                 continue;
             };
-            let at = rests.partition_point(|(from, _)| *from <= sent).wrapping_sub(1);
+            let at = rests
+                .partition_point(|(from, _)| *from <= sent)
+                .wrapping_sub(1);
             if rests.get(at).is_some_and(|(_, to)| record.finished <= *to) {
                 counts[at][0][usize::from(side == Side::New)] += 1;
                 last[at] = Some(side);
@@ -163,15 +191,28 @@ pub(super) fn segments(records: &[Record], oracle: Option<&Oracle>, population: 
             }
         }
     }
-    let buckets: Vec<u64> = oracle.map(|oracle| (0..population).map(|user| oracle.bucket(&user_name(user))).collect()).unwrap_or_default();
+    let buckets: Vec<u64> = oracle
+        .map(|oracle| {
+            (0..population)
+                .map(|user| oracle.bucket(&user_name(user)))
+                .collect()
+        })
+        .unwrap_or_default();
     rests
         .into_iter()
         .zip(counts)
         .map(|((from, to), [[legacy, new], [users_legacy, users_new]])| {
             // In a rest one percentage is in force; its ends belong to the moves.
             let middle = from + (to - from) / 2;
-            let percent = oracle.and_then(|oracle| history.percents(oracle.percent(), middle, middle).last());
-            let expected = percent.map(|percent| buckets.iter().filter(|bucket| Oracle::side_of(**bucket, percent) == Side::New).count() as f64 / f64::from(population));
+            let percent =
+                oracle.and_then(|oracle| history.percents(oracle.percent(), middle, middle).last());
+            let expected = percent.map(|percent| {
+                buckets
+                    .iter()
+                    .filter(|bucket| Oracle::side_of(**bucket, percent) == Side::New)
+                    .count() as f64
+                    / f64::from(population)
+            });
             Segment {
                 from_ms: milliseconds(from),
                 to_ms: milliseconds(to),
@@ -195,17 +236,37 @@ mod tests {
     }
 
     fn history() -> History {
-        let window = |begin, end| Move { direction: MoveDirection::Both, begin, end };
+        let window = |begin, end| Move {
+            direction: MoveDirection::Both,
+            begin,
+            end,
+        };
         History {
             moves: vec![window(100, 120), window(110, 130), window(200, 210)],
-            changes: vec![Change { percent: percent("50"), begin: 100, end: 120 }, Change { percent: percent("0"), begin: 200, end: 210 }],
+            changes: vec![
+                Change {
+                    percent: percent("50"),
+                    begin: 100,
+                    end: 120,
+                },
+                Change {
+                    percent: percent("0"),
+                    begin: 200,
+                    end: 210,
+                },
+            ],
             fault: None,
         }
     }
 
     #[test]
     fn a_request_may_have_met_every_percentage_whose_window_it_touches() {
-        let met = |from, to| history().percents(percent("1"), from, to).map(|percent| percent.to_string()).collect::<Vec<_>>();
+        let met = |from, to| {
+            history()
+                .percents(percent("1"), from, to)
+                .map(|percent| percent.to_string())
+                .collect::<Vec<_>>()
+        };
         assert_eq!(met(0, 99), ["1"]);
         assert_eq!(met(90, 105), ["1", "50"]);
         assert_eq!(met(121, 199), ["50"]);
@@ -218,7 +279,10 @@ mod tests {
     fn shares_are_measured_between_moves_only() {
         let answered = |user, sent: u64, side| Record {
             user,
-            outcome: Outcome::Answered { status: StatusCode::OK, side: Some(side) },
+            outcome: Outcome::Answered {
+                status: StatusCode::OK,
+                side: Some(side),
+            },
             intended: sent,
             released: sent,
             sent: Some(sent),
@@ -235,9 +299,25 @@ mod tests {
         ];
         let oracle = Oracle::new("checkout", percent("1"));
         let found = segments(&records, Some(&oracle), 10, &history());
-        let counted: Vec<(u64, u64, u64, u64)> = found.iter().map(|one| (one.requests.on_new, one.requests.total, one.users.on_new, one.users.total)).collect();
+        let counted: Vec<(u64, u64, u64, u64)> = found
+            .iter()
+            .map(|one| {
+                (
+                    one.requests.on_new,
+                    one.requests.total,
+                    one.users.on_new,
+                    one.users.total,
+                )
+            })
+            .collect();
         assert_eq!(counted, [(0, 1, 0, 1), (2, 3, 1, 2), (0, 1, 0, 1)]);
         let by_hash = |at| f64::from(Oracle::new("checkout", percent(at)).users_on_new(10)) / 10.0;
-        assert_eq!(found.iter().map(|one| one.requests.expected).collect::<Vec<_>>(), [Some(by_hash("1")), Some(by_hash("50")), Some(0.0)]);
+        assert_eq!(
+            found
+                .iter()
+                .map(|one| one.requests.expected)
+                .collect::<Vec<_>>(),
+            [Some(by_hash("1")), Some(by_hash("50")), Some(0.0)]
+        );
     }
 }

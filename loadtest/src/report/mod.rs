@@ -4,17 +4,19 @@
 //! written by hand. How the numbers are meant:
 //!
 //! - *Latency* runs from the intended start. It covers answers of every status and the requests
-//!   given up for time (at the time they had cost by then, a lower bound). Requests whose connection
-//!   failed are not in it: a fast refusal would flatter the percentiles.
-//! - *Switches* of a user are found in the order in which its requests were sent. Where two requests
-//!   were in flight together that order proves nothing about the order of decisions, so such a
-//!   switch counts as `overlapping`, without a direction. What a step of a scenario explains is said in [`history`] and [`Stickiness`].
+//!   given up for time (at the time they had cost by then, a lower bound). Requests whose
+//!   connection failed are not in it: a fast refusal would flatter the percentiles.
+//! - *Switches* of a user are found in the order in which its requests were sent. Where two
+//!   requests were in flight together that order proves nothing about the order of decisions, so
+//!   such a switch counts as `overlapping`, without a direction. What a step of a scenario explains
+//!   is said in [`history`] and [`Stickiness`].
 //! - *Shares* come with the 99.9 % Wilson interval. For users the expectation is the percentage
-//!   itself. For requests it is the share of this population that the hash puts on new: requests are
-//!   drawn from a fixed population, so the luck of the hash with these users is no news there.
+//!   itself. For requests it is the share of this population that the hash puts on new: requests
+//!   are drawn from a fixed population, so the luck of the hash with these users is no news there.
 //! - *Failures* are server errors (5xx) and requests without a whole answer. A 4xx is an answer.
-//! - *Blast radius* runs from the first failed answer to the last answer served by new; where a step broke something, from that step to the last request that new
-//!   answered or that failed, by the time it was sent.
+//! - *Blast radius* runs from the first failed answer to the last answer served by new; where a
+//!   step broke something, from that step to the last request that new answered or that failed, by
+//!   the time it was sent.
 //!
 //! Deliberately absent: judgement beyond [`Report::violations`], an interval that misses the
 //! expectation included (one run in a thousand does so by chance), and history across runs.
@@ -174,7 +176,11 @@ impl Report {
 
     /// Computes the report of a run, by its sorted records.
     pub fn of(plan: &RunPlan, measurement: &Measurement, history: &History) -> Self {
-        let Measurement { records, paced, stopped } = measurement;
+        let Measurement {
+            records,
+            paced,
+            stopped,
+        } = measurement;
         let sides = count_sides(plan, records);
         let (stickiness, users_on_new) = check_stickiness(records, &history.moves);
         let oracle = plan.oracle.as_ref();
@@ -182,15 +188,35 @@ impl Report {
         // With moves the run as a whole has no one share to expect.
         let still = oracle.filter(|_| history.changes.is_empty());
         let shares = Shares {
-            users: Share::new(users_on_new, stickiness.users_seen, still.map(|oracle| oracle.percent().as_share())),
-            requests: Share::new(sides.new, sides.new + sides.legacy, still.map(|oracle| f64::from(oracle.users_on_new(plan.users)) / f64::from(plan.users))),
+            users: Share::new(
+                users_on_new,
+                stickiness.users_seen,
+                still.map(|oracle| oracle.percent().as_share()),
+            ),
+            requests: Share::new(
+                sides.new,
+                sides.new + sides.legacy,
+                still.map(|oracle| {
+                    f64::from(oracle.users_on_new(plan.users)) / f64::from(plan.users)
+                }),
+            ),
         };
         let mut report = Self {
             plan: PlanSummary::new(plan),
             requests: count_requests(records, *paced, *stopped),
             latency: Times::of(records.iter().filter_map(Record::latency)).quantiles(),
-            release_lateness: Times::of(records.iter().map(|record| record.released.saturating_sub(record.intended))).quantiles(),
-            send_lateness: Times::of(records.iter().filter_map(|record| Some(record.sent?.saturating_sub(record.intended)))).quantiles(),
+            release_lateness: Times::of(
+                records
+                    .iter()
+                    .map(|record| record.released.saturating_sub(record.intended)),
+            )
+            .quantiles(),
+            send_lateness: Times::of(
+                records
+                    .iter()
+                    .filter_map(|record| Some(record.sent?.saturating_sub(record.intended))),
+            )
+            .quantiles(),
             statuses: count_statuses(records),
             failures: count_failures(records),
             sides,
@@ -213,10 +239,19 @@ impl Report {
         violations.extend(self.stickiness.violation());
         violations.extend(self.hash.as_ref().and_then(HashCheck::violation));
         if self.sides.unnamed > 0 {
-            violations.push(format!("{} answers named neither legacy nor new in {}, so their side was not checked", self.sides.unnamed, self.sides.header));
+            violations.push(format!(
+                "{} answers named neither legacy nor new in {}, so their side was not checked",
+                self.sides.unnamed, self.sides.header
+            ));
         }
         if self.failures.requests > 0 {
-            violations.push(format!("{} of {} requests failed ({}), to {} users", self.failures.requests, self.requests.finished, self.failures.kinds(), self.failures.users_hurt));
+            violations.push(format!(
+                "{} of {} requests failed ({}), to {} users",
+                self.failures.requests,
+                self.requests.finished,
+                self.failures.kinds(),
+                self.failures.users_hurt
+            ));
         }
         violations
     }
@@ -258,10 +293,26 @@ impl Failures {
 }
 
 fn count_requests(records: &[Record], paced: Duration, stopped: bool) -> Requests {
-    let sent = records.iter().filter(|record| record.sent.is_some()).count();
-    let last_sent = records.iter().filter_map(|record| record.sent).max().map_or(Duration::ZERO, Duration::from_nanos);
+    let sent = records
+        .iter()
+        .filter(|record| record.sent.is_some())
+        .count();
+    let last_sent = records
+        .iter()
+        .filter_map(|record| record.sent)
+        .max()
+        .map_or(Duration::ZERO, Duration::from_nanos);
     let seconds = paced.max(last_sent).as_secs_f64();
-    Requests { finished: records.len() as u64, sent: sent as u64, sent_per_second: if seconds > 0.0 { sent as f64 / seconds } else { 0.0 }, stopped_early: stopped }
+    Requests {
+        finished: records.len() as u64,
+        sent: sent as u64,
+        sent_per_second: if seconds > 0.0 {
+            sent as f64 / seconds
+        } else {
+            0.0
+        },
+        stopped_early: stopped,
+    }
 }
 
 fn count_statuses(records: &[Record]) -> BTreeMap<&'static str, u64> {
@@ -277,7 +328,15 @@ fn count_statuses(records: &[Record]) -> BTreeMap<&'static str, u64> {
 }
 
 fn count_failures(records: &[Record]) -> Failures {
-    let mut failures = Failures { requests: 0, server_errors: 0, transport: TransportFailure::ALL.iter().map(|kind| (kind.name(), 0)).collect(), users_hurt: 0 };
+    let mut failures = Failures {
+        requests: 0,
+        server_errors: 0,
+        transport: TransportFailure::ALL
+            .iter()
+            .map(|kind| (kind.name(), 0))
+            .collect(),
+        users_hurt: 0,
+    };
     let mut last_hurt = None;
     for record in records {
         if !record.outcome.is_failure() {
@@ -298,7 +357,13 @@ fn count_failures(records: &[Record]) -> Failures {
 }
 
 fn count_sides(plan: &RunPlan, records: &[Record]) -> Sides {
-    let mut sides = Sides { header: plan.side_header.to_string(), legacy: 0, new: 0, unnamed: 0, unnamed_errors: 0 };
+    let mut sides = Sides {
+        header: plan.side_header.to_string(),
+        legacy: 0,
+        new: 0,
+        unnamed: 0,
+        unnamed_errors: 0,
+    };
     for record in records {
         if let Outcome::Answered { status, side } = record.outcome {
             match side {
@@ -333,26 +398,55 @@ mod tests {
     const MILLISECOND: u64 = 1_000_000;
 
     async fn plan(oracle: Option<Oracle>) -> RunPlan {
-        RunPlan { rate: 100.0, users: 10, connections: 1, oracle, ..RunPlan::to(Target::resolve("http://127.0.0.1:1", false).await.expect("a loopback target")) }
+        RunPlan {
+            rate: 100.0,
+            users: 10,
+            connections: 1,
+            oracle,
+            ..RunPlan::to(
+                Target::resolve("http://127.0.0.1:1", false)
+                    .await
+                    .expect("a loopback target"),
+            )
+        }
     }
 
     fn answered(status: u16, side: Option<Side>) -> Outcome {
-        Outcome::Answered { status: StatusCode::from_u16(status).expect("a status"), side }
+        Outcome::Answered {
+            status: StatusCode::from_u16(status).expect("a status"),
+            side,
+        }
     }
 
     /// A request sent on time; instants in milliseconds.
     fn record(user: u32, sent: u64, finished: u64, outcome: Outcome) -> Record {
-        Record { user, outcome, intended: sent * MILLISECOND, released: sent * MILLISECOND, sent: Some(sent * MILLISECOND), finished: finished * MILLISECOND }
+        Record {
+            user,
+            outcome,
+            intended: sent * MILLISECOND,
+            released: sent * MILLISECOND,
+            sent: Some(sent * MILLISECOND),
+            finished: finished * MILLISECOND,
+        }
     }
 
     async fn report(oracle: Option<Oracle>, records: Vec<Record>) -> Report {
-        let measurement = Measurement { records, paced: Duration::from_secs(1), stopped: false };
+        let measurement = Measurement {
+            records,
+            paced: Duration::from_secs(1),
+            stopped: false,
+        };
         Report::new(&plan(oracle).await, measurement)
     }
 
     #[test]
     fn wilson_gives_the_intervals_of_newcombe_1998() {
-        for (successes, trials, low, high) in [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)] {
+        for (successes, trials, low, high) in [
+            (81, 263, 0.2553, 0.3662),
+            (15, 148, 0.0624, 0.1605),
+            (0, 20, 0.0, 0.1611),
+            (1, 29, 0.0061, 0.1718),
+        ] {
             let found = wilson_interval(successes, trials, 1.959_964).expect("an interval");
             assert!((found.0 - low).abs() < 5e-5, "{found:?}");
             assert!((found.1 - high).abs() < 5e-5, "{found:?}");
@@ -369,8 +463,14 @@ mod tests {
 
     #[tokio::test]
     async fn latency_and_lateness_run_from_the_intended_start() {
-        let late =
-            Record { user: 0, outcome: answered(200, Some(Side::New)), intended: 0, released: 2 * MILLISECOND, sent: Some(5_000 * MILLISECOND), finished: 6_000 * MILLISECOND };
+        let late = Record {
+            user: 0,
+            outcome: answered(200, Some(Side::New)),
+            intended: 0,
+            released: 2 * MILLISECOND,
+            sent: Some(5_000 * MILLISECOND),
+            finished: 6_000 * MILLISECOND,
+        };
         let report = report(None, vec![late]).await;
         let near = |found: u64, microseconds: u64| found.abs_diff(microseconds) < microseconds / 50;
         assert!(near(report.latency.max_us, 6_000_000));
@@ -426,7 +526,14 @@ mod tests {
 
     #[tokio::test]
     async fn a_switch_between_requests_in_flight_together_has_no_direction() {
-        let report = report(None, vec![record(1, 0, 50, answered(200, Some(Side::Legacy))), record(1, 10, 11, answered(200, Some(Side::New)))]).await;
+        let report = report(
+            None,
+            vec![
+                record(1, 0, 50, answered(200, Some(Side::Legacy))),
+                record(1, 10, 11, answered(200, Some(Side::New))),
+            ],
+        )
+        .await;
         assert_eq!(report.stickiness.users_on_both_sides, 1);
         assert_eq!(report.stickiness.overlapping, 1);
         assert_eq!(report.stickiness.legacy_to_new, 0);
@@ -447,10 +554,17 @@ mod tests {
         )
         .await;
         let check = report.hash.as_ref().expect("a check");
-        assert_eq!((check.checked, check.wrong_answers, check.wrong_users), (3, 2, 1));
+        assert_eq!(
+            (check.checked, check.wrong_answers, check.wrong_users),
+            (3, 2, 1)
+        );
         assert_eq!(check.examples[0].expected, Side::Legacy);
         assert_eq!(report.stickiness.users_on_both_sides, 0);
-        assert!(report.violations[0].contains("2 of 3 answers"), "{:?}", report.violations);
+        assert!(
+            report.violations[0].contains("2 of 3 answers"),
+            "{:?}",
+            report.violations
+        );
         assert_eq!(report.shares.requests.expected, Some(0.0));
         assert_eq!(report.shares.requests.expected_in_interval, Some(false));
     }
@@ -491,9 +605,19 @@ mod tests {
             stopped: false,
         };
         measurement.sort();
-        let history = History { fault: Some(25 * MILLISECOND), ..History::default() };
-        let blast = Report::of(&plan(None).await, &measurement, &history).blast_radius.expect("a fault").since_fault.expect("a fault");
-        assert_eq!((blast.fault_ms, blast.bad_answers, blast.users_hurt), (25.0, 3, 2));
+        let history = History {
+            fault: Some(25 * MILLISECOND),
+            ..History::default()
+        };
+        let blast = Report::of(&plan(None).await, &measurement, &history)
+            .blast_radius
+            .expect("a fault")
+            .since_fault
+            .expect("a fault");
+        assert_eq!(
+            (blast.fault_ms, blast.bad_answers, blast.users_hurt),
+            (25.0, 3, 2)
+        );
         assert_eq!((blast.time_to_zero_ms, blast.requests_after), (35.0, 2));
     }
 

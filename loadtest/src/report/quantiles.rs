@@ -1,4 +1,5 @@
-//! Times by their quantiles, and the percentile distribution that the plotter of HdrHistogram reads.
+//! Times by their quantiles, and the percentile distribution that the plotter of HdrHistogram
+//! reads.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -67,12 +68,18 @@ impl Times {
         let Some(histogram) = self.0.as_ref().filter(|histogram| !histogram.is_empty()) else {
             return Vec::new();
         };
-        histogram.iter_quantiles(LINES_PER_HALF).map(|point| (point.quantile_iterated_to(), point.value_iterated_to())).collect()
+        histogram
+            .iter_quantiles(LINES_PER_HALF)
+            .map(|point| (point.quantile_iterated_to(), point.value_iterated_to()))
+            .collect()
     }
 
     /// The percentile distribution in milliseconds, as `.hgrm` files have it.
     pub fn hgrm(&self) -> String {
-        let mut text = format!("{:>12} {:>14} {:>10} {:>14}\n\n", "Value", "Percentile", "TotalCount", "1/(1-Percentile)");
+        let mut text = format!(
+            "{:>12} {:>14} {:>10} {:>14}\n\n",
+            "Value", "Percentile", "TotalCount", "1/(1-Percentile)"
+        );
         let Some(histogram) = &self.0 else {
             return text;
         };
@@ -83,14 +90,33 @@ impl Times {
             let value = point.value_iterated_to() as f64 / 1e3;
             let quantile = point.quantile_iterated_to();
             let _ = if quantile < 1.0 {
-                writeln!(text, "{value:12.3} {quantile:2.12} {total:10} {:14.2}", 1.0 / (1.0 - quantile))
+                writeln!(
+                    text,
+                    "{value:12.3} {quantile:2.12} {total:10} {:14.2}",
+                    1.0 / (1.0 - quantile)
+                )
             } else {
                 writeln!(text, "{value:12.3} {quantile:2.12} {total:10}")
             };
         }
-        let _ = writeln!(text, "#[Mean    = {:12.3}, StdDeviation   = {:12.3}]", histogram.mean() / 1e3, histogram.stdev() / 1e3);
-        let _ = writeln!(text, "#[Max     = {:12.3}, Total count    = {:12}]", histogram.max() as f64 / 1e3, histogram.len());
-        let _ = writeln!(text, "#[Buckets = {:12}, SubBuckets     = {:12}]", histogram.buckets(), 2_048);
+        let _ = writeln!(
+            text,
+            "#[Mean    = {:12.3}, StdDeviation   = {:12.3}]",
+            histogram.mean() / 1e3,
+            histogram.stdev() / 1e3
+        );
+        let _ = writeln!(
+            text,
+            "#[Max     = {:12.3}, Total count    = {:12}]",
+            histogram.max() as f64 / 1e3,
+            histogram.len()
+        );
+        let _ = writeln!(
+            text,
+            "#[Buckets = {:12}, SubBuckets     = {:12}]",
+            histogram.buckets(),
+            2_048
+        );
         text
     }
 }
@@ -106,17 +132,45 @@ mod tests {
         let times = Times::of((1..=1_000).map(|n| n * MILLISECOND));
         let text = times.hgrm();
         let lines: Vec<&str> = text.lines().collect();
-        assert_eq!(lines[0].split_whitespace().collect::<Vec<_>>(), ["Value", "Percentile", "TotalCount", "1/(1-Percentile)"]);
+        assert_eq!(
+            lines[0].split_whitespace().collect::<Vec<_>>(),
+            ["Value", "Percentile", "TotalCount", "1/(1-Percentile)"]
+        );
         assert_eq!(lines[1], "");
-        let rows: Vec<Vec<f64>> =
-            lines[2..].iter().filter(|line| !line.starts_with('#')).map(|line| line.split_whitespace().map(|cell| cell.parse().expect("a number")).collect()).collect();
-        assert!(rows.iter().all(|row| row.len() == 4 || (row.len() == 3 && row[1] == 1.0)), "{text}");
-        assert!(rows.is_sorted_by(|one, other| one[0] <= other[0] && one[1] <= other[1] && one[2] <= other[2]), "{text}");
+        let rows: Vec<Vec<f64>> = lines[2..]
+            .iter()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| {
+                line.split_whitespace()
+                    .map(|cell| cell.parse().expect("a number"))
+                    .collect()
+            })
+            .collect();
+        assert!(
+            rows.iter()
+                .all(|row| row.len() == 4 || (row.len() == 3 && row[1] == 1.0)),
+            "{text}"
+        );
+        assert!(
+            rows.is_sorted_by(|one, other| one[0] <= other[0]
+                && one[1] <= other[1]
+                && one[2] <= other[2]),
+            "{text}"
+        );
         assert_eq!(rows.last().expect("rows")[2], 1_000.0);
         let median = rows.iter().find(|row| row[1] >= 0.5).expect("a median");
         assert!((median[0] - 500.0).abs() < 1.0, "{median:?}");
-        assert_eq!(lines[lines.len() - 3..].iter().filter(|line| line.starts_with("#[")).count(), 3);
-        assert!(lines[lines.len() - 2].contains("Total count    =         1000]"), "{text}");
+        assert_eq!(
+            lines[lines.len() - 3..]
+                .iter()
+                .filter(|line| line.starts_with("#["))
+                .count(),
+            3
+        );
+        assert!(
+            lines[lines.len() - 2].contains("Total count    =         1000]"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -40,7 +40,9 @@ impl Share {
             measured: (total > 0).then(|| on_new as f64 / total as f64),
             interval,
             expected,
-            expected_in_interval: expected.zip(interval).map(|(expected, (low, high))| (low..=high).contains(&expected)),
+            expected_in_interval: expected
+                .zip(interval)
+                .map(|(expected, (low, high))| (low..=high).contains(&expected)),
         }
     }
 }
@@ -58,9 +60,18 @@ pub fn wilson_interval(successes: u64, trials: u64, z: f64) -> Option<(f64, f64)
     let z_squared = z * z;
     let denominator = 1.0 + z_squared / count;
     let centre = (share + z_squared / (2.0 * count)) / denominator;
-    let half_width = z / denominator * (share * (1.0 - share) / count + z_squared / (4.0 * count * count)).sqrt();
+    let half_width = z / denominator
+        * (share * (1.0 - share) / count + z_squared / (4.0 * count * count)).sqrt();
     // The ends are exact there; computed, they would miss by a rounding error.
-    let low = if successes == 0 { 0.0 } else { centre - half_width };
-    let high = if successes == trials { 1.0 } else { centre + half_width };
+    let low = if successes == 0 {
+        0.0
+    } else {
+        centre - half_width
+    };
+    let high = if successes == trials {
+        1.0
+    } else {
+        centre + half_width
+    };
     Some((low, high))
 }

@@ -1,13 +1,17 @@
 //! Whether every user kept to one side, except when the split moved.
 //!
-//! A step that moves the split says in which direction, and the move has a window: from the step's begin until it has settled. What is known of a request is that
-//! its side was decided between sending and finishing. From that follows what can be proved against the proxy, and nothing else counts:
+//! A step that moves the split says in which direction, and the move has a window: from the step's
+//! begin until it has settled. What is known of a request is that its side was decided between
+//! sending and finishing. From that follows what can be proved against the proxy, and nothing else
+//! counts:
 //!
-//! - Two requests of a user, the first finished before the second was sent, on different sides: some move in that direction must have its window between the
-//!   sending of the first and the end of the second.
+//! - Two requests of a user, the first finished before the second was sent, on different sides:
+//!   some move in that direction must have its window between the sending of the first and the end
+//!   of the second.
 //! - Two that were in flight together: some move in either direction must have.
 //!
-//! A user who goes there and back within one window of `both` directions is not found; a scenario that wants it found moves in two steps.
+//! A user who goes there and back within one window of `both` directions is not found; a scenario
+//! that wants it found moves in two steps.
 
 use super::history::{Direction, Move};
 use super::{MOST_EXAMPLES, milliseconds};
@@ -62,7 +66,8 @@ pub struct Switch {
     pub at_ms: f64,
 }
 
-/// Follows each user from answer to answer, by records sorted by user and sending. Also returns how many users ended on new.
+/// Follows each user from answer to answer, by records sorted by user and sending. Also returns how
+/// many users ended on new.
 pub(super) fn check_stickiness(records: &[Record], moves: &[Move]) -> (Stickiness, u64) {
     let mut found = Stickiness::default();
     let mut users_on_new = 0;
@@ -90,7 +95,11 @@ struct Answer {
 
 impl Answer {
     fn of(record: &Record) -> Option<Self> {
-        Some(Self { side: record.outcome.side()?, sent: record.sent?, finished: record.finished })
+        Some(Self {
+            side: record.outcome.side()?,
+            sent: record.sent?,
+            finished: record.finished,
+        })
     }
 }
 
@@ -99,8 +108,15 @@ impl Stickiness {
     pub fn violation(&self) -> Option<String> {
         let example = self.examples.first()?;
         Some(format!(
-            "{} of {} users changed sides where no step moved them ({} of {} switches), such as {} {} at {:.1} ms",
-            self.users_unexplained, self.users_seen, self.unexplained, self.switches, example.user, example.direction, example.at_ms
+            "{} of {} users changed sides where no step moved them ({} of {} switches), such as \
+             {} {} at {:.1} ms",
+            self.users_unexplained,
+            self.users_seen,
+            self.unexplained,
+            self.switches,
+            example.user,
+            example.direction,
+            example.at_ms
         ))
     }
 
@@ -111,7 +127,10 @@ impl Stickiness {
         for answer in answers {
             let last_finished = match last {
                 Some((last_side, last_finished)) if last_side != answer.side => {
-                    self.add(&Switch::to(user, answer, answer.sent < last_finished), !switched);
+                    self.add(
+                        &Switch::to(user, answer, answer.sent < last_finished),
+                        !switched,
+                    );
                     switched = true;
                     last_finished
                 }
@@ -143,7 +162,8 @@ impl Stickiness {
         let before = self.unexplained;
         // The answers of each side so far, in the order of sending.
         let mut seen: [Vec<Answer>; 2] = [Vec::new(), Vec::new()];
-        // The answer that was last held against a user's next ones: a change is counted once, not at every answer after it.
+        // The answer that was last held against a user's next ones: a change is counted once, not
+        // at every answer after it.
         let mut accused = None;
         for answer in answers {
             let (own, other) = match answer.side {
@@ -151,12 +171,28 @@ impl Stickiness {
                 Side::New => (1, 0),
             };
             let direction = Direction::to(answer.side);
-            // The latest one leaves the least room for a move: if it can be explained, so can every earlier one.
-            let ordered = seen[other].iter().rev().find(|earlier| earlier.finished <= answer.sent);
-            let ordered = ordered.filter(|earlier| !moves.iter().any(|one| one.allows(direction) && one.touches(earlier.sent, answer.finished)));
+            // The latest one leaves the least room for a move: if it can be explained, so can every
+            // earlier one.
+            let ordered = seen[other]
+                .iter()
+                .rev()
+                .find(|earlier| earlier.finished <= answer.sent);
+            let ordered = ordered.filter(|earlier| {
+                !moves
+                    .iter()
+                    .any(|one| one.allows(direction) && one.touches(earlier.sent, answer.finished))
+            });
             let together = || {
-                let mut in_flight = seen[other].iter().rev().take(MOST_TOGETHER).filter(|earlier| earlier.finished > answer.sent);
-                in_flight.find(|earlier| !moves.iter().any(|one| one.touches(earlier.sent, earlier.finished.max(answer.finished))))
+                let mut in_flight = seen[other]
+                    .iter()
+                    .rev()
+                    .take(MOST_TOGETHER)
+                    .filter(|earlier| earlier.finished > answer.sent);
+                in_flight.find(|earlier| {
+                    !moves
+                        .iter()
+                        .any(|one| one.touches(earlier.sent, earlier.finished.max(answer.finished)))
+                })
             };
             let unexplained = match ordered {
                 Some(earlier) => Some((earlier, false)),
@@ -179,7 +215,12 @@ impl Stickiness {
 
 impl Switch {
     fn to(user: u32, answer: &Answer, overlapping: bool) -> Self {
-        Self { user: user_name(user), direction: Direction::to(answer.side), overlapping, at_ms: milliseconds(answer.sent) }
+        Self {
+            user: user_name(user),
+            direction: Direction::to(answer.side),
+            overlapping,
+            at_ms: milliseconds(answer.sent),
+        }
     }
 }
 
@@ -195,11 +236,25 @@ mod tests {
 
     fn record(user: u32, sent: u64, finished: u64, side: Side) -> Record {
         let (sent, finished) = (sent * MILLISECOND, finished * MILLISECOND);
-        Record { user, outcome: Outcome::Answered { status: StatusCode::OK, side: Some(side) }, intended: sent, released: sent, sent: Some(sent), finished }
+        Record {
+            user,
+            outcome: Outcome::Answered {
+                status: StatusCode::OK,
+                side: Some(side),
+            },
+            intended: sent,
+            released: sent,
+            sent: Some(sent),
+            finished,
+        }
     }
 
     fn one_move(direction: MoveDirection, begin: u64, end: u64) -> Move {
-        Move { direction, begin: begin * MILLISECOND, end: end * MILLISECOND }
+        Move {
+            direction,
+            begin: begin * MILLISECOND,
+            end: end * MILLISECOND,
+        }
     }
 
     fn unexplained(records: &[Record], moves: &[Move]) -> (u64, u64) {
@@ -212,48 +267,102 @@ mod tests {
     #[test]
     fn a_change_within_a_move_in_its_direction_is_explained() {
         let records = [record(1, 0, 1, Legacy), record(1, 20, 21, New)];
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 15)]), (0, 0));
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::Both, 10, 15)]), (0, 0));
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToLegacy, 10, 15)]), (1, 1));
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 15)]),
+            (0, 0)
+        );
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::Both, 10, 15)]),
+            (0, 0)
+        );
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToLegacy, 10, 15)]),
+            (1, 1)
+        );
         assert_eq!(unexplained(&records, &[]), (1, 1));
     }
 
     #[test]
     fn a_change_after_the_move_has_settled_is_a_violation() {
-        let records = [record(1, 0, 1, Legacy), record(1, 20, 21, Legacy), record(1, 30, 31, New)];
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 15)]), (1, 1));
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 20)]), (0, 0));
+        let records = [
+            record(1, 0, 1, Legacy),
+            record(1, 20, 21, Legacy),
+            record(1, 30, 31, New),
+        ];
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 15)]),
+            (1, 1)
+        );
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 20)]),
+            (0, 0)
+        );
     }
 
     #[test]
     fn a_change_before_the_move_has_begun_is_a_violation() {
         let records = [record(1, 0, 1, Legacy), record(1, 5, 6, New)];
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 15)]), (1, 1));
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 15)]),
+            (1, 1)
+        );
     }
 
     #[test]
     fn going_back_within_a_move_of_one_direction_is_a_violation() {
-        let records = [record(1, 0, 1, Legacy), record(1, 11, 12, New), record(1, 13, 14, Legacy), record(1, 16, 17, New)];
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 20)]), (1, 1));
+        let records = [
+            record(1, 0, 1, Legacy),
+            record(1, 11, 12, New),
+            record(1, 13, 14, Legacy),
+            record(1, 16, 17, New),
+        ];
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 20)]),
+            (1, 1)
+        );
     }
 
     #[test]
     fn requests_in_flight_together_during_a_move_prove_nothing_and_outside_of_it_they_do() {
-        let records = [record(1, 0, 30, New), record(1, 10, 12, Legacy), record(1, 40, 41, New)];
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToNew, 20, 25)]), (0, 0));
-        assert_eq!(unexplained(&records, &[one_move(MoveDirection::ToNew, 50, 55)]), (2, 1));
+        let records = [
+            record(1, 0, 30, New),
+            record(1, 10, 12, Legacy),
+            record(1, 40, 41, New),
+        ];
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToNew, 20, 25)]),
+            (0, 0)
+        );
+        assert_eq!(
+            unexplained(&records, &[one_move(MoveDirection::ToNew, 50, 55)]),
+            (2, 1)
+        );
     }
 
     #[test]
     fn an_unexplained_change_counts_once_however_many_answers_follow() {
-        let records = [record(1, 0, 1, Legacy), record(1, 2, 3, New), record(1, 4, 5, New), record(1, 6, 7, New), record(2, 0, 1, New), record(2, 2, 3, New)];
+        let records = [
+            record(1, 0, 1, Legacy),
+            record(1, 2, 3, New),
+            record(1, 4, 5, New),
+            record(1, 6, 7, New),
+            record(2, 0, 1, New),
+            record(2, 2, 3, New),
+        ];
         assert_eq!(unexplained(&records, &[]), (1, 1));
     }
 
     #[test]
     fn there_and_back_in_two_moves_is_explained() {
-        let records = [record(1, 0, 1, Legacy), record(1, 20, 21, New), record(1, 40, 41, Legacy)];
-        let moves = [one_move(MoveDirection::ToNew, 10, 15), one_move(MoveDirection::ToLegacy, 30, 35)];
+        let records = [
+            record(1, 0, 1, Legacy),
+            record(1, 20, 21, New),
+            record(1, 40, 41, Legacy),
+        ];
+        let moves = [
+            one_move(MoveDirection::ToNew, 10, 15),
+            one_move(MoveDirection::ToLegacy, 30, 35),
+        ];
         assert_eq!(unexplained(&records, &moves), (0, 0));
         assert_eq!(unexplained(&records, &moves[..1]), (1, 1));
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 /// Steps that a timeline has at most; the width is chosen so.
 const MOST_STEPS: u128 = 120;
 /// Widths that read well, in milliseconds.
-const WIDTHS_MS: [u64; 12] = [50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000];
+const WIDTHS_MS: [u64; 12] = [
+    50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000,
+];
 
 /// A run over time.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -40,7 +42,10 @@ pub struct Step {
 impl Timeline {
     /// Of these records, over the time in which requests were to start.
     pub fn of(records: &[Record], duration: Duration) -> Self {
-        let width_ms = WIDTHS_MS.into_iter().find(|width| duration.as_millis() / u128::from(*width) <= MOST_STEPS).unwrap_or(WIDTHS_MS[WIDTHS_MS.len() - 1]);
+        let width_ms = WIDTHS_MS
+            .into_iter()
+            .find(|width| duration.as_millis() / u128::from(*width) <= MOST_STEPS)
+            .unwrap_or(WIDTHS_MS[WIDTHS_MS.len() - 1]);
         let width = width_ms * 1_000_000;
         let mut by_step: Vec<Vec<&Record>> = Vec::new();
         for record in records {
@@ -50,14 +55,20 @@ impl Timeline {
             }
             by_step[at].push(record);
         }
-        let steps = by_step.iter().zip(0_u64..).map(|(records, number)| Step::of(records, number * width_ms)).collect();
+        let steps = by_step
+            .iter()
+            .zip(0_u64..)
+            .map(|(records, number)| Step::of(records, number * width_ms))
+            .collect();
         Self { width_ms, steps }
     }
 }
 
 impl Step {
     fn of(records: &[&Record], at_ms: u64) -> Self {
-        let count = |matches: &dyn Fn(&Record) -> bool| records.iter().filter(|record| matches(record)).count() as u64;
+        let count = |matches: &dyn Fn(&Record) -> bool| {
+            records.iter().filter(|record| matches(record)).count() as u64
+        };
         Self {
             at_ms,
             legacy: count(&|record| record.outcome.side() == Some(Side::Legacy)),
@@ -79,14 +90,40 @@ mod tests {
 
     #[test]
     fn requests_are_counted_in_the_step_in_which_they_were_to_start() {
-        let record = |at_ms: u64, outcome| Record { user: 1, outcome, intended: at_ms * 1_000_000, released: 0, sent: None, finished: (at_ms + 3) * 1_000_000 };
-        let answered = |side| Outcome::Answered { status: StatusCode::OK, side };
-        let records =
-            [record(0, answered(Some(Side::New))), record(99, answered(Some(Side::Legacy))), record(100, answered(None)), record(350, Outcome::Failed(TransportFailure::Reset))];
+        let record = |at_ms: u64, outcome| Record {
+            user: 1,
+            outcome,
+            intended: at_ms * 1_000_000,
+            released: 0,
+            sent: None,
+            finished: (at_ms + 3) * 1_000_000,
+        };
+        let answered = |side| Outcome::Answered {
+            status: StatusCode::OK,
+            side,
+        };
+        let records = [
+            record(0, answered(Some(Side::New))),
+            record(99, answered(Some(Side::Legacy))),
+            record(100, answered(None)),
+            record(350, Outcome::Failed(TransportFailure::Reset)),
+        ];
         let timeline = Timeline::of(&records, Duration::from_secs(10));
         assert_eq!(timeline.width_ms, 100);
-        let counts: Vec<_> = timeline.steps.iter().map(|step| (step.at_ms, step.legacy, step.new, step.unnamed, step.failed)).collect();
-        assert_eq!(counts, [(0, 1, 1, 0, 0), (100, 0, 0, 1, 0), (200, 0, 0, 0, 0), (300, 0, 0, 1, 1)]);
+        let counts: Vec<_> = timeline
+            .steps
+            .iter()
+            .map(|step| (step.at_ms, step.legacy, step.new, step.unnamed, step.failed))
+            .collect();
+        assert_eq!(
+            counts,
+            [
+                (0, 1, 1, 0, 0),
+                (100, 0, 0, 1, 0),
+                (200, 0, 0, 0, 0),
+                (300, 0, 0, 1, 1)
+            ]
+        );
         assert_eq!(timeline.steps[0].latency.count, 2);
         assert_eq!(Timeline::of(&[], Duration::from_secs(600)).width_ms, 5_000);
     }

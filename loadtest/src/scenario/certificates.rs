@@ -1,4 +1,5 @@
-//! Certificates of a scenario: an authority that lives as long as it does, and pairs signed by it that are replaced while the proxy runs.
+//! Certificates of a scenario: an authority that lives as long as it does, and pairs signed by it
+//! that are replaced while the proxy runs.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use std::fs;
@@ -17,11 +18,16 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).map_err(io::Error::other)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, "cutover-loadtest");
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "cutover-loadtest");
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let certificate = params.self_signed(&key).map_err(io::Error::other)?;
         fs::write(folder.join("ca.pem"), certificate.pem())?;
-        Ok(Self { issuer: Issuer::new(params, key), folder: folder.to_owned() })
+        Ok(Self {
+            issuer: Issuer::new(params, key),
+            folder: folder.to_owned(),
+        })
     }
 
     /// Writes `NAME.pem` and `NAME.key`, each by a rename, and returns the certificate in DER.
@@ -29,8 +35,13 @@ impl Authority {
         let key = KeyPair::generate().map_err(io::Error::other)?;
         let mut params = CertificateParams::new(names.to_vec()).map_err(io::Error::other)?;
         params.distinguished_name.push(DnType::CommonName, name);
-        let certificate = params.signed_by(&key, &self.issuer).map_err(io::Error::other)?;
-        replace(&self.folder.join(format!("{name}.key")), &key.serialize_pem())?;
+        let certificate = params
+            .signed_by(&key, &self.issuer)
+            .map_err(io::Error::other)?;
+        replace(
+            &self.folder.join(format!("{name}.key")),
+            &key.serialize_pem(),
+        )?;
         replace(&self.folder.join(format!("{name}.pem")), &certificate.pem())?;
         Ok(certificate.der().to_vec())
     }

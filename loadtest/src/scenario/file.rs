@@ -1,7 +1,8 @@
 //! The scenario file: what to start, what load, what happens meanwhile, and what is expected.
 //!
-//! Reading is strict: an unknown key is an error, a value says what was expected, and both show their place. What can be known to be wrong without starting
-//! anything is found here, by [`Scenario::parse`].
+//! Reading is strict: an unknown key is an error, a value says what was expected, and both show
+//! their place. What can be known to be wrong without starting anything is found here, by
+//! [`Scenario::parse`].
 
 use super::located::ScenarioError;
 use super::values;
@@ -95,7 +96,16 @@ pub struct BackendSection {
 
 impl Default for BackendSection {
     fn default() -> Self {
-        Self { listen: None, control: None, latency: Duration::ZERO, work: Duration::ZERO, error_rate: Percent::ZERO, body_bytes: 0, concurrency: None, connections: None }
+        Self {
+            listen: None,
+            control: None,
+            latency: Duration::ZERO,
+            work: Duration::ZERO,
+            error_rate: Percent::ZERO,
+            body_bytes: 0,
+            concurrency: None,
+            connections: None,
+        }
     }
 }
 
@@ -116,7 +126,8 @@ pub struct ProxySection {
     /// Files to write below `{folder}` before the start, by name.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
-    /// Where it takes requests: a URL, or how a line of its output says so, with `{}` in the URL's place.
+    /// Where it takes requests: a URL, or how a line of its output says so, with `{}` in the URL's
+    /// place.
     pub target: String,
     /// Where its admin port is, likewise; known as `{admin}`.
     pub admin: Option<String>,
@@ -233,7 +244,8 @@ impl Part {
     }
 }
 
-/// Something that happens meanwhile: at most one of `dial`, `edit`, `write`, `command`, `request`, `signal` and `certificate`.
+/// Something that happens meanwhile: at most one of `dial`, `edit`, `write`, `command`, `request`,
+/// `signal` and `certificate`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
@@ -274,7 +286,8 @@ pub struct Step {
     /// The percentage by the hash after this step.
     #[serde(default, deserialize_with = "values::some_percent")]
     pub percent: Option<Percent>,
-    /// Whether something breaks here, from where a blast radius is measured; by default when a dial is turned to a fault.
+    /// Whether something breaks here, from where a blast radius is measured; by default when a
+    /// dial is turned to a fault.
     pub fault: Option<bool>,
 }
 
@@ -374,7 +387,8 @@ const MOST_RUNS: u32 = 10_000;
 impl Scenario {
     /// Reads a scenario; `name` is what mistakes are told with.
     pub fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
-        let scenario: Self = toml::from_str(text).map_err(|error| ScenarioError::parsing(name, text, &error))?;
+        let scenario: Self =
+            toml::from_str(text).map_err(|error| ScenarioError::parsing(name, text, &error))?;
         let problem = scenario.problem();
         match problem {
             Some((Some(span), message)) => Err(ScenarioError::at(name, text, span, message)),
@@ -386,26 +400,57 @@ impl Scenario {
     /// The first thing that is wrong though every key by itself is right.
     fn problem(&self) -> Option<(Option<std::ops::Range<usize>>, String)> {
         if self.runs == 0 || self.runs > MOST_RUNS {
-            return Some((None, format!("expected 1 to {MOST_RUNS} runs, found {}", self.runs)));
+            return Some((
+                None,
+                format!("expected 1 to {MOST_RUNS} runs, found {}", self.runs),
+            ));
         }
         if !(self.load.rate.is_finite() && self.load.rate > 0.0) {
-            return Some((None, format!("expected a load.rate above 0, found {}", self.load.rate)));
+            return Some((
+                None,
+                format!("expected a load.rate above 0, found {}", self.load.rate),
+            ));
         }
         for part in &self.part {
             let one = part.get_ref();
-            let repeats = one.repeat > 0 && (one.repeat == 1 || one.every.is_some_and(|every| !every.is_zero()));
-            if one.from >= one.to || !repeats || one.windows().any(|(_, to)| to > self.load.duration) {
-                let message = format!("expected a part that begins before it ends, within the {:?} of the load, and every = \"...\" beside repeat", self.load.duration);
+            let repeats = one.repeat > 0
+                && (one.repeat == 1 || one.every.is_some_and(|every| !every.is_zero()));
+            if one.from >= one.to
+                || !repeats
+                || one.windows().any(|(_, to)| to > self.load.duration)
+            {
+                let message = format!(
+                    "expected a part that begins before it ends, within the {:?} of the load, and \
+                     every = \"...\" beside repeat",
+                    self.load.duration
+                );
                 return Some((Some(part.span()), message));
             }
         }
-        if let Some((one, name)) = self.expect.parts().find_map(|name| (!self.part.iter().any(|part| part.get_ref().name == name)).then_some(("[expect]", name))) {
-            return Some((None, format!("{one}: expected the name of a [[part]], found {name:?}")));
+        if let Some((one, name)) = self.expect.parts().find_map(|name| {
+            (!self.part.iter().any(|part| part.get_ref().name == name))
+                .then_some(("[expect]", name))
+        }) {
+            return Some((
+                None,
+                format!("{one}: expected the name of a [[part]], found {name:?}"),
+            ));
         }
-        if self.step.iter().map(|step| u64::from(step.get_ref().repeat)).sum::<u64>() > MOST_STEPS {
-            return Some((None, format!("expected at most {MOST_STEPS} steps, repetitions counted")));
+        if self
+            .step
+            .iter()
+            .map(|step| u64::from(step.get_ref().repeat))
+            .sum::<u64>()
+            > MOST_STEPS
+        {
+            return Some((
+                None,
+                format!("expected at most {MOST_STEPS} steps, repetitions counted"),
+            ));
         }
-        self.step.iter().find_map(|step| Some((Some(step.span()), self.problem_of(step.get_ref())?)))
+        self.step
+            .iter()
+            .find_map(|step| Some((Some(step.span()), self.problem_of(step.get_ref())?)))
     }
 
     fn problem_of(&self, step: &Step) -> Option<String> {
@@ -422,7 +467,10 @@ impl Scenario {
         .filter_map(|(set, name)| set.then_some(name))
         .collect();
         if actions.len() > 1 {
-            return Some(format!("expected one action in a step, found {}", actions.join(" and ")));
+            return Some(format!(
+                "expected one action in a step, found {}",
+                actions.join(" and ")
+            ));
         }
         if actions.is_empty() && step.label.is_none() && step.until.is_none() {
             return Some("expected an action, until, or a label in a step".to_owned());
@@ -430,7 +478,9 @@ impl Scenario {
         match (&step.backend, &step.dial) {
             (Some(name), Some(dial)) => {
                 if !self.backend.contains_key(name) {
-                    return Some(format!("expected the name of a [backend.*], found {name:?}"));
+                    return Some(format!(
+                        "expected the name of a [backend.*], found {name:?}"
+                    ));
                 }
                 if let Err(error) = dial.check() {
                     return Some(error.to_string());
@@ -438,30 +488,52 @@ impl Scenario {
             }
             (None, None) => {}
             (Some(_), None) => return Some("expected dial beside backend".to_owned()),
-            (None, Some(_)) => return Some("expected backend beside dial: whose dial is it?".to_owned()),
+            (None, Some(_)) => {
+                return Some("expected backend beside dial: whose dial is it?".to_owned());
+            }
         }
         if let Some(name) = &step.certificate
             && !self.certificate.contains_key(name)
         {
-            return Some(format!("expected the name of a [certificate.*], found {name:?}"));
+            return Some(format!(
+                "expected the name of a [certificate.*], found {name:?}"
+            ));
         }
         if step.repeat == 0 || (step.repeat > 1 && step.every.is_none_or(|every| every.is_zero())) {
-            return Some("expected repeat of at least 1, and every = \"...\" above 0 where it is more".to_owned());
+            return Some(
+                "expected repeat of at least 1, and every = \"...\" above 0 where it is more"
+                    .to_owned(),
+            );
         }
         if step.percent.is_some() && self.hash.is_none() {
             return Some("expected [hash] where a step has a percent".to_owned());
         }
         let last = step.at + step.every.unwrap_or_default() * (step.repeat - 1);
         if self.capacity.is_none() && last >= self.load.duration {
-            return Some(format!("expected every repetition within the {:?} of the load, found {last:?}", self.load.duration));
+            return Some(format!(
+                "expected every repetition within the {:?} of the load, found {last:?}",
+                self.load.duration
+            ));
         }
         None
     }
 
     /// The steps with their repetitions, in the order of time.
     pub fn timetable(&self) -> Vec<(Duration, u32, &Step)> {
-        let mut timetable: Vec<(Duration, u32, &Step)> =
-            self.step.iter().map(Spanned::get_ref).flat_map(|step| (0..step.repeat).map(move |number| (step.at + step.every.unwrap_or_default() * number, number, step))).collect();
+        let mut timetable: Vec<(Duration, u32, &Step)> = self
+            .step
+            .iter()
+            .map(Spanned::get_ref)
+            .flat_map(|step| {
+                (0..step.repeat).map(move |number| {
+                    (
+                        step.at + step.every.unwrap_or_default() * number,
+                        number,
+                        step,
+                    )
+                })
+            })
+            .collect();
         timetable.sort_by_key(|(at, _, _)| *at);
         timetable
     }
@@ -474,14 +546,24 @@ impl Step {
             return label.clone();
         }
         if let (Some(backend), Some(dial)) = (&self.backend, &self.dial) {
-            return if dial.is_healthy() { format!("{backend} is healthy") } else { format!("{backend}: {}", serde_json::to_string(dial).unwrap_or_default()) };
+            return if dial.is_healthy() {
+                format!("{backend} is healthy")
+            } else {
+                format!(
+                    "{backend}: {}",
+                    serde_json::to_string(dial).unwrap_or_default()
+                )
+            };
         }
         if let Some(edit) = &self.edit {
             return edit.with.clone();
         }
         if let Some(write) = &self.write {
             let file = PathBuf::from(&write.file);
-            return format!("write {}", file.file_name().unwrap_or_default().to_string_lossy());
+            return format!(
+                "write {}",
+                file.file_name().unwrap_or_default().to_string_lossy()
+            );
         }
         if let Some(command) = &self.command {
             return command.join(" ");
@@ -500,6 +582,7 @@ impl Step {
 
     /// Whether something breaks here.
     pub fn is_fault(&self) -> bool {
-        self.fault.unwrap_or_else(|| self.dial.is_some_and(|dial| !dial.is_healthy()))
+        self.fault
+            .unwrap_or_else(|| self.dial.is_some_and(|dial| !dial.is_healthy()))
     }
 }

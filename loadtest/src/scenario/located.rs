@@ -22,19 +22,37 @@ struct Place {
 impl ScenarioError {
     /// A mistake at these bytes of the text.
     pub fn at(name: &str, text: &str, span: Range<usize>, message: impl Into<String>) -> Self {
-        let start = (0..=span.start.min(text.len())).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0);
+        let start = (0..=span.start.min(text.len()))
+            .rev()
+            .find(|at| text.is_char_boundary(*at))
+            .unwrap_or(0);
         let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
         let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
         let marked = span.end.clamp(start, line_end.max(start));
-        let width = text.get(start..marked).map_or(1, |marked| marked.chars().count()).max(1);
-        let place =
-            Place { line: text[..start].matches('\n').count() + 1, column: text[line_start..start].chars().count() + 1, width, text: text[line_start..line_end].to_owned() };
-        Self { name: name.to_owned(), message: message.into(), place: Some(place) }
+        let width = text
+            .get(start..marked)
+            .map_or(1, |marked| marked.chars().count())
+            .max(1);
+        let place = Place {
+            line: text[..start].matches('\n').count() + 1,
+            column: text[line_start..start].chars().count() + 1,
+            width,
+            text: text[line_start..line_end].to_owned(),
+        };
+        Self {
+            name: name.to_owned(),
+            message: message.into(),
+            place: Some(place),
+        }
     }
 
     /// A mistake of the scenario as a whole.
     pub fn whole(name: &str, message: impl Into<String>) -> Self {
-        Self { name: name.to_owned(), message: message.into(), place: None }
+        Self {
+            name: name.to_owned(),
+            message: message.into(),
+            place: None,
+        }
     }
 
     /// What the parser found.
@@ -52,10 +70,20 @@ impl fmt::Display for ScenarioError {
             return write!(formatter, "{}: {}", self.name, self.message);
         };
         let margin = place.line.to_string().len();
-        writeln!(formatter, "{}:{}:{}: {}", self.name, place.line, place.column, self.message)?;
+        writeln!(
+            formatter,
+            "{}:{}:{}: {}",
+            self.name, place.line, place.column, self.message
+        )?;
         writeln!(formatter, "{:margin$} |", "")?;
         writeln!(formatter, "{} | {}", place.line, place.text)?;
-        write!(formatter, "{:margin$} | {}{}", "", " ".repeat(place.column - 1), "^".repeat(place.width))
+        write!(
+            formatter,
+            "{:margin$} | {}{}",
+            "",
+            " ".repeat(place.column - 1),
+            "^".repeat(place.width)
+        )
     }
 }
 
@@ -69,10 +97,24 @@ mod tests {
     fn a_mistake_is_shown_with_its_line_and_a_mark_below_it() {
         let text = "title = \"ä\"\nrate = -1\n";
         let at = text.find("-1").expect("there");
-        assert_eq!(ScenarioError::at("a.toml", text, at..at + 2, "expected more").to_string(), "a.toml:2:8: expected more\n  |\n2 | rate = -1\n  |        ^^");
+        assert_eq!(
+            ScenarioError::at("a.toml", text, at..at + 2, "expected more").to_string(),
+            "a.toml:2:8: expected more\n  |\n2 | rate = -1\n  |        ^^"
+        );
         let at = text.find('ä').expect("there");
-        assert!(ScenarioError::at("a.toml", text, at..at + 2, "x").to_string().starts_with("a.toml:1:10: x"));
-        assert!(ScenarioError::at("a.toml", text, 999..1_000, "x").to_string().starts_with("a.toml:3:1: x"));
-        assert_eq!(ScenarioError::whole("a.toml", "nothing").to_string(), "a.toml: nothing");
+        assert!(
+            ScenarioError::at("a.toml", text, at..at + 2, "x")
+                .to_string()
+                .starts_with("a.toml:1:10: x")
+        );
+        assert!(
+            ScenarioError::at("a.toml", text, 999..1_000, "x")
+                .to_string()
+                .starts_with("a.toml:3:1: x")
+        );
+        assert_eq!(
+            ScenarioError::whole("a.toml", "nothing").to_string(),
+            "a.toml: nothing"
+        );
     }
 }

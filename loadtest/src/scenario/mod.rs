@@ -1,7 +1,8 @@
 //! Scenarios: a whole story in a file, played against a proxy, with what has to come out of it.
 //!
-//! `file` is what is written, `world` what is started, `steps` what happens meanwhile, `play` puts them together, `expect` judges, `outcome` is what there is to
-//! report. Nothing in here knows Cutover: its command line, its file and its admin API stand in the scenario files.
+//! `file` is what is written, `world` what is started, `steps` what happens meanwhile, `play` puts
+//! them together, `expect` judges, `outcome` is what there is to report. Nothing in here knows
+//! Cutover: its command line, its file and its admin API stand in the scenario files.
 
 pub mod expect;
 pub mod file;

@@ -1,4 +1,5 @@
-//! Plays a scenario: each run on a stage of its own, so that no run begins with what another one left.
+//! Plays a scenario: each run on a stage of its own, so that no run begins with what another one
+//! left.
 
 use super::expect;
 use super::file::Scenario;
@@ -34,14 +35,25 @@ pub struct Stage<'said> {
 }
 
 /// Plays all runs of a scenario. `text` is what it was read from, for the report.
-pub async fn play(scenario: &Scenario, name: &str, text: &str, surroundings: &Surroundings, stage: &Stage<'_>) -> io::Result<Outcome> {
+pub async fn play(
+    scenario: &Scenario,
+    name: &str,
+    text: &str,
+    surroundings: &Surroundings,
+    stage: &Stage<'_>,
+) -> io::Result<Outcome> {
     let mut runs: Vec<RunOutcome> = Vec::new();
     let mut verdicts = Vec::new();
     for number in 0..scenario.runs {
         let seed = scenario.load.seed.wrapping_add(u64::from(number));
         let run = run(scenario, seed, surroundings, stage).await?;
         if scenario.runs > 1 {
-            (stage.say)(&format!("run {} of {}: {}", number + 1, scenario.runs, in_short(&run)));
+            (stage.say)(&format!(
+                "run {} of {}: {}",
+                number + 1,
+                scenario.runs,
+                in_short(&run)
+            ));
         }
         verdicts.push(scenario.expect.judge(&run));
         runs.push(run);
@@ -63,21 +75,42 @@ pub async fn play(scenario: &Scenario, name: &str, text: &str, surroundings: &Su
 
 fn in_short(run: &RunOutcome) -> String {
     let failures = run.report.failures.requests;
-    match run.report.blast_radius.as_ref().and_then(|blast| blast.since_fault.as_ref()) {
-        Some(since) => format!("{} bad answers to {} users, {:.1} ms to the last request on new", since.bad_answers, since.users_hurt, since.time_to_zero_ms),
-        None => format!("{failures} of {} requests failed", run.report.requests.finished),
+    match run
+        .report
+        .blast_radius
+        .as_ref()
+        .and_then(|blast| blast.since_fault.as_ref())
+    {
+        Some(since) => format!(
+            "{} bad answers to {} users, {:.1} ms to the last request on new",
+            since.bad_answers, since.users_hurt, since.time_to_zero_ms
+        ),
+        None => format!(
+            "{failures} of {} requests failed",
+            run.report.requests.finished
+        ),
     }
 }
 
 /// One run from the beginning to the end.
-async fn run(scenario: &Scenario, seed: u64, surroundings: &Surroundings, stage: &Stage<'_>) -> io::Result<RunOutcome> {
+async fn run(
+    scenario: &Scenario,
+    seed: u64,
+    surroundings: &Surroundings,
+    stage: &Stage<'_>,
+) -> io::Result<RunOutcome> {
     let world = World::build(scenario, surroundings, seed).await?;
     let played = run_in(&world, scenario, seed, stage).await;
     world.end().await;
     played
 }
 
-async fn run_in(world: &World, scenario: &Scenario, seed: u64, stage: &Stage<'_>) -> io::Result<RunOutcome> {
+async fn run_in(
+    world: &World,
+    scenario: &Scenario,
+    seed: u64,
+    stage: &Stage<'_>,
+) -> io::Result<RunOutcome> {
     let invalid = |error: UsageError| io::Error::new(io::ErrorKind::InvalidInput, error);
     steps::check(scenario, &world.names).map_err(invalid)?;
     let plan = plan(scenario, world, seed);
@@ -89,15 +122,30 @@ async fn run_in(world: &World, scenario: &Scenario, seed: u64, stage: &Stage<'_>
 
     if let Some(section) = &scenario.capacity {
         let direct = match &section.direct {
-            Some(direct) => Some(Target::resolve(direct, world.allows_remote()).await.map_err(invalid)?),
+            Some(direct) => Some(
+                Target::resolve(direct, world.allows_remote())
+                    .await
+                    .map_err(invalid)?,
+            ),
             None => None,
         };
-        let subject = capacity::Subject { probe: world.probe, cores: world.cores, direct, stats: &|| world.stats() };
-        let (capacity, plan, mut measurement) = capacity::explore(section, &plan, &subject, &stage.stop, stage.say).await?;
+        let subject = capacity::Subject {
+            probe: world.probe,
+            cores: world.cores,
+            direct,
+            stats: &|| world.stats(),
+        };
+        let (capacity, plan, mut measurement) =
+            capacity::explore(section, &plan, &subject, &stage.stop, stage.say).await?;
         end.send_replace(true);
         let samples = sampling.await.map_err(io::Error::other)?;
         measurement.sort();
-        let outcome = RunOutcome { capacity: Some(capacity), samples, backends: world.stats(), ..measured(scenario, &plan, &measurement, Vec::new(), seed) };
+        let outcome = RunOutcome {
+            capacity: Some(capacity),
+            samples,
+            backends: world.stats(),
+            ..measured(scenario, &plan, &measurement, Vec::new(), seed)
+        };
         return Ok(outcome);
     }
 
@@ -108,7 +156,9 @@ async fn run_in(world: &World, scenario: &Scenario, seed: u64, stage: &Stage<'_>
     let mut interrupted = stage.stop.clone();
     let websockets = async {
         match &scenario.websockets {
-            Some(section) => websockets::hold(section, &plan, ended.clone()).await.map(Some),
+            Some(section) => websockets::hold(section, &plan, ended.clone())
+                .await
+                .map(Some),
             None => Ok(None),
         }
     };
@@ -138,7 +188,13 @@ async fn run_in(world: &World, scenario: &Scenario, seed: u64, stage: &Stage<'_>
         end.send_replace(true);
         measurement
     };
-    let (measurement, websockets, slow, done, ()) = tokio::join!(load, websockets, crowd, steps::play(scenario, world, start, ended.clone()), told);
+    let (measurement, websockets, slow, done, ()) = tokio::join!(
+        load,
+        websockets,
+        crowd,
+        steps::play(scenario, world, start, ended.clone()),
+        told
+    );
     let mut measurement = measurement?;
     measurement.sort();
     let samples = sampling.await.map_err(io::Error::other)?;
@@ -152,9 +208,20 @@ async fn run_in(world: &World, scenario: &Scenario, seed: u64, stage: &Stage<'_>
 }
 
 /// What the records of a run say.
-fn measured(scenario: &Scenario, plan: &RunPlan, measurement: &Measurement, steps: Vec<steps::StepDone>, seed: u64) -> RunOutcome {
+fn measured(
+    scenario: &Scenario,
+    plan: &RunPlan,
+    measurement: &Measurement,
+    steps: Vec<steps::StepDone>,
+    seed: u64,
+) -> RunOutcome {
     let history = steps::history(&steps);
-    let latencies = Times::of(measurement.records.iter().filter_map(crate::driver::Record::latency));
+    let latencies = Times::of(
+        measurement
+            .records
+            .iter()
+            .filter_map(crate::driver::Record::latency),
+    );
     RunOutcome {
         seed,
         report: Report::of(plan, measurement, &history),
@@ -180,7 +247,10 @@ fn parts(scenario: &Scenario, measurement: &Measurement) -> Vec<PartOutcome> {
             None => windows.push((&part.name, part.windows().collect())),
         }
     }
-    windows.into_iter().map(|(name, windows)| PartOutcome::of(name, &windows, &measurement.records)).collect()
+    windows
+        .into_iter()
+        .map(|(name, windows)| PartOutcome::of(name, &windows, &measurement.records))
+        .collect()
 }
 
 fn plan(scenario: &Scenario, world: &World, seed: u64) -> RunPlan {
@@ -203,7 +273,10 @@ fn plan(scenario: &Scenario, world: &World, seed: u64) -> RunPlan {
         requests_per_connection: load.requests_per_connection,
         seed,
         timeout: load.timeout,
-        oracle: scenario.hash.as_ref().map(|hash| Oracle::new(&hash.salt, hash.percent)),
+        oracle: scenario
+            .hash
+            .as_ref()
+            .map(|hash| Oracle::new(&hash.salt, hash.percent)),
     }
 }
 

@@ -1,7 +1,8 @@
 //! What happens meanwhile: the steps of a scenario, done one after the other at their times.
 //!
-//! Each is done before the next begins, so that a history has one order; what is late because of that shows in its times. Only the look whether a new certificate
-//! is shown goes on beside the next steps. A step that fails does not end the run: it is a verdict.
+//! Each is done before the next begins, so that a history has one order; what is late because of
+//! that shows in its times. Only the look whether a new certificate is shown goes on beside the
+//! next steps. A step that fails does not end the run: it is a verdict.
 
 use super::certificates::replace;
 use super::file::{Scenario, SignalName, Step, Until};
@@ -64,10 +65,18 @@ pub fn history(done: &[StepDone]) -> History {
     let mut history = History::default();
     for step in done {
         if let Some(direction) = step.moves {
-            history.moves.push(Move { direction, begin: step.begin, end: step.settled });
+            history.moves.push(Move {
+                direction,
+                begin: step.begin,
+                end: step.settled,
+            });
         }
         if let Some(percent) = step.percent {
-            history.changes.push(Change { percent, begin: step.begin, end: step.settled });
+            history.changes.push(Change {
+                percent,
+                begin: step.begin,
+                end: step.settled,
+            });
         }
         if step.fault && history.fault.is_none() {
             history.fault = Some(step.begin);
@@ -78,11 +87,19 @@ pub fn history(done: &[StepDone]) -> History {
 
 /// Whether every placeholder of the steps is known, before anything is loaded.
 pub fn check(scenario: &Scenario, names: &Names) -> Result<(), UsageError> {
-    scenario.step.iter().try_for_each(|step| filled(step.get_ref(), names).map(drop))
+    scenario
+        .step
+        .iter()
+        .try_for_each(|step| filled(step.get_ref(), names).map(drop))
 }
 
 /// Does the steps from `start` on, until `stop` comes.
-pub async fn play(scenario: &Scenario, world: &World, start: Instant, mut stop: watch::Receiver<bool>) -> Vec<StepDone> {
+pub async fn play(
+    scenario: &Scenario,
+    world: &World,
+    start: Instant,
+    mut stop: watch::Receiver<bool>,
+) -> Vec<StepDone> {
     let mut done: Vec<StepDone> = Vec::new();
     let mut certificates = JoinSet::new();
     for (at, _, step) in scenario.timetable() {
@@ -93,7 +110,9 @@ pub async fn play(scenario: &Scenario, world: &World, start: Instant, mut stop: 
         };
         let begin = start.elapsed();
         let outcome = match filled(step, &world.names) {
-            Ok(_) if !in_time => Err(io::Error::other("not done: the load ended before its turn came")),
+            Ok(_) if !in_time => Err(io::Error::other(
+                "not done: the load ended before its turn came",
+            )),
             Ok(step) => act(&step, scenario, world).await,
             Err(error) => Err(io::Error::other(error)),
         };
@@ -139,11 +158,14 @@ impl Shown {
     async fn look(self) -> io::Result<()> {
         let deadline = Instant::now() + CERTIFICATE_PATIENCE;
         loop {
-            if self.connector.certificate().await.ok().flatten().as_ref() == Some(&self.certificate) {
+            if self.connector.certificate().await.ok().flatten().as_ref() == Some(&self.certificate)
+            {
                 return Ok(());
             }
             if Instant::now() > deadline {
-                return Err(io::Error::other("the target does not show the new certificate"));
+                return Err(io::Error::other(
+                    "the target does not show the new certificate",
+                ));
             }
             tokio::time::sleep(CERTIFICATE_LOOK).await;
         }
@@ -157,17 +179,34 @@ async fn act(step: &Step, scenario: &Scenario, world: &World) -> io::Result<Opti
     } else if let Some(edit) = &step.edit {
         let path = Path::new(&edit.file);
         let text = fs::read_to_string(path).map_err(|error| named(path, &error))?;
-        let edited = with_line(&text, &edit.line, &edit.with).ok_or_else(|| io::Error::other(format!("no line of {} begins with {:?}", edit.file, edit.line)))?;
+        let edited = with_line(&text, &edit.line, &edit.with).ok_or_else(|| {
+            io::Error::other(format!(
+                "no line of {} begins with {:?}",
+                edit.file, edit.line
+            ))
+        })?;
         replace(path, &edited).map_err(|error| named(path, &error))?;
     } else if let Some(write) = &step.write {
-        replace(Path::new(&write.file), &write.text).map_err(|error| named(Path::new(&write.file), &error))?;
+        replace(Path::new(&write.file), &write.text)
+            .map_err(|error| named(Path::new(&write.file), &error))?;
     } else if let Some(command) = &step.command {
         run(command, world).await?;
     } else if let Some(one) = &step.request {
-        let (status, answer) = call(&one.method, &one.url, one.body.as_deref(), world.allows_remote()).await?;
-        let good = one.status.map_or(status < 400, |expected| expected == status);
+        let (status, answer) = call(
+            &one.method,
+            &one.url,
+            one.body.as_deref(),
+            world.allows_remote(),
+        )
+        .await?;
+        let good = one
+            .status
+            .map_or(status < 400, |expected| expected == status);
         if !good {
-            return Err(io::Error::other(format!("{} {} was answered with {status}: {answer}", one.method, one.url)));
+            return Err(io::Error::other(format!(
+                "{} {} was answered with {status}: {answer}",
+                one.method, one.url
+            )));
         }
     } else if let Some(signal) = step.signal {
         world.signal(number_of(signal))?;
@@ -175,8 +214,12 @@ async fn act(step: &Step, scenario: &Scenario, world: &World) -> io::Result<Opti
         && let (Some(authority), Some(section)) = (&world.authority, scenario.certificate.get(name))
     {
         let certificate = authority.issue(name, &section.names)?;
-        let connector = Connector::new(&world.target, Protocol::H1, &world.trust).map_err(io::Error::other)?;
-        shown = Some(Shown { connector, certificate });
+        let connector =
+            Connector::new(&world.target, Protocol::H1, &world.trust).map_err(io::Error::other)?;
+        shown = Some(Shown {
+            connector,
+            certificate,
+        });
     }
     if let Some(until) = &step.until {
         wait(until, world).await?;
@@ -206,13 +249,28 @@ fn with_line(text: &str, begins: &str, with: &str) -> Option<String> {
 }
 
 async fn run(command: &[String], world: &World) -> io::Result<()> {
-    let (program, arguments) = command.split_first().ok_or_else(|| io::Error::other("expected a program in command"))?;
-    let child = Command::new(program).args(arguments).current_dir(world.folder()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true).spawn()?;
-    let output = tokio::time::timeout(COMMAND_PATIENCE, child.wait_with_output()).await.map_err(|_| io::Error::other(format!("{program} did not end in time")))??;
+    let (program, arguments) = command
+        .split_first()
+        .ok_or_else(|| io::Error::other("expected a program in command"))?;
+    let child = Command::new(program)
+        .args(arguments)
+        .current_dir(world.folder())
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()?;
+    let output = tokio::time::timeout(COMMAND_PATIENCE, child.wait_with_output())
+        .await
+        .map_err(|_| io::Error::other(format!("{program} did not end in time")))??;
     if output.status.success() {
         return Ok(());
     }
-    Err(io::Error::other(format!("{program} ended with {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim_end())))
+    Err(io::Error::other(format!(
+        "{program} ended with {}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim_end()
+    )))
 }
 
 async fn wait(until: &Until, world: &World) -> io::Result<()> {
@@ -220,13 +278,18 @@ async fn wait(until: &Until, world: &World) -> io::Result<()> {
     let deadline = Instant::now() + until.within;
     loop {
         let (_, answer) = call(&Method::GET, &until.url, None, world.allows_remote()).await?;
-        let found = serde_json::from_str::<serde_json::Value>(&answer).ok().and_then(|value| value.pointer(&until.at).cloned());
+        let found = serde_json::from_str::<serde_json::Value>(&answer)
+            .ok()
+            .and_then(|value| value.pointer(&until.at).cloned());
         if found.as_ref().is_some_and(|found| same(found, &wanted)) {
             return Ok(());
         }
         if Instant::now() > deadline {
             let found = found.map_or("nothing".to_owned(), |found| found.to_string());
-            return Err(io::Error::other(format!("{}{} is not {wanted} in time, but {found}", until.url, until.at)));
+            return Err(io::Error::other(format!(
+                "{}{} is not {wanted} in time, but {found}",
+                until.url, until.at
+            )));
         }
         tokio::time::sleep(LOOK).await;
     }
@@ -285,7 +348,10 @@ mod tests {
     #[test]
     fn the_first_line_that_begins_so_is_replaced_and_only_that() {
         let text = "a = 1\n  percent = 5 # now\npercent = 6\n";
-        assert_eq!(with_line(text, "percent =", "percent = 7").expect("found"), "a = 1\npercent = 7\npercent = 6\n");
+        assert_eq!(
+            with_line(text, "percent =", "percent = 7").expect("found"),
+            "a = 1\npercent = 7\npercent = 6\n"
+        );
         assert_eq!(with_line(text, "share", "x"), None);
     }
 

@@ -16,10 +16,13 @@ impl fmt::Display for Outcome {
                 writeln!(formatter)?;
                 for step in &capacity.steps {
                     let evidence = &step.evidence;
-                    let cores = |cores: Option<crate::probe::Cores>| cores.map_or("?".to_owned(), |cores| format!("{:.2}", cores.busy));
+                    let cores = |cores: Option<crate::probe::Cores>| {
+                        cores.map_or("?".to_owned(), |cores| format!("{:.2}", cores.busy))
+                    };
                     writeln!(
                         formatter,
-                        "{:>9.0}/s   {:<9}99 % within {}, {} failed; proxy {} cores, generator {} cores, {} late",
+                        "{:>9.0}/s   {:<9}99 % within {}, {} failed; proxy {} cores, generator {} \
+                         cores, {} late",
                         step.rate,
                         if step.passed { "passed" } else { "too much" },
                         readable(evidence.p99_us),
@@ -41,11 +44,18 @@ impl fmt::Display for Outcome {
                     step.begin_ms / 1e3,
                     step.end_ms - step.begin_ms,
                     step.name,
-                    step.failed.as_ref().map_or(String::new(), |why| format!(" FAILED: {why}"))
+                    step.failed
+                        .as_ref()
+                        .map_or(String::new(), |why| format!(" FAILED: {why}"))
                 )?;
             }
             if run.steps.len() > MOST_STEPS {
-                writeln!(formatter, "{:<15}and {} more", "", run.steps.len() - MOST_STEPS)?;
+                writeln!(
+                    formatter,
+                    "{:<15}and {} more",
+                    "",
+                    run.steps.len() - MOST_STEPS
+                )?;
             }
             for part in &run.parts {
                 writeln!(
@@ -66,7 +76,8 @@ impl fmt::Display for Outcome {
             for slow in &run.slow {
                 writeln!(
                     formatter,
-                    "{:<15}{}: {} clients, {} connections, {} refused, {} cut off after {} (median), {} (max)",
+                    "{:<15}{}: {} clients, {} connections, {} refused, {} cut off after {} \
+                     (median), {} (max)",
                     "slow",
                     slow.kind,
                     slow.clients,
@@ -80,11 +91,29 @@ impl fmt::Display for Outcome {
             writeln!(formatter)?;
         }
         if !self.over_runs.is_empty() {
-            writeln!(formatter, "\n{:<22}{:>12}{:>12}{:>12}", format!("over {} runs", self.runs.len()), "least", "median", "most")?;
+            writeln!(
+                formatter,
+                "\n{:<22}{:>12}{:>12}{:>12}",
+                format!("over {} runs", self.runs.len()),
+                "least",
+                "median",
+                "most"
+            )?;
             for one in &self.over_runs {
                 let digits = usize::from(!one.unit.is_empty());
-                let value = |value: f64| format!("{value:.digits$} {}", one.unit).trim_end().to_owned();
-                writeln!(formatter, "{:<22}{:>12}{:>12}{:>12}", one.name, value(one.least), value(one.median), value(one.most))?;
+                let value = |value: f64| {
+                    format!("{value:.digits$} {}", one.unit)
+                        .trim_end()
+                        .to_owned()
+                };
+                writeln!(
+                    formatter,
+                    "{:<22}{:>12}{:>12}{:>12}",
+                    one.name,
+                    value(one.least),
+                    value(one.median),
+                    value(one.most)
+                )?;
             }
             writeln!(formatter)?;
         }
@@ -95,7 +124,11 @@ impl fmt::Display for Outcome {
                 Some(false) => "FAIL",
                 None => "",
             };
-            writeln!(formatter, "{sign:<6}{:<15}{}", verdict.name, verdict.sentence)?;
+            writeln!(
+                formatter,
+                "{sign:<6}{:<15}{}",
+                verdict.name, verdict.sentence
+            )?;
         }
         Ok(())
     }
@@ -103,8 +136,19 @@ impl fmt::Display for Outcome {
 
 impl fmt::Display for WebSocketReport {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let kinds = |kinds: &std::collections::BTreeMap<String, u64>| kinds.iter().map(|(kind, count)| format!("{kind}: {count}")).collect::<Vec<_>>().join(", ");
-        write!(formatter, "{} opened, {} refused", self.opened, self.refused.values().sum::<u64>())?;
+        let kinds = |kinds: &std::collections::BTreeMap<String, u64>| {
+            kinds
+                .iter()
+                .map(|(kind, count)| format!("{kind}: {count}"))
+                .collect::<Vec<_>>()
+                .join(", ")
+        };
+        write!(
+            formatter,
+            "{} opened, {} refused",
+            self.opened,
+            self.refused.values().sum::<u64>()
+        )?;
         if !self.refused.is_empty() {
             write!(formatter, " ({})", kinds(&self.refused))?;
         }
@@ -112,6 +156,12 @@ impl fmt::Display for WebSocketReport {
         if !self.closed_early.is_empty() {
             write!(formatter, " (code {})", kinds(&self.closed_early))?;
         }
-        write!(formatter, "; {} of {} words came back, 99 % within {}", self.echoed, self.sent, readable(self.round_trip.p99_us))
+        write!(
+            formatter,
+            "; {} of {} words came back, 99 % within {}",
+            self.echoed,
+            self.sent,
+            readable(self.round_trip.p99_us)
+        )
     }
 }

@@ -1,7 +1,8 @@
 //! Placeholders in the texts of a scenario: `{folder}`, `{new}`, `{port:http}`.
 //!
-//! A placeholder is a name in braces without a space, so that tables of TOML, blocks of nginx and objects of JSON can stand in a template as they are. A name that
-//! nobody has defined is a mistake and not left as it is: a proxy that is started with `{leagcy}` in its file would be blamed.
+//! A placeholder is a name in braces without a space, so that tables of TOML, blocks of nginx and
+//! objects of JSON can stand in a template as they are. A name that nobody has defined is a mistake
+//! and not left as it is: a proxy that is started with `{leagcy}` in its file would be blamed.
 
 use crate::units::UsageError;
 use std::collections::BTreeMap;
@@ -19,8 +20,12 @@ pub fn fill(text: &str, names: &Names) -> Result<String, UsageError> {
         match name_at(braced) {
             Some(name) => {
                 let value = names.get(name).ok_or_else(|| {
-                    let known: Vec<String> = names.keys().map(|known| format!("{{{known}}}")).collect();
-                    UsageError::new(format!("expected one of the placeholders {}, found {{{name}}}", known.join(", ")))
+                    let known: Vec<String> =
+                        names.keys().map(|known| format!("{{{known}}}")).collect();
+                    UsageError::new(format!(
+                        "expected one of the placeholders {}, found {{{name}}}",
+                        known.join(", ")
+                    ))
                 })?;
                 filled.push_str(value);
                 rest = &braced[name.len() + 2..];
@@ -37,13 +42,18 @@ pub fn fill(text: &str, names: &Names) -> Result<String, UsageError> {
 
 /// The names of placeholders in a text that begin so, such as `port:`.
 pub fn names_with<'text>(text: &'text str, prefix: &'text str) -> impl Iterator<Item = &'text str> {
-    text.match_indices('{').filter_map(|(at, _)| name_at(&text[at..])).filter(move |name| name.starts_with(prefix))
+    text.match_indices('{')
+        .filter_map(|(at, _)| name_at(&text[at..]))
+        .filter(move |name| name.starts_with(prefix))
 }
 
 /// The name of the placeholder that the text begins with.
 fn name_at(braced: &str) -> Option<&str> {
     let name = &braced[1..braced.find('}')?];
-    let good = name.starts_with(|first: char| first.is_ascii_lowercase()) && name.chars().all(|one| one.is_ascii_lowercase() || one.is_ascii_digit() || "_-:.".contains(one));
+    let good = name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name
+            .chars()
+            .all(|one| one.is_ascii_lowercase() || one.is_ascii_digit() || "_-:.".contains(one));
     good.then_some(name)
 }
 
@@ -52,7 +62,10 @@ mod tests {
     use super::{Names, fill, names_with};
 
     fn names() -> Names {
-        [("new", "127.0.0.1:1"), ("port:http", "8080")].into_iter().map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+        [("new", "127.0.0.1:1"), ("port:http", "8080")]
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .collect()
     }
 
     #[test]
@@ -62,7 +75,10 @@ mod tests {
             ("{new}{new}", "127.0.0.1:1127.0.0.1:1"),
             ("listen {port:http};", "listen 8080;"),
             ("errors = { max = \"1%\" }", "errors = { max = \"1%\" }"),
-            ("{\"reason\":\"x\"} {} { new } {", "{\"reason\":\"x\"} {} { new } {"),
+            (
+                "{\"reason\":\"x\"} {} { new } {",
+                "{\"reason\":\"x\"} {} { new } {",
+            ),
         ] {
             assert_eq!(fill(text, &names()).expect(text), filled);
         }
@@ -71,11 +87,17 @@ mod tests {
     #[test]
     fn an_unknown_name_is_refused_with_the_known_ones() {
         let message = fill("{leagcy}", &names()).expect_err("unknown").to_string();
-        assert_eq!(message, "expected one of the placeholders {new}, {port:http}, found {leagcy}");
+        assert_eq!(
+            message,
+            "expected one of the placeholders {new}, {port:http}, found {leagcy}"
+        );
     }
 
     #[test]
     fn names_can_be_found_by_how_they_begin() {
-        assert_eq!(names_with("{port:a} {new} {port:b}", "port:").collect::<Vec<_>>(), ["port:a", "port:b"]);
+        assert_eq!(
+            names_with("{port:a} {new} {port:b}", "port:").collect::<Vec<_>>(),
+            ["port:a", "port:b"]
+        );
     }
 }

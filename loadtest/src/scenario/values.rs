@@ -1,4 +1,5 @@
-//! How the values of a scenario file are read: by the same parsers as the command line's, with their words in the error.
+//! How the values of a scenario file are read: by the same parsers as the command line's, with
+//! their words in the error.
 
 use crate::driver::{Protocol, UserKey};
 use crate::units::{Percent, UsageError, parse_duration};
@@ -9,7 +10,10 @@ use serde::{Deserialize, Deserializer};
 use std::fmt;
 use std::time::Duration;
 
-fn text<'de, D: Deserializer<'de>, T>(deserializer: D, parse: impl Fn(&str) -> Result<T, UsageError>) -> Result<T, D::Error> {
+fn text<'de, D: Deserializer<'de>, T>(
+    deserializer: D,
+    parse: impl Fn(&str) -> Result<T, UsageError>,
+) -> Result<T, D::Error> {
     parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
@@ -19,7 +23,9 @@ pub(crate) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Dur
 }
 
 /// A duration that may be left out.
-pub(crate) fn some_duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+pub(crate) fn some_duration<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Duration>, D::Error> {
     duration(deserializer).map(Some)
 }
 
@@ -35,12 +41,18 @@ pub(crate) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathAnd
 
 /// A path with its query.
 pub fn parse_path(text: &str) -> Result<PathAndQuery, UsageError> {
-    text.parse().ok().filter(|_| text.starts_with('/')).ok_or_else(|| UsageError::new(format!("expected a path such as \"/\", found {text:?}")))
+    text.parse()
+        .ok()
+        .filter(|_| text.starts_with('/'))
+        .ok_or_else(|| UsageError::new(format!("expected a path such as \"/\", found {text:?}")))
 }
 
 /// A header's name.
 pub(crate) fn header<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderName, D::Error> {
-    text(deserializer, |text| text.parse().map_err(|_| UsageError::new(format!("expected the name of a header, found {text:?}"))))
+    text(deserializer, |text| {
+        text.parse()
+            .map_err(|_| UsageError::new(format!("expected the name of a header, found {text:?}")))
+    })
 }
 
 /// A method.
@@ -50,7 +62,8 @@ pub(crate) fn method<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Metho
 
 /// A method such as GET.
 pub fn parse_method(text: &str) -> Result<Method, UsageError> {
-    text.parse().map_err(|_| UsageError::new(format!("expected a method such as GET, found {text:?}")))
+    text.parse()
+        .map_err(|_| UsageError::new(format!("expected a method such as GET, found {text:?}")))
 }
 
 /// A protocol.
@@ -70,11 +83,13 @@ pub(crate) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Perc
         }
 
         fn visit_i64<E: Error>(self, value: i64) -> Result<Percent, E> {
-            Percent::parse(&value.to_string()).map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
+            Percent::parse(&value.to_string())
+                .map_err(|_| E::invalid_value(Unexpected::Signed(value), &self))
         }
 
         fn visit_f64<E: Error>(self, value: f64) -> Result<Percent, E> {
-            Percent::parse(&value.to_string()).map_err(|_| E::invalid_value(Unexpected::Float(value), &self))
+            Percent::parse(&value.to_string())
+                .map_err(|_| E::invalid_value(Unexpected::Float(value), &self))
         }
 
         fn visit_str<E: Error>(self, value: &str) -> Result<Percent, E> {
@@ -86,7 +101,9 @@ pub(crate) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Perc
 }
 
 /// A percentage that may be left out.
-pub(crate) fn some_percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Percent>, D::Error> {
+pub(crate) fn some_percent<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<Percent>, D::Error> {
     percent(deserializer).map(Some)
 }
 

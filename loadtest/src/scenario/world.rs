@@ -1,9 +1,12 @@
-//! The stage of a scenario: a folder, sample backends, certificates, and the proxy as a child process.
+//! The stage of a scenario: a folder, sample backends, certificates, and the proxy as a child
+//! process.
 //!
-//! All of it ends with the stage, in every way out: a child is killed by its handle when the stage is dropped, by a panic or an interruption, too. Only where this
-//! process itself is killed the child stays.
+//! All of it ends with the stage, in every way out: a child is killed by its handle when the stage
+//! is dropped, by a panic or an interruption, too. Only where this process itself is killed the
+//! child stays.
 //!
-//! Sample backends run on threads of their own, named so that their processor time can be told from the generator's.
+//! Sample backends run on threads of their own, named so that their processor time can be told from
+//! the generator's.
 
 use super::certificates::Authority;
 use super::file::{BackendSection, ProxySection, Scenario};
@@ -83,18 +86,36 @@ pub struct World {
 
 impl World {
     /// Starts what the scenario needs and waits until the target can be loaded.
-    pub async fn build(scenario: &Scenario, surroundings: &Surroundings, seed: u64) -> io::Result<Self> {
-        let folder = tempfile::Builder::new().prefix("cutover-loadtest-").tempdir()?;
-        let runtime = Builder::new_multi_thread().worker_threads(2).thread_name(BACKEND_THREADS).enable_all().build()?;
+    pub async fn build(
+        scenario: &Scenario,
+        surroundings: &Surroundings,
+        seed: u64,
+    ) -> io::Result<Self> {
+        let folder = tempfile::Builder::new()
+            .prefix("cutover-loadtest-")
+            .tempdir()?;
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name(BACKEND_THREADS)
+            .enable_all()
+            .build()?;
         let mut names = Names::new();
         names.insert("folder".to_owned(), folder.path().display().to_string());
         names.insert("seed".to_owned(), seed.to_string());
-        for (name, program) in [("cutover", &surroundings.cutover), ("kit", &surroundings.kit)] {
+        for (name, program) in [
+            ("cutover", &surroundings.cutover),
+            ("kit", &surroundings.kit),
+        ] {
             if let Some(program) = program {
                 names.insert(name.to_owned(), program.display().to_string());
             }
         }
-        names.extend(scenario.variables.iter().map(|(name, value)| (name.clone(), value.to_string())));
+        names.extend(
+            scenario
+                .variables
+                .iter()
+                .map(|(name, value)| (name.clone(), value.to_string())),
+        );
 
         let mut backends = BTreeMap::new();
         for (name, section) in &scenario.backend {
@@ -112,7 +133,11 @@ impl World {
             backends.insert(name.clone(), Running::Here(backend));
         }
 
-        let authority = if scenario.certificate.is_empty() { None } else { Some(Authority::new(folder.path())?) };
+        let authority = if scenario.certificate.is_empty() {
+            None
+        } else {
+            Some(Authority::new(folder.path())?)
+        };
         for (name, section) in &scenario.certificate {
             if let Some(authority) = &authority {
                 authority.issue(name, &section.names)?;
@@ -120,7 +145,9 @@ impl World {
         }
 
         let mut world = Self {
-            target: Target::resolve("http://127.0.0.1:1", false).await.map_err(io::Error::other)?,
+            target: Target::resolve("http://127.0.0.1:1", false)
+                .await
+                .map_err(io::Error::other)?,
             trust: surroundings.trust.clone(),
             names,
             authority,
@@ -137,26 +164,56 @@ impl World {
             (None, Some(proxy)) => world.start_proxy(proxy, scenario).await?,
             (None, None) => match world.names.get("new").or_else(|| world.names.get("legacy")) {
                 Some(address) => format!("http://{address}"),
-                None => return Err(usage("expected a [proxy], a [backend.new] or --target: there is nothing to load")),
+                None => {
+                    return Err(usage(
+                        "expected a [proxy], a [backend.new] or --target: there is nothing to load",
+                    ));
+                }
             },
         };
         world.names.insert("target".to_owned(), target.clone());
-        world.target = Target::resolve(&target, surroundings.allow_remote).await.map_err(invalid)?;
+        world.target = Target::resolve(&target, surroundings.allow_remote)
+            .await
+            .map_err(invalid)?;
         Ok(world)
     }
 
-    /// Writes its files, starts the program, waits until it says where it listens. Returns the target.
-    async fn start_proxy(&mut self, proxy: &ProxySection, scenario: &Scenario) -> io::Result<String> {
+    /// Writes its files, starts the program, waits until it says where it listens. Returns the
+    /// target.
+    async fn start_proxy(
+        &mut self,
+        proxy: &ProxySection,
+        scenario: &Scenario,
+    ) -> io::Result<String> {
         let folder = self.folder();
-        let texts = proxy.files.values().chain(&proxy.command).chain([&proxy.target]).chain(&proxy.admin);
-        let steps = scenario.step.iter().flat_map(|step| step.get_ref().command.iter().flatten());
-        let ports: Vec<String> = texts.chain(steps).flat_map(|text| names_with(text, "port:")).map(str::to_owned).collect();
+        let texts = proxy
+            .files
+            .values()
+            .chain(&proxy.command)
+            .chain([&proxy.target])
+            .chain(&proxy.admin);
+        let steps = scenario
+            .step
+            .iter()
+            .flat_map(|step| step.get_ref().command.iter().flatten());
+        let ports: Vec<String> = texts
+            .chain(steps)
+            .flat_map(|text| names_with(text, "port:"))
+            .map(str::to_owned)
+            .collect();
         self.reserve_ports(ports)?;
         for (name, text) in &proxy.files {
             std::fs::write(folder.join(name), fill(text, &self.names).map_err(invalid)?)?;
         }
-        let command: Vec<String> = proxy.command.iter().map(|word| fill(word, &self.names)).collect::<Result<_, _>>().map_err(invalid)?;
-        let (program, arguments) = command.split_first().ok_or_else(|| usage("expected a program in proxy.command"))?;
+        let command: Vec<String> = proxy
+            .command
+            .iter()
+            .map(|word| fill(word, &self.names))
+            .collect::<Result<_, _>>()
+            .map_err(invalid)?;
+        let (program, arguments) = command
+            .split_first()
+            .ok_or_else(|| usage("expected a program in proxy.command"))?;
         let log = folder.join("proxy.log");
         let output = File::create(&log)?;
         let child = Command::new(program)
@@ -167,7 +224,12 @@ impl World {
             .stderr(output)
             .kill_on_drop(true)
             .spawn()
-            .map_err(|error| io::Error::new(error.kind(), format!("{program} cannot be started: {error}")))?;
+            .map_err(|error| {
+                io::Error::new(
+                    error.kind(),
+                    format!("{program} cannot be started: {error}"),
+                )
+            })?;
         self.probe = child.id().map(Probe::of);
         self.proxy = Some(child);
 
@@ -184,7 +246,8 @@ impl World {
         Ok(target)
     }
 
-    /// A free port for each name. Another process can take one before the proxy does: a proxy that can choose its ports by itself should.
+    /// A free port for each name. Another process can take one before the proxy does: a proxy that
+    /// can choose its ports by itself should.
     fn reserve_ports(&mut self, names: Vec<String>) -> io::Result<()> {
         let mut held = Vec::new();
         for name in names {
@@ -207,13 +270,19 @@ impl World {
             if let Some(found) = between(&output, before, after) {
                 return Ok(found.to_owned());
             }
-            self.still_starting(log, deadline, &format!("its output has nothing like {pattern:?}"))?;
+            self.still_starting(
+                log,
+                deadline,
+                &format!("its output has nothing like {pattern:?}"),
+            )?;
             tokio::time::sleep(LOOK).await;
         }
     }
 
     async fn connectable(&mut self, target: &str, log: &Path, deadline: Instant) -> io::Result<()> {
-        let resolved = Target::resolve(target, self.allow_remote).await.map_err(invalid)?;
+        let resolved = Target::resolve(target, self.allow_remote)
+            .await
+            .map_err(invalid)?;
         while TcpStream::connect(resolved.addresses()).await.is_err() {
             self.still_starting(log, deadline, &format!("nobody listens on {target}"))?;
             tokio::time::sleep(LOOK).await;
@@ -229,10 +298,16 @@ impl World {
         if ended.is_none() && Instant::now() < deadline {
             return Ok(());
         }
-        let what = ended.map_or_else(|| format!("the proxy is not ready in time, {missing}"), |status| format!("the proxy ended with {status}"));
+        let what = ended.map_or_else(
+            || format!("the proxy is not ready in time, {missing}"),
+            |status| format!("the proxy ended with {status}"),
+        );
         let output = std::fs::read_to_string(log).unwrap_or_default();
         let lines: Vec<&str> = output.lines().collect();
-        Err(io::Error::other(format!("{what}; its output ends with:\n{}", lines[lines.len().saturating_sub(LAST_LINES)..].join("\n"))))
+        Err(io::Error::other(format!(
+            "{what}; its output ends with:\n{}",
+            lines[lines.len().saturating_sub(LAST_LINES)..].join("\n")
+        )))
     }
 
     /// The folder of the scenario.
@@ -246,12 +321,23 @@ impl World {
             Some(Running::Here(backend)) => backend.dial().turn(dial).await.map_err(invalid),
             Some(Running::There(control)) => {
                 let body = serde_json::to_string(&dial)?;
-                match call(&Method::PUT, &format!("{}/__dial", control.trim_end_matches('/')), Some(&body), self.allow_remote).await? {
+                match call(
+                    &Method::PUT,
+                    &format!("{}/__dial", control.trim_end_matches('/')),
+                    Some(&body),
+                    self.allow_remote,
+                )
+                .await?
+                {
                     (200, _) => Ok(()),
-                    (status, answer) => Err(io::Error::other(format!("the control port of {backend} answered {status}: {answer}"))),
+                    (status, answer) => Err(io::Error::other(format!(
+                        "the control port of {backend} answered {status}: {answer}"
+                    ))),
                 }
             }
-            None => Err(usage(&format!("the dial of {backend:?} is out of reach: with --target its section needs control = \"http://...\" or listen"))),
+            None => Err(usage(&format!(
+                "the dial of {backend:?} is out of reach: with --target its section needs control = \"http://...\" or listen"
+            ))),
         }
     }
 
@@ -268,8 +354,13 @@ impl World {
 
     /// Sends the proxy a signal.
     pub fn signal(&self, signal: rustix::process::Signal) -> io::Result<()> {
-        let pid = self.proxy.as_ref().and_then(Child::id).and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
-        let pid = pid.ok_or_else(|| usage("there is no proxy of this scenario to send a signal to"))?;
+        let pid = self
+            .proxy
+            .as_ref()
+            .and_then(Child::id)
+            .and_then(|pid| rustix::process::Pid::from_raw(i32::try_from(pid).ok()?));
+        let pid =
+            pid.ok_or_else(|| usage("there is no proxy of this scenario to send a signal to"))?;
         rustix::process::kill_process(pid, signal).map_err(io::Error::from)
     }
 
@@ -298,7 +389,12 @@ impl Drop for World {
     }
 }
 
-async fn start_backend(runtime: &Runtime, name: &str, section: &BackendSection, seed: u64) -> io::Result<Backend> {
+async fn start_backend(
+    runtime: &Runtime,
+    name: &str,
+    section: &BackendSection,
+    seed: u64,
+) -> io::Result<Backend> {
     let named = BackendConfig::named(name);
     let config = BackendConfig {
         listen: section.listen.unwrap_or(named.listen),
@@ -311,15 +407,26 @@ async fn start_backend(runtime: &Runtime, name: &str, section: &BackendSection, 
         seed,
         ..named
     };
-    runtime.spawn(Backend::start(config)).await.map_err(io::Error::other)?
+    runtime
+        .spawn(Backend::start(config))
+        .await
+        .map_err(io::Error::other)?
 }
 
 /// The first text in the output between these two that looks like an address.
-pub(crate) fn between<'output>(output: &'output str, before: &str, after: &str) -> Option<&'output str> {
+pub(crate) fn between<'output>(
+    output: &'output str,
+    before: &str,
+    after: &str,
+) -> Option<&'output str> {
     let begin = output.find(before)? + before.len();
     let rest = &output[begin..];
     let line = &rest[..rest.find('\n')?];
-    let found = if after.is_empty() { line.split_whitespace().next()? } else { &line[..line.find(after)?] };
+    let found = if after.is_empty() {
+        line.split_whitespace().next()?
+    } else {
+        &line[..line.find(after)?]
+    };
     (!found.is_empty()).then_some(found)
 }
 
@@ -337,9 +444,22 @@ mod tests {
 
     #[test]
     fn an_address_is_found_in_a_whole_line_of_the_output() {
-        assert_eq!(between("x\n{\"http\":\"http://a:1\",\"admin\":\"http://a:2\"}\n", "\"http\":\"", "\""), Some("http://a:1"));
-        assert_eq!(between("listening on http://a:1\n", "listening on ", ""), Some("http://a:1"));
-        assert_eq!(between("listening on http://a:1", "listening on ", ""), None);
+        assert_eq!(
+            between(
+                "x\n{\"http\":\"http://a:1\",\"admin\":\"http://a:2\"}\n",
+                "\"http\":\"",
+                "\""
+            ),
+            Some("http://a:1")
+        );
+        assert_eq!(
+            between("listening on http://a:1\n", "listening on ", ""),
+            Some("http://a:1")
+        );
+        assert_eq!(
+            between("listening on http://a:1", "listening on ", ""),
+            None
+        );
         assert_eq!(between("listening on \n", "listening on ", ""), None);
         assert_eq!(between("", "listening on ", ""), None);
     }

@@ -18,8 +18,13 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 /// Serves until the runtime of the test ends. `choose` gets each request and how many came before.
-pub async fn start_server(keep_alive: bool, choose: impl Fn(&Request<Incoming>, u64) -> Side + Send + Sync + 'static) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a free port");
+pub async fn start_server(
+    keep_alive: bool,
+    choose: impl Fn(&Request<Incoming>, u64) -> Side + Send + Sync + 'static,
+) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("a free port");
     let address = listener.local_addr().expect("an address");
     let choose = Arc::new(choose);
     let count = Arc::new(AtomicU64::new(0));
@@ -29,10 +34,17 @@ pub async fn start_server(keep_alive: bool, choose: impl Fn(&Request<Incoming>, 
             let count = Arc::clone(&count);
             let service = service_fn(move |request| {
                 let side = choose(&request, count.fetch_add(1, Ordering::SeqCst));
-                let response = Response::builder().header("x-served-by", side.name()).body(Empty::<Bytes>::new()).expect("a response");
+                let response = Response::builder()
+                    .header("x-served-by", side.name())
+                    .body(Empty::<Bytes>::new())
+                    .expect("a response");
                 std::future::ready(Ok::<_, Infallible>(response))
             });
-            tokio::spawn(http1::Builder::new().keep_alive(keep_alive).serve_connection(TokioIo::new(stream), service));
+            tokio::spawn(
+                http1::Builder::new()
+                    .keep_alive(keep_alive)
+                    .serve_connection(TokioIo::new(stream), service),
+            );
         }
     });
     address
@@ -40,7 +52,12 @@ pub async fn start_server(keep_alive: bool, choose: impl Fn(&Request<Incoming>, 
 
 /// The user that a request names in `x-user-id`.
 pub fn user_of(request: &Request<Incoming>) -> String {
-    request.headers().get("x-user-id").and_then(|user| user.to_str().ok()).expect("a user").to_owned()
+    request
+        .headers()
+        .get("x-user-id")
+        .and_then(|user| user.to_str().ok())
+        .expect("a user")
+        .to_owned()
 }
 
 /// 400 requests of 40 users over 4 connections, with a timeout that no test waits for.
@@ -54,7 +71,11 @@ pub async fn plan(address: SocketAddr) -> RunPlan {
         connections: 4,
         seed: 7,
         timeout: Duration::from_secs(60),
-        ..RunPlan::to(Target::resolve(&format!("http://{address}"), false).await.expect("a loopback target"))
+        ..RunPlan::to(
+            Target::resolve(&format!("http://{address}"), false)
+                .await
+                .expect("a loopback target"),
+        )
     }
 }
 

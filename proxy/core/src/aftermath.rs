@@ -61,7 +61,10 @@ struct Before {
 impl Before {
     fn of(span: &Span) -> Self {
         let counts = &span.counts;
-        Self { errors: counts.failed() as f64 / counts.requests.max(1) as f64, p95_us: span.latencies.quantile(0.95) }
+        Self {
+            errors: counts.failed() as f64 / counts.requests.max(1) as f64,
+            p95_us: span.latencies.quantile(0.95),
+        }
     }
 }
 
@@ -69,13 +72,34 @@ impl Aftermath {
     /// A rollback happens now, after this last minute.
     pub(crate) fn new(recent: PerSide<&Span>, now: Mono) -> Self {
         let before = recent.map(|span| Before::of(span));
-        Self { since: now, before, failed: 0, requests: 0, slow: 0, answers: 0, is_said: false, is_spilled: false, spills: 0, stays_until: None, new: Vital::default() }
+        Self {
+            since: now,
+            before,
+            failed: 0,
+            requests: 0,
+            slow: 0,
+            answers: 0,
+            is_said: false,
+            is_spilled: false,
+            spills: 0,
+            stays_until: None,
+            new: Vital::default(),
+        }
     }
 
     /// A rollback of another process, or of the one before: how the sides fared is not known here.
     pub(crate) fn restored(now: Mono) -> Self {
         let nothing = Span::default();
-        Self { is_said: true, ..Self::new(PerSide { legacy: &nothing, new: &nothing }, now) }
+        Self {
+            is_said: true,
+            ..Self::new(
+                PerSide {
+                    legacy: &nothing,
+                    new: &nothing,
+                },
+                now,
+            )
+        }
     }
 
     /// Whether users are on new, because legacy does not answer or fails them.
@@ -94,8 +118,17 @@ impl Aftermath {
     }
 
     /// Takes what both sides did in one tick, and legacy's latencies.
-    pub(crate) fn watch(&mut self, legacy: &mut Vital, counts: PerSide<&Counts>, latencies: &[(u16, u64)], now: Mono) -> Vec<Judgement> {
-        let mut judgements: Vec<Judgement> = self.carries(counts.legacy, latencies, now).into_iter().collect();
+    pub(crate) fn watch(
+        &mut self,
+        legacy: &mut Vital,
+        counts: PerSide<&Counts>,
+        latencies: &[(u16, u64)],
+        now: Mono,
+    ) -> Vec<Judgement> {
+        let mut judgements: Vec<Judgement> = self
+            .carries(counts.legacy, latencies, now)
+            .into_iter()
+            .collect();
         let (good, bad) = counts.new.users_fared();
         self.new.users_fared(good, bad, now);
         if self.is_spilled {
@@ -131,7 +164,12 @@ impl Aftermath {
     }
 
     /// Says once if legacy has become worse than it was, and than new.
-    fn carries(&mut self, counts: &Counts, latencies: &[(u16, u64)], now: Mono) -> Option<Judgement> {
+    fn carries(
+        &mut self,
+        counts: &Counts,
+        latencies: &[(u16, u64)],
+        now: Mono,
+    ) -> Option<Judgement> {
         let after = now.since(self.since);
         if self.is_said || after > WATCHED {
             return None;
@@ -144,7 +182,12 @@ impl Aftermath {
         if is_above(self.failed, self.requests, limit) {
             self.is_said = true;
             let percent = |rate: f64| format!("{} %", (rate * 1e3).round() / 10.0);
-            let of = format!("{} of {} requests ({})", self.failed, self.requests, share(self.failed, self.requests));
+            let of = format!(
+                "{} of {} requests ({})",
+                self.failed,
+                self.requests,
+                share(self.failed, self.requests)
+            );
             return Some(Judgement::Overloaded(format!(
                 "legacy failed {of} in the {after} since the rollback, {} before it; new failed {}",
                 percent(legacy.errors),
@@ -155,16 +198,26 @@ impl Aftermath {
         let limit_us = ((TIMES * p95_us as f64) as u64).max(new.p95_us.unwrap_or_default());
         for &(index, count) in latencies {
             self.answers += count;
-            self.slow += if lowest_of(usize::from(index)) > limit_us { count } else { 0 };
+            self.slow += if lowest_of(usize::from(index)) > limit_us {
+                count
+            } else {
+                0
+            };
         }
         if !is_above(self.slow, self.answers, TIMES * ABOVE_P95) {
             return None;
         }
         self.is_said = true;
-        let of = format!("{} of {} requests ({})", self.slow, self.answers, share(self.slow, self.answers));
+        let of = format!(
+            "{} of {} requests ({})",
+            self.slow,
+            self.answers,
+            share(self.slow, self.answers)
+        );
         let new_p95 = new.p95_us.map_or_else(|| "unknown".to_owned(), millis);
         Some(Judgement::Overloaded(format!(
-            "legacy took more than {} for {of} in the {after} since the rollback; its p95 was {} before it, new's {new_p95}",
+            "legacy took more than {} for {of} in the {after} since the rollback; its p95 was {} \
+             before it, new's {new_p95}",
             millis(limit_us),
             millis(p95_us)
         )))
@@ -197,7 +250,11 @@ mod tests {
         totals.counts.requests = requests;
         totals.counts.failures[FailureKind::Status.index()] = failed;
         (0..requests).for_each(|_| totals.latencies.record(latency_us));
-        Span { counts: totals.counts, latencies: totals.latencies, covers: Duration::from_secs(60) }
+        Span {
+            counts: totals.counts,
+            latencies: totals.latencies,
+            covers: Duration::from_secs(60),
+        }
     }
 
     fn names(judgements: &[Judgement]) -> Vec<&'static str> {
@@ -217,38 +274,139 @@ mod tests {
     #[test]
     fn a_legacy_that_fails_more_than_new_did_is_told_once() {
         let (legacy, new) = (span(10_000, 10, 5_000), span(500, 25, 5_000));
-        let mut aftermath = Aftermath::new(PerSide { legacy: &legacy, new: &new }, at(100));
+        let mut aftermath = Aftermath::new(
+            PerSide {
+                legacy: &legacy,
+                new: &new,
+            },
+            at(100),
+        );
         let mut vital = Vital::default();
         vital.see(10, 0, true, false, at(100));
-        assert!(aftermath.watch(&mut vital, PerSide { legacy: &span(500, 20, 5_000).counts, new: &Counts::default() }, &[], at(101)).is_empty(), "no more than new failed");
-        let said = aftermath.watch(&mut vital, PerSide { legacy: &span(500, 300, 5_000).counts, new: &Counts::default() }, &[], at(102));
-        let [Judgement::Overloaded(sentence)] = &said[..] else { panic!("told: {:?}", names(&said)) };
-        assert_eq!(sentence, "legacy failed 320 of 1000 requests (32 %) in the 2 s since the rollback, 0.1 % before it; new failed 5 %");
-        assert!(aftermath.watch(&mut vital, PerSide { legacy: &span(500, 300, 5_000).counts, new: &Counts::default() }, &[], at(103)).is_empty());
+        assert!(
+            aftermath
+                .watch(
+                    &mut vital,
+                    PerSide {
+                        legacy: &span(500, 20, 5_000).counts,
+                        new: &Counts::default()
+                    },
+                    &[],
+                    at(101)
+                )
+                .is_empty(),
+            "no more than new failed"
+        );
+        let said = aftermath.watch(
+            &mut vital,
+            PerSide {
+                legacy: &span(500, 300, 5_000).counts,
+                new: &Counts::default(),
+            },
+            &[],
+            at(102),
+        );
+        let [Judgement::Overloaded(sentence)] = &said[..] else {
+            panic!("told: {:?}", names(&said))
+        };
+        assert_eq!(
+            sentence,
+            "legacy failed 320 of 1000 requests (32 %) in the 2 s since the rollback, 0.1 % \
+             before it; new failed 5 %"
+        );
+        assert!(
+            aftermath
+                .watch(
+                    &mut vital,
+                    PerSide {
+                        legacy: &span(500, 300, 5_000).counts,
+                        new: &Counts::default()
+                    },
+                    &[],
+                    at(103)
+                )
+                .is_empty()
+        );
     }
 
     #[test]
     fn a_legacy_that_becomes_slower_than_new_was_is_told() {
         let (legacy, new) = (span(10_000, 0, 5_000), span(500, 0, 8_000));
-        let mut aftermath = Aftermath::new(PerSide { legacy: &legacy, new: &new }, at(100));
+        let mut aftermath = Aftermath::new(
+            PerSide {
+                legacy: &legacy,
+                new: &new,
+            },
+            at(100),
+        );
         let mut vital = Vital::default();
         vital.see(10, 0, true, false, at(100));
         let tick = |latency_us: u64| [(crate::histogram::index_of(latency_us) as u16, 200u64)];
-        assert!(aftermath.watch(&mut vital, PerSide { legacy: &span(200, 0, 1).counts, new: &Counts::default() }, &tick(9_000), at(101)).is_empty());
-        assert_eq!(names(&aftermath.watch(&mut vital, PerSide { legacy: &span(200, 0, 1).counts, new: &Counts::default() }, &tick(40_000), at(102))), ["overloaded"]);
+        assert!(
+            aftermath
+                .watch(
+                    &mut vital,
+                    PerSide {
+                        legacy: &span(200, 0, 1).counts,
+                        new: &Counts::default()
+                    },
+                    &tick(9_000),
+                    at(101)
+                )
+                .is_empty()
+        );
+        assert_eq!(
+            names(&aftermath.watch(
+                &mut vital,
+                PerSide {
+                    legacy: &span(200, 0, 1).counts,
+                    new: &Counts::default()
+                },
+                &tick(40_000),
+                at(102)
+            )),
+            ["overloaded"]
+        );
     }
 
     #[test]
     fn a_silent_legacy_spills_to_new_until_it_is_well_again() {
         let calm = span(1_000, 0, 5_000);
-        let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
+        let mut aftermath = Aftermath::new(
+            PerSide {
+                legacy: &calm,
+                new: &calm,
+            },
+            at(100),
+        );
         let (mut vital, none) = (Vital::default(), Counts::default());
         vital.see(10, 0, true, false, at(100));
-        assert!(aftermath.watch(&mut vital, PerSide { legacy: &none, new: &none }, &[], at(101)).is_empty(), "nobody asks for anything");
+        assert!(
+            aftermath
+                .watch(
+                    &mut vital,
+                    PerSide {
+                        legacy: &none,
+                        new: &none
+                    },
+                    &[],
+                    at(101)
+                )
+                .is_empty(),
+            "nobody asks for anything"
+        );
         vital.see(10, 5, true, false, at(101));
         let mut seen = Vec::new();
         for second in 102..=107 {
-            let judgements = aftermath.watch(&mut vital, PerSide { legacy: &none, new: &none }, &[], at(second));
+            let judgements = aftermath.watch(
+                &mut vital,
+                PerSide {
+                    legacy: &none,
+                    new: &none,
+                },
+                &[],
+                at(second),
+            );
             seen.extend(names(&judgements));
             for judgement in judgements {
                 match judgement {
@@ -258,11 +416,31 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen, ["ask legacy", "ask legacy", "ask legacy", "ask legacy", "ask new", "ask legacy", "spilled", "ask legacy"]);
+        assert_eq!(
+            seen,
+            [
+                "ask legacy",
+                "ask legacy",
+                "ask legacy",
+                "ask legacy",
+                "ask new",
+                "ask legacy",
+                "spilled",
+                "ask legacy"
+            ]
+        );
         assert!(aftermath.is_spilled());
         let mut back = None;
         for second in 108..140 {
-            let judgements = aftermath.watch(&mut vital, PerSide { legacy: &none, new: &none }, &[], at(second));
+            let judgements = aftermath.watch(
+                &mut vital,
+                PerSide {
+                    legacy: &none,
+                    new: &none,
+                },
+                &[],
+                at(second),
+            );
             if names(&judgements).contains(&"back") {
                 back = Some(second);
                 break;
@@ -285,42 +463,86 @@ mod tests {
     #[test]
     fn a_failing_legacy_spills_to_new_and_each_wait_is_twice_as_long() {
         let calm = span(1_000, 0, 5_000);
-        let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
+        let mut aftermath = Aftermath::new(
+            PerSide {
+                legacy: &calm,
+                new: &calm,
+            },
+            at(100),
+        );
         let (mut vital, none) = (Vital::default(), Counts::default());
         vital.see(10, 0, true, false, at(100));
         let mut moved = Vec::new();
         for quarter in 400..1_000 {
             let now = Mono::from_micros(quarter * 250_000);
             let is_on_new = aftermath.is_spilled();
-            let (legacy, new) = if is_on_new { (none, tick(25, 1)) } else { (tick(0, 25), none) };
+            let (legacy, new) = if is_on_new {
+                (none, tick(25, 1))
+            } else {
+                (tick(0, 25), none)
+            };
             vital.users_fared(0, legacy.counted[Class::Failure.index()], now);
             // A connection is all it is asked for, and that it gives.
-            for judgement in aftermath.watch(&mut vital, PerSide { legacy: &legacy, new: &new }, &[], now) {
+            for judgement in aftermath.watch(
+                &mut vital,
+                PerSide {
+                    legacy: &legacy,
+                    new: &new,
+                },
+                &[],
+                now,
+            ) {
                 match judgement {
                     Judgement::Ask(Side::Legacy) => vital.answered(true, now),
                     Judgement::Ask(Side::New) => aftermath.new_answered(true, now),
-                    Judgement::Spilled(_) | Judgement::SpillFailed => moved.push(now.since(at(100)).as_secs()),
+                    Judgement::Spilled(_) | Judgement::SpillFailed => {
+                        moved.push(now.since(at(100)).as_secs());
+                    }
                     _ => {}
                 }
             }
         }
-        let away: Vec<u64> = moved.chunks_exact(2).map(|pair| pair[1] - pair[0]).collect();
-        assert!(matches!(away[..], [10..=13, 20..=23, 40..=43, ..]), "{away:?} of {moved:?}");
+        let away: Vec<u64> = moved
+            .chunks_exact(2)
+            .map(|pair| pair[1] - pair[0])
+            .collect();
+        assert!(
+            matches!(away[..], [10..=13, 20..=23, 40..=43, ..]),
+            "{away:?} of {moved:?}"
+        );
         assert!(moved[0] <= 2, "{moved:?}");
     }
 
     #[test]
     fn users_whom_new_fails_as_well_go_back_and_stay_for_longer_each_time() {
         let calm = span(1_000, 0, 5_000);
-        let mut aftermath = Aftermath::new(PerSide { legacy: &calm, new: &calm }, at(100));
+        let mut aftermath = Aftermath::new(
+            PerSide {
+                legacy: &calm,
+                new: &calm,
+            },
+            at(100),
+        );
         let (mut vital, none) = (Vital::default(), Counts::default());
         vital.see(10, 0, true, false, at(100));
         let mut tries = 0;
         for quarter in 400..1_200 {
             let now = Mono::from_micros(quarter * 250_000);
-            let (legacy, new) = if aftermath.is_spilled() { (none, tick(0, 25)) } else { (tick(0, 25), none) };
+            let (legacy, new) = if aftermath.is_spilled() {
+                (none, tick(0, 25))
+            } else {
+                (tick(0, 25), none)
+            };
             vital.users_fared(0, legacy.counted[Class::Failure.index()], now);
-            for judgement in aftermath.watch(&mut vital, PerSide { legacy: &legacy, new: &new }, &[], now) {
+            for judgement in aftermath.watch(
+                &mut vital,
+                PerSide {
+                    legacy: &legacy,
+                    new: &new,
+                },
+                &[],
+                now,
+            ) {
                 match judgement {
                     Judgement::Ask(Side::Legacy) => vital.answered(true, now),
                     Judgement::Ask(Side::New) => aftermath.new_answered(true, now),

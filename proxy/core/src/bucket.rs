@@ -1,10 +1,13 @@
 //! The sticky hash `murmur3-100k/1`: who is on new at a given percentage.
 //!
-//! `h = murmur3_x86_32(utf8(salt + ":" + key), seed 0)`, `bucket = (h * 100000) >> 32` in 64 bits, and a user is on new iff `bucket < percent * 1000`. Integers only,
-//! so any language computes the same bucket. The bucket does not depend on the percentage: raising it never takes anybody off new, lowering never puts anybody on.
+//! `h = murmur3_x86_32(utf8(salt + ":" + key), seed 0)`, `bucket = (h * 100000) >> 32` in 64 bits,
+//! and a user is on new iff `bucket < percent * 1000`. Integers only, so any language computes the
+//! same bucket. The bucket does not depend on the percentage: raising it never takes anybody off
+//! new, lowering never puts anybody on.
 //!
-//! The name is part of the contract. A changed hash would move every user at once; a better one gets a new name and lives beside this one.
-//! Source of the hash: MurmurHash3_x86_32, Austin Appleby, public domain. Deliberately absent: `ahash`, whose output differs between builds.
+//! The name is part of the contract. A changed hash would move every user at once; a better one
+//! gets a new name and lives beside this one. Source of the hash: MurmurHash3_x86_32, Austin
+//! Appleby, public domain. Deliberately absent: `ahash`, whose output differs between builds.
 
 use std::fmt;
 
@@ -51,12 +54,16 @@ pub struct Salt {
 }
 
 impl Salt {
-    /// A salt. The caller refuses `:` in it, since `a:b` + `c` and `a` + `b:c` would be the same user.
+    /// A salt. The caller refuses `:` in it, since `a:b` + `c` and `a` + `b:c` would be the same
+    /// user.
     pub fn new(text: &str) -> Self {
         let mut prefix = Murmur3::default();
         prefix.write(text.as_bytes());
         prefix.write(b":");
-        Self { text: text.into(), prefix }
+        Self {
+            text: text.into(),
+            prefix,
+        }
     }
 
     /// The salt as written.
@@ -64,7 +71,8 @@ impl Salt {
         &self.text
     }
 
-    /// The bucket of a user key. Keys are bytes: for valid UTF-8 this is the documented hash, anything else hashes as it arrived.
+    /// The bucket of a user key. Keys are bytes: for valid UTF-8 this is the documented hash,
+    /// anything else hashes as it arrived.
     pub fn bucket(&self, key: &[u8]) -> Bucket {
         let mut state = self.prefix.clone();
         state.write(key);
@@ -95,7 +103,9 @@ impl Murmur3 {
 
     fn write(&mut self, mut bytes: &[u8]) {
         while !self.length.is_multiple_of(4) {
-            let Some((&first, rest)) = bytes.split_first() else { return };
+            let Some((&first, rest)) = bytes.split_first() else {
+                return;
+            };
             self.push(first);
             bytes = rest;
         }
@@ -119,12 +129,24 @@ impl Murmur3 {
     }
 
     fn mix(&mut self, block: u32) {
-        self.hash ^= block.wrapping_mul(Self::C1).rotate_left(15).wrapping_mul(Self::C2);
-        self.hash = self.hash.rotate_left(13).wrapping_mul(5).wrapping_add(0xe654_6b64);
+        self.hash ^= block
+            .wrapping_mul(Self::C1)
+            .rotate_left(15)
+            .wrapping_mul(Self::C2);
+        self.hash = self
+            .hash
+            .rotate_left(13)
+            .wrapping_mul(5)
+            .wrapping_add(0xe654_6b64);
     }
 
     fn finish(&self) -> u32 {
-        let mut hash = self.hash ^ self.tail.wrapping_mul(Self::C1).rotate_left(15).wrapping_mul(Self::C2);
+        let mut hash = self.hash
+            ^ self
+                .tail
+                .wrapping_mul(Self::C1)
+                .rotate_left(15)
+                .wrapping_mul(Self::C2);
         hash ^= self.length;
         hash = (hash ^ (hash >> 16)).wrapping_mul(0x85eb_ca6b);
         hash = (hash ^ (hash >> 13)).wrapping_mul(0xc2b2_ae35);

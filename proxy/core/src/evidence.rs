@@ -1,27 +1,37 @@
 //! Evidence: an e-detector, one number that grows while new behaves as no healthy backend would.
 //!
-//! Each component multiplies e-values, the likelihood ratios of one worse world against the worst healthy one, and starts anew all the time (Shiryaev-Roberts:
-//! `M = (M + 1) * e` once per tick). If every e-value has a mean of at most 1 while new is healthy, the mean time until the average of the components reaches `c` is at least `c` ticks
-//! (Shin, Ramdas, Rinaldo: E-detectors, NEJSDS 2024). Components are kept as logarithms, so a clear case cannot overflow and a long quiet time cannot get stuck: the "+ 1" is the restart.
+//! Each component multiplies e-values, the likelihood ratios of one worse world against the worst
+//! healthy one, and starts anew all the time (Shiryaev-Roberts: `M = (M + 1) * e` once per tick).
+//! If every e-value has a mean of at most 1 while new is healthy, the mean time until the average
+//! of the components reaches `c` is at least `c` ticks (Shin, Ramdas, Rinaldo: E-detectors, NEJSDS
+//! 2024). Components are kept as logarithms, so a clear case cannot overflow and a long quiet time
+//! cannot get stuck: the "+ 1" is the restart.
 //!
-//! Within a tick any number of e-values may be multiplied in without a further "+ 1": `M - ticks begun` stays a supermartingale. [`Detector::fold`] is that multiplication,
+//! Within a tick any number of e-values may be multiplied in without a further "+ 1": `M - ticks
+//! begun` stays a supermartingale. [`Detector::fold`] is that multiplication,
 //! [`Detector::begin_tick`] the "+ 1".
 //!
-//! Where bad events come in bursts, they are no independent draws: a processor that stalls for 50 ms makes everything slow that is under way, by accident more on one side. [`Detector::at_most`] limits what
-//! one tick may add, so that such a burst counts as one event and only what lasts adds up.
+//! Where bad events come in bursts, they are no independent draws: a processor that stalls for 50
+//! ms makes everything slow that is under way, by accident more on one side. [`Detector::at_most`]
+//! limits what one tick may add, so that such a burst counts as one event and only what lasts adds
+//! up.
 //!
-//! Each component also remembers since when it has grown (the last time its CUSUM was at zero, Page 1954): the numbers of a verdict are those since then.
+//! Each component also remembers since when it has grown (the last time its CUSUM was at zero, Page
+//! 1954): the numbers of a verdict are those since then.
 //!
-//! Deliberately absent: tests that begin at zero and never restart (mSPRT, confidence sequences). After ten healthy minutes they need minutes to see a failure of five per cent.
+//! Deliberately absent: tests that begin at zero and never restart (mSPRT, confidence sequences).
+//! After ten healthy minutes they need minutes to see a failure of five per cent.
 
 use std::time::Duration;
 
 use crate::time::Mono;
 
-/// Without a bad event on new for so long, evidence begins anew. The "+ 1"s alone would else add up over quiet weeks, until a single event decided. Forgetting never makes an alarm likelier.
+/// Without a bad event on new for so long, evidence begins anew. The "+ 1"s alone would else add up
+/// over quiet weeks, until a single event decided. Forgetting never makes an alarm likelier.
 const QUIET: Duration = Duration::from_secs(600);
 
-/// Above this share of bad events a difference of a few percent would be evidence by the second bound on a comparison. It is for the tail.
+/// Above this share of bad events a difference of a few percent would be evidence by the second
+/// bound on a comparison. It is for the tail.
 const RARE: f64 = 0.2;
 
 /// Evidence beyond this is no better: it keeps sums finite.
@@ -85,47 +95,79 @@ impl Tally {
     const COUNT: usize = 9;
 
     fn numbers(&self) -> [f64; Self::COUNT] {
-        [self.n, self.x, self.m, self.y, self.all_x, self.all_y, self.all_n, self.all_m, self.connects].map(|count| count as f64)
+        [
+            self.n,
+            self.x,
+            self.m,
+            self.y,
+            self.all_x,
+            self.all_y,
+            self.all_n,
+            self.all_m,
+            self.connects,
+        ]
+        .map(|count| count as f64)
     }
 
     fn of_numbers(numbers: &[f64]) -> Self {
         let count = |at: usize| numbers.get(at).map_or(0, |number| *number as u64);
-        Self { n: count(0), x: count(1), m: count(2), y: count(3), all_x: count(4), all_y: count(5), all_n: count(6), all_m: count(7), connects: count(8) }
+        Self {
+            n: count(0),
+            x: count(1),
+            m: count(2),
+            y: count(3),
+            all_x: count(4),
+            all_y: count(5),
+            all_n: count(6),
+            all_m: count(7),
+            connects: count(8),
+        }
     }
 
     /// New's part of what was tried on both sides, `0..=1`.
     pub fn share_of_new(&self) -> f64 {
-        if self.n + self.m == 0 { 0.0 } else { self.n as f64 / (self.n + self.m) as f64 }
+        if self.n + self.m == 0 {
+            0.0
+        } else {
+            self.n as f64 / (self.n + self.m) as f64
+        }
     }
 }
 
 /// What counts as healthy, and which worse worlds are looked for.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Test {
-    /// Bad events on new are at most this share of what is tried. Worse: higher rates. Each e-value is `(r/r0)^x * ((1-r)/(1-r0))^(n-x)`.
+    /// Bad events on new are at most this share of what is tried. Worse: higher rates. Each e-value
+    /// is `(r/r0)^x * ((1-r)/(1-r0))^(n-x)`.
     Absolute {
         /// `r0`, above 0 and below 1.
         limit: f64,
         /// The rates looked for, each above the limit.
         rates: Vec<f64>,
     },
-    /// Bad events on new come at most this many times as often as on legacy in the same tick. Given their sum, their split between the sides is then at most binomial (Hoeffding 1963,
-    /// theorem 4), whatever the common rate does: `(psi/rho)^x * ((1-w+w*rho)/(1-w+w*psi))^(x+y)` with `w` new's part of what was tried. Where no more than legacy's rate is tolerated, the mean of
-    /// `psi^x` has a second bound, `(1-q+q*psi)^n` with `q` the bad part of what was tried on both sides, and the lower one is used where bad
-    /// events are rare: the split is hypergeometric, in which what is tried and what is bad change places.
+    /// Bad events on new come at most this many times as often as on legacy in the same tick. Given
+    /// their sum, their split between the sides is then at most binomial (Hoeffding 1963,
+    /// theorem 4), whatever the common rate does: `(psi/rho)^x * ((1-w+w*rho)/(1-w+w*psi))^(x+y)`
+    /// with `w` new's part of what was tried. Where no more than legacy's rate is tolerated, the
+    /// mean of `psi^x` has a second bound, `(1-q+q*psi)^n` with `q` the bad part of what was
+    /// tried on both sides, and the lower one is used where bad events are rare: the split is
+    /// hypergeometric, in which what is tried and what is bad change places.
     Relative {
         /// `rho`, at least 1.
         tolerated: f64,
         /// The ratios looked for, each above `tolerated`.
         ratios: Vec<f64>,
     },
-    /// The mean on new is at most legacy's, values being within `0..=1`. Given all values of a tick, those of new are then drawn from them without replacement, so `exp(f*sum)` has at most the mean
-    /// of as many draws with replacement (Hoeffding 1963, theorem 4): `f*sum - n*ln(mean of exp(f*value) over both sides)` with stakes `f`.
+    /// The mean on new is at most legacy's, values being within `0..=1`. Given all values of a
+    /// tick, those of new are then drawn from them without replacement, so `exp(f*sum)` has at most
+    /// the mean of as many draws with replacement (Hoeffding 1963, theorem 4): `f*sum -
+    /// n*ln(mean of exp(f*value) over both sides)` with stakes `f`.
     MeanVsLegacy {
         /// The stakes, each twice the one before.
         stakes: Vec<f64>,
     },
-    /// The mean on new is at most a limit, values being bounded: a betting martingale `prod 1 + f * (value/limit - 1)` with stakes `f` below 1 (Waudby-Smith and Ramdas 2024).
+    /// The mean on new is at most a limit, values being bounded: a betting martingale `prod 1 + f *
+    /// (value/limit - 1)` with stakes `f` below 1 (Waudby-Smith and Ramdas 2024).
     Mean {
         /// The limit.
         limit: f64,
@@ -135,29 +177,41 @@ pub enum Test {
 }
 
 impl Test {
-    /// Rates above an absolute limit, evenly spread over its odds, so that they fit any limit. A limit of 0 is taken as one in a million, of 1 as just below.
+    /// Rates above an absolute limit, evenly spread over its odds, so that they fit any limit. A
+    /// limit of 0 is taken as one in a million, of 1 as just below.
     pub fn absolute(limit: f64) -> Self {
         let limit = limit.clamp(1e-6, 0.999_999);
         let odds = limit / (1.0 - limit);
-        let rates = [1.5, 2.0, 5.0, 10.0, 30.0, 100.0, 900.0].iter().map(|times| odds * times / (1.0 + odds * times)).collect();
+        let rates = [1.5, 2.0, 5.0, 10.0, 30.0, 100.0, 900.0]
+            .iter()
+            .map(|times| odds * times / (1.0 + odds * times))
+            .collect();
         Self::Absolute { limit, rates }
     }
 
     /// Ratios above what is tolerated.
     pub fn relative(tolerated: f64) -> Self {
         let tolerated = tolerated.max(1.0);
-        let ratios = [1.25, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0].iter().map(|times| tolerated * times).collect();
+        let ratios = [1.25, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 256.0, 1024.0]
+            .iter()
+            .map(|times| tolerated * times)
+            .collect();
         Self::Relative { tolerated, ratios }
     }
 
     /// Stakes on the mean.
     pub fn mean(limit: f64) -> Self {
-        Self::Mean { limit: limit.max(1.0), stakes: vec![0.02, 0.05, 0.1, 0.2, 0.4, 0.8] }
+        Self::Mean {
+            limit: limit.max(1.0),
+            stakes: vec![0.02, 0.05, 0.1, 0.2, 0.4, 0.8],
+        }
     }
 
     /// Stakes on the mean, compared with legacy's.
     pub fn mean_vs_legacy() -> Self {
-        Self::MeanVsLegacy { stakes: vec![0.25, 0.5, 1.0, 2.0, 4.0, 8.0] }
+        Self::MeanVsLegacy {
+            stakes: vec![0.25, 0.5, 1.0, 2.0, 4.0, 8.0],
+        }
     }
 
     fn len(&self) -> usize {
@@ -174,11 +228,14 @@ impl Test {
         let n = tally.n.max(tally.x) as f64;
         let (x, y) = (tally.x as f64, tally.y as f64);
         match self {
-            Self::Absolute { limit, rates } => x * (rates[k] / limit).ln() + (n - x) * ((1.0 - rates[k]) / (1.0 - limit)).ln(),
+            Self::Absolute { limit, rates } => {
+                x * (rates[k] / limit).ln() + (n - x) * ((1.0 - rates[k]) / (1.0 - limit)).ln()
+            }
             Self::Relative { tolerated, ratios } if x + y > 0.0 => {
                 let m = tally.m.max(tally.y) as f64;
                 let w = n / (n + m);
-                let by_side = x * (ratios[k] / tolerated).ln() + (x + y) * ((1.0 - w + w * tolerated) / (1.0 - w + w * ratios[k])).ln();
+                let by_side = x * (ratios[k] / tolerated).ln()
+                    + (x + y) * ((1.0 - w + w * tolerated) / (1.0 - w + w * ratios[k])).ln();
                 let q = (x + y) / (n + m);
                 if *tolerated > 1.0 || q > RARE {
                     return by_side;
@@ -242,13 +299,31 @@ pub struct Excursion {
 impl Detector {
     /// A detector without evidence.
     pub fn new(test: Test, now: Mono) -> Self {
-        let component = Component { log_m: 0.0, cusum: 0.0, unlimited: 0.0, onset: Onset { at: now, total: Tally::default() } };
-        Self { components: vec![component; test.len()], test, total: Tally::default(), most_at_once: f64::INFINITY, last_bad: now }
+        let component = Component {
+            log_m: 0.0,
+            cusum: 0.0,
+            unlimited: 0.0,
+            onset: Onset {
+                at: now,
+                total: Tally::default(),
+            },
+        };
+        Self {
+            components: vec![component; test.len()],
+            test,
+            total: Tally::default(),
+            most_at_once: f64::INFINITY,
+            last_bad: now,
+        }
     }
 
-    /// The same with a limit on what the events of one tick may add to the logarithm of the evidence, for events that come in bursts of one cause. A smaller e-value is an e-value, too.
+    /// The same with a limit on what the events of one tick may add to the logarithm of the
+    /// evidence, for events that come in bursts of one cause. A smaller e-value is an e-value, too.
     pub fn at_most(self, most_at_once: f64) -> Self {
-        Self { most_at_once, ..self }
+        Self {
+            most_at_once,
+            ..self
+        }
     }
 
     /// What it tests.
@@ -271,24 +346,44 @@ impl Detector {
         let mut numbers = vec![self.last_bad.as_micros() as f64];
         numbers.extend(self.total.numbers());
         for component in &self.components {
-            numbers.extend([component.log_m, component.cusum, component.unlimited, component.onset.at.as_micros() as f64]);
+            numbers.extend([
+                component.log_m,
+                component.cusum,
+                component.unlimited,
+                component.onset.at.as_micros() as f64,
+            ]);
             numbers.extend(component.onset.total.numbers());
         }
         numbers
     }
 
-    /// Goes on with what [`Detector::numbers`] said in another process. Numbers of another test, and what is none, change nothing.
+    /// Goes on with what [`Detector::numbers`] said in another process. Numbers of another test,
+    /// and what is none, change nothing.
     pub fn take_up(&mut self, numbers: &[f64]) {
         let per_component = 4 + Tally::COUNT;
-        if numbers.len() != 1 + Tally::COUNT + self.components.len() * per_component || numbers.iter().any(|number| !number.is_finite()) {
+        if numbers.len() != 1 + Tally::COUNT + self.components.len() * per_component
+            || numbers.iter().any(|number| !number.is_finite())
+        {
             return;
         }
         let (head, components) = numbers.split_at(1 + Tally::COUNT);
         self.last_bad = Mono::from_micros(head[0] as u64);
         self.total = Tally::of_numbers(&head[1..]);
-        for (component, numbers) in self.components.iter_mut().zip(components.chunks_exact(per_component)) {
-            let onset = Onset { at: Mono::from_micros(numbers[3] as u64), total: Tally::of_numbers(&numbers[4..]) };
-            *component = Component { log_m: numbers[0].min(MAX_LOG), cusum: numbers[1].max(0.0), unlimited: numbers[2].max(0.0), onset };
+        for (component, numbers) in self
+            .components
+            .iter_mut()
+            .zip(components.chunks_exact(per_component))
+        {
+            let onset = Onset {
+                at: Mono::from_micros(numbers[3] as u64),
+                total: Tally::of_numbers(&numbers[4..]),
+            };
+            *component = Component {
+                log_m: numbers[0].min(MAX_LOG),
+                cusum: numbers[1].max(0.0),
+                unlimited: numbers[2].max(0.0),
+                onset,
+            };
         }
     }
 
@@ -306,7 +401,9 @@ impl Detector {
             self.last_bad = now;
         } else if now.since(self.last_bad) > QUIET {
             self.last_bad = now;
-            self.components.iter_mut().for_each(|component| component.log_m = component.log_m.min(0.0));
+            self.components
+                .iter_mut()
+                .for_each(|component| component.log_m = component.log_m.min(0.0));
         }
         if tally.n + tally.x + tally.y == 0 {
             return;
@@ -318,29 +415,61 @@ impl Detector {
     }
 
     /// Multiplies in values on new, each with how often it occurred: for [`Test::Mean`].
-    pub fn fold_values(&mut self, values: impl Iterator<Item = (f64, u64)> + Clone, tally: &Tally, now: Mono) {
+    pub fn fold_values(
+        &mut self,
+        values: impl Iterator<Item = (f64, u64)> + Clone,
+        tally: &Tally,
+        now: Mono,
+    ) {
         self.total = self.total.plus(tally);
-        let Test::Mean { limit, stakes } = &self.test else { return };
+        let Test::Mean { limit, stakes } = &self.test else {
+            return;
+        };
         for (component, stake) in self.components.iter_mut().zip(stakes) {
-            let log_e = values.clone().map(|(value, count)| count as f64 * (stake * (value / limit - 1.0)).ln_1p()).sum();
+            let log_e = values
+                .clone()
+                .map(|(value, count)| count as f64 * (stake * (value / limit - 1.0)).ln_1p())
+                .sum();
             component.add(log_e, self.most_at_once, self.total, now);
         }
     }
 
-    /// Multiplies in values of both sides within `0..=1`, each with how often it occurred: for [`Test::MeanVsLegacy`]. New's come first.
-    pub fn fold_both(&mut self, of_new: &[(f64, u64)], of_legacy: &[(f64, u64)], tally: &Tally, now: Mono) {
+    /// Multiplies in values of both sides within `0..=1`, each with how often it occurred: for
+    /// [`Test::MeanVsLegacy`]. New's come first.
+    pub fn fold_both(
+        &mut self,
+        of_new: &[(f64, u64)],
+        of_legacy: &[(f64, u64)],
+        tally: &Tally,
+        now: Mono,
+    ) {
         self.total = self.total.plus(tally);
-        let Test::MeanVsLegacy { stakes } = &self.test else { return };
-        let count = |values: &[(f64, u64)]| values.iter().map(|(_, count)| *count as f64).sum::<f64>();
+        let Test::MeanVsLegacy { stakes } = &self.test else {
+            return;
+        };
+        let count =
+            |values: &[(f64, u64)]| values.iter().map(|(_, count)| *count as f64).sum::<f64>();
         let (n, m) = (count(of_new), count(of_legacy));
         if n == 0.0 || m == 0.0 {
             return;
         }
-        let sum: f64 = of_new.iter().map(|(value, count)| value * *count as f64).sum();
-        let mut powers: Vec<(f64, f64)> = of_new.iter().chain(of_legacy).map(|(value, count)| ((stakes[0] * value).exp(), *count as f64)).collect();
+        let sum: f64 = of_new
+            .iter()
+            .map(|(value, count)| value * *count as f64)
+            .sum();
+        let mut powers: Vec<(f64, f64)> = of_new
+            .iter()
+            .chain(of_legacy)
+            .map(|(value, count)| ((stakes[0] * value).exp(), *count as f64))
+            .collect();
         for (component, stake) in self.components.iter_mut().zip(stakes) {
             let all: f64 = powers.iter().map(|(power, count)| power * count).sum();
-            component.add(stake * sum - n * (all / (n + m)).ln(), self.most_at_once, self.total, now);
+            component.add(
+                stake * sum - n * (all / (n + m)).ln(),
+                self.most_at_once,
+                self.total,
+                now,
+            );
             // The next stake is twice this one.
             powers.iter_mut().for_each(|(power, _)| *power *= *power);
         }
@@ -351,9 +480,13 @@ impl Detector {
         log_mean(self.components.iter().map(|component| component.log_m))
     }
 
-    /// How much of the evidence comes of what was seen, and not of the time that passed: the largest log-likelihood ratio since an onset. 0 while nothing is wrong.
+    /// How much of the evidence comes of what was seen, and not of the time that passed: the
+    /// largest log-likelihood ratio since an onset. 0 while nothing is wrong.
     pub fn log_accusation(&self) -> f64 {
-        self.components.iter().map(|component| component.cusum).fold(0.0, f64::max)
+        self.components
+            .iter()
+            .map(|component| component.cusum)
+            .fold(0.0, f64::max)
     }
 
     /// The same if `share` of the bad events on new since each component's onset had not been.
@@ -368,9 +501,20 @@ impl Detector {
 
     /// What the component with the most evidence has seen since it began to grow.
     pub fn excursion(&self) -> Excursion {
-        let strongest = self.components.iter().max_by(|a, b| a.log_m.total_cmp(&b.log_m));
-        strongest
-            .map_or(Excursion { since: Mono::default(), tally: self.total }, |component| Excursion { since: component.onset.at, tally: self.total.since(&component.onset.total) })
+        let strongest = self
+            .components
+            .iter()
+            .max_by(|a, b| a.log_m.total_cmp(&b.log_m));
+        strongest.map_or(
+            Excursion {
+                since: Mono::default(),
+                tally: self.total,
+            },
+            |component| Excursion {
+                since: component.onset.at,
+                tally: self.total.since(&component.onset.total),
+            },
+        )
     }
 }
 
@@ -395,7 +539,11 @@ fn log_plus_one(log: f64) -> f64 {
 /// The logarithm of the sum of two numbers given as logarithms.
 pub fn log_plus(a: f64, b: f64) -> f64 {
     let (large, small) = if a > b { (a, b) } else { (b, a) };
-    if small == f64::NEG_INFINITY { large } else { large + (small - large).exp().ln_1p() }
+    if small == f64::NEG_INFINITY {
+        large
+    } else {
+        large + (small - large).exp().ln_1p()
+    }
 }
 
 /// The logarithm of the mean of numbers given as logarithms.
@@ -413,7 +561,17 @@ mod tests {
     use super::*;
 
     fn tally(n: u64, x: u64, m: u64, y: u64) -> Tally {
-        Tally { n, x, m, y, all_x: x, all_y: y, all_n: n, all_m: m, connects: 0 }
+        Tally {
+            n,
+            x,
+            m,
+            y,
+            all_x: x,
+            all_y: y,
+            all_n: n,
+            all_m: m,
+            connects: 0,
+        }
     }
 
     #[test]
@@ -426,23 +584,50 @@ mod tests {
         }
         let mut after = Detector::new(Test::relative(1.5), now(0));
         after.take_up(&before.numbers());
-        assert_eq!((after.log_evidence(), after.log_accusation(), after.excursion()), (before.log_evidence(), before.log_accusation(), before.excursion()));
+        assert_eq!(
+            (
+                after.log_evidence(),
+                after.log_accusation(),
+                after.excursion()
+            ),
+            (
+                before.log_evidence(),
+                before.log_accusation(),
+                before.excursion()
+            )
+        );
         for detector in [&mut before, &mut after] {
             detector.fold(&tally(20, 9, 40, 1), now(10));
         }
         assert_eq!(after.log_evidence(), before.log_evidence());
         let mut other = Detector::new(Test::absolute(0.01), now(1));
         other.take_up(&before.numbers());
-        assert_eq!(other.log_evidence(), Detector::new(Test::absolute(0.01), now(1)).log_evidence(), "numbers of another test are no evidence of this one");
+        assert_eq!(
+            other.log_evidence(),
+            Detector::new(Test::absolute(0.01), now(1)).log_evidence(),
+            "numbers of another test are no evidence of this one"
+        );
     }
 
     #[test]
     fn an_e_value_has_a_mean_of_at_most_one_at_the_limit() {
-        // Over all outcomes of 12 requests at exactly the limit, the binomial mean of each e-value is 1.
+        // Over all outcomes of 12 requests at exactly the limit, the binomial mean of each e-value
+        // is 1.
         let test = Test::absolute(0.05);
-        let choose = |n: u64, k: u64| (0..k).map(|i| (n - i) as f64 / (i + 1) as f64).product::<f64>();
+        let choose = |n: u64, k: u64| {
+            (0..k)
+                .map(|i| (n - i) as f64 / (i + 1) as f64)
+                .product::<f64>()
+        };
         for k in 0..test.len() {
-            let mean: f64 = (0..=12).map(|x| choose(12, x) * 0.05f64.powi(x as i32) * 0.95f64.powi(12 - x as i32) * test.log_e(k, &tally(12, x, 0, 0)).exp()).sum();
+            let mean: f64 = (0..=12)
+                .map(|x| {
+                    choose(12, x)
+                        * 0.05f64.powi(x as i32)
+                        * 0.95f64.powi(12 - x as i32)
+                        * test.log_e(k, &tally(12, x, 0, 0)).exp()
+                })
+                .sum();
             assert!((mean - 1.0).abs() < 1e-9, "{k}: {mean}");
         }
     }
@@ -451,9 +636,18 @@ mod tests {
     fn a_relative_e_value_has_a_mean_of_at_most_one_when_the_sides_are_alike() {
         // Given 6 bad events in 20 of new and 60 of legacy, how many are new's is hypergeometric.
         let test = Test::relative(1.0);
-        let choose = |n: u64, k: u64| (0..k).map(|i| (n - i) as f64 / (i + 1) as f64).product::<f64>();
+        let choose = |n: u64, k: u64| {
+            (0..k)
+                .map(|i| (n - i) as f64 / (i + 1) as f64)
+                .product::<f64>()
+        };
         for k in 0..test.len() {
-            let mean: f64 = (0..=6).map(|x| choose(20, x) * choose(60, 6 - x) / choose(80, 6) * test.log_e(k, &tally(20, x, 60, 6 - x)).exp()).sum();
+            let mean: f64 = (0..=6)
+                .map(|x| {
+                    choose(20, x) * choose(60, 6 - x) / choose(80, 6)
+                        * test.log_e(k, &tally(20, x, 60, 6 - x)).exp()
+                })
+                .sum();
             assert!(mean <= 1.0 + 1e-9, "{k}: {mean}");
         }
     }
@@ -469,7 +663,14 @@ mod tests {
                 continue;
             }
             draws += 1.0;
-            let of = |new: bool| -> Vec<(f64, u64)> { values.iter().enumerate().filter(|(at, _)| (drawn >> at & 1 == 1) == new).map(|(_, value)| (*value, 1)).collect() };
+            let of = |new: bool| -> Vec<(f64, u64)> {
+                values
+                    .iter()
+                    .enumerate()
+                    .filter(|(at, _)| (drawn >> at & 1 == 1) == new)
+                    .map(|(_, value)| (*value, 1))
+                    .collect()
+            };
             let mut detector = Detector::new(Test::mean_vs_legacy(), Mono::default());
             detector.fold_both(&of(true), &of(false), &Tally::default(), Mono::default());
             for (sum, component) in sums.iter_mut().zip(&detector.components) {
@@ -479,17 +680,29 @@ mod tests {
         assert!(sums.iter().all(|sum| sum / draws <= 1.0 + 1e-9), "{sums:?}");
         let mut detector = Detector::new(Test::mean_vs_legacy(), Mono::default());
         for _ in 0..100 {
-            detector.fold_both(&[(0.1, 100), (1.0, 20)], &[(0.1, 120)], &Tally::default(), Mono::default());
+            detector.fold_both(
+                &[(0.1, 100), (1.0, 20)],
+                &[(0.1, 120)],
+                &Tally::default(),
+                Mono::default(),
+            );
             detector.begin_tick();
         }
-        assert!(detector.log_evidence() > 18.0, "{}", detector.log_evidence());
+        assert!(
+            detector.log_evidence() > 18.0,
+            "{}",
+            detector.log_evidence()
+        );
     }
 
     #[test]
     fn logarithms_are_added() {
         assert!((log_plus(2.0f64.ln(), 3.0f64.ln()) - 5.0f64.ln()).abs() < 1e-12);
         assert_eq!(log_plus(f64::NEG_INFINITY, 1.5), 1.5);
-        assert_eq!(log_plus(f64::NEG_INFINITY, f64::NEG_INFINITY), f64::NEG_INFINITY);
+        assert_eq!(
+            log_plus(f64::NEG_INFINITY, f64::NEG_INFINITY),
+            f64::NEG_INFINITY
+        );
     }
 
     #[test]
@@ -526,7 +739,11 @@ mod tests {
             detector.fold(&tally(50, 0, 50, 0), Mono::from_micros(tick * 250_000));
             detector.begin_tick();
         }
-        assert!(detector.log_evidence() < (4.0f64 * 601.0).ln() + 0.1, "{}", detector.log_evidence());
+        assert!(
+            detector.log_evidence() < (4.0f64 * 601.0).ln() + 0.1,
+            "{}",
+            detector.log_evidence()
+        );
         assert_eq!(detector.log_accusation(), 0.0);
     }
 
@@ -543,7 +760,10 @@ mod tests {
             detector.begin_tick();
         }
         let excursion = detector.excursion();
-        assert_eq!((excursion.since, excursion.tally), (at(100), tally(20, 10, 180, 0)));
+        assert_eq!(
+            (excursion.since, excursion.tally),
+            (at(100), tally(20, 10, 180, 0))
+        );
     }
 
     #[test]
@@ -560,16 +780,36 @@ mod tests {
     fn the_mean_is_judged_by_bets_and_one_outlier_does_not_decide() {
         let mut detector = Detector::new(Test::mean(100_000.0), Mono::default());
         for _ in 0..40 {
-            detector.fold_values([(60_000.0, 200)].into_iter(), &Tally::default(), Mono::default());
+            detector.fold_values(
+                [(60_000.0, 200)].into_iter(),
+                &Tally::default(),
+                Mono::default(),
+            );
             detector.begin_tick();
         }
-        detector.fold_values([(60_000.0, 200), (60_000_000.0, 1)].into_iter(), &Tally::default(), Mono::default());
-        assert!(detector.log_evidence() < 10.0, "{}", detector.log_evidence());
+        detector.fold_values(
+            [(60_000.0, 200), (60_000_000.0, 1)].into_iter(),
+            &Tally::default(),
+            Mono::default(),
+        );
+        assert!(
+            detector.log_evidence() < 10.0,
+            "{}",
+            detector.log_evidence()
+        );
         for _ in 0..8 {
-            detector.fold_values([(160_000.0, 50)].into_iter(), &Tally::default(), Mono::default());
+            detector.fold_values(
+                [(160_000.0, 50)].into_iter(),
+                &Tally::default(),
+                Mono::default(),
+            );
             detector.begin_tick();
         }
-        assert!(detector.log_evidence() > 18.0, "{}", detector.log_evidence());
+        assert!(
+            detector.log_evidence() > 18.0,
+            "{}",
+            detector.log_evidence()
+        );
     }
 
     #[test]

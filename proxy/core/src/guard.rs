@@ -1,10 +1,13 @@
-//! When new counts as worse: the settings of a guard, its rules, and the plain judging of mode `threshold`. The sequential judging is in [`crate::judge`].
+//! When new counts as worse: the settings of a guard, its rules, and the plain judging of mode
+//! `threshold`. The sequential judging is in [`crate::judge`].
 //!
-//! Mode `threshold` is the plain rule: over `window`, with at least `min_requests` on new, strictly above the limit. It is exact at its limits: counts are compared as
-//! integers, and a latency limit is judged by how many requests were slower than it ("p99 above 800 ms" is "more than 1 % of requests above 800 ms"), never by a rounded quantile.
-//! Only the rules that the file names apply.
+//! Mode `threshold` is the plain rule: over `window`, with at least `min_requests` on new, strictly
+//! above the limit. It is exact at its limits: counts are compared as integers, and a latency limit
+//! is judged by how many requests were slower than it ("p99 above 800 ms" is "more than 1 % of
+//! requests above 800 ms"), never by a rounded quantile. Only the rules that the file names apply.
 //!
-//! What this mode cannot do is documented rather than hidden: it has no error control. Short windows and small samples roll back a healthy backend by chance.
+//! What this mode cannot do is documented rather than hidden: it has no error control. Short
+//! windows and small samples roll back a healthy backend by chance.
 
 use std::fmt;
 use std::time::Duration;
@@ -69,7 +72,8 @@ impl LatencyPoint {
         }
     }
 
-    /// The share of requests that may be slower, as a fraction; a half for the mean, which has no such share.
+    /// The share of requests that may be slower, as a fraction; a half for the mean, which has no
+    /// such share.
     pub fn slower_share(self) -> f64 {
         self.slower_ppm().map_or(0.5, |ppm| ppm as f64 / 1e6)
     }
@@ -83,10 +87,12 @@ impl LatencyPoint {
     }
 }
 
-/// The point at which the sides' latencies are compared: high enough to see a slow tail, low enough to hold samples.
+/// The point at which the sides' latencies are compared: high enough to see a slow tail, low enough
+/// to hold samples.
 pub const COMPARED_POINT: LatencyPoint = LatencyPoint::P95;
 
-/// A comparison of counts needs at least this many events on new: with fewer, one request that somebody made on purpose would decide while legacy happens to have none.
+/// A comparison of counts needs at least this many events on new: with fewer, one request that
+/// somebody made on purpose would decide while legacy happens to have none.
 pub const MIN_COMPARED_EVENTS: u64 = 10;
 
 /// One condition under which new counts as worse.
@@ -106,7 +112,8 @@ pub enum Rule {
     AbortsVsLegacy(Ratio),
     /// The rate of users who get nothing but redirects is more than this many times legacy's.
     RedirectsVsLegacy(Ratio),
-    /// Too many requests have waited longer than this many microseconds for an answer, and still wait.
+    /// Too many requests have waited longer than this many microseconds for an answer, and still
+    /// wait.
     Hang(u64),
     /// No server has been available for this many microseconds.
     Health(u64),
@@ -117,7 +124,8 @@ pub enum Rule {
 /// What happens when both sides are bad at once.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SharedCause {
-    /// Raises are frozen and people are told; nobody is moved, unless the percentage was raised in the last ten minutes.
+    /// Raises are frozen and people are told; nobody is moved, unless the percentage was raised in
+    /// the last ten minutes.
     #[default]
     Hold,
     /// New is rolled back all the same.
@@ -171,25 +179,43 @@ impl Rule {
         }
     }
 
-    /// Whether the rule looks at what is now, or at what no window counts: it works alike in all modes but `off`.
+    /// Whether the rule looks at what is now, or at what no window counts: it works alike in all
+    /// modes but `off`.
     pub const fn is_immediate(self) -> bool {
-        matches!(self, Self::Hang(_) | Self::Health(_) | Self::Dead(_) | Self::RedirectsVsLegacy(_))
+        matches!(
+            self,
+            Self::Hang(_) | Self::Health(_) | Self::Dead(_) | Self::RedirectsVsLegacy(_)
+        )
     }
 
     const fn needs_legacy(self) -> bool {
         match self {
-            Self::ErrorsMax(_) | Self::Latency(..) | Self::Hang(_) | Self::Health(_) | Self::Dead(_) => false,
-            Self::ErrorsVsLegacy(_) | Self::LatencyVsLegacy(_) | Self::ClientErrorsVsLegacy(_) | Self::AbortsVsLegacy(_) | Self::RedirectsVsLegacy(_) => true,
+            Self::ErrorsMax(_)
+            | Self::Latency(..)
+            | Self::Hang(_)
+            | Self::Health(_)
+            | Self::Dead(_) => false,
+            Self::ErrorsVsLegacy(_)
+            | Self::LatencyVsLegacy(_)
+            | Self::ClientErrorsVsLegacy(_)
+            | Self::AbortsVsLegacy(_)
+            | Self::RedirectsVsLegacy(_) => true,
         }
     }
 
     /// How many times as much as on legacy is tolerated, by a rule that compares; else 1.
     pub fn ratio(self) -> f64 {
         match self {
-            Self::ErrorsVsLegacy(ratio) | Self::LatencyVsLegacy(ratio) | Self::ClientErrorsVsLegacy(ratio) | Self::AbortsVsLegacy(ratio) | Self::RedirectsVsLegacy(ratio) => {
-                ratio.factor()
-            }
-            Self::ErrorsMax(_) | Self::Latency(..) | Self::Hang(_) | Self::Health(_) | Self::Dead(_) => 1.0,
+            Self::ErrorsVsLegacy(ratio)
+            | Self::LatencyVsLegacy(ratio)
+            | Self::ClientErrorsVsLegacy(ratio)
+            | Self::AbortsVsLegacy(ratio)
+            | Self::RedirectsVsLegacy(ratio) => ratio.factor(),
+            Self::ErrorsMax(_)
+            | Self::Latency(..)
+            | Self::Hang(_)
+            | Self::Health(_)
+            | Self::Dead(_) => 1.0,
         }
     }
 
@@ -203,10 +229,20 @@ impl Rule {
         let (n, m) = (&new.counts, &legacy.counts);
         match self {
             Self::ErrorsMax(max) => max.is_exceeded_by(n.failed(), n.requests),
-            Self::ErrorsVsLegacy(ratio) => is_exceeded(ratio, (n.failed(), n.requests), (m.failed(), m.requests)),
-            Self::ClientErrorsVsLegacy(ratio) => is_exceeded(ratio, (n.client_errors, n.requests), (m.client_errors, m.requests)),
+            Self::ErrorsVsLegacy(ratio) => {
+                is_exceeded(ratio, (n.failed(), n.requests), (m.failed(), m.requests))
+            }
+            Self::ClientErrorsVsLegacy(ratio) => is_exceeded(
+                ratio,
+                (n.client_errors, n.requests),
+                (m.client_errors, m.requests),
+            ),
             // Aborted requests are not among `requests`, so the base is both together.
-            Self::AbortsVsLegacy(ratio) => is_exceeded(ratio, (n.aborts, n.requests + n.aborts), (m.aborts, m.requests + m.aborts)),
+            Self::AbortsVsLegacy(ratio) => is_exceeded(
+                ratio,
+                (n.aborts, n.requests + n.aborts),
+                (m.aborts, m.requests + m.aborts),
+            ),
             Self::Latency(point, limit_us) => point_is_above(point, new, limit_us),
             Self::LatencyVsLegacy(ratio) => match COMPARED_POINT.of(legacy) {
                 None => false,
@@ -219,20 +255,48 @@ impl Rule {
     /// The numbers behind the verdict, as a person says them.
     fn describe(self, spans: PerSide<&Span>) -> String {
         let (n, m) = (&spans.new.counts, &spans.legacy.counts);
-        let rates = |what: &str, new_events, new_total, legacy_events, legacy_total, limit: String| {
-            format!(
-                "new {what} {new_events} of {new_total} requests ({}){limit}; legacy {legacy_events} of {legacy_total} ({})",
-                share(new_events, new_total),
-                share(legacy_events, legacy_total)
-            )
-        };
+        let rates =
+            |what: &str, new_events, new_total, legacy_events, legacy_total, limit: String| {
+                format!(
+                    "new {what} {new_events} of {new_total} requests ({}){limit}; legacy \
+                     {legacy_events} of {legacy_total} ({})",
+                    share(new_events, new_total),
+                    share(legacy_events, legacy_total)
+                )
+            };
         match self {
-            Self::ErrorsMax(max) => rates("failed", n.failed(), n.requests, m.failed(), m.requests, format!(", limit {max}")),
-            Self::ErrorsVsLegacy(ratio) => rates("failed", n.failed(), n.requests, m.failed(), m.requests, format!(", limit {ratio} times legacy")),
-            Self::ClientErrorsVsLegacy(ratio) => rates("answered 4xx to", n.client_errors, n.requests, m.client_errors, m.requests, format!(", limit {ratio} times legacy")),
-            Self::AbortsVsLegacy(ratio) => {
-                rates("was given up by the client in", n.aborts, n.requests + n.aborts, m.aborts, m.requests + m.aborts, format!(", limit {ratio} times legacy"))
-            }
+            Self::ErrorsMax(max) => rates(
+                "failed",
+                n.failed(),
+                n.requests,
+                m.failed(),
+                m.requests,
+                format!(", limit {max}"),
+            ),
+            Self::ErrorsVsLegacy(ratio) => rates(
+                "failed",
+                n.failed(),
+                n.requests,
+                m.failed(),
+                m.requests,
+                format!(", limit {ratio} times legacy"),
+            ),
+            Self::ClientErrorsVsLegacy(ratio) => rates(
+                "answered 4xx to",
+                n.client_errors,
+                n.requests,
+                m.client_errors,
+                m.requests,
+                format!(", limit {ratio} times legacy"),
+            ),
+            Self::AbortsVsLegacy(ratio) => rates(
+                "was given up by the client in",
+                n.aborts,
+                n.requests + n.aborts,
+                m.aborts,
+                m.requests + m.aborts,
+                format!(", limit {ratio} times legacy"),
+            ),
             Self::Latency(point, limit_us) => format!(
                 "new's {} is {} over {} requests, limit {}; legacy's {} is {}",
                 point.name(),
@@ -250,21 +314,35 @@ impl Rule {
                 millis_or_none(COMPARED_POINT.of(spans.legacy)),
                 spans.legacy.latencies.total()
             ),
-            Self::Hang(_) | Self::Health(_) | Self::Dead(_) | Self::RedirectsVsLegacy(_) => String::new(),
+            Self::Hang(_) | Self::Health(_) | Self::Dead(_) | Self::RedirectsVsLegacy(_) => {
+                String::new()
+            }
         }
     }
 }
 
-/// Whether new's events per request are more than `ratio` times legacy's. Legacy without an event counts as if it had one: its sample cannot show a smaller rate.
-fn is_exceeded(ratio: Ratio, (new_events, new_total): (u64, u64), (legacy_events, legacy_total): (u64, u64)) -> bool {
-    new_events >= MIN_COMPARED_EVENTS && ratio.is_exceeded_by(new_events, new_total, legacy_events.max(1), legacy_total)
+/// Whether new's events per request are more than `ratio` times legacy's. Legacy without an event
+/// counts as if it had one: its sample cannot show a smaller rate.
+fn is_exceeded(
+    ratio: Ratio,
+    (new_events, new_total): (u64, u64),
+    (legacy_events, legacy_total): (u64, u64),
+) -> bool {
+    new_events >= MIN_COMPARED_EVENTS
+        && ratio.is_exceeded_by(new_events, new_total, legacy_events.max(1), legacy_total)
 }
 
 fn point_is_above(point: LatencyPoint, span: &Span, limit_us: u64) -> bool {
     match point.slower_ppm() {
-        Some(slower_ppm) => u128::from(span.latencies.above(limit_us)) * 1_000_000 > u128::from(span.latencies.total()) * u128::from(slower_ppm),
+        Some(slower_ppm) => {
+            u128::from(span.latencies.above(limit_us)) * 1_000_000
+                > u128::from(span.latencies.total()) * u128::from(slower_ppm)
+        }
         // sum / n > limit, without the division.
-        None => u128::from(span.counts.latency_sum_us) > u128::from(limit_us) * u128::from(span.latencies.total()),
+        None => {
+            u128::from(span.counts.latency_sum_us)
+                > u128::from(limit_us) * u128::from(span.latencies.total())
+        }
     }
 }
 
@@ -285,13 +363,15 @@ pub struct GuardSettings {
     pub min_requests: u64,
     /// The conditions, each by itself sufficient.
     pub rules: Vec<Rule>,
-    /// How many users must be hurt before a rule may trip; never more than new has served lately. `1..=1000`.
+    /// How many users must be hurt before a rule may trip; never more than new has served lately.
+    /// `1..=1000`.
     pub min_users: u32,
     /// How rarely a healthy backend may be rolled back, over all sequential rules together.
     pub false_alarm_every: Duration,
     /// What happens when both sides are bad at once.
     pub shared_cause: SharedCause,
-    /// For how long after a raise that brings new users latencies are not compared: caches fill and connections open. At most an hour.
+    /// For how long after a raise that brings new users latencies are not compared: caches fill
+    /// and connections open. At most an hour.
     pub warm_up: Duration,
     /// The response header in which a backend says what an answer was, lower case.
     pub outcome_header: Option<Box<str>>,
@@ -300,7 +380,8 @@ pub struct GuardSettings {
 impl GuardSettings {
     /// The rules that a sequential guard has where the file says nothing else.
     pub fn default_rules() -> Vec<Rule> {
-        let ratio = |thousandths| Ratio::from_thousandths(thousandths).expect("the defaults are ratios");
+        let ratio =
+            |thousandths| Ratio::from_thousandths(thousandths).expect("the defaults are ratios");
         vec![
             Rule::ErrorsMax(Rate::from_ppm(10_000).expect("1 % is a rate")),
             Rule::ErrorsVsLegacy(ratio(2_000)),
@@ -316,12 +397,25 @@ impl GuardSettings {
 
     /// The share of requests that may hang: as many as may fail.
     pub fn hang_limit(&self) -> f64 {
-        self.rules.iter().find_map(|rule| if let Rule::ErrorsMax(max) = rule { Some(max.fraction()) } else { None }).unwrap_or(0.01)
+        self.rules
+            .iter()
+            .find_map(|rule| {
+                if let Rule::ErrorsMax(max) = rule {
+                    Some(max.fraction())
+                } else {
+                    None
+                }
+            })
+            .unwrap_or(0.01)
     }
 
     /// How many rules gather evidence, and so share the budget of false alarms.
     pub fn gathering(&self) -> usize {
-        self.rules.iter().filter(|rule| self.judges(**rule) && !matches!(rule, Rule::Health(_) | Rule::Dead(_))).count().max(1)
+        self.rules
+            .iter()
+            .filter(|rule| self.judges(**rule) && !matches!(rule, Rule::Health(_) | Rule::Dead(_)))
+            .count()
+            .max(1)
     }
 
     /// The rule of this name, if the guard has it.
@@ -359,7 +453,8 @@ pub struct Verdict {
     pub sentence: String,
     /// The decimal logarithm of the evidence that new is worse, for rules that gather evidence.
     pub evidence_log10: Option<f64>,
-    /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms, for rules that gather evidence. 0 while nothing is wrong.
+    /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms, for
+    /// rules that gather evidence. 0 while nothing is wrong.
     pub progress: Option<f64>,
     /// The same of users as trials, for rules that need enough different users.
     pub users_progress: Option<f64>,
@@ -408,11 +503,18 @@ pub struct Judged<'a> {
 impl<'a> Judged<'a> {
     /// All users are compared.
     pub fn of(spans: PerSide<&'a Span>) -> Self {
-        Self { all: spans, compared: spans }
+        Self {
+            all: spans,
+            compared: spans,
+        }
     }
 
     fn for_rule(&self, rule: Rule) -> PerSide<&'a Span> {
-        if rule.compares() { self.compared } else { self.all }
+        if rule.compares() {
+            self.compared
+        } else {
+            self.all
+        }
     }
 }
 
@@ -428,14 +530,19 @@ impl<'a> Guard<'a> {
         Self { settings }
     }
 
-    /// The first rule in file order that is breached, without building sentences for the others. This is what runs at each tick.
+    /// The first rule in file order that is breached, without building sentences for the others.
+    /// This is what runs at each tick.
     pub fn breach(&self, judged: Judged<'_>) -> Option<Verdict> {
-        self.rules().find(|&rule| self.answer(rule, judged.for_rule(rule)) == Answer::Breach).map(|rule| self.verdict(rule, judged.for_rule(rule)))
+        self.rules()
+            .find(|&rule| self.answer(rule, judged.for_rule(rule)) == Answer::Breach)
+            .map(|rule| self.verdict(rule, judged.for_rule(rule)))
     }
 
     /// What every rule says, for people.
     pub fn verdicts(&self, judged: Judged<'_>) -> Vec<Verdict> {
-        self.rules().map(|rule| self.verdict(rule, judged.for_rule(rule))).collect()
+        self.rules()
+            .map(|rule| self.verdict(rule, judged.for_rule(rule)))
+            .collect()
     }
 
     fn rules(&self) -> impl Iterator<Item = Rule> + 'a {
@@ -465,18 +572,35 @@ impl<'a> Guard<'a> {
         };
         // Zero requests say nothing even where the file asks for none.
         let too_few = |side: &Side| base(*side) < self.settings.min_requests.max(1);
-        let sides = if rule.needs_legacy() { &[Side::New, Side::Legacy][..] } else { &[Side::New][..] };
-        sides.iter().find(|side| too_few(side)).map(|&side| (side, base(side)))
+        let sides = if rule.needs_legacy() {
+            &[Side::New, Side::Legacy][..]
+        } else {
+            &[Side::New][..]
+        };
+        sides
+            .iter()
+            .find(|side| too_few(side))
+            .map(|&side| (side, base(side)))
     }
 
     fn verdict(&self, rule: Rule, spans: PerSide<&Span>) -> Verdict {
         let answer = self.answer(rule, spans);
         let window = seconds(self.settings.window);
         let sentence = match self.missing(rule, spans) {
-            Some((side, have)) => format!("not enough data: {have} of {} requests on {side} in the last {window}", self.settings.min_requests.max(1)),
+            Some((side, have)) => format!(
+                "not enough data: {have} of {} requests on {side} in the last {window}",
+                self.settings.min_requests.max(1)
+            ),
             None => format!("{}, in the last {window}", rule.describe(spans)),
         };
-        Verdict { rule, answer, sentence, evidence_log10: None, progress: None, users_progress: None }
+        Verdict {
+            rule,
+            answer,
+            sentence,
+            evidence_log10: None,
+            progress: None,
+            users_progress: None,
+        }
     }
 }
 
@@ -527,7 +651,8 @@ mod tests {
     use crate::time::Mono;
     use crate::window::{Totals, Window};
 
-    /// A span of `total` requests of which `failed` failed and `client_errors` were 4xx, all at `latency_us`.
+    /// A span of `total` requests of which `failed` failed and `client_errors` were 4xx, all at
+    /// `latency_us`.
     fn span(total: u64, failed: u64, client_errors: u64, latency_us: u64) -> Span {
         let mut totals = Totals::default();
         let mut window = Window::new(Duration::from_secs(10));
@@ -540,21 +665,42 @@ mod tests {
             } else {
                 Outcome::Success
             };
-            totals.record(&Ending { outcome, status: None, latency_us: Some(latency_us), evidence: crate::outcome::Evidence::Compared }, crate::witness::Counted::default());
+            totals.record(
+                &Ending {
+                    outcome,
+                    status: None,
+                    latency_us: Some(latency_us),
+                    evidence: crate::outcome::Evidence::Compared,
+                },
+                crate::witness::Counted::default(),
+            );
         }
         window.tick(Mono::from_micros(1), &totals);
         window.span().clone()
     }
 
     fn settings(rule: Rule) -> GuardSettings {
-        GuardSettings { mode: Mode::Threshold, min_requests: 50, window: Duration::from_secs(10), rules: vec![rule], ..GuardSettings::default() }
+        GuardSettings {
+            mode: Mode::Threshold,
+            min_requests: 50,
+            window: Duration::from_secs(10),
+            rules: vec![rule],
+            ..GuardSettings::default()
+        }
     }
 
     fn check(rule: Rule, legacy: &Span, new: &Span, answer: Answer) -> String {
         let settings = settings(rule);
-        let verdict = Guard::new(&settings).verdicts(Judged::of(PerSide { legacy, new })).remove(0);
+        let verdict = Guard::new(&settings)
+            .verdicts(Judged::of(PerSide { legacy, new }))
+            .remove(0);
         assert_eq!(verdict.answer, answer, "{}", verdict.sentence);
-        assert_eq!(Guard::new(&settings).breach(Judged::of(PerSide { legacy, new })).is_some(), answer == Answer::Breach);
+        assert_eq!(
+            Guard::new(&settings)
+                .breach(Judged::of(PerSide { legacy, new }))
+                .is_some(),
+            answer == Answer::Breach
+        );
         verdict.sentence
     }
 
@@ -568,61 +714,162 @@ mod tests {
         let legacy = span(1000, 0, 0, 10);
         check(rule, &legacy, &span(200, 2, 0, 10), Answer::Pass);
         let sentence = check(rule, &legacy, &span(200, 3, 0, 10), Answer::Breach);
-        assert_eq!(sentence, "new failed 3 of 200 requests (1.5 %), limit 1 %; legacy 0 of 1000 (0 %), in the last 10 s");
+        assert_eq!(
+            sentence,
+            "new failed 3 of 200 requests (1.5 %), limit 1 %; legacy 0 of 1000 (0 %), in the last \
+             10 s"
+        );
     }
 
     #[test]
     fn fewer_requests_than_asked_for_say_nothing() {
         let rule = Rule::ErrorsMax(Rate::from_ppm(10_000).expect("a rate"));
-        let sentence = check(rule, &span(0, 0, 0, 1), &span(49, 49, 0, 10), Answer::Inconclusive);
-        assert_eq!(sentence, "not enough data: 49 of 50 requests on new in the last 10 s");
-        check(rule, &span(0, 0, 0, 1), &span(50, 50, 0, 10), Answer::Breach);
+        let sentence = check(
+            rule,
+            &span(0, 0, 0, 1),
+            &span(49, 49, 0, 10),
+            Answer::Inconclusive,
+        );
+        assert_eq!(
+            sentence,
+            "not enough data: 49 of 50 requests on new in the last 10 s"
+        );
+        check(
+            rule,
+            &span(0, 0, 0, 1),
+            &span(50, 50, 0, 10),
+            Answer::Breach,
+        );
     }
 
     #[test]
     fn no_requests_at_all_never_breach_even_with_a_minimum_of_zero() {
-        let settings = GuardSettings { min_requests: 0, ..settings(Rule::ErrorsMax(Rate::from_ppm(0).expect("a rate"))) };
+        let settings = GuardSettings {
+            min_requests: 0,
+            ..settings(Rule::ErrorsMax(Rate::from_ppm(0).expect("a rate")))
+        };
         let nothing = span(0, 0, 0, 1);
-        assert_eq!(Guard::new(&settings).breach(Judged::of(PerSide { legacy: &nothing, new: &nothing })), None);
+        assert_eq!(
+            Guard::new(&settings).breach(Judged::of(PerSide {
+                legacy: &nothing,
+                new: &nothing
+            })),
+            None
+        );
     }
 
     #[test]
     fn a_comparison_needs_both_sides() {
         let rule = Rule::ErrorsVsLegacy(ratio("2"));
-        check(rule, &span(49, 0, 0, 10), &span(500, 500, 0, 10), Answer::Inconclusive);
-        check(rule, &span(100, 5, 0, 10), &span(100, 10, 0, 10), Answer::Pass);
-        check(rule, &span(100, 5, 0, 10), &span(100, 11, 0, 10), Answer::Breach);
-        check(Rule::ClientErrorsVsLegacy(ratio("2")), &span(100, 0, 5, 10), &span(100, 0, 11, 10), Answer::Breach);
+        check(
+            rule,
+            &span(49, 0, 0, 10),
+            &span(500, 500, 0, 10),
+            Answer::Inconclusive,
+        );
+        check(
+            rule,
+            &span(100, 5, 0, 10),
+            &span(100, 10, 0, 10),
+            Answer::Pass,
+        );
+        check(
+            rule,
+            &span(100, 5, 0, 10),
+            &span(100, 11, 0, 10),
+            Answer::Breach,
+        );
+        check(
+            Rule::ClientErrorsVsLegacy(ratio("2")),
+            &span(100, 0, 5, 10),
+            &span(100, 0, 11, 10),
+            Answer::Breach,
+        );
     }
 
     #[test]
     fn a_handful_of_requests_made_on_purpose_does_not_decide_a_comparison() {
         let rule = Rule::ClientErrorsVsLegacy(ratio("2"));
-        check(rule, &span(500, 0, 0, 10), &span(500, 0, MIN_COMPARED_EVENTS - 1, 10), Answer::Pass);
-        check(rule, &span(500, 0, 0, 10), &span(500, 0, MIN_COMPARED_EVENTS, 10), Answer::Breach);
+        check(
+            rule,
+            &span(500, 0, 0, 10),
+            &span(500, 0, MIN_COMPARED_EVENTS - 1, 10),
+            Answer::Pass,
+        );
+        check(
+            rule,
+            &span(500, 0, 0, 10),
+            &span(500, 0, MIN_COMPARED_EVENTS, 10),
+            Answer::Breach,
+        );
     }
 
     #[test]
     fn a_latency_exactly_at_its_limit_passes() {
-        for point in [LatencyPoint::P50, LatencyPoint::P95, LatencyPoint::P99, LatencyPoint::Mean] {
-            check(Rule::Latency(point, 800_000), &span(0, 0, 0, 1), &span(100, 0, 0, 800_000), Answer::Pass);
-            check(Rule::Latency(point, 800_000), &span(0, 0, 0, 1), &span(100, 0, 0, 810_000), Answer::Breach);
+        for point in [
+            LatencyPoint::P50,
+            LatencyPoint::P95,
+            LatencyPoint::P99,
+            LatencyPoint::Mean,
+        ] {
+            check(
+                Rule::Latency(point, 800_000),
+                &span(0, 0, 0, 1),
+                &span(100, 0, 0, 800_000),
+                Answer::Pass,
+            );
+            check(
+                Rule::Latency(point, 800_000),
+                &span(0, 0, 0, 1),
+                &span(100, 0, 0, 810_000),
+                Answer::Breach,
+            );
         }
     }
 
     #[test]
     fn latency_is_compared_with_legacys_of_the_same_seconds() {
         let rule = Rule::LatencyVsLegacy(ratio("1.5"));
-        check(rule, &span(100, 0, 0, 100_000), &span(100, 0, 0, 149_000), Answer::Pass);
-        let sentence = check(rule, &span(100, 0, 0, 100_000), &span(100, 0, 0, 160_000), Answer::Breach);
-        assert_eq!(sentence, "new's p95 is 160 ms over 100 requests, limit 1.5 times legacy's 100 ms over 100, in the last 10 s");
+        check(
+            rule,
+            &span(100, 0, 0, 100_000),
+            &span(100, 0, 0, 149_000),
+            Answer::Pass,
+        );
+        let sentence = check(
+            rule,
+            &span(100, 0, 0, 100_000),
+            &span(100, 0, 0, 160_000),
+            Answer::Breach,
+        );
+        assert_eq!(
+            sentence,
+            "new's p95 is 160 ms over 100 requests, limit 1.5 times legacy's 100 ms over 100, in \
+             the last 10 s"
+        );
     }
 
     #[test]
     fn a_guard_that_is_off_has_no_verdicts() {
-        let settings = GuardSettings { mode: Mode::Off, ..GuardSettings::default() };
+        let settings = GuardSettings {
+            mode: Mode::Off,
+            ..GuardSettings::default()
+        };
         let (legacy, new) = (span(1000, 0, 0, 1), span(1000, 1000, 0, 1));
-        assert_eq!(Guard::new(&settings).breach(Judged::of(PerSide { legacy: &legacy, new: &new })), None);
-        assert!(Guard::new(&settings).verdicts(Judged::of(PerSide { legacy: &legacy, new: &new })).is_empty());
+        assert_eq!(
+            Guard::new(&settings).breach(Judged::of(PerSide {
+                legacy: &legacy,
+                new: &new
+            })),
+            None
+        );
+        assert!(
+            Guard::new(&settings)
+                .verdicts(Judged::of(PerSide {
+                    legacy: &legacy,
+                    new: &new
+                }))
+                .is_empty()
+        );
     }
 }

@@ -1,10 +1,14 @@
-//! Latencies in HDR buckets: 2 significant digits from 1 us to 60 s, 2,560 counters, relative width at most 0.78 %.
+//! Latencies in HDR buckets: 2 significant digits from 1 us to 60 s, 2,560 counters, relative width
+//! at most 0.78 %.
 //!
-//! The index is the one of `hdrhistogram` with the same bounds, so that atomics on the request path, sums in the control plane and the library's quantiles speak of the same
-//! buckets; a test holds the two against each other. Three digits would cost seven times the memory and buy nothing a rule can use.
+//! The index is the one of `hdrhistogram` with the same bounds, so that atomics on the request
+//! path, sums in the control plane and the library's quantiles speak of the same buckets; a test
+//! holds the two against each other. Three digits would cost seven times the memory and buy nothing
+//! a rule can use.
 //!
-//! Quantiles are for people. A limit is judged by [`Latencies::above`], a count of requests surely slower than the limit: exact at the limit, where a quantile
-//! would be off by the width of its bucket.
+//! Quantiles are for people. A limit is judged by [`Latencies::above`], a count of requests surely
+//! slower than the limit: exact at the limit, where a quantile would be off by the width of its
+//! bucket.
 
 use hdrhistogram::Histogram;
 
@@ -22,7 +26,11 @@ const SUB_BUCKET_MASK: u64 = (1 << SUB_BUCKET_BITS) - 1;
 
 /// The counter for a latency in microseconds. Zero counts as one, more than 60 s as 60 s.
 pub const fn index_of(latency_us: u64) -> usize {
-    let value = if latency_us > MAX_US { MAX_US } else { latency_us };
+    let value = if latency_us > MAX_US {
+        MAX_US
+    } else {
+        latency_us
+    };
     let bucket = (u64::BITS - SUB_BUCKET_BITS) - (value | SUB_BUCKET_MASK).leading_zeros();
     let sub_bucket = value >> bucket;
     (bucket as usize * OCTAVE) + sub_bucket as usize
@@ -46,7 +54,10 @@ pub struct Latencies {
 
 impl Default for Latencies {
     fn default() -> Self {
-        Self { counts: vec![0; COUNTERS].into_boxed_slice(), total: 0 }
+        Self {
+            counts: vec![0; COUNTERS].into_boxed_slice(),
+            total: 0,
+        }
     }
 }
 
@@ -64,7 +75,10 @@ impl Latencies {
 
     /// Takes away `count` latencies that were added to the counter `index` before.
     pub fn subtract(&mut self, index: usize, count: u64) {
-        debug_assert!(self.counts[index] >= count, "only what was added can be taken away");
+        debug_assert!(
+            self.counts[index] >= count,
+            "only what was added can be taken away"
+        );
         self.counts[index] -= count;
         self.total -= count;
     }
@@ -90,7 +104,8 @@ impl Latencies {
         self.counts[first.min(COUNTERS)..].iter().sum()
     }
 
-    /// The latency in microseconds at `quantile` in `0.0..=1.0`, read by `hdrhistogram` (the highest value of its counter); `None` without samples.
+    /// The latency in microseconds at `quantile` in `0.0..=1.0`, read by `hdrhistogram` (the
+    /// highest value of its counter); `None` without samples.
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
         self.quantiles(&[quantile]).map(|values| values[0])
     }
@@ -101,11 +116,22 @@ impl Latencies {
             return None;
         }
         let mut histogram = empty();
-        for (index, &count) in self.counts.iter().enumerate().filter(|(_, count)| **count > 0) {
-            // Values up to 60 s are in range by construction of `index_of`, so nothing is lost to the library's bounds.
+        for (index, &count) in self
+            .counts
+            .iter()
+            .enumerate()
+            .filter(|(_, count)| **count > 0)
+        {
+            // Values up to 60 s are in range by construction of `index_of`, so nothing is lost to
+            // the library's bounds.
             histogram.saturating_record_n(lowest_of(index), count);
         }
-        Some(quantiles.iter().map(|&quantile| histogram.value_at_quantile(quantile)).collect())
+        Some(
+            quantiles
+                .iter()
+                .map(|&quantile| histogram.value_at_quantile(quantile))
+                .collect(),
+        )
     }
 }
 
@@ -124,7 +150,11 @@ mod tests {
         assert_eq!(library.distinct_values(), COUNTERS);
         let mut value = 1u64;
         while value <= MAX_US {
-            assert_eq!(lowest_of(index_of(value)), library.lowest_equivalent(value), "{value} us");
+            assert_eq!(
+                lowest_of(index_of(value)),
+                library.lowest_equivalent(value),
+                "{value} us"
+            );
             value += 1 + value / 97;
         }
         library.saturating_record(MAX_US);
@@ -159,8 +189,14 @@ mod tests {
             latencies.record(latency_us * 100);
         }
         for (quantile, exact) in [(0.5, 500_000.0), (0.95, 950_000.0), (0.99, 990_000.0)] {
-            let found = latencies.quantile(quantile).map(|us| us as f64).unwrap_or_default();
-            assert!((found / exact - 1.0).abs() < 0.01, "p{quantile}: {found} against {exact}");
+            let found = latencies
+                .quantile(quantile)
+                .map(|us| us as f64)
+                .unwrap_or_default();
+            assert!(
+                (found / exact - 1.0).abs() < 0.01,
+                "p{quantile}: {found} against {exact}"
+            );
         }
         assert_eq!(Latencies::default().quantile(0.5), None);
     }

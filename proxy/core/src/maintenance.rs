@@ -1,9 +1,13 @@
-//! Maintenance: what an operator keeps out for a while, of everything or of one rollout, and the timer that ends it.
+//! Maintenance: what an operator keeps out for a while, of everything or of one rollout, and the
+//! timer that ends it.
 //!
-//! The first step of the order of decision, and the only one that answers a request instead of sending it somewhere. A [`Window`] is somebody's word, with a reason and perhaps an end; a
-//! [`Restriction`] is what is left of it for the data path. A window of one rollout and one of everything do not overrule each other: the stricter holds.
+//! The first step of the order of decision, and the only one that answers a request instead of
+//! sending it somewhere. A [`Window`] is somebody's word, with a reason and perhaps an end; a
+//! [`Restriction`] is what is left of it for the data path. A window of one rollout and one of
+//! everything do not overrule each other: the stricter holds.
 //!
-//! The end is kept twice: on the monotonic clock for the running process, on the wall clock for records and for the next process, which must find the same end. A window whose rollout
+//! The end is kept twice: on the monotonic clock for the running process, on the wall clock for
+//! records and for the next process, which must find the same end. A window whose rollout
 //! left the file stays, as a latch does.
 
 use std::collections::BTreeMap;
@@ -92,8 +96,18 @@ impl Restriction {
     /// The stricter of the two; of equals the one that ends later.
     pub fn stricter(self, other: Self) -> Self {
         // An open end is the latest.
-        let rank = |restriction: &Self| (restriction.mode, restriction.until.is_none(), restriction.until);
-        if rank(&other) > rank(&self) { other } else { self }
+        let rank = |restriction: &Self| {
+            (
+                restriction.mode,
+                restriction.until.is_none(),
+                restriction.until,
+            )
+        };
+        if rank(&other) > rank(&self) {
+            other
+        } else {
+            self
+        }
     }
 
     /// How long it still lasts, as far as known.
@@ -120,8 +134,16 @@ pub struct Window {
 impl Window {
     /// What it is, as the end of a sentence.
     pub(crate) fn sentence(&self) -> String {
-        let lasts = self.until.map_or_else(String::new, |until| format!(" for {}", lasting(length(self.since, until))));
-        format!("maintenance is {}{lasts} by {}, {}: {}", self.mode.name(), self.actor.name, self.mode.meaning(), self.reason)
+        let lasts = self.until.map_or_else(String::new, |until| {
+            format!(" for {}", lasting(length(self.since, until)))
+        });
+        format!(
+            "maintenance is {}{lasts} by {}, {}: {}",
+            self.mode.name(),
+            self.actor.name,
+            self.mode.meaning(),
+            self.reason
+        )
     }
 }
 
@@ -160,7 +182,10 @@ struct Timed {
 
 impl Timed {
     fn restriction(&self) -> Restriction {
-        Restriction { mode: self.window.mode, until: self.ends }
+        Restriction {
+            mode: self.window.mode,
+            until: self.ends,
+        }
     }
 
     fn is_over(&self, now: Mono) -> bool {
@@ -172,16 +197,21 @@ impl Windows {
     /// What was saved. The timers run from [`Windows::resume`] on.
     pub(crate) fn restore(saved: impl IntoIterator<Item = (Scope, Window)>) -> Self {
         let mut windows = Self::default();
-        saved.into_iter().for_each(|(scope, window)| windows.begin(scope, window, None));
+        saved
+            .into_iter()
+            .for_each(|(scope, window)| windows.begin(scope, window, None));
         windows
     }
 
-    /// The first reading of the clock: ends what was over while no process ran, and says what that was.
+    /// The first reading of the clock: ends what was over while no process ran, and says what that
+    /// was.
     pub(crate) fn resume(&mut self, now: Now) -> Vec<(Scope, Window)> {
         for timed in self.everything.iter_mut().chain(self.rollouts.values_mut()) {
             timed.ends = timed.window.until.map(|until| {
-                // A wall clock that was set back while no process ran does not make a window longer than it was meant.
-                now.mono.forward(length(now.wall, until).min(length(timed.window.since, until)))
+                // A wall clock that was set back while no process ran does not make a window longer
+                // than it was meant.
+                now.mono
+                    .forward(length(now.wall, until).min(length(timed.window.since, until)))
             });
         }
         self.expire(now.mono)
@@ -189,8 +219,14 @@ impl Windows {
 
     /// Ends what is over, and says what that was.
     pub(crate) fn expire(&mut self, now: Mono) -> Vec<(Scope, Window)> {
-        let everything = self.everything.take_if(|timed| timed.is_over(now)).map(|timed| (None, timed.window));
-        let rollouts = self.rollouts.extract_if(.., |_, timed| timed.is_over(now)).map(|(id, timed)| (Some(id), timed.window));
+        let everything = self
+            .everything
+            .take_if(|timed| timed.is_over(now))
+            .map(|timed| (None, timed.window));
+        let rollouts = self
+            .rollouts
+            .extract_if(.., |_, timed| timed.is_over(now))
+            .map(|(id, timed)| (Some(id), timed.window));
         everything.into_iter().chain(rollouts).collect()
     }
 
@@ -219,44 +255,90 @@ impl Windows {
 
     /// What is in force for a rollout, or for requests that match none.
     pub(crate) fn restriction(&self, rollout: Option<&str>) -> Restriction {
-        let everything = self.everything.as_ref().map(Timed::restriction).unwrap_or_default();
-        let own = rollout.and_then(|id| self.rollouts.get(id)).map(Timed::restriction).unwrap_or_default();
+        let everything = self
+            .everything
+            .as_ref()
+            .map(Timed::restriction)
+            .unwrap_or_default();
+        let own = rollout
+            .and_then(|id| self.rollouts.get(id))
+            .map(Timed::restriction)
+            .unwrap_or_default();
         own.stricter(everything)
     }
 
-    /// The window that is in force for a rollout, or for requests that match none, and whether it concerns everything.
+    /// The window that is in force for a rollout, or for requests that match none, and whether it
+    /// concerns everything.
     pub(crate) fn governing(&self, rollout: Option<&str>) -> Option<(&Window, bool)> {
-        let own = rollout.and_then(|id| self.rollouts.get(id)).map(|timed| (timed, false));
+        let own = rollout
+            .and_then(|id| self.rollouts.get(id))
+            .map(|timed| (timed, false));
         let everything = self.everything.as_ref().map(|timed| (timed, true));
         let in_force = self.restriction(rollout);
-        own.into_iter().chain(everything).find(|(timed, _)| timed.restriction() == in_force).map(|(timed, of_everything)| (&timed.window, of_everything))
+        own.into_iter()
+            .chain(everything)
+            .find(|(timed, _)| timed.restriction() == in_force)
+            .map(|(timed, of_everything)| (&timed.window, of_everything))
     }
 
     /// All of them, as they are made durable.
     pub(crate) fn standings(&self) -> Vec<(Scope, Window)> {
-        let everything = self.everything.iter().map(|timed| (None, timed.window.clone()));
-        everything.chain(self.rollouts.iter().map(|(id, timed)| (Some(Arc::clone(id)), timed.window.clone()))).collect()
+        let everything = self
+            .everything
+            .iter()
+            .map(|timed| (None, timed.window.clone()));
+        everything
+            .chain(
+                self.rollouts
+                    .iter()
+                    .map(|(id, timed)| (Some(Arc::clone(id)), timed.window.clone())),
+            )
+            .collect()
     }
 
-    /// What stays closed although this scope has just been opened, as the end of a sentence; empty when nothing does.
+    /// What stays closed although this scope has just been opened, as the end of a sentence; empty
+    /// when nothing does.
     pub(crate) fn what_stays(&self, opened: &Scope) -> String {
-        let told = |id: &str, timed: &Timed| format!("{id} stay{} {}", if id == EVERYONE { "" } else { "s" }, timed.window.mode.name());
-        let stay: Vec<String> = match opened {
-            None => self.rollouts.iter().map(|(id, timed)| told(id, timed)).collect(),
-            Some(_) => self.everything.iter().map(|timed| told(EVERYONE, timed)).collect(),
+        let told = |id: &str, timed: &Timed| {
+            format!(
+                "{id} stay{} {}",
+                if id == EVERYONE { "" } else { "s" },
+                timed.window.mode.name()
+            )
         };
-        if stay.is_empty() { String::new() } else { format!("; {}", stay.join(", ")) }
+        let stay: Vec<String> = match opened {
+            None => self
+                .rollouts
+                .iter()
+                .map(|(id, timed)| told(id, timed))
+                .collect(),
+            Some(_) => self
+                .everything
+                .iter()
+                .map(|timed| told(EVERYONE, timed))
+                .collect(),
+        };
+        if stay.is_empty() {
+            String::new()
+        } else {
+            format!("; {}", stay.join(", "))
+        }
     }
 }
 
 /// The time from one moment on the wall to another; zero when the second is earlier.
 pub(crate) fn length(from: Wall, to: Wall) -> Duration {
-    Duration::from_millis(u64::try_from(to.as_millis().saturating_sub(from.as_millis())).unwrap_or_default())
+    Duration::from_millis(
+        u64::try_from(to.as_millis().saturating_sub(from.as_millis())).unwrap_or_default(),
+    )
 }
 
 /// The moment `duration` after another.
 pub(crate) fn after(from: Wall, duration: Duration) -> Wall {
-    Wall::from_millis(from.as_millis().saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)))
+    Wall::from_millis(
+        from.as_millis()
+            .saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)),
+    )
 }
 
 /// A duration for people, in the largest unit that divides it: `2 h`, `10 min`, `90 s`.
@@ -274,11 +356,20 @@ mod tests {
     use super::*;
 
     fn window(mode: Maintenance, until: Option<i64>) -> Window {
-        Window { mode, since: Wall::from_millis(1_000), until: until.map(Wall::from_millis), actor: Actor::file(), reason: "CHG-7".to_owned() }
+        Window {
+            mode,
+            since: Wall::from_millis(1_000),
+            until: until.map(Wall::from_millis),
+            actor: Actor::file(),
+            reason: "CHG-7".to_owned(),
+        }
     }
 
     fn at(mono_s: u64, wall_ms: i64) -> Now {
-        Now { mono: Mono::from_micros(mono_s * 1_000_000), wall: Wall::from_millis(wall_ms) }
+        Now {
+            mono: Mono::from_micros(mono_s * 1_000_000),
+            wall: Wall::from_millis(wall_ms),
+        }
     }
 
     #[test]
@@ -289,7 +380,12 @@ mod tests {
             (Maintenance::Hold, Treatment::Hold, Treatment::Hold),
             (Maintenance::Full, Treatment::Refuse, Treatment::Refuse),
         ] {
-            assert_eq!((mode.treats(true), mode.treats(false)), (reading, writing), "{}", mode.name());
+            assert_eq!(
+                (mode.treats(true), mode.treats(false)),
+                (reading, writing),
+                "{}",
+                mode.name()
+            );
             assert_eq!(Maintenance::of_name(mode.name()), Some(mode));
         }
         assert_eq!(Maintenance::of_name("readonly"), None);
@@ -297,7 +393,10 @@ mod tests {
 
     #[test]
     fn the_stricter_holds_and_of_equals_the_later_end() {
-        let restriction = |mode, until: Option<u64>| Restriction { mode, until: until.map(Mono::from_micros) };
+        let restriction = |mode, until: Option<u64>| Restriction {
+            mode,
+            until: until.map(Mono::from_micros),
+        };
         let ordered = [
             Restriction::default(),
             restriction(Maintenance::ReadOnly, Some(9)),
@@ -307,7 +406,10 @@ mod tests {
             restriction(Maintenance::Full, Some(1)),
         ];
         for (milder, stricter) in ordered.iter().zip(&ordered[1..]) {
-            assert_eq!((milder.stricter(*stricter), stricter.stricter(*milder)), (*stricter, *stricter));
+            assert_eq!(
+                (milder.stricter(*stricter), stricter.stricter(*milder)),
+                (*stricter, *stricter)
+            );
         }
     }
 
@@ -316,15 +418,25 @@ mod tests {
         let saved = || [(None, window(Maintenance::Full, Some(61_000)))];
         let mut windows = Windows::restore(saved());
         assert_eq!(windows.resume(at(0, 31_000)), []);
-        assert_eq!(windows.restriction(None).remaining(Mono::default()), Some(Duration::from_secs(30)));
+        assert_eq!(
+            windows.restriction(None).remaining(Mono::default()),
+            Some(Duration::from_secs(30))
+        );
         assert_eq!(windows.expire(Mono::from_micros(29_999_999)), []);
         assert_eq!(windows.expire(Mono::from_micros(30_000_000)).len(), 1);
 
-        assert_eq!(Windows::restore(saved()).resume(at(0, 61_000)).len(), 1, "it was over before the start");
+        assert_eq!(
+            Windows::restore(saved()).resume(at(0, 61_000)).len(),
+            1,
+            "it was over before the start"
+        );
 
         let mut set_back = Windows::restore(saved());
         assert_eq!(set_back.resume(at(0, -1_000_000_000)), []);
-        assert_eq!(set_back.restriction(None).remaining(Mono::default()), Some(Duration::from_secs(60)));
+        assert_eq!(
+            set_back.restriction(None).remaining(Mono::default()),
+            Some(Duration::from_secs(60))
+        );
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! What one request tells about the backend that got it. Outcomes are the only thing evidence is made of.
+//! What one request tells about the backend that got it. Outcomes are the only thing evidence is
+//! made of.
 //!
-//! Blame is narrow on purpose: what a client caused (aborts, requests we refuse) and what the proxy caused is [`Outcome::Aborted`] or [`Outcome::Ignored`], never a failure.
+//! Blame is narrow on purpose: what a client caused (aborts, requests we refuse) and what the proxy
+//! caused is [`Outcome::Aborted`] or [`Outcome::Ignored`], never a failure.
 
 /// How an attempt on a backend failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -23,7 +25,14 @@ impl FailureKind {
     /// How many kinds there are.
     pub const COUNT: usize = 6;
     /// All kinds, in the order of their index.
-    pub const ALL: [Self; Self::COUNT] = [Self::Connect, Self::Timeout, Self::Reset, Self::Status, Self::Truncated, Self::Protocol];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Connect,
+        Self::Timeout,
+        Self::Reset,
+        Self::Status,
+        Self::Truncated,
+        Self::Protocol,
+    ];
 
     /// The name used as a metric label and in sentences.
     pub const fn name(self) -> &'static str {
@@ -48,7 +57,8 @@ impl FailureKind {
 pub enum Outcome {
     /// An answer below 400.
     Success,
-    /// A 4xx answer of the backend: no failure, but counted, since broken routes and sessions show here.
+    /// A 4xx answer of the backend: no failure, but counted, since broken routes and sessions show
+    /// here.
     ClientError,
     /// The backend's fault.
     Failure(FailureKind),
@@ -65,7 +75,8 @@ pub struct Ending {
     pub outcome: Outcome,
     /// The status the client got; `None` when it got none.
     pub status: Option<u16>,
-    /// Microseconds from the start of the request to the response header, or to the timeout. `None` when there was no such moment.
+    /// Microseconds from the start of the request to the response header, or to the timeout.
+    /// `None` when there was no such moment.
     pub latency_us: Option<u64>,
     /// What it is evidence of.
     pub evidence: Evidence,

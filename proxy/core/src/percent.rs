@@ -1,11 +1,13 @@
 //! Shares and limits as integers: no float is ever compared, so `0.1 + 0.2` cannot move a user.
 //!
-//! [`Percent`] is the share of users on new, [`Rate`] a limit on a share of requests, [`Ratio`] a factor between the sides. Each is an exact decimal
-//! with a fixed number of places; more places are an error, not a rounding.
+//! [`Percent`] is the share of users on new, [`Rate`] a limit on a share of requests, [`Ratio`] a
+//! factor between the sides. Each is an exact decimal with a fixed number of places; more places
+//! are an error, not a rounding.
 
 use std::fmt;
 
-/// A share of users in thousandths of a percent, `0..=100_000`. Its order is exposure: more is more users on new.
+/// A share of users in thousandths of a percent, `0..=100_000`. Its order is exposure: more is more
+/// users on new.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Percent(u32);
 
@@ -17,7 +19,11 @@ impl Percent {
 
     /// From thousandths of a percent; `None` above 100 000.
     pub const fn from_thousandths(thousandths: u32) -> Option<Self> {
-        if thousandths <= Self::FULL.0 { Some(Self(thousandths)) } else { None }
+        if thousandths <= Self::FULL.0 {
+            Some(Self(thousandths))
+        } else {
+            None
+        }
     }
 
     /// Thousandths of a percent, `0..=100_000`: the first bucket that is *not* on new.
@@ -45,7 +51,8 @@ impl fmt::Display for Percent {
     }
 }
 
-/// A limit on a share of requests in parts per million, `0..=1_000_000`; written as a string with a percent sign, `"1%"`, at most four decimals.
+/// A limit on a share of requests in parts per million, `0..=1_000_000`; written as a string with a
+/// percent sign, `"1%"`, at most four decimals.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rate(u32);
 
@@ -55,7 +62,11 @@ impl Rate {
 
     /// From parts per million; `None` above one million.
     pub const fn from_ppm(ppm: u32) -> Option<Self> {
-        if ppm <= 1_000_000 { Some(Self(ppm)) } else { None }
+        if ppm <= 1_000_000 {
+            Some(Self(ppm))
+        } else {
+            None
+        }
     }
 
     /// The share as a fraction, for statistics.
@@ -71,9 +82,13 @@ impl Rate {
     /// Parses `"1%"`, `"0.5 %"`: from 0% to 100% with at most four decimals.
     ///
     /// # Errors
-    /// Says what is wrong with the text; the percent sign is required so that `1` cannot be read as 100 %.
+    /// Says what is wrong with the text; the percent sign is required so that `1` cannot be read as
+    /// 100 %.
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
-        let number = text.trim().strip_suffix('%').ok_or(DecimalError::NoPercentSign)?;
+        let number = text
+            .trim()
+            .strip_suffix('%')
+            .ok_or(DecimalError::NoPercentSign)?;
         decimal(number.trim_end(), 4, 1_000_000).map(|ppm| Self(ppm as u32))
     }
 
@@ -98,9 +113,14 @@ impl Ratio {
     /// The largest factor accepted: 1000.
     pub const MAX_THOUSANDTHS: u32 = 1_000_000;
 
-    /// From thousandths; `None` below 1 (new may never be asked to be better than legacy) or above 1000.
+    /// From thousandths; `None` below 1 (new may never be asked to be better than legacy) or above
+    /// 1000.
     pub const fn from_thousandths(thousandths: u32) -> Option<Self> {
-        if thousandths >= 1000 && thousandths <= Self::MAX_THOUSANDTHS { Some(Self(thousandths)) } else { None }
+        if thousandths >= 1000 && thousandths <= Self::MAX_THOUSANDTHS {
+            Some(Self(thousandths))
+        } else {
+            None
+        }
     }
 
     /// Parses an exact decimal from 1 to 1000 with at most three decimals.
@@ -122,9 +142,17 @@ impl Ratio {
         self.0
     }
 
-    /// Whether the rate `new_events / new_total` is strictly more than this factor times `legacy_events / legacy_total`. Exact.
-    pub fn is_exceeded_by(self, new_events: u64, new_total: u64, legacy_events: u64, legacy_total: u64) -> bool {
-        u128::from(new_events) * u128::from(legacy_total) * 1000 > u128::from(self.0) * u128::from(legacy_events) * u128::from(new_total)
+    /// Whether the rate `new_events / new_total` is strictly more than this factor times
+    /// `legacy_events / legacy_total`. Exact.
+    pub fn is_exceeded_by(
+        self,
+        new_events: u64,
+        new_total: u64,
+        legacy_events: u64,
+        legacy_total: u64,
+    ) -> bool {
+        u128::from(new_events) * u128::from(legacy_total) * 1000
+            > u128::from(self.0) * u128::from(legacy_events) * u128::from(new_total)
     }
 }
 
@@ -167,7 +195,11 @@ impl std::error::Error for DecimalError {}
 fn decimal(text: &str, places: usize, max: u64) -> Result<u64, DecimalError> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits_only = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
-    if whole.is_empty() || !digits_only(whole) || !digits_only(fraction) || (text.contains('.') && fraction.is_empty()) {
+    if whole.is_empty()
+        || !digits_only(whole)
+        || !digits_only(fraction)
+        || (text.contains('.') && fraction.is_empty())
+    {
         return Err(DecimalError::NotANumber);
     }
     let fraction = fraction.trim_end_matches('0');
@@ -177,9 +209,16 @@ fn decimal(text: &str, places: usize, max: u64) -> Result<u64, DecimalError> {
     let mut value: u64 = 0;
     let padding = std::iter::repeat_n(b'0', places - fraction.len());
     for digit in whole.bytes().chain(fraction.bytes()).chain(padding) {
-        value = value.checked_mul(10).and_then(|value| value.checked_add(u64::from(digit - b'0'))).ok_or(DecimalError::OutOfRange)?;
+        value = value
+            .checked_mul(10)
+            .and_then(|value| value.checked_add(u64::from(digit - b'0')))
+            .ok_or(DecimalError::OutOfRange)?;
     }
-    if value <= max { Ok(value) } else { Err(DecimalError::OutOfRange) }
+    if value <= max {
+        Ok(value)
+    } else {
+        Err(DecimalError::OutOfRange)
+    }
 }
 
 /// Writes an integer count of `10^-places` without trailing zeros.
@@ -199,8 +238,21 @@ mod tests {
 
     #[test]
     fn a_percent_is_read_exactly_to_the_thousandth() {
-        for (text, thousandths) in [("0", 0), ("0.001", 1), ("0.125", 125), ("12.5", 12_500), ("5.0", 5_000), ("99.999", 99_999), ("100", 100_000), ("100.000", 100_000)] {
-            assert_eq!(Percent::parse(text).map(Percent::thousandths), Ok(thousandths), "{text}");
+        for (text, thousandths) in [
+            ("0", 0),
+            ("0.001", 1),
+            ("0.125", 125),
+            ("12.5", 12_500),
+            ("5.0", 5_000),
+            ("99.999", 99_999),
+            ("100", 100_000),
+            ("100.000", 100_000),
+        ] {
+            assert_eq!(
+                Percent::parse(text).map(Percent::thousandths),
+                Ok(thousandths),
+                "{text}"
+            );
         }
     }
 

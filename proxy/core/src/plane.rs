@@ -1,12 +1,17 @@
 //! The control plane as one function: events in, effects out, in order.
 //!
-//! One task of the shell owns a [`ControlPlane`], feeds it ticks, settings and commands, and carries out the effects it returns one after the other. The order of effects is part of the
-//! behaviour: a drop is published before it is persisted and announced (stop the harm first), a raise is persisted before it is published (a crash in between leaves the smaller
-//! exposure). A change that lowers one rollout and raises another does both: first everything at the lower of the two, then persist, then the whole.
+//! One task of the shell owns a [`ControlPlane`], feeds it ticks, settings and commands, and
+//! carries out the effects it returns one after the other. The order of effects is part of the
+//! behaviour: a drop is published before it is persisted and announced (stop the harm first), a
+//! raise is persisted before it is published (a crash in between leaves the smaller exposure). A
+//! change that lowers one rollout and raises another does both: first everything at the lower of
+//! the two, then persist, then the whole.
 //!
-//! Latches of rollouts that left the file are kept: taking a block out and putting it back does not lift its latch.
+//! Latches of rollouts that left the file are kept: taking a block out and putting it back does not
+//! lift its latch.
 //!
-//! Maintenance is in force first and saved next in both directions: neither closing for a migration nor opening again may wait for a disk. A crash in between leaves the mode before.
+//! Maintenance is in force first and saved next in both directions: neither closing for a migration
+//! nor opening again may wait for a disk. A crash in between leaves the mode before.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -28,9 +33,11 @@ use crate::window::Totals;
 /// Something the control plane must know.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Time passed: what was seen of every recorder slot, by slot. Slots beyond the end have no traffic yet.
+    /// Time passed: what was seen of every recorder slot, by slot. Slots beyond the end have no
+    /// traffic yet.
     Tick(&'a [Observed<'a>]),
-    /// A request to new has failed, between ticks: the same, but without latencies and hanging requests.
+    /// A request to new has failed, between ticks: the same, but without latencies and hanging
+    /// requests.
     Failure(&'a [Observed<'a>]),
     /// A valid file, the first one included.
     Settings {
@@ -89,7 +96,8 @@ pub enum Event<'a> {
     },
 }
 
-/// What somebody can want of a rollout. A changed percentage is not among them: it goes through the file and arrives as settings.
+/// What somebody can want of a rollout. A changed percentage is not among them: it goes through the
+/// file and arrives as settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
     /// Everybody to legacy, latched.
@@ -113,17 +121,26 @@ pub struct Actor {
 impl Actor {
     /// The guard itself.
     pub fn guard() -> Self {
-        Self { name: "guard".to_owned(), source: Source::Guard }
+        Self {
+            name: "guard".to_owned(),
+            source: Source::Guard,
+        }
     }
 
     /// A time that was set beforehand and has come.
     pub fn timer() -> Self {
-        Self { name: "timer".to_owned(), source: Source::Timer }
+        Self {
+            name: "timer".to_owned(),
+            source: Source::Timer,
+        }
     }
 
     /// Whoever edited the file.
     pub fn file() -> Self {
-        Self { name: "file".to_owned(), source: Source::File }
+        Self {
+            name: "file".to_owned(),
+            source: Source::File,
+        }
     }
 }
 
@@ -148,7 +165,15 @@ pub enum Source {
 
 impl Source {
     /// All doors.
-    pub const ALL: [Self; 7] = [Self::File, Self::Cli, Self::Ui, Self::Api, Self::Guard, Self::Start, Self::Timer];
+    pub const ALL: [Self; 7] = [
+        Self::File,
+        Self::Cli,
+        Self::Ui,
+        Self::Api,
+        Self::Guard,
+        Self::Start,
+        Self::Timer,
+    ];
 
     /// The name in records.
     pub const fn name(self) -> &'static str {
@@ -178,7 +203,8 @@ pub enum Effect {
     Persist(Standings),
     /// Write it into the journal, the log and tell people.
     Announce(Box<Announcement>),
-    /// Ask a backend whether it can take users, by a health check or a connection, and tell with [`Event::Answered`] what came of it within a quarter of a second.
+    /// Ask a backend whether it can take users, by a health check or a connection, and tell with
+    /// [`Event::Answered`] what came of it within a quarter of a second.
     Ask {
         /// For which rollout.
         rollout: Arc<str>,
@@ -315,7 +341,8 @@ pub enum CommandError {
         /// The rollout.
         id: String,
     },
-    /// Legacy has to be asked first whether it can take users. The shell asks, and says the command again.
+    /// Legacy has to be asked first whether it can take users. The shell asks, and says the command
+    /// again.
     MustAsk {
         /// The rollout.
         id: Arc<str>,
@@ -330,10 +357,24 @@ pub enum CommandError {
 impl fmt::Display for CommandError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownRollout { id, known } => write!(f, "no rollout has the id `{id}`; there are: {}", known.join(", ")),
-            Self::LegacyDown { id } => write!(f, "legacy of `{id}` does not answer, so a rollback would give errors to everybody; nobody was moved"),
-            Self::MustAsk { id } => write!(f, "legacy of `{id}` has not said yet whether it can take users"),
-            Self::NotRolledBack { id } => write!(f, "`{id}` is not rolled back, so there is nothing to re-arm"),
+            Self::UnknownRollout { id, known } => write!(
+                f,
+                "no rollout has the id `{id}`; there are: {}",
+                known.join(", ")
+            ),
+            Self::LegacyDown { id } => write!(
+                f,
+                "legacy of `{id}` does not answer, so a rollback would give errors to everybody; \
+                 nobody was moved"
+            ),
+            Self::MustAsk { id } => write!(
+                f,
+                "legacy of `{id}` has not said yet whether it can take users"
+            ),
+            Self::NotRolledBack { id } => write!(
+                f,
+                "`{id}` is not rolled back, so there is nothing to re-arm"
+            ),
         }
     }
 }
@@ -387,17 +428,31 @@ impl ControlPlane {
             }
             Restored::Unreadable(why) => unreadable = Some(why),
         }
-        Self { rollouts: Vec::new(), absent, slots: BTreeMap::new(), maintenance, revision: 0, unreadable, heritage: BTreeMap::new(), started: false, routes: Arc::default() }
+        Self {
+            rollouts: Vec::new(),
+            absent,
+            slots: BTreeMap::new(),
+            maintenance,
+            revision: 0,
+            unreadable,
+            heritage: BTreeMap::new(),
+            started: false,
+            routes: Arc::default(),
+        }
     }
 
-    /// Goes on with what the process before this one knew, beside the standings. Before the first settings.
+    /// Goes on with what the process before this one knew, beside the standings. Before the first
+    /// settings.
     pub fn inherit(&mut self, heritage: BTreeMap<Arc<str>, Heritage>) {
         self.heritage = heritage;
     }
 
     /// What is known of each rollout beside its standing, for the process after this one.
     pub fn heritage(&self) -> BTreeMap<Arc<str>, Heritage> {
-        self.rollouts.iter().map(|rollout| (Arc::clone(rollout.id()), rollout.heritage())).collect()
+        self.rollouts
+            .iter()
+            .map(|rollout| (Arc::clone(rollout.id()), rollout.heritage()))
+            .collect()
     }
 
     /// The rollouts in file order.
@@ -415,16 +470,28 @@ impl ControlPlane {
         self.revision
     }
 
-    /// The window that is in force for a rollout, or for requests that match none, and whether it concerns everything.
+    /// The window that is in force for a rollout, or for requests that match none, and whether it
+    /// concerns everything.
     pub fn maintenance(&self, rollout: Option<&str>) -> Option<(&Window, bool)> {
         self.maintenance.governing(rollout)
     }
 
     /// Where everything stands, as it is made durable.
     pub fn standings(&self) -> Standings {
-        let present = self.rollouts.iter().map(|rollout| Standing { id: Arc::clone(rollout.id()), percent: Some(rollout.desired()), phase: rollout.phase().clone() });
-        let absent = self.absent.iter().map(|(id, latch)| Standing { id: Arc::clone(id), percent: None, phase: Phase::RolledBack(latch.clone()) });
-        Standings { rollouts: present.chain(absent).collect(), maintenance: self.maintenance.standings() }
+        let present = self.rollouts.iter().map(|rollout| Standing {
+            id: Arc::clone(rollout.id()),
+            percent: Some(rollout.desired()),
+            phase: rollout.phase().clone(),
+        });
+        let absent = self.absent.iter().map(|(id, latch)| Standing {
+            id: Arc::clone(id),
+            percent: None,
+            phase: Phase::RolledBack(latch.clone()),
+        });
+        Standings {
+            rollouts: present.chain(absent).collect(),
+            maintenance: self.maintenance.standings(),
+        }
     }
 
     /// Takes one event and returns what must be done, in order.
@@ -433,21 +500,64 @@ impl ControlPlane {
     /// Only a command can be refused; nothing has changed then.
     pub fn on(&mut self, event: Event<'_>, now: Now) -> Result<Vec<Effect>, CommandError> {
         match event {
-            Event::Tick(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.tick(now, observed))),
-            Event::Failure(observed) => Ok(self.on_look(observed, now, |rollout, observed| rollout.wake(now, observed))),
-            Event::Answered { rollout: id, side, is_good, observed } => {
+            Event::Tick(observed) => Ok(self.on_look(observed, now, |rollout, observed| {
+                rollout.tick(now, observed)
+            })),
+            Event::Failure(observed) => Ok(self.on_look(observed, now, |rollout, observed| {
+                rollout.wake(now, observed)
+            })),
+            Event::Answered {
+                rollout: id,
+                side,
+                is_good,
+                observed,
+            } => {
                 let is_asked = |rollout: &&mut Rollout| &**rollout.id() == id;
-                self.rollouts.iter_mut().filter(is_asked).for_each(|rollout| rollout.answered(side, is_good, now.mono));
-                Ok(self.on_look(observed, now, |rollout, observed| if &**rollout.id() == id { rollout.wake(now, observed) } else { Vec::new() }))
+                self.rollouts
+                    .iter_mut()
+                    .filter(is_asked)
+                    .for_each(|rollout| rollout.answered(side, is_good, now.mono));
+                Ok(self.on_look(observed, now, |rollout, observed| {
+                    if &**rollout.id() == id {
+                        rollout.wake(now, observed)
+                    } else {
+                        Vec::new()
+                    }
+                }))
             }
-            Event::Settings { rollouts, actor, reason } => Ok(self.on_settings(rollouts, &actor, &reason, now)),
-            Event::Command { rollout, command, actor, reason } => self.on_command(rollout, command, actor, reason, now),
-            Event::Tripped { rollout, trip, actor, reason } => Ok(self.on_tripped(rollout, trip, actor, reason, now)),
-            Event::Maintenance { rollout, mode, lasts, actor, reason } => self.on_maintenance(rollout, mode, lasts, actor, reason, now),
+            Event::Settings {
+                rollouts,
+                actor,
+                reason,
+            } => Ok(self.on_settings(rollouts, &actor, &reason, now)),
+            Event::Command {
+                rollout,
+                command,
+                actor,
+                reason,
+            } => self.on_command(rollout, command, actor, reason, now),
+            Event::Tripped {
+                rollout,
+                trip,
+                actor,
+                reason,
+            } => Ok(self.on_tripped(rollout, trip, actor, reason, now)),
+            Event::Maintenance {
+                rollout,
+                mode,
+                lasts,
+                actor,
+                reason,
+            } => self.on_maintenance(rollout, mode, lasts, actor, reason, now),
         }
     }
 
-    fn on_look(&mut self, observed: &[Observed<'_>], now: Now, look: impl Fn(&mut Rollout, &Observed<'_>) -> Vec<Judgement>) -> Vec<Effect> {
+    fn on_look(
+        &mut self,
+        observed: &[Observed<'_>],
+        now: Now,
+        look: impl Fn(&mut Rollout, &Observed<'_>) -> Vec<Judgement>,
+    ) -> Vec<Effect> {
         let before = self.split();
         let none = PerSide::<Totals>::default();
         let mut changed: Vec<_> = self.over(now).into_iter().map(Box::new).collect();
@@ -457,57 +567,160 @@ impl ControlPlane {
         let mut thawed = false;
         for at in 0..self.rollouts.len() {
             let rollout = &mut self.rollouts[at];
-            let judgements = look(rollout, &observed.get(rollout.slot()).copied().unwrap_or_else(|| Observed::of(&none)));
+            let judgements = look(
+                rollout,
+                &observed
+                    .get(rollout.slot())
+                    .copied()
+                    .unwrap_or_else(|| Observed::of(&none)),
+            );
             for judgement in judgements {
                 let rollout = &mut self.rollouts[at];
                 match judgement {
                     Judgement::Trip { cause, sentence } => {
                         let trip = rollout.trip(now, cause, sentence);
-                        changed.push(rolled_back(rollout, trip, Actor::guard(), "the guard's rule was breached".to_owned(), now));
+                        changed.push(rolled_back(
+                            rollout,
+                            trip,
+                            Actor::guard(),
+                            "the guard's rule was breached".to_owned(),
+                            now,
+                        ));
                     }
-                    Judgement::WouldTrip(case) => said.push(would_trip(rollout, case.rule, &case.sentence, now)),
+                    Judgement::WouldTrip(case) => {
+                        said.push(would_trip(rollout, case.rule, &case.sentence, now));
+                    }
                     Judgement::SharedCause(sentence) => {
-                        let sentence = format!("{}: both sides are bad at once, raises are frozen at {} %: {sentence}", rollout.id(), rollout.effective());
-                        said.push(announce(rollout, Change::SharedCause, &Actor::guard(), "shared cause", sentence, now));
+                        let sentence = format!(
+                            "{}: both sides are bad at once, raises are frozen at {} %: {sentence}",
+                            rollout.id(),
+                            rollout.effective()
+                        );
+                        said.push(announce(
+                            rollout,
+                            Change::SharedCause,
+                            &Actor::guard(),
+                            "shared cause",
+                            sentence,
+                            now,
+                        ));
                     }
                     Judgement::SharedCauseEnded => {
-                        let sentence = format!("{}: both sides are not bad at once any more, {} % of users are on new", rollout.id(), rollout.effective());
-                        said.push(announce(rollout, Change::SharedCauseEnded, &Actor::guard(), "shared cause", sentence, now));
+                        let sentence = format!(
+                            "{}: both sides are not bad at once any more, {} % of users are on new",
+                            rollout.id(),
+                            rollout.effective()
+                        );
+                        said.push(announce(
+                            rollout,
+                            Change::SharedCauseEnded,
+                            &Actor::guard(),
+                            "shared cause",
+                            sentence,
+                            now,
+                        ));
                         thawed = true;
                     }
                     Judgement::NoRefuge(sentence) => {
-                        let sentence =
-                            format!("{}: new is worse, but legacy does not answer: nobody was moved, raises are frozen at {} %: {sentence}", rollout.id(), rollout.effective());
-                        said.push(announce(rollout, Change::NoRefuge, &Actor::guard(), "legacy does not answer", sentence, now));
+                        let sentence = format!(
+                            "{}: new is worse, but legacy does not answer: nobody was moved, \
+                             raises are frozen at {} %: {sentence}",
+                            rollout.id(),
+                            rollout.effective()
+                        );
+                        said.push(announce(
+                            rollout,
+                            Change::NoRefuge,
+                            &Actor::guard(),
+                            "legacy does not answer",
+                            sentence,
+                            now,
+                        ));
                     }
                     Judgement::NoRefugeEnded => {
-                        let sentence = format!("{}: new has not been worse for a minute, raises go through again: {} % of users are on new", rollout.id(), rollout.effective());
-                        said.push(announce(rollout, Change::NoRefugeEnded, &Actor::guard(), "legacy did not answer", sentence, now));
+                        let sentence = format!(
+                            "{}: new has not been worse for a minute, raises go through again: {} \
+                             % of users are on new",
+                            rollout.id(),
+                            rollout.effective()
+                        );
+                        said.push(announce(
+                            rollout,
+                            Change::NoRefugeEnded,
+                            &Actor::guard(),
+                            "legacy did not answer",
+                            sentence,
+                            now,
+                        ));
                         thawed = true;
                     }
-                    Judgement::Ask(side) => asked.push(Effect::Ask { rollout: Arc::clone(rollout.id()), side }),
+                    Judgement::Ask(side) => asked.push(Effect::Ask {
+                        rollout: Arc::clone(rollout.id()),
+                        side,
+                    }),
                     Judgement::Spilled(is_spilled) => {
                         let (change, what) = match is_spilled {
                             true => (
                                 Change::Spilled,
-                                "legacy does not serve users since the rollback, and new answers: users are on new until legacy is back, and the rollback stays latched",
+                                "legacy does not serve users since the rollback, and new answers: \
+                                 users are on new until legacy is back, and the rollback stays \
+                                 latched",
                             ),
-                            false => (Change::SpillEnded, "legacy answers again: its users are back, and the rollback stays latched"),
+                            false => (
+                                Change::SpillEnded,
+                                "legacy answers again: its users are back, and the rollback stays \
+                                 latched",
+                            ),
                         };
-                        said.push(announce(rollout, change, &Actor::guard(), "legacy after the rollback", format!("{}: {what}", rollout.id()), now));
+                        said.push(announce(
+                            rollout,
+                            change,
+                            &Actor::guard(),
+                            "legacy after the rollback",
+                            format!("{}: {what}", rollout.id()),
+                            now,
+                        ));
                         thawed = true;
                     }
                     Judgement::SpillFailed => {
-                        let sentence = format!("{}: new fails users as legacy does: they are back on legacy, and the rollback stays latched", rollout.id());
-                        said.push(announce(rollout, Change::SpillEnded, &Actor::guard(), "legacy after the rollback", sentence, now));
+                        let sentence = format!(
+                            "{}: new fails users as legacy does: they are back on legacy, and the \
+                             rollback stays latched",
+                            rollout.id()
+                        );
+                        said.push(announce(
+                            rollout,
+                            Change::SpillEnded,
+                            &Actor::guard(),
+                            "legacy after the rollback",
+                            sentence,
+                            now,
+                        ));
                         thawed = true;
                     }
                     Judgement::Overloaded(sentence) => {
-                        let sentence = format!("{}: legacy fares worse since the rollback: {sentence}", rollout.id());
-                        said.push(announce(rollout, Change::LegacyOverloaded, &Actor::guard(), "legacy after the rollback", sentence, now));
+                        let sentence = format!(
+                            "{}: legacy fares worse since the rollback: {sentence}",
+                            rollout.id()
+                        );
+                        said.push(announce(
+                            rollout,
+                            Change::LegacyOverloaded,
+                            &Actor::guard(),
+                            "legacy after the rollback",
+                            sentence,
+                            now,
+                        ));
                     }
                     Judgement::Held(sentence) => {
-                        said.push(announce(rollout, Change::Held, &Actor::guard(), "too few are hurt", format!("{}: {sentence}", rollout.id()), now));
+                        said.push(announce(
+                            rollout,
+                            Change::Held,
+                            &Actor::guard(),
+                            "too few are hurt",
+                            format!("{}: {sentence}", rollout.id()),
+                            now,
+                        ));
                     }
                 }
             }
@@ -523,36 +736,87 @@ impl ControlPlane {
         effects
     }
 
-    fn on_command(&mut self, id: &str, command: Command, actor: Actor, reason: String, now: Now) -> Result<Vec<Effect>, CommandError> {
-        let Some(at) = self.rollouts.iter().position(|rollout| &**rollout.id() == id) else { return Err(self.unknown(id)) };
+    fn on_command(
+        &mut self,
+        id: &str,
+        command: Command,
+        actor: Actor,
+        reason: String,
+        now: Now,
+    ) -> Result<Vec<Effect>, CommandError> {
+        let Some(at) = self
+            .rollouts
+            .iter()
+            .position(|rollout| &**rollout.id() == id)
+        else {
+            return Err(self.unknown(id));
+        };
         let rollout = &mut self.rollouts[at];
         match command {
             Command::Rollback { .. } if rollout.latch().is_some() => Ok(Vec::new()),
-            Command::Rollback { force: false } if rollout.legacy_word(now.mono) != Word::Alive => Err(CommandError::MustAsk { id: Arc::clone(rollout.id()) }),
+            Command::Rollback { force: false } if rollout.legacy_word(now.mono) != Word::Alive => {
+                Err(CommandError::MustAsk {
+                    id: Arc::clone(rollout.id()),
+                })
+            }
             Command::Rollback { .. } => {
                 let sentence = format!("{} sent everyone to legacy: {reason}", actor.name);
-                let trip = rollout.trip(now, Cause::Manual { actor: actor.name.clone(), reason: reason.clone() }, sentence);
+                let trip = rollout.trip(
+                    now,
+                    Cause::Manual {
+                        actor: actor.name.clone(),
+                        reason: reason.clone(),
+                    },
+                    sentence,
+                );
                 let announcement = rolled_back(rollout, trip, actor, reason, now);
                 Ok(self.drop_effects([announcement]))
             }
-            Command::Rearm if rollout.latch().is_none() => Err(CommandError::NotRolledBack { id: id.to_owned() }),
+            Command::Rearm if rollout.latch().is_none() => {
+                Err(CommandError::NotRolledBack { id: id.to_owned() })
+            }
             Command::Rearm => {
                 rollout.rearm(now.mono);
                 let announcement = rearmed(rollout, &actor, &reason, now);
                 self.revision += 1;
-                Ok(vec![Effect::Persist(self.standings()), Effect::Publish(self.split()), Effect::Announce(announcement)])
+                Ok(vec![
+                    Effect::Persist(self.standings()),
+                    Effect::Publish(self.split()),
+                    Effect::Announce(announcement),
+                ])
             }
         }
     }
 
-    fn on_tripped(&mut self, id: &str, trip: Trip, actor: Actor, reason: String, now: Now) -> Vec<Effect> {
-        let Some(rollout) = self.rollouts.iter_mut().find(|rollout| &**rollout.id() == id && rollout.latch().is_none()) else { return Vec::new() };
+    fn on_tripped(
+        &mut self,
+        id: &str,
+        trip: Trip,
+        actor: Actor,
+        reason: String,
+        now: Now,
+    ) -> Vec<Effect> {
+        let Some(rollout) = self
+            .rollouts
+            .iter_mut()
+            .find(|rollout| &**rollout.id() == id && rollout.latch().is_none())
+        else {
+            return Vec::new();
+        };
         rollout.adopt(trip.clone(), now.mono);
         let announcement = rolled_back(rollout, trip, actor, reason, now);
         self.drop_effects([announcement])
     }
 
-    fn on_maintenance(&mut self, rollout: Option<&str>, mode: Maintenance, lasts: Option<Duration>, actor: Actor, reason: String, now: Now) -> Result<Vec<Effect>, CommandError> {
+    fn on_maintenance(
+        &mut self,
+        rollout: Option<&str>,
+        mode: Maintenance,
+        lasts: Option<Duration>,
+        actor: Actor,
+        reason: String,
+        now: Now,
+    ) -> Result<Vec<Effect>, CommandError> {
         let scope: Scope = rollout.map(Arc::from);
         if let Some(id) = rollout
             && self.rollout(id).is_none()
@@ -564,14 +828,42 @@ impl ControlPlane {
             if self.maintenance.end(&scope).is_none() {
                 return Ok(Vec::new());
             }
-            let sentence = format!("maintenance is off by {}{}: {reason}", actor.name, self.maintenance.what_stays(&scope));
-            self.maintained(&scope, Change::Maintenance { mode, until: None }, actor, reason, &sentence, now)
+            let sentence = format!(
+                "maintenance is off by {}{}: {reason}",
+                actor.name,
+                self.maintenance.what_stays(&scope)
+            );
+            self.maintained(
+                &scope,
+                Change::Maintenance { mode, until: None },
+                actor,
+                reason,
+                &sentence,
+                now,
+            )
         } else {
             let until = lasts.map(|lasts| maintenance::after(now.wall, lasts));
-            let window = Window { mode, since: now.wall, until, actor: actor.clone(), reason: reason.clone() };
+            let window = Window {
+                mode,
+                since: now.wall,
+                until,
+                actor: actor.clone(),
+                reason: reason.clone(),
+            };
             let sentence = window.sentence();
-            self.maintenance.begin(scope.clone(), window, lasts.map(|lasts| now.mono.forward(lasts)));
-            self.maintained(&scope, Change::Maintenance { mode, until }, actor, reason, &sentence, now)
+            self.maintenance.begin(
+                scope.clone(),
+                window,
+                lasts.map(|lasts| now.mono.forward(lasts)),
+            );
+            self.maintained(
+                &scope,
+                Change::Maintenance { mode, until },
+                actor,
+                reason,
+                &sentence,
+                now,
+            )
         };
         Ok(self.drop_effects([Box::new(announcement)]))
     }
@@ -584,32 +876,91 @@ impl ControlPlane {
 
     fn tell_of_ends(&self, over: Vec<(Scope, Window)>, why: &str, now: Now) -> Vec<Announcement> {
         let tell = |(scope, window): (Scope, Window)| {
-            let lasted = window.until.map_or_else(String::new, |until| format!(" after {}", maintenance::lasting(maintenance::length(window.since, until))));
-            let sentence = format!("maintenance is off{lasted}, it was {}{}: {why}", window.mode.name(), self.maintenance.what_stays(&scope));
-            let change = Change::Maintenance { mode: Maintenance::Off, until: None };
-            self.maintained(&scope, change, Actor::timer(), why.to_owned(), &sentence, now)
+            let lasted = window.until.map_or_else(String::new, |until| {
+                format!(
+                    " after {}",
+                    maintenance::lasting(maintenance::length(window.since, until))
+                )
+            });
+            let sentence = format!(
+                "maintenance is off{lasted}, it was {}{}: {why}",
+                window.mode.name(),
+                self.maintenance.what_stays(&scope)
+            );
+            let change = Change::Maintenance {
+                mode: Maintenance::Off,
+                until: None,
+            };
+            self.maintained(
+                &scope,
+                change,
+                Actor::timer(),
+                why.to_owned(),
+                &sentence,
+                now,
+            )
         };
         over.into_iter().map(tell).collect()
     }
 
-    fn maintained(&self, scope: &Scope, change: Change, actor: Actor, reason: String, sentence: &str, now: Now) -> Announcement {
-        let effective = scope.as_deref().and_then(|id| self.rollout(id)).map(Rollout::effective);
+    fn maintained(
+        &self,
+        scope: &Scope,
+        change: Change,
+        actor: Actor,
+        reason: String,
+        sentence: &str,
+        now: Now,
+    ) -> Announcement {
+        let effective = scope
+            .as_deref()
+            .and_then(|id| self.rollout(id))
+            .map(Rollout::effective);
         let sentence = format!("{}: {sentence}", maintenance::subject(scope));
-        Announcement { at: now.wall, rollout: maintenance::scope_name(scope), change, actor, reason, sentence, effective }
+        Announcement {
+            at: now.wall,
+            rollout: maintenance::scope_name(scope),
+            change,
+            actor,
+            reason,
+            sentence,
+            effective,
+        }
     }
 
     fn unknown(&self, id: &str) -> CommandError {
-        CommandError::UnknownRollout { id: id.to_owned(), known: self.rollouts.iter().map(|rollout| Arc::clone(rollout.id())).collect() }
+        CommandError::UnknownRollout {
+            id: id.to_owned(),
+            known: self
+                .rollouts
+                .iter()
+                .map(|rollout| Arc::clone(rollout.id()))
+                .collect(),
+        }
     }
 
-    fn on_settings(&mut self, settings: Vec<RolloutSettings>, actor: &Actor, reason: &str, now: Now) -> Vec<Effect> {
+    fn on_settings(
+        &mut self,
+        settings: Vec<RolloutSettings>,
+        actor: &Actor,
+        reason: &str,
+        now: Now,
+    ) -> Vec<Effect> {
         let before = self.split();
         let mut announcements = Vec::new();
         if !self.started {
             let over = self.maintenance.resume(now);
-            announcements.extend(self.tell_of_ends(over, "its time was over before the start", now).into_iter().map(Box::new));
+            announcements.extend(
+                self.tell_of_ends(over, "its time was over before the start", now)
+                    .into_iter()
+                    .map(Box::new),
+            );
         }
-        let mut previous: BTreeMap<Arc<str>, Rollout> = self.rollouts.drain(..).map(|rollout| (Arc::clone(rollout.id()), rollout)).collect();
+        let mut previous: BTreeMap<Arc<str>, Rollout> = self
+            .rollouts
+            .drain(..)
+            .map(|rollout| (Arc::clone(rollout.id()), rollout))
+            .collect();
         for settings in settings {
             let id = Arc::clone(&settings.id);
             let next_slot = self.slots.len();
@@ -631,12 +982,23 @@ impl ControlPlane {
             self.rollouts.push(rollout);
         }
         for (id, gone) in previous {
-            announcements.push(announce(&gone, Change::Removed, actor, reason, format!("{id}: left the file; its requests go to the next match"), now));
+            announcements.push(announce(
+                &gone,
+                Change::Removed,
+                actor,
+                reason,
+                format!("{id}: left the file; its requests go to the next match"),
+                now,
+            ));
             if let Some(latch) = gone.latch() {
                 self.absent.insert(id, latch.clone());
             }
         }
-        self.routes = Arc::new(Routes::of(self.rollouts.iter().map(|rollout| Arc::clone(rollout.rule()))));
+        self.routes = Arc::new(Routes::of(
+            self.rollouts
+                .iter()
+                .map(|rollout| Arc::clone(rollout.rule())),
+        ));
         self.started = true;
         self.unreadable = None;
         self.heritage.clear();
@@ -647,13 +1009,31 @@ impl ControlPlane {
     }
 
     /// A rollout that was not there before, with the latch it left behind, if any.
-    fn arrive(&mut self, settings: RolloutSettings, slot: usize, new_since: Option<Mono>, now: Now) -> Rollout {
+    fn arrive(
+        &mut self,
+        settings: RolloutSettings,
+        slot: usize,
+        new_since: Option<Mono>,
+        now: Now,
+    ) -> Rollout {
         let phase = match (self.absent.remove(&settings.id), &self.unreadable) {
             (Some(latch), _) if settings.generation <= latch.generation => Phase::RolledBack(latch),
             (None, Some(why)) => {
-                let sentence = format!("the saved state could not be read ({why}), so nobody knows whether it was rolled back");
-                let trip = Trip { at: now.wall, cause: Cause::State, from: settings.percent, sentence, history: Vec::new() };
-                Phase::RolledBack(Latch { generation: settings.generation, trip })
+                let sentence = format!(
+                    "the saved state could not be read ({why}), so nobody knows whether it was \
+                     rolled back"
+                );
+                let trip = Trip {
+                    at: now.wall,
+                    cause: Cause::State,
+                    from: settings.percent,
+                    sentence,
+                    history: Vec::new(),
+                };
+                Phase::RolledBack(Latch {
+                    generation: settings.generation,
+                    trip,
+                })
             }
             (Some(_) | None, _) => Phase::Holding,
         };
@@ -668,12 +1048,28 @@ impl ControlPlane {
     /// Persist and publish in the order that the exposure demands.
     fn change_effects(&mut self, before: &Split) -> Vec<Effect> {
         let after = self.split();
-        // Lists count as well as the share: who is latched is off new though the share was zero before.
+        // Lists count as well as the share: who is latched is off new though the share was zero
+        // before.
         let exposed = |rollout: &RolloutSplit| (!rollout.latched, rollout.percent);
-        let was = |id: &str| before.rollouts.iter().find(|rollout| &*rollout.rule.id == id);
-        let raises = after.rollouts.iter().any(|now| was(&now.rule.id).is_none_or(|was| exposed(was) < exposed(now)));
-        let lowers = after.rollouts.iter().any(|now| was(&now.rule.id).is_some_and(|was| exposed(was) > exposed(now)));
-        let maintains = after.maintenance != before.maintenance || after.rollouts.iter().any(|now| was(&now.rule.id).is_some_and(|was| was.maintenance != now.maintenance));
+        let was = |id: &str| {
+            before
+                .rollouts
+                .iter()
+                .find(|rollout| &*rollout.rule.id == id)
+        };
+        let raises = after
+            .rollouts
+            .iter()
+            .any(|now| was(&now.rule.id).is_none_or(|was| exposed(was) < exposed(now)));
+        let lowers = after
+            .rollouts
+            .iter()
+            .any(|now| was(&now.rule.id).is_some_and(|was| exposed(was) > exposed(now)));
+        let maintains = after.maintenance != before.maintenance
+            || after
+                .rollouts
+                .iter()
+                .any(|now| was(&now.rule.id).is_some_and(|was| was.maintenance != now.maintenance));
         let persist = Effect::Persist(self.standings());
         match (lowers || maintains, raises) {
             (true, false) => vec![Effect::Publish(after), persist],
@@ -681,26 +1077,52 @@ impl ControlPlane {
             (true, true) => {
                 let lower = after.capped_by(before);
                 self.revision += 1;
-                vec![Effect::Publish(lower), persist, Effect::Publish(self.split())]
+                vec![
+                    Effect::Publish(lower),
+                    persist,
+                    Effect::Publish(self.split()),
+                ]
             }
         }
     }
 
-    fn drop_effects(&mut self, announcements: impl IntoIterator<Item = Box<Announcement>>) -> Vec<Effect> {
+    fn drop_effects(
+        &mut self,
+        announcements: impl IntoIterator<Item = Box<Announcement>>,
+    ) -> Vec<Effect> {
         self.revision += 1;
-        let mut effects = vec![Effect::Publish(self.split()), Effect::Persist(self.standings())];
+        let mut effects = vec![
+            Effect::Publish(self.split()),
+            Effect::Persist(self.standings()),
+        ];
         effects.extend(announcements.into_iter().map(Effect::Announce));
         effects
     }
 
     /// What the data path should see now.
     pub fn split(&self) -> Split {
-        let rollouts = self.rollouts.iter().map(|rollout| rollout.split(self.maintenance.restriction(Some(rollout.id())))).collect();
-        Split { revision: self.revision, rollouts, maintenance: self.maintenance.restriction(None), routes: Arc::clone(&self.routes) }
+        let rollouts = self
+            .rollouts
+            .iter()
+            .map(|rollout| rollout.split(self.maintenance.restriction(Some(rollout.id()))))
+            .collect();
+        Split {
+            revision: self.revision,
+            rollouts,
+            maintenance: self.maintenance.restriction(None),
+            routes: Arc::clone(&self.routes),
+        }
     }
 }
 
-fn announce(rollout: &Rollout, change: Change, actor: &Actor, reason: &str, sentence: String, now: Now) -> Box<Announcement> {
+fn announce(
+    rollout: &Rollout,
+    change: Change,
+    actor: &Actor,
+    reason: &str,
+    sentence: String,
+    now: Now,
+) -> Box<Announcement> {
     Box::new(Announcement {
         at: now.wall,
         rollout: Arc::clone(rollout.id()),
@@ -712,41 +1134,131 @@ fn announce(rollout: &Rollout, change: Change, actor: &Actor, reason: &str, sent
     })
 }
 
-fn rolled_back(rollout: &Rollout, trip: Trip, actor: Actor, reason: String, now: Now) -> Box<Announcement> {
-    let sentence = format!("{}: rolled back from {} % to 0 %: {}", rollout.id(), trip.from, trip.sentence);
-    announce(rollout, Change::RolledBack(trip), &actor, &reason, sentence, now)
+fn rolled_back(
+    rollout: &Rollout,
+    trip: Trip,
+    actor: Actor,
+    reason: String,
+    now: Now,
+) -> Box<Announcement> {
+    let sentence = format!(
+        "{}: rolled back from {} % to 0 %: {}",
+        rollout.id(),
+        trip.from,
+        trip.sentence
+    );
+    announce(
+        rollout,
+        Change::RolledBack(trip),
+        &actor,
+        &reason,
+        sentence,
+        now,
+    )
 }
 
 fn rearmed(rollout: &Rollout, actor: &Actor, reason: &str, now: Now) -> Box<Announcement> {
-    let sentence = format!("{}: re-armed by {}, {} % of users are on new: {reason}", rollout.id(), actor.name, rollout.effective());
+    let sentence = format!(
+        "{}: re-armed by {}, {} % of users are on new: {reason}",
+        rollout.id(),
+        actor.name,
+        rollout.effective()
+    );
     announce(rollout, Change::Rearmed, actor, reason, sentence, now)
 }
 
 fn would_trip(rollout: &Rollout, rule: Rule, why: &str, now: Now) -> Box<Announcement> {
-    let sentence = format!("{}: would roll back, but dry_run is on: {why}", rollout.id());
-    announce(rollout, Change::DryRunBreach, &Actor::guard(), rule.name(), sentence, now)
+    let sentence = format!(
+        "{}: would roll back, but dry_run is on: {why}",
+        rollout.id()
+    );
+    announce(
+        rollout,
+        Change::DryRunBreach,
+        &Actor::guard(),
+        rule.name(),
+        sentence,
+        now,
+    )
 }
 
-fn arrived(rollout: &Rollout, running: bool, actor: &Actor, reason: &str, now: Now) -> Option<Box<Announcement>> {
-    let change = if running { Change::Added } else { Change::Started };
+fn arrived(
+    rollout: &Rollout,
+    running: bool,
+    actor: &Actor,
+    reason: &str,
+    now: Now,
+) -> Option<Box<Announcement>> {
+    let change = if running {
+        Change::Added
+    } else {
+        Change::Started
+    };
     let sentence = format!("{}: {}", rollout.id(), rollout.sentence());
     Some(announce(rollout, change, actor, reason, sentence, now))
 }
 
 /// What a file did to a rollout that was there before; nothing when it says the same.
-fn changed(was: &RolloutSettings, was_latched: bool, rollout: &Rollout, actor: &Actor, reason: &str, now: Now) -> Option<Box<Announcement>> {
+fn changed(
+    was: &RolloutSettings,
+    was_latched: bool,
+    rollout: &Rollout,
+    actor: &Actor,
+    reason: &str,
+    now: Now,
+) -> Option<Box<Announcement>> {
     let is = rollout.settings();
     let latched = rollout.latch().is_some();
     if was_latched && !latched {
-        let generation = format!("generation {} is above the one that was rolled back", is.generation);
-        let reason = if reason.is_empty() { &generation } else { reason };
+        let generation = format!(
+            "generation {} is above the one that was rolled back",
+            is.generation
+        );
+        let reason = if reason.is_empty() {
+            &generation
+        } else {
+            reason
+        };
         return Some(rearmed(rollout, actor, reason, now));
     }
     if was.percent != is.percent {
-        let held = if latched { ", but it is rolled back: 0 % of users stay on new" } else { "" };
-        let why = if reason.is_empty() { String::new() } else { format!(": {reason}") };
-        let sentence = format!("{}: {} % -> {} % by {}{held}{why}", rollout.id(), was.percent, is.percent, actor.name);
-        return Some(announce(rollout, Change::Percent { from: was.percent, to: is.percent }, actor, reason, sentence, now));
+        let held = if latched {
+            ", but it is rolled back: 0 % of users stay on new"
+        } else {
+            ""
+        };
+        let why = if reason.is_empty() {
+            String::new()
+        } else {
+            format!(": {reason}")
+        };
+        let sentence = format!(
+            "{}: {} % -> {} % by {}{held}{why}",
+            rollout.id(),
+            was.percent,
+            is.percent,
+            actor.name
+        );
+        return Some(announce(
+            rollout,
+            Change::Percent {
+                from: was.percent,
+                to: is.percent,
+            },
+            actor,
+            reason,
+            sentence,
+            now,
+        ));
     }
-    (was != is).then(|| announce(rollout, Change::Settings, actor, reason, format!("{}: settings changed", rollout.id()), now))
+    (was != is).then(|| {
+        announce(
+            rollout,
+            Change::Settings,
+            actor,
+            reason,
+            format!("{}: settings changed", rollout.id()),
+            now,
+        )
+    })
 }

@@ -4,8 +4,9 @@
 //! them. And the backend can be asked: [`Effect::Ask`](crate::plane::Effect::Ask) lets the shell
 //! send one check, or make one connection, and [`Vital::answered`] takes the result.
 //!
-//! A good answer to a user within the last second is enough, so a rollback onto a legacy that serves
-//! users waits for nothing. Otherwise an answer to a question decides, and only then a check.
+//! A good answer to a user within the last second is enough, so a rollback onto a legacy that
+//! serves users waits for nothing. Otherwise an answer to a question decides, and only then a
+//! check.
 //!
 //! Above all stands how many users fare: a backend that fails four of five of them, or keeps them
 //! waiting, can take nobody, whatever a check or a connection says.
@@ -18,7 +19,8 @@ use crate::time::Mono;
 const FRESH: Duration = Duration::from_secs(1);
 /// After so many failures since its last good answer, that answer says nothing any longer.
 const FAILURES: u64 = 3;
-/// A question is asked again after this time; sooner after the first one that failed, which may have been too slow by accident.
+/// A question is asked again after this time; sooner after the first one that failed, which may
+/// have been too slow by accident.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_SOON: Duration = Duration::from_millis(250);
 /// So many failed questions in a row are a word.
@@ -34,7 +36,8 @@ const SILENT: Duration = Duration::from_secs(2);
 
 /// What users got counts for about this long.
 const FARES: Duration = Duration::from_secs(2);
-/// More failures than one user can bring in that time, whose failures count at most four times a second.
+/// More failures than one user can bring in that time, whose failures count at most four times a
+/// second.
 const FAILING: f64 = 12.0;
 /// A backend fails its users with so many failures for each good answer.
 const FAILURES_PER_GOOD: f64 = 4.0;
@@ -77,8 +80,16 @@ pub enum Word {
 }
 
 impl Vital {
-    /// Takes what was counted of requests of users since the start, and what the shell knows of its servers.
-    pub fn see(&mut self, good: u64, failed: u64, has_server: bool, passes_checks: bool, now: Mono) {
+    /// Takes what was counted of requests of users since the start, and what the shell knows of its
+    /// servers.
+    pub fn see(
+        &mut self,
+        good: u64,
+        failed: u64,
+        has_server: bool,
+        passes_checks: bool,
+        now: Mono,
+    ) {
         let (good_before, failed_before) = std::mem::replace(&mut self.seen, (good, failed));
         self.has_server = has_server;
         self.passes_checks = passes_checks;
@@ -88,7 +99,11 @@ impl Vital {
         } else {
             self.failed_since += failed.saturating_sub(failed_before);
         }
-        if self.is_pending && self.asked_at.is_some_and(|asked| now.since(asked) > ANSWER_WITHIN) {
+        if self.is_pending
+            && self
+                .asked_at
+                .is_some_and(|asked| now.since(asked) > ANSWER_WITHIN)
+        {
             self.answered(false, now);
         }
         if self.failed_since >= FAILURES || !has_server {
@@ -96,10 +111,14 @@ impl Vital {
         }
     }
 
-    /// Takes how users fared since the last call: each user counts at most four times a second, and one who gives up or waits for too long has got a failure.
+    /// Takes how users fared since the last call: each user counts at most four times a second, and
+    /// one who gives up or waits for too long has got a failure.
     pub fn users_fared(&mut self, good: u64, failed: u64, now: Mono) {
         let left = (-now.since(self.fares_at).as_secs_f64() / FARES.as_secs_f64()).exp();
-        self.fares = (self.fares.0 * left + good as f64, self.fares.1 * left + failed as f64);
+        self.fares = (
+            self.fares.0 * left + good as f64,
+            self.fares.1 * left + failed as f64,
+        );
         self.fares_at = now;
         if failed > 0 {
             self.failed_at = Some(now);
@@ -112,7 +131,9 @@ impl Vital {
     /// Whether it fails four of five users, and several of them.
     pub fn fails_users(&self, now: Mono) -> bool {
         let (good, failed) = self.fares;
-        failed >= FAILING && failed >= FAILURES_PER_GOOD * good && self.failed_at.is_some_and(|at| now.since(at) <= FARES)
+        failed >= FAILING
+            && failed >= FAILURES_PER_GOOD * good
+            && self.failed_at.is_some_and(|at| now.since(at) <= FARES)
     }
 
     /// Begins with what was counted before, without taking it for something that happens now.
@@ -137,8 +158,13 @@ impl Vital {
 
     /// Whether it should be asked now; then it counts as asked.
     pub fn ask(&mut self, now: Mono) -> bool {
-        let again = if self.failed_answers == 1 { ASK_AGAIN_SOON } else { ASK_AGAIN };
-        let is_due = !self.is_pending && self.asked_at.is_none_or(|asked| now.since(asked) >= again);
+        let again = if self.failed_answers == 1 {
+            ASK_AGAIN_SOON
+        } else {
+            ASK_AGAIN
+        };
+        let is_due =
+            !self.is_pending && self.asked_at.is_none_or(|asked| now.since(asked) >= again);
         if is_due {
             (self.is_pending, self.asked_at) = (true, Some(now));
         }
@@ -151,8 +177,15 @@ impl Vital {
     }
 
     fn is_good_within(&self, time: Duration, now: Mono) -> bool {
-        let denied_at = self.answered.filter(|(_, is_good)| !is_good).map(|(at, _)| at);
-        self.has_server && self.failed_since < FAILURES && self.good_at.is_some_and(|at| now.since(at) <= time && denied_at.is_none_or(|denied| denied < at))
+        let denied_at = self
+            .answered
+            .filter(|(_, is_good)| !is_good)
+            .map(|(at, _)| at);
+        self.has_server
+            && self.failed_since < FAILURES
+            && self.good_at.is_some_and(|at| {
+                now.since(at) <= time && denied_at.is_none_or(|denied| denied < at)
+            })
     }
 
     /// What is known of it now.
@@ -168,7 +201,11 @@ impl Vital {
         }
         match self.answered {
             Some((at, true)) if now.since(at) <= FRESH => Word::Alive,
-            Some((at, false)) if now.since(at) <= FRESH && self.failed_answers >= FAILED_ANSWERS => Word::Dead,
+            Some((at, false))
+                if now.since(at) <= FRESH && self.failed_answers >= FAILED_ANSWERS =>
+            {
+                Word::Dead
+            }
             Some((at, false)) if now.since(at) <= FRESH => Word::Unknown,
             _ if self.passes_checks => Word::Alive,
             _ => Word::Unknown,
@@ -177,29 +214,52 @@ impl Vital {
 
     /// The answer to the last question, if it was put after a moment.
     pub fn answer_since(&self, since: Mono) -> Option<bool> {
-        self.answered.filter(|(at, _)| *at >= since && self.asked_at.is_some_and(|asked| asked >= since.back(JUST_NOW))).map(|(_, is_good)| is_good)
+        self.answered
+            .filter(|(at, _)| {
+                *at >= since
+                    && self
+                        .asked_at
+                        .is_some_and(|asked| asked >= since.back(JUST_NOW))
+            })
+            .map(|(_, is_good)| is_good)
     }
 
-    /// Whether it is back after it was dead: a user has got a good answer since then, or two questions in a row were good.
+    /// Whether it is back after it was dead: a user has got a good answer since then, or two
+    /// questions in a row were good.
     pub fn is_back_since(&self, dead_at: Mono) -> bool {
-        self.has_server && (self.good_at.is_some_and(|at| at > dead_at) && self.failed_since < FAILURES || self.good_answers >= 2)
+        self.has_server
+            && (self.good_at.is_some_and(|at| at > dead_at) && self.failed_since < FAILURES
+                || self.good_answers >= 2)
     }
 
     /// Whether it should be asked because nothing good has come of it for a while.
     pub fn is_silent(&self, since: Mono, now: Mono) -> bool {
-        let last_good = self.good_at.into_iter().chain(self.answered.filter(|(_, is_good)| *is_good).map(|(at, _)| at)).chain([since]).max();
-        let is_failing = !self.has_server || self.failed_since >= FAILURES || self.failed_answers > 0;
+        let last_good = self
+            .good_at
+            .into_iter()
+            .chain(
+                self.answered
+                    .filter(|(_, is_good)| *is_good)
+                    .map(|(at, _)| at),
+            )
+            .chain([since])
+            .max();
+        let is_failing =
+            !self.has_server || self.failed_since >= FAILURES || self.failed_answers > 0;
         is_failing && last_good.is_none_or(|at| now.since(at) >= SILENT) || self.fails_users(now)
     }
 
-    /// Whether it is down: it has no server, it fails its users, or questions failed and nothing good came meanwhile.
+    /// Whether it is down: it has no server, it fails its users, or questions failed and nothing
+    /// good came meanwhile.
     pub fn is_down(&self, since: Mono, now: Mono) -> bool {
-        self.is_silent(since, now) && (!self.has_server || self.failed_answers >= DOWN_AFTER || self.fails_users(now))
+        self.is_silent(since, now)
+            && (!self.has_server || self.failed_answers >= DOWN_AFTER || self.fails_users(now))
     }
 
     /// For how long nothing but good has come of it.
     pub fn alive_for(&self, now: Mono) -> Duration {
-        self.alive_since.map_or(Duration::ZERO, |since| now.since(since))
+        self.alive_since
+            .map_or(Duration::ZERO, |since| now.since(since))
     }
 }
 
@@ -221,13 +281,20 @@ mod tests {
     #[test]
     fn a_good_answer_to_a_user_counts_for_a_second_and_not_beyond_three_failures() {
         let mut vital = seen(1, 0, 1_000);
-        assert_eq!((vital.word(at(1_900)), vital.word(at(2_100))), (Word::Alive, Word::Unknown));
+        assert_eq!(
+            (vital.word(at(1_900)), vital.word(at(2_100))),
+            (Word::Alive, Word::Unknown)
+        );
         vital.see(1, 2, true, false, at(1_500));
         assert_eq!(vital.word(at(1_500)), Word::Alive);
         vital.see(1, 3, true, false, at(1_600));
         assert_eq!(vital.word(at(1_600)), Word::Unknown);
         vital.see(1, 3, false, false, at(1_700));
-        assert_eq!(vital.word(at(1_700)), Word::Dead, "without a server there is nobody to ask");
+        assert_eq!(
+            vital.word(at(1_700)),
+            Word::Dead,
+            "without a server there is nobody to ask"
+        );
     }
 
     #[test]
@@ -237,14 +304,24 @@ mod tests {
         assert_eq!(vital.word(at(20)), Word::Unknown);
         vital.answered(false, at(30));
         vital.see(0, 0, true, true, at(40));
-        assert_eq!(vital.word(at(40)), Word::Unknown, "one answer may be late by accident");
+        assert_eq!(
+            vital.word(at(40)),
+            Word::Unknown,
+            "one answer may be late by accident"
+        );
         assert!(!vital.ask(at(200)) && vital.ask(at(260)));
         vital.answered(false, at(270));
-        assert_eq!((vital.word(at(270)), vital.word(at(1_300))), (Word::Dead, Word::Alive));
+        assert_eq!(
+            (vital.word(at(270)), vital.word(at(1_300))),
+            (Word::Dead, Word::Alive)
+        );
         assert!(!vital.ask(at(900)) && vital.ask(at(1_270)));
         vital.answered(true, at(1_280));
         assert_eq!(vital.word(at(1_290)), Word::Alive);
-        assert_eq!((vital.answer_since(at(1_270)), vital.answer_since(at(2_000))), (Some(true), None));
+        assert_eq!(
+            (vital.answer_since(at(1_270)), vital.answer_since(at(2_000))),
+            (Some(true), None)
+        );
     }
 
     #[test]
@@ -267,15 +344,30 @@ mod tests {
                 vital.users_fared(good, failed, at(at_millis));
                 vital.answered(true, at(at_millis));
             }
-            (vital.word(at(at_millis)), vital.is_down(at(0), at(at_millis)))
+            (
+                vital.word(at(at_millis)),
+                vital.is_down(at(0), at(at_millis)),
+            )
         };
         assert_eq!(fare(&mut vital, 25, 0, 20), (Word::Alive, false));
         assert_eq!(fare(&mut vital, 0, 25, 20), (Word::Dead, true));
-        assert_eq!(fare(&mut vital, 25, 25, 20), (Word::Alive, false), "half of them is better than nothing");
+        assert_eq!(
+            fare(&mut vital, 25, 25, 20),
+            (Word::Alive, false),
+            "half of them is better than nothing"
+        );
         assert_eq!(fare(&mut vital, 0, 0, 40), (Word::Alive, false));
-        assert_eq!(fare(&mut vital, 0, 1, 400), (Word::Alive, false), "that is one user, who asks again and again");
+        assert_eq!(
+            fare(&mut vital, 0, 1, 400),
+            (Word::Alive, false),
+            "that is one user, who asks again and again"
+        );
         assert_eq!(fare(&mut vital, 0, 25, 20), (Word::Dead, true));
-        assert_eq!(fare(&mut vital, 0, 0, 9), (Word::Alive, false), "nobody has failed for two seconds");
+        assert_eq!(
+            fare(&mut vital, 0, 0, 9),
+            (Word::Alive, false),
+            "nobody has failed for two seconds"
+        );
     }
 
     #[test]
@@ -294,7 +386,10 @@ mod tests {
     #[test]
     fn a_backend_is_down_after_two_silent_seconds_and_three_failed_questions() {
         let mut vital = seen(5, 0, 0);
-        assert!(!vital.is_silent(at(0), at(5_000)), "nobody has asked it anything");
+        assert!(
+            !vital.is_silent(at(0), at(5_000)),
+            "nobody has asked it anything"
+        );
         vital.see(5, 3, true, false, at(1_000));
         assert!(vital.is_silent(at(0), at(2_100)) && !vital.is_down(at(0), at(2_100)));
         (0..3).for_each(|question| vital.answered(false, at(2_200 + question * 1_000)));
@@ -303,6 +398,9 @@ mod tests {
         vital.see(5, 3, true, false, at(5_000));
         vital.answered(true, at(5_100));
         vital.see(6, 3, true, false, at(5_200));
-        assert!(!vital.is_down(at(0), at(5_300)) && vital.alive_for(at(9_100)) == Duration::from_secs(4));
+        assert!(
+            !vital.is_down(at(0), at(5_300))
+                && vital.alive_for(at(9_100)) == Duration::from_secs(4)
+        );
     }
 }

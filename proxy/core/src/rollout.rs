@@ -1,9 +1,11 @@
 //! One rollout: what the file asks for, what is in force, and the latch between the two.
 //!
-//! The latch is a phase. [`Phase::RolledBack`] is left only by `rearm` or by a generation above the one it tripped at: not by a restart, a re-applied file, a touch, a
-//! reformat or a changed percentage. Plans, stages and gates will be phases of their own beside it.
+//! The latch is a phase. [`Phase::RolledBack`] is left only by `rearm` or by a generation above the
+//! one it tripped at: not by a restart, a re-applied file, a touch, a reformat or a changed
+//! percentage. Plans, stages and gates will be phases of their own beside it.
 //!
-//! While both sides are bad at once the share is frozen: it may fall, but a raise waits until that is over.
+//! While both sides are bad at once the share is frozen: it may fall, but a raise waits until that
+//! is over.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -14,7 +16,9 @@ use crate::aftermath::Aftermath;
 use crate::bucket::Salt;
 use crate::guard::{Guard, GuardSettings, Judged, Mode, Verdict, seconds};
 pub use crate::judge::TripNumbers;
-use crate::judge::{Case, Finding, Heritage as JudgeHeritage, Judge, Observed, Recent, SHARED_LASTS};
+use crate::judge::{
+    Case, Finding, Heritage as JudgeHeritage, Judge, Observed, Recent, SHARED_LASTS,
+};
 use crate::maintenance::Restriction;
 use crate::percent::Percent;
 use crate::refuge::Word;
@@ -183,7 +187,8 @@ pub const RECENT: Duration = Duration::from_secs(60);
 /// How many ticks a trip remembers.
 const HISTORY: usize = 240;
 
-/// When both sides turn bad within this time of a raise, the raise is undone: it may be what broke them, and undoing it is cheap.
+/// When both sides turn bad within this time of a raise, the raise is undone: it may be what broke
+/// them, and undoing it is cheap.
 pub const RAISE_SUSPECT: Duration = Duration::from_secs(600);
 
 /// A legacy that is back within this time gets the users of new by the evidence that there is.
@@ -192,7 +197,8 @@ const STRANDED_MEMORY: Duration = Duration::from_secs(10);
 /// A second report of a dry run is a new one after this pause.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// What a rollout knows beside its standing, for another process that goes on with it. Times are those of the clock that both share.
+/// What a rollout knows beside its standing, for another process that goes on with it. Times are
+/// those of the clock that both share.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heritage {
     /// The evidence of its judge.
@@ -232,8 +238,18 @@ struct Windows {
 
 impl Windows {
     fn new(length: Duration, new_since: Option<Mono>) -> Self {
-        let window = || PerSide::from_fn(|_| new_since.map_or_else(|| Window::new(length), |now| Window::from_nothing(length, now)));
-        Self { all: window(), compared: window() }
+        let window = || {
+            PerSide::from_fn(|_| {
+                new_since.map_or_else(
+                    || Window::new(length),
+                    |now| Window::from_nothing(length, now),
+                )
+            })
+        };
+        Self {
+            all: window(),
+            compared: window(),
+        }
     }
 
     fn tick(&mut self, now: Mono, observed: &Observed<'_>) {
@@ -255,13 +271,19 @@ impl Windows {
             all: spans(&self.all),
             compared: spans(&self.compared),
             last_of_new: self.all.new.last_latencies(),
-            last_compared: PerSide { legacy: self.compared.legacy.last_latencies(), new: self.compared.new.last_latencies() },
+            last_compared: PerSide {
+                legacy: self.compared.legacy.last_latencies(),
+                new: self.compared.new.last_latencies(),
+            },
         }
     }
 }
 
 fn spans(windows: &PerSide<Window>) -> PerSide<&Span> {
-    PerSide { legacy: windows.legacy.span(), new: windows.new.span() }
+    PerSide {
+        legacy: windows.legacy.span(),
+        new: windows.new.span(),
+    }
 }
 
 /// New is worse, and legacy cannot take its users.
@@ -284,14 +306,24 @@ struct Shared {
 }
 
 impl Rollout {
-    /// A rollout with these settings, standing where `phase` says. `new_since` is now for a slot that has never counted anything; a slot with a past begins with its next tick.
-    pub(crate) fn new(settings: RolloutSettings, slot: usize, phase: Phase, new_since: Option<Mono>) -> Self {
+    /// A rollout with these settings, standing where `phase` says. `new_since` is now for a slot
+    /// that has never counted anything; a slot with a past begins with its next tick.
+    pub(crate) fn new(
+        settings: RolloutSettings,
+        slot: usize,
+        phase: Phase,
+        new_since: Option<Mono>,
+    ) -> Self {
         let mut rollout = Self {
             rule: Arc::new(rule_of(&settings, slot)),
             phase,
             judged: Windows::new(settings.guard.window, new_since),
             recent: Windows::new(RECENT, new_since),
-            judge: Judge::new(&settings.guard, new_since.is_some(), new_since.unwrap_or_default()),
+            judge: Judge::new(
+                &settings.guard,
+                new_since.is_some(),
+                new_since.unwrap_or_default(),
+            ),
             history: VecDeque::with_capacity(HISTORY),
             settings,
             raised_at: None,
@@ -340,23 +372,32 @@ impl Rollout {
         self.settings.percent
     }
 
-    /// The share of users in force: zero while rolled back, else the one asked for, less those held back and what a shared cause freezes.
+    /// The share of users in force: zero while rolled back, else the one asked for, less those held
+    /// back and what a shared cause freezes.
     pub fn effective(&self) -> Percent {
         match &self.phase {
             Phase::RolledBack(_) => Percent::ZERO,
-            Phase::Holding => self.frozen().map_or_else(|| self.wanted(), |frozen| self.wanted().min(frozen)),
+            Phase::Holding => self
+                .frozen()
+                .map_or_else(|| self.wanted(), |frozen| self.wanted().min(frozen)),
         }
     }
 
     /// The share that may not be exceeded while raises are frozen.
     fn frozen(&self) -> Option<Percent> {
-        self.shared.iter().map(|shared| shared.frozen).chain(self.stranded.iter().map(|stranded| stranded.frozen)).min()
+        self.shared
+            .iter()
+            .map(|shared| shared.frozen)
+            .chain(self.stranded.iter().map(|stranded| stranded.frozen))
+            .min()
     }
 
     /// The share asked for, without the control group.
     fn wanted(&self) -> Percent {
         let most = Percent::FULL.thousandths() - self.settings.holdback.thousandths();
-        self.settings.percent.min(Percent::from_thousandths(most).unwrap_or_default())
+        self.settings
+            .percent
+            .min(Percent::from_thousandths(most).unwrap_or_default())
     }
 
     /// Whether both sides are bad at once, and raises are frozen.
@@ -364,16 +405,19 @@ impl Rollout {
         self.shared.is_some()
     }
 
-    /// Whether new is worse, and legacy does not answer, so that nobody is moved and raises are frozen.
+    /// Whether new is worse, and legacy does not answer, so that nobody is moved and raises are
+    /// frozen.
     pub fn has_no_refuge(&self) -> bool {
         self.stranded.is_some()
     }
 
     fn is_rolled_back_by_guard(&self) -> bool {
-        self.latch().is_some_and(|latch| matches!(latch.trip.cause, Cause::Guard { .. }))
+        self.latch()
+            .is_some_and(|latch| matches!(latch.trip.cause, Cause::Guard { .. }))
     }
 
-    /// Whether legacy cannot take the users it got by a rollback of the guard, so that they are on new.
+    /// Whether legacy cannot take the users it got by a rollback of the guard, so that they are on
+    /// new.
     pub fn is_spilled(&self) -> bool {
         self.aftermath.as_ref().is_some_and(Aftermath::is_spilled)
     }
@@ -395,7 +439,10 @@ impl Rollout {
         if self.latch().is_some() {
             // What led to the rollback is in the latch; nothing is gathered now.
             for verdict in &mut verdicts {
-                (verdict.progress, verdict.users_progress) = (verdict.progress.map(|_| 0.0), verdict.users_progress.map(|_| 0.0));
+                (verdict.progress, verdict.users_progress) = (
+                    verdict.progress.map(|_| 0.0),
+                    verdict.users_progress.map(|_| 0.0),
+                );
             }
         }
         verdicts
@@ -411,25 +458,38 @@ impl Rollout {
         let desired = self.desired();
         if let (Phase::Holding, Some(stranded)) = (&self.phase, &self.stranded) {
             return format!(
-                "{desired} % asked, {} % of users are on new and raises are frozen: new is worse, but legacy does not answer, so nobody was moved: {}",
+                "{desired} % asked, {} % of users are on new and raises are frozen: new is worse, \
+                 but legacy does not answer, so nobody was moved: {}",
                 self.effective(),
                 stranded.sentence
             );
         }
         match (&self.phase, &self.shared) {
             (Phase::RolledBack(latch), _) if self.is_spilled() => format!(
-                "{desired} % asked, rolled back and latched at generation {}, but legacy does not serve users: they are on new meanwhile. {}",
+                "{desired} % asked, rolled back and latched at generation {}, but legacy does not \
+                 serve users: they are on new meanwhile. {}",
                 latch.generation, latch.trip.sentence
             ),
             (Phase::RolledBack(latch), _) => format!(
-                "{desired} % asked, rolled back and latched at generation {}: 0 % of users are on new. {}. `rearm` or a generation above {} lifts it",
+                "{desired} % asked, rolled back and latched at generation {}: 0 % of users are on \
+                 new. {}. `rearm` or a generation above {} lifts it",
                 latch.generation, latch.trip.sentence, latch.generation
             ),
             (Phase::Holding, Some(shared)) => {
-                format!("{desired} % asked, {} % of users are on new and raises are frozen, because both sides are bad at once: {}", self.effective(), shared.sentence)
+                format!(
+                    "{desired} % asked, {} % of users are on new and raises are frozen, because \
+                     both sides are bad at once: {}",
+                    self.effective(),
+                    shared.sentence
+                )
             }
             (Phase::Holding, None) if self.wanted() < desired => {
-                format!("{desired} % asked, {} % of users are on new: {} % are held back as a control group", self.wanted(), self.settings.holdback)
+                format!(
+                    "{desired} % asked, {} % of users are on new: {} % are held back as a control \
+                     group",
+                    self.wanted(),
+                    self.settings.holdback
+                )
             }
             (Phase::Holding, None) => format!("{desired} % of users are on new"),
         }
@@ -447,7 +507,14 @@ impl Rollout {
             (true, false) => Spill::WithoutServer,
             (true, true) => Spill::Now,
         };
-        RolloutSplit { rule: Arc::clone(&self.rule), percent: self.effective(), latched: self.latch().is_some(), spill, epoch: self.aims().epoch, maintenance }
+        RolloutSplit {
+            rule: Arc::clone(&self.rule),
+            percent: self.effective(),
+            latched: self.latch().is_some(),
+            spill,
+            epoch: self.aims().epoch,
+            maintenance,
+        }
     }
 
     /// Takes what was seen in one tick, and says what must happen.
@@ -456,18 +523,35 @@ impl Rollout {
             self.judged.tick(now.mono, observed);
         }
         self.recent.tick(now.mono, observed);
-        self.remember(TickNumbers { at: now.wall, sides: self.recent.all.map(|window| SideNumbers::of(&window.last_counts())) });
+        self.remember(TickNumbers {
+            at: now.wall,
+            sides: self
+                .recent
+                .all
+                .map(|window| SideNumbers::of(&window.last_counts())),
+        });
         if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
             self.judge.skip(observed, &self.recent.recent(), now.mono);
             return self.watch_legacy(now.mono);
         }
         let finding = self.judge.tick(observed, &self.recent.recent(), now.mono);
         let mut judgements = self.thaw(now.mono);
-        let breach = Guard::new(&self.settings.guard).breach(self.judged_spans()).map(|verdict| {
-            let numbers = spans(&self.judged.all).map(|span| TripNumbers::of(span));
-            Finding::Worse(Case { rule: verdict.rule, sentence: verdict.sentence, numbers, legacy_changed_since: None })
-        });
-        judgements.extend(breach.or(finding).and_then(|finding| self.weigh(finding, now)));
+        let breach = Guard::new(&self.settings.guard)
+            .breach(self.judged_spans())
+            .map(|verdict| {
+                let numbers = spans(&self.judged.all).map(|span| TripNumbers::of(span));
+                Finding::Worse(Case {
+                    rule: verdict.rule,
+                    sentence: verdict.sentence,
+                    numbers,
+                    legacy_changed_since: None,
+                })
+            });
+        judgements.extend(
+            breach
+                .or(finding)
+                .and_then(|finding| self.weigh(finding, now)),
+        );
         judgements.extend(self.suspect(now.mono));
         judgements
     }
@@ -476,10 +560,18 @@ impl Rollout {
     fn thaw(&mut self, now: Mono) -> Vec<Judgement> {
         let before = self.effective();
         let mut judgements = Vec::new();
-        if self.shared.take_if(|shared| now.since(shared.last) > SHARED_LASTS).is_some() {
+        if self
+            .shared
+            .take_if(|shared| now.since(shared.last) > SHARED_LASTS)
+            .is_some()
+        {
             judgements.push(Judgement::SharedCauseEnded);
         }
-        if self.stranded.take_if(|stranded| now.since(stranded.last) > SHARED_LASTS).is_some() {
+        if self
+            .stranded
+            .take_if(|stranded| now.since(stranded.last) > SHARED_LASTS)
+            .is_some()
+        {
             judgements.push(Judgement::NoRefugeEnded);
         }
         self.share_changed(before, now);
@@ -499,7 +591,10 @@ impl Rollout {
 
     /// Before a rollback may come it is good to know whether legacy can take users.
     fn suspect(&mut self, now: Mono) -> Option<Judgement> {
-        if self.settings.guard.dry_run || self.latch().is_some() || self.stranded.is_none() && !self.judge.is_suspicious() {
+        if self.settings.guard.dry_run
+            || self.latch().is_some()
+            || self.stranded.is_none() && !self.judge.is_suspicious()
+        {
             return None;
         }
         let is_told = self.stranded.is_none() && self.judge.has_legacy_spoken(now);
@@ -508,10 +603,20 @@ impl Rollout {
 
     /// While it is rolled back by the guard: can legacy carry its users?
     fn watch_legacy(&mut self, now: Mono) -> Vec<Judgement> {
-        let Some(aftermath) = self.aftermath.as_mut() else { return Vec::new() };
+        let Some(aftermath) = self.aftermath.as_mut() else {
+            return Vec::new();
+        };
         let legacy = &self.recent.all.legacy;
         let counts = self.recent.all.map(Window::last_counts);
-        aftermath.watch(self.judge.legacy(), PerSide { legacy: &counts.legacy, new: &counts.new }, legacy.last_latencies(), now)
+        aftermath.watch(
+            self.judge.legacy(),
+            PerSide {
+                legacy: &counts.legacy,
+                new: &counts.new,
+            },
+            legacy.last_latencies(),
+            now,
+        )
     }
 
     /// Takes the answer of a backend to the question whether it can take users.
@@ -539,11 +644,22 @@ impl Rollout {
             return Vec::new();
         }
         let finding = self.judge.wake(observed, spans(&self.recent.all), now.mono);
-        let mut judgements: Vec<Judgement> = finding.and_then(|finding| self.weigh(finding, now)).into_iter().collect();
-        if judgements.iter().any(|judgement| matches!(judgement, Judgement::Trip { .. })) {
+        let mut judgements: Vec<Judgement> = finding
+            .and_then(|finding| self.weigh(finding, now))
+            .into_iter()
+            .collect();
+        if judgements
+            .iter()
+            .any(|judgement| matches!(judgement, Judgement::Trip { .. }))
+        {
             // The failures that decided are those since the last tick.
-            let sides = PerSide::from_fn(|side| SideNumbers::of(&self.recent.all[side].since_last(&observed.totals[side])));
-            self.remember(TickNumbers { at: now.wall, sides });
+            let sides = PerSide::from_fn(|side| {
+                SideNumbers::of(&self.recent.all[side].since_last(&observed.totals[side]))
+            });
+            self.remember(TickNumbers {
+                at: now.wall,
+                sides,
+            });
         }
         judgements.extend(self.suspect(now.mono));
         judgements
@@ -568,18 +684,33 @@ impl Rollout {
                 None
             }
             Finding::Shared(mut case) => {
-                let raised_at = self.raised_at.filter(|raised_at| now.mono.since(*raised_at) < RAISE_SUSPECT);
-                // Undone is a raise that legacy has become worse after, and that legacy can take back.
-                let is_undone = |raised_at: &Mono| case.legacy_changed_since.is_some_and(|since| since >= *raised_at);
+                let raised_at = self
+                    .raised_at
+                    .filter(|raised_at| now.mono.since(*raised_at) < RAISE_SUSPECT);
+                // Undone is a raise that legacy has become worse after, and that legacy can take
+                // back.
+                let is_undone = |raised_at: &Mono| {
+                    case.legacy_changed_since
+                        .is_some_and(|since| since >= *raised_at)
+                };
                 if let Some(raised_at) = raised_at.filter(is_undone)
                     && self.legacy_word(now.mono) == Word::Alive
                 {
                     let ago = seconds(Duration::from_secs(now.mono.since(raised_at).as_secs()));
-                    case.sentence.push_str(&format!(". Rolled back all the same, because the share was raised {ago} ago"));
+                    case.sentence.push_str(&format!(
+                        ". Rolled back all the same, because the share was raised {ago} ago"
+                    ));
                     return self.act_on(case, now);
                 }
                 let frozen = self.effective();
-                let was_known = self.shared.replace(Shared { frozen, last: now.mono, sentence: case.sentence.clone() }).is_some();
+                let was_known = self
+                    .shared
+                    .replace(Shared {
+                        frozen,
+                        last: now.mono,
+                        sentence: case.sentence.clone(),
+                    })
+                    .is_some();
                 (!was_known).then_some(Judgement::SharedCause(case.sentence))
             }
         }
@@ -597,32 +728,59 @@ impl Rollout {
             None => true,
         };
         match self.legacy_word(now.mono) {
-            Word::Alive if is_back => Some(Judgement::Trip { cause: Cause::Guard { rule: case.rule.name().to_owned(), numbers: case.numbers }, sentence: case.sentence }),
+            Word::Alive if is_back => Some(Judgement::Trip {
+                cause: Cause::Guard {
+                    rule: case.rule.name().to_owned(),
+                    numbers: case.numbers,
+                },
+                sentence: case.sentence,
+            }),
             // The rule is still sure when the answer comes.
-            Word::Unknown => self.ask_legacy(now.mono).then_some(Judgement::Ask(Side::Legacy)),
+            Word::Unknown => self
+                .ask_legacy(now.mono)
+                .then_some(Judgement::Ask(Side::Legacy)),
             Word::Alive | Word::Dead => self.strand(case, now.mono),
         }
     }
 
-    /// New is worse, and legacy cannot take its users: nobody is moved. After a while, whether new stays worse is told by what comes, not by what was.
+    /// New is worse, and legacy cannot take its users: nobody is moved. After a while, whether new
+    /// stays worse is told by what comes, not by what was.
     fn strand(&mut self, case: Case, now: Mono) -> Option<Judgement> {
         let (frozen, was) = (self.effective(), self.stranded.take());
         let since = was.as_ref().map_or(now, |stranded| stranded.since);
         if now.since(since) > STRANDED_MEMORY {
             self.judge.forget(case.rule, now);
         }
-        self.stranded = Some(Stranded { frozen, since, last: now, sentence: case.sentence.clone() });
+        self.stranded = Some(Stranded {
+            frozen,
+            since,
+            last: now,
+            sentence: case.sentence.clone(),
+        });
         was.is_none().then_some(Judgement::NoRefuge(case.sentence))
     }
 
     /// Sends everybody to legacy and latches at the present generation.
     pub(crate) fn trip(&mut self, now: Now, cause: Cause, sentence: String) -> Trip {
-        let history = if matches!(cause, Cause::Guard { .. }) { self.history.iter().copied().collect() } else { Vec::new() };
+        let history = if matches!(cause, Cause::Guard { .. }) {
+            self.history.iter().copied().collect()
+        } else {
+            Vec::new()
+        };
         if matches!(cause, Cause::Guard { .. }) {
             self.aftermath = Some(Aftermath::new(self.recent(), now.mono));
         }
-        let trip = Trip { at: now.wall, cause, from: self.effective(), sentence, history };
-        self.phase = Phase::RolledBack(Latch { generation: self.settings.generation, trip: trip.clone() });
+        let trip = Trip {
+            at: now.wall,
+            cause,
+            from: self.effective(),
+            sentence,
+            history,
+        };
+        self.phase = Phase::RolledBack(Latch {
+            generation: self.settings.generation,
+            trip: trip.clone(),
+        });
         (self.shared, self.stranded) = (None, None);
         trip
     }
@@ -638,8 +796,16 @@ impl Rollout {
 
     /// What it knows beside its standing, for another process.
     pub fn heritage(&self) -> Heritage {
-        let frozen = self.shared.as_ref().map(|shared| (shared.frozen, shared.last, shared.sentence.clone()));
-        Heritage { judge: self.judge.heritage(), share: self.effective(), raised_at: self.raised_at, frozen }
+        let frozen = self
+            .shared
+            .as_ref()
+            .map(|shared| (shared.frozen, shared.last, shared.sentence.clone()));
+        Heritage {
+            judge: self.judge.heritage(),
+            share: self.effective(),
+            raised_at: self.raised_at,
+            frozen,
+        }
     }
 
     /// Goes on with what another process knew of it.
@@ -650,22 +816,31 @@ impl Rollout {
         if self.latch().is_some() {
             return;
         }
-        self.shared = heritage.frozen.map(|(frozen, last, sentence)| Shared { frozen, last, sentence });
+        self.shared = heritage.frozen.map(|(frozen, last, sentence)| Shared {
+            frozen,
+            last,
+            sentence,
+        });
         // A file that was changed between the two processes.
         self.share_changed(heritage.share, now);
     }
 
     /// Latches for a trip of another process, with its cause.
     pub(crate) fn adopt(&mut self, trip: Trip, now: Mono) {
-        self.aftermath = matches!(trip.cause, Cause::Guard { .. }).then(|| Aftermath::restored(now));
-        self.phase = Phase::RolledBack(Latch { generation: self.settings.generation, trip });
+        self.aftermath =
+            matches!(trip.cause, Cause::Guard { .. }).then(|| Aftermath::restored(now));
+        self.phase = Phase::RolledBack(Latch {
+            generation: self.settings.generation,
+            trip,
+        });
         (self.shared, self.stranded) = (None, None);
     }
 
     /// Takes changed settings. A latch stays unless the generation rose above it.
     pub(crate) fn apply(&mut self, settings: RolloutSettings, now: Mono) {
         let slot = self.slot();
-        self.judged.each(|window| window.set_length(settings.guard.window));
+        self.judged
+            .each(|window| window.set_length(settings.guard.window));
         if self.settings.guard.mode != settings.guard.mode {
             // Only mode `threshold` keeps these windows.
             self.judged.each(Window::restart);
@@ -674,7 +849,10 @@ impl Rollout {
         let before = self.effective();
         self.settings = settings;
         self.rule = Arc::new(rule_of(&self.settings, slot));
-        if self.latch().is_some_and(|latch| self.settings.generation > latch.generation) {
+        if self
+            .latch()
+            .is_some_and(|latch| self.settings.generation > latch.generation)
+        {
             self.rearm(now);
         }
         let after = self.effective();
@@ -687,9 +865,13 @@ impl Rollout {
         self.share_changed(before, now);
     }
 
-    /// The spans that the rules of mode `threshold` look at: a limit at all of new, a comparison at users who are compared.
+    /// The spans that the rules of mode `threshold` look at: a limit at all of new, a comparison at
+    /// users who are compared.
     fn judged_spans(&self) -> Judged<'_> {
-        Judged { all: spans(&self.judged.all), compared: spans(&self.judged.compared) }
+        Judged {
+            all: spans(&self.judged.all),
+            compared: spans(&self.judged.compared),
+        }
     }
 }
 
@@ -730,7 +912,8 @@ impl fmt::Display for Trip {
     }
 }
 
-/// The data path's part of settings. What is left out on purpose: percent and latch, which change without the file.
+/// The data path's part of settings. What is left out on purpose: percent and latch, which change
+/// without the file.
 pub fn rule_of(settings: &RolloutSettings, slot: usize) -> RolloutRule {
     RolloutRule {
         id: Arc::clone(&settings.id),

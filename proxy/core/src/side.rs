@@ -51,12 +51,18 @@ pub struct PerSide<T> {
 impl<T> PerSide<T> {
     /// Builds both values with one function.
     pub fn from_fn(mut make: impl FnMut(Side) -> T) -> Self {
-        Self { legacy: make(Side::Legacy), new: make(Side::New) }
+        Self {
+            legacy: make(Side::Legacy),
+            new: make(Side::New),
+        }
     }
 
     /// Converts both values.
     pub fn map<U>(&self, mut convert: impl FnMut(&T) -> U) -> PerSide<U> {
-        PerSide { legacy: convert(&self.legacy), new: convert(&self.new) }
+        PerSide {
+            legacy: convert(&self.legacy),
+            new: convert(&self.new),
+        }
     }
 }
 

@@ -1,9 +1,13 @@
 //! The real control plane on virtual time, with made-up traffic: what would this guard do?
 //!
-//! Requests come one by one (Poisson arrivals, users drawn from a population, evenly or by an activity of their own), are routed by the real hash, counted by the real [`Watch`], and judged by the real [`ControlPlane`]:
-//! nothing of the engine is imitated. All chance comes from one seed, so every run can be had again. `cutover simulate`, the forecast of `cutover check` and the long runs of the tests use it.
+//! Requests come one by one (Poisson arrivals, users drawn from a population, evenly or by an
+//! activity of their own), are routed by the real hash, counted by the real [`Watch`], and judged
+//! by the real [`ControlPlane`]: nothing of the engine is imitated. All chance comes from one seed,
+//! so every run can be had again. `cutover simulate`, the forecast of `cutover check` and the long
+//! runs of the tests use it.
 //!
-//! A request ends when it begins, but for those that hang and for long polls. Deliberately absent: queues, retries and everything else that would make of this a model of somebody's backend.
+//! A request ends when it begins, but for those that hang and for long polls. Deliberately absent:
+//! queues, retries and everything else that would make of this a model of somebody's backend.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,7 +16,9 @@ use crate::bucket::murmur3_x86_32;
 use crate::guard::Rule;
 use crate::judge::{Observed, Waited};
 use crate::outcome::{Ending, Evidence, FailureKind, Outcome};
-use crate::plane::{Actor, Announcement, Change, Command, CommandError, ControlPlane, Effect, Event, Restored};
+use crate::plane::{
+    Actor, Announcement, Change, Command, CommandError, ControlPlane, Effect, Event, Restored,
+};
 use crate::rollout::RolloutSettings;
 use crate::side::{PerSide, Side};
 use crate::split::{Ask, Decision, Split, UserKey, decide};
@@ -38,9 +44,17 @@ enum Look {
 }
 
 /// What is asked for, evenly.
-const PATHS: [&str; 6] = ["/", "/cart", "/cart/items", "/api/orders", "/api/users", "/search"];
+const PATHS: [&str; 6] = [
+    "/",
+    "/cart",
+    "/cart/items",
+    "/api/orders",
+    "/api/users",
+    "/search",
+];
 
-/// A small fast generator with a seed: xoshiro256++ (Blackman and Vigna 2019), seeded by splitmix64.
+/// A small fast generator with a seed: xoshiro256++ (Blackman and Vigna 2019), seeded by
+/// splitmix64.
 #[derive(Clone, Debug)]
 pub struct Chance([u64; 4]);
 
@@ -131,7 +145,8 @@ pub struct Traffic {
     pub sigma: f64,
     /// Whether few users do most of what is done (Zipf's law), rather than all alike.
     pub is_uneven: bool,
-    /// The share of users of whom `persistent_rate` of the requests are answered 4xx, on either side: expired tokens, broken scripts.
+    /// The share of users of whom `persistent_rate` of the requests are answered 4xx, on either
+    /// side: expired tokens, broken scripts.
     pub persistent: f64,
     /// How many of the requests of a persistent user fail.
     pub persistent_rate: f64,
@@ -143,7 +158,8 @@ pub struct Traffic {
     pub keyless: f64,
     /// How much slower requests of users named in `always_new` are than those of others.
     pub listed_times: f64,
-    /// The share of requests that are long polls, answered after 14 s; a fifth of the users send all of them.
+    /// The share of requests that are long polls, answered after 14 s; a fifth of the users send
+    /// all of them.
     pub polls: f64,
     /// By how much traffic falls at night, `0..=1`: midnight is at the beginning.
     pub night: f64,
@@ -151,7 +167,17 @@ pub struct Traffic {
 
 impl Default for Traffic {
     fn default() -> Self {
-        Self { rps: 100.0, users: 10_000, networks: 2_500, errors: 0.001, client_errors: 0.01, aborts: 0.001, median_us: 40_000.0, sigma: 1.0, ..Self::STILL }
+        Self {
+            rps: 100.0,
+            users: 10_000,
+            networks: 2_500,
+            errors: 0.001,
+            client_errors: 0.01,
+            aborts: 0.001,
+            median_us: 40_000.0,
+            sigma: 1.0,
+            ..Self::STILL
+        }
     }
 }
 
@@ -266,8 +292,12 @@ struct Alias(Vec<(f64, u32)>);
 impl Alias {
     fn new(weights: Vec<f64>) -> Self {
         let (count, sum) = (weights.len(), weights.iter().sum::<f64>());
-        let mut scaled: Vec<f64> = weights.iter().map(|weight| weight / sum * count as f64).collect();
-        let (mut small, mut large): (Vec<usize>, Vec<usize>) = (0..count).partition(|at| scaled[*at] < 1.0);
+        let mut scaled: Vec<f64> = weights
+            .iter()
+            .map(|weight| weight / sum * count as f64)
+            .collect();
+        let (mut small, mut large): (Vec<usize>, Vec<usize>) =
+            (0..count).partition(|at| scaled[*at] < 1.0);
         let mut cells = vec![(1.0, 0u32); count];
         while let (Some(low), Some(&high)) = (small.pop(), large.last()) {
             cells[low] = (scaled[low], high as u32);
@@ -283,7 +313,11 @@ impl Alias {
     fn draw(&self, chance: &mut Chance) -> usize {
         let cell = chance.below(self.0.len() as u32) as usize;
         let (part, other) = self.0[cell];
-        if chance.unit() < part { cell } else { other as usize }
+        if chance.unit() < part {
+            cell
+        } else {
+            other as usize
+        }
     }
 }
 
@@ -329,15 +363,36 @@ impl World {
                 let user = murmur3_x86_32(&[&key[..], b"/who"].concat());
                 let who = Who { user, network };
                 let is_listed = scenario.settings.always_new.contains(&key);
-                User { key, who, is_listed, is_persistent: chance.happens(traffic.persistent), is_slow: chance.happens(traffic.slow_users), luck: chance.unit() }
+                User {
+                    key,
+                    who,
+                    is_listed,
+                    is_persistent: chance.happens(traffic.persistent),
+                    is_slow: chance.happens(traffic.slow_users),
+                    luck: chance.unit(),
+                }
             })
             .collect();
         let activity = traffic.is_uneven.then(|| {
             let users = users.len() as f64;
-            Alias::new((0..users as usize).map(|rank| 1.0 / (rank as f64 + 1.0 + 0.01 * users)).collect())
+            Alias::new(
+                (0..users as usize)
+                    .map(|rank| 1.0 / (rank as f64 + 1.0 + 0.01 * users))
+                    .collect(),
+            )
         });
-        let latencies = (0..1 << 16).map(|_| (traffic.median_us * (traffic.sigma * chance.normal()).exp()).clamp(1.0, 6e7) as f32).collect();
-        let hang_ticks = scenario.settings.guard.rules.iter().find_map(|rule| if let Rule::Hang(us) = rule { Some((us / micros(TICK)) as usize) } else { None });
+        let latencies = (0..1 << 16)
+            .map(|_| {
+                (traffic.median_us * (traffic.sigma * chance.normal()).exp()).clamp(1.0, 6e7) as f32
+            })
+            .collect();
+        let hang_ticks = scenario.settings.guard.rules.iter().find_map(|rule| {
+            if let Rule::Hang(us) = rule {
+                Some((us / micros(TICK)) as usize)
+            } else {
+                None
+            }
+        });
         let mut world = Self {
             plane: ControlPlane::new(Restored::Fresh),
             split: Split::default(),
@@ -350,7 +405,10 @@ impl World {
             users,
             activity,
             latencies,
-            now: Now { mono: Mono::default(), wall: Wall::from_millis(1_700_000_000_000) },
+            now: Now {
+                mono: Mono::default(),
+                wall: Wall::from_millis(1_700_000_000_000),
+            },
             last_look: Mono::default(),
             hanging: VecDeque::new(),
             started: VecDeque::new(),
@@ -394,12 +452,19 @@ impl World {
 
     /// Whether the rollout is rolled back.
     pub fn is_rolled_back(&self) -> bool {
-        self.plane.rollouts().iter().any(|rollout| rollout.latch().is_some())
+        self.plane
+            .rollouts()
+            .iter()
+            .any(|rollout| rollout.latch().is_some())
     }
 
     /// Puts other settings in force, as an edited file would.
     pub fn set(&mut self, settings: RolloutSettings) -> Vec<Announcement> {
-        let event = Event::Settings { rollouts: vec![settings], actor: Actor::file(), reason: String::new() };
+        let event = Event::Settings {
+            rollouts: vec![settings],
+            actor: Actor::file(),
+            reason: String::new(),
+        };
         let effects = self.plane.on(event, self.now).unwrap_or_default();
         self.carry_out(effects)
     }
@@ -410,8 +475,19 @@ impl World {
     /// When the plane refuses it.
     pub fn command(&mut self, command: Command) -> Result<Vec<Announcement>, CommandError> {
         let id = self.scenario.settings.id.clone();
-        let actor = Actor { name: "simulation".to_owned(), source: crate::plane::Source::Cli };
-        let effects = self.plane.on(Event::Command { rollout: &id, command, actor, reason: "simulated".to_owned() }, self.now)?;
+        let actor = Actor {
+            name: "simulation".to_owned(),
+            source: crate::plane::Source::Cli,
+        };
+        let effects = self.plane.on(
+            Event::Command {
+                rollout: &id,
+                command,
+                actor,
+                reason: "simulated".to_owned(),
+            },
+            self.now,
+        )?;
         Ok(self.carry_out(effects))
     }
 
@@ -424,19 +500,35 @@ impl World {
     pub fn noisy_user(&mut self, requests: u32) {
         let number = self.chance.below(self.users.len() as u32) as usize;
         let User { key, who, .. } = self.users[number].clone();
-        let side = self.decide(UserKey::Known(&key)).map_or(Side::Legacy, |decision| decision.side);
-        self.noise.push(Noise { who, side, left: requests });
+        let side = self
+            .decide(UserKey::Known(&key))
+            .map_or(Side::Legacy, |decision| decision.side);
+        self.noise.push(Noise {
+            who,
+            side,
+            left: requests,
+        });
     }
 
     /// A client that makes a request fail on purpose.
     pub fn fails_on_purpose(&mut self, who: Who, side: Side) {
-        let ending = Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1_000), evidence: Evidence::Compared };
+        let ending = Ending {
+            outcome: Outcome::Failure(FailureKind::Status),
+            status: Some(500),
+            latency_us: Some(1_000),
+            evidence: Evidence::Compared,
+        };
         self.end(side, &ending, who);
     }
 
     /// One user who sends many requests at once; all of them are answered well.
     pub fn crawls(&mut self, who: Who, side: Side, requests: u32) {
-        let ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: Some(1_000), evidence: Evidence::Compared };
+        let ending = Ending {
+            outcome: Outcome::Success,
+            status: Some(200),
+            latency_us: Some(1_000),
+            evidence: Evidence::Compared,
+        };
         for _ in 0..requests {
             self.end(side, &ending, who);
         }
@@ -460,7 +552,8 @@ impl World {
         let mut at_us = 0.0;
         let traffic = self.scenario.traffic;
         let time_of_day = (self.elapsed().as_secs_f64() / DAY).fract();
-        let by_day = 1.0 - traffic.night * (0.5 + 0.5 * (std::f64::consts::TAU * time_of_day).cos());
+        let by_day =
+            1.0 - traffic.night * (0.5 + 0.5 * (std::f64::consts::TAU * time_of_day).cos());
         let gap_us = 1e6 / (traffic.rps * by_day).max(1e-9);
         let (mut started, mut compared_started) = (PerSide::default(), PerSide::default());
         loop {
@@ -471,11 +564,17 @@ impl World {
             self.now.mono = begin.mono.forward(Duration::from_micros(at_us as u64));
             said.extend(self.hear_answers());
             let failed_on_new = self.request(&mut started, &mut compared_started);
-            if failed_on_new && self.scenario.between_ticks && self.now.mono.since(self.last_look) >= WAKE_PAUSE {
+            if failed_on_new
+                && self.scenario.between_ticks
+                && self.now.mono.since(self.last_look) >= WAKE_PAUSE
+            {
                 said.extend(self.look(Look::Failure));
             }
         }
-        self.now = Now { mono: begin.mono.forward(length), wall: Wall::from_millis(begin.wall.as_millis() + (length_us / 1_000) as i64) };
+        self.now = Now {
+            mono: begin.mono.forward(length),
+            wall: Wall::from_millis(begin.wall.as_millis() + (length_us / 1_000) as i64),
+        };
         said.extend(self.hear_answers());
         self.make_noise();
         self.end_polls();
@@ -493,13 +592,30 @@ impl World {
     /// What is wrong with a side now.
     fn faults(&self, side: Side) -> impl Iterator<Item = FaultKind> + '_ {
         let elapsed = self.elapsed();
-        let is_on = move |fault: &&Fault| fault.side.is_none_or(|at| at == side) && elapsed >= fault.from && elapsed - fault.from < fault.lasts;
-        self.scenario.faults.iter().filter(is_on).map(|fault| fault.kind)
+        let is_on = move |fault: &&Fault| {
+            fault.side.is_none_or(|at| at == side)
+                && elapsed >= fault.from
+                && elapsed - fault.from < fault.lasts
+        };
+        self.scenario
+            .faults
+            .iter()
+            .filter(is_on)
+            .map(|fault| fault.kind)
     }
 
     fn decide(&self, key: UserKey<'_>) -> Option<Decision> {
         let available = PerSide::from_fn(|side| !self.is_down(side));
-        self.split.rollouts.first().map(|rollout| decide(rollout, &Ask { key, override_to: None, available }))
+        self.split.rollouts.first().map(|rollout| {
+            decide(
+                rollout,
+                &Ask {
+                    key,
+                    override_to: None,
+                    available,
+                },
+            )
+        })
     }
 
     /// One request. Says whether it failed on new.
@@ -508,13 +624,29 @@ impl World {
         let is_keyless = self.chance.happens(traffic.keyless);
         let is_poll = !is_keyless && self.chance.happens(traffic.polls);
         let number = match &self.activity {
-            _ if is_poll => self.chance.below(((self.users.len() as f64 * POLLERS) as u32).max(1)) as usize,
+            _ if is_poll => self
+                .chance
+                .below(((self.users.len() as f64 * POLLERS) as u32).max(1))
+                as usize,
             Some(activity) => activity.draw(&mut self.chance),
             None => self.chance.below(self.users.len() as u32) as usize,
         };
-        let User { who, is_listed, is_persistent, is_slow, luck, .. } = self.users[number];
-        let key = if is_keyless { UserKey::None } else { UserKey::Known(&self.users[number].key) };
-        let Some(decision) = self.decide(key) else { return false };
+        let User {
+            who,
+            is_listed,
+            is_persistent,
+            is_slow,
+            luck,
+            ..
+        } = self.users[number];
+        let key = if is_keyless {
+            UserKey::None
+        } else {
+            UserKey::Known(&self.users[number].key)
+        };
+        let Some(decision) = self.decide(key) else {
+            return false;
+        };
         let (side, evidence) = (decision.side, decision.evidence());
         started[side] += 1;
         compared_started[side] += u64::from(evidence.is_compared());
@@ -522,11 +654,22 @@ impl World {
             self.polls.push_back((self.now.mono, number));
             return false;
         }
-        let mut ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: None, evidence };
+        let mut ending = Ending {
+            outcome: Outcome::Success,
+            status: Some(200),
+            latency_us: None,
+            evidence,
+        };
         let mut latency = f64::from(self.latencies[self.chance.below(1 << 16) as usize]);
-        latency *= if is_slow { traffic.slow_times } else { 1.0 } * if is_listed { traffic.listed_times } else { 1.0 } * if is_keyless { KEYLESS_TIMES } else { 1.0 };
+        latency *= if is_slow { traffic.slow_times } else { 1.0 }
+            * if is_listed { traffic.listed_times } else { 1.0 }
+            * if is_keyless { KEYLESS_TIMES } else { 1.0 };
         let mut errors = traffic.errors;
-        let mut client_errors = if is_persistent && !is_keyless { traffic.persistent_rate } else { traffic.client_errors };
+        let mut client_errors = if is_persistent && !is_keyless {
+            traffic.persistent_rate
+        } else {
+            traffic.client_errors
+        };
         let (mut is_refused, mut is_hanging, mut is_redirected) = (false, false, false);
         let faults: Vec<FaultKind> = self.faults(side).collect();
         for fault in faults {
@@ -535,7 +678,13 @@ impl World {
                 FaultKind::ErrorsOfUsers(share) => errors = if luck < share { 1.0 } else { errors },
                 FaultKind::Refused | FaultKind::NoServer => is_refused = true,
                 FaultKind::Slow(factor) => latency *= factor,
-                FaultKind::Tail(share, factor) => latency *= if self.chance.happens(share) { factor } else { 1.0 },
+                FaultKind::Tail(share, factor) => {
+                    latency *= if self.chance.happens(share) {
+                        factor
+                    } else {
+                        1.0
+                    }
+                }
                 FaultKind::ClientErrors(rate) => client_errors = client_errors.max(rate),
                 FaultKind::Redirects(share) => is_redirected |= luck < share,
                 FaultKind::Hang => is_hanging = true,
@@ -548,25 +697,54 @@ impl World {
         }
         ending.latency_us = Some(latency.min(6e7) as u64);
         if is_refused {
-            ending = Ending { outcome: Outcome::Failure(FailureKind::Connect), status: Some(502), latency_us: None, ..ending };
+            ending = Ending {
+                outcome: Outcome::Failure(FailureKind::Connect),
+                status: Some(502),
+                latency_us: None,
+                ..ending
+            };
         } else if self.chance.happens(errors) {
-            ending = Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), ..ending };
+            ending = Ending {
+                outcome: Outcome::Failure(FailureKind::Status),
+                status: Some(500),
+                ..ending
+            };
         } else if self.chance.happens(client_errors) {
-            ending = Ending { outcome: Outcome::ClientError, status: Some(404), ..ending };
+            ending = Ending {
+                outcome: Outcome::ClientError,
+                status: Some(404),
+                ..ending
+            };
         } else if self.chance.happens(traffic.aborts) {
-            ending = Ending { outcome: Outcome::Aborted, status: None, latency_us: None, ..ending };
+            ending = Ending {
+                outcome: Outcome::Aborted,
+                status: None,
+                latency_us: None,
+                ..ending
+            };
         } else if is_redirected {
             ending.status = Some(302);
         }
         self.end(side, &ending, who)
     }
 
-    /// Polls that have waited for their time are answered well. They are decided once more, since a side is all that matters of them.
+    /// Polls that have waited for their time are answered well. They are decided once more, since a
+    /// side is all that matters of them.
     fn end_polls(&mut self) {
-        while let Some((_, number)) = self.polls.pop_front_if(|(at, _)| self.now.mono.since(*at) >= POLL) {
+        while let Some((_, number)) = self
+            .polls
+            .pop_front_if(|(at, _)| self.now.mono.since(*at) >= POLL)
+        {
             let User { key, who, .. } = self.users[number].clone();
-            let Some(decision) = self.decide(UserKey::Known(&key)) else { continue };
-            let ending = Ending { outcome: Outcome::Success, status: Some(200), latency_us: Some(micros(POLL)), evidence: decision.evidence() };
+            let Some(decision) = self.decide(UserKey::Known(&key)) else {
+                continue;
+            };
+            let ending = Ending {
+                outcome: Outcome::Success,
+                status: Some(200),
+                latency_us: Some(micros(POLL)),
+                evidence: decision.evidence(),
+            };
             self.end(decision.side, &ending, who);
         }
     }
@@ -576,7 +754,12 @@ impl World {
         let mut said = Vec::new();
         while let Some(at) = self.asked.iter().position(|(due, _)| *due <= self.now.mono) {
             let (_, side) = self.asked.swap_remove(at);
-            let is_dead = |kind: FaultKind| matches!(kind, FaultKind::Refused | FaultKind::NoServer | FaultKind::Hang) || matches!(kind, FaultKind::Errors(rate) if rate >= 1.0);
+            let is_dead = |kind: FaultKind| {
+                matches!(
+                    kind,
+                    FaultKind::Refused | FaultKind::NoServer | FaultKind::Hang
+                ) || matches!(kind, FaultKind::Errors(rate) if rate >= 1.0)
+            };
             let is_good = !self.faults(side).any(is_dead);
             said.extend(self.look(Look::Answer(side, is_good)));
         }
@@ -610,16 +793,27 @@ impl World {
     }
 
     fn end_hanging(&mut self) {
-        while let Some((_, side, who, evidence)) = self.hanging.pop_front_if(|(at, ..)| self.now.mono.since(*at) >= self.scenario.timeout) {
-            let ending = Ending { outcome: Outcome::Failure(FailureKind::Timeout), status: Some(504), latency_us: Some(micros(self.scenario.timeout)), evidence };
+        while let Some((_, side, who, evidence)) = self
+            .hanging
+            .pop_front_if(|(at, ..)| self.now.mono.since(*at) >= self.scenario.timeout)
+        {
+            let ending = Ending {
+                outcome: Outcome::Failure(FailureKind::Timeout),
+                status: Some(504),
+                latency_us: Some(micros(self.scenario.timeout)),
+                evidence,
+            };
             self.end(side, &ending, who);
             self.on_new.0 -= u64::from(side == Side::New);
         }
     }
 
-    /// What reached the age of the hang rule in this tick: of all evidence, and of users who are compared.
+    /// What reached the age of the hang rule in this tick: of all evidence, and of users who are
+    /// compared.
     fn waited(&mut self) -> (PerSide<Waited>, PerSide<Waited>) {
-        let Some(ticks) = self.hang_ticks else { return Default::default() };
+        let Some(ticks) = self.hang_ticks else {
+            return Default::default();
+        };
         if self.started.len() <= ticks {
             return Default::default();
         }
@@ -627,24 +821,41 @@ impl World {
         let compared_began = self.compared_started.pop_front().unwrap_or_default();
         let older_than = TICK * ticks as u32;
         let of_age = |at: Mono| (older_than..older_than + TICK).contains(&self.now.mono.since(at));
-        let mut waiting: Vec<(Side, Who, bool)> =
-            self.hanging.iter().filter(|(at, ..)| of_age(*at)).map(|(_, side, who, evidence)| (*side, *who, evidence.is_compared())).collect();
+        let mut waiting: Vec<(Side, Who, bool)> = self
+            .hanging
+            .iter()
+            .filter(|(at, ..)| of_age(*at))
+            .map(|(_, side, who, evidence)| (*side, *who, evidence.is_compared()))
+            .collect();
         for (_, number) in self.polls.iter().filter(|(at, _)| of_age(*at)) {
             let user = &self.users[*number];
-            waiting.extend(self.decide(UserKey::Known(&user.key)).map(|decision| (decision.side, user.who, decision.evidence().is_compared())));
+            waiting.extend(
+                self.decide(UserKey::Known(&user.key))
+                    .map(|decision| (decision.side, user.who, decision.evidence().is_compared())),
+            );
         }
         let of = |began: PerSide<u64>, only_compared: bool| {
             PerSide::from_fn(|side| {
                 let mut places = [0u64; 16];
-                for (_, who, _) in waiting.iter().filter(|(on, _, is_compared)| *on == side && (*is_compared || !only_compared)) {
+                for (_, who, _) in waiting
+                    .iter()
+                    .filter(|(on, _, is_compared)| *on == side && (*is_compared || !only_compared))
+                {
                     places[who.network as usize % 16] += 1;
                 }
-                let (hung, top) = (places.iter().sum(), places.iter().max().copied().unwrap_or_default());
+                let (hung, top) = (
+                    places.iter().sum(),
+                    places.iter().max().copied().unwrap_or_default(),
+                );
                 Waited {
                     started: began[side],
                     hung,
                     places: places.iter().filter(|count| **count > 0).count() as u32,
-                    top_place: if hung == 0 { 0.0 } else { top as f64 / hung as f64 },
+                    top_place: if hung == 0 {
+                        0.0
+                    } else {
+                        top as f64 / hung as f64
+                    },
                 }
             })
         };
@@ -656,18 +867,43 @@ impl World {
         let witnesses = self.watch.drain();
         let available = PerSide::from_fn(|side| !self.is_down(side));
         let is_tick = look == Look::Tick;
-        let (waited, waited_compared) = if is_tick { self.waited() } else { Default::default() };
+        let (waited, waited_compared) = if is_tick {
+            self.waited()
+        } else {
+            Default::default()
+        };
         let is_due = is_tick && tick_of(self.now.mono).is_multiple_of(4);
         let crowd = self.crowd.look(&self.watch, is_due, self.now.mono);
-        let (totals, compared) = (std::mem::take(&mut self.totals), std::mem::take(&mut self.compared));
+        let (totals, compared) = (
+            std::mem::take(&mut self.totals),
+            std::mem::take(&mut self.compared),
+        );
         let streaks = self.watch.streaks();
-        let passes_checks = PerSide { legacy: false, new: false };
-        let observed = [Observed { totals: &totals[0], compared: &compared[0], streaks, available, passes_checks, waited, waited_compared, witnesses: &witnesses, crowd }];
+        let passes_checks = PerSide {
+            legacy: false,
+            new: false,
+        };
+        let observed = [Observed {
+            totals: &totals[0],
+            compared: &compared[0],
+            streaks,
+            available,
+            passes_checks,
+            waited,
+            waited_compared,
+            witnesses: &witnesses,
+            crowd,
+        }];
         let id = self.scenario.settings.id.clone();
         let event = match look {
             Look::Tick => Event::Tick(&observed),
             Look::Failure => Event::Failure(&observed),
-            Look::Answer(side, is_good) => Event::Answered { rollout: &id, side, is_good, observed: &observed },
+            Look::Answer(side, is_good) => Event::Answered {
+                rollout: &id,
+                side,
+                is_good,
+                observed: &observed,
+            },
         };
         let effects = self.plane.on(event, self.now).unwrap_or_default();
         (self.totals, self.compared) = (totals, compared);
@@ -682,7 +918,11 @@ impl World {
                 Effect::Persist(_) => {}
                 Effect::Ask { side, .. } => {
                     let is_hanging = self.faults(side).any(|kind| kind == FaultKind::Hang);
-                    let takes = if is_hanging { ASK_PATIENCE } else { Duration::from_micros(1_000 + u64::from(self.chance.below(4_000))) };
+                    let takes = if is_hanging {
+                        ASK_PATIENCE
+                    } else {
+                        Duration::from_micros(1_000 + u64::from(self.chance.below(4_000)))
+                    };
                     self.asked.push((self.now.mono.forward(takes), side));
                 }
                 Effect::Announce(announcement) => {
@@ -715,26 +955,49 @@ pub struct Noticed {
     pub sentence: String,
 }
 
-/// Lets a world be healthy for `warm_up`, adds `fault` from then on, and waits at most `patience` for the rollback. `Err` holds the false alarm when it came before.
+/// Lets a world be healthy for `warm_up`, adds `fault` from then on, and waits at most `patience`
+/// for the rollback. `Err` holds the false alarm when it came before.
 ///
 /// # Errors
 /// The sentence of a rollback before anything was wrong.
-pub fn notice(scenario: Scenario, warm_up: Duration, fault: Fault, patience: Duration) -> Result<Option<Noticed>, String> {
+pub fn notice(
+    scenario: Scenario,
+    warm_up: Duration,
+    fault: Fault,
+    patience: Duration,
+) -> Result<Option<Noticed>, String> {
     let mut world = World::new(scenario);
-    let trip_of = |said: Vec<Announcement>| said.into_iter().find_map(|announcement| if let Change::RolledBack(trip) = announcement.change { Some(trip) } else { None });
+    let trip_of = |said: Vec<Announcement>| {
+        said.into_iter().find_map(|announcement| {
+            if let Change::RolledBack(trip) = announcement.change {
+                Some(trip)
+            } else {
+                None
+            }
+        })
+    };
     while world.elapsed() < warm_up {
         if let Some(trip) = trip_of(world.tick()) {
             return Err(trip.sentence);
         }
     }
     let (began, before) = (world.elapsed(), world.on_new);
-    world.fault(Fault { from: began, ..fault });
+    world.fault(Fault {
+        from: began,
+        ..fault
+    });
     while world.elapsed() < began + patience {
         if let Some(trip) = trip_of(world.tick()) {
             // It may lie within the tick.
             let (at, on_new) = world.tripped.unwrap_or((world.now.mono, world.on_new));
             let delay = at.since(Mono::default()) - began;
-            return Ok(Some(Noticed { delay, requests: on_new.0 - before.0, bad: on_new.1 - before.1, rule: trip.cause.label().to_owned(), sentence: trip.sentence }));
+            return Ok(Some(Noticed {
+                delay,
+                requests: on_new.0 - before.0,
+                bad: on_new.1 - before.1,
+                rule: trip.cause.label().to_owned(),
+                sentence: trip.sentence,
+            }));
         }
     }
     Ok(None)

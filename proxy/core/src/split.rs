@@ -1,9 +1,11 @@
 //! Who goes where: the immutable snapshot the data path reads, and the decision for one request.
 //!
-//! A [`Split`] is built by the control plane and never changed; a request reads one from start to end. What is heavy (lists, keys, match rules) sits in an
-//! `Arc<RolloutRule>` shared from one split to the next, so that publishing a drop copies a few words.
+//! A [`Split`] is built by the control plane and never changed; a request reads one from start to
+//! end. What is heavy (lists, keys, match rules) sits in an `Arc<RolloutRule>` shared from one
+//! split to the next, so that publishing a drop copies a few words.
 //!
-//! Deliberately absent: extraction of the user key from a request (the gateway's `identity`), and chance: a random bucket is an argument.
+//! Deliberately absent: extraction of the user key from a request (the gateway's `identity`), and
+//! chance: a random bucket is an argument.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -41,10 +43,15 @@ impl Split {
 }
 
 impl Split {
-    /// This split with nobody exposed who is not exposed under `in_force`: shares at the lower of the two, latches kept, rollouts that are new at zero.
+    /// This split with nobody exposed who is not exposed under `in_force`: shares at the lower of
+    /// the two, latches kept, rollouts that are new at zero.
     pub fn capped_by(mut self, in_force: &Self) -> Self {
         for rollout in &mut self.rollouts {
-            match in_force.rollouts.iter().find(|before| before.rule.id == rollout.rule.id) {
+            match in_force
+                .rollouts
+                .iter()
+                .find(|before| before.rule.id == rollout.rule.id)
+            {
                 Some(before) => {
                     rollout.percent = rollout.percent.min(before.percent);
                     rollout.latched |= before.latched;
@@ -87,18 +94,26 @@ impl Lead {
             latched: rollout.latched,
             maintenance: rollout.maintenance,
         });
-        Self { rollouts: rollouts.collect(), maintenance: split.maintenance }
+        Self {
+            rollouts: rollouts.collect(),
+            maintenance: split.maintenance,
+        }
     }
 }
 
 impl Split {
-    /// The shares, latches and maintenance of the process that leads; what is latched here stays so. Of a rollout that it does not have nobody goes to new.
+    /// The shares, latches and maintenance of the process that leads; what is latched here stays
+    /// so. Of a rollout that it does not have nobody goes to new.
     pub fn led_by(mut self, lead: &Lead) -> Self {
         for rollout in &mut self.rollouts {
             match lead.rollouts.iter().find(|led| led.id == rollout.rule.id) {
                 Some(led) => {
                     rollout.latched |= led.latched;
-                    rollout.percent = if rollout.latched { Percent::ZERO } else { led.percent };
+                    rollout.percent = if rollout.latched {
+                        Percent::ZERO
+                    } else {
+                        led.percent
+                    };
                     rollout.maintenance = led.maintenance;
                 }
                 None => (rollout.percent, rollout.latched) = (Percent::ZERO, true),
@@ -120,7 +135,8 @@ pub struct RolloutSplit {
     pub latched: bool,
     /// Whether users may be on new although it is rolled back.
     pub spill: Spill,
-    /// Changes when the rollout is re-armed. Outcomes of requests decided under another epoch are no evidence.
+    /// Changes when the rollout is re-armed. Outcomes of requests decided under another epoch are
+    /// no evidence.
     pub epoch: u64,
     /// What is kept out of its requests.
     pub maintenance: Restriction,
@@ -161,14 +177,17 @@ pub struct RolloutRule {
     pub backends: PerSide<Arc<str>>,
     /// Whether a request that fails on new is answered by legacy.
     pub failover: Failover,
-    /// Path prefixes, in the form of [`Match::path`], below which a file that is missing on one side is fetched from the other.
+    /// Path prefixes, in the form of [`Match::path`], below which a file that is missing on one
+    /// side is fetched from the other.
     pub fallback_on_404: Vec<Box<str>>,
 }
 
 impl RolloutRule {
     /// Whether a file missing at this normalised path is fetched from the other side.
     pub fn falls_back(&self, path: &str) -> bool {
-        self.fallback_on_404.iter().any(|prefix| is_below(prefix, path))
+        self.fallback_on_404
+            .iter()
+            .any(|prefix| is_below(prefix, path))
     }
 }
 
@@ -179,7 +198,8 @@ pub enum Failover {
     Off,
     /// Those of which nothing was sent: the connection could not be made.
     Connect,
-    /// These, and those that change nothing (GET, HEAD, OPTIONS) if the failure shows before the response header or is one (5xx).
+    /// These, and those that change nothing (GET, HEAD, OPTIONS) if the failure shows before the
+    /// response header or is one (5xx).
     #[default]
     Safe,
 }
@@ -197,7 +217,10 @@ impl Failover {
 
 /// Whether a normalised path is the prefix or below it, by whole segments.
 fn is_below(prefix: &str, path: &str) -> bool {
-    prefix == "/" || path.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    prefix == "/"
+        || path
+            .strip_prefix(prefix)
+            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 /// Which requests a rollout takes. Each part is optional; an absent one accepts everything.
@@ -205,16 +228,21 @@ fn is_below(prefix: &str, path: &str) -> bool {
 pub struct Match {
     /// Lower-case host without port, or `*.example.org` for any name below it.
     pub host: Option<Box<str>>,
-    /// Path prefix by whole segments, beginning with `/` and without a closing one: `/shop` takes `/shop` and `/shop/1`, not `/shopping`.
+    /// Path prefix by whole segments, beginning with `/` and without a closing one: `/shop` takes
+    /// `/shop` and `/shop/1`, not `/shopping`.
     pub path: Option<Box<str>>,
     /// Upper-case methods; empty takes all.
     pub methods: Vec<Box<str>>,
 }
 
 impl Match {
-    /// Whether a request is taken. `host` has no port and may end in the dot of a full name, `path` is normalised and has no query.
+    /// Whether a request is taken. `host` has no port and may end in the dot of a full name, `path`
+    /// is normalised and has no query.
     pub fn accepts(&self, host: &str, path: &str, method: &str) -> bool {
-        self.accepts_host(host) && self.accepts_path(path) && (self.methods.is_empty() || self.methods.iter().any(|accepted| &**accepted == method))
+        self.accepts_host(host)
+            && self.accepts_path(path)
+            && (self.methods.is_empty()
+                || self.methods.iter().any(|accepted| &**accepted == method))
     }
 
     fn accepts_host(&self, host: &str) -> bool {
@@ -224,7 +252,9 @@ impl Match {
             Some(wanted) => match wanted.strip_prefix('*') {
                 None => wanted.eq_ignore_ascii_case(host),
                 Some(suffix) => {
-                    let Some(at) = host.len().checked_sub(suffix.len()) else { return false };
+                    let Some(at) = host.len().checked_sub(suffix.len()) else {
+                        return false;
+                    };
                     at > 0 && host.as_bytes()[at..].eq_ignore_ascii_case(suffix.as_bytes())
                 }
             },
@@ -315,13 +345,18 @@ pub struct Key {
 impl Key {
     /// The key as the file writes it, such as `cookie:uid|decode|lower`.
     pub fn text(&self) -> String {
-        self.steps.iter().fold(self.source.text(), |text, step| text + "|" + step.name())
+        self.steps
+            .iter()
+            .fold(self.source.text(), |text, step| text + "|" + step.name())
     }
 }
 
 impl From<KeySource> for Key {
     fn from(source: KeySource) -> Self {
-        Self { source, steps: Vec::new() }
+        Self {
+            source,
+            steps: Vec::new(),
+        }
     }
 }
 
@@ -337,7 +372,8 @@ pub enum Anonymous {
     Random,
 }
 
-/// User keys named by the operator. The map hashes in memory only, with fixed seeds: its order and output are never seen.
+/// User keys named by the operator. The map hashes in memory only, with fixed seeds: its order and
+/// output are never seen.
 #[derive(Clone, Debug)]
 pub struct UserList(HashSet<Box<[u8]>, ahash::RandomState>);
 
@@ -418,7 +454,14 @@ impl Decision {
         match (self.reason, self.bucket) {
             (Reason::Override, _) => Evidence::None,
             (Reason::Bucket, _) | (Reason::Anonymous, Some(_)) => Evidence::Compared,
-            (Reason::AlwaysLegacy | Reason::RolledBack | Reason::AlwaysNew | Reason::Anonymous | Reason::Health, _) => Evidence::Limits,
+            (
+                Reason::AlwaysLegacy
+                | Reason::RolledBack
+                | Reason::AlwaysNew
+                | Reason::Anonymous
+                | Reason::Health,
+                _,
+            ) => Evidence::Limits,
         }
     }
 }
@@ -446,7 +489,15 @@ impl Reason {
     /// How many reasons there are.
     pub const COUNT: usize = 7;
     /// All reasons, in the order of their index.
-    pub const ALL: [Self; Self::COUNT] = [Self::Override, Self::AlwaysLegacy, Self::RolledBack, Self::AlwaysNew, Self::Anonymous, Self::Bucket, Self::Health];
+    pub const ALL: [Self; Self::COUNT] = [
+        Self::Override,
+        Self::AlwaysLegacy,
+        Self::RolledBack,
+        Self::AlwaysNew,
+        Self::Anonymous,
+        Self::Bucket,
+        Self::Health,
+    ];
 
     /// The name used in headers, metrics, the access log and `explain`.
     pub const fn name(self) -> &'static str {
@@ -467,10 +518,13 @@ impl Reason {
     }
 }
 
-/// Decides one request by the order of the contract: override, `always_legacy`, rolled back, `always_new`, no key, bucket; then health.
+/// Decides one request by the order of the contract: override, `always_legacy`, rolled back,
+/// `always_new`, no key, bucket; then health.
 ///
-/// Maintenance, the contract's first step, answers a request instead of sending it somewhere and so stands before this function.
-/// Health moves only those whom a list, chance, their bucket or a rollback of the guard put there: a tester's override, `always_legacy` and a rollback by a person are somebody's explicit word.
+/// Maintenance, the contract's first step, answers a request instead of sending it somewhere and so
+/// stands before this function. Health moves only those whom a list, chance, their bucket or a
+/// rollback of the guard put there: a tester's override, `always_legacy` and a rollback by a person
+/// are somebody's explicit word.
 pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
     let rule = &*rollout.rule;
     let (key, bucket) = match ask.key {
@@ -478,7 +532,11 @@ pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
         UserKey::Random(bucket) => (None, Some(bucket)),
         UserKey::None => (None, None),
     };
-    let decision = |side, reason| Decision { side, bucket, reason };
+    let decision = |side, reason| Decision {
+        side,
+        bucket,
+        reason,
+    };
     if let Some(side) = ask.override_to {
         return decision(side, Reason::Override);
     }
@@ -491,9 +549,19 @@ pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
             Spill::WithoutServer => !ask.available.legacy,
             Spill::Now => true,
         };
-        return if spills && ask.available.new { decision(Side::New, Reason::Health) } else { decision(Side::Legacy, Reason::RolledBack) };
+        return if spills && ask.available.new {
+            decision(Side::New, Reason::Health)
+        } else {
+            decision(Side::Legacy, Reason::RolledBack)
+        };
     }
-    let by_bucket = |bucket: Bucket| if bucket.is_within(rollout.percent) { Side::New } else { Side::Legacy };
+    let by_bucket = |bucket: Bucket| {
+        if bucket.is_within(rollout.percent) {
+            Side::New
+        } else {
+            Side::Legacy
+        }
+    };
     let chosen = match (key, bucket) {
         (Some(key), _) if rule.always_new.contains(key) => decision(Side::New, Reason::AlwaysNew),
         (Some(_), Some(bucket)) => decision(by_bucket(bucket), Reason::Bucket),
@@ -520,19 +588,40 @@ pub(crate) mod tests {
             anonymous: Anonymous::Legacy,
             always_new: UserList::new(["qa-1", "both"]),
             always_legacy: UserList::new(["vip", "both"]),
-            backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+            backends: PerSide {
+                legacy: "legacy".into(),
+                new: "new".into(),
+            },
             failover: Failover::Off,
             fallback_on_404: vec!["/assets".into()],
         }
     }
 
     fn rollout(percent: &str, latched: bool) -> RolloutSplit {
-        let percent = if latched { Percent::ZERO } else { Percent::parse(percent).expect("a percentage") };
-        RolloutSplit { rule: Arc::new(rule(Match::default())), percent, latched, spill: Spill::Never, epoch: 0, maintenance: Restriction::default() }
+        let percent = if latched {
+            Percent::ZERO
+        } else {
+            Percent::parse(percent).expect("a percentage")
+        };
+        RolloutSplit {
+            rule: Arc::new(rule(Match::default())),
+            percent,
+            latched,
+            spill: Spill::Never,
+            epoch: 0,
+            maintenance: Restriction::default(),
+        }
     }
 
     fn ask(key: Option<&str>) -> Ask<'_> {
-        Ask { key: key.map_or(UserKey::None, |key| UserKey::Known(key.as_bytes())), override_to: None, available: PerSide { legacy: true, new: true } }
+        Ask {
+            key: key.map_or(UserKey::None, |key| UserKey::Known(key.as_bytes())),
+            override_to: None,
+            available: PerSide {
+                legacy: true,
+                new: true,
+            },
+        }
     }
 
     fn check(rollout: &RolloutSplit, ask: &Ask<'_>, side: Side, reason: Reason) {
@@ -544,10 +633,31 @@ pub(crate) mod tests {
     fn each_step_decides_before_the_next() {
         let full = rollout("100", false);
         let none = rollout("0", false);
-        check(&full, &Ask { override_to: Some(Side::Legacy), ..ask(Some("qa-1")) }, Side::Legacy, Reason::Override);
-        check(&none, &Ask { override_to: Some(Side::New), ..ask(Some("vip")) }, Side::New, Reason::Override);
+        check(
+            &full,
+            &Ask {
+                override_to: Some(Side::Legacy),
+                ..ask(Some("qa-1"))
+            },
+            Side::Legacy,
+            Reason::Override,
+        );
+        check(
+            &none,
+            &Ask {
+                override_to: Some(Side::New),
+                ..ask(Some("vip"))
+            },
+            Side::New,
+            Reason::Override,
+        );
         check(&full, &ask(Some("vip")), Side::Legacy, Reason::AlwaysLegacy);
-        check(&full, &ask(Some("both")), Side::Legacy, Reason::AlwaysLegacy);
+        check(
+            &full,
+            &ask(Some("both")),
+            Side::Legacy,
+            Reason::AlwaysLegacy,
+        );
         check(&none, &ask(Some("qa-1")), Side::New, Reason::AlwaysNew);
         check(&full, &ask(None), Side::Legacy, Reason::Anonymous);
         check(&full, &ask(Some("u")), Side::New, Reason::Bucket);
@@ -557,35 +667,157 @@ pub(crate) mod tests {
     #[test]
     fn a_rollback_is_above_lists_and_buckets_but_not_above_a_testers_override() {
         let latched = rollout("100", true);
-        check(&latched, &ask(Some("qa-1")), Side::Legacy, Reason::RolledBack);
+        check(
+            &latched,
+            &ask(Some("qa-1")),
+            Side::Legacy,
+            Reason::RolledBack,
+        );
         check(&latched, &ask(Some("u")), Side::Legacy, Reason::RolledBack);
         check(&latched, &ask(None), Side::Legacy, Reason::RolledBack);
-        check(&latched, &Ask { override_to: Some(Side::New), ..ask(Some("u")) }, Side::New, Reason::Override);
+        check(
+            &latched,
+            &Ask {
+                override_to: Some(Side::New),
+                ..ask(Some("u"))
+            },
+            Side::New,
+            Reason::Override,
+        );
     }
 
     #[test]
     fn a_backend_without_a_server_is_replaced_unless_somebody_said_otherwise() {
         let full = rollout("100", false);
-        let no_new = PerSide { legacy: true, new: false };
-        let no_legacy = PerSide { legacy: false, new: true };
-        check(&full, &Ask { available: no_new, ..ask(Some("u")) }, Side::Legacy, Reason::Health);
-        check(&full, &Ask { available: no_legacy, ..ask(None) }, Side::New, Reason::Health);
-        check(&full, &Ask { available: no_legacy, ..ask(Some("vip")) }, Side::Legacy, Reason::AlwaysLegacy);
-        check(&rollout("5", true), &Ask { available: no_legacy, ..ask(Some("u")) }, Side::Legacy, Reason::RolledBack);
-        check(&full, &Ask { available: PerSide { legacy: false, new: false }, ..ask(Some("u")) }, Side::New, Reason::Bucket);
-        check(&full, &Ask { available: no_new, override_to: Some(Side::New), ..ask(Some("u")) }, Side::New, Reason::Override);
+        let no_new = PerSide {
+            legacy: true,
+            new: false,
+        };
+        let no_legacy = PerSide {
+            legacy: false,
+            new: true,
+        };
+        check(
+            &full,
+            &Ask {
+                available: no_new,
+                ..ask(Some("u"))
+            },
+            Side::Legacy,
+            Reason::Health,
+        );
+        check(
+            &full,
+            &Ask {
+                available: no_legacy,
+                ..ask(None)
+            },
+            Side::New,
+            Reason::Health,
+        );
+        check(
+            &full,
+            &Ask {
+                available: no_legacy,
+                ..ask(Some("vip"))
+            },
+            Side::Legacy,
+            Reason::AlwaysLegacy,
+        );
+        check(
+            &rollout("5", true),
+            &Ask {
+                available: no_legacy,
+                ..ask(Some("u"))
+            },
+            Side::Legacy,
+            Reason::RolledBack,
+        );
+        check(
+            &full,
+            &Ask {
+                available: PerSide {
+                    legacy: false,
+                    new: false,
+                },
+                ..ask(Some("u"))
+            },
+            Side::New,
+            Reason::Bucket,
+        );
+        check(
+            &full,
+            &Ask {
+                available: no_new,
+                override_to: Some(Side::New),
+                ..ask(Some("u"))
+            },
+            Side::New,
+            Reason::Override,
+        );
     }
 
     #[test]
     fn after_a_rollback_by_the_guard_a_legacy_that_cannot_take_users_spills_to_new() {
-        let spilling = |spill| RolloutSplit { spill, ..rollout("5", true) };
-        let no_legacy = PerSide { legacy: false, new: true };
-        check(&spilling(Spill::WithoutServer), &Ask { available: no_legacy, ..ask(Some("u")) }, Side::New, Reason::Health);
-        check(&spilling(Spill::WithoutServer), &Ask { available: no_legacy, ..ask(None) }, Side::New, Reason::Health);
-        check(&spilling(Spill::WithoutServer), &ask(Some("u")), Side::Legacy, Reason::RolledBack);
-        check(&spilling(Spill::WithoutServer), &Ask { available: no_legacy, ..ask(Some("vip")) }, Side::Legacy, Reason::AlwaysLegacy);
-        check(&spilling(Spill::Now), &ask(Some("u")), Side::New, Reason::Health);
-        check(&spilling(Spill::Now), &Ask { available: PerSide { legacy: true, new: false }, ..ask(Some("u")) }, Side::Legacy, Reason::RolledBack);
+        let spilling = |spill| RolloutSplit {
+            spill,
+            ..rollout("5", true)
+        };
+        let no_legacy = PerSide {
+            legacy: false,
+            new: true,
+        };
+        check(
+            &spilling(Spill::WithoutServer),
+            &Ask {
+                available: no_legacy,
+                ..ask(Some("u"))
+            },
+            Side::New,
+            Reason::Health,
+        );
+        check(
+            &spilling(Spill::WithoutServer),
+            &Ask {
+                available: no_legacy,
+                ..ask(None)
+            },
+            Side::New,
+            Reason::Health,
+        );
+        check(
+            &spilling(Spill::WithoutServer),
+            &ask(Some("u")),
+            Side::Legacy,
+            Reason::RolledBack,
+        );
+        check(
+            &spilling(Spill::WithoutServer),
+            &Ask {
+                available: no_legacy,
+                ..ask(Some("vip"))
+            },
+            Side::Legacy,
+            Reason::AlwaysLegacy,
+        );
+        check(
+            &spilling(Spill::Now),
+            &ask(Some("u")),
+            Side::New,
+            Reason::Health,
+        );
+        check(
+            &spilling(Spill::Now),
+            &Ask {
+                available: PerSide {
+                    legacy: true,
+                    new: false,
+                },
+                ..ask(Some("u"))
+            },
+            Side::Legacy,
+            Reason::RolledBack,
+        );
     }
 
     #[test]
@@ -593,15 +825,43 @@ pub(crate) mod tests {
         let half = rollout("50", false);
         let evidence = |ask: &Ask<'_>| decide(&half, ask).evidence();
         let chance = UserKey::Random(Bucket::of_hash(7));
-        let no_legacy = PerSide { legacy: false, new: true };
+        let no_legacy = PerSide {
+            legacy: false,
+            new: true,
+        };
         assert_eq!(evidence(&ask(Some("u"))), Evidence::Compared);
-        assert_eq!(evidence(&Ask { key: chance, ..ask(None) }), Evidence::Compared);
-        assert_eq!(evidence(&ask(None)), Evidence::Limits, "without a key everybody is on legacy");
+        assert_eq!(
+            evidence(&Ask {
+                key: chance,
+                ..ask(None)
+            }),
+            Evidence::Compared
+        );
+        assert_eq!(
+            evidence(&ask(None)),
+            Evidence::Limits,
+            "without a key everybody is on legacy"
+        );
         assert_eq!(evidence(&ask(Some("qa-1"))), Evidence::Limits);
         assert_eq!(evidence(&ask(Some("vip"))), Evidence::Limits);
-        assert_eq!(evidence(&Ask { available: no_legacy, ..ask(None) }), Evidence::Limits);
-        assert_eq!(evidence(&Ask { override_to: Some(Side::New), ..ask(Some("u")) }), Evidence::None);
-        assert_eq!(decide(&rollout("50", true), &ask(Some("u"))).evidence(), Evidence::Limits);
+        assert_eq!(
+            evidence(&Ask {
+                available: no_legacy,
+                ..ask(None)
+            }),
+            Evidence::Limits
+        );
+        assert_eq!(
+            evidence(&Ask {
+                override_to: Some(Side::New),
+                ..ask(Some("u"))
+            }),
+            Evidence::None
+        );
+        assert_eq!(
+            decide(&rollout("50", true), &ask(Some("u"))).evidence(),
+            Evidence::Limits
+        );
     }
 
     #[test]
@@ -609,13 +869,33 @@ pub(crate) mod tests {
         let half = rollout("50", false);
         let low = UserKey::Random(Bucket::of_hash(0));
         let high = UserKey::Random(Bucket::of_hash(u32::MAX));
-        check(&half, &Ask { key: low, ..ask(None) }, Side::New, Reason::Anonymous);
-        check(&half, &Ask { key: high, ..ask(None) }, Side::Legacy, Reason::Anonymous);
+        check(
+            &half,
+            &Ask {
+                key: low,
+                ..ask(None)
+            },
+            Side::New,
+            Reason::Anonymous,
+        );
+        check(
+            &half,
+            &Ask {
+                key: high,
+                ..ask(None)
+            },
+            Side::Legacy,
+            Reason::Anonymous,
+        );
     }
 
     #[test]
     fn a_match_takes_whole_segments_and_hosts() {
-        let matches = Match { host: Some("shop.example".into()), path: Some("/checkout".into()), methods: vec!["GET".into(), "POST".into()] };
+        let matches = Match {
+            host: Some("shop.example".into()),
+            path: Some("/checkout".into()),
+            methods: vec!["GET".into(), "POST".into()],
+        };
         for (host, path, method, accepted) in [
             ("shop.example", "/checkout", "GET", true),
             ("SHOP.example", "/checkout/1", "POST", true),
@@ -624,9 +904,16 @@ pub(crate) mod tests {
             ("shop.example", "/checkout", "PUT", false),
             ("evil-shop.example", "/checkout", "GET", false),
         ] {
-            assert_eq!(matches.accepts(host, path, method), accepted, "{method} {host}{path}");
+            assert_eq!(
+                matches.accepts(host, path, method),
+                accepted,
+                "{method} {host}{path}"
+            );
         }
-        let below = Match { host: Some("*.example".into()), ..Match::default() };
+        let below = Match {
+            host: Some("*.example".into()),
+            ..Match::default()
+        };
         assert!(below.accepts("shop.example", "/", "GET"));
         assert!(!below.accepts("example", "/", "GET"));
         assert!(!below.accepts(".example", "/", "GET"));

@@ -1,6 +1,7 @@
 //! Time as data. The shell's clock is the only reader of time; everything here receives a [`Now`].
 //!
-//! Two clocks on purpose: windows and timers run on [`Mono`], which never jumps; people read [`Wall`], which may.
+//! Two clocks on purpose: windows and timers run on [`Mono`], which never jumps; people read
+//! [`Wall`], which may.
 
 use std::time::Duration;
 

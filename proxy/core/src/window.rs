@@ -1,8 +1,9 @@
 //! What happened: cumulative totals, and spans as differences of two snapshots.
 //!
-//! The data path only ever adds to cumulative counts. Everything that speaks of "the last 30 s" is a difference: nothing is reset, so the guard, the page and
-//! Prometheus read the same numbers and cannot disagree. A [`Window`] keeps the differences of its ticks in a sparse form and their running sum, so that it costs memory in
-//! proportion to what happened, not to its length.
+//! The data path only ever adds to cumulative counts. Everything that speaks of "the last 30 s" is
+//! a difference: nothing is reset, so the guard, the page and Prometheus read the same numbers and
+//! cannot disagree. A [`Window`] keeps the differences of its ticks in a sparse form and their
+//! running sum, so that it costs memory in proportion to what happened, not to its length.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -23,7 +24,8 @@ pub struct Totals {
     pub latencies: Latencies,
     /// Users as trials.
     pub trials: Trials,
-    /// Latencies of users who appear in a tick, one of each, in a coarser form: what means are compared by.
+    /// Latencies of users who appear in a tick, one of each, in a coarser form: what means are
+    /// compared by.
     pub of_users: CoarseLatencies,
 }
 
@@ -48,21 +50,31 @@ impl CoarseLatencies {
         index / COARSE_STEP
     }
 
-    /// What came between earlier counts and these: the lowest latency of each counter in microseconds, and how many fell into it.
+    /// What came between earlier counts and these: the lowest latency of each counter in
+    /// microseconds, and how many fell into it.
     pub fn since<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = (u64, u64)> + Clone + 'a {
-        let news = self.0.iter().zip(&earlier.0).enumerate().map(|(index, (now, before))| (lowest_of(index * COARSE_STEP), now.saturating_sub(*before)));
+        let news = self
+            .0
+            .iter()
+            .zip(&earlier.0)
+            .enumerate()
+            .map(|(index, (now, before))| {
+                (lowest_of(index * COARSE_STEP), now.saturating_sub(*before))
+            });
         news.filter(|(_, count)| *count > 0)
     }
 }
 
-/// Users as trials, each at most once in a block. Blocks of several lengths run side by side: the shortest comes first.
+/// Users as trials, each at most once in a block. Blocks of several lengths run side by side: the
+/// shortest comes first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trials {
     /// Users whose first answer in the block has come.
     pub served: [u64; BLOCKS],
     /// Those of them whose first answer was bad, by [`Class::index`].
     pub first_bad: [[u64; BLOCKS]; Class::COUNT],
-    /// Users to whom something bad has happened for the first time in the block, by [`Class::index`].
+    /// Users to whom something bad has happened for the first time in the block, by
+    /// [`Class::index`].
     pub affected: [[u64; BLOCKS]; Class::COUNT],
 }
 
@@ -78,17 +90,25 @@ impl Trials {
     }
 
     fn zip(&self, other: &Self, op: impl Fn(u64, u64) -> u64) -> Self {
-        let blocks = |mine: &[u64; BLOCKS], theirs: &[u64; BLOCKS]| std::array::from_fn(|block| op(mine[block], theirs[block]));
+        let blocks = |mine: &[u64; BLOCKS], theirs: &[u64; BLOCKS]| {
+            std::array::from_fn(|block| op(mine[block], theirs[block]))
+        };
         Self {
             served: blocks(&self.served, &other.served),
-            first_bad: std::array::from_fn(|class| blocks(&self.first_bad[class], &other.first_bad[class])),
-            affected: std::array::from_fn(|class| blocks(&self.affected[class], &other.affected[class])),
+            first_bad: std::array::from_fn(|class| {
+                blocks(&self.first_bad[class], &other.first_bad[class])
+            }),
+            affected: std::array::from_fn(|class| {
+                blocks(&self.affected[class], &other.affected[class])
+            }),
         }
     }
 
     /// Adds what one ended request counts in.
     pub fn record(&mut self, counted: Counted) {
-        let bump = |counts: &mut [u64; BLOCKS], blocks: usize| counts.iter_mut().take(blocks).for_each(|count| *count += 1);
+        let bump = |counts: &mut [u64; BLOCKS], blocks: usize| {
+            counts.iter_mut().take(blocks).for_each(|count| *count += 1);
+        };
         bump(&mut self.served, counted.first_in());
         for class in counted.bad_indexes() {
             bump(&mut self.first_bad[class], counted.first_in());
@@ -110,7 +130,8 @@ pub struct Counts {
     pub aborts: u64,
     /// Users seen for the first time in a tick: what the counted bad events are compared with.
     pub appearances: u64,
-    /// Bad events as far as they count: at most so many of each user and network. By [`Class::index`].
+    /// Bad events as far as they count: at most so many of each user and network. By
+    /// [`Class::index`].
     pub counted: [u64; Class::COUNT],
     /// Sum of the latencies in microseconds, for the mean.
     pub latency_sum_us: u64,
@@ -122,10 +143,15 @@ impl Counts {
         self.failures.iter().sum()
     }
 
-    /// Users who got a good answer, and users who got a failure or gave up, each at most four times a second.
+    /// Users who got a good answer, and users who got a failure or gave up, each at most four times
+    /// a second.
     pub fn users_fared(&self) -> (u64, u64) {
         let bad = self.counted[Class::Failure.index()] + self.counted[Class::Abort.index()];
-        (self.appearances.min(self.requests.saturating_sub(self.failed())), bad)
+        (
+            self.appearances
+                .min(self.requests.saturating_sub(self.failed())),
+            bad,
+        )
     }
 
     /// What came between earlier counts and these.
@@ -155,7 +181,8 @@ impl Counts {
 }
 
 impl Totals {
-    /// Adds one ended request that counts in these classes of bad events. The recorder does the same with atomics; this is the meaning of it.
+    /// Adds one ended request that counts in these classes of bad events. The recorder does the
+    /// same with atomics; this is the meaning of it.
     pub fn record(&mut self, ending: &Ending, counted: Counted) {
         self.code_classes[code_class(ending.status)] += 1;
         if !ending.evidence.counts() {
@@ -206,11 +233,14 @@ pub struct Span {
 impl Span {
     /// The mean latency in microseconds; `None` without samples.
     pub fn mean_us(&self) -> Option<u64> {
-        self.counts.latency_sum_us.checked_div(self.latencies.total())
+        self.counts
+            .latency_sum_us
+            .checked_div(self.latencies.total())
     }
 }
 
-/// The last `length` of one side, to the tick: an outcome leaves with the first tick at which its own tick lies `length` back.
+/// The last `length` of one side, to the tick: an outcome leaves with the first tick at which its
+/// own tick lies `length` back.
 ///
 /// The first tick only says where counting begins: what the totals hold by then is past.
 #[derive(Clone, Debug)]
@@ -239,12 +269,23 @@ struct Tick {
 impl Window {
     /// A window in which nothing has happened; it begins with its first tick.
     pub fn new(length: Duration) -> Self {
-        Self { length, seen: None, ticks: VecDeque::new(), sum: Span::default() }
+        Self {
+            length,
+            seen: None,
+            ticks: VecDeque::new(),
+            sum: Span::default(),
+        }
     }
 
     /// A window that begins now, for totals that are all zero now.
     pub fn from_nothing(length: Duration, now: Mono) -> Self {
-        Self { seen: Some(Seen { at: now, totals: Totals::default() }), ..Self::new(length) }
+        Self {
+            seen: Some(Seen {
+                at: now,
+                totals: Totals::default(),
+            }),
+            ..Self::new(length)
+        }
     }
 
     /// Its full length.
@@ -265,13 +306,22 @@ impl Window {
     /// Takes the cumulative totals at `now`. A late call is one longer tick.
     pub fn tick(&mut self, now: Mono, totals: &Totals) {
         let Some(seen) = &mut self.seen else {
-            self.seen = Some(Seen { at: now, totals: totals.clone() });
+            self.seen = Some(Seen {
+                at: now,
+                totals: totals.clone(),
+            });
             return;
         };
         let counts = totals.counts.since(&seen.totals.counts);
         let mut latencies = Vec::new();
         if totals.latencies.total() != seen.totals.latencies.total() {
-            for (index, (&count, &before)) in totals.latencies.counts().iter().zip(seen.totals.latencies.counts()).enumerate() {
+            for (index, (&count, &before)) in totals
+                .latencies
+                .counts()
+                .iter()
+                .zip(seen.totals.latencies.counts())
+                .enumerate()
+            {
                 if count > before {
                     latencies.push((index as u16, count - before));
                 }
@@ -284,9 +334,17 @@ impl Window {
         seen.totals.counts = totals.counts;
         let start = std::mem::replace(&mut seen.at, now);
         self.sum.counts = self.sum.counts.zip(&counts, |sum, tick| sum + tick);
-        self.ticks.push_back(Tick { start, end: now, counts, latencies: latencies.into_boxed_slice() });
+        self.ticks.push_back(Tick {
+            start,
+            end: now,
+            counts,
+            latencies: latencies.into_boxed_slice(),
+        });
         self.forget(now);
-        self.sum.covers = self.ticks.front().map_or(Duration::ZERO, |tick| now.since(tick.start));
+        self.sum.covers = self
+            .ticks
+            .front()
+            .map_or(Duration::ZERO, |tick| now.since(tick.start));
     }
 
     /// The latencies of the last tick, as counters and how many fell into each.
@@ -296,12 +354,16 @@ impl Window {
 
     /// The counts of the last tick.
     pub fn last_counts(&self) -> Counts {
-        self.ticks.back().map_or_else(Counts::default, |tick| tick.counts)
+        self.ticks
+            .back()
+            .map_or_else(Counts::default, |tick| tick.counts)
     }
 
     /// What has been counted since the last tick.
     pub fn since_last(&self, totals: &Totals) -> Counts {
-        self.seen.as_ref().map_or_else(Counts::default, |seen| totals.counts.zip(&seen.totals.counts, u64::saturating_sub))
+        self.seen.as_ref().map_or_else(Counts::default, |seen| {
+            totals.counts.zip(&seen.totals.counts, u64::saturating_sub)
+        })
     }
 
     /// What happened in the window up to the last tick.
@@ -310,7 +372,10 @@ impl Window {
     }
 
     fn forget(&mut self, now: Mono) {
-        while let Some(tick) = self.ticks.pop_front_if(|tick| now.since(tick.end) >= self.length) {
+        while let Some(tick) = self
+            .ticks
+            .pop_front_if(|tick| now.since(tick.end) >= self.length)
+        {
             self.sum.counts = self.sum.counts.zip(&tick.counts, |sum, gone| sum - gone);
             for &(index, count) in &tick.latencies {
                 self.sum.latencies.subtract(usize::from(index), count);
@@ -324,7 +389,12 @@ mod tests {
     use super::*;
 
     fn ending(outcome: Outcome, latency_us: u64) -> Ending {
-        Ending { outcome, status: Some(200), latency_us: Some(latency_us), evidence: crate::outcome::Evidence::Compared }
+        Ending {
+            outcome,
+            status: Some(200),
+            latency_us: Some(latency_us),
+            evidence: crate::outcome::Evidence::Compared,
+        }
     }
 
     fn at(seconds: u64) -> Mono {
@@ -337,7 +407,17 @@ mod tests {
         let mut window = Window::new(Duration::from_secs(10));
         window.tick(at(0), &totals);
         for second in 1..=30 {
-            totals.record(&ending(if second % 2 == 0 { Outcome::Success } else { Outcome::Failure(FailureKind::Status) }, second * 1_000), Counted::default());
+            totals.record(
+                &ending(
+                    if second % 2 == 0 {
+                        Outcome::Success
+                    } else {
+                        Outcome::Failure(FailureKind::Status)
+                    },
+                    second * 1_000,
+                ),
+                Counted::default(),
+            );
             window.tick(at(second), &totals);
             let expected = second.min(10);
             assert_eq!(window.span().counts.requests, expected);
@@ -352,9 +432,15 @@ mod tests {
     fn what_happened_before_a_window_begins_is_past() {
         let mut totals = Totals::default();
         let mut window = Window::new(Duration::from_secs(10));
-        totals.record(&ending(Outcome::Failure(FailureKind::Reset), 10), Counted::default());
+        totals.record(
+            &ending(Outcome::Failure(FailureKind::Reset), 10),
+            Counted::default(),
+        );
         window.tick(at(0), &totals);
-        totals.record(&ending(Outcome::Failure(FailureKind::Reset), 10), Counted::default());
+        totals.record(
+            &ending(Outcome::Failure(FailureKind::Reset), 10),
+            Counted::default(),
+        );
         window.tick(at(1), &totals);
         assert_eq!(window.span().counts.failed(), 1);
         window.restart();
@@ -380,13 +466,40 @@ mod tests {
     fn what_is_no_evidence_shows_in_the_answers_only() {
         let mut totals = Totals::default();
         totals.record(
-            &Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(1), evidence: crate::outcome::Evidence::None },
+            &Ending {
+                outcome: Outcome::Failure(FailureKind::Status),
+                status: Some(500),
+                latency_us: Some(1),
+                evidence: crate::outcome::Evidence::None,
+            },
             Counted::default(),
         );
-        totals.record(&Ending { outcome: Outcome::Ignored, status: Some(400), latency_us: None, evidence: crate::outcome::Evidence::Compared }, Counted::default());
-        totals.record(&Ending { outcome: Outcome::Aborted, status: None, latency_us: Some(7), evidence: crate::outcome::Evidence::Compared }, Counted::default());
+        totals.record(
+            &Ending {
+                outcome: Outcome::Ignored,
+                status: Some(400),
+                latency_us: None,
+                evidence: crate::outcome::Evidence::Compared,
+            },
+            Counted::default(),
+        );
+        totals.record(
+            &Ending {
+                outcome: Outcome::Aborted,
+                status: None,
+                latency_us: Some(7),
+                evidence: crate::outcome::Evidence::Compared,
+            },
+            Counted::default(),
+        );
         assert_eq!(totals.code_classes, [1, 0, 0, 0, 1, 1]);
-        assert_eq!(totals.counts, Counts { aborts: 1, ..Counts::default() });
+        assert_eq!(
+            totals.counts,
+            Counts {
+                aborts: 1,
+                ..Counts::default()
+            }
+        );
         assert_eq!(totals.latencies.total(), 0);
     }
 }

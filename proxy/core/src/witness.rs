@@ -1,22 +1,33 @@
-//! Who was hurt: the request path's part of the judge, written by all request threads, read by the control plane.
+//! Who was hurt: the request path's part of the judge, written by all request threads, read by the
+//! control plane.
 //!
-//! Statistics over requests can be fooled by one client. So of each user only so many bad events count in ten seconds, and of each client network too; both numbers come from
-//! what an average user or network does ([`fair_share`]), so that few users with many requests are not muted. What is counted is remembered for a while as a [`Witness`], so that
-//! a verdict can say how many users were hurt and whether one of them, or one network, did it alone.
+//! Statistics over requests can be fooled by one client. So of each user only so many bad events
+//! count in ten seconds, and of each client network too; both numbers come from what an average
+//! user or network does ([`fair_share`]), so that few users with many requests are not muted. What
+//! is counted is remembered for a while as a [`Witness`], so that a verdict can say how many users
+//! were hurt and whether one of them, or one network, did it alone.
 //!
-//! What bad events are compared with counts users, too: [`Counted::is_appearance`] is a user seen for the first time in a tick. A crawler that sends a thousand requests a second to one side is
+//! What bad events are compared with counts users, too: [`Counted::is_appearance`] is a user seen
+//! for the first time in a tick. A crawler that sends a thousand requests a second to one side is
 //! four appearances a second, and does not make the other side's rate of failures look large.
 //!
-//! The judge also takes users as trials: of each running block of time it wants to know how many users were served, how many had something bad happen, and for how many their first answer was bad. A
-//! user is told apart by a stamp, the time of the last appearance or of the last bad event. One table serves both sides: with one for each, the fuller table would lose more users to
+//! The judge also takes users as trials: of each running block of time it wants to know how many
+//! users were served, how many had something bad happen, and for how many their first answer was
+//! bad. A user is told apart by a stamp, the time of the last appearance or of the last bad event.
+//! One table serves both sides: with one for each, the fuller table would lose more users to
 //! collisions, and which side a user is on would no longer be independent of being counted.
 //!
-//! A success costs a few loads of shared, rarely written words (the failing streak, the slowest latency nobody asks about) and one of the user's cell; its store when the user appears. Only bad
-//! or slow events touch more. Tables are found by hash and may collide: a collision loses an event, never invents one.
+//! A success costs a few loads of shared, rarely written words (the failing streak, the slowest
+//! latency nobody asks about) and one of the user's cell; its store when the user appears. Only bad
+//! or slow events touch more. Tables are found by hash and may collide: a collision loses an event,
+//! never invents one.
 //!
 //! Deliberately absent: user keys. A user is 32 bits of hash here and in everything made of it.
 
-#[expect(clippy::disallowed_types, reason = "the one part of the core that request threads share; held for a push or a swap")]
+#[expect(
+    clippy::disallowed_types,
+    reason = "the one part of the core that request threads share; held for a push or a swap"
+)]
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use std::sync::{OnceLock, PoisonError};
@@ -53,7 +64,8 @@ const REDIRECT_TICKS: u16 = (REDIRECTS_WITHIN.as_millis() / TICK.as_millis()) as
 const STAMP_TICKS: u16 = 4_096;
 const USERS: usize = 1 << 16;
 const NETWORKS: usize = 1 << 14;
-/// How many witnesses of one class are kept between two looks of the control plane; further ones are counted only.
+/// How many witnesses of one class are kept between two looks of the control plane; further ones
+/// are counted only.
 const WITNESSES_PER_LOOK: u32 = 256;
 
 /// How many latency limits are watched on each side.
@@ -97,7 +109,8 @@ pub struct Counted {
     classes: u16,
     /// The classes in which it is bad, whether it counts or not.
     bad: u16,
-    /// In how many of the running blocks it is the user's first bad event, the shortest block first; two bits for each class.
+    /// In how many of the running blocks it is the user's first bad event, the shortest block
+    /// first; two bits for each class.
     affected: u32,
     /// In how many of the running blocks it is the user's first answer, the shortest block first.
     first: u8,
@@ -115,7 +128,8 @@ impl Counted {
         self.first as usize
     }
 
-    /// In how many of the running blocks this is the user's first bad event of a class, the shortest block first.
+    /// In how many of the running blocks this is the user's first bad event of a class, the
+    /// shortest block first.
     pub const fn affected_in(self, class: usize) -> usize {
         (self.affected >> (2 * class) & 3) as usize
     }
@@ -168,7 +182,8 @@ fn ones(mut left: u16) -> impl Iterator<Item = usize> {
     })
 }
 
-/// The one who sent a request, as far as the judge cares. Both are hashes that the shell mixes well.
+/// The one who sent a request, as far as the judge cares. Both are hashes that the shell mixes
+/// well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Who {
     /// Of the user key, or of the client's address where there is no key.
@@ -220,12 +235,16 @@ pub struct LastCrowd {
 }
 
 impl LastCrowd {
-    /// Counts once more if that `is_due`; and while there are few, for then how many matters to who may trip a rule, as soon as somebody has come.
+    /// Counts once more if that `is_due`; and while there are few, for then how many matters to who
+    /// may trip a rule, as soon as somebody has come.
     pub fn look(&mut self, watch: &Watch, is_due: bool, now: Mono) -> Option<Crowd> {
         // Read before the tables: whoever comes meanwhile is counted now or at the next look.
         let newcomers = watch.newcomers.load(Ordering::Acquire);
         if is_due || self.crowd.is_small() && newcomers != self.newcomers {
-            *self = Self { crowd: watch.crowd(now), newcomers };
+            *self = Self {
+                crowd: watch.crowd(now),
+                newcomers,
+            };
             return Some(self.crowd);
         }
         None
@@ -235,7 +254,8 @@ impl LastCrowd {
 /// What the control plane wants to be watched in one rollout. Written by it alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Aims {
-    /// Outcomes of requests that were decided under another epoch are evidence on nobody: a re-armed rollout is not judged by what its old self left behind.
+    /// Outcomes of requests that were decided under another epoch are evidence on nobody: a
+    /// re-armed rollout is not judged by what its old self left behind.
     pub epoch: u64,
     /// Latency limits in microseconds; `u64::MAX` is none.
     pub slow: PerSide<[u64; LIMITS]>,
@@ -247,12 +267,18 @@ pub struct Aims {
 
 impl Default for Aims {
     fn default() -> Self {
-        Self { epoch: 0, slow: PerSide::from_fn(|_| [u64::MAX; LIMITS]), shares: [(1, NO_CAP); Class::COUNT], blocks: [Mono::default(); BLOCKS] }
+        Self {
+            epoch: 0,
+            slow: PerSide::from_fn(|_| [u64::MAX; LIMITS]),
+            shares: [(1, NO_CAP); Class::COUNT],
+            blocks: [Mono::default(); BLOCKS],
+        }
     }
 }
 
-/// How often one of `population` members may count in [`USER_PERIOD`]: four times what an average member would at the rate that matters, at least `least`. Anything less would
-/// mute a rollout of few busy users; anything more would let one of many decide.
+/// How often one of `population` members may count in [`USER_PERIOD`]: four times what an average
+/// member would at the rate that matters, at least `least`. Anything less would mute a rollout of
+/// few busy users; anything more would let one of many decide.
 pub fn fair_share(rate: f64, requests: f64, population: f64, least: u16) -> u16 {
     let share = 4.0 * rate * requests / population.max(1.0);
     // A saturating cast: no share is above what sixteen bits hold.
@@ -260,7 +286,10 @@ pub fn fair_share(rate: f64, requests: f64, population: f64, least: u16) -> u16 
 }
 
 /// The shared words of one rollout.
-#[expect(clippy::disallowed_types, reason = "the one part of the core that request threads share; held for a push or a swap")]
+#[expect(
+    clippy::disallowed_types,
+    reason = "the one part of the core that request threads share; held for a push or a swap"
+)]
 #[derive(Debug)]
 pub struct Watch {
     epoch: AtomicU64,
@@ -270,7 +299,8 @@ pub struct Watch {
     shares: [AtomicU32; Class::COUNT],
     /// In which tick a user of either side was seen last, and on which side; zero is never.
     seen: Box<[AtomicU16]>,
-    /// In which tick something bad of a class happened to a user of either side last; zero is never.
+    /// In which tick something bad of a class happened to a user of either side last; zero is
+    /// never.
     affected: [OnceLock<Box<[AtomicU16]>>; Class::COUNT],
     /// The redirects that a user got in a row, and in which tick the first of them was.
     redirects: OnceLock<Box<[AtomicU32]>>,
@@ -278,10 +308,12 @@ pub struct Watch {
     redirected: AtomicU16,
     /// In which tick a network of new was seen last.
     networks: Box<[AtomicU16]>,
-    /// The tick after the last one in which somebody was seen on new, and what it was when a look at the tables found them empty: a rollout that rests is not looked through again and again.
+    /// The tick after the last one in which somebody was seen on new, and what it was when a look
+    /// at the tables found them empty: a rollout that rests is not looked through again and again.
     newest: AtomicU32,
     empty_at: AtomicU32,
-    /// How often somebody came to new who had not been there lately. Whoever looks sees by it whether there is anybody to count.
+    /// How often somebody came to new who had not been there lately. Whoever looks sees by it
+    /// whether there is anybody to count.
     newcomers: AtomicU32,
     witnesses: Mutex<Vec<Witness>>,
     kept: [AtomicU32; Class::COUNT],
@@ -297,7 +329,10 @@ struct Sheet {
     networks: [OnceLock<Box<[AtomicU32]>>; Class::COUNT],
 }
 
-#[expect(clippy::disallowed_types, reason = "the one part of the core that request threads share; held for a push or a swap")]
+#[expect(
+    clippy::disallowed_types,
+    reason = "the one part of the core that request threads share; held for a push or a swap"
+)]
 impl Default for Watch {
     fn default() -> Self {
         let stamps = |cells: usize| (0..cells).map(|_| AtomicU16::default()).collect();
@@ -337,7 +372,9 @@ impl Watch {
             return Counted::default();
         }
         let sheet = &self.sides[side];
-        let is_slow = ending.latency_us.is_some_and(|latency_us| latency_us > sheet.floor.load(Ordering::Relaxed));
+        let is_slow = ending
+            .latency_us
+            .is_some_and(|latency_us| latency_us > sheet.floor.load(Ordering::Relaxed));
         if ending.outcome == Outcome::Ignored {
             return Counted::default();
         }
@@ -354,7 +391,8 @@ impl Watch {
                 self.comes(was, now, who, at);
             }
         }
-        let is_redirect = ending.outcome == Outcome::Success && matches!(ending.status, Some(300..=303 | 305..=399));
+        let is_redirect = ending.outcome == Outcome::Success
+            && matches!(ending.status, Some(300..=303 | 305..=399));
         if is_redirect || self.redirected.load(Ordering::Relaxed) != 0 {
             self.see_redirect(is_redirect, side, ending, who, path, at, &mut counted);
         }
@@ -385,13 +423,15 @@ impl Watch {
         }
     }
 
-    /// In how many of the running blocks a stamp is from before their begin, the shortest block first.
+    /// In how many of the running blocks a stamp is from before their begin, the shortest block
+    /// first.
     #[inline]
     fn first_in(&self, was: u16, now: u16) -> u8 {
         let blocks = self.blocks.load(Ordering::Relaxed);
         let was_before = if was == 0 { u16::MAX } else { age(now, was) };
         let precedes = |block: usize| was_before > age(now, (blocks >> (16 * block)) as u16);
-        // Longer blocks began no later than shorter ones, and most users come again within the shortest.
+        // Longer blocks began no later than shorter ones, and most users come again within the
+        // shortest.
         if !precedes(0) {
             return 0;
         }
@@ -406,8 +446,20 @@ impl Watch {
 
     /// Counts the redirects that each user gets in a row; anything else ends the row.
     #[cold]
-    #[expect(clippy::too_many_arguments, reason = "the arguments of `see` and what it has found so far")]
-    fn see_redirect(&self, is_redirect: bool, side: Side, ending: &Ending, who: Who, path: &str, at: Mono, counted: &mut Counted) {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of `see` and what it has found so far"
+    )]
+    fn see_redirect(
+        &self,
+        is_redirect: bool,
+        side: Side,
+        ending: &Ending,
+        who: Who,
+        path: &str,
+        at: Mono,
+        counted: &mut Counted,
+    ) {
         let now = stamp_of(at);
         let last = self.redirected.load(Ordering::Relaxed);
         if is_redirect && last != now {
@@ -417,7 +469,9 @@ impl Watch {
             self.redirected.store(0, Ordering::Relaxed);
             return;
         }
-        let table = self.redirects.get_or_init(|| (0..USERS).map(|_| AtomicU32::default()).collect());
+        let table = self
+            .redirects
+            .get_or_init(|| (0..USERS).map(|_| AtomicU32::default()).collect());
         let cell = &table[who.user as usize % USERS];
         let was = cell.load(Ordering::Relaxed);
         let (start, row) = ((was >> 16) as u16, was as u16);
@@ -427,7 +481,11 @@ impl Watch {
             }
             return;
         }
-        let next = if row == 0 || age(now, start) > REDIRECT_TICKS { u32::from(now) << 16 | 1 } else { was + 1 };
+        let next = if row == 0 || age(now, start) > REDIRECT_TICKS {
+            u32::from(now) << 16 | 1
+        } else {
+            was + 1
+        };
         if next as u16 >= REDIRECTS_IN_A_ROW {
             cell.store(0, Ordering::Relaxed);
             self.hurts(Class::Redirects, side, ending, who, path, at, counted);
@@ -437,25 +495,59 @@ impl Watch {
     }
 
     /// Something bad has happened to a user.
-    #[expect(clippy::too_many_arguments, reason = "the arguments of `see` and what it has found so far")]
-    fn hurts(&self, class: Class, side: Side, ending: &Ending, who: Who, path: &str, at: Mono, counted: &mut Counted) {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of `see` and what it has found so far"
+    )]
+    fn hurts(
+        &self,
+        class: Class,
+        side: Side,
+        ending: &Ending,
+        who: Who,
+        path: &str,
+        at: Mono,
+        counted: &mut Counted,
+    ) {
         let now = stamp_of(at);
-        let stamps = self.affected[class.index()].get_or_init(|| (0..USERS).map(|_| AtomicU16::default()).collect());
+        let stamps = self.affected[class.index()]
+            .get_or_init(|| (0..USERS).map(|_| AtomicU16::default()).collect());
         let was = &stamps[who.user as usize % USERS];
-        counted.is_bad(class, usize::from(self.first_in(was.load(Ordering::Relaxed), now)));
+        counted.is_bad(
+            class,
+            usize::from(self.first_in(was.load(Ordering::Relaxed), now)),
+        );
         was.store(now, Ordering::Relaxed);
         if self.admit(side, class, who, at) {
             counted.add(class);
             if side == Side::New {
                 let path = matches!(class, Class::Failure | Class::Redirects).then(|| place(path));
-                self.keep(Witness { class, who, at, path, is_compared: ending.evidence.is_compared() });
+                self.keep(Witness {
+                    class,
+                    who,
+                    at,
+                    path,
+                    is_compared: ending.evidence.is_compared(),
+                });
             }
         }
     }
 
     #[cold]
-    #[expect(clippy::too_many_arguments, reason = "the arguments of `see` and what it has found so far")]
-    fn see_bad(&self, side: Side, ending: &Ending, is_slow: bool, who: Who, path: &str, at: Mono, counted: &mut Counted) {
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of `see` and what it has found so far"
+    )]
+    fn see_bad(
+        &self,
+        side: Side,
+        ending: &Ending,
+        is_slow: bool,
+        who: Who,
+        path: &str,
+        at: Mono,
+        counted: &mut Counted,
+    ) {
         let sheet = &self.sides[side];
         let class = match ending.outcome {
             Outcome::Failure(_) => {
@@ -476,8 +568,19 @@ impl Watch {
         // An abort has no answer, so it is in no latency.
         if is_slow && class != Some(Class::Abort) {
             for (limit, slow) in sheet.slow.iter().enumerate() {
-                if ending.latency_us.is_some_and(|latency_us| latency_us > slow.load(Ordering::Relaxed)) {
-                    self.hurts(Class::Slow(limit as u8), side, ending, who, path, at, counted);
+                if ending
+                    .latency_us
+                    .is_some_and(|latency_us| latency_us > slow.load(Ordering::Relaxed))
+                {
+                    self.hurts(
+                        Class::Slow(limit as u8),
+                        side,
+                        ending,
+                        who,
+                        path,
+                        at,
+                        counted,
+                    );
                 }
             }
         }
@@ -489,33 +592,51 @@ impl Watch {
         let (of_user, of_network) = (shares as u16, (shares >> 16) as u16);
         let now = tick_of(at) as u16;
         let sheet = &self.sides[side];
-        let table = |tables: &[OnceLock<Box<[AtomicU32]>>; Class::COUNT], len: usize, hash: u32, most: u16| {
-            let table = tables[class.index()].get_or_init(|| (0..len).map(|_| AtomicU32::default()).collect());
+        let table = |tables: &[OnceLock<Box<[AtomicU32]>>; Class::COUNT],
+                     len: usize,
+                     hash: u32,
+                     most: u16| {
+            let table = tables[class.index()]
+                .get_or_init(|| (0..len).map(|_| AtomicU32::default()).collect());
             take(&table[hash as usize % len], now, most)
         };
-        table(&sheet.users, USERS, who.user, of_user) && (of_network == NO_CAP || table(&sheet.networks, NETWORKS, who.network, of_network))
+        table(&sheet.users, USERS, who.user, of_user)
+            && (of_network == NO_CAP || table(&sheet.networks, NETWORKS, who.network, of_network))
     }
 
     fn keep(&self, witness: Witness) {
         if self.kept[witness.class.index()].fetch_add(1, Ordering::Relaxed) < WITNESSES_PER_LOOK {
-            self.witnesses.lock().unwrap_or_else(PoisonError::into_inner).push(witness);
+            self.witnesses
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(witness);
         }
     }
 
     /// Sets what is watched from now on.
     pub fn aim(&self, aims: &Aims) {
         self.epoch.store(aims.epoch, Ordering::Relaxed);
-        let blocks = aims.blocks.iter().rev().fold(0u64, |all, begun| all << 16 | u64::from(stamp_of(*begun)));
+        let blocks = aims
+            .blocks
+            .iter()
+            .rev()
+            .fold(0u64, |all, begun| all << 16 | u64::from(stamp_of(*begun)));
         self.blocks.store(blocks, Ordering::Relaxed);
         for (cell, &(of_user, of_network)) in self.shares.iter().zip(&aims.shares) {
-            cell.store(u32::from(of_user.max(1)) | u32::from(of_network) << 16, Ordering::Relaxed);
+            cell.store(
+                u32::from(of_user.max(1)) | u32::from(of_network) << 16,
+                Ordering::Relaxed,
+            );
         }
         for side in Side::BOTH {
             let sheet = &self.sides[side];
             for (cell, &limit) in sheet.slow.iter().zip(&aims.slow[side]) {
                 cell.store(limit, Ordering::Relaxed);
             }
-            sheet.floor.store(aims.slow[side].iter().copied().min().unwrap_or(u64::MAX), Ordering::Relaxed);
+            sheet.floor.store(
+                aims.slow[side].iter().copied().min().unwrap_or(u64::MAX),
+                Ordering::Relaxed,
+            );
         }
     }
 
@@ -535,10 +656,16 @@ impl Watch {
         for kept in &self.kept {
             kept.store(0, Ordering::Relaxed);
         }
-        std::mem::take(&mut *self.witnesses.lock().unwrap_or_else(PoisonError::into_inner))
+        std::mem::take(
+            &mut *self
+                .witnesses
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
     }
 
-    /// Counts whom new has served lately. Looks through two tables, so for once a second and not for each tick, unless nobody came since they were found empty: see [`LastCrowd`].
+    /// Counts whom new has served lately. Looks through two tables, so for once a second and not
+    /// for each tick, unless nobody came since they were found empty: see [`LastCrowd`].
     pub fn crowd(&self, now: Mono) -> Crowd {
         let newest = self.newest.load(Ordering::Relaxed);
         if newest == self.empty_at.load(Ordering::Relaxed) {
@@ -565,15 +692,26 @@ impl Watch {
                     any |= is_of_new;
                 }
             }
-            // Linear counting (Whang, Vander-Zanden, Taylor 1990): how many there are when so many of the cells are taken.
+            // Linear counting (Whang, Vander-Zanden, Taylor 1990): how many there are when so many
+            // of the cells are taken.
             let cells = cells.len() as f64;
-            ([in_10s, in_60s].map(|taken| -cells * (1.0 - (taken as f64).min(cells - 1.0) / cells).ln()), any)
+            (
+                [in_10s, in_60s]
+                    .map(|taken| -cells * (1.0 - (taken as f64).min(cells - 1.0) / cells).ln()),
+                any,
+            )
         };
-        let (([users_10s, users_60s], any_user), ([networks_10s, networks_60s], any_network)) = (count(&self.seen, 1), count(&self.networks, 0));
+        let (([users_10s, users_60s], any_user), ([networks_10s, networks_60s], any_network)) =
+            (count(&self.seen, 1), count(&self.networks, 0));
         if !any_user && !any_network {
             self.empty_at.store(newest, Ordering::Relaxed);
         }
-        Crowd { users_10s, users_60s, networks_10s, networks_60s }
+        Crowd {
+            users_10s,
+            users_60s,
+            networks_10s,
+            networks_60s,
+        }
     }
 }
 
@@ -586,7 +724,8 @@ fn stamp_of(at: Mono) -> u16 {
     (tick_of(at) as u16 & STAMP_MASK).max(1)
 }
 
-/// The ticks from one stamp to a later one. Requests are stamped with a time just before they end, and other threads go on: a stamp that is a little ahead is from now.
+/// The ticks from one stamp to a later one. Requests are stamped with a time just before they end,
+/// and other threads go on: a stamp that is a little ahead is from now.
 const fn age(now: u16, stamp: u16) -> u16 {
     let ticks = now.wrapping_sub(stamp) & STAMP_MASK;
     if ticks > STAMP_MASK - 1_000 { 0 } else { ticks }
@@ -625,9 +764,16 @@ fn take(cell: &AtomicU32, now: u16, most: u16) -> bool {
 fn place(path: &str) -> Box<str> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut place = String::new();
-    for segment in path.split('/').filter(|segment| !segment.is_empty()).take(3) {
+    for segment in path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .take(3)
+    {
         place.push('/');
-        let is_id = segment.len() > 40 || segment.bytes().any(|byte| byte.is_ascii_digit() || byte.is_ascii_control());
+        let is_id = segment.len() > 40
+            || segment
+                .bytes()
+                .any(|byte| byte.is_ascii_digit() || byte.is_ascii_control());
         place.push_str(if is_id { "*" } else { segment });
     }
     if place.is_empty() {
@@ -642,16 +788,29 @@ mod tests {
     use crate::outcome::FailureKind;
 
     fn failure() -> Ending {
-        Ending { outcome: Outcome::Failure(FailureKind::Status), status: Some(500), latency_us: Some(10), evidence: crate::outcome::Evidence::Compared }
+        Ending {
+            outcome: Outcome::Failure(FailureKind::Status),
+            status: Some(500),
+            latency_us: Some(10),
+            evidence: crate::outcome::Evidence::Compared,
+        }
     }
 
     fn success(latency_us: u64) -> Ending {
-        Ending { outcome: Outcome::Success, status: Some(200), latency_us: Some(latency_us), evidence: crate::outcome::Evidence::Compared }
+        Ending {
+            outcome: Outcome::Success,
+            status: Some(200),
+            latency_us: Some(latency_us),
+            evidence: crate::outcome::Evidence::Compared,
+        }
     }
 
     fn user(number: u32) -> Who {
         let hash = crate::bucket::murmur3_x86_32(&number.to_le_bytes());
-        Who { user: hash, network: crate::bucket::murmur3_x86_32(&(number / 4).to_le_bytes()) }
+        Who {
+            user: hash,
+            network: crate::bucket::murmur3_x86_32(&(number / 4).to_le_bytes()),
+        }
     }
 
     fn at(millis: u64) -> Mono {
@@ -661,27 +820,70 @@ mod tests {
     #[test]
     fn a_user_counts_once_in_ten_seconds() {
         let watch = Watch::default();
-        let counted: Vec<bool> = (0..60).map(|second| watch.see(Side::New, &failure(), user(1), "/", at(second * 500)).has(Class::Failure)).collect();
+        let counted: Vec<bool> = (0..60)
+            .map(|second| {
+                watch
+                    .see(Side::New, &failure(), user(1), "/", at(second * 500))
+                    .has(Class::Failure)
+            })
+            .collect();
         let at_which: Vec<usize> = (0..60).filter(|second| counted[*second]).collect();
         assert_eq!(at_which, [0, 20, 40], "every ten seconds of thirty");
-        assert!(watch.see(Side::New, &failure(), user(2), "/", at(29_900)).has(Class::Failure), "somebody else counts at once");
-        assert!(watch.see(Side::Legacy, &failure(), user(1), "/", at(29_900)).has(Class::Failure), "and so does the other side");
+        assert!(
+            watch
+                .see(Side::New, &failure(), user(2), "/", at(29_900))
+                .has(Class::Failure),
+            "somebody else counts at once"
+        );
+        assert!(
+            watch
+                .see(Side::Legacy, &failure(), user(1), "/", at(29_900))
+                .has(Class::Failure),
+            "and so does the other side"
+        );
     }
 
     #[test]
     fn a_network_counts_for_four_users() {
         let watch = Watch::default();
-        watch.aim(&Aims { shares: [(1, NETWORK_USERS); Class::COUNT], ..Aims::default() });
-        let from_one_address = |number: u32| Who { user: user(number).user, network: 7 };
-        let counted = (0..5_000).filter(|number| watch.see(Side::New, &failure(), from_one_address(*number), "/", at(100)).has(Class::Failure)).count();
+        watch.aim(&Aims {
+            shares: [(1, NETWORK_USERS); Class::COUNT],
+            ..Aims::default()
+        });
+        let from_one_address = |number: u32| Who {
+            user: user(number).user,
+            network: 7,
+        };
+        let counted = (0..5_000)
+            .filter(|number| {
+                watch
+                    .see(
+                        Side::New,
+                        &failure(),
+                        from_one_address(*number),
+                        "/",
+                        at(100),
+                    )
+                    .has(Class::Failure)
+            })
+            .count();
         assert_eq!(counted, 4);
     }
 
     #[test]
     fn a_busy_user_among_few_may_count_more_often() {
         assert_eq!(fair_share(0.01, 500.0, 450.0, 1), 1, "many users");
-        assert_eq!(fair_share(0.01, 10_000.0, 50.0, 1), 8, "fifty users with two hundred requests each: up to four times the limit of one per cent");
-        assert_eq!(fair_share(0.5, 120.0, 10.0, 1), 24, "a median is above its limit for half of the requests");
+        assert_eq!(
+            fair_share(0.01, 10_000.0, 50.0, 1),
+            8,
+            "fifty users with two hundred requests each: up to four times the limit of one per \
+             cent"
+        );
+        assert_eq!(
+            fair_share(0.5, 120.0, 10.0, 1),
+            24,
+            "a median is above its limit for half of the requests"
+        );
         assert_eq!(fair_share(1.0, f64::INFINITY, 0.0, 1), NO_CAP - 1);
     }
 
@@ -692,7 +894,13 @@ mod tests {
             watch.see(Side::New, &failure(), user(number), "/", at(1));
         }
         assert_eq!(watch.streaks(), PerSide { legacy: 0, new: 7 });
-        assert_eq!(watch.see(Side::New, &success(5), user(1), "/", at(2)).indexes().count(), 0);
+        assert_eq!(
+            watch
+                .see(Side::New, &success(5), user(1), "/", at(2))
+                .indexes()
+                .count(),
+            0
+        );
         assert_eq!(watch.streaks().new, 0);
     }
 
@@ -703,9 +911,26 @@ mod tests {
         (aims.slow.new[0], aims.slow.new[1], aims.slow.new[3]) = (100, 200, 150);
         watch.aim(&aims);
         let counted = watch.see(Side::New, &success(180), user(1), "/", at(1));
-        assert_eq!(counted.indexes().collect::<Vec<_>>(), [Class::Slow(0).index(), Class::Slow(3).index()]);
-        assert_eq!(watch.see(Side::New, &success(100), user(2), "/", at(1)).indexes().count(), 0, "at the limit is not above it");
-        assert_eq!(watch.see(Side::Legacy, &success(180), user(1), "/", at(1)).indexes().count(), 0, "limits are those of a side");
+        assert_eq!(
+            counted.indexes().collect::<Vec<_>>(),
+            [Class::Slow(0).index(), Class::Slow(3).index()]
+        );
+        assert_eq!(
+            watch
+                .see(Side::New, &success(100), user(2), "/", at(1))
+                .indexes()
+                .count(),
+            0,
+            "at the limit is not above it"
+        );
+        assert_eq!(
+            watch
+                .see(Side::Legacy, &success(180), user(1), "/", at(1))
+                .indexes()
+                .count(),
+            0,
+            "limits are those of a side"
+        );
     }
 
     #[test]
@@ -719,16 +944,31 @@ mod tests {
         assert_eq!(users(last.look(&watch, false, at(1_001))), Some(3.0));
         watch.see(Side::New, &failure(), user(0), "/", at(1_500));
         watch.see(Side::Legacy, &failure(), user(40), "/", at(1_500));
-        assert_eq!(last.look(&watch, false, at(1_501)), None, "all of them were there");
+        assert_eq!(
+            last.look(&watch, false, at(1_501)),
+            None,
+            "all of them were there"
+        );
         assert_eq!(users(last.look(&watch, true, at(1_502))), Some(3.0));
         watch.see(Side::New, &failure(), user(0), "/", at(30_000));
-        assert_eq!(users(last.look(&watch, false, at(30_001))), Some(1.0), "one has come back");
+        assert_eq!(
+            users(last.look(&watch, false, at(30_001))),
+            Some(1.0),
+            "one has come back"
+        );
         for number in 0..40 {
             watch.see(Side::New, &failure(), user(number * 4), "/", at(31_000));
         }
-        assert!(last.look(&watch, false, at(31_001)).is_some_and(|crowd| !crowd.is_small()));
+        assert!(
+            last.look(&watch, false, at(31_001))
+                .is_some_and(|crowd| !crowd.is_small())
+        );
         watch.see(Side::New, &failure(), user(400), "/", at(31_002));
-        assert_eq!(last.look(&watch, false, at(31_003)), None, "one more among many is counted in its time");
+        assert_eq!(
+            last.look(&watch, false, at(31_003)),
+            None,
+            "one more among many is counted in its time"
+        );
     }
 
     #[test]
@@ -739,13 +979,23 @@ mod tests {
             watch.see(Side::New, &success(5), user(number), "/", at(1_100));
         }
         let crowd = watch.crowd(at(2_000));
-        assert!((crowd.users_60s / 300.0 - 1.0).abs() < 0.1 && (crowd.users_10s / 300.0 - 1.0).abs() < 0.1, "{crowd:?}");
+        assert!(
+            (crowd.users_60s / 300.0 - 1.0).abs() < 0.1
+                && (crowd.users_10s / 300.0 - 1.0).abs() < 0.1,
+            "{crowd:?}"
+        );
         assert!((crowd.networks_60s / 75.0 - 1.0).abs() < 0.1, "{crowd:?}");
         let later = watch.crowd(at(30_000));
-        assert!(later.users_10s == 0.0 && later.users_60s > 250.0, "{later:?}");
+        assert!(
+            later.users_10s == 0.0 && later.users_60s > 250.0,
+            "{later:?}"
+        );
         assert_eq!(watch.crowd(at(90_000)).users_60s, 0.0);
         watch.see(Side::New, &success(5), user(1), "/", at(91_000));
-        assert!(watch.crowd(at(91_000)).users_60s > 0.9, "whoever comes after the tables were found empty counts");
+        assert!(
+            watch.crowd(at(91_000)).users_60s > 0.9,
+            "whoever comes after the tables were found empty counts"
+        );
     }
 
     #[test]
@@ -755,22 +1005,53 @@ mod tests {
             watch.see(Side::New, &success(5), user(number), "/", at(1_000));
         }
         let crowd = watch.crowd(at(2_000));
-        assert!((crowd.users_10s / 100_000.0 - 1.0).abs() < 0.05, "{crowd:?}");
+        assert!(
+            (crowd.users_10s / 100_000.0 - 1.0).abs() < 0.05,
+            "{crowd:?}"
+        );
     }
 
     #[test]
     fn a_user_appears_once_in_a_tick_however_many_requests_there_are() {
         let watch = Watch::default();
-        let appearances = |side, millis: u64| (0..1_000).filter(|_| watch.see(side, &success(5), user(1), "/", at(millis)).is_appearance()).count();
-        assert_eq!([appearances(Side::New, 1_000), appearances(Side::New, 1_200), appearances(Side::New, 1_250), appearances(Side::Legacy, 1_250)], [1, 0, 1, 1]);
+        let appearances = |side, millis: u64| {
+            (0..1_000)
+                .filter(|_| {
+                    watch
+                        .see(side, &success(5), user(1), "/", at(millis))
+                        .is_appearance()
+                })
+                .count()
+        };
+        assert_eq!(
+            [
+                appearances(Side::New, 1_000),
+                appearances(Side::New, 1_200),
+                appearances(Side::New, 1_250),
+                appearances(Side::Legacy, 1_250)
+            ],
+            [1, 0, 1, 1]
+        );
     }
 
     #[test]
     fn witnesses_are_those_that_counted_and_few_enough_to_carry() {
         let watch = Watch::default();
         for number in 0..10_000 {
-            watch.see(Side::New, &failure(), user(number), "/api/orders/123?x=1", at(1));
-            watch.see(Side::Legacy, &failure(), user(number), "/api/orders/123?x=1", at(1));
+            watch.see(
+                Side::New,
+                &failure(),
+                user(number),
+                "/api/orders/123?x=1",
+                at(1),
+            );
+            watch.see(
+                Side::Legacy,
+                &failure(),
+                user(number),
+                "/api/orders/123?x=1",
+                at(1),
+            );
         }
         let witnesses = watch.drain();
         assert_eq!(witnesses.len(), WITNESSES_PER_LOOK as usize);
@@ -781,9 +1062,22 @@ mod tests {
     #[test]
     fn what_is_no_evidence_leaves_no_trace() {
         let watch = Watch::default();
-        let ignored = [Ending { evidence: crate::outcome::Evidence::None, ..failure() }, Ending { outcome: Outcome::Ignored, ..failure() }];
+        let ignored = [
+            Ending {
+                evidence: crate::outcome::Evidence::None,
+                ..failure()
+            },
+            Ending {
+                outcome: Outcome::Ignored,
+                ..failure()
+            },
+        ];
         for ending in ignored {
-            assert!(watch.see(Side::New, &ending, user(1), "/", at(1)).is_empty());
+            assert!(
+                watch
+                    .see(Side::New, &ending, user(1), "/", at(1))
+                    .is_empty()
+            );
         }
         assert_eq!(watch.streaks().new, 0);
         assert!(watch.drain().is_empty());

@@ -1,4 +1,5 @@
-//! The sequential judge on virtual time: the real engine, made-up traffic, printed seeds. What must trip trips quickly; what is not new's fault never does.
+//! The sequential judge on virtual time: the real engine, made-up traffic, printed seeds. What must
+//! trip trips quickly; what is not new's fault never does.
 
 mod common;
 
@@ -8,37 +9,58 @@ use common::*;
 use cutover_core::evidence::{Detector, Tally, Test};
 use cutover_core::plane::{Change, Restored};
 use cutover_core::simulate::{Chance, Fault, FaultKind, Noticed, Traffic, World, notice};
-use cutover_core::{Actor, Class, Command, ControlPlane, Event, FailureKind, Mono, Now, Observed, PerSide, Percent, Rule, SharedCause, Side, Totals, Who, Witness};
+use cutover_core::{
+    Actor, Class, Command, ControlPlane, Event, FailureKind, Mono, Now, Observed, PerSide, Percent,
+    Rule, SharedCause, Side, Totals, Who, Witness,
+};
 use proptest::prelude::*;
 
 #[test]
 fn a_dead_backend_costs_a_handful_of_answers_whatever_the_share() {
     for percent in ["5", "50", "95", "100"] {
         for kind in [FaultKind::Errors(1.0), FaultKind::Refused] {
-            let runs: Vec<Noticed> = (0..9).map(|seed| noticed(percent, 1_000.0, seed, kind, MINUTE)).collect();
+            let runs: Vec<Noticed> = (0..9)
+                .map(|seed| noticed(percent, 1_000.0, seed, kind, MINUTE))
+                .collect();
             let bad = median(runs.iter().map(|run| run.bad).collect());
             let most = runs.iter().map(|run| run.bad).max().unwrap_or_default();
             eprintln!("{percent} % {kind:?}: median {bad}, at most {most}");
-            // At 95 % legacy's few requests are waited for, since they tell whether it is dead, too.
-            assert!(bad <= if percent == "95" { 60 } else { 20 } && most <= 150, "{percent} %: median {bad}, at most {most}");
+            // At 95 % legacy's few requests are waited for, since they tell whether it is dead,
+            // too.
+            assert!(
+                bad <= if percent == "95" { 60 } else { 20 } && most <= 150,
+                "{percent} %: median {bad}, at most {most}"
+            );
         }
     }
 }
 
 #[test]
 fn small_regressions_are_found_in_seconds() {
-    for (kind, seconds) in [(FaultKind::Errors(0.05), 8), (FaultKind::Errors(0.02), 25), (FaultKind::ClientErrors(0.1), 10), (FaultKind::Slow(3.0), 15), (FaultKind::Slow(10.0), 3)]
-    {
-        let runs: Vec<Noticed> = (0..15).map(|seed| noticed("5", 1_000.0, seed, kind, 4 * MINUTE)).collect();
+    for (kind, seconds) in [
+        (FaultKind::Errors(0.05), 8),
+        (FaultKind::Errors(0.02), 25),
+        (FaultKind::ClientErrors(0.1), 10),
+        (FaultKind::Slow(3.0), 15),
+        (FaultKind::Slow(10.0), 3),
+    ] {
+        let runs: Vec<Noticed> = (0..15)
+            .map(|seed| noticed("5", 1_000.0, seed, kind, 4 * MINUTE))
+            .collect();
         let delay = median(runs.iter().map(|run| run.delay).collect());
-        eprintln!("{kind:?}: {delay:?} by {}: {}", runs[0].rule, runs[0].sentence);
+        eprintln!(
+            "{kind:?}: {delay:?} by {}: {}",
+            runs[0].rule, runs[0].sentence
+        );
         assert!(delay <= Duration::from_secs(seconds), "{kind:?}: {delay:?}");
     }
 }
 
 #[test]
 fn low_traffic_is_judged_too() {
-    let runs: Vec<Noticed> = (0..30).map(|seed| noticed("5", 20.0, seed, FaultKind::Errors(1.0), 5 * MINUTE)).collect();
+    let runs: Vec<Noticed> = (0..30)
+        .map(|seed| noticed("5", 20.0, seed, FaultKind::Errors(1.0), 5 * MINUTE))
+        .collect();
     let delay = median(runs.iter().map(|run| run.delay).collect());
     assert!(delay <= Duration::from_secs(7), "{delay:?}");
     assert!(median(runs.iter().map(|run| run.requests).collect()) <= 8);
@@ -49,8 +71,17 @@ fn requests_that_hang_are_noticed_at_the_age_of_the_rule_and_not_at_the_timeout(
     for seed in 0..10 {
         let run = noticed("50", 200.0, seed, FaultKind::Hang, MINUTE);
         assert_eq!(run.rule, "hang", "seed {seed}");
-        assert!(run.delay <= Duration::from_millis(10_750), "seed {seed}: {:?}", run.delay);
-        assert!(run.sentence.contains("have waited for 10 s without an answer"), "{}", run.sentence);
+        assert!(
+            run.delay <= Duration::from_millis(10_750),
+            "seed {seed}: {:?}",
+            run.delay
+        );
+        assert!(
+            run.sentence
+                .contains("have waited for 10 s without an answer"),
+            "{}",
+            run.sentence
+        );
     }
 }
 
@@ -58,18 +89,45 @@ fn requests_that_hang_are_noticed_at_the_age_of_the_rule_and_not_at_the_timeout(
 fn a_backend_without_servers_is_noticed_after_the_time_of_the_rule() {
     let mut scenario = scenario("50", 200.0, 1);
     // Only this rule: refused connections would be noticed much sooner.
-    scenario.settings.guard.rules.retain(|rule| matches!(rule, Rule::Health(_)));
-    let found = notice(scenario, MINUTE, at_once(Some(Side::New), FaultKind::NoServer), MINUTE).expect("no false alarm").expect("noticed");
+    scenario
+        .settings
+        .guard
+        .rules
+        .retain(|rule| matches!(rule, Rule::Health(_)));
+    let found = notice(
+        scenario,
+        MINUTE,
+        at_once(Some(Side::New), FaultKind::NoServer),
+        MINUTE,
+    )
+    .expect("no false alarm")
+    .expect("noticed");
     assert_eq!(found.rule, "health");
-    assert!(found.delay >= Duration::from_secs(10) && found.delay <= Duration::from_millis(10_500), "{:?}", found.delay);
+    assert!(
+        found.delay >= Duration::from_secs(10) && found.delay <= Duration::from_millis(10_500),
+        "{:?}",
+        found.delay
+    );
 }
 
 #[test]
 fn a_single_tester_can_still_trip_a_rule() {
     for users in [1, 2] {
         let mut scenario = scenario("100", 5.0, 3);
-        scenario.traffic = Traffic { users, networks: 1, errors: 0.0, ..scenario.traffic };
-        let found = notice(scenario, MINUTE, at_once(Some(Side::New), FaultKind::Errors(1.0)), 2 * MINUTE).expect("no false alarm").expect("noticed");
+        scenario.traffic = Traffic {
+            users,
+            networks: 1,
+            errors: 0.0,
+            ..scenario.traffic
+        };
+        let found = notice(
+            scenario,
+            MINUTE,
+            at_once(Some(Side::New), FaultKind::Errors(1.0)),
+            2 * MINUTE,
+        )
+        .expect("no false alarm")
+        .expect("noticed");
         assert!(found.bad <= 25, "{users} users: {}", found.bad);
     }
 }
@@ -78,24 +136,58 @@ fn a_single_tester_can_still_trip_a_rule() {
 fn few_users_with_many_requests_are_not_muted() {
     for seed in 0..5 {
         let mut scenario = scenario("100", 1_000.0, seed);
-        scenario.traffic = Traffic { users: 50, networks: 5, ..scenario.traffic };
-        let found = notice(scenario, MINUTE, at_once(Some(Side::New), FaultKind::Errors(0.05)), 2 * MINUTE).expect("no false alarm").expect("noticed");
-        assert!(found.delay <= Duration::from_secs(30), "seed {seed}: {:?}", found.delay);
+        scenario.traffic = Traffic {
+            users: 50,
+            networks: 5,
+            ..scenario.traffic
+        };
+        let found = notice(
+            scenario,
+            MINUTE,
+            at_once(Some(Side::New), FaultKind::Errors(0.05)),
+            2 * MINUTE,
+        )
+        .expect("no false alarm")
+        .expect("noticed");
+        assert!(
+            found.delay <= Duration::from_secs(30),
+            "seed {seed}: {:?}",
+            found.delay
+        );
     }
 }
 
 #[test]
 fn an_outage_of_both_sides_is_not_blamed_on_new() {
-    for (percent, rate) in [("5", 0.2), ("50", 0.2), ("50", 1.0), ("95", 1.0), ("5", 0.03)] {
+    for (percent, rate) in [
+        ("5", 0.2),
+        ("50", 0.2),
+        ("50", 1.0),
+        ("95", 1.0),
+        ("5", 0.03),
+    ] {
         for seed in 0..4 {
             let mut world = World::new(scenario(percent, 1_000.0, seed));
             assert_eq!(run(&mut world, MINUTE), []);
             let from = world.elapsed();
-            world.fault(Fault { side: None, kind: FaultKind::Errors(rate), from, lasts: MINUTE });
+            world.fault(Fault {
+                side: None,
+                kind: FaultKind::Errors(rate),
+                from,
+                lasts: MINUTE,
+            });
             let said = run(&mut world, 4 * MINUTE);
-            assert_eq!(rollbacks(&said), Vec::<String>::new(), "{percent} %, {rate}, seed {seed}");
+            assert_eq!(
+                rollbacks(&said),
+                Vec::<String>::new(),
+                "{percent} %, {rate}, seed {seed}"
+            );
             let changes: Vec<&str> = said.iter().map(|(change, _)| *change).collect();
-            assert_eq!(changes, ["shared_cause", "shared_cause_ended"], "{percent} %, {rate}, seed {seed}: {said:?}");
+            assert_eq!(
+                changes,
+                ["shared_cause", "shared_cause_ended"],
+                "{percent} %, {rate}, seed {seed}: {said:?}"
+            );
         }
     }
 }
@@ -108,17 +200,35 @@ fn an_outage_of_both_sides_right_after_a_raise_undoes_the_raise() {
     world.set(settings("25"));
     run(&mut world, 2 * MINUTE);
     let from = world.elapsed();
-    world.fault(Fault { side: None, kind: FaultKind::Errors(0.3), from, lasts: MINUTE });
+    world.fault(Fault {
+        side: None,
+        kind: FaultKind::Errors(0.3),
+        from,
+        lasts: MINUTE,
+    });
     let said = rollbacks(&run(&mut world, MINUTE));
     assert_eq!(said.len(), 1);
-    assert!(said[0].contains("legacy is as bad, so this is not new's fault alone. Rolled back all the same, because the share was raised 120 s ago"), "{}", said[0]);
+    assert!(
+        said[0].contains(
+            "legacy is as bad, so this is not new's fault alone. Rolled back all the same, \
+             because the share was raised 120 s ago"
+        ),
+        "{}",
+        said[0]
+    );
 }
 
 #[test]
 fn by_the_literal_reading_an_outage_of_both_sides_rolls_back() {
     let mut literal = scenario("5", 1_000.0, 1);
     literal.settings.guard.shared_cause = SharedCause::Rollback;
-    let found = notice(literal, MINUTE, at_once(None, FaultKind::Errors(0.3)), MINUTE).expect("no false alarm");
+    let found = notice(
+        literal,
+        MINUTE,
+        at_once(None, FaultKind::Errors(0.3)),
+        MINUTE,
+    )
+    .expect("no false alarm");
     assert!(found.is_some());
 }
 
@@ -127,17 +237,28 @@ fn while_both_sides_are_bad_a_raise_waits_and_a_lowering_does_not() {
     let mut world = World::new(scenario("25", 1_000.0, 1));
     run(&mut world, MINUTE);
     let from = world.elapsed();
-    world.fault(Fault { side: None, kind: FaultKind::Errors(0.3), from, lasts: MINUTE });
+    world.fault(Fault {
+        side: None,
+        kind: FaultKind::Errors(0.3),
+        from,
+        lasts: MINUTE,
+    });
     assert_eq!(run(&mut world, 10 * Duration::from_secs(1)).len(), 1);
     let effective = |world: &World| world.plane().rollouts()[0].effective().to_string();
     world.set(settings("50"));
     assert_eq!(effective(&world), "25");
-    assert!(world.plane().rollouts()[0].sentence().starts_with("50 % asked, 25 % of users are on new and raises are frozen, because both sides are bad at once"));
+    assert!(world.plane().rollouts()[0].sentence().starts_with(
+        "50 % asked, 25 % of users are on new and raises are frozen, because both sides are bad \
+         at once"
+    ));
     world.set(settings("10"));
     assert_eq!(effective(&world), "10");
     world.set(settings("20"));
     assert_eq!(effective(&world), "10", "a raise after it waits as well");
-    assert_eq!(rollbacks(&run(&mut world, 4 * MINUTE)), Vec::<String>::new());
+    assert_eq!(
+        rollbacks(&run(&mut world, 4 * MINUTE)),
+        Vec::<String>::new()
+    );
     assert_eq!(effective(&world), "20", "and goes through when it is over");
 }
 
@@ -146,8 +267,18 @@ fn a_new_side_that_stays_bad_after_a_shared_outage_is_rolled_back() {
     let mut world = World::new(scenario("50", 1_000.0, 1));
     run(&mut world, MINUTE);
     let from = world.elapsed();
-    world.fault(Fault { side: None, kind: FaultKind::Errors(0.3), from, lasts: MINUTE });
-    world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.3), from: from + MINUTE, lasts: MINUTE });
+    world.fault(Fault {
+        side: None,
+        kind: FaultKind::Errors(0.3),
+        from,
+        lasts: MINUTE,
+    });
+    world.fault(Fault {
+        side: Some(Side::New),
+        kind: FaultKind::Errors(0.3),
+        from: from + MINUTE,
+        lasts: MINUTE,
+    });
     assert_eq!(rollbacks(&run(&mut world, MINUTE)), Vec::<String>::new());
     let said = rollbacks(&run(&mut world, Duration::from_secs(5)));
     assert_eq!(said.len(), 1, "{said:?}");
@@ -156,11 +287,22 @@ fn a_new_side_that_stays_bad_after_a_shared_outage_is_rolled_back() {
 /// `make judge` does this for a hundred days.
 #[test]
 fn two_healthy_backends_stay_for_hours() {
-    for (seed, (errors, percent)) in (100..).zip([(0.0, "5"), (0.001, "5"), (0.005, "5"), (0.0, "50"), (0.001, "50"), (0.005, "50")]) {
+    for (seed, (errors, percent)) in (100..).zip([
+        (0.0, "5"),
+        (0.001, "5"),
+        (0.005, "5"),
+        (0.0, "50"),
+        (0.001, "50"),
+        (0.005, "50"),
+    ]) {
         let mut scenario = scenario(percent, 1_000.0, seed);
         scenario.traffic.errors = errors;
         let mut world = World::new(scenario);
-        assert_eq!(run(&mut world, 60 * MINUTE), [], "seed {seed}: {errors} fail, {percent} % on new");
+        assert_eq!(
+            run(&mut world, 60 * MINUTE),
+            [],
+            "seed {seed}: {errors} fail, {percent} % on new"
+        );
     }
 }
 
@@ -170,7 +312,12 @@ fn both_slow_at_once_is_nobodys_fault() {
         let mut world = World::new(scenario("25", 500.0, seed));
         run(&mut world, 2 * MINUTE);
         let from = world.elapsed();
-        world.fault(Fault { side: None, kind: FaultKind::Slow(3.0), from, lasts: 2 * MINUTE });
+        world.fault(Fault {
+            side: None,
+            kind: FaultKind::Slow(3.0),
+            from,
+            lasts: 2 * MINUTE,
+        });
         assert_eq!(run(&mut world, 5 * MINUTE), [], "seed {seed}");
     }
 }
@@ -185,7 +332,11 @@ fn noisy_users_do_not_trip_anything() {
             for _ in 0..chance.poisson(0.25 / 60.0) {
                 world.noisy_user(20);
             }
-            let said: Vec<String> = world.tick().into_iter().map(|announcement| announcement.sentence).collect();
+            let said: Vec<String> = world
+                .tick()
+                .into_iter()
+                .map(|announcement| announcement.sentence)
+                .collect();
             assert_eq!(said, Vec::<String>::new(), "seed {seed}");
         }
     }
@@ -199,11 +350,20 @@ fn changing_the_share_in_mid_evidence_blames_nobody_and_loses_nothing() {
             let mut changed = settings(percent);
             changed.guard.shared_cause = SharedCause::Hold;
             world.set(changed);
-            assert_eq!(run(&mut world, Duration::from_secs(20)), [], "seed {seed}, {percent} %");
+            assert_eq!(
+                run(&mut world, Duration::from_secs(20)),
+                [],
+                "seed {seed}, {percent} %"
+            );
         }
         world.set(settings("10"));
         let from = world.elapsed();
-        world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.1), from, lasts: FOREVER });
+        world.fault(Fault {
+            side: Some(Side::New),
+            kind: FaultKind::Errors(0.1),
+            from,
+            lasts: FOREVER,
+        });
         let mut raised = false;
         let mut elapsed = Duration::ZERO;
         while !world.is_rolled_back() {
@@ -226,8 +386,18 @@ fn a_slow_common_drift_is_not_blamed_on_new() {
         // Errors from 0.1 % to 0.9 %, latencies to twice what they were, on both sides.
         let from = world.elapsed();
         let lasts = MINUTE;
-        world.fault(Fault { side: None, kind: FaultKind::Errors(0.001 + 0.0002 * f64::from(step)), from, lasts });
-        world.fault(Fault { side: None, kind: FaultKind::Slow(1.0 + 0.025 * f64::from(step)), from, lasts });
+        world.fault(Fault {
+            side: None,
+            kind: FaultKind::Errors(0.001 + 0.0002 * f64::from(step)),
+            from,
+            lasts,
+        });
+        world.fault(Fault {
+            side: None,
+            kind: FaultKind::Slow(1.0 + 0.025 * f64::from(step)),
+            from,
+            lasts,
+        });
         assert_eq!(run(&mut world, MINUTE), [], "step {step}");
     }
 }
@@ -241,7 +411,12 @@ fn wall_clock_jumps_change_nothing() {
         assert!(world.tick().is_empty());
     }
     let from = world.elapsed();
-    world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.5), from, lasts: FOREVER });
+    world.fault(Fault {
+        side: Some(Side::New),
+        kind: FaultKind::Errors(0.5),
+        from,
+        lasts: FOREVER,
+    });
     world.jump_wall_clock(-86_400_000);
     assert_eq!(rollbacks(&run(&mut world, Duration::from_secs(1))).len(), 1);
 }
@@ -253,29 +428,65 @@ fn missing_ticks_are_longer_ticks() {
     let mut world = World::new(scenario);
     let mut chance = Chance::new(6);
     for _ in 0..2_000 {
-        assert!(world.run(Duration::from_millis(u64::from(50 + chance.below(3_000)))).is_empty());
+        assert!(
+            world
+                .run(Duration::from_millis(u64::from(50 + chance.below(3_000))))
+                .is_empty()
+        );
     }
     let from = world.elapsed();
-    world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.5), from, lasts: FOREVER });
+    world.fault(Fault {
+        side: Some(Side::New),
+        kind: FaultKind::Errors(0.5),
+        from,
+        lasts: FOREVER,
+    });
     let said = world.run(Duration::from_secs(3));
-    assert!(said.iter().any(|announcement| matches!(announcement.change, Change::RolledBack(_))));
+    assert!(
+        said.iter()
+            .any(|announcement| matches!(announcement.change, Change::RolledBack(_)))
+    );
 }
 
 #[test]
 fn at_a_hundred_percent_new_is_held_against_what_legacy_was() {
-    for (kind, rule) in [(FaultKind::Errors(0.05), "errors_"), (FaultKind::Slow(4.0), "latency_vs_legacy"), (FaultKind::ClientErrors(0.2), "client_errors_vs_legacy")] {
+    for (kind, rule) in [
+        (FaultKind::Errors(0.05), "errors_"),
+        (FaultKind::Slow(4.0), "latency_vs_legacy"),
+        (FaultKind::ClientErrors(0.2), "client_errors_vs_legacy"),
+    ] {
         let mut world = World::new(scenario("50", 500.0, 7));
         run(&mut world, 2 * MINUTE);
         world.set(settings("100"));
-        assert_eq!(run(&mut world, 5 * MINUTE), [], "{kind:?}: a healthy backend stays");
+        assert_eq!(
+            run(&mut world, 5 * MINUTE),
+            [],
+            "{kind:?}: a healthy backend stays"
+        );
         let from = world.elapsed();
-        world.fault(Fault { side: Some(Side::New), kind, from, lasts: FOREVER });
+        world.fault(Fault {
+            side: Some(Side::New),
+            kind,
+            from,
+            lasts: FOREVER,
+        });
         let said = rollbacks(&run(&mut world, 2 * MINUTE));
         assert_eq!(said.len(), 1, "{kind:?}");
-        let latch = world.plane().rollouts()[0].latch().cloned().expect("latched");
-        assert!(latch.trip.cause.label().starts_with(rule), "{kind:?}: {}", latch.trip.cause.label());
+        let latch = world.plane().rollouts()[0]
+            .latch()
+            .cloned()
+            .expect("latched");
+        assert!(
+            latch.trip.cause.label().starts_with(rule),
+            "{kind:?}: {}",
+            latch.trip.cause.label()
+        );
         if rule != "errors_" {
-            assert!(said[0].contains("legacy, when it last had traffic"), "{}", said[0]);
+            assert!(
+                said[0].contains("legacy, when it last had traffic"),
+                "{}",
+                said[0]
+            );
         }
     }
 }
@@ -288,7 +499,10 @@ fn holdback_keeps_a_control_group_at_a_hundred_percent() {
     run(&mut world, MINUTE);
     let rollout = &world.plane().rollouts()[0];
     assert_eq!(rollout.effective().to_string(), "99");
-    assert_eq!(rollout.sentence(), "100 % asked, 99 % of users are on new: 1 % are held back as a control group");
+    assert_eq!(
+        rollout.sentence(),
+        "100 % asked, 99 % of users are on new: 1 % are held back as a control group"
+    );
     assert!(rollout.recent().legacy.counts.requests > 400);
 }
 
@@ -299,9 +513,18 @@ fn a_dry_run_says_it_once_and_moves_nobody() {
     let mut world = World::new(scenario);
     run(&mut world, MINUTE);
     let from = world.elapsed();
-    world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.5), from, lasts: FOREVER });
+    world.fault(Fault {
+        side: Some(Side::New),
+        kind: FaultKind::Errors(0.5),
+        from,
+        lasts: FOREVER,
+    });
     let said = run(&mut world, 3 * MINUTE);
-    assert_eq!(said.iter().map(|(change, _)| *change).collect::<Vec<_>>(), ["dry_run_breach"], "{said:?}");
+    assert_eq!(
+        said.iter().map(|(change, _)| *change).collect::<Vec<_>>(),
+        ["dry_run_breach"],
+        "{said:?}"
+    );
     assert!(!world.is_rolled_back());
 }
 
@@ -310,10 +533,19 @@ fn a_re_armed_guard_begins_without_evidence_and_trips_again() {
     let mut world = World::new(scenario("50", 500.0, 10));
     run(&mut world, MINUTE);
     let from = world.elapsed();
-    world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.5), from, lasts: 2 * MINUTE });
+    world.fault(Fault {
+        side: Some(Side::New),
+        kind: FaultKind::Errors(0.5),
+        from,
+        lasts: 2 * MINUTE,
+    });
     assert_eq!(rollbacks(&run(&mut world, MINUTE)).len(), 1);
     world.command(Command::Rearm).expect("it is rolled back");
-    assert_eq!(rollbacks(&run(&mut world, Duration::from_secs(2))).len(), 1, "still bad: rolled back again");
+    assert_eq!(
+        rollbacks(&run(&mut world, Duration::from_secs(2))).len(),
+        1,
+        "still bad: rolled back again"
+    );
     run(&mut world, 2 * MINUTE);
     world.command(Command::Rearm).expect("it is rolled back");
     assert_eq!(run(&mut world, 5 * MINUTE), [], "good again: stays");
@@ -324,7 +556,12 @@ fn verdicts_are_sentences_with_numbers() {
     let mut world = World::new(scenario("25", 400.0, 11));
     run(&mut world, 2 * MINUTE);
     for verdict in world.plane().rollouts()[0].verdicts() {
-        eprintln!("{}: {} ({:?})", verdict.rule.name(), verdict.sentence, verdict.answer);
+        eprintln!(
+            "{}: {} ({:?})",
+            verdict.rule.name(),
+            verdict.sentence,
+            verdict.answer
+        );
         assert!(!verdict.sentence.is_empty());
         assert_eq!(verdict.answer.name(), "pass", "{}", verdict.sentence);
     }
@@ -334,7 +571,9 @@ fn verdicts_are_sentences_with_numbers() {
         run.sentence.starts_with("new failed ")
             && run.sentence.contains(" users in ")
             && run.sentence.contains(", legacy ")
-            && run.sentence.ends_with("a healthy backend would do this once in 30 days")
+            && run
+                .sentence
+                .ends_with("a healthy backend would do this once in 30 days")
     );
 }
 
@@ -343,22 +582,51 @@ fn a_trip_remembers_the_minute_before_it() {
     let mut world = World::new(scenario("50", 500.0, 12));
     run(&mut world, 2 * MINUTE);
     let from = world.elapsed();
-    world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.5), from, lasts: FOREVER });
+    world.fault(Fault {
+        side: Some(Side::New),
+        kind: FaultKind::Errors(0.5),
+        from,
+        lasts: FOREVER,
+    });
     run(&mut world, Duration::from_secs(2));
-    let latch = world.plane().rollouts()[0].latch().cloned().expect("latched");
+    let latch = world.plane().rollouts()[0]
+        .latch()
+        .cloned()
+        .expect("latched");
     assert_eq!(latch.trip.history.len(), 240);
-    assert!(latch.trip.history[..239].iter().all(|tick| tick.sides.legacy.requests > 20));
-    let last: u64 = latch.trip.history[238..].iter().map(|tick| tick.sides.new.failed).sum();
+    assert!(
+        latch.trip.history[..239]
+            .iter()
+            .all(|tick| tick.sides.legacy.requests > 20)
+    );
+    let last: u64 = latch.trip.history[238..]
+        .iter()
+        .map(|tick| tick.sides.new.failed)
+        .sum();
     assert!(last >= 5, "the failures that decided are in it: {last}");
 }
 
-/// Ten thousand honest users at 0.1 % errors, and clients that fail on purpose. None of them may decide; real failures still do.
+/// Ten thousand honest users at 0.1 % errors, and clients that fail on purpose. None of them may
+/// decide; real failures still do.
 #[test]
 fn denial_of_rollout_does_not_work() {
-    let one_id = |_: u32| Who { user: 7_777_777, network: 42 };
-    let ids_of_one_address = |n: u32| Who { user: n.wrapping_mul(2_654_435_761), network: 42 };
-    let dual_stack = |n: u32| Who { user: n.wrapping_mul(2_654_435_761), network: 42 + n % 2 };
-    let attacks: [(&str, &dyn Fn(u32) -> Who); 3] = [("one id", &one_id), ("5,000 ids of one address", &ids_of_one_address), ("ids of two networks", &dual_stack)];
+    let one_id = |_: u32| Who {
+        user: 7_777_777,
+        network: 42,
+    };
+    let ids_of_one_address = |n: u32| Who {
+        user: n.wrapping_mul(2_654_435_761),
+        network: 42,
+    };
+    let dual_stack = |n: u32| Who {
+        user: n.wrapping_mul(2_654_435_761),
+        network: 42 + n % 2,
+    };
+    let attacks: [(&str, &dyn Fn(u32) -> Who); 3] = [
+        ("one id", &one_id),
+        ("5,000 ids of one address", &ids_of_one_address),
+        ("ids of two networks", &dual_stack),
+    ];
     for (percent, rps) in [("5", 1_000.0), ("50", 1_000.0), ("50", 100.0)] {
         for (name, who) in attacks {
             let mut world = World::new(scenario(percent, rps, 21));
@@ -370,13 +638,27 @@ fn denial_of_rollout_does_not_work() {
                     sent += 1;
                 }
                 let said = world.tick();
-                let rolled_back = said.iter().find(|announcement| matches!(announcement.change, Change::RolledBack(_)));
-                assert!(rolled_back.is_none(), "{name} at {percent} %, {rps}/s: {rolled_back:?}");
+                let rolled_back = said
+                    .iter()
+                    .find(|announcement| matches!(announcement.change, Change::RolledBack(_)));
+                assert!(
+                    rolled_back.is_none(),
+                    "{name} at {percent} %, {rps}/s: {rolled_back:?}"
+                );
             }
             run(&mut world, MINUTE);
             let from = world.elapsed();
-            world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.1), from, lasts: FOREVER });
-            assert_eq!(rollbacks(&run(&mut world, MINUTE)).len(), 1, "after {name} at {percent} %, {rps}/s, a real failure is still noticed");
+            world.fault(Fault {
+                side: Some(Side::New),
+                kind: FaultKind::Errors(0.1),
+                from,
+                lasts: FOREVER,
+            });
+            assert_eq!(
+                rollbacks(&run(&mut world, MINUTE)).len(),
+                1,
+                "after {name} at {percent} %, {rps}/s, a real failure is still noticed"
+            );
         }
     }
 }
@@ -385,27 +667,65 @@ fn denial_of_rollout_does_not_work() {
 fn a_crawler_on_one_side_does_not_make_the_other_look_bad() {
     for side in Side::BOTH {
         let mut scenario = scenario("50", 200.0, 22);
-        scenario.traffic = Traffic { errors: 0.005, client_errors: 0.03, ..scenario.traffic };
+        scenario.traffic = Traffic {
+            errors: 0.005,
+            client_errors: 0.03,
+            ..scenario.traffic
+        };
         let mut world = World::new(scenario);
         for _ in 0..30 * 240 {
-            world.crawls(Who { user: 31_337, network: 5 }, side, 450);
-            let said: Vec<String> = world.tick().into_iter().map(|announcement| announcement.sentence).collect();
+            world.crawls(
+                Who {
+                    user: 31_337,
+                    network: 5,
+                },
+                side,
+                450,
+            );
+            let said: Vec<String> = world
+                .tick()
+                .into_iter()
+                .map(|announcement| announcement.sentence)
+                .collect();
             assert_eq!(said, Vec::<String>::new(), "a crawler on {side}");
         }
         let from = world.elapsed();
-        world.fault(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.1), from, lasts: FOREVER });
+        world.fault(Fault {
+            side: Some(Side::New),
+            kind: FaultKind::Errors(0.1),
+            from,
+            lasts: FOREVER,
+        });
         let mut waited = Duration::ZERO;
         while !world.is_rolled_back() {
-            world.crawls(Who { user: 31_337, network: 5 }, side, 450);
+            world.crawls(
+                Who {
+                    user: 31_337,
+                    network: 5,
+                },
+                side,
+                450,
+            );
             world.tick();
             waited += Duration::from_millis(250);
-            assert!(waited < MINUTE, "a crawler on {side} does not hide a failure of everybody else");
+            assert!(
+                waited < MINUTE,
+                "a crawler on {side} does not hide a failure of everybody else"
+            );
         }
     }
 }
 
 /// Counts of one tick, put into totals with a user for each failure.
-fn add(totals: &mut PerSide<Totals>, side: Side, requests: u64, failed: u64, who: &mut u32, at: Mono, witnesses: &mut Vec<Witness>) {
+fn add(
+    totals: &mut PerSide<Totals>,
+    side: Side,
+    requests: u64,
+    failed: u64,
+    who: &mut u32,
+    at: Mono,
+    witnesses: &mut Vec<Witness>,
+) {
     let counts = &mut totals[side].counts;
     counts.requests += requests;
     counts.appearances += requests;
@@ -413,7 +733,16 @@ fn add(totals: &mut PerSide<Totals>, side: Side, requests: u64, failed: u64, who
     counts.counted[Class::Failure.index()] += failed;
     for _ in 0..if side == Side::New { failed } else { 0 } {
         *who += 1;
-        witnesses.push(Witness { class: Class::Failure, who: Who { user: *who, network: *who }, at, path: None, is_compared: true });
+        witnesses.push(Witness {
+            class: Class::Failure,
+            who: Who {
+                user: *who,
+                network: *who,
+            },
+            at,
+            path: None,
+            is_compared: true,
+        });
     }
 }
 
@@ -481,14 +810,29 @@ proptest! {
 fn a_cold_start_after_a_raise_and_fractions_of_a_millisecond_are_no_evidence() {
     for seed in 0..5 {
         let mut cold = scenario("10", 400.0, seed);
-        cold.traffic = Traffic { median_us: 200.0, sigma: 0.5, ..cold.traffic };
+        cold.traffic = Traffic {
+            median_us: 200.0,
+            sigma: 0.5,
+            ..cold.traffic
+        };
         let mut world = World::new(cold);
         run(&mut world, MINUTE);
         world.set(settings("50"));
-        // Connections are opened and caches filled: fifty times as slow for a second and a half, and then twice as slow for good.
+        // Connections are opened and caches filled: fifty times as slow for a second and a half,
+        // and then twice as slow for good.
         let from = world.elapsed();
-        world.fault(Fault { side: Some(Side::New), kind: FaultKind::Slow(50.0), from, lasts: Duration::from_millis(1_500) });
-        world.fault(Fault { side: Some(Side::New), kind: FaultKind::Slow(2.0), from, lasts: FOREVER });
+        world.fault(Fault {
+            side: Some(Side::New),
+            kind: FaultKind::Slow(50.0),
+            from,
+            lasts: Duration::from_millis(1_500),
+        });
+        world.fault(Fault {
+            side: Some(Side::New),
+            kind: FaultKind::Slow(2.0),
+            from,
+            lasts: FOREVER,
+        });
         assert_eq!(run(&mut world, 3 * MINUTE), [], "seed {seed}");
     }
 }
@@ -497,25 +841,45 @@ fn a_cold_start_after_a_raise_and_fractions_of_a_millisecond_are_no_evidence() {
 fn a_stall_that_makes_what_is_under_way_slow_is_one_event_and_not_hundreds() {
     for seed in 0..3 {
         let mut stalls = scenario("50", 4_000.0, seed);
-        stalls.traffic = Traffic { median_us: 2_000.0, sigma: 0.5, ..stalls.traffic };
+        stalls.traffic = Traffic {
+            median_us: 2_000.0,
+            sigma: 0.5,
+            ..stalls.traffic
+        };
         let mut world = World::new(stalls);
         run(&mut world, MINUTE);
         let stall = |world: &mut World, stalls: u32| {
             for stall in 1..=stalls {
                 let from = world.elapsed() + stall * Duration::from_secs(8);
-                world.fault(Fault { side: Some(Side::New), kind: FaultKind::Slow(30.0), from, lasts: Duration::from_millis(300) });
+                world.fault(Fault {
+                    side: Some(Side::New),
+                    kind: FaultKind::Slow(30.0),
+                    from,
+                    lasts: Duration::from_millis(300),
+                });
             }
         };
         stall(&mut world, 5);
         assert_eq!(run(&mut world, 2 * MINUTE), [], "seed {seed}");
         // One that stalls again and again has a tail that legacy has not.
         stall(&mut world, 40);
-        assert_eq!(rollbacks(&run(&mut world, 6 * MINUTE)).len(), 1, "seed {seed}");
+        assert_eq!(
+            rollbacks(&run(&mut world, 6 * MINUTE)).len(),
+            1,
+            "seed {seed}"
+        );
     }
 }
 
 #[test]
 fn what_is_slow_and_stays_slow_is_noticed_after_two_seconds() {
-    let delay = median((0..9).map(|seed| noticed("50", 1_000.0, seed, FaultKind::Slow(3.0), MINUTE).delay).collect());
-    assert!((Duration::from_millis(1_750)..=Duration::from_secs(5)).contains(&delay), "{delay:?}");
+    let delay = median(
+        (0..9)
+            .map(|seed| noticed("50", 1_000.0, seed, FaultKind::Slow(3.0), MINUTE).delay)
+            .collect(),
+    );
+    assert!(
+        (Duration::from_millis(1_750)..=Duration::from_secs(5)).contains(&delay),
+        "{delay:?}"
+    );
 }

@@ -4,12 +4,23 @@ use cutover_core::bucket::murmur3_x86_32;
 use cutover_core::{BUCKETS, Bucket, Percent, Salt};
 use proptest::prelude::*;
 
-/// Published vectors of MurmurHash3_x86_32 with seed 0 (the public-domain reference), as hex of the input and the hash.
-const MURMUR3: [(&str, u32); 7] =
-    [("", 0), ("ffffffff", 0x7629_3b50), ("21436587", 0xf55b_516b), ("214365", 0x7e4a_8634), ("2143", 0xa0f7_b07a), ("21", 0x7266_1cf4), ("00000000", 0x2362_f9de)];
+/// Published vectors of MurmurHash3_x86_32 with seed 0 (the public-domain reference), as hex of the
+/// input and the hash.
+const MURMUR3: [(&str, u32); 7] = [
+    ("", 0),
+    ("ffffffff", 0x7629_3b50),
+    ("21436587", 0xf55b_516b),
+    ("214365", 0x7e4a_8634),
+    ("2143", 0xa0f7_b07a),
+    ("21", 0x7266_1cf4),
+    ("00000000", 0x2362_f9de),
+];
 
 fn bytes(hex: &str) -> Vec<u8> {
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex")).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hex"))
+        .collect()
 }
 
 #[test]
@@ -19,21 +30,38 @@ fn the_hash_agrees_with_the_published_vectors() {
     }
 }
 
-/// `vectors/bucket.txt` comes from `vectors/bucket.py`, which shares no code with this crate. A changed line would move users: never change one.
+/// `vectors/bucket.txt` comes from `vectors/bucket.py`, which shares no code with this crate. A
+/// changed line would move users: never change one.
 #[test]
 fn every_golden_bucket_is_where_another_language_puts_it() {
     let lines: Vec<&str> = include_str!("vectors/bucket.txt").lines().collect();
     assert_eq!(lines.len(), 100);
     for line in lines {
-        let [salt, key, hash, bucket] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("four columns: {line}") };
-        assert_eq!(murmur3_x86_32(format!("{salt}:{key}").as_bytes()).to_string(), hash, "{line}");
-        assert_eq!(Salt::new(salt).bucket(key.as_bytes()).to_string(), bucket, "{line}");
+        let [salt, key, hash, bucket] = line.split('\t').collect::<Vec<_>>()[..] else {
+            panic!("four columns: {line}")
+        };
+        assert_eq!(
+            murmur3_x86_32(format!("{salt}:{key}").as_bytes()).to_string(),
+            hash,
+            "{line}"
+        );
+        assert_eq!(
+            Salt::new(salt).bucket(key.as_bytes()).to_string(),
+            bucket,
+            "{line}"
+        );
     }
 }
 
 #[test]
 fn the_ends_of_the_hash_are_the_ends_of_the_buckets() {
-    for (hash, bucket) in [(0, 0), (1, 0), (0x7fff_ffff, 49_999), (0x8000_0000, 50_000), (u32::MAX, 99_999)] {
+    for (hash, bucket) in [
+        (0, 0),
+        (1, 0),
+        (0x7fff_ffff, 49_999),
+        (0x8000_0000, 50_000),
+        (u32::MAX, 99_999),
+    ] {
         assert_eq!(Bucket::of_hash(hash).number(), bucket, "{hash:#x}");
     }
 }
@@ -62,11 +90,20 @@ fn the_share_of_many_users_is_the_percentage() {
     for percent in ["0.1", "1", "5", "25", "50", "99"] {
         let percent = Percent::parse(percent).expect("a percentage");
         let users = 200_000u32;
-        let on_new = (0..users).filter(|user| salt.bucket(format!("user-{user}").as_bytes()).is_within(percent)).count() as f64;
+        let on_new = (0..users)
+            .filter(|user| {
+                salt.bucket(format!("user-{user}").as_bytes())
+                    .is_within(percent)
+            })
+            .count() as f64;
         let expected = percent.as_ratio() * f64::from(users);
-        // Five standard deviations of the binomial: the users are fixed, so this either always holds or never.
+        // Five standard deviations of the binomial: the users are fixed, so this either always
+        // holds or never.
         let bound = 5.0 * (expected * (1.0 - percent.as_ratio())).sqrt();
-        assert!((on_new - expected).abs() <= bound, "{percent} %: {on_new} of {users}");
+        assert!(
+            (on_new - expected).abs() <= bound,
+            "{percent} %: {on_new} of {users}"
+        );
     }
 }
 
@@ -79,5 +116,8 @@ fn two_salts_put_independent_users_on_new() {
         a.bucket(key.as_bytes()).is_within(tenth) && b.bucket(key.as_bytes()).is_within(tenth)
     });
     let both = both.count() as f64;
-    assert!((both - 2_000.0).abs() < 5.0 * 45.0, "{both} of 200000 are in both tenths, expected about 2000");
+    assert!(
+        (both - 2_000.0).abs() < 5.0 * 45.0,
+        "{both} of 200000 are in both tenths, expected about 2000"
+    );
 }

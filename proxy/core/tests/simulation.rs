@@ -6,8 +6,10 @@ use std::time::Duration;
 use cutover_core::guard::Rule;
 use cutover_core::plane::{Change, Restored, Standings};
 use cutover_core::{
-    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, Failover, FailureKind, GuardSettings, KeySource, Lead, Maintenance, Match, Mode, Mono,
-    Now, Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals, UserList, Wall,
+    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event,
+    Failover, FailureKind, GuardSettings, KeySource, Lead, Maintenance, Match, Mode, Mono, Now,
+    Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals,
+    UserList, Wall,
 };
 use proptest::prelude::*;
 
@@ -26,7 +28,10 @@ fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
         anonymous: Anonymous::Legacy,
         always_new: UserList::default(),
         always_legacy: UserList::default(),
-        backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+        backends: PerSide {
+            legacy: "legacy".into(),
+            new: "new".into(),
+        },
         percent: percent(share),
         generation,
         holdback: Percent::ZERO,
@@ -37,14 +42,19 @@ fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
             mode: Mode::Threshold,
             window: Duration::from_secs(10),
             min_requests: 50,
-            rules: vec![Rule::ErrorsMax(Rate::from_ppm(10_000).expect("1 % is a rate"))],
+            rules: vec![Rule::ErrorsMax(
+                Rate::from_ppm(10_000).expect("1 % is a rate"),
+            )],
             ..GuardSettings::default()
         },
     }
 }
 
 fn cli() -> Actor {
-    Actor { name: "ana".to_owned(), source: Source::Cli }
+    Actor {
+        name: "ana".to_owned(),
+        source: Source::Cli,
+    }
 }
 
 /// A control plane, its clock, its traffic, and what the shell would have made of its effects.
@@ -61,8 +71,20 @@ struct World {
 
 impl World {
     fn new(restored: Restored) -> Self {
-        let now = Now { mono: Mono::default(), wall: Wall::from_millis(1_700_000_000_000) };
-        Self { plane: ControlPlane::new(restored), now, totals: vec![], published: vec![], closed: vec![], persisted: Standings::default(), order: vec![], sentences: vec![] }
+        let now = Now {
+            mono: Mono::default(),
+            wall: Wall::from_millis(1_700_000_000_000),
+        };
+        Self {
+            plane: ControlPlane::new(restored),
+            now,
+            totals: vec![],
+            published: vec![],
+            closed: vec![],
+            persisted: Standings::default(),
+            order: vec![],
+            sentences: vec![],
+        }
     }
 
     fn with(rollouts: Vec<RolloutSettings>) -> Self {
@@ -72,20 +94,45 @@ impl World {
     }
 
     fn settings(&mut self, rollouts: Vec<RolloutSettings>) {
-        self.on(Event::Settings { rollouts, actor: Actor::file(), reason: String::new() }).expect("settings are never refused");
+        self.on(Event::Settings {
+            rollouts,
+            actor: Actor::file(),
+            reason: String::new(),
+        })
+        .expect("settings are never refused");
     }
 
     fn command(&mut self, rollout: &str, command: Command) -> Result<(), CommandError> {
-        self.on(Event::Command { rollout, command, actor: cli(), reason: "CHG-7".to_owned() })
+        self.on(Event::Command {
+            rollout,
+            command,
+            actor: cli(),
+            reason: "CHG-7".to_owned(),
+        })
     }
 
-    fn maintain(&mut self, rollout: Option<&str>, mode: Maintenance, lasts: Option<Duration>) -> Result<(), CommandError> {
-        self.on(Event::Maintenance { rollout, mode, lasts, actor: cli(), reason: "CHG-7".to_owned() })
+    fn maintain(
+        &mut self,
+        rollout: Option<&str>,
+        mode: Maintenance,
+        lasts: Option<Duration>,
+    ) -> Result<(), CommandError> {
+        self.on(Event::Maintenance {
+            rollout,
+            mode,
+            lasts,
+            actor: cli(),
+            reason: "CHG-7".to_owned(),
+        })
     }
 
     /// The mode that requests of a rollout meet, or those that match none.
     fn mode(&self, rollout: Option<&str>) -> Maintenance {
-        self.closed.iter().find(|(known, _)| known.as_deref() == rollout).map(|(_, mode)| *mode).expect("it was published")
+        self.closed
+            .iter()
+            .find(|(known, _)| known.as_deref() == rollout)
+            .map(|(_, mode)| *mode)
+            .expect("it was published")
     }
 
     fn on(&mut self, event: Event<'_>) -> Result<(), CommandError> {
@@ -93,23 +140,61 @@ impl World {
         for effect in self.plane.on(event, self.now)? {
             match effect {
                 Effect::Publish(split) => {
-                    let mode = |mode: Maintenance| if mode == Maintenance::Off { String::new() } else { format!("/{}", mode.name()) };
-                    let mut shares: Vec<String> =
-                        split.rollouts.iter().map(|rollout| format!("{}={}{}", rollout.rule.id, rollout.percent, mode(rollout.maintenance.mode))).collect();
-                    shares.extend((split.maintenance.mode != Maintenance::Off).then(|| format!("*{}", mode(split.maintenance.mode))));
+                    let mode = |mode: Maintenance| {
+                        if mode == Maintenance::Off {
+                            String::new()
+                        } else {
+                            format!("/{}", mode.name())
+                        }
+                    };
+                    let mut shares: Vec<String> = split
+                        .rollouts
+                        .iter()
+                        .map(|rollout| {
+                            format!(
+                                "{}={}{}",
+                                rollout.rule.id,
+                                rollout.percent,
+                                mode(rollout.maintenance.mode)
+                            )
+                        })
+                        .collect();
+                    shares.extend(
+                        (split.maintenance.mode != Maintenance::Off)
+                            .then(|| format!("*{}", mode(split.maintenance.mode))),
+                    );
                     let everything = (None, split.maintenance.mode);
-                    self.closed = split.rollouts.iter().map(|rollout| (Some(Arc::clone(&rollout.rule.id)), rollout.maintenance.mode)).chain([everything]).collect();
+                    self.closed = split
+                        .rollouts
+                        .iter()
+                        .map(|rollout| {
+                            (Some(Arc::clone(&rollout.rule.id)), rollout.maintenance.mode)
+                        })
+                        .chain([everything])
+                        .collect();
                     self.order.push(format!("publish {}", shares.join(" ")));
-                    assert!(split.rollouts.iter().all(|rollout| !rollout.latched || rollout.percent == Percent::ZERO));
-                    self.published = split.rollouts.iter().map(|rollout| (Arc::clone(&rollout.rule.id), rollout.percent)).collect();
+                    assert!(
+                        split
+                            .rollouts
+                            .iter()
+                            .all(|rollout| !rollout.latched || rollout.percent == Percent::ZERO)
+                    );
+                    self.published = split
+                        .rollouts
+                        .iter()
+                        .map(|rollout| (Arc::clone(&rollout.rule.id), rollout.percent))
+                        .collect();
                 }
                 Effect::Persist(standings) => {
                     self.order.push("persist".to_owned());
                     self.persisted = standings;
                 }
-                Effect::Ask { rollout, side } => self.order.push(format!("ask {side} of {rollout}")),
+                Effect::Ask { rollout, side } => {
+                    self.order.push(format!("ask {side} of {rollout}"));
+                }
                 Effect::Announce(announcement) => {
-                    self.order.push(format!("announce {}", announcement.change.name()));
+                    self.order
+                        .push(format!("announce {}", announcement.change.name()));
                     self.sentences.push(announcement.sentence.clone());
                 }
             }
@@ -123,23 +208,43 @@ impl World {
         for side in Side::BOTH {
             let (requests, failed) = traffic[side];
             for request in 0..requests {
-                let outcome = if request < failed { Outcome::Failure(FailureKind::Status) } else { Outcome::Success };
-                self.totals[0][side].record(&Ending { outcome, status: Some(200), latency_us: Some(5_000), evidence: cutover_core::Evidence::Compared }, Counted::default());
+                let outcome = if request < failed {
+                    Outcome::Failure(FailureKind::Status)
+                } else {
+                    Outcome::Success
+                };
+                self.totals[0][side].record(
+                    &Ending {
+                        outcome,
+                        status: Some(200),
+                        latency_us: Some(5_000),
+                        evidence: cutover_core::Evidence::Compared,
+                    },
+                    Counted::default(),
+                );
             }
         }
         self.pass(TICK);
         let totals = std::mem::take(&mut self.totals);
-        self.on(Event::Tick(&totals.iter().map(Observed::of).collect::<Vec<_>>())).expect("ticks are never refused");
+        self.on(Event::Tick(
+            &totals.iter().map(Observed::of).collect::<Vec<_>>(),
+        ))
+        .expect("ticks are never refused");
         self.totals = totals;
     }
 
     fn pass(&mut self, time: Duration) {
         self.now.mono = self.now.mono.forward(time);
-        self.now.wall = Wall::from_millis(self.now.wall.as_millis() + i64::try_from(time.as_millis()).expect("a short time"));
+        self.now.wall = Wall::from_millis(
+            self.now.wall.as_millis() + i64::try_from(time.as_millis()).expect("a short time"),
+        );
     }
 
     fn share(&self, id: &str) -> String {
-        self.published.iter().find(|(known, _)| &**known == id).map_or_else(|| "gone".to_owned(), |(_, share)| share.to_string())
+        self.published
+            .iter()
+            .find(|(known, _)| &**known == id)
+            .map_or_else(|| "gone".to_owned(), |(_, share)| share.to_string())
     }
 
     /// The same state in a new process, at the same time of day.
@@ -150,8 +255,14 @@ impl World {
     }
 }
 
-const HEALTHY: PerSide<(u64, u64)> = PerSide { legacy: (190, 0), new: (10, 0) };
-const BROKEN: PerSide<(u64, u64)> = PerSide { legacy: (190, 0), new: (10, 10) };
+const HEALTHY: PerSide<(u64, u64)> = PerSide {
+    legacy: (190, 0),
+    new: (10, 0),
+};
+const BROKEN: PerSide<(u64, u64)> = PerSide {
+    legacy: (190, 0),
+    new: (10, 10),
+};
 
 fn tripped() -> World {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
@@ -167,16 +278,23 @@ fn tripped() -> World {
 #[test]
 fn a_breach_publishes_zero_first_then_persists_then_tells() {
     let world = tripped();
-    assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
+    assert_eq!(
+        world.order,
+        ["publish checkout=0", "persist", "announce rollback"]
+    );
     assert_eq!(
         world.sentences.last().map(String::as_str),
-        Some("checkout: rolled back from 5 % to 0 %: new failed 10 of 400 requests (2.5 %), limit 1 %; legacy 0 of 7600 (0 %), in the last 10 s")
+        Some(
+            "checkout: rolled back from 5 % to 0 %: new failed 10 of 400 requests (2.5 %), limit \
+             1 %; legacy 0 of 7600 (0 %), in the last 10 s"
+        )
     );
 }
 
 #[test]
 fn a_breach_is_noticed_within_window_arithmetic_and_one_tick() {
-    // 50 healthy requests are needed in the window, then more than 1 % of 400 must fail: 5 of them, all in the first broken tick.
+    // 50 healthy requests are needed in the window, then more than 1 % of 400 must fail: 5 of them,
+    // all in the first broken tick.
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     for _ in 0..50 {
         world.tick(HEALTHY);
@@ -192,7 +310,10 @@ fn a_breach_is_noticed_within_window_arithmetic_and_one_tick() {
 fn a_healthy_rollout_goes_on() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     for _ in 0..4_000 {
-        world.tick(PerSide { legacy: (190, 1), new: (200, 1) });
+        world.tick(PerSide {
+            legacy: (190, 1),
+            new: (200, 1),
+        });
     }
     assert_eq!(world.share("checkout"), "5");
 }
@@ -200,8 +321,20 @@ fn a_healthy_rollout_goes_on() {
 /// A plane with these shares, as another process would have it.
 fn plane_of(shares: &[(&str, &str)]) -> ControlPlane {
     let mut plane = ControlPlane::new(Restored::Fresh);
-    let rollouts = shares.iter().map(|(id, share)| settings(id, share, 1)).collect();
-    plane.on(Event::Settings { rollouts, actor: cli(), reason: String::new() }, Now::default()).expect("settings are never refused");
+    let rollouts = shares
+        .iter()
+        .map(|(id, share)| settings(id, share, 1))
+        .collect();
+    plane
+        .on(
+            Event::Settings {
+                rollouts,
+                actor: cli(),
+                reason: String::new(),
+            },
+            Now::default(),
+        )
+        .expect("settings are never refused");
     plane
 }
 
@@ -209,36 +342,99 @@ fn plane_of(shares: &[(&str, &str)]) -> ControlPlane {
 fn who_follows_exposes_what_the_lead_exposes_and_never_lifts_a_latch_of_its_own() {
     let lead = Lead::of(&plane_of(&[("a", "5"), ("b", "60"), ("c", "7")]).split());
     let mut follower = plane_of(&[("a", "50"), ("b", "50"), ("c", "50"), ("gone", "50")]);
-    let rollback = Event::Command { rollout: "c", command: Command::Rollback { force: true }, actor: cli(), reason: "odd".to_owned() };
+    let rollback = Event::Command {
+        rollout: "c",
+        command: Command::Rollback { force: true },
+        actor: cli(),
+        reason: "odd".to_owned(),
+    };
     follower.on(rollback, Now::default()).expect("a rollback");
     let led = follower.split().led_by(&lead);
-    let seen: Vec<(&str, String, bool)> = led.rollouts.iter().map(|rollout| (&*rollout.rule.id, rollout.percent.to_string(), rollout.latched)).collect();
+    let seen: Vec<(&str, String, bool)> = led
+        .rollouts
+        .iter()
+        .map(|rollout| {
+            (
+                &*rollout.rule.id,
+                rollout.percent.to_string(),
+                rollout.latched,
+            )
+        })
+        .collect();
     let of = |id, share: &str, latched| (id, share.to_owned(), latched);
-    assert_eq!(seen, [of("a", "5", false), of("b", "60", false), of("c", "0", true), of("gone", "0", true)]);
+    assert_eq!(
+        seen,
+        [
+            of("a", "5", false),
+            of("b", "60", false),
+            of("c", "0", true),
+            of("gone", "0", true)
+        ]
+    );
 }
 
 #[test]
 fn a_trip_of_another_process_latches_with_its_cause_and_only_once() {
-    let trip = tripped().plane.rollout("checkout").and_then(|rollout| rollout.latch()).expect("a latch").trip.clone();
+    let trip = tripped()
+        .plane
+        .rollout("checkout")
+        .and_then(|rollout| rollout.latch())
+        .expect("a latch")
+        .trip
+        .clone();
     let mut plane = plane_of(&[("checkout", "5")]);
-    let event = || Event::Tripped { rollout: "checkout", trip: trip.clone(), actor: Actor::guard(), reason: "over there".to_owned() };
+    let event = || Event::Tripped {
+        rollout: "checkout",
+        trip: trip.clone(),
+        actor: Actor::guard(),
+        reason: "over there".to_owned(),
+    };
     let effects = plane.on(event(), Now::default()).expect("never refused");
-    assert!(matches!(effects[..], [Effect::Publish(_), Effect::Persist(_), Effect::Announce(_)]), "a drop is in force first: {effects:?}");
-    assert_eq!(plane.rollout("checkout").and_then(|rollout| rollout.latch()).map(|latch| &latch.trip), Some(&trip));
-    assert!(plane.on(event(), Now::default()).expect("never refused").is_empty());
+    assert!(
+        matches!(
+            effects[..],
+            [Effect::Publish(_), Effect::Persist(_), Effect::Announce(_)]
+        ),
+        "a drop is in force first: {effects:?}"
+    );
+    assert_eq!(
+        plane
+            .rollout("checkout")
+            .and_then(|rollout| rollout.latch())
+            .map(|latch| &latch.trip),
+        Some(&trip)
+    );
+    assert!(
+        plane
+            .on(event(), Now::default())
+            .expect("never refused")
+            .is_empty()
+    );
 }
 
 #[test]
 fn nothing_but_rearm_or_a_higher_generation_lifts_the_latch() {
     let mut world = tripped();
     let same = settings("checkout", "5", 1);
-    for settings in [same.clone(), settings("checkout", "50", 1), RolloutSettings { always_new: UserList::new(["qa"]), ..same.clone() }, settings("checkout", "100", 0)] {
+    for settings in [
+        same.clone(),
+        settings("checkout", "50", 1),
+        RolloutSettings {
+            always_new: UserList::new(["qa"]),
+            ..same.clone()
+        },
+        settings("checkout", "100", 0),
+    ] {
         world.settings(vec![settings]);
         assert_eq!(world.share("checkout"), "0");
     }
     world.settings(vec![]);
     world.settings(vec![same.clone()]);
-    assert_eq!(world.share("checkout"), "0", "taking the block out and putting it back is no re-arming");
+    assert_eq!(
+        world.share("checkout"),
+        "0",
+        "taking the block out and putting it back is no re-arming"
+    );
     let mut world = world.restart();
     world.settings(vec![same]);
     assert_eq!(world.share("checkout"), "0", "a restart is no re-arming");
@@ -251,9 +447,14 @@ fn nothing_but_rearm_or_a_higher_generation_lifts_the_latch() {
     by_generation.settings(vec![settings("checkout", "5", 2)]);
     assert_eq!(by_generation.share("checkout"), "5");
 
-    world.command("checkout", Command::Rearm).expect("it is rolled back");
+    world
+        .command("checkout", Command::Rearm)
+        .expect("it is rolled back");
     assert_eq!(world.share("checkout"), "5");
-    assert_eq!(world.order, ["persist", "publish checkout=5", "announce rearm"]);
+    assert_eq!(
+        world.order,
+        ["persist", "publish checkout=5", "announce rearm"]
+    );
 }
 
 #[test]
@@ -270,38 +471,98 @@ fn a_latch_survives_a_restart_while_its_rollout_is_out_of_the_file() {
 #[test]
 fn a_rearmed_guard_starts_from_nothing() {
     let mut world = tripped();
-    world.command("checkout", Command::Rearm).expect("it is rolled back");
+    world
+        .command("checkout", Command::Rearm)
+        .expect("it is rolled back");
     for _ in 0..50 {
         world.tick(HEALTHY);
     }
-    assert_eq!(world.share("checkout"), "5", "what was bad before does not count again");
+    assert_eq!(
+        world.share("checkout"),
+        "5",
+        "what was bad before does not count again"
+    );
     for _ in 0..2 {
         world.tick(BROKEN);
     }
-    assert_eq!(world.share("checkout"), "0", "and it trips again when it is bad again");
+    assert_eq!(
+        world.share("checkout"),
+        "0",
+        "and it trips again when it is bad again"
+    );
 }
 
 #[test]
 fn a_raise_is_durable_before_it_is_in_force_and_a_drop_the_other_way_round() {
     let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
     world.settings(vec![settings("a", "6", 1), settings("b", "50", 1)]);
-    assert_eq!(world.order, ["persist", "publish a=6 b=50", "announce percent"]);
+    assert_eq!(
+        world.order,
+        ["persist", "publish a=6 b=50", "announce percent"]
+    );
     world.settings(vec![settings("a", "4.5", 1), settings("b", "50", 1)]);
-    assert_eq!(world.order, ["publish a=4.5 b=50", "persist", "announce percent"]);
-    world.settings(vec![settings("a", "10", 1), settings("b", "20", 1), settings("c", "1", 1)]);
-    assert_eq!(world.order, ["publish a=4.5 b=20 c=0", "persist", "publish a=10 b=20 c=1", "announce percent", "announce percent", "announce added"]);
+    assert_eq!(
+        world.order,
+        ["publish a=4.5 b=50", "persist", "announce percent"]
+    );
+    world.settings(vec![
+        settings("a", "10", 1),
+        settings("b", "20", 1),
+        settings("c", "1", 1),
+    ]);
+    assert_eq!(
+        world.order,
+        [
+            "publish a=4.5 b=20 c=0",
+            "persist",
+            "publish a=10 b=20 c=1",
+            "announce percent",
+            "announce percent",
+            "announce added"
+        ]
+    );
 }
 
 #[test]
 fn a_rollout_re_armed_beside_a_lowered_one_stays_latched_until_that_is_durable() {
     let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
-    world.command("a", Command::Rollback { force: true }).expect("it is there");
-    let event = Event::Settings { rollouts: vec![settings("a", "20", 2), settings("b", "10", 1)], actor: Actor::file(), reason: String::new() };
-    let effects = world.plane.on(event, world.now).expect("settings are never refused");
-    let [Effect::Publish(lower), Effect::Persist(_), Effect::Publish(whole), ..] = &effects[..] else { panic!("publish, persist, publish: {effects:?}") };
-    let state = |split: &cutover_core::Split| split.rollouts.iter().map(|rollout| (rollout.percent.to_string(), rollout.latched)).collect::<Vec<_>>();
-    assert_eq!(state(lower), [("0".to_owned(), true), ("10".to_owned(), false)], "lists of users on new do not count either while latched");
-    assert_eq!(state(whole), [("20".to_owned(), false), ("10".to_owned(), false)]);
+    world
+        .command("a", Command::Rollback { force: true })
+        .expect("it is there");
+    let event = Event::Settings {
+        rollouts: vec![settings("a", "20", 2), settings("b", "10", 1)],
+        actor: Actor::file(),
+        reason: String::new(),
+    };
+    let effects = world
+        .plane
+        .on(event, world.now)
+        .expect("settings are never refused");
+    let [
+        Effect::Publish(lower),
+        Effect::Persist(_),
+        Effect::Publish(whole),
+        ..,
+    ] = &effects[..]
+    else {
+        panic!("publish, persist, publish: {effects:?}")
+    };
+    let state = |split: &cutover_core::Split| {
+        split
+            .rollouts
+            .iter()
+            .map(|rollout| (rollout.percent.to_string(), rollout.latched))
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(
+        state(lower),
+        [("0".to_owned(), true), ("10".to_owned(), false)],
+        "lists of users on new do not count either while latched"
+    );
+    assert_eq!(
+        state(whole),
+        [("20".to_owned(), false), ("10".to_owned(), false)]
+    );
     assert!(lower.revision < whole.revision);
 }
 
@@ -315,34 +576,83 @@ fn a_file_that_says_the_same_announces_nothing() {
 #[test]
 fn a_person_can_roll_back_and_says_why() {
     let mut world = World::with(vec![settings("checkout", "25", 1)]);
-    world.command("checkout", Command::Rollback { force: true }).expect("it is there");
-    assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
-    assert_eq!(world.sentences.last().map(String::as_str), Some("checkout: rolled back from 25 % to 0 %: ana sent everyone to legacy: CHG-7"));
-    world.command("checkout", Command::Rollback { force: true }).expect("twice is once");
+    world
+        .command("checkout", Command::Rollback { force: true })
+        .expect("it is there");
+    assert_eq!(
+        world.order,
+        ["publish checkout=0", "persist", "announce rollback"]
+    );
+    assert_eq!(
+        world.sentences.last().map(String::as_str),
+        Some("checkout: rolled back from 25 % to 0 %: ana sent everyone to legacy: CHG-7")
+    );
+    world
+        .command("checkout", Command::Rollback { force: true })
+        .expect("twice is once");
     assert!(world.order.is_empty());
 }
 
 #[test]
 fn commands_that_make_no_sense_change_nothing() {
     let mut world = World::with(vec![settings("checkout", "25", 1)]);
-    let unknown = world.command("chekout", Command::Rollback { force: true }).expect_err("there is no such rollout");
-    assert_eq!(unknown.to_string(), "no rollout has the id `chekout`; there are: checkout");
-    let nothing = world.command("checkout", Command::Rearm).expect_err("it is not rolled back");
-    assert_eq!(nothing.to_string(), "`checkout` is not rolled back, so there is nothing to re-arm");
+    let unknown = world
+        .command("chekout", Command::Rollback { force: true })
+        .expect_err("there is no such rollout");
+    assert_eq!(
+        unknown.to_string(),
+        "no rollout has the id `chekout`; there are: checkout"
+    );
+    let nothing = world
+        .command("checkout", Command::Rearm)
+        .expect_err("it is not rolled back");
+    assert_eq!(
+        nothing.to_string(),
+        "`checkout` is not rolled back, so there is nothing to re-arm"
+    );
     assert_eq!(world.share("checkout"), "25");
 }
 
 #[test]
 fn an_unreadable_state_starts_everything_at_zero_and_says_so() {
-    let mut world = World::new(Restored::Unreadable("status.json: unexpected end".to_owned()));
+    let mut world = World::new(Restored::Unreadable(
+        "status.json: unexpected end".to_owned(),
+    ));
     world.settings(vec![settings("a", "5", 1), settings("b", "50", 3)]);
-    assert_eq!((world.share("a"), world.share("b")), ("0".to_owned(), "0".to_owned()));
-    assert!(world.sentences[0].contains("the saved state could not be read (status.json: unexpected end)"), "{}", world.sentences[0]);
-    assert!(world.persisted.rollouts.iter().all(|standing| matches!(standing.phase, Phase::RolledBack(_))));
-    world.command("b", Command::Rearm).expect("it is rolled back");
-    assert_eq!((world.share("a"), world.share("b")), ("0".to_owned(), "50".to_owned()));
-    world.settings(vec![settings("a", "5", 1), settings("b", "50", 3), settings("late", "7", 1)]);
-    assert_eq!(world.share("late"), "7", "a rollout that comes later has no past to fear");
+    assert_eq!(
+        (world.share("a"), world.share("b")),
+        ("0".to_owned(), "0".to_owned())
+    );
+    assert!(
+        world.sentences[0]
+            .contains("the saved state could not be read (status.json: unexpected end)"),
+        "{}",
+        world.sentences[0]
+    );
+    assert!(
+        world
+            .persisted
+            .rollouts
+            .iter()
+            .all(|standing| matches!(standing.phase, Phase::RolledBack(_)))
+    );
+    world
+        .command("b", Command::Rearm)
+        .expect("it is rolled back");
+    assert_eq!(
+        (world.share("a"), world.share("b")),
+        ("0".to_owned(), "50".to_owned())
+    );
+    world.settings(vec![
+        settings("a", "5", 1),
+        settings("b", "50", 3),
+        settings("late", "7", 1),
+    ]);
+    assert_eq!(
+        world.share("late"),
+        "7",
+        "a rollout that comes later has no past to fear"
+    );
 }
 
 #[test]
@@ -359,16 +669,31 @@ fn a_dry_run_reports_once_and_moves_nobody() {
     }
     assert_eq!(world.share("checkout"), "5");
     assert_eq!(world.sentences.len() - before, 1);
-    assert!(world.sentences[before].starts_with("checkout: would roll back, but dry_run is on: new failed 10 of 400 requests"), "{}", world.sentences[before]);
+    assert!(
+        world.sentences[before].starts_with(
+            "checkout: would roll back, but dry_run is on: new failed 10 of 400 requests"
+        ),
+        "{}",
+        world.sentences[before]
+    );
 }
 
 #[test]
 fn a_changed_percentage_under_a_latch_says_that_nothing_moves() {
     let mut world = tripped();
     world.settings(vec![settings("checkout", "25", 1)]);
-    assert_eq!(world.sentences.last().map(String::as_str), Some("checkout: 5 % -> 25 % by file, but it is rolled back: 0 % of users stay on new"));
+    assert_eq!(
+        world.sentences.last().map(String::as_str),
+        Some("checkout: 5 % -> 25 % by file, but it is rolled back: 0 % of users stay on new")
+    );
     let rollout = world.plane.rollout("checkout").expect("it is there");
-    assert!(rollout.sentence().starts_with("25 % asked, rolled back and latched at generation 1: 0 % of users are on new"), "{}", rollout.sentence());
+    assert!(
+        rollout.sentence().starts_with(
+            "25 % asked, rolled back and latched at generation 1: 0 % of users are on new"
+        ),
+        "{}",
+        rollout.sentence()
+    );
 }
 
 const TEN_MINUTES: Duration = Duration::from_secs(600);
@@ -376,49 +701,127 @@ const TEN_MINUTES: Duration = Duration::from_secs(600);
 #[test]
 fn maintenance_is_in_force_before_it_is_saved_in_both_directions() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
-    world.maintain(None, Maintenance::Full, Some(TEN_MINUTES)).expect("everything is there");
-    assert_eq!(world.order, ["publish checkout=5/full */full", "persist", "announce maintenance"]);
-    assert_eq!(world.sentences.last().map(String::as_str), Some("all rollouts: maintenance is full for 10 min by ana, every request gets 503: CHG-7"));
-    world.maintain(None, Maintenance::Off, None).expect("it is on");
-    assert_eq!(world.order, ["publish checkout=5", "persist", "announce maintenance"]);
-    assert_eq!(world.sentences.last().map(String::as_str), Some("all rollouts: maintenance is off by ana: CHG-7"));
+    world
+        .maintain(None, Maintenance::Full, Some(TEN_MINUTES))
+        .expect("everything is there");
+    assert_eq!(
+        world.order,
+        [
+            "publish checkout=5/full */full",
+            "persist",
+            "announce maintenance"
+        ]
+    );
+    assert_eq!(
+        world.sentences.last().map(String::as_str),
+        Some("all rollouts: maintenance is full for 10 min by ana, every request gets 503: CHG-7")
+    );
+    world
+        .maintain(None, Maintenance::Off, None)
+        .expect("it is on");
+    assert_eq!(
+        world.order,
+        ["publish checkout=5", "persist", "announce maintenance"]
+    );
+    assert_eq!(
+        world.sentences.last().map(String::as_str),
+        Some("all rollouts: maintenance is off by ana: CHG-7")
+    );
     assert!(world.persisted.maintenance.is_empty());
-    world.maintain(None, Maintenance::Off, None).expect("off twice is off");
+    world
+        .maintain(None, Maintenance::Off, None)
+        .expect("off twice is off");
     assert!(world.order.is_empty());
 }
 
 #[test]
 fn the_stricter_of_everything_and_of_one_rollout_holds() {
     let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
-    world.maintain(Some("a"), Maintenance::Hold, None).expect("it is there");
-    assert_eq!((world.mode(Some("a")), world.mode(Some("b")), world.mode(None)), (Maintenance::Hold, Maintenance::Off, Maintenance::Off));
-    world.maintain(None, Maintenance::ReadOnly, None).expect("everything is there");
-    assert_eq!((world.mode(Some("a")), world.mode(Some("b")), world.mode(None)), (Maintenance::Hold, Maintenance::ReadOnly, Maintenance::ReadOnly));
-    world.maintain(None, Maintenance::Full, None).expect("everything is there");
+    world
+        .maintain(Some("a"), Maintenance::Hold, None)
+        .expect("it is there");
+    assert_eq!(
+        (
+            world.mode(Some("a")),
+            world.mode(Some("b")),
+            world.mode(None)
+        ),
+        (Maintenance::Hold, Maintenance::Off, Maintenance::Off)
+    );
+    world
+        .maintain(None, Maintenance::ReadOnly, None)
+        .expect("everything is there");
+    assert_eq!(
+        (
+            world.mode(Some("a")),
+            world.mode(Some("b")),
+            world.mode(None)
+        ),
+        (
+            Maintenance::Hold,
+            Maintenance::ReadOnly,
+            Maintenance::ReadOnly
+        )
+    );
+    world
+        .maintain(None, Maintenance::Full, None)
+        .expect("everything is there");
     assert_eq!(world.mode(Some("a")), Maintenance::Full);
-    world.maintain(None, Maintenance::Off, None).expect("it is on");
-    assert_eq!(world.sentences.last().map(String::as_str), Some("all rollouts: maintenance is off by ana; a stays hold: CHG-7"));
-    assert_eq!((world.mode(Some("a")), world.mode(None)), (Maintenance::Hold, Maintenance::Off));
+    world
+        .maintain(None, Maintenance::Off, None)
+        .expect("it is on");
+    assert_eq!(
+        world.sentences.last().map(String::as_str),
+        Some("all rollouts: maintenance is off by ana; a stays hold: CHG-7")
+    );
+    assert_eq!(
+        (world.mode(Some("a")), world.mode(None)),
+        (Maintenance::Hold, Maintenance::Off)
+    );
     let (window, of_everything) = world.plane.maintenance(Some("a")).expect("it is on");
-    assert_eq!((window.mode, window.actor.name.as_str(), window.reason.as_str(), of_everything), (Maintenance::Hold, "ana", "CHG-7", false));
+    assert_eq!(
+        (
+            window.mode,
+            window.actor.name.as_str(),
+            window.reason.as_str(),
+            of_everything
+        ),
+        (Maintenance::Hold, "ana", "CHG-7", false)
+    );
     assert!(world.plane.maintenance(None).is_none());
 }
 
 #[test]
 fn maintenance_ends_by_itself_and_says_that_it_was_the_timer() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
-    world.maintain(Some("checkout"), Maintenance::ReadOnly, Some(Duration::from_secs(1))).expect("it is there");
+    world
+        .maintain(
+            Some("checkout"),
+            Maintenance::ReadOnly,
+            Some(Duration::from_secs(1)),
+        )
+        .expect("it is there");
     for _ in 0..3 {
         world.tick(HEALTHY);
         assert_eq!(world.mode(Some("checkout")), Maintenance::ReadOnly);
     }
     world.tick(HEALTHY);
-    assert_eq!(world.order, ["publish checkout=5", "persist", "announce maintenance"]);
-    assert_eq!(world.sentences.last().map(String::as_str), Some("checkout: maintenance is off after 1 s, it was read-only: its time is over"));
+    assert_eq!(
+        world.order,
+        ["publish checkout=5", "persist", "announce maintenance"]
+    );
+    assert_eq!(
+        world.sentences.last().map(String::as_str),
+        Some("checkout: maintenance is off after 1 s, it was read-only: its time is over")
+    );
     assert!(world.persisted.maintenance.is_empty());
     // Somebody else's word in the meantime replaces the timer.
-    world.maintain(None, Maintenance::Hold, Some(Duration::from_secs(1))).expect("everything is there");
-    world.maintain(None, Maintenance::Full, None).expect("everything is there");
+    world
+        .maintain(None, Maintenance::Hold, Some(Duration::from_secs(1)))
+        .expect("everything is there");
+    world
+        .maintain(None, Maintenance::Full, None)
+        .expect("everything is there");
     for _ in 0..20 {
         world.tick(HEALTHY);
     }
@@ -429,12 +832,23 @@ fn maintenance_ends_by_itself_and_says_that_it_was_the_timer() {
 fn maintenance_survives_a_restart_and_ends_when_it_was_meant_to() {
     let file = vec![settings("checkout", "5", 1)];
     let mut world = World::with(file.clone());
-    world.maintain(Some("checkout"), Maintenance::Full, Some(Duration::from_secs(60))).expect("it is there");
-    world.maintain(None, Maintenance::ReadOnly, None).expect("everything is there");
+    world
+        .maintain(
+            Some("checkout"),
+            Maintenance::Full,
+            Some(Duration::from_secs(60)),
+        )
+        .expect("it is there");
+    world
+        .maintain(None, Maintenance::ReadOnly, None)
+        .expect("everything is there");
     world.pass(Duration::from_secs(30));
     let mut restarted = world.restart();
     restarted.settings(file.clone());
-    assert_eq!((restarted.mode(Some("checkout")), restarted.mode(None)), (Maintenance::Full, Maintenance::ReadOnly));
+    assert_eq!(
+        (restarted.mode(Some("checkout")), restarted.mode(None)),
+        (Maintenance::Full, Maintenance::ReadOnly)
+    );
     restarted.pass(Duration::from_millis(29_500));
     restarted.tick(HEALTHY);
     assert_eq!(restarted.mode(Some("checkout")), Maintenance::Full);
@@ -444,40 +858,72 @@ fn maintenance_survives_a_restart_and_ends_when_it_was_meant_to() {
     world.pass(Duration::from_secs(30));
     let mut late = world.restart();
     late.settings(file);
-    assert_eq!(late.mode(Some("checkout")), Maintenance::ReadOnly, "its time was over while no process ran");
-    let told = "checkout: maintenance is off after 60 s, it was full; all rollouts stay read-only: its time was over before the start";
-    assert!(late.sentences.iter().any(|sentence| sentence == &told.replace("60 s", "1 min")), "{:?}", late.sentences);
+    assert_eq!(
+        late.mode(Some("checkout")),
+        Maintenance::ReadOnly,
+        "its time was over while no process ran"
+    );
+    let told = "checkout: maintenance is off after 60 s, it was full; all rollouts stay \
+                read-only: its time was over before the start";
+    assert!(
+        late.sentences
+            .iter()
+            .any(|sentence| sentence == &told.replace("60 s", "1 min")),
+        "{:?}",
+        late.sentences
+    );
     assert_eq!(late.persisted.maintenance.len(), 1);
 }
 
 #[test]
 fn maintenance_of_a_rollout_out_of_the_file_waits_for_its_return() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
-    world.maintain(Some("checkout"), Maintenance::Full, None).expect("it is there");
+    world
+        .maintain(Some("checkout"), Maintenance::Full, None)
+        .expect("it is there");
     world.settings(vec![]);
     let mut world = world.restart();
     world.settings(vec![settings("checkout", "5", 1)]);
     assert_eq!(world.mode(Some("checkout")), Maintenance::Full);
     world.settings(vec![]);
-    world.maintain(Some("checkout"), Maintenance::Off, None).expect("what is on can be switched off");
-    let unknown = world.maintain(Some("checkout"), Maintenance::Full, None).expect_err("there is no such rollout");
-    assert_eq!(unknown.to_string(), "no rollout has the id `checkout`; there are: ");
+    world
+        .maintain(Some("checkout"), Maintenance::Off, None)
+        .expect("what is on can be switched off");
+    let unknown = world
+        .maintain(Some("checkout"), Maintenance::Full, None)
+        .expect_err("there is no such rollout");
+    assert_eq!(
+        unknown.to_string(),
+        "no rollout has the id `checkout`; there are: "
+    );
 }
 
 #[test]
 fn maintenance_and_a_rollback_do_not_touch_each_other() {
     let mut world = tripped();
-    world.maintain(Some("checkout"), Maintenance::Hold, None).expect("it is there");
-    world.command("checkout", Command::Rearm).expect("it is rolled back");
-    assert_eq!(world.order, ["persist", "publish checkout=5/hold", "announce rearm"]);
+    world
+        .maintain(Some("checkout"), Maintenance::Hold, None)
+        .expect("it is there");
+    world
+        .command("checkout", Command::Rearm)
+        .expect("it is rolled back");
+    assert_eq!(
+        world.order,
+        ["persist", "publish checkout=5/hold", "announce rearm"]
+    );
     for _ in 0..50 {
         world.tick(HEALTHY);
     }
     while world.share("checkout") == "5" {
         world.tick(BROKEN);
     }
-    assert_eq!(world.order, ["publish checkout=0/hold", "persist", "announce rollback"]);
-    world.maintain(Some("checkout"), Maintenance::Off, None).expect("it is on");
+    assert_eq!(
+        world.order,
+        ["publish checkout=0/hold", "persist", "announce rollback"]
+    );
+    world
+        .maintain(Some("checkout"), Maintenance::Off, None)
+        .expect("it is on");
     assert_eq!(world.share("checkout"), "0");
 }
 
@@ -486,32 +932,57 @@ fn a_latch_is_in_force_before_it_is_saved_where_only_a_list_is_on_new() {
     let mut listed = settings("checkout", "0", 1);
     listed.always_new = UserList::new(["qa"]);
     let mut world = World::with(vec![listed]);
-    world.command("checkout", Command::Rollback { force: true }).expect("it is there");
-    assert_eq!(world.order, ["publish checkout=0", "persist", "announce rollback"]);
+    world
+        .command("checkout", Command::Rollback { force: true })
+        .expect("it is there");
+    assert_eq!(
+        world.order,
+        ["publish checkout=0", "persist", "announce rollback"]
+    );
 }
 
 #[derive(Clone, Debug)]
 enum Act {
-    File { share: u32, generation: u64, present: bool },
+    File {
+        share: u32,
+        generation: u64,
+        present: bool,
+    },
     Rollback,
     Rearm,
     Healthy,
     Broken,
     Failure,
     Restart,
-    Maintain { everything: bool, mode: Maintenance, ticks: Option<u32> },
+    Maintain {
+        everything: bool,
+        mode: Maintenance,
+        ticks: Option<u32>,
+    },
 }
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        (0u32..=100_000, 1u64..4, prop::bool::weighted(0.9)).prop_map(|(share, generation, present)| Act::File { share, generation, present }),
+        (0u32..=100_000, 1u64..4, prop::bool::weighted(0.9)).prop_map(
+            |(share, generation, present)| Act::File {
+                share,
+                generation,
+                present
+            }
+        ),
         Just(Act::Rollback),
         Just(Act::Rearm),
         Just(Act::Healthy),
         Just(Act::Broken),
         Just(Act::Failure),
         Just(Act::Restart),
-        (any::<bool>(), 0usize..4, prop::option::of(1u32..6)).prop_map(|(everything, mode, ticks)| Act::Maintain { everything, mode: Maintenance::ALL[mode], ticks }),
+        (any::<bool>(), 0usize..4, prop::option::of(1u32..6)).prop_map(
+            |(everything, mode, ticks)| Act::Maintain {
+                everything,
+                mode: Maintenance::ALL[mode],
+                ticks
+            }
+        ),
     ]
 }
 
@@ -588,7 +1059,12 @@ proptest! {
 
 #[test]
 fn every_change_has_a_name() {
-    let trip = tripped().plane.rollout("checkout").and_then(|rollout| rollout.latch().cloned()).expect("latched").trip;
+    let trip = tripped()
+        .plane
+        .rollout("checkout")
+        .and_then(|rollout| rollout.latch().cloned())
+        .expect("latched")
+        .trip;
     assert_eq!(trip.cause.label(), "errors_max");
     assert_eq!(Change::RolledBack(trip).name(), "rollback");
 }

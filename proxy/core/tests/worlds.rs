@@ -1,5 +1,6 @@
-//! Worlds of real but unusual traffic: users who always fail, requests without a key, long polls, a legacy that is switched off. Equal backends stay, whatever the world is like; what hurts users is
-//! told, and nobody is moved to where it is worse.
+//! Worlds of real but unusual traffic: users who always fail, requests without a key, long polls, a
+//! legacy that is switched off. Equal backends stay, whatever the world is like; what hurts users
+//! is told, and nobody is moved to where it is worse.
 
 mod common;
 
@@ -24,18 +25,27 @@ fn legacy(kind: FaultKind) -> Fault {
 /// What goes wrong from now on, for this time.
 fn break_for(world: &mut World, fault: Fault, lasts: Duration) {
     let from = world.elapsed();
-    world.fault(Fault { from, lasts, ..fault });
+    world.fault(Fault {
+        from,
+        lasts,
+        ..fault
+    });
 }
 
 fn changes(said: &[(&'static str, String)]) -> Vec<&'static str> {
     said.iter().map(|(change, _)| *change).collect()
 }
 
-/// Runs until something of this kind is announced; after how long it was, or `None` after `patience`.
+/// Runs until something of this kind is announced; after how long it was, or `None` after
+/// `patience`.
 fn until(world: &mut World, change: &str, patience: Duration) -> Option<(Duration, Announcement)> {
     let begin = world.elapsed();
     while world.elapsed() < begin + patience {
-        if let Some(found) = world.tick().into_iter().find(|announcement| announcement.change.name() == change) {
+        if let Some(found) = world
+            .tick()
+            .into_iter()
+            .find(|announcement| announcement.change.name() == change)
+        {
             return Some((world.elapsed() - begin, found));
         }
     }
@@ -54,10 +64,23 @@ fn a_legacy_that_is_switched_off_gets_nobody_and_people_are_told() {
         break_for(&mut world, new(FaultKind::Errors(0.04)), FOREVER);
         let said = run(&mut world, 3 * MINUTE);
         assert_eq!(rollbacks(&said), Vec::<String>::new(), "{percent} %");
-        assert_eq!(changes(&said).first(), Some(&"no_refuge"), "{percent} %: {said:?}");
-        assert!(said[0].1.starts_with("checkout: new is worse, but legacy does not answer: nobody was moved, raises are frozen at"), "{said:?}");
+        assert_eq!(
+            changes(&said).first(),
+            Some(&"no_refuge"),
+            "{percent} %: {said:?}"
+        );
+        assert!(
+            said[0].1.starts_with(
+                "checkout: new is worse, but legacy does not answer: nobody was moved, raises are \
+                 frozen at"
+            ),
+            "{said:?}"
+        );
         let sentence = world.plane().rollouts()[0].sentence();
-        assert!(sentence.contains("new is worse, but legacy does not answer, so nobody was moved"), "{sentence}");
+        assert!(
+            sentence.contains("new is worse, but legacy does not answer, so nobody was moved"),
+            "{sentence}"
+        );
         // A raise waits.
         let mut raised = settings("100");
         raised.guard.min_users = 4;
@@ -75,7 +98,8 @@ fn a_dead_new_beside_a_dead_legacy_is_told_within_a_second() {
         break_for(&mut world, legacy(FaultKind::Refused), FOREVER);
         run(&mut world, 5 * SECOND);
         break_for(&mut world, new(FaultKind::Refused), FOREVER);
-        let (after, _) = until(&mut world, "no_refuge", 3 * SECOND).unwrap_or_else(|| panic!("seed {seed}: not told"));
+        let (after, _) = until(&mut world, "no_refuge", 3 * SECOND)
+            .unwrap_or_else(|| panic!("seed {seed}: not told"));
         assert!(after <= SECOND, "seed {seed}: {after:?}");
         assert!(!world.is_rolled_back(), "seed {seed}");
     }
@@ -92,7 +116,10 @@ fn everybody_is_dropped_when_legacy_is_back_and_new_is_still_worse() {
     let (after, _) = until(&mut world, "rollback", 90 * SECOND).expect("a rollback");
     let elapsed = world.elapsed();
     // Legacy is back two minutes after the beginning.
-    assert!(elapsed >= 120 * SECOND && elapsed <= 130 * SECOND, "{elapsed:?} ({after:?})");
+    assert!(
+        elapsed >= 120 * SECOND && elapsed <= 130 * SECOND,
+        "{elapsed:?} ({after:?})"
+    );
 }
 
 #[test]
@@ -124,21 +151,39 @@ fn a_legacy_that_dies_after_the_drop_spills_to_a_new_that_answers_and_gets_its_u
 
 #[test]
 fn a_legacy_that_cannot_carry_the_users_it_got_is_told() {
-    for (kind, what) in [(FaultKind::Errors(0.4), "failed"), (FaultKind::Slow(8.0), "took more than")] {
+    for (kind, what) in [
+        (FaultKind::Errors(0.4), "failed"),
+        (FaultKind::Slow(8.0), "took more than"),
+    ] {
         let mut world = World::new(scenario("50", 500.0, 5));
         run(&mut world, MINUTE);
         break_for(&mut world, new(FaultKind::Errors(0.2)), 5 * SECOND);
         assert!(until(&mut world, "rollback", 10 * SECOND).is_some());
         break_for(&mut world, legacy(kind), FOREVER);
-        let (after, told) = until(&mut world, "legacy_overloaded", 30 * SECOND).unwrap_or_else(|| panic!("{kind:?} is not told"));
-        assert!(after <= 5 * SECOND && told.sentence.contains("legacy fares worse since the rollback: legacy ") && told.sentence.contains(what), "{after:?}: {}", told.sentence);
+        let (after, told) = until(&mut world, "legacy_overloaded", 30 * SECOND)
+            .unwrap_or_else(|| panic!("{kind:?} is not told"));
+        assert!(
+            after <= 5 * SECOND
+                && told
+                    .sentence
+                    .contains("legacy fares worse since the rollback: legacy ")
+                && told.sentence.contains(what),
+            "{after:?}: {}",
+            told.sentence
+        );
     }
 }
 
 // Like with like.
 
 /// Runs a world of equal backends, and says what was announced.
-fn equal(seed: u64, percent: &str, rps: f64, traffic: impl FnOnce(Traffic) -> Traffic, time: Duration) -> Vec<(&'static str, String)> {
+fn equal(
+    seed: u64,
+    percent: &str,
+    rps: f64,
+    traffic: impl FnOnce(Traffic) -> Traffic,
+    time: Duration,
+) -> Vec<(&'static str, String)> {
     let mut scenario = scenario(percent, rps, seed);
     scenario.traffic = traffic(scenario.traffic);
     run(&mut World::new(scenario), time)
@@ -147,7 +192,17 @@ fn equal(seed: u64, percent: &str, rps: f64, traffic: impl FnOnce(Traffic) -> Tr
 #[test]
 fn requests_without_a_key_are_not_compared_with_users_on_new() {
     for seed in 0..3 {
-        let said = equal(seed, "50", 300.0, |traffic| Traffic { keyless: 0.8, errors: 0.005, ..traffic }, 10 * MINUTE);
+        let said = equal(
+            seed,
+            "50",
+            300.0,
+            |traffic| Traffic {
+                keyless: 0.8,
+                errors: 0.005,
+                ..traffic
+            },
+            10 * MINUTE,
+        );
         assert_eq!(said, [], "seed {seed}");
     }
 }
@@ -156,49 +211,110 @@ fn requests_without_a_key_are_not_compared_with_users_on_new() {
 fn staff_on_slow_pages_is_not_compared_with_everybody_else() {
     for seed in 0..3 {
         let mut scenario = scenario("0", 100.0, seed);
-        scenario.traffic = Traffic { users: 60, networks: 30, listed_times: 8.0, ..scenario.traffic };
+        scenario.traffic = Traffic {
+            users: 60,
+            networks: 30,
+            listed_times: 8.0,
+            ..scenario.traffic
+        };
         scenario.settings.always_new = UserList::new((0..10).map(|user| format!("u{user}")));
-        assert_eq!(run(&mut World::new(scenario), 10 * MINUTE), [], "seed {seed}");
+        assert_eq!(
+            run(&mut World::new(scenario), 10 * MINUTE),
+            [],
+            "seed {seed}"
+        );
     }
 }
 
 #[test]
 fn a_limit_goes_on_over_users_who_are_not_compared() {
     let mut scenario = scenario("0", 200.0, 1);
-    scenario.traffic = Traffic { users: 60, networks: 30, ..scenario.traffic };
+    scenario.traffic = Traffic {
+        users: 60,
+        networks: 30,
+        ..scenario.traffic
+    };
     scenario.settings.always_new = UserList::new((0..10).map(|user| format!("u{user}")));
     let mut world = World::new(scenario);
     run(&mut world, MINUTE);
     break_for(&mut world, new(FaultKind::Errors(0.5)), FOREVER);
-    assert!(until(&mut world, "rollback", 30 * SECOND).is_some(), "staff is hurt, and nobody else is on new");
+    assert!(
+        until(&mut world, "rollback", 30 * SECOND).is_some(),
+        "staff is hurt, and nobody else is on new"
+    );
 }
 
 /// Expired tokens, heavy accounts and slow devices: users who are drawn once and stay.
 #[test]
 fn users_who_always_fail_are_on_new_by_accident_and_blame_nobody() {
     for seed in 0..40 {
-        let said = equal(seed, "6.7", 60.0, |traffic| Traffic { users: 300, networks: 300, persistent: 0.087, is_uneven: true, night: 0.8, ..traffic }, HOUR / 2);
+        let said = equal(
+            seed,
+            "6.7",
+            60.0,
+            |traffic| Traffic {
+                users: 300,
+                networks: 300,
+                persistent: 0.087,
+                is_uneven: true,
+                night: 0.8,
+                ..traffic
+            },
+            HOUR / 2,
+        );
         assert_eq!(rollbacks(&said), Vec::<String>::new(), "seed {seed}");
     }
     for seed in 0..10 {
-        let said = equal(seed, "50", 30.0, |traffic| Traffic { users: 40, networks: 40, slow_users: 0.1, slow_times: 20.0, is_uneven: true, ..traffic }, HOUR / 2);
-        assert_eq!(rollbacks(&said), Vec::<String>::new(), "slow devices, seed {seed}");
+        let said = equal(
+            seed,
+            "50",
+            30.0,
+            |traffic| Traffic {
+                users: 40,
+                networks: 40,
+                slow_users: 0.1,
+                slow_times: 20.0,
+                is_uneven: true,
+                ..traffic
+            },
+            HOUR / 2,
+        );
+        assert_eq!(
+            rollbacks(&said),
+            Vec::<String>::new(),
+            "slow devices, seed {seed}"
+        );
     }
 }
 
 #[test]
 fn what_hurts_many_users_is_found_as_soon_as_before() {
     // The table of delays with users as trials: median of 15 runs within a third of it.
-    for (kind, seconds) in [(FaultKind::Errors(0.05), 9), (FaultKind::ErrorsOfUsers(0.5), 2), (FaultKind::ErrorsOfUsers(0.05), 18), (FaultKind::Slow(3.0), 12)] {
+    for (kind, seconds) in [
+        (FaultKind::Errors(0.05), 9),
+        (FaultKind::ErrorsOfUsers(0.5), 2),
+        (FaultKind::ErrorsOfUsers(0.05), 18),
+        (FaultKind::Slow(3.0), 12),
+    ] {
         let delays: Vec<Duration> = (0..15)
             .map(|seed| {
                 let mut scenario = scenario("5", 1_000.0, seed);
-                scenario.traffic = Traffic { users: 20_000, networks: 5_000, ..scenario.traffic };
-                scenario.settings.guard.rules.retain(|rule| !matches!(rule, Rule::ErrorsMax(_) | Rule::Dead(_)));
+                scenario.traffic = Traffic {
+                    users: 20_000,
+                    networks: 5_000,
+                    ..scenario.traffic
+                };
+                scenario
+                    .settings
+                    .guard
+                    .rules
+                    .retain(|rule| !matches!(rule, Rule::ErrorsMax(_) | Rule::Dead(_)));
                 let mut world = World::new(scenario);
                 run(&mut world, MINUTE);
                 break_for(&mut world, new(kind), FOREVER);
-                until(&mut world, "rollback", 4 * MINUTE).unwrap_or_else(|| panic!("seed {seed}: {kind:?} is not found")).0
+                until(&mut world, "rollback", 4 * MINUTE)
+                    .unwrap_or_else(|| panic!("seed {seed}: {kind:?} is not found"))
+                    .0
             })
             .collect();
         let delay = median(delays);
@@ -212,17 +328,35 @@ fn one_user_at_night_for_whom_both_sides_fail_rolls_nothing_back() {
     for seed in 0..5 {
         // One user, who is on new, and a backend that fails him on either side.
         let mut scenario = scenario("99", 0.5, seed);
-        scenario.traffic = Traffic { users: 2, networks: 2, persistent: 1.0, persistent_rate: 1.0, ..scenario.traffic };
-        assert_eq!(rollbacks(&run(&mut World::new(scenario), 2 * HOUR)), Vec::<String>::new(), "seed {seed}");
+        scenario.traffic = Traffic {
+            users: 2,
+            networks: 2,
+            persistent: 1.0,
+            persistent_rate: 1.0,
+            ..scenario.traffic
+        };
+        assert_eq!(
+            rollbacks(&run(&mut World::new(scenario), 2 * HOUR)),
+            Vec::<String>::new(),
+            "seed {seed}"
+        );
     }
 }
 
 // What is as ever is no cause.
 
 /// A world in which legacy is as it is for an hour and a quarter; then new gets more users.
-fn raised(seed: u64, traffic: impl FnOnce(Traffic) -> Traffic, change: impl FnOnce(&mut Scenario)) -> World {
+fn raised(
+    seed: u64,
+    traffic: impl FnOnce(Traffic) -> Traffic,
+    change: impl FnOnce(&mut Scenario),
+) -> World {
     let mut scenario = scenario("5", 60.0, seed);
-    scenario.traffic = traffic(Traffic { users: 300, networks: 300, ..scenario.traffic });
+    scenario.traffic = traffic(Traffic {
+        users: 300,
+        networks: 300,
+        ..scenario.traffic
+    });
     change(&mut scenario);
     let mut raised = scenario.settings.clone();
     let mut world = World::new(scenario);
@@ -233,7 +367,10 @@ fn raised(seed: u64, traffic: impl FnOnce(Traffic) -> Traffic, change: impl FnOn
 }
 
 fn polls(traffic: Traffic) -> Traffic {
-    Traffic { polls: 0.05, ..traffic }
+    Traffic {
+        polls: 0.05,
+        ..traffic
+    }
 }
 
 #[test]
@@ -248,12 +385,27 @@ fn long_polls_undo_no_raise_and_freeze_nothing_for_ever() {
 #[test]
 fn chronic_errors_on_both_sides_undo_no_raise() {
     for seed in 0..3 {
-        let mut world = raised(seed, |traffic| Traffic { errors: 0.03, ..traffic }, |_| ());
+        let mut world = raised(
+            seed,
+            |traffic| Traffic {
+                errors: 0.03,
+                ..traffic
+            },
+            |_| (),
+        );
         let said = run(&mut world, 30 * MINUTE);
         assert_eq!(said, [], "seed {seed}");
         let verdicts = world.plane().rollouts()[0].verdicts();
-        let errors = verdicts.iter().find(|verdict| verdict.rule.name() == "errors_max").expect("the rule");
-        assert!(errors.sentence.contains("legacy has 3") && errors.sentence.contains("as ever, so 1 % is judged as"), "{}", errors.sentence);
+        let errors = verdicts
+            .iter()
+            .find(|verdict| verdict.rule.name() == "errors_max")
+            .expect("the rule");
+        assert!(
+            errors.sentence.contains("legacy has 3")
+                && errors.sentence.contains("as ever, so 1 % is judged as"),
+            "{}",
+            errors.sentence
+        );
     }
 }
 
@@ -264,12 +416,17 @@ fn an_outage_of_both_after_a_raise_freezes_and_a_failure_of_new_alone_is_blamed(
         run(&mut world, 15 * MINUTE);
         break_for(&mut world, at_once(None, FaultKind::Errors(0.3)), MINUTE);
         let said = run(&mut world, MINUTE);
-        assert_eq!((changes(&said), world.is_rolled_back()), (vec!["shared_cause"], false), "seed {seed}: {said:?}");
+        assert_eq!(
+            (changes(&said), world.is_rolled_back()),
+            (vec!["shared_cause"], false),
+            "seed {seed}: {said:?}"
+        );
 
         let mut world = raised(seed, polls, |_| ());
         run(&mut world, 15 * MINUTE);
         break_for(&mut world, new(FaultKind::Errors(0.3)), FOREVER);
-        let (after, _) = until(&mut world, "rollback", MINUTE).unwrap_or_else(|| panic!("seed {seed}: new is blamed"));
+        let (after, _) = until(&mut world, "rollback", MINUTE)
+            .unwrap_or_else(|| panic!("seed {seed}: new is blamed"));
         assert!(after <= 20 * SECOND, "seed {seed}: {after:?}");
     }
 }
@@ -285,15 +442,26 @@ fn a_new_that_is_slow_while_it_warms_up_is_not_latched_and_one_that_stays_slow_i
         break_for(&mut world, new(FaultKind::Slow(3.0)), 30 * SECOND);
         run(&mut world, 10 * SECOND);
         let verdicts = world.plane().rollouts()[0].verdicts();
-        let latency = verdicts.iter().find(|verdict| verdict.rule.name() == "latency_vs_legacy").expect("the rule");
+        let latency = verdicts
+            .iter()
+            .find(|verdict| verdict.rule.name() == "latency_vs_legacy")
+            .expect("the rule");
         assert!(
-            latency.sentence.starts_with("warming up after the raise, 20 s left, p95 2.") || latency.sentence.starts_with("warming up after the raise, 20 s left, p95 3."),
+            latency
+                .sentence
+                .starts_with("warming up after the raise, 20 s left, p95 2.")
+                || latency
+                    .sentence
+                    .starts_with("warming up after the raise, 20 s left, p95 3."),
             "{}",
             latency.sentence
         );
         assert_eq!(run(&mut world, 5 * MINUTE), [], "seed {seed}");
         break_for(&mut world, new(FaultKind::Slow(3.0)), FOREVER);
-        assert!(until(&mut world, "rollback", MINUTE).is_some(), "seed {seed}");
+        assert!(
+            until(&mut world, "rollback", MINUTE).is_some(),
+            "seed {seed}"
+        );
     }
 }
 
@@ -314,13 +482,22 @@ fn a_redirect_loop_of_everybody_on_new_is_noticed_and_one_redirect_for_all_is_no
         let mut world = World::new(scenario("25", 300.0, seed));
         run(&mut world, MINUTE);
         break_for(&mut world, new(FaultKind::Redirects(1.0)), FOREVER);
-        let (after, told) = until(&mut world, "rollback", 5 * MINUTE).unwrap_or_else(|| panic!("seed {seed}: not noticed"));
-        assert!(told.sentence.contains("sent users in circles"), "{}", told.sentence);
+        let (after, told) = until(&mut world, "rollback", 5 * MINUTE)
+            .unwrap_or_else(|| panic!("seed {seed}: not noticed"));
+        assert!(
+            told.sentence.contains("sent users in circles"),
+            "{}",
+            told.sentence
+        );
         eprintln!("seed {seed}: after {after:?}: {}", told.sentence);
         // Both sides send everybody to a login, as a site does.
         let mut world = World::new(scenario("25", 300.0, seed));
         run(&mut world, MINUTE);
-        break_for(&mut world, at_once(None, FaultKind::Redirects(1.0)), FOREVER);
+        break_for(
+            &mut world,
+            at_once(None, FaultKind::Redirects(1.0)),
+            FOREVER,
+        );
         assert_eq!(run(&mut world, 5 * MINUTE), [], "seed {seed}");
     }
 }
@@ -331,11 +508,20 @@ fn a_tail_that_becomes_very_slow_is_noticed() {
         let delays: Vec<Duration> = (0..5)
             .map(|seed| {
                 let mut scenario = scenario("50", rps, seed);
-                scenario.traffic = Traffic { sigma: 0.5, ..scenario.traffic };
+                scenario.traffic = Traffic {
+                    sigma: 0.5,
+                    ..scenario.traffic
+                };
                 let mut world = World::new(scenario);
                 run(&mut world, 6 * MINUTE);
                 break_for(&mut world, new(FaultKind::Tail(share, times)), FOREVER);
-                until(&mut world, "rollback", 5 * MINUTE).unwrap_or_else(|| panic!("seed {seed}: {share} of requests {times} times slower are not noticed")).0
+                until(&mut world, "rollback", 5 * MINUTE)
+                    .unwrap_or_else(|| {
+                        panic!(
+                            "seed {seed}: {share} of requests {times} times slower are not noticed"
+                        )
+                    })
+                    .0
             })
             .collect();
         let delay = median(delays);
@@ -358,22 +544,42 @@ fn a_dead_new_costs_a_dozen_answers_at_any_share_also_right_after_the_raise() {
                     run(&mut world, settled);
                     let (_, before) = world.on_new();
                     break_for(&mut world, new(FaultKind::Refused), FOREVER);
-                    until(&mut world, "rollback", 30 * SECOND).unwrap_or_else(|| panic!("{percent} %, seed {seed}: not noticed"));
+                    until(&mut world, "rollback", 30 * SECOND)
+                        .unwrap_or_else(|| panic!("{percent} %, seed {seed}: not noticed"));
                     world.bad_at_trip().unwrap_or_default() - before
                 })
                 .collect();
             let most = bad.iter().max().copied().unwrap_or_default();
             let half = median(bad);
             eprintln!("{percent} %, {settled:?} after the raise: median {half}, at most {most}");
-            assert!(half <= 12 && most <= 30, "{percent} %, {settled:?} after the raise: median {half}, at most {most}");
+            assert!(
+                half <= 12 && most <= 30,
+                "{percent} %, {settled:?} after the raise: median {half}, at most {most}"
+            );
         }
     }
 }
 
 #[test]
 fn an_announcement_of_each_kind_has_a_name_of_its_own() {
-    let names = [Change::NoRefuge, Change::NoRefugeEnded, Change::Spilled, Change::SpillEnded, Change::LegacyOverloaded].map(|change| change.name());
-    assert_eq!(names, ["no_refuge", "no_refuge_ended", "spilled", "spill_ended", "legacy_overloaded"]);
+    let names = [
+        Change::NoRefuge,
+        Change::NoRefugeEnded,
+        Change::Spilled,
+        Change::SpillEnded,
+        Change::LegacyOverloaded,
+    ]
+    .map(|change| change.name());
+    assert_eq!(
+        names,
+        [
+            "no_refuge",
+            "no_refuge_ended",
+            "spilled",
+            "spill_ended",
+            "legacy_overloaded"
+        ]
+    );
 }
 
 #[test]
@@ -390,7 +596,11 @@ fn a_short_outage_of_legacy_rolls_nothing_back() {
         run(&mut world, 10 * MINUTE);
         break_for(&mut world, legacy(kind), outage * SECOND);
         let said = run(&mut world, 5 * MINUTE);
-        assert_eq!(rollbacks(&said), Vec::<String>::new(), "{percent} %, {kind:?} for {outage} s");
+        assert_eq!(
+            rollbacks(&said),
+            Vec::<String>::new(),
+            "{percent} %, {kind:?} for {outage} s"
+        );
     }
 }
 

@@ -1,7 +1,9 @@
-//! One line per request, written by a thread of its own. The request path only hands over plain facts; when the writer is behind, lines are dropped and counted, never waited for.
+//! One line per request, written by a thread of its own. The request path only hands over plain
+//! facts; when the writer is behind, lines are dropped and counted, never waited for.
 //!
-//! The writer collects for a few milliseconds and writes once: waking a thread for each line would cost more than the line.
-//! User keys appear as a keyed hash unless the file says otherwise. Control characters are escaped by the JSON and quoted by the text format.
+//! The writer collects for a few milliseconds and writes once: waking a thread for each line would
+//! cost more than the line. User keys appear as a keyed hash unless the file says otherwise.
+//! Control characters are escaped by the JSON and quoted by the text format.
 
 mod render;
 
@@ -30,7 +32,8 @@ const QUEUE: usize = 16_384;
 /// How long the writer collects before it writes.
 const COLLECT: Duration = Duration::from_millis(5);
 
-/// How many lines are written at once, at most: a writer that is always behind must write all the same.
+/// How many lines are written at once, at most: a writer that is always behind must write all the
+/// same.
 const AT_ONCE: usize = 4_096;
 /// How long a wish to open the file anew may wait for a line.
 const LOOK: Duration = Duration::from_secs(1);
@@ -89,14 +92,16 @@ pub struct Line {
     pub span: Option<u64>,
     /// Who asked, and how that is said.
     pub user: Option<User>,
-    /// The answer to a request that was refused. Such a request has a line even where only errors have one.
+    /// The answer to a request that was refused. Such a request has a line even where only errors
+    /// have one.
     pub refused: Option<Box<Reply>>,
 }
 
 /// A user as a line says it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
-    /// SipHash-2-4 (Aumasson and Bernstein, 2012) of the key under the secret: the same for the same user, and not to be foreseen without the secret.
+    /// SipHash-2-4 (Aumasson and Bernstein, 2012) of the key under the secret: the same for the
+    /// same user, and not to be foreseen without the secret.
     Hashed(u64),
     /// The key.
     Plain(Box<[u8]>),
@@ -105,19 +110,37 @@ pub enum User {
 impl AccessLog {
     /// A log that takes nothing.
     pub fn off() -> Self {
-        Self { sender: None, shared: Arc::default(), users: SipHasher24::new() }
+        Self {
+            sender: None,
+            shared: Arc::default(),
+            users: SipHasher24::new(),
+        }
     }
 
-    /// A log written to `out` by a thread of its own, which ends, everything written, when the last clone of the log is gone. With `secret` users are hashed.
+    /// A log written to `out` by a thread of its own, which ends, everything written, when the last
+    /// clone of the log is gone. With `secret` users are hashed.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(format: LogFormat, mut out: Out, secret: [u8; 16]) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
+    pub fn start(
+        format: LogFormat,
+        mut out: Out,
+        secret: [u8; 16],
+    ) -> io::Result<(Self, std::thread::JoinHandle<()>)> {
         let (sender, receiver) = sync_channel(QUEUE);
         let shared: Arc<Shared> = Arc::default();
         let writers = Arc::clone(&shared);
-        let writer = std::thread::Builder::new().name("access-log".to_owned()).spawn(move || write_lines(&receiver, format, &mut out, &writers))?;
-        Ok((Self { sender: Some(sender), shared, users: SipHasher24::new_with_key(&secret) }, writer))
+        let writer = std::thread::Builder::new()
+            .name("access-log".to_owned())
+            .spawn(move || write_lines(&receiver, format, &mut out, &writers))?;
+        Ok((
+            Self {
+                sender: Some(sender),
+                shared,
+                users: SipHasher24::new_with_key(&secret),
+            },
+            writer,
+        ))
     }
 
     /// Whether any line would be taken.
@@ -136,10 +159,22 @@ impl AccessLog {
     }
 
     /// Whether a request gets a line. What failed, was moved or parked is never left to chance.
-    pub fn wants(&self, log: &Log, outcome: Outcome, status: Option<u16>, is_unusual: bool) -> bool {
-        let failed = matches!(outcome, Outcome::Failure(_)) || status.is_none_or(|status| status >= 500);
+    pub fn wants(
+        &self,
+        log: &Log,
+        outcome: Outcome,
+        status: Option<u16>,
+        is_unusual: bool,
+    ) -> bool {
+        let failed =
+            matches!(outcome, Outcome::Failure(_)) || status.is_none_or(|status| status >= 500);
         match log.access {
-            Which::All => failed || is_unusual || log.sample.ppm() == 1_000_000 || rand::rng().random_range(0..1_000_000) < log.sample.ppm(),
+            Which::All => {
+                failed
+                    || is_unusual
+                    || log.sample.ppm() == 1_000_000
+                    || rand::rng().random_range(0..1_000_000) < log.sample.ppm()
+            }
             Which::Errors => failed,
             Which::Off => false,
         }
@@ -148,7 +183,8 @@ impl AccessLog {
     /// Takes a line, or drops it when the writer is behind.
     pub fn write(&self, line: Line) {
         if let Some(sender) = &self.sender
-            && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = sender.try_send(line)
+            && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+                sender.try_send(line)
         {
             self.shared.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -217,7 +253,11 @@ impl std::fmt::Debug for Writer {
 impl Out {
     /// To whatever takes bytes.
     pub fn to(writer: Box<dyn Write + Send>) -> Self {
-        Self { writer: Writer(writer), path: None, is_torn: false }
+        Self {
+            writer: Writer(writer),
+            path: None,
+            is_torn: false,
+        }
     }
 
     /// To the end of a file, which is made where there is none.
@@ -226,10 +266,16 @@ impl Out {
     /// When it cannot be opened.
     pub fn file(path: PathBuf) -> io::Result<Self> {
         let file = open(&path)?;
-        Ok(Self { writer: Writer(Box::new(file)), path: Some(path), is_torn: false })
+        Ok(Self {
+            writer: Writer(Box::new(file)),
+            path: Some(path),
+            is_torn: false,
+        })
     }
 
-    /// Whole lines in one write where the system takes them, so that two processes can share a file while one takes over from the other; or how many are lost. What a full disk has torn ends its line before the next one.
+    /// Whole lines in one write where the system takes them, so that two processes can share a file
+    /// while one takes over from the other; or how many are lost. What a full disk has torn ends
+    /// its line before the next one.
     fn write(&mut self, text: &[u8]) -> Result<(), (io::Error, u64)> {
         let mut rest = text;
         let mut put = || -> io::Result<()> {
@@ -250,7 +296,10 @@ impl Out {
         put().map_err(|error| {
             let written = &text[..text.len() - rest.len()];
             self.is_torn |= written.last().is_some_and(|last| *last != b'\n');
-            (error, rest.iter().filter(|byte| **byte == b'\n').count() as u64)
+            (
+                error,
+                rest.iter().filter(|byte| **byte == b'\n').count() as u64,
+            )
         })
     }
 
@@ -262,7 +311,9 @@ impl Out {
                 (self.writer, self.is_torn) = (Writer(Box::new(file)), false);
                 tracing::info!(file = %path.display(), "the access log is opened anew");
             }
-            Err(error) => tracing::error!(file = %path.display(), %error, "the access log cannot be opened anew; lines go on to where they went"),
+            Err(error) => {
+                tracing::error!(file = %path.display(), %error, "the access log cannot be opened anew; lines go on to where they went");
+            }
         }
     }
 }
@@ -285,9 +336,17 @@ mod tests {
             total: Duration::from_micros(12_345),
             method: Method::GET,
             path: path.into(),
-            status: Some(if outcome == Outcome::Success { 200 } else { 502 }),
+            status: Some(if outcome == Outcome::Success {
+                200
+            } else {
+                502
+            }),
             rollout: Some("checkout".into()),
-            decision: Some(Decision { side: Side::New, bucket: Some(Salt::new("checkout").bucket(b"u")), reason: Reason::Bucket }),
+            decision: Some(Decision {
+                side: Side::New,
+                bucket: Some(Salt::new("checkout").bucket(b"u")),
+                reason: Reason::Bucket,
+            }),
             moved: None,
             outcome,
             client: IpAddr::from([192, 0, 2, 7]),
@@ -315,7 +374,10 @@ mod tests {
 
     impl Write for Memory {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(bytes);
+            self.0
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .extend_from_slice(bytes);
             Ok(bytes.len())
         }
         fn flush(&mut self) -> std::io::Result<()> {
@@ -325,45 +387,99 @@ mod tests {
 
     fn written(format: LogFormat, lines: Vec<Line>) -> String {
         let memory = Memory::default();
-        let (log, writer) = AccessLog::start(format, Out::to(Box::new(memory.clone())), [7; 16]).expect("a thread starts");
+        let (log, writer) = AccessLog::start(format, Out::to(Box::new(memory.clone())), [7; 16])
+            .expect("a thread starts");
         lines.into_iter().for_each(|line| log.write(line));
         drop(log);
         writer.join().expect("the writer ends");
-        let bytes = memory.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let bytes = memory
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
         String::from_utf8(bytes).expect("UTF-8")
     }
 
     #[test]
     fn a_line_is_one_json_object_whatever_the_client_sent() {
-        let text = written(LogFormat::Json, vec![line("/a\nb\u{1b}[31m\"", Outcome::Success)]);
+        let text = written(
+            LogFormat::Json,
+            vec![line("/a\nb\u{1b}[31m\"", Outcome::Success)],
+        );
         assert_eq!(text.lines().count(), 1);
         let json: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!(json["url.path"], "/a\nb\u{1b}[31m\"");
         assert_eq!(json["cutover.backend"], "new");
         assert_eq!(json["duration_ms"], 12.345);
-        let text = written(LogFormat::Text, vec![line("/a\nb\u{1b}[31m", Outcome::Failure(FailureKind::Connect))]);
+        let text = written(
+            LogFormat::Text,
+            vec![line(
+                "/a\nb\u{1b}[31m",
+                Outcome::Failure(FailureKind::Connect),
+            )],
+        );
         assert_eq!(text.lines().count(), 1);
-        assert!(text.contains("error=connect") && text.contains(" engine=lane ") && !text.contains('\u{1b}'), "{text}");
+        assert!(
+            text.contains("error=connect")
+                && text.contains(" engine=lane ")
+                && !text.contains('\u{1b}'),
+            "{text}"
+        );
     }
 
     #[test]
     fn what_went_wrong_is_never_left_to_chance() {
-        let (on, writer) = AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), [7; 16]).expect("a thread starts");
-        let log = |access, ppm| Log { format: LogFormat::Json, access, sample: Rate::from_ppm(ppm).expect("a rate"), user: LogUser::Hashed, file: None };
+        let (on, writer) =
+            AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), [7; 16])
+                .expect("a thread starts");
+        let log = |access, ppm| Log {
+            format: LogFormat::Json,
+            access,
+            sample: Rate::from_ppm(ppm).expect("a rate"),
+            user: LogUser::Hashed,
+            file: None,
+        };
         let failed = Outcome::Failure(FailureKind::Connect);
         for (access, ppm, outcome, status, is_unusual, expected) in [
-            (Which::All, 1_000_000, Outcome::Success, Some(200), false, true),
+            (
+                Which::All,
+                1_000_000,
+                Outcome::Success,
+                Some(200),
+                false,
+                true,
+            ),
             (Which::All, 0, Outcome::Success, Some(200), false, false),
             (Which::All, 0, Outcome::Success, Some(200), true, true),
             (Which::All, 0, failed, Some(502), false, true),
             (Which::All, 0, Outcome::Aborted, None, false, true),
-            (Which::Errors, 1_000_000, Outcome::Success, Some(200), true, false),
+            (
+                Which::Errors,
+                1_000_000,
+                Outcome::Success,
+                Some(200),
+                true,
+                false,
+            ),
             (Which::Errors, 0, failed, Some(502), false, true),
             (Which::Off, 1_000_000, failed, Some(502), true, false),
         ] {
-            assert_eq!(on.wants(&log(access, ppm), outcome, status, is_unusual), expected, "{access:?} {ppm} {outcome:?} {is_unusual}");
+            assert_eq!(
+                on.wants(&log(access, ppm), outcome, status, is_unusual),
+                expected,
+                "{access:?} {ppm} {outcome:?} {is_unusual}"
+            );
         }
-        let half = (0..10_000).filter(|_| on.wants(&log(Which::All, 500_000), Outcome::Success, Some(200), false)).count();
+        let half = (0..10_000)
+            .filter(|_| {
+                on.wants(
+                    &log(Which::All, 500_000),
+                    Outcome::Success,
+                    Some(200),
+                    false,
+                )
+            })
+            .count();
         assert!((4_500..5_500).contains(&half), "{half}");
         drop(on);
         writer.join().expect("the writer ends");
@@ -371,30 +487,67 @@ mod tests {
 
     #[test]
     fn a_user_is_the_same_hash_under_the_same_secret_and_a_key_only_where_asked_for() {
-        let start = |secret| AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), secret).expect("a thread starts").0;
+        let start = |secret| {
+            AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), secret)
+                .expect("a thread starts")
+                .0
+        };
         let (log, other) = (start([7; 16]), start([8; 16]));
-        let settings = |access, user| Log { format: LogFormat::Json, access, sample: Rate::NONE, user, file: None };
+        let settings = |access, user| Log {
+            format: LogFormat::Json,
+            access,
+            sample: Rate::NONE,
+            user,
+            file: None,
+        };
         let hashed = settings(Which::All, LogUser::Hashed);
         assert!(matches!(log.user(&hashed, b"ana"), Some(User::Hashed(_))));
-        assert_eq!(log.user(&hashed, b"ana"), start([7; 16]).user(&hashed, b"ana"));
+        assert_eq!(
+            log.user(&hashed, b"ana"),
+            start([7; 16]).user(&hashed, b"ana")
+        );
         assert_ne!(log.user(&hashed, b"ana"), log.user(&hashed, b"ben"));
         assert_ne!(log.user(&hashed, b"ana"), other.user(&hashed, b"ana"));
-        assert_eq!(log.user(&settings(Which::All, LogUser::Plain), b"ana"), Some(User::Plain(b"ana".as_slice().into())));
+        assert_eq!(
+            log.user(&settings(Which::All, LogUser::Plain), b"ana"),
+            Some(User::Plain(b"ana".as_slice().into()))
+        );
         assert_eq!(log.user(&settings(Which::All, LogUser::Off), b"ana"), None);
-        assert_eq!(log.user(&settings(Which::Off, LogUser::Hashed), b"ana"), None);
-        let plain = Line { user: Some(User::Plain(b"a\"na".as_slice().into())), ..line("/", Outcome::Success) };
+        assert_eq!(
+            log.user(&settings(Which::Off, LogUser::Hashed), b"ana"),
+            None
+        );
+        let plain = Line {
+            user: Some(User::Plain(b"a\"na".as_slice().into())),
+            ..line("/", Outcome::Success)
+        };
         let lines = written(LogFormat::Json, vec![plain, line("/", Outcome::Success)]);
-        let json: Vec<serde_json::Value> = lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
-        assert_eq!((&json[0]["user.id"], &json[1]["user.hash"]), (&"a\"na".into(), &"000000000000beef".into()));
+        let json: Vec<serde_json::Value> = lines
+            .lines()
+            .map(|line| serde_json::from_str(line).expect("JSON"))
+            .collect();
+        assert_eq!(
+            (&json[0]["user.id"], &json[1]["user.hash"]),
+            (&"a\"na".into(), &"000000000000beef".into())
+        );
         assert_eq!(json[0]["trace.id"], "0000000000000000000000000000feed");
     }
 
     #[test]
     fn a_file_that_was_moved_away_is_opened_anew() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (path, moved) = (folder.path().join("access.log"), folder.path().join("access.log.1"));
-        let (log, writer) = AccessLog::start(LogFormat::Json, Out::file(path.clone()).expect("a file"), [7; 16]).expect("a thread starts");
-        let lines = |path: &Path| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
+        let (path, moved) = (
+            folder.path().join("access.log"),
+            folder.path().join("access.log.1"),
+        );
+        let (log, writer) = AccessLog::start(
+            LogFormat::Json,
+            Out::file(path.clone()).expect("a file"),
+            [7; 16],
+        )
+        .expect("a thread starts");
+        let lines =
+            |path: &Path| std::fs::read_to_string(path).map_or(0, |text| text.lines().count());
         let wait = |path: &Path| {
             (0..1_000).any(|_| {
                 lines(path) == 1 || {
@@ -416,8 +569,11 @@ mod tests {
 
     #[test]
     fn lines_that_a_full_disk_does_not_take_are_counted() {
-        let Ok(full) = Out::file("/dev/full".into()) else { return };
-        let (log, writer) = AccessLog::start(LogFormat::Json, full, [7; 16]).expect("a thread starts");
+        let Ok(full) = Out::file("/dev/full".into()) else {
+            return;
+        };
+        let (log, writer) =
+            AccessLog::start(LogFormat::Json, full, [7; 16]).expect("a thread starts");
         (0..10).for_each(|_| log.write(line("/", Outcome::Success)));
         let shared = Arc::clone(&log.shared);
         drop(log);
@@ -450,7 +606,10 @@ mod tests {
         assert_eq!(lost(out.write(b"fourth\n")), Err(1));
         room.store(1_000, Ordering::Relaxed);
         assert_eq!(lost(out.write(b"fifth\n")), Ok(()));
-        assert_eq!(*memory.0.lock().unwrap_or_else(PoisonError::into_inner), b"first\nseco\nfifth\n");
+        assert_eq!(
+            *memory.0.lock().unwrap_or_else(PoisonError::into_inner),
+            b"first\nseco\nfifth\n"
+        );
     }
 
     #[test]
@@ -460,7 +619,10 @@ mod tests {
         impl Write for Stuck {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
                 let (open, changed) = &*self.0;
-                drop(changed.wait_while(open.lock().unwrap_or_else(PoisonError::into_inner), |open| !*open));
+                drop(changed.wait_while(
+                    open.lock().unwrap_or_else(PoisonError::into_inner),
+                    |open| !*open,
+                ));
                 Ok(bytes.len())
             }
             fn flush(&mut self) -> std::io::Result<()> {
@@ -468,7 +630,12 @@ mod tests {
             }
         }
         let gate = Arc::new((Mutex::new(false), Condvar::new()));
-        let (log, writer) = AccessLog::start(LogFormat::Text, Out::to(Box::new(Stuck(Arc::clone(&gate)))), [7; 16]).expect("a thread starts");
+        let (log, writer) = AccessLog::start(
+            LogFormat::Text,
+            Out::to(Box::new(Stuck(Arc::clone(&gate)))),
+            [7; 16],
+        )
+        .expect("a thread starts");
         for _ in 0..4 * QUEUE {
             log.write(line("/", Outcome::Success));
         }

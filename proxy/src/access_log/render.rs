@@ -1,4 +1,5 @@
-//! One request as a line of text. Runs in the writer's thread; nothing is built that is not written.
+//! One request as a line of text. Runs in the writer's thread; nothing is built that is not
+//! written.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -19,12 +20,18 @@ pub(super) struct Renderer {
     stamp: String,
 }
 
-/// A JSON object that is being written. By hand, since this is most of what a line costs: names and words are ours and need no escaping, and what a client has sent is left to serde_json.
+/// A JSON object that is being written. By hand, since this is most of what a line costs: names and
+/// words are ours and need no escaping, and what a client has sent is left to serde_json.
 struct Object<'a>(&'a mut Vec<u8>);
 
 impl Object<'_> {
     fn name(&mut self, name: &str) {
-        self.0.push(if self.0.last() == Some(&b'\n') || self.0.is_empty() { b'{' } else { b',' });
+        self.0
+            .push(if self.0.last() == Some(&b'\n') || self.0.is_empty() {
+                b'{'
+            } else {
+                b','
+            });
         self.0.push(b'"');
         self.0.extend_from_slice(name.as_bytes());
         self.0.extend_from_slice(b"\":");
@@ -33,7 +40,9 @@ impl Object<'_> {
     /// Anything.
     fn text(&mut self, name: &str, text: &str) {
         // Without a way out of the loop, so that it is done many bytes at once.
-        if !text.bytes().fold(false, |found, byte| found | (byte < b' ') | (byte == b'"') | (byte == b'\\')) {
+        if !text.bytes().fold(false, |found, byte| {
+            found | (byte < b' ') | (byte == b'"') | (byte == b'\\')
+        }) {
             return self.word(name, text);
         }
         self.name(name);
@@ -85,7 +94,8 @@ impl Object<'_> {
     }
 
     fn digits(&mut self, number: u64) {
-        self.0.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
+        self.0
+            .extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 
     /// To a microsecond.
@@ -96,7 +106,10 @@ impl Object<'_> {
         if rest > 0 {
             self.0.push(b'.');
             let digits = [rest / 100, rest / 10 % 10, rest % 10].map(|digit| b'0' + digit as u8);
-            let end = digits.iter().rposition(|digit| *digit != b'0').map_or(0, |at| at + 1);
+            let end = digits
+                .iter()
+                .rposition(|digit| *digit != b'0')
+                .map_or(0, |at| at + 1);
             self.0.extend_from_slice(&digits[..end]);
         }
     }
@@ -104,15 +117,25 @@ impl Object<'_> {
 
 impl Renderer {
     pub(super) fn new(format: LogFormat) -> Self {
-        Self { format, second: i64::MIN, stamp: String::new() }
+        Self {
+            format,
+            second: i64::MIN,
+            stamp: String::new(),
+        }
     }
 
     /// Appends a line.
     pub(super) fn render(&mut self, line: &Line, text: &mut Vec<u8>) {
         let request_id = String::from_utf8_lossy(line.request_id.as_bytes());
         let side = line.ended.decision.map(|decision| decision.side.name());
-        let maintenance = Some(line.maintenance).filter(|mode| *mode != Maintenance::Off).map(Maintenance::name);
-        let reason = line.ended.decision.map(|decision| decision.reason.name()).or(maintenance.map(|_| "maintenance"));
+        let maintenance = Some(line.maintenance)
+            .filter(|mode| *mode != Maintenance::Off)
+            .map(Maintenance::name);
+        let reason = line
+            .ended
+            .decision
+            .map(|decision| decision.reason.name())
+            .or(maintenance.map(|_| "maintenance"));
         let error = match line.ended.outcome {
             Outcome::Failure(kind) => Some(kind.name()),
             Outcome::Aborted => Some("aborted"),
@@ -131,56 +154,97 @@ impl Renderer {
                 object.word("event.dataset", "cutover.access");
                 object.text("http.request.method", line.ended.method.as_str());
                 object.text("url.path", &line.ended.path);
-                line.ended.status.into_iter().for_each(|status| object.number("http.response.status_code", u64::from(status)));
-                line.ended.rollout.iter().for_each(|rollout| object.text("cutover.rollout", rollout));
-                side.into_iter().for_each(|side| object.word("cutover.backend", side));
-                reason.into_iter().for_each(|reason| object.word("cutover.reason", reason));
+                line.ended.status.into_iter().for_each(|status| {
+                    object.number("http.response.status_code", u64::from(status));
+                });
+                line.ended
+                    .rollout
+                    .iter()
+                    .for_each(|rollout| object.text("cutover.rollout", rollout));
+                side.into_iter()
+                    .for_each(|side| object.word("cutover.backend", side));
+                reason
+                    .into_iter()
+                    .for_each(|reason| object.word("cutover.reason", reason));
                 let bucket = line.ended.decision.and_then(|decision| decision.bucket);
-                bucket.into_iter().for_each(|bucket| object.number("cutover.bucket", u64::from(bucket.number())));
-                line.ended.moved.into_iter().for_each(|moved| object.word("cutover.moved", moved));
-                maintenance.into_iter().for_each(|mode| object.word("cutover.maintenance", mode));
-                error.into_iter().for_each(|error| object.word("error.kind", error));
+                bucket
+                    .into_iter()
+                    .for_each(|bucket| object.number("cutover.bucket", u64::from(bucket.number())));
+                line.ended
+                    .moved
+                    .into_iter()
+                    .for_each(|moved| object.word("cutover.moved", moved));
+                maintenance
+                    .into_iter()
+                    .for_each(|mode| object.word("cutover.maintenance", mode));
+                error
+                    .into_iter()
+                    .for_each(|error| object.word("error.kind", error));
                 if let Some(reply) = &line.refused {
                     object.word("cutover.refused", reply.code);
                     object.text("error.message", &reply.sentence());
                 }
-                hash.into_iter().for_each(|hash| object.hex("user.hash", u128::from(hash), 16));
+                hash.into_iter()
+                    .for_each(|hash| object.hex("user.hash", u128::from(hash), 16));
                 plain.iter().for_each(|plain| object.text("user.id", plain));
                 object.address("client.address", line.ended.client, None);
-                line.server.into_iter().for_each(|server| object.address("server.address", server.ip(), Some(server.port())));
+                line.server.into_iter().for_each(|server| {
+                    object.address("server.address", server.ip(), Some(server.port()));
+                });
                 object.millis("duration_ms", line.ended.total);
                 if !line.parked.is_zero() {
                     object.millis("parked_ms", line.parked);
                 }
-                line.upstream.into_iter().for_each(|upstream| object.millis("upstream_ms", upstream));
+                line.upstream
+                    .into_iter()
+                    .for_each(|upstream| object.millis("upstream_ms", upstream));
                 object.number("http.request.body.bytes", line.bytes_in);
                 object.number("http.response.body.bytes", line.bytes_out);
                 object.number("attempts", u64::from(line.attempts));
                 object.word("cutover.engine", line.engine.name());
                 object.text("http.request.id", &request_id);
                 object.hex("trace.id", line.trace, 32);
-                line.span.into_iter().for_each(|span| object.hex("span.id", u128::from(span), 16));
+                line.span
+                    .into_iter()
+                    .for_each(|span| object.hex("span.id", u128::from(span), 16));
                 text.push(b'}');
             }
             LogFormat::Text => {
                 // Writing to memory does not fail.
                 let _ = write!(
                     text,
-                    "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{}{} engine={} id={request_id:?} trace={:032x}",
+                    "{} {} {} {:?} {} {}/{} {:.1}ms{}{}{}{}{}{} engine={} id={request_id:?} \
+                     trace={:032x}",
                     self.stamp,
                     line.ended.client,
                     line.ended.method,
                     line.ended.path,
-                    line.ended.status.map_or_else(|| "-".to_owned(), |status| status.to_string()),
+                    line.ended
+                        .status
+                        .map_or_else(|| "-".to_owned(), |status| status.to_string()),
                     line.ended.rollout.as_deref().unwrap_or("-"),
                     side.unwrap_or("-"),
                     line.ended.total.as_secs_f64() * 1e3,
-                    reason.map(|reason| format!(" by={reason}")).unwrap_or_default(),
-                    maintenance.map(|mode| format!(" maintenance={mode}")).unwrap_or_default(),
-                    error.map(|error| format!(" error={error}")).unwrap_or_default(),
-                    line.refused.as_ref().map(|reply| format!(" refused={} why={:?}", reply.code, reply.sentence())).unwrap_or_default(),
-                    line.ended.moved.map(|moved| format!(" moved={moved}")).unwrap_or_default(),
-                    hash.map(|hash| format!(" user={hash:016x}")).or(plain.map(|plain| format!(" user={plain:?}"))).unwrap_or_default(),
+                    reason
+                        .map(|reason| format!(" by={reason}"))
+                        .unwrap_or_default(),
+                    maintenance
+                        .map(|mode| format!(" maintenance={mode}"))
+                        .unwrap_or_default(),
+                    error
+                        .map(|error| format!(" error={error}"))
+                        .unwrap_or_default(),
+                    line.refused
+                        .as_ref()
+                        .map(|reply| format!(" refused={} why={:?}", reply.code, reply.sentence()))
+                        .unwrap_or_default(),
+                    line.ended
+                        .moved
+                        .map(|moved| format!(" moved={moved}"))
+                        .unwrap_or_default(),
+                    hash.map(|hash| format!(" user={hash:016x}"))
+                        .or(plain.map(|plain| format!(" user={plain:?}")))
+                        .unwrap_or_default(),
                     line.engine.name(),
                     line.trace,
                 );
@@ -191,13 +255,17 @@ impl Renderer {
 
     /// Writes the moment as RFC 3339. The calendar is asked once a second.
     fn set_stamp(&mut self, at: Wall) {
-        let (second, millis) = (at.as_millis().div_euclid(1_000), at.as_millis().rem_euclid(1_000));
+        let (second, millis) = (
+            at.as_millis().div_euclid(1_000),
+            at.as_millis().rem_euclid(1_000),
+        );
         if second != self.second {
             self.stamp = clock::rfc3339(Wall::from_millis(second * 1_000));
             self.second = second;
         }
         // The point, three digits and the Z.
-        self.stamp.truncate(self.stamp.rfind('.').unwrap_or(self.stamp.len()));
+        self.stamp
+            .truncate(self.stamp.rfind('.').unwrap_or(self.stamp.len()));
         self.stamp.push('.');
         for digit in [millis / 100, millis / 10 % 10, millis % 10] {
             self.stamp.push(char::from(b'0' + digit as u8));

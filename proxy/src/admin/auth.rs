@@ -1,8 +1,10 @@
 //! Who may do what on the admin port.
 //!
-//! With tokens: `Authorization: Bearer …`, compared by SHA-256 in constant time; a token is never read from a URL. Without tokens everybody who reaches the port is admin, so it binds to
-//! loopback only, and a page in somebody's browser must not reach it: the `Host` must be a loopback name (DNS rebinding), and with or without tokens a foreign `Origin` or a cross-site fetch
-//! is refused. There are no cookies and no CORS.
+//! With tokens: `Authorization: Bearer …`, compared by SHA-256 in constant time; a token is never
+//! read from a URL. Without tokens everybody who reaches the port is admin, so it binds to loopback
+//! only, and a page in somebody's browser must not reach it: the `Host` must be a loopback name
+//! (DNS rebinding), and with or without tokens a foreign `Origin` or a cross-site fetch is refused.
+//! There are no cookies and no CORS.
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -41,12 +43,24 @@ impl Auth {
     }
 
     fn caller(&self, headers: &HeaderMap) -> Result<Caller, ApiError> {
-        let is_cli = headers.get(header::USER_AGENT).is_some_and(|agent| agent.as_bytes().starts_with(b"cutover-cli/"));
+        let is_cli = headers
+            .get(header::USER_AGENT)
+            .is_some_and(|agent| agent.as_bytes().starts_with(b"cutover-cli/"));
         if self.tokens.is_empty() {
-            return Ok(Caller { name: None, role: Role::Admin, is_cli });
+            return Ok(Caller {
+                name: None,
+                role: Role::Admin,
+                is_cli,
+            });
         }
-        let unauthorized =
-            |message: &str| ApiError::new(StatusCode::UNAUTHORIZED, "unauthorized", message, "send `Authorization: Bearer TOKEN`; the command line reads CUTOVER_TOKEN");
+        let unauthorized = |message: &str| {
+            ApiError::new(
+                StatusCode::UNAUTHORIZED,
+                "unauthorized",
+                message,
+                "send `Authorization: Bearer TOKEN`; the command line reads CUTOVER_TOKEN",
+            )
+        };
         let given = headers
             .get(header::AUTHORIZATION)
             .and_then(|value| value.to_str().ok())
@@ -61,7 +75,11 @@ impl Auth {
             }
         }
         let token = known.ok_or_else(|| unauthorized("this token is not known"))?;
-        Ok(Caller { name: Some(token.name.clone()), role: token.role, is_cli })
+        Ok(Caller {
+            name: Some(token.name.clone()),
+            role: token.role,
+            is_cli,
+        })
     }
 }
 
@@ -88,16 +106,28 @@ impl FromRequestParts<Admin> for Operator {
         let caller = admin.auth.caller(&parts.headers)?;
         if caller.role < Role::Operator {
             let name = caller.name.unwrap_or_default();
-            return Err(ApiError::new(StatusCode::FORBIDDEN, "forbidden", &format!("the token `{name}` may only read"), "use a token with role operator or admin"));
+            return Err(ApiError::new(
+                StatusCode::FORBIDDEN,
+                "forbidden",
+                &format!("the token `{name}` may only read"),
+                "use a token with role operator or admin",
+            ));
         }
         Ok(Self(caller))
     }
 }
 
 /// Refuses what a foreign page in a browser could send.
-pub async fn check_origin(State(admin): State<Admin>, request: Request, next: Next) -> Result<Response, ApiError> {
+pub async fn check_origin(
+    State(admin): State<Admin>,
+    request: Request,
+    next: Next,
+) -> Result<Response, ApiError> {
     let headers = request.headers();
-    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let host = headers
+        .get(header::HOST)
+        .and_then(|host| host.to_str().ok())
+        .unwrap_or_default();
     if admin.auth.tokens.is_empty() && !is_loopback(without_port(host)) {
         return Err(ApiError::new(
             StatusCode::FORBIDDEN,
@@ -106,14 +136,30 @@ pub async fn check_origin(State(admin): State<Admin>, request: Request, next: Ne
             "without tokens the admin answers to localhost, 127.0.0.1 and [::1] only",
         ));
     }
-    let foreign = headers.get(header::ORIGIN).is_some_and(|origin| origin.to_str().ok().and_then(|origin| origin.split_once("://")).is_none_or(|(_, origin)| origin != host));
-    let cross_site = headers.get("sec-fetch-site").is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
+    let foreign = headers.get(header::ORIGIN).is_some_and(|origin| {
+        origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.split_once("://"))
+            .is_none_or(|(_, origin)| origin != host)
+    });
+    let cross_site = headers
+        .get("sec-fetch-site")
+        .is_some_and(|site| !matches!(site.as_bytes(), b"same-origin" | b"none"));
     if foreign || cross_site {
-        return Err(ApiError::new(StatusCode::FORBIDDEN, "foreign_origin", "a page of another origin may not use the admin", "open the admin itself, or send no Origin header"));
+        return Err(ApiError::new(
+            StatusCode::FORBIDDEN,
+            "foreign_origin",
+            "a page of another origin may not use the admin",
+            "open the admin itself, or send no Origin header",
+        ));
     }
     Ok(next.run(request).await)
 }
 
 fn is_loopback(host: &str) -> bool {
-    host.eq_ignore_ascii_case("localhost") || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+    host.eq_ignore_ascii_case("localhost")
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|address| address.is_loopback())
 }

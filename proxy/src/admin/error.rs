@@ -1,4 +1,5 @@
-//! Errors as the API tells them: every one has the same shape, `{"error": {"code": "…", "message": "…", "hint": "…"}}`.
+//! Errors as the API tells them: every one has the same shape, `{"error": {"code": "…", "message":
+//! "…", "hint": "…"}}`.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -23,7 +24,13 @@ pub struct ApiError {
 impl ApiError {
     /// An error with a stable code, a sentence, and what to do.
     pub fn new(status: StatusCode, code: &'static str, message: &str, hint: &str) -> Self {
-        Self { status, code, message: message.to_owned(), hint: hint.to_owned(), retry_after: None }
+        Self {
+            status,
+            code,
+            message: message.to_owned(),
+            hint: hint.to_owned(),
+            retry_after: None,
+        }
     }
 
     /// Something does not exist.
@@ -33,12 +40,25 @@ impl ApiError {
 
     /// Something failed on our side.
     pub fn internal(error: &dyn std::error::Error) -> Self {
-        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", &error.to_string(), "see the log")
+        Self::new(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "internal",
+            &error.to_string(),
+            "see the log",
+        )
     }
 
     /// Too many ask for the same at once.
     pub fn busy(message: &str) -> Self {
-        Self { retry_after: Some(1), ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "busy", message, "ask again in a moment") }
+        Self {
+            retry_after: Some(1),
+            ..Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "busy",
+                message,
+                "ask again in a moment",
+            )
+        }
     }
 
     /// The request is wrong.
@@ -49,10 +69,13 @@ impl ApiError {
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
-        let body = json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
+        let body =
+            json!({"error": {"code": self.code, "message": self.message, "hint": self.hint}});
         let mut response = (self.status, Json(body)).into_response();
         if let Some(seconds) = self.retry_after {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+                .headers_mut()
+                .insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }
@@ -60,7 +83,12 @@ impl IntoResponse for ApiError {
 
 impl From<Gone> for ApiError {
     fn from(gone: Gone) -> Self {
-        Self::new(StatusCode::SERVICE_UNAVAILABLE, "shutting_down", &gone.to_string(), "try again on another instance")
+        Self::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "shutting_down",
+            &gone.to_string(),
+            "try again on another instance",
+        )
     }
 }
 
@@ -68,13 +96,38 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.to_string();
         match refusal {
-            Refusal::Command(CommandError::UnknownRollout { .. }) => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
+            Refusal::Command(CommandError::UnknownRollout { .. }) => Self::new(
+                StatusCode::NOT_FOUND,
+                "unknown_rollout",
+                &message,
+                "`GET /api/v1/rollouts` lists them",
+            ),
             Refusal::Command(CommandError::LegacyDown { .. } | CommandError::MustAsk { .. }) => {
-                Self::new(StatusCode::CONFLICT, "legacy_down", &message, "`--force`, or \"force\": true, rolls back all the same")
+                Self::new(
+                    StatusCode::CONFLICT,
+                    "legacy_down",
+                    &message,
+                    "`--force`, or \"force\": true, rolls back all the same",
+                )
             }
-            Refusal::Command(CommandError::NotRolledBack { .. }) => Self::new(StatusCode::CONFLICT, "not_rolled_back", &message, "nothing has to be done"),
-            Refusal::HandingOver => Self::new(StatusCode::SERVICE_UNAVAILABLE, "handing_over", &message, "try again in a moment"),
-            Refusal::Revision { .. } => Self::new(StatusCode::PRECONDITION_FAILED, "revision_mismatch", &message, "read the status again and decide anew"),
+            Refusal::Command(CommandError::NotRolledBack { .. }) => Self::new(
+                StatusCode::CONFLICT,
+                "not_rolled_back",
+                &message,
+                "nothing has to be done",
+            ),
+            Refusal::HandingOver => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "handing_over",
+                &message,
+                "try again in a moment",
+            ),
+            Refusal::Revision { .. } => Self::new(
+                StatusCode::PRECONDITION_FAILED,
+                "revision_mismatch",
+                &message,
+                "read the status again and decide anew",
+            ),
         }
     }
 }
@@ -83,13 +136,34 @@ impl From<SetError> for ApiError {
     fn from(error: SetError) -> Self {
         let message = error.to_string();
         match error {
-            SetError::Unknown { .. } => Self::new(StatusCode::NOT_FOUND, "unknown_rollout", &message, "`GET /api/v1/rollouts` lists them"),
-            SetError::Broken(_) | SetError::Rejected(_) | SetError::Edit(_) | SetError::ChangedMeanwhile(_) => {
-                Self::new(StatusCode::CONFLICT, "file_not_usable", &message, "mend the file; `cutover check` shows its problems")
-            }
-            SetError::BeingWritten { .. } => Self::new(StatusCode::CONFLICT, "file_being_written", &message, "try again when the file is complete"),
+            SetError::Unknown { .. } => Self::new(
+                StatusCode::NOT_FOUND,
+                "unknown_rollout",
+                &message,
+                "`GET /api/v1/rollouts` lists them",
+            ),
+            SetError::Broken(_)
+            | SetError::Rejected(_)
+            | SetError::Edit(_)
+            | SetError::ChangedMeanwhile(_) => Self::new(
+                StatusCode::CONFLICT,
+                "file_not_usable",
+                &message,
+                "mend the file; `cutover check` shows its problems",
+            ),
+            SetError::BeingWritten { .. } => Self::new(
+                StatusCode::CONFLICT,
+                "file_being_written",
+                &message,
+                "try again when the file is complete",
+            ),
             SetError::Refused(refusal) => refusal.into(),
-            SetError::Unwritable { .. } => Self::new(StatusCode::CONFLICT, "file_not_writable", &message, "a rollback needs no file: `cutover rollback`"),
+            SetError::Unwritable { .. } => Self::new(
+                StatusCode::CONFLICT,
+                "file_not_writable",
+                &message,
+                "a rollback needs no file: `cutover rollback`",
+            ),
         }
     }
 }

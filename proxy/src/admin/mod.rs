@@ -1,4 +1,5 @@
-//! The admin port: its own listener, its own thread, its own runtime, so that neither a scrape nor a slow page costs a request anything.
+//! The admin port: its own listener, its own thread, its own runtime, so that neither a scrape nor
+//! a slow page costs a request anything.
 //!
 //! | route | what | role |
 //! |---|---|---|
@@ -15,7 +16,8 @@
 //! | `GET /api/v1/explain` | `user= host= path= method= header=K:V` | viewer |
 //! | `GET /api/v1/history` | `rollout= limit= verify=true` | viewer |
 //!
-//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately absent: the page, events, the flag protocol.
+//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately
+//! absent: the page, events, the flag protocol.
 
 pub mod api;
 pub mod auth;
@@ -82,32 +84,42 @@ pub struct Admin {
     pub auth: Arc<Auth>,
 }
 
-/// Serves the admin port on a thread of its own until `stop` turns true. While `closed` is true nobody is accepted: who connects waits for this process, or for the one that takes over.
+/// Serves the admin port on a thread of its own until `stop` turns true. While `closed` is true
+/// nobody is accepted: who connects waits for this process, or for the one that takes over.
 ///
 /// # Errors
 /// When the thread or its runtime cannot be started.
-pub fn start(listener: TcpListener, admin: Admin, closed: watch::Receiver<bool>, mut stop: watch::Receiver<bool>) -> std::io::Result<std::thread::JoinHandle<()>> {
+pub fn start(
+    listener: TcpListener,
+    admin: Admin,
+    closed: watch::Receiver<bool>,
+    mut stop: watch::Receiver<bool>,
+) -> std::io::Result<std::thread::JoinHandle<()>> {
     listener.set_nonblocking(true)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    std::thread::Builder::new().name("admin".to_owned()).spawn(move || {
-        runtime.block_on(async move {
-            let listener = match tokio::net::TcpListener::from_std(listener) {
-                Ok(listener) => listener,
-                Err(error) => return tracing::error!(%error, "the admin port cannot be served"),
-            };
-            let stopped = async move {
-                let _ = stop.wait_for(|stopped| *stopped).await;
-            };
-            tokio::select! {
-                served = axum::serve(Gated { listener, closed }, router(admin)) => {
-                    if let Err(error) = served {
-                        tracing::error!(%error, "the admin port is not served any more");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    std::thread::Builder::new()
+        .name("admin".to_owned())
+        .spawn(move || {
+            runtime.block_on(async move {
+                let listener = match tokio::net::TcpListener::from_std(listener) {
+                    Ok(listener) => listener,
+                    Err(error) => return tracing::error!(%error, "the admin port cannot be served"),
+                };
+                let stopped = async move {
+                    let _ = stop.wait_for(|stopped| *stopped).await;
+                };
+                tokio::select! {
+                    served = axum::serve(Gated { listener, closed }, router(admin)) => {
+                        if let Err(error) = served {
+                            tracing::error!(%error, "the admin port is not served any more");
+                        }
                     }
+                    () = stopped => {}
                 }
-                () = stopped => {}
-            }
-        });
-    })
+            });
+        })
 }
 
 /// A listener that can be told to accept nobody for a while.
@@ -137,11 +149,18 @@ impl axum::serve::Listener for Gated {
     }
 }
 
-/// From the moment a stop begins every answer is the last one on its connection: the next one may be for another process.
-async fn say_goodbye(State(admin): State<Admin>, request: axum::extract::Request, next: axum::middleware::Next) -> Response {
+/// From the moment a stop begins every answer is the last one on its connection: the next one may
+/// be for another process.
+async fn say_goodbye(
+    State(admin): State<Admin>,
+    request: axum::extract::Request,
+    next: axum::middleware::Next,
+) -> Response {
     let mut response = next.run(request).await;
     if admin.ready.has_fallen() {
-        response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
 }
@@ -152,7 +171,9 @@ async fn forbid_storing(request: axum::extract::Request, next: axum::middleware:
     let is_api = path == "/api" || path.starts_with("/api/");
     let mut response = next.run(request).await;
     if is_api {
-        response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        response
+            .headers_mut()
+            .insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     response
 }
@@ -172,34 +193,61 @@ fn router(admin: Admin) -> Router {
         .route("/api/v1/history", get(api::history))
         .fallback(async || ApiError::not_found("no such route; `GET /` lists them"))
         .method_not_allowed_fallback(async || {
-            ApiError::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "this route does not take this method", "`GET /` lists the routes")
+            ApiError::new(
+                StatusCode::METHOD_NOT_ALLOWED,
+                "method_not_allowed",
+                "this route does not take this method",
+                "`GET /` lists the routes",
+            )
         })
-        .layer(axum::middleware::from_fn_with_state(admin.clone(), auth::check_origin))
+        .layer(axum::middleware::from_fn_with_state(
+            admin.clone(),
+            auth::check_origin,
+        ))
         .layer(axum::middleware::from_fn(forbid_storing))
-        .layer(axum::middleware::from_fn_with_state(admin.clone(), say_goodbye))
+        .layer(axum::middleware::from_fn_with_state(
+            admin.clone(),
+            say_goodbye,
+        ))
         .with_state(admin)
 }
 
 async fn index() -> &'static str {
-    "Cutover admin\n\n\
-     GET  /livez  /readyz  /metrics\n\
-     GET  /api/v1/rollouts  /api/v1/rollouts/ID\n\
-     POST /api/v1/rollouts/ID/set       {\"percent\": 10, \"reason\": \"...\"}\n\
-     POST /api/v1/rollouts/ID/rollback  {\"reason\": \"...\"}\n\
-     POST /api/v1/rollouts/ID/rearm     {\"reason\": \"...\"}\n\
-     PUT  /api/v1/maintenance           {\"rollout\": \"ID\" or null, \"mode\": \"off|read-only|hold|full\", \"for\": \"10m\", \"reason\": \"...\"}\n\
-     POST /api/v1/reload                {\"reason\": \"...\"}\n\
-     GET  /api/v1/explain?user=U&host=H&path=P\n\
-     GET  /api/v1/history?rollout=ID&limit=N&verify=true\n"
+    "Cutover admin\n\nGET  /livez  /readyz  /metrics\nGET  /api/v1/rollouts  \
+     /api/v1/rollouts/ID\nPOST /api/v1/rollouts/ID/set       {\"percent\": 10, \"reason\": \
+     \"...\"}\nPOST /api/v1/rollouts/ID/rollback  {\"reason\": \"...\"}\nPOST \
+     /api/v1/rollouts/ID/rearm     {\"reason\": \"...\"}\nPUT  /api/v1/maintenance           \
+     {\"rollout\": \"ID\" or null, \"mode\": \"off|read-only|hold|full\", \"for\": \"10m\", \
+     \"reason\": \"...\"}\nPOST /api/v1/reload                {\"reason\": \"...\"}\nGET  \
+     /api/v1/explain?user=U&host=H&path=P\nGET  /api/v1/history?rollout=ID&limit=N&verify=true\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
-    if admin.ready.is_ready() { "ready\n".into_response() } else { (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response() }
+    if admin.ready.is_ready() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready\n").into_response()
+    }
 }
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {
     let report = admin.control.report().await?;
-    let text = crate::metrics::render(&report, &admin.connections, &admin.refusals, &admin.certificates, &admin.drains, &admin.access_log, &admin.traces)
-        .map_err(|error| ApiError::internal(&error))?;
-    Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response())
+    let text = crate::metrics::render(
+        &report,
+        &admin.connections,
+        &admin.refusals,
+        &admin.certificates,
+        &admin.drains,
+        &admin.access_log,
+        &admin.traces,
+    )
+    .map_err(|error| ApiError::internal(&error))?;
+    Ok((
+        [(
+            header::CONTENT_TYPE,
+            "text/plain; version=0.0.4; charset=utf-8",
+        )],
+        text,
+    )
+        .into_response())
 }

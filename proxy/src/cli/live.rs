@@ -47,25 +47,56 @@ pub(super) struct Explain {
 
 impl Explain {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
-        let asked = question(self.user.clone(), self.host.clone(), self.path.clone(), self.method.as_deref(), &self.headers).map_err(Failed::usage)?;
+        let asked = question(
+            self.user.clone(),
+            self.host.clone(),
+            self.path.clone(),
+            self.method.as_deref(),
+            &self.headers,
+        )
+        .map_err(Failed::usage)?;
         let explanation = match &self.config {
             Some(file) => {
                 let settings = file::load(file)?;
                 let mut plane = ControlPlane::new(Restored::Fresh);
-                let event = Event::Settings { rollouts: settings.rollouts, actor: Actor::file(), reason: String::new() };
+                let event = Event::Settings {
+                    rollouts: settings.rollouts,
+                    actor: Actor::file(),
+                    reason: String::new(),
+                };
                 // Settings are never refused.
                 let _ = plane.on(event, clock::now());
-                let explanation = crate::explain::explain(&plane.split(), &settings.routing.default_backend, &asked, |_| PerSide { legacy: true, new: true });
+                let explanation = crate::explain::explain(
+                    &plane.split(),
+                    &settings.routing.default_backend,
+                    &asked,
+                    |_| PerSide {
+                        legacy: true,
+                        new: true,
+                    },
+                );
                 serde_json::to_value(explanation).map_err(|error| Failed::new(error.to_string()))?
             }
             None => {
                 let mut query: Vec<String> = Vec::new();
                 let header = self.headers.join("\n");
-                let parts = [("user", &self.user), ("host", &self.host), ("path", &self.path), ("method", &self.method), ("header", &(!header.is_empty()).then_some(header))];
+                let parts = [
+                    ("user", &self.user),
+                    ("host", &self.host),
+                    ("path", &self.path),
+                    ("method", &self.method),
+                    ("header", &(!header.is_empty()).then_some(header)),
+                ];
                 for (name, value) in parts {
-                    query.extend(value.as_ref().map(|value| format!("{name}={}", encoded(value))));
+                    query.extend(
+                        value
+                            .as_ref()
+                            .map(|value| format!("{name}={}", encoded(value))),
+                    );
                 }
-                self.admin.client()?.get(&format!("/api/v1/explain?{}", query.join("&")))?
+                self.admin
+                    .client()?
+                    .get(&format!("/api/v1/explain?{}", query.join("&")))?
             }
         };
         if self.json {
@@ -100,16 +131,28 @@ impl Status {
         loop {
             let value = client.get("/api/v1/rollouts")?;
             let mut status: crate::status::Status =
-                serde_json::from_value(value).map_err(|error| Failed::new(format!("the answer is not a status ({error}): do versions differ?")))?;
+                serde_json::from_value(value).map_err(|error| {
+                    Failed::new(format!(
+                        "the answer is not a status ({error}): do versions differ?"
+                    ))
+                })?;
             if let Some(id) = &self.rollout {
-                let known = status.rollouts.iter().map(|rollout| rollout.id.clone()).collect::<Vec<_>>().join(", ");
+                let known = status
+                    .rollouts
+                    .iter()
+                    .map(|rollout| rollout.id.clone())
+                    .collect::<Vec<_>>()
+                    .join(", ");
                 status.rollouts.retain(|rollout| rollout.id == *id);
                 if status.rollouts.is_empty() {
-                    return Err(Failed::new(format!("no rollout has the id `{id}`; there are: {known}")));
+                    return Err(Failed::new(format!(
+                        "no rollout has the id `{id}`; there are: {known}"
+                    )));
                 }
             }
             if self.json {
-                out(&serde_json::to_string(&status).map_err(|error| Failed::new(error.to_string()))?)?;
+                out(&serde_json::to_string(&status)
+                    .map_err(|error| Failed::new(error.to_string()))?)?;
             } else {
                 if self.watch {
                     // Clear the screen and go to its top.
@@ -130,34 +173,68 @@ fn show(status: &crate::status::Status) -> Result<(), Failed> {
     let good = Style::new().fg_color(Some(AnsiColor::Green.into()));
     let bold = Style::new().bold();
     if let Some(problems) = &status.config.problems {
-        note(&format!("{bad}the file has problems; the last good one stays in force{bad:#}\n{}", problems.trim_end()));
+        note(&format!(
+            "{bad}the file has problems; the last good one stays in force{bad:#}\n{}",
+            problems.trim_end()
+        ));
     }
     if !status.latch_durable {
-        note(&format!("{bad}the state cannot be written: a rollback would not survive a restart{bad:#}"));
+        note(&format!(
+            "{bad}the state cannot be written: a rollback would not survive a restart{bad:#}"
+        ));
     }
     if let Some(what) = &status.journal {
         note(what);
     }
     if !status.config.restart_needed.is_empty() {
-        note(&format!("these keys changed but need a restart: {}", status.config.restart_needed.join(", ")));
+        note(&format!(
+            "these keys changed but need a restart: {}",
+            status.config.restart_needed.join(", ")
+        ));
     }
     if !status.config.waiting_for.is_empty() {
-        note(&format!("these files have changed and may still be being written; what was read before is in force: {}", status.config.waiting_for.join(", ")));
+        note(&format!(
+            "these files have changed and may still be being written; what was read before is in \
+             force: {}",
+            status.config.waiting_for.join(", ")
+        ));
     }
     if let Some(maintenance) = &status.maintenance {
-        out(&format!("{bad}{}{bad:#}", maintenance.sentence(status.held_requests)))?;
+        out(&format!(
+            "{bad}{}{bad:#}",
+            maintenance.sentence(status.held_requests)
+        ))?;
     }
     for rollout in &status.rollouts {
         let style = if rollout.latch.is_some() { bad } else { good };
-        out(&format!("{bold}{}{bold:#}  {style}{}{style:#}  {}", rollout.id, rollout.phase.replace('_', " "), rollout.sentence))?;
+        out(&format!(
+            "{bold}{}{bold:#}  {style}{}{style:#}  {}",
+            rollout.id,
+            rollout.phase.replace('_', " "),
+            rollout.sentence
+        ))?;
         // That of everything is told once, above.
-        if let Some(maintenance) = rollout.maintenance.as_ref().filter(|maintenance| maintenance.scope == "rollout") {
-            out(&format!("  {bad}{}{bad:#}", maintenance.sentence(rollout.held_requests)))?;
+        if let Some(maintenance) = rollout
+            .maintenance
+            .as_ref()
+            .filter(|maintenance| maintenance.scope == "rollout")
+        {
+            out(&format!(
+                "  {bad}{}{bad:#}",
+                maintenance.sentence(rollout.held_requests)
+            ))?;
         }
         table(rollout)?;
         for rule in &rollout.guard.rules {
-            let style = if rule.verdict == "breach" { bad } else { Style::new() };
-            out(&format!("  {style}{:<13}{style:#} {}: {}", rule.verdict, rule.rule, rule.sentence))?;
+            let style = if rule.verdict == "breach" {
+                bad
+            } else {
+                Style::new()
+            };
+            out(&format!(
+                "  {style}{:<13}{style:#} {}: {}",
+                rule.verdict, rule.rule, rule.sentence
+            ))?;
         }
         match (rollout.guard.mode.as_str(), rollout.guard.dry_run) {
             ("off", _) => out("  guard off: only people roll back")?,
@@ -175,7 +252,11 @@ fn table(rollout: &RolloutStatus) -> Result<(), Failed> {
             "  {name:<8} {:>9.1} {:>11} {:>9} {:>10} {:>10} {:>10} {:>10}",
             side.rps,
             side.requests,
-            if side.requests == 0 { "-".to_owned() } else { side.errors() },
+            if side.requests == 0 {
+                "-".to_owned()
+            } else {
+                side.errors()
+            },
             SideStatus::latency(side.p50_ms),
             SideStatus::latency(side.p95_ms),
             SideStatus::latency(side.p99_ms),
@@ -184,7 +265,11 @@ fn table(rollout: &RolloutStatus) -> Result<(), Failed> {
     }
     let (legacy, new) = (&rollout.legacy, &rollout.new);
     if legacy.compared < legacy.requests || new.compared < new.requests {
-        out(&format!("  compared with each other are {} requests of legacy and {} of new: those of users whom the hash or chance placed", legacy.compared, new.compared))?;
+        out(&format!(
+            "  compared with each other are {} requests of legacy and {} of new: those of users \
+             whom the hash or chance placed",
+            legacy.compared, new.compared
+        ))?;
     }
     Ok(())
 }
@@ -215,7 +300,10 @@ impl Why {
     }
 
     fn post(&self, rollout: &str, verb: &str, body: &Value) -> Result<ExitCode, Failed> {
-        let done = self.admin.client()?.post(&format!("/api/v1/rollouts/{}/{verb}", encoded(rollout)), body)?;
+        let done = self.admin.client()?.post(
+            &format!("/api/v1/rollouts/{}/{verb}", encoded(rollout)),
+            body,
+        )?;
         self.tell(&done)
     }
 
@@ -231,7 +319,9 @@ impl Why {
         }
         if done["durable"] == Value::Bool(false) {
             note(
-                "warning: the state cannot be written to disk: a drop or maintenance is in force but would not survive a restart, a raise waits until it can be written; see the log of the proxy",
+                "warning: the state cannot be written to disk: a drop or maintenance is in force \
+                 but would not survive a restart, a raise waits until it can be written; see the \
+                 log of the proxy",
             );
         }
         Ok(ExitCode::SUCCESS)
@@ -239,11 +329,15 @@ impl Why {
 }
 
 fn who() -> Option<String> {
-    ["SUDO_USER", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
+    ["SUDO_USER", "USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()))
 }
 
 fn percentage(text: &str) -> Result<Percent, String> {
-    Percent::parse(text.trim_end_matches('%').trim_end()).map_err(|error| format!("expected a percentage from 0 to 100 with at most three decimals: {error}"))
+    Percent::parse(text.trim_end_matches('%').trim_end()).map_err(|error| {
+        format!("expected a percentage from 0 to 100 with at most three decimals: {error}")
+    })
 }
 
 /// `cutover set`
@@ -263,11 +357,27 @@ pub(super) struct Set {
 
 impl Set {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
-        let Some(file) = &self.config else { return self.why.act(&self.rollout, "set", Some(self.percent)) };
-        Source::new(file).set_percent(&self.rollout, self.percent, self.why.dry_run).map_err(|error| Failed::usage(error.to_string()))?;
-        let done = if self.why.dry_run { "would be set" } else { "is set" };
-        out(&format!("{}: {done} to {} % in {}", self.rollout, self.percent, file.display()))?;
-        note("the file was edited directly: a proxy that follows it records the change without the reason");
+        let Some(file) = &self.config else {
+            return self.why.act(&self.rollout, "set", Some(self.percent));
+        };
+        Source::new(file)
+            .set_percent(&self.rollout, self.percent, self.why.dry_run)
+            .map_err(|error| Failed::usage(error.to_string()))?;
+        let done = if self.why.dry_run {
+            "would be set"
+        } else {
+            "is set"
+        };
+        out(&format!(
+            "{}: {done} to {} % in {}",
+            self.rollout,
+            self.percent,
+            file.display()
+        ))?;
+        note(
+            "the file was edited directly: a proxy that follows it records the change without the \
+             reason",
+        );
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -312,9 +422,13 @@ impl Rearm {
 
 /// `cutover maintenance`
 #[derive(Debug, clap::Args)]
-#[command(override_usage = "cutover maintenance <ROLLOUT|--all> <off|read-only|hold|full> [--for 10m] --reason <REASON> [OPTIONS]")]
+#[command(
+    override_usage = "cutover maintenance <ROLLOUT|--all> <off|read-only|hold|full> [--for 10m] \
+                      --reason <REASON> [OPTIONS]"
+)]
 pub(super) struct Maintenance {
-    /// The rollout, unless --all is given; and the mode: off, read-only (only GET, HEAD and OPTIONS pass), hold (requests wait, at most 30 s) or full (nobody passes)
+    /// The rollout, unless --all is given; and the mode: off, read-only (only GET, HEAD and
+    /// OPTIONS pass), hold (requests wait, at most 30 s) or full (nobody passes)
     #[arg(required = true, num_args = 1..=2, value_names = ["ROLLOUT", "MODE"])]
     words: Vec<String>,
     /// Every rollout, and requests that match none
@@ -332,15 +446,30 @@ impl Maintenance {
         let (rollout, mode) = match (self.all, self.words.as_slice()) {
             (true, [mode]) => (None, mode),
             (false, [rollout, mode]) => (Some(rollout), mode),
-            (true, [rollout, ..]) => return Err(Failed::usage(format!("--all and the rollout `{rollout}` exclude each other\nhint: cutover maintenance --all MODE"))),
-            (_, words) => return Err(Failed::usage(format!("expected a rollout and a mode, found `{}`\nhint: for every rollout say --all", words.join(" ")))),
+            (true, [rollout, ..]) => {
+                return Err(Failed::usage(format!(
+                    "--all and the rollout `{rollout}` exclude each other\nhint: cutover \
+                     maintenance --all MODE"
+                )));
+            }
+            (_, words) => {
+                return Err(Failed::usage(format!(
+                    "expected a rollout and a mode, found `{}`\nhint: for every rollout say --all",
+                    words.join(" ")
+                )));
+            }
         };
-        let mode = Mode::of_name(mode).ok_or_else(|| Failed::usage(format!("expected the mode off, read-only, hold or full, found `{mode}`")))?;
+        let mode = Mode::of_name(mode).ok_or_else(|| {
+            Failed::usage(format!(
+                "expected the mode off, read-only, hold or full, found `{mode}`"
+            ))
+        })?;
         if let Some(text) = &self.lasts {
             lasting(mode, text).map_err(|message| Failed::usage(format!("--for: {message}")))?;
         }
         let mut body = self.why.body();
-        (body["rollout"], body["mode"], body["for"]) = (json!(rollout), json!(mode.name()), json!(self.lasts));
+        (body["rollout"], body["mode"], body["for"]) =
+            (json!(rollout), json!(mode.name()), json!(self.lasts));
         let done = self.why.admin.client()?.put("/api/v1/maintenance", &body)?;
         self.why.tell(&done)
     }
@@ -372,30 +501,60 @@ impl History {
         let answer = match &self.state {
             Some(directory) => {
                 if !journal::path(directory).is_file() {
-                    return Err(Failed::new(format!("there is no journal in {}\nhint: it is in the [state] directory of the file", directory.display())));
+                    return Err(Failed::new(format!(
+                        "there is no journal in {}\nhint: it is in the [state] directory of the \
+                         file",
+                        directory.display()
+                    )));
                 }
-                let page = journal::newest(directory, self.rollout.as_deref(), self.limit, MAX_HISTORY_BYTES)?;
+                let page = journal::newest(
+                    directory,
+                    self.rollout.as_deref(),
+                    self.limit,
+                    MAX_HISTORY_BYTES,
+                )?;
                 history_of(&page, Some(&journal::verify_in(directory)?))
             }
             None => {
-                let rollout = self.rollout.as_ref().map(|rollout| format!("&rollout={}", encoded(rollout))).unwrap_or_default();
-                self.admin.client()?.get(&format!("/api/v1/history?verify=true&limit={}{rollout}", self.limit))?
+                let rollout = self
+                    .rollout
+                    .as_ref()
+                    .map(|rollout| format!("&rollout={}", encoded(rollout)))
+                    .unwrap_or_default();
+                self.admin.client()?.get(&format!(
+                    "/api/v1/history?verify=true&limit={}{rollout}",
+                    self.limit
+                ))?
             }
         };
         if self.json {
             out(&answer.to_string())?;
         } else {
-            let records: Vec<Record> = serde_json::from_value(answer["records"].clone()).map_err(|error| Failed::new(error.to_string()))?;
+            let records: Vec<Record> = serde_json::from_value(answer["records"].clone())
+                .map_err(|error| Failed::new(error.to_string()))?;
             for record in &records {
-                let why = if record.reason.is_empty() || record.sentence.contains(&record.reason) { String::new() } else { format!(" ({})", record.reason) };
-                out(&format!("{}  {:<8} {:<6} {}{why}", record.at, record.change, record.source, record.sentence))?;
+                let why = if record.reason.is_empty() || record.sentence.contains(&record.reason) {
+                    String::new()
+                } else {
+                    format!(" ({})", record.reason)
+                };
+                out(&format!(
+                    "{}  {:<8} {:<6} {}{why}",
+                    record.at, record.change, record.source, record.sentence
+                ))?;
             }
         }
         if let Some(hash) = answer["chain"]["continues"].as_str() {
-            let before = self.state.as_deref().and_then(journal::moved_away).filter(|(_, last)| last == hash);
+            let before = self
+                .state
+                .as_deref()
+                .and_then(journal::moved_away)
+                .filter(|(_, last)| last == hash);
             note(&match before {
                 Some((file, _)) => format!("the journal continues {}", file.display()),
-                None => format!("the journal continues another file, whose last line has the SHA-256 {hash}"),
+                None => format!(
+                    "the journal continues another file, whose last line has the SHA-256 {hash}"
+                ),
             });
         }
         match answer["chain"]["problem"].as_str() {

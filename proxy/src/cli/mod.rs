@@ -1,7 +1,8 @@
 //! The command line: arguments, exit codes, one file for each group of commands.
 //!
-//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or invalid configuration, 3 valid with warnings (`check --strict`).
-//! An error ends with what to do next.
+//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or
+//! invalid configuration, 3 valid with warnings (`check --strict`). An error ends with what to do
+//! next.
 
 mod client;
 mod file;
@@ -18,9 +19,15 @@ use client::Client;
 
 use crate::terminal::{self, note};
 
-/// Moves live users from an old stack to a new one: splits by a sticky hash, watches both sides, and drops to 0 % by itself when the new one is worse.
+/// Moves live users from an old stack to a new one: splits by a sticky hash, watches both sides,
+/// and drops to 0 % by itself when the new one is worse.
 #[derive(Debug, Parser)]
-#[command(name = "cutover", version, max_term_width = 110, arg_required_else_help = true)]
+#[command(
+    name = "cutover",
+    version,
+    max_term_width = 110,
+    arg_required_else_help = true
+)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -28,15 +35,19 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the proxy in the foreground. SIGTERM drains and a second one ends it; SIGHUP reads the file again; SIGUSR1 opens the access log anew; SIGUSR2 starts the program anew and lets it take over
+    /// Run the proxy in the foreground. SIGTERM drains and a second one ends it; SIGHUP reads the
+    /// file again; SIGUSR1 opens the access log anew; SIGUSR2 starts the program anew and lets it
+    /// take over
     Run(run::Run),
-    /// Everything on one machine: two sample backends, simulated users, a ramp, a breakdown and the drop to 0 %
+    /// Everything on one machine: two sample backends, simulated users, a ramp, a breakdown and the
+    /// drop to 0 %
     Demo(crate::demo::Demo),
     /// Parse and validate a file exactly as a reload does, and show every problem
     Check(file::Check),
     /// What a changed file would do: how many users move, and in which direction
     Diff(file::Diff),
-    /// What a guard would do, by the real engine on virtual time: with made-up traffic and faults, or with recorded numbers
+    /// What a guard would do, by the real engine on virtual time: with made-up traffic and faults,
+    /// or with recorded numbers
     Simulate(simulate::Simulate),
     /// Why a request goes where it goes
     Explain(live::Explain),
@@ -50,7 +61,8 @@ enum Command {
     /// Lift the latch after a rollback: the percentage of the file is in force again
     #[command(alias = "retry")]
     Rearm(live::Rearm),
-    /// Keep writers or everybody out for a while, of one rollout or of all: off, read-only, hold or full
+    /// Keep writers or everybody out for a while, of one rollout or of all: off, read-only, hold or
+    /// full
     Maintenance(live::Maintenance),
     /// Who changed what, when and why; verifies that nothing was altered
     History(live::History),
@@ -66,8 +78,14 @@ enum Command {
 /// How to reach a running proxy.
 #[derive(Clone, Debug, clap::Args)]
 struct AdminAddress {
-    /// The admin address of a running proxy. The token, if one is needed, is read from CUTOVER_TOKEN
-    #[arg(long, env = "CUTOVER_ADMIN", default_value = "http://127.0.0.1:9090", value_name = "URL")]
+    /// The admin address of a running proxy. The token, if one is needed, is read from
+    /// CUTOVER_TOKEN
+    #[arg(
+        long,
+        env = "CUTOVER_ADMIN",
+        default_value = "http://127.0.0.1:9090",
+        value_name = "URL"
+    )]
     admin: String,
 }
 
@@ -89,7 +107,10 @@ const MOST_RPS: f64 = 100_000.0;
 
 /// Reads a number of requests per second.
 fn rps(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|rps: &f64| *rps > 0.0 && *rps <= MOST_RPS).ok_or_else(|| format!("expected a number above 0 and at most {MOST_RPS}"))
+    text.parse()
+        .ok()
+        .filter(|rps: &f64| *rps > 0.0 && *rps <= MOST_RPS)
+        .ok_or_else(|| format!("expected a number above 0 and at most {MOST_RPS}"))
 }
 
 /// Why a command failed.
@@ -102,12 +123,18 @@ struct Failed {
 impl Failed {
     /// Exit code 1.
     fn new(message: impl Into<String>) -> Self {
-        Self { code: 1, message: message.into() }
+        Self {
+            code: 1,
+            message: message.into(),
+        }
     }
 
     /// Exit code 2.
     fn usage(message: impl Into<String>) -> Self {
-        Self { code: 2, message: message.into() }
+        Self {
+            code: 2,
+            message: message.into(),
+        }
     }
 }
 
@@ -142,7 +169,11 @@ pub fn main() -> ExitCode {
     done.unwrap_or_else(|failed| {
         if !failed.message.is_empty() {
             let text = failed.message.trim_end();
-            let prefixed = if text.starts_with("error") { text.to_owned() } else { format!("error: {text}") };
+            let prefixed = if text.starts_with("error") {
+                text.to_owned()
+            } else {
+                format!("error: {text}")
+            };
             terminal::note(&prefixed);
         }
         ExitCode::from(failed.code)
@@ -151,7 +182,16 @@ pub fn main() -> ExitCode {
 
 /// Writes a line to stdout. A reader that went away (`| head`) ends the program quietly.
 fn out(line: &str) -> Result<(), Failed> {
-    terminal::out(line).map_err(|error| if error.kind() == std::io::ErrorKind::BrokenPipe { Failed { code: 0, message: String::new() } } else { error.into() })
+    terminal::out(line).map_err(|error| {
+        if error.kind() == std::io::ErrorKind::BrokenPipe {
+            Failed {
+                code: 0,
+                message: String::new(),
+            }
+        } else {
+            error.into()
+        }
+    })
 }
 
 #[cfg(test)]

@@ -25,13 +25,15 @@ pub(super) struct Run {
     /// The file to follow
     #[arg(long, short = 'c', default_value = FILE, value_name = "FILE")]
     config: PathBuf,
-    /// The state directory, instead of the one that the file names: needed where the file cannot be read and the last good one is to be used
+    /// The state directory, instead of the one that the file names: needed where the file cannot
+    /// be read and the last good one is to be used
     #[arg(long, env = "CUTOVER_STATE", value_name = "DIRECTORY")]
     state: Option<PathBuf>,
     /// Request threads; one for each core by default
     #[arg(long)]
     threads: Option<usize>,
-    /// When stopping, how long to go on after readiness has fallen, so that load balancers and clients see it; not at all where nobody is there to see it, nor on SIGINT
+    /// When stopping, how long to go on after readiness has fallen, so that load balancers and
+    /// clients see it; not at all where nobody is there to see it, nor on SIGINT
     #[arg(long, default_value = "5s", value_parser = cutover_config::parse_duration, value_name = "DURATION")]
     lead: Duration,
     /// How long requests in flight may take to finish after that
@@ -70,9 +72,14 @@ enum End {
 impl Run {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
         // First of all, before any thread: it clears the environment.
-        let given = Given::by_systemd().map_err(|error| Failed::new(format!("cannot use what systemd passes: {error}")))?;
+        let given = Given::by_systemd()
+            .map_err(|error| Failed::new(format!("cannot use what systemd passes: {error}")))?;
         let program = Program::of_this_process();
-        let heir = if self.take_over { Some(Heir::from_stdin()?) } else { None };
+        let heir = if self.take_over {
+            Some(Heir::from_stdin()?)
+        } else {
+            None
+        };
         // Before the first file is read: a signal that nobody handles ends the process, and a long
         // list takes seconds.
         let (sender, signals) = signals()?;
@@ -80,13 +87,21 @@ impl Run {
             Some(heir) => Origin::Process(heir.again()?),
             None => Origin::Sockets(given),
         };
-        let start = Start { file: self.config.clone(), threads: self.threads, access_out: Box::new(std::io::stdout()), origin };
+        let start = Start {
+            file: self.config.clone(),
+            threads: self.threads,
+            access_out: Box::new(std::io::stdout()),
+            origin,
+        };
         let (state, started) = (self.state.clone(), sender.clone());
         let begin = move || {
             // Nobody listens any more when the process is ending.
             let _ = started.send(Signal::Started(Box::new(begin(start, state.as_deref()))));
         };
-        std::thread::Builder::new().name("start".to_owned()).stack_size(START_STACK).spawn(begin)?;
+        std::thread::Builder::new()
+            .name("start".to_owned())
+            .stack_size(START_STACK)
+            .spawn(begin)?;
         let mut early = Vec::new();
         let started = loop {
             match signals.recv() {
@@ -110,7 +125,17 @@ impl Run {
         for signal in early {
             let _ = sender.send(signal);
         }
-        let http: Vec<String> = running.http.iter().map(|address| format!("http://{address}")).chain(running.https.iter().map(|address| format!("https://{address}"))).collect();
+        let http: Vec<String> = running
+            .http
+            .iter()
+            .map(|address| format!("http://{address}"))
+            .chain(
+                running
+                    .https
+                    .iter()
+                    .map(|address| format!("https://{address}")),
+            )
+            .collect();
         tracing::info!(
             http = http.join(", "),
             admin = format!("http://{}", running.admin),
@@ -166,8 +191,15 @@ struct Started {
 /// Reads the file, opens the log, and starts everything.
 fn begin(start: Start, state: Option<&Path>) -> Result<Started, Failed> {
     // The format stands in the file; a file that cannot be read is told in the end anyway.
-    let settings = Source::new(&start.file).load().ok().map(|(settings, _)| settings);
-    let event_log = crate::event_log::to_stdout(settings.as_ref().map_or(LogFormat::Json, |settings| settings.log.format))?;
+    let settings = Source::new(&start.file)
+        .load()
+        .ok()
+        .map(|(settings, _)| settings);
+    let event_log = crate::event_log::to_stdout(
+        settings
+            .as_ref()
+            .map_or(LogFormat::Json, |settings| settings.log.format),
+    )?;
     raise_file_limit(settings.map_or(0, |settings| settings.listen.max_connections));
     let running = start.start_in(state).map_err(|error| match error {
         StartError::NoLastGood { error, why, hint } => {
@@ -179,20 +211,30 @@ fn begin(start: Start, state: Option<&Path>) -> Result<Started, Failed> {
     Ok(Started { running, event_log })
 }
 
-/// The stack of the thread that starts everything: as much as the main thread has, since files nest.
+/// The stack of the thread that starts everything: as much as the main thread has, since files
+/// nest.
 const START_STACK: usize = 8 * 1024 * 1024;
 
-/// As many open files as the system lets us have: a connection is one, and so is each to a backend, and each that is ending. Says when that is too few.
+/// As many open files as the system lets us have: a connection is one, and so is each to a backend,
+/// and each that is ending. Says when that is too few.
 fn raise_file_limit(max_connections: usize) {
-    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
+        return;
+    };
+    let have = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() {
+        hard
+    } else {
+        soft
+    };
     let wanted = max_connections as u64 * 2 + MOST_LINGERING as u64 + OTHER_FILES;
     if have < wanted {
         tracing::warn!(
             have,
             wanted,
             max_connections,
-            "the limit on open files is lower than what listen.max_connections may need, two for each, those that are ending and some others: clients will wait or get 500 before that many are open (LimitNOFILE, ulimit -n)"
+            "the limit on open files is lower than what listen.max_connections may need, two for \
+             each, those that are ending and some others: clients will wait or get 500 before \
+             that many are open (LimitNOFILE, ulimit -n)"
         );
     }
 }
@@ -201,22 +243,37 @@ fn raise_file_limit(max_connections: usize) {
 const OTHER_FILES: u64 = 256;
 
 /// Obeys signals until one of them ends the service of this process.
-fn serve(running: &Running, signals: &Receiver<Signal>, sender: &Sender<Signal>, program: &Program, lead: Duration) -> End {
+fn serve(
+    running: &Running,
+    signals: &Receiver<Signal>,
+    sender: &Sender<Signal>,
+    program: &Program,
+    lead: Duration,
+) -> End {
     let mut succession: Option<Succession> = None;
     loop {
         match signals.recv() {
             Ok(Signal::Started(_)) => {}
             Ok(Signal::Reload) => reload(running.watch.clone()),
             Ok(Signal::Reopen) => running.access_log.reopen(),
-            Ok(Signal::Upgrade) if succession.is_some() => tracing::warn!("upgrade refused: one is under way"),
-            Ok(Signal::Upgrade) if running.has_predecessor() => tracing::warn!("upgrade refused: the process before this one still serves its last requests"),
+            Ok(Signal::Upgrade) if succession.is_some() => {
+                tracing::warn!("upgrade refused: one is under way");
+            }
+            Ok(Signal::Upgrade) if running.has_predecessor() => tracing::warn!(
+                "upgrade refused: the process before this one still serves its last requests"
+            ),
             Ok(Signal::Upgrade) => {
                 let sender = sender.clone();
                 // Nobody listens any more when the process is ending.
                 let report = move |outcome| drop(sender.send(Signal::Upgraded(outcome)));
-                match running.holdings().and_then(|holdings| Succession::begin(program, holdings, report)) {
+                match running
+                    .holdings()
+                    .and_then(|holdings| Succession::begin(program, holdings, report))
+                {
                     Ok(begun) => succession = Some(begun),
-                    Err(error) => tracing::error!(%error, "upgrade failed: the new process cannot be started; this one goes on"),
+                    Err(error) => {
+                        tracing::error!(%error, "upgrade failed: the new process cannot be started; this one goes on");
+                    }
                 }
             }
             Ok(Signal::Upgraded(Outcome::Failed { why })) => {
@@ -225,7 +282,10 @@ fn serve(running: &Running, signals: &Receiver<Signal>, sender: &Sender<Signal>,
             }
             Ok(Signal::Upgraded(Outcome::TookOver { pid })) => {
                 supervisor::succeeded_by(pid);
-                tracing::info!(pid, "upgrade: the new process has taken over; requests in flight may finish here");
+                tracing::info!(
+                    pid,
+                    "upgrade: the new process has taken over; requests in flight may finish here"
+                );
                 return End::Succeeded;
             }
             Ok(signal @ (Signal::Stop | Signal::Interrupt)) => {
@@ -233,7 +293,13 @@ fn serve(running: &Running, signals: &Receiver<Signal>, sender: &Sender<Signal>,
                     tracing::warn!("upgrade given up: this process is to stop");
                     succession.abandon();
                 }
-                return End::Stop { lead: if matches!(signal, Signal::Stop) { lead } else { Duration::ZERO } };
+                return End::Stop {
+                    lead: if matches!(signal, Signal::Stop) {
+                        lead
+                    } else {
+                        Duration::ZERO
+                    },
+                };
             }
             Err(_) => return End::Stop { lead },
         }
@@ -247,7 +313,10 @@ fn reload(watch: WatchHandle) {
         watch.reload_blocking();
         supervisor::ready();
     };
-    if let Err(error) = std::thread::Builder::new().name("reload".to_owned()).spawn(reload) {
+    if let Err(error) = std::thread::Builder::new()
+        .name("reload".to_owned())
+        .spawn(reload)
+    {
         tracing::error!(%error, "the file was not read again: no thread could be started; ask once more (SIGHUP), or wait until it changes");
     }
 }
@@ -255,27 +324,38 @@ fn reload(watch: WatchHandle) {
 /// Signals as a channel, from a thread of their own; and the way into it.
 fn signals() -> Result<(Sender<Signal>, Receiver<Signal>), Failed> {
     let (sender, receiver) = channel();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let _guard = runtime.enter();
-    let (mut terminate, mut interrupt, mut hangup) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
-    let (mut reopen, mut upgrade) = (signal(SignalKind::user_defined1())?, signal(SignalKind::user_defined2())?);
+    let (mut terminate, mut interrupt, mut hangup) = (
+        signal(SignalKind::terminate())?,
+        signal(SignalKind::interrupt())?,
+        signal(SignalKind::hangup())?,
+    );
+    let (mut reopen, mut upgrade) = (
+        signal(SignalKind::user_defined1())?,
+        signal(SignalKind::user_defined2())?,
+    );
     drop(_guard);
     let signals = sender.clone();
-    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        runtime.block_on(async move {
-            loop {
-                let signal = tokio::select! {
-                    _ = terminate.recv() => Signal::Stop,
-                    _ = interrupt.recv() => Signal::Interrupt,
-                    _ = hangup.recv() => Signal::Reload,
-                    _ = reopen.recv() => Signal::Reopen,
-                    _ = upgrade.recv() => Signal::Upgrade,
-                };
-                if signals.send(signal).is_err() {
-                    return;
+    std::thread::Builder::new()
+        .name("signals".to_owned())
+        .spawn(move || {
+            runtime.block_on(async move {
+                loop {
+                    let signal = tokio::select! {
+                        _ = terminate.recv() => Signal::Stop,
+                        _ = interrupt.recv() => Signal::Interrupt,
+                        _ = hangup.recv() => Signal::Reload,
+                        _ = reopen.recv() => Signal::Reopen,
+                        _ = upgrade.recv() => Signal::Upgrade,
+                    };
+                    if signals.send(signal).is_err() {
+                        return;
+                    }
                 }
-            }
-        });
-    })?;
+            });
+        })?;
     Ok((sender, receiver))
 }

@@ -1,7 +1,9 @@
 //! `cutover simulate`: what the guard of a file would do, without a proxy and without waiting.
 //!
-//! With `--fault` the real engine runs on virtual time, with made-up traffic from a seed. With `--replay` it judges numbers that were recorded: the minute before each rollback in a
-//! journal, or the lines of `cutover status --watch --json`, so that another policy can be tried on last week.
+//! With `--fault` the real engine runs on virtual time, with made-up traffic from a seed. With
+//! `--replay` it judges numbers that were recorded: the minute before each rollback in a
+//! journal, or the lines of `cutover status --watch --json`, so that another policy can be tried on
+//! last week.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -30,8 +32,10 @@ pub(super) struct Simulate {
     /// The share of users on new; that of the file unless given
     #[arg(long, value_parser = percent)]
     percent: Option<Percent>,
-    /// What goes wrong: `SIDE KIND [AMOUNT] [at TIME] [for TIME]` with SIDE new, legacy or both and KIND errors 5%, users 5% (who get nothing but errors), refused, hang, slow 3, tail 4% 75
-    /// (so many requests so many times slower), 4xx 20%, redirects 100% (of users, in circles) or down. At 1m and to the end unless said otherwise; may be given several times
+    /// What goes wrong: `SIDE KIND [AMOUNT] [at TIME] [for TIME]` with SIDE new, legacy or both
+    /// and KIND errors 5%, users 5% (who get nothing but errors), refused, hang, slow 3, tail 4%
+    /// 75 (so many requests so many times slower), 4xx 20%, redirects 100% (of users, in
+    /// circles) or down. At 1m and to the end unless said otherwise; may be given several times
     #[arg(long = "fault", value_name = "FAULT", value_parser = fault)]
     faults: Vec<Fault>,
     /// How long to simulate
@@ -76,10 +80,12 @@ pub(super) struct Simulate {
     /// The seed of all chance: the same seed, the same story
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Run it so many times with seeds from --seed on, and print how long the first fault took to be noticed
+    /// Run it so many times with seeds from --seed on, and print how long the first fault took to
+    /// be noticed
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: Option<u32>,
-    /// Judge recorded numbers instead: a journal.jsonl, or lines of `cutover status --watch --json`; may be given several times
+    /// Judge recorded numbers instead: a journal.jsonl, or lines of `cutover status --watch
+    /// --json`; may be given several times
     #[arg(long, value_name = "RECORDING", conflicts_with_all = ["faults", "runs"])]
     replay: Vec<PathBuf>,
     /// Print JSON
@@ -91,7 +97,8 @@ pub(super) struct Simulate {
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn percent(text: &str) -> Result<Percent, String> {
-    Percent::parse(text.trim_end_matches('%').trim_end()).map_err(|error| format!("expected a number from 0 to 100: {error}"))
+    Percent::parse(text.trim_end_matches('%').trim_end())
+        .map_err(|error| format!("expected a number from 0 to 100: {error}"))
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
@@ -99,16 +106,23 @@ fn duration(text: &str) -> Result<Duration, String> {
 }
 
 fn rate(text: &str) -> Result<f64, String> {
-    Rate::parse(text).map(Rate::fraction).map_err(|error| format!("expected a share such as 5%: {error}"))
+    Rate::parse(text)
+        .map(Rate::fraction)
+        .map_err(|error| format!("expected a share such as 5%: {error}"))
 }
 
 fn factor(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|factor: &f64| *factor >= 1.0 && *factor <= 1e6).ok_or_else(|| format!("expected a factor from 1 on, found {text:?}"))
+    text.parse()
+        .ok()
+        .filter(|factor: &f64| *factor >= 1.0 && *factor <= 1e6)
+        .ok_or_else(|| format!("expected a factor from 1 on, found {text:?}"))
 }
 
 /// Reads a raise such as `25 at 10m`.
 fn raise(text: &str) -> Result<(Percent, Duration), String> {
-    let (share, at) = text.split_once(" at ").ok_or_else(|| format!("expected PERCENT at TIME, such as \"25 at 10m\", found {text:?}"))?;
+    let (share, at) = text.split_once(" at ").ok_or_else(|| {
+        format!("expected PERCENT at TIME, such as \"25 at 10m\", found {text:?}")
+    })?;
     Ok((percent(share.trim())?, parse_duration(at.trim())?))
 }
 
@@ -119,34 +133,58 @@ fn fault(text: &str) -> Result<Fault, String> {
         Some("new") => Some(Side::New),
         Some("legacy") => Some(Side::Legacy),
         Some("both") => None,
-        other => return Err(format!("begins with new, legacy or both, found {:?}", other.unwrap_or_default())),
+        other => {
+            return Err(format!(
+                "begins with new, legacy or both, found {:?}",
+                other.unwrap_or_default()
+            ));
+        }
     };
     let mut amount = |what: &str| words.next().ok_or_else(|| format!("{what} is missing"));
     let kind = match amount("what goes wrong")? {
         "errors" => FaultKind::Errors(rate(amount("the share of errors, such as errors 5%,")?)?),
         "4xx" => FaultKind::ClientErrors(rate(amount("the share of 4xx, such as 4xx 20%,")?)?),
         "slow" => FaultKind::Slow(factor(amount("how many times slower, such as slow 3,")?)?),
-        "users" => FaultKind::ErrorsOfUsers(rate(amount("the share of users who get errors, such as users 5%,")?)?),
-        "redirects" => FaultKind::Redirects(rate(amount("the share of users in circles, such as redirects 100%,")?)?),
+        "users" => FaultKind::ErrorsOfUsers(rate(amount(
+            "the share of users who get errors, such as users 5%,",
+        )?)?),
+        "redirects" => FaultKind::Redirects(rate(amount(
+            "the share of users in circles, such as redirects 100%,",
+        )?)?),
         "tail" => {
             let share = rate(amount("the share of slow requests, such as tail 4% 75,")?)?;
-            FaultKind::Tail(share, factor(amount("how many times slower, such as tail 4% 75,")?)?)
+            FaultKind::Tail(
+                share,
+                factor(amount("how many times slower, such as tail 4% 75,")?)?,
+            )
         }
         "refused" => FaultKind::Refused,
         "hang" => FaultKind::Hang,
         "down" => FaultKind::NoServer,
-        other => return Err(format!("expected errors, users, refused, hang, slow, tail, 4xx, redirects or down, found {other:?}")),
+        other => {
+            return Err(format!(
+                "expected errors, users, refused, hang, slow, tail, 4xx, redirects or down, found \
+                 {other:?}"
+            ));
+        }
     };
     let (mut from, mut lasts) = (Duration::from_secs(60), Duration::MAX);
     while let Some(word) = words.next() {
-        let time = words.next().ok_or_else(|| format!("a time such as 5m is missing after {word:?}"))?;
+        let time = words
+            .next()
+            .ok_or_else(|| format!("a time such as 5m is missing after {word:?}"))?;
         match word {
             "at" => from = parse_duration(time)?,
             "for" => lasts = parse_duration(time)?,
             other => return Err(format!("expected at TIME or for TIME, found {other:?}")),
         }
     }
-    Ok(Fault { side, kind, from, lasts })
+    Ok(Fault {
+        side,
+        kind,
+        from,
+        lasts,
+    })
 }
 
 impl Simulate {
@@ -162,7 +200,11 @@ impl Simulate {
         if self.lasts > LONGEST {
             return Err(Failed::usage("--for: at most 7d are simulated at once"));
         }
-        let timeout = settings.backends.iter().find(|backend| backend.name == rollout.backends.new).map_or(Duration::from_secs(30), |backend| backend.response_timeout);
+        let timeout = settings
+            .backends
+            .iter()
+            .find(|backend| backend.name == rollout.backends.new)
+            .map_or(Duration::from_secs(30), |backend| backend.response_timeout);
         if let Some(warm_up) = self.warm_up {
             rollout.guard.warm_up = warm_up;
         }
@@ -180,7 +222,14 @@ impl Simulate {
             night: self.night,
             ..Traffic::default()
         };
-        let scenario = Scenario { settings: rollout, traffic, faults: self.faults.clone(), seed: self.seed, between_ticks: true, timeout };
+        let scenario = Scenario {
+            settings: rollout,
+            traffic,
+            faults: self.faults.clone(),
+            seed: self.seed,
+            between_ticks: true,
+            timeout,
+        };
         match self.runs {
             Some(runs) => self.many(scenario, runs),
             None => self.story(scenario),
@@ -193,8 +242,16 @@ impl Simulate {
             None => settings.rollouts.first(),
         };
         found.cloned().ok_or_else(|| {
-            let ids: Vec<&str> = settings.rollouts.iter().map(|rollout| &*rollout.id).collect();
-            Failed::usage(format!("no rollout has the id {:?}; there are: {}", self.rollout.as_deref().unwrap_or_default(), ids.join(", ")))
+            let ids: Vec<&str> = settings
+                .rollouts
+                .iter()
+                .map(|rollout| &*rollout.id)
+                .collect();
+            Failed::usage(format!(
+                "no rollout has the id {:?}; there are: {}",
+                self.rollout.as_deref().unwrap_or_default(),
+                ids.join(", ")
+            ))
         })
     }
 
@@ -206,7 +263,14 @@ impl Simulate {
         let mut rollbacks = 0;
         let mut raise = self.raise;
         while world.elapsed() < self.lasts {
-            let raised = raise.take_if(|(_, at)| world.elapsed() >= *at).map(|(percent, _)| world.set(RolloutSettings { percent, ..settings.clone() }));
+            let raised = raise
+                .take_if(|(_, at)| world.elapsed() >= *at)
+                .map(|(percent, _)| {
+                    world.set(RolloutSettings {
+                        percent,
+                        ..settings.clone()
+                    })
+                });
             for announcement in raised.into_iter().flatten().chain(world.tick()) {
                 let at = world.elapsed().as_secs_f64();
                 rollbacks += u32::from(matches!(announcement.change, Change::RolledBack(_)));
@@ -218,55 +282,98 @@ impl Simulate {
             }
         }
         let (requests, bad) = world.on_new();
-        let verdicts = world.plane().rollouts().first().map(|rollout| (rollout.sentence(), rollout.verdicts()));
+        let verdicts = world
+            .plane()
+            .rollouts()
+            .first()
+            .map(|rollout| (rollout.sentence(), rollout.verdicts()));
         let (sentence, verdicts) = verdicts.unwrap_or_default();
         if self.json {
             let rules: Vec<_> = verdicts.iter().map(|verdict| json!({"rule": verdict.rule.name(), "verdict": verdict.answer.name(), "sentence": verdict.sentence})).collect();
             out(&json!({"seed": self.seed, "seconds": self.lasts.as_secs_f64(), "rollbacks": rollbacks, "requests_to_new": requests, "bad_answers_of_new": bad, "events": events, "rules": rules}).to_string())?;
         } else {
-            out(&format!("{:>9.2} s  end: {sentence}", self.lasts.as_secs_f64()))?;
+            out(&format!(
+                "{:>9.2} s  end: {sentence}",
+                self.lasts.as_secs_f64()
+            ))?;
             if rollbacks == 0 {
                 for verdict in verdicts {
-                    out(&format!("             {}: {}: {}", verdict.rule.name(), verdict.answer.name(), verdict.sentence))?;
+                    out(&format!(
+                        "             {}: {}: {}",
+                        verdict.rule.name(),
+                        verdict.answer.name(),
+                        verdict.sentence
+                    ))?;
                 }
             }
-            out(&format!("new answered {requests} requests, {bad} of them badly; seed {}", self.seed))?;
+            out(&format!(
+                "new answered {requests} requests, {bad} of them badly; seed {}",
+                self.seed
+            ))?;
         }
         Ok(ExitCode::SUCCESS)
     }
 
     /// The first fault many times: how long until it is noticed, and what it costs.
     fn many(&self, scenario: Scenario, runs: u32) -> Result<ExitCode, Failed> {
-        let Some(first) = scenario.faults.first().copied() else { return Err(Failed::usage("--runs needs a --fault to be noticed")) };
+        let Some(first) = scenario.faults.first().copied() else {
+            return Err(Failed::usage("--runs needs a --fault to be noticed"));
+        };
         let mut noticed = Vec::new();
         let (mut missed, mut early) = (0, 0);
         for run in 0..runs {
-            let scenario = Scenario { seed: self.seed + u64::from(run), faults: scenario.faults[1..].to_vec(), ..scenario.clone() };
+            let scenario = Scenario {
+                seed: self.seed + u64::from(run),
+                faults: scenario.faults[1..].to_vec(),
+                ..scenario.clone()
+            };
             match notice(scenario, first.from, first, self.lasts) {
                 Ok(Some(found)) => noticed.push(found),
                 Ok(None) => missed += 1,
                 Err(_) => early += 1,
             }
         }
-        let mut delays: Vec<f64> = noticed.iter().map(|found| found.delay.as_secs_f64()).collect();
+        let mut delays: Vec<f64> = noticed
+            .iter()
+            .map(|found| found.delay.as_secs_f64())
+            .collect();
         delays.sort_by(f64::total_cmp);
         let mut bad: Vec<u64> = noticed.iter().map(|found| found.bad).collect();
         bad.sort_unstable();
         let mut rules = std::collections::BTreeMap::<&str, u32>::new();
-        noticed.iter().for_each(|found| *rules.entry(&found.rule).or_default() += 1);
-        let at = |part: f64| ((noticed.len() as f64 * part) as usize).min(noticed.len().saturating_sub(1));
+        noticed
+            .iter()
+            .for_each(|found| *rules.entry(&found.rule).or_default() += 1);
+        let at = |part: f64| {
+            ((noticed.len() as f64 * part) as usize).min(noticed.len().saturating_sub(1))
+        };
         if self.json {
-            let of = |part: f64| (!noticed.is_empty()).then(|| json!({"seconds": delays[at(part)], "bad_answers": bad[at(part)]}));
+            let of = |part: f64| {
+                (!noticed.is_empty())
+                    .then(|| json!({"seconds": delays[at(part)], "bad_answers": bad[at(part)]}))
+            };
             out(&json!({"runs": runs, "noticed": noticed.len(), "missed": missed, "before_the_fault": early, "median": of(0.5), "p95": of(0.95), "max": of(1.0), "rules": rules})
                 .to_string())?;
             return Ok(ExitCode::SUCCESS);
         }
-        out(&format!("{} of {runs} runs rolled back, {missed} did not in {} s, {early} did before anything was wrong", noticed.len(), self.lasts.as_secs()))?;
+        out(&format!(
+            "{} of {runs} runs rolled back, {missed} did not in {} s, {early} did before anything \
+             was wrong",
+            noticed.len(),
+            self.lasts.as_secs()
+        ))?;
         if !noticed.is_empty() {
             for (name, part) in [("median", 0.5), ("p95", 0.95), ("max", 1.0)] {
-                out(&format!("  {name:<7} {:.2} s, {} bad answers", delays[at(part)], bad[at(part)]))?;
+                out(&format!(
+                    "  {name:<7} {:.2} s, {} bad answers",
+                    delays[at(part)],
+                    bad[at(part)]
+                ))?;
             }
-            let rules: Vec<String> = rules.iter().map(|(rule, count)| format!("{rule} {count}")).collect();
+            let rules: Vec<String> = rules
+                .iter()
+                .map(|(rule, count)| format!("{rule} {count}"))
+                .collect();
             out(&format!("  by {}", rules.join(", ")))?;
             out(&format!("  such as: {}", noticed[0].sentence))?;
         }
@@ -276,12 +383,19 @@ impl Simulate {
     fn replay(&self, rollout: &RolloutSettings) -> Result<ExitCode, Failed> {
         let mut recording = replay::Recording::default();
         for path in &self.replay {
-            let text = std::fs::read_to_string(path).map_err(|error| Failed::usage(format!("{}: {error}", path.display())))?;
-            recording.add(&text, &rollout.id).map_err(|why| Failed::usage(format!("{}: {why}", path.display())))?;
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Failed::usage(format!("{}: {error}", path.display())))?;
+            recording
+                .add(&text, &rollout.id)
+                .map_err(|why| Failed::usage(format!("{}: {why}", path.display())))?;
         }
         let story = replay::judge(&recording, rollout);
         if self.json {
-            let events: Vec<_> = story.events.iter().map(|(at, sentence)| json!({"at": at, "sentence": sentence})).collect();
+            let events: Vec<_> = story
+                .events
+                .iter()
+                .map(|(at, sentence)| json!({"at": at, "sentence": sentence}))
+                .collect();
             out(
                 &json!({"looks": story.looks, "seconds": story.covers.as_secs_f64(), "rollbacks": story.rollbacks, "events": events, "not_judged": replay::NOT_JUDGED}).to_string()
             )?;
@@ -297,11 +411,15 @@ impl Simulate {
             more => format!("{more} times"),
         };
         out(&format!(
-            "this guard would have rolled back {times}: {} looks over {:.0} s of recorded traffic, re-armed after each rollback",
+            "this guard would have rolled back {times}: {} looks over {:.0} s of recorded \
+             traffic, re-armed after each rollback",
             story.looks,
             story.covers.as_secs_f64()
         ))?;
-        out(&format!("not judged, since a recording has no such numbers: {}", replay::NOT_JUDGED.join(", ")))?;
+        out(&format!(
+            "not judged, since a recording has no such numbers: {}",
+            replay::NOT_JUDGED.join(", ")
+        ))?;
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -313,13 +431,43 @@ mod tests {
     #[test]
     fn a_fault_reads_as_it_is_said() {
         let minute = Duration::from_secs(60);
-        assert_eq!(fault("new errors 5% at 30s for 5m"), Ok(Fault { side: Some(Side::New), kind: FaultKind::Errors(0.05), from: minute / 2, lasts: minute * 5 }));
-        assert_eq!(fault("both slow 2.5"), Ok(Fault { side: None, kind: FaultKind::Slow(2.5), from: minute, lasts: Duration::MAX }));
-        assert_eq!(fault("new tail 4% 75").map(|fault| fault.kind), Ok(FaultKind::Tail(0.04, 75.0)));
-        assert_eq!(fault("new redirects 100%").map(|fault| fault.kind), Ok(FaultKind::Redirects(1.0)));
-        assert_eq!(raise("25 at 10m"), Ok((Percent::parse("25").expect("a percentage"), minute * 10)));
-        assert!(raise("25").is_err() && raise("25 at noon").is_err() && raise("250 at 1m").is_err());
-        assert_eq!(fault("legacy hang for 1s").map(|fault| fault.kind), Ok(FaultKind::Hang));
+        assert_eq!(
+            fault("new errors 5% at 30s for 5m"),
+            Ok(Fault {
+                side: Some(Side::New),
+                kind: FaultKind::Errors(0.05),
+                from: minute / 2,
+                lasts: minute * 5
+            })
+        );
+        assert_eq!(
+            fault("both slow 2.5"),
+            Ok(Fault {
+                side: None,
+                kind: FaultKind::Slow(2.5),
+                from: minute,
+                lasts: Duration::MAX
+            })
+        );
+        assert_eq!(
+            fault("new tail 4% 75").map(|fault| fault.kind),
+            Ok(FaultKind::Tail(0.04, 75.0))
+        );
+        assert_eq!(
+            fault("new redirects 100%").map(|fault| fault.kind),
+            Ok(FaultKind::Redirects(1.0))
+        );
+        assert_eq!(
+            raise("25 at 10m"),
+            Ok((Percent::parse("25").expect("a percentage"), minute * 10))
+        );
+        assert!(
+            raise("25").is_err() && raise("25 at noon").is_err() && raise("250 at 1m").is_err()
+        );
+        assert_eq!(
+            fault("legacy hang for 1s").map(|fault| fault.kind),
+            Ok(FaultKind::Hang)
+        );
         for (text, why) in [
             ("", "begins with new, legacy or both"),
             ("canary errors 5%", "begins with new, legacy or both"),
@@ -328,7 +476,10 @@ mod tests {
             ("new errors 5", "the percent sign is missing"),
             ("new slow 0.5", "expected a factor from 1 on"),
             ("new tail 4%", "how many times slower"),
-            ("new burns", "expected errors, users, refused, hang, slow, tail, 4xx, redirects or down"),
+            (
+                "new burns",
+                "expected errors, users, refused, hang, slow, tail, 4xx, redirects or down",
+            ),
             ("new hang at", "a time such as 5m is missing"),
             ("new hang on 5m", "expected at TIME or for TIME"),
             ("new hang at noon", "expected a duration"),

@@ -36,7 +36,11 @@ impl SampleBackend {
     pub async fn start(name: &'static str) -> std::io::Result<Self> {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
-        let state = Arc::new(State { name, broken: AtomicBool::new(false), requests: AtomicU64::new(0) });
+        let state = Arc::new(State {
+            name,
+            broken: AtomicBool::new(false),
+            requests: AtomicU64::new(0),
+        });
         let serving = Arc::clone(&state);
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
@@ -44,11 +48,18 @@ impl SampleBackend {
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(Arc::clone(&state), request));
                     // A connection that ends in an error has ended; the client sees it.
-                    let _ = hyper::server::conn::http1::Builder::new().timer(TokioTimer::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
-        Ok(Self { address, state, task })
+        Ok(Self {
+            address,
+            state,
+            task,
+        })
     }
 
     /// From now on every answer is a 500, or a good one again.
@@ -68,13 +79,21 @@ impl Drop for SampleBackend {
     }
 }
 
-async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+async fn answer(
+    state: Arc<State>,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
     // The body is read to its end, so that the connection can be kept.
     let received = body.collect().await.map_or(0, |body| body.to_bytes().len());
     state.requests.fetch_add(1, Ordering::AcqRel);
     let broken = state.broken.load(Ordering::Acquire);
-    let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let header = |name: &str| {
+        head.headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .map(str::to_owned)
+    };
     let body = serde_json::json!({
         "backend": state.name,
         "path": head.uri.path(),
@@ -84,8 +103,17 @@ async fn answer(state: Arc<State>, request: Request<Incoming>) -> Result<Respons
         "received": received,
     });
     let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
-    *response.status_mut() = if broken { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
-    response.headers_mut().insert("x-served-by", http::HeaderValue::from_static(state.name));
-    response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
+    *response.status_mut() = if broken {
+        StatusCode::INTERNAL_SERVER_ERROR
+    } else {
+        StatusCode::OK
+    };
+    response
+        .headers_mut()
+        .insert("x-served-by", http::HeaderValue::from_static(state.name));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        http::HeaderValue::from_static("application/json"),
+    );
     Ok(response)
 }

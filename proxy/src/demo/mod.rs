@@ -1,9 +1,11 @@
 //! `cutover demo`: the main job on one machine, with nothing to configure.
 //!
-//! Two sample backends, a few hundred simulated users, the real proxy on free ports, and a file that is edited as an operator would edit it. The story: 1 %, 10 %, 50 %; the new backend
-//! breaks; traffic falls to 0 % by itself. Then the file is left to play with, until Ctrl-C.
+//! Two sample backends, a few hundred simulated users, the real proxy on free ports, and a file
+//! that is edited as an operator would edit it. The story: 1 %, 10 %, 50 %; the new backend breaks;
+//! traffic falls to 0 % by itself. Then the file is left to play with, until Ctrl-C.
 //!
-//! `--headless` ends after the story. `--assert` checks it: everybody is where the hash says, nobody is moved back before the breakdown, the drop comes, nothing fails after it, and
+//! `--headless` ends after the story. `--assert` checks it: everybody is where the hash says,
+//! nobody is moved back before the breakdown, the drop comes, nothing fails after it, and
 //! a raised percentage does not lift it.
 
 mod backend;
@@ -69,7 +71,11 @@ impl Demo {
     /// When something cannot be started.
     pub fn run(self) -> Result<ExitCode, String> {
         let began = clock::mono();
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().map_err(|error| error.to_string())?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .enable_all()
+            .build()
+            .map_err(|error| error.to_string())?;
         let directory = std::env::temp_dir().join(format!("cutover-demo-{}", std::process::id()));
         let cleanup = CleanUp(directory.clone());
         let mut stage = runtime.block_on(Stage::set_up(&directory, began, self.json))?;
@@ -84,18 +90,47 @@ impl Demo {
             note(&format!("not as it should be: {wrong}"));
         }
         if !self.headless && !interrupted {
-            stage.tell("play", &format!("now it is yours: edit `percent` or raise `generation` in {}, save, and watch. Ctrl-C ends the demo", stage.file.display()));
-            stage.tell("play", &format!("try: cutover status --watch --admin http://{}", stage.running.admin));
-            stage.tell("play", &format!("     cutover rearm {ROLLOUT} --percent 1 --reason 'fixed' --admin http://{}", stage.running.admin));
+            stage.tell(
+                "play",
+                &format!(
+                    "now it is yours: edit `percent` or raise `generation` in {}, save, and \
+                     watch. Ctrl-C ends the demo",
+                    stage.file.display()
+                ),
+            );
+            stage.tell(
+                "play",
+                &format!(
+                    "try: cutover status --watch --admin http://{}",
+                    stage.running.admin
+                ),
+            );
+            stage.tell(
+                "play",
+                &format!(
+                    "     cutover rearm {ROLLOUT} --percent 1 --reason 'fixed' --admin http://{}",
+                    stage.running.admin
+                ),
+            );
             stage.new.set_broken(false);
             runtime.block_on(stage.wait_for_the_end());
         }
-        let Stage { legacy, new, users, running, .. } = stage;
+        let Stage {
+            legacy,
+            new,
+            users,
+            running,
+            ..
+        } = stage;
         drop(users);
         running.stop(Duration::ZERO, Duration::from_secs(2), || false);
         drop((legacy, new));
         drop(cleanup);
-        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+        Ok(if failed {
+            ExitCode::FAILURE
+        } else {
+            ExitCode::SUCCESS
+        })
     }
 }
 
@@ -110,24 +145,67 @@ impl Drop for CleanUp {
 }
 
 impl Stage {
-    async fn set_up(directory: &Path, began: cutover_core::Mono, json: bool) -> Result<Self, String> {
+    async fn set_up(
+        directory: &Path,
+        began: cutover_core::Mono,
+        json: bool,
+    ) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
         let legacy = SampleBackend::start("legacy").await.map_err(text)?;
         let new = SampleBackend::start("new").await.map_err(text)?;
         std::fs::create_dir_all(directory).map_err(text)?;
         let file = directory.join("cutover.toml");
         std::fs::write(&file, config(directory, &legacy, &new)).map_err(text)?;
-        let start = Start { file: file.clone(), threads: Some(2), access_out: Box::new(std::io::sink()), origin: Origin::default() };
-        let running = tokio::task::spawn_blocking(move || start.start()).await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+        let start = Start {
+            file: file.clone(),
+            threads: Some(2),
+            access_out: Box::new(std::io::sink()),
+            origin: Origin::default(),
+        };
+        let running = tokio::task::spawn_blocking(move || start.start())
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
         let users = Users::start(running.http[0], USERS, RPS);
-        Ok(Self { legacy, new, users, running, file, began, json, wrong: Vec::new() })
+        Ok(Self {
+            legacy,
+            new,
+            users,
+            running,
+            file,
+            began,
+            json,
+            wrong: Vec::new(),
+        })
     }
 
     async fn play(&mut self) -> Result<(), String> {
-        self.tell("start", &format!("legacy is on http://{}, new on http://{}", self.legacy.address, self.new.address));
-        self.tell("start", &format!("the proxy is on http://{}: {USERS} users send {RPS} requests per second through it", self.running.http[0]));
-        self.tell("start", &format!("admin: http://{0}/api/v1/rollouts and http://{0}/metrics", self.running.admin));
-        self.tell("start", &format!("the file it follows: {}", self.file.display()));
+        self.tell(
+            "start",
+            &format!(
+                "legacy is on http://{}, new on http://{}",
+                self.legacy.address, self.new.address
+            ),
+        );
+        self.tell(
+            "start",
+            &format!(
+                "the proxy is on http://{}: {USERS} users send {RPS} requests per second through \
+                 it",
+                self.running.http[0]
+            ),
+        );
+        self.tell(
+            "start",
+            &format!(
+                "admin: http://{0}/api/v1/rollouts and http://{0}/metrics",
+                self.running.admin
+            ),
+        );
+        self.tell(
+            "start",
+            &format!("the file it follows: {}", self.file.display()),
+        );
         for share in ["1", "10", "50"] {
             self.ramp(share).await?;
         }
@@ -141,20 +219,27 @@ impl Stage {
         self.tell("ramp", &format!("saving `percent = {share}` in the file"));
         let saved = clock::mono();
         self.save(percent)?;
-        self.until(&format!("{share} % to be in force"), |rollout| rollout.effective_percent == crate::status::percent(percent)).await?;
+        self.until(&format!("{share} % to be in force"), |rollout| {
+            rollout.effective_percent == crate::status::percent(percent)
+        })
+        .await?;
         let took = clock::mono().since(saved);
-        // One round of all users passes before anything is counted, so that everybody has been served under the new share.
+        // One round of all users passes before anything is counted, so that everybody has been
+        // served under the new share.
         self.round().await?;
         self.users.start_counting();
         tokio::time::sleep(STEP).await;
         let seen = self.users.seen();
         let salt = Salt::new(ROLLOUT);
-        let expected = (0..USERS).filter(|user| salt.bucket(users::id(*user).as_bytes()).is_within(percent)).count();
+        let expected = (0..USERS)
+            .filter(|user| salt.bucket(users::id(*user).as_bytes()).is_within(percent))
+            .count();
         let on_new = seen.users_on(Side::New);
         self.tell(
             "ramp",
             &format!(
-                "in force after {} ms: {on_new} of {USERS} users are on new ({expected} by the hash); {} requests, {} to new, {} failed, {} users moved back",
+                "in force after {} ms: {on_new} of {USERS} users are on new ({expected} by the \
+                 hash); {} requests, {} to new, {} failed, {} users moved back",
                 took.as_millis(),
                 seen.total(),
                 seen.answers.get(&Side::New).copied().unwrap_or_default(),
@@ -162,40 +247,91 @@ impl Stage {
                 seen.moved_back
             ),
         );
-        self.expect(on_new == expected, &format!("at {share} % exactly {expected} users should be on new, found {on_new}"));
-        self.expect(seen.failed == 0, &format!("no request should fail while ramping to {share} %, found {}", seen.failed));
-        self.expect(seen.moved_back == 0, &format!("raising to {share} % should move nobody back, found {}", seen.moved_back));
+        self.expect(
+            on_new == expected,
+            &format!("at {share} % exactly {expected} users should be on new, found {on_new}"),
+        );
+        self.expect(
+            seen.failed == 0,
+            &format!(
+                "no request should fail while ramping to {share} %, found {}",
+                seen.failed
+            ),
+        );
+        self.expect(
+            seen.moved_back == 0,
+            &format!(
+                "raising to {share} % should move nobody back, found {}",
+                seen.moved_back
+            ),
+        );
         Ok(())
     }
 
     async fn break_new(&mut self) -> Result<(), String> {
         self.users.start_counting();
-        self.tell("break", "the new backend breaks: every answer of it is now a 500");
+        self.tell(
+            "break",
+            "the new backend breaks: every answer of it is now a 500",
+        );
         let broke = clock::mono();
         self.new.set_broken(true);
-        let rollout = self.until("the drop to 0 %", |rollout| rollout.phase == "rolled_back").await?;
+        let rollout = self
+            .until("the drop to 0 %", |rollout| rollout.phase == "rolled_back")
+            .await?;
         let took = clock::mono().since(broke);
         self.round().await?;
         let seen = self.users.seen();
         let latch = rollout.latch.as_ref();
-        self.tell("rollback", &format!("traffic fell to 0 % by itself after {:.1} s: {}", took.as_secs_f64(), latch.map_or("", |latch| &latch.trip.sentence)));
+        self.tell(
+            "rollback",
+            &format!(
+                "traffic fell to 0 % by itself after {:.1} s: {}",
+                took.as_secs_f64(),
+                latch.map_or("", |latch| &latch.trip.sentence)
+            ),
+        );
         let saved = rollout.failovers.saved;
         self.tell(
             "rollback",
-            &format!("{saved} requests that failed on new were answered by legacy; users hurt: {} of {USERS}, with {} bad answers", seen.hurt.len(), seen.failed),
+            &format!(
+                "{saved} requests that failed on new were answered by legacy; users hurt: {} of \
+                 {USERS}, with {} bad answers",
+                seen.hurt.len(),
+                seen.failed
+            ),
         );
-        self.expect(saved > 0, "the breakdown should have been noticed by requests");
-        self.expect(seen.hurt.is_empty(), &format!("legacy should have answered what failed on new, found {} bad answers", seen.failed));
-        self.expect(latch.is_some_and(|latch| latch.trip.cause == "errors_max"), "the error rule should have tripped");
+        self.expect(
+            saved > 0,
+            "the breakdown should have been noticed by requests",
+        );
+        self.expect(
+            seen.hurt.is_empty(),
+            &format!(
+                "legacy should have answered what failed on new, found {} bad answers",
+                seen.failed
+            ),
+        );
+        self.expect(
+            latch.is_some_and(|latch| latch.trip.cause == "errors_max"),
+            "the error rule should have tripped",
+        );
         Ok(())
     }
 
     async fn stays_down(&mut self) -> Result<(), String> {
         self.users.start_counting();
         let before = self.new.requests();
-        self.tell("latch", "saving `percent = 60`: a rollback is latched, so nobody moves");
+        self.tell(
+            "latch",
+            "saving `percent = 60`: a rollback is latched, so nobody moves",
+        );
         self.save(Percent::parse("60").map_err(|error| error.to_string())?)?;
-        let rollout = self.until("the file to be read", |rollout| rollout.desired_percent == 60.0).await?;
+        let rollout = self
+            .until("the file to be read", |rollout| {
+                rollout.desired_percent == 60.0
+            })
+            .await?;
         tokio::time::sleep(STEP).await;
         let seen = self.users.seen();
         let reached = self.new.requests() - before;
@@ -209,10 +345,26 @@ impl Stage {
                 rollout.effective_percent
             ),
         );
-        self.expect(reached == 0, &format!("after the drop nothing should reach new, found {reached}"));
-        self.expect(seen.failed == 0, &format!("after the drop nothing should fail, found {}", seen.failed));
-        self.expect(rollout.effective_percent == 0.0, "the latch should hold against a raised percentage");
-        self.tell("end", if self.wrong.is_empty() { "the story went as it should" } else { "the story did NOT go as it should" });
+        self.expect(
+            reached == 0,
+            &format!("after the drop nothing should reach new, found {reached}"),
+        );
+        self.expect(
+            seen.failed == 0,
+            &format!("after the drop nothing should fail, found {}", seen.failed),
+        );
+        self.expect(
+            rollout.effective_percent == 0.0,
+            "the latch should hold against a raised percentage",
+        );
+        self.tell(
+            "end",
+            if self.wrong.is_empty() {
+                "the story went as it should"
+            } else {
+                "the story did NOT go as it should"
+            },
+        );
         Ok(())
     }
 
@@ -250,11 +402,25 @@ impl Stage {
         Ok(())
     }
 
-    async fn until(&self, what: &str, holds: impl Fn(&RolloutStatus) -> bool) -> Result<RolloutStatus, String> {
+    async fn until(
+        &self,
+        what: &str,
+        holds: impl Fn(&RolloutStatus) -> bool,
+    ) -> Result<RolloutStatus, String> {
         let deadline = clock::mono().forward(PATIENCE);
         loop {
-            let report = self.running.control.report().await.map_err(|error| error.to_string())?;
-            if let Some(rollout) = report.status.rollouts.into_iter().find(|rollout| holds(rollout)) {
+            let report = self
+                .running
+                .control
+                .report()
+                .await
+                .map_err(|error| error.to_string())?;
+            if let Some(rollout) = report
+                .status
+                .rollouts
+                .into_iter()
+                .find(|rollout| holds(rollout))
+            {
                 return Ok(rollout);
             }
             if clock::mono() > deadline {
@@ -266,7 +432,8 @@ impl Stage {
 
     fn save(&self, percent: Percent) -> Result<(), String> {
         let text = std::fs::read_to_string(&self.file).map_err(|error| error.to_string())?;
-        let edited = cutover_config::set_percent(&text, ROLLOUT, percent).map_err(|error| error.to_string())?;
+        let edited = cutover_config::set_percent(&text, ROLLOUT, percent)
+            .map_err(|error| error.to_string())?;
         std::fs::write(&self.file, edited).map_err(|error| error.to_string())
     }
 

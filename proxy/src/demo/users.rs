@@ -1,4 +1,5 @@
-//! Simulated users: each keeps its id, all of them together send at a steady rate, and every answer is remembered.
+//! Simulated users: each keeps its id, all of them together send at a steady rate, and every answer
+//! is remembered.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -70,14 +71,17 @@ impl Users {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let remembering = Arc::clone(&seen);
         let task = tokio::spawn(async move {
-            let client: Client<HttpConnector, Full<Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+            let client: Client<HttpConnector, Full<Bytes>> =
+                Client::builder(TokioExecutor::new()).build_http();
             let mut beat = tokio::time::interval(Duration::from_secs(1) / rps);
             for user in (0..users).cycle() {
                 beat.tick().await;
                 let (client, seen) = (client.clone(), Arc::clone(&remembering));
                 tokio::spawn(async move {
                     let (side, failed) = ask(&client, proxy, user).await;
-                    seen.lock().unwrap_or_else(PoisonError::into_inner).add(user, side, failed);
+                    seen.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .add(user, side, failed);
                 });
             }
         });
@@ -86,13 +90,19 @@ impl Users {
 
     /// What has come back so far.
     pub(super) fn seen(&self) -> Seen {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.seen
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Forgets the answers and keeps who is where.
     pub(super) fn start_counting(&self) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        *seen = Seen { side_of: std::mem::take(&mut seen.side_of), ..Seen::default() };
+        *seen = Seen {
+            side_of: std::mem::take(&mut seen.side_of),
+            ..Seen::default()
+        };
     }
 }
 
@@ -102,12 +112,26 @@ impl Drop for Users {
     }
 }
 
-async fn ask(client: &Client<HttpConnector, Full<Bytes>>, proxy: SocketAddr, user: u32) -> (Option<Side>, bool) {
-    let request = Request::get(format!("http://{proxy}/")).header("x-user-id", id(user)).body(Full::default());
-    let Ok(request) = request else { return (None, true) };
-    let Ok(response) = client.request(request).await else { return (None, true) };
+async fn ask(
+    client: &Client<HttpConnector, Full<Bytes>>,
+    proxy: SocketAddr,
+    user: u32,
+) -> (Option<Side>, bool) {
+    let request = Request::get(format!("http://{proxy}/"))
+        .header("x-user-id", id(user))
+        .body(Full::default());
+    let Ok(request) = request else {
+        return (None, true);
+    };
+    let Ok(response) = client.request(request).await else {
+        return (None, true);
+    };
     let failed = response.status().is_server_error();
-    let side = response.headers().get("x-served-by").and_then(|name| Side::BOTH.into_iter().find(|side| name.as_bytes() == side.name().as_bytes()));
+    let side = response.headers().get("x-served-by").and_then(|name| {
+        Side::BOTH
+            .into_iter()
+            .find(|side| name.as_bytes() == side.name().as_bytes())
+    });
     // The body is read so that the connection can be kept.
     let whole = response.into_body().collect().await.is_ok();
     (side, failed || !whole)

@@ -1,6 +1,8 @@
-//! Buffers that belong to a thread and are lent to whoever has bytes at hand: a connection that waits has none.
+//! Buffers that belong to a thread and are lent to whoever has bytes at hand: a connection that
+//! waits has none.
 //!
-//! They come in a few sizes, are filled with zeros once in their life, and go back where they are dropped. A thread keeps a few of each; what is over goes back to the allocator.
+//! They come in a few sizes, are filled with zeros once in their life, and go back where they are
+//! dropped. A thread keeps a few of each; what is over goes back to the allocator.
 
 use std::cell::RefCell;
 use std::io;
@@ -60,13 +62,23 @@ pub struct Buffer {
 impl Buffer {
     /// One of the thread's, empty.
     pub fn new(size: Size) -> Self {
-        let bytes = FREE.with_borrow_mut(|free| free[size as usize].pop()).unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice());
-        Self { bytes, start: 0, end: 0, size }
+        let bytes = FREE
+            .with_borrow_mut(|free| free[size as usize].pop())
+            .unwrap_or_else(|| vec![0; size.bytes()].into_boxed_slice());
+        Self {
+            bytes,
+            start: 0,
+            end: 0,
+            size,
+        }
     }
 
-    /// Creates a buffer that holds these bytes, of the smallest size that has room for them; nothing where none has.
+    /// Creates a buffer that holds these bytes, of the smallest size that has room for them;
+    /// nothing where none has.
     pub fn of(bytes: &[u8]) -> Option<Self> {
-        let size = [Size::Head, Size::LargeHead, Size::Body, Size::HugeHead].into_iter().find(|size| bytes.len() <= size.bytes())?;
+        let size = [Size::Head, Size::LargeHead, Size::Body, Size::HugeHead]
+            .into_iter()
+            .find(|size| bytes.len() <= size.bytes())?;
         let mut buffer = Self::new(size);
         buffer.extend(bytes).then_some(buffer)
     }
@@ -115,7 +127,8 @@ impl Buffer {
         (self.start, self.end) = (room, room);
     }
 
-    /// Puts bytes before the others. There has to be room for them in front: [`begin_at`](Self::begin_at).
+    /// Puts bytes before the others. There has to be room for them in front:
+    /// [`begin_at`](Self::begin_at).
     pub fn prepend(&mut self, bytes: &[u8]) {
         debug_assert!(bytes.len() <= self.start, "no room was left in front");
         let start = self.start.saturating_sub(bytes.len());
@@ -126,13 +139,16 @@ impl Buffer {
     /// Takes these bytes in, too, and says whether there was room for all.
     #[must_use]
     pub fn extend(&mut self, bytes: &[u8]) -> bool {
-        let Some(room) = self.bytes.get_mut(self.end..self.end + bytes.len()) else { return false };
+        let Some(room) = self.bytes.get_mut(self.end..self.end + bytes.len()) else {
+            return false;
+        };
         room.copy_from_slice(bytes);
         self.end += bytes.len();
         true
     }
 
-    /// Makes room behind the bytes in whatever way there is, up to a mebibyte, and says whether there is some now.
+    /// Makes room behind the bytes in whatever way there is, up to a mebibyte, and says whether
+    /// there is some now.
     #[must_use]
     pub fn make_room(&mut self) -> bool {
         if self.start > 0 {
@@ -151,7 +167,12 @@ impl Buffer {
     }
 
     fn nothing() -> Self {
-        Self { bytes: Box::default(), start: 0, end: 0, size: Size::HugeHead }
+        Self {
+            bytes: Box::default(),
+            start: 0,
+            end: 0,
+            size: Size::HugeHead,
+        }
     }
 
     /// The same bytes in a buffer of another size that has room for them.
@@ -164,7 +185,12 @@ impl Buffer {
     }
 
     /// Reads once, `most` bytes at most, and says how many came; none are the end, or no room.
-    pub fn poll_fill<R: AsyncRead + Unpin>(&mut self, from: &mut R, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+    pub fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        from: &mut R,
+        most: usize,
+        cx: &mut Context<'_>,
+    ) -> Poll<io::Result<usize>> {
         let until = self.bytes.len().min(self.end.saturating_add(most));
         let mut room = ReadBuf::new(&mut self.bytes[self.end..until]);
         ready!(Pin::new(from).poll_read(cx, &mut room))?;
@@ -202,7 +228,10 @@ mod tests {
     #[test]
     fn what_was_read_is_there_until_it_is_used_up() {
         let mut buffer = Buffer::new(Size::Head);
-        assert_eq!((fill(&mut buffer, b"abcdef", 4), fill(&mut buffer, b"ef", 9)), (4, 2));
+        assert_eq!(
+            (fill(&mut buffer, b"abcdef", 4), fill(&mut buffer, b"ef", 9)),
+            (4, 2)
+        );
         buffer.consume(2);
         assert_eq!(buffer.filled(), b"cdef");
         buffer.truncate(3);
@@ -237,7 +266,10 @@ mod tests {
         let mut buffer = Buffer::new(Size::Body);
         fill(&mut buffer, b"x", 1);
         drop(buffer);
-        assert_eq!(FREE.with_borrow(|free| free[Size::Body as usize].len()), before.max(1));
+        assert_eq!(
+            FREE.with_borrow(|free| free[Size::Body as usize].len()),
+            before.max(1)
+        );
         assert!(Buffer::new(Size::Body).is_empty());
     }
 }

@@ -1,6 +1,8 @@
-//! What a client is served on: its socket, bare while the lane has it or nobody, and in pingora's clothes while pingora has it.
+//! What a client is served on: its socket, bare while the lane has it or nobody, and in pingora's
+//! clothes while pingora has it.
 //!
-//! Pingora's own stream has a buffer and records that stay for as long as the connection does, counts time at each read and asks the kernel for an option when it is closed. Here what
+//! Pingora's own stream has a buffer and records that stay for as long as the connection does,
+//! counts time at each read and asks the kernel for an option when it is closed. Here what
 //! pingora needs exists while a request is pingora's, and the socket comes back from it.
 
 use std::io;
@@ -13,21 +15,26 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::protocols::raw_connect::ProxyDigest;
-use pingora::protocols::{GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream, TimingDigest, UniqueID, UniqueIDType};
+use pingora::protocols::{
+    GetProxyDigest, GetSocketDigest, GetTimingDigest, Peek, Shutdown, SocketDigest, Ssl, Stream,
+    TimingDigest, UniqueID, UniqueIDType,
+};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
 use crate::pool::{Unread, unread};
 
-/// Bytes that pingora may write before they are sent, so that a head and a short body leave together: its own default, about a segment.
+/// Bytes that pingora may write before they are sent, so that a head and a short body leave
+/// together: its own default, about a segment.
 const WRITE_BUFFER: usize = 1_460;
 
 /// How long a client may go on sending after pingora has closed its connection.
 const LINGER: Duration = Duration::from_secs(2);
 /// How many clients may do so at once. Where there are more, somebody is up to something.
 pub const MOST_LINGERING: usize = 1_024;
-/// How many of these may be clients of whom nothing is unread: their answers are lost only if they go on sending.
+/// How many of these may be clients of whom nothing is unread: their answers are lost only if they
+/// go on sending.
 const MOST_SILENT: usize = MOST_LINGERING / 2;
 
 /// What a client is served on.
@@ -48,18 +55,29 @@ impl Client {
         }
     }
 
-    /// As pingora gives it back: bare again, unless something is left in what was lent. `None` if it is no client's.
+    /// As pingora gives it back: bare again, unless something is left in what was lent. `None` if
+    /// it is no client's.
     pub fn back(stream: Stream) -> Option<Self> {
-        if !stream.as_any().downcast_ref::<Lent>().is_some_and(Lent::is_empty) {
+        if !stream
+            .as_any()
+            .downcast_ref::<Lent>()
+            .is_some_and(Lent::is_empty)
+        {
             return Some(Self::Above(stream));
         }
         let mut lent = stream.into_any().downcast::<Lent>().ok()?;
-        lent.socket.take().map(|socket| Self::Bare(socket.into_inner()))
+        lent.socket
+            .take()
+            .map(|socket| Self::Bare(socket.into_inner()))
     }
 }
 
 impl AsyncRead for Client {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         match &mut *self {
             Self::Bare(socket) => Pin::new(socket).poll_read(cx, buffer),
             Self::Above(stream) => Pin::new(stream).poll_read(cx, buffer),
@@ -68,7 +86,11 @@ impl AsyncRead for Client {
 }
 
 impl AsyncWrite for Client {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         match &mut *self {
             Self::Bare(socket) => Pin::new(socket).poll_write(cx, bytes),
             Self::Above(stream) => Pin::new(stream).poll_write(cx, bytes),
@@ -112,27 +134,43 @@ impl Lent {
     /// Of a socket from which these bytes were read already.
     pub fn begun(socket: TcpStream, begun: Vec<u8>) -> Self {
         let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
-        Self { socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)), begun, has_written: false, digest }
+        Self {
+            socket: Some(BufWriter::with_capacity(WRITE_BUFFER, socket)),
+            begun,
+            has_written: false,
+            digest,
+        }
     }
 
     fn is_empty(&self) -> bool {
-        self.begun.is_empty() && self.socket.as_ref().is_some_and(|socket| socket.buffer().is_empty())
+        self.begun.is_empty()
+            && self
+                .socket
+                .as_ref()
+                .is_some_and(|socket| socket.buffer().is_empty())
     }
 
     fn socket(&mut self) -> io::Result<Pin<&mut BufWriter<TcpStream>>> {
-        self.socket.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+        self.socket
+            .as_mut()
+            .map(Pin::new)
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 }
 
 impl Drop for Lent {
-    /// Pingora closes whatever the client still sends: unread bytes would make a reset of it, which may reach the client before the answers that are under way.
+    /// Pingora closes whatever the client still sends: unread bytes would make a reset of it, which
+    /// may reach the client before the answers that are under way.
     fn drop(&mut self) {
-        let Some(mut socket) = self.socket.take() else { return };
+        let Some(mut socket) = self.socket.take() else {
+            return;
+        };
         // Where nothing was said nothing can be lost: handshakes that failed, scanners.
         if !self.has_written {
             return;
         }
-        // A head that waits for its body leaves with a connection that breaks off: pingora counts on it. As far as there is room for it.
+        // A head that waits for its body leaves with a connection that breaks off: pingora counts
+        // on it. As far as there is room for it.
         let _ = Pin::new(&mut socket).poll_flush(&mut Context::from_waker(Waker::noop()));
         let socket = socket.into_inner();
         let most = match unread(socket.as_raw_fd()) {
@@ -166,7 +204,8 @@ async fn linger(mut socket: TcpStream, _place: Lingering) {
     let _ = tokio::time::timeout(LINGER, until_its_end).await;
 }
 
-/// One of the connections that are ending. They count as open no more, so there is a limit of their own.
+/// One of the connections that are ending. They count as open no more, so there is a limit of their
+/// own.
 struct Lingering;
 
 static LINGERING: AtomicUsize = AtomicUsize::new(0);
@@ -186,7 +225,11 @@ impl Drop for Lingering {
 }
 
 impl AsyncRead for Lent {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if self.begun.is_empty() {
             return self.socket()?.poll_read(cx, buffer);
         }
@@ -198,12 +241,20 @@ impl AsyncRead for Lent {
 }
 
 impl AsyncWrite for Lent {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.has_written = true;
         self.socket()?.poll_write(cx, bytes)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.has_written = true;
         self.socket()?.poll_write_vectored(cx, slices)
     }
@@ -231,7 +282,9 @@ impl Shutdown for Lent {
 
 impl UniqueID for Lent {
     fn id(&self) -> UniqueIDType {
-        self.socket.as_ref().map_or(-1, |socket| socket.get_ref().as_raw_fd())
+        self.socket
+            .as_ref()
+            .map_or(-1, |socket| socket.get_ref().as_raw_fd())
     }
 }
 
@@ -263,7 +316,9 @@ mod tests {
 
     async fn pair() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let client = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let client = TcpStream::connect(listener.local_addr().expect("an address"))
+            .await
+            .expect("a connection");
         (listener.accept().await.expect("a connection").0, client)
     }
 
@@ -271,11 +326,18 @@ mod tests {
     async fn the_socket_comes_back_from_pingora_unless_something_is_left_in_what_was_lent() {
         let (ours, mut theirs) = pair().await;
         let mut lent = Client::Bare(ours).lend();
-        assert!(lent.get_socket_digest().is_some_and(|digest| digest.peer_addr().is_some()));
+        assert!(
+            lent.get_socket_digest()
+                .is_some_and(|digest| digest.peer_addr().is_some())
+        );
         lent.write_all(b"not sent yet").await.expect("no error");
-        let Some(Client::Above(mut lent)) = Client::back(lent) else { panic!("there are bytes to be sent") };
+        let Some(Client::Above(mut lent)) = Client::back(lent) else {
+            panic!("there are bytes to be sent")
+        };
         lent.flush().await.expect("no error");
-        let Some(Client::Bare(mut socket)) = Client::back(lent) else { panic!("nothing is left") };
+        let Some(Client::Bare(mut socket)) = Client::back(lent) else {
+            panic!("nothing is left")
+        };
         socket.write_all(b"; sent").await.expect("no error");
         drop(socket);
         let mut came = String::new();
@@ -287,7 +349,9 @@ mod tests {
     async fn what_is_written_and_not_sent_leaves_with_a_connection_that_breaks_off() {
         let (ours, mut theirs) = pair().await;
         let mut lent = Client::Bare(ours).lend();
-        lent.write_all(b"HTTP/1.1 200 OK\r\n").await.expect("no error");
+        lent.write_all(b"HTTP/1.1 200 OK\r\n")
+            .await
+            .expect("no error");
         drop(lent);
         let mut came = String::new();
         theirs.read_to_string(&mut came).await.expect("no error");
@@ -299,7 +363,11 @@ mod tests {
         let (ours, mut theirs) = pair().await;
         theirs.write_all(b"E / HTTP/1.1").await.expect("no error");
         theirs.shutdown().await.expect("no error");
-        let Some(Client::Above(mut lent)) = Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec()))) else { panic!("there are bytes to be read") };
+        let Some(Client::Above(mut lent)) =
+            Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec())))
+        else {
+            panic!("there are bytes to be read")
+        };
         let mut came = [0; 2];
         lent.read_exact(&mut came).await.expect("two bytes");
         assert_eq!(&came, b"PU");

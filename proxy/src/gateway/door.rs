@@ -1,11 +1,18 @@
-//! One connection: the cap, the facts that hold for all of its requests, the deadline for a whole request head.
+//! One connection: the cap, the facts that hold for all of its requests, the deadline for a whole
+//! request head.
 //!
-//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a connection for hours; between requests it would register a timer for each. Here the watchdog closes a
-//! connection whose first head is not whole within `header_timeout`, that is silent for `keepalive_timeout` between two requests, or whose later head is not whole within `header_timeout` of its first byte.
+//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a
+//! connection for hours; between requests it would register a timer for each. Here the watchdog
+//! closes a connection whose first head is not whole within `header_timeout`, that is silent for
+//! `keepalive_timeout` between two requests, or whose later head is not whole within
+//! `header_timeout` of its first byte.
 //!
-//! Pingora's future for a request is some 15 KiB, so it is made when the first bytes of a head are there, which are given to it; a connection between two requests has no buffer and no such future.
+//! Pingora's future for a request is some 15 KiB, so it is made when the first bytes of a head are
+//! there, which are given to it; a connection between two requests has no buffer and no such
+//! future.
 //!
-//! TLS handshakes and the choice between HTTP/1.1 and HTTP/2 are made here, too, within `header_timeout`: pingora would wait a minute for the one and for ever for the other.
+//! TLS handshakes and the choice between HTTP/1.1 and HTTP/2 are made here, too, within
+//! `header_timeout`: pingora would wait a minute for the one and for ever for the other.
 
 use std::future::poll_fn;
 use std::net::IpAddr;
@@ -47,7 +54,8 @@ use super::watchdog::{Alarm, Watchdog, Watched};
 use crate::clock;
 use crate::drain::{Drains, Ended};
 
-/// Client connections: how many are open, how many were turned away, and what of theirs was not the lane's.
+/// Client connections: how many are open, how many were turned away, and what of theirs was not the
+/// lane's.
 #[derive(Debug, Default)]
 pub struct Connections {
     open: AtomicUsize,
@@ -91,7 +99,8 @@ impl Drop for OpenConnection {
 
 /// How clients begin on a port.
 pub enum Entrance {
-    /// Without TLS, in HTTP/1.1; with `h2c` also in HTTP/2, for clients that begin with its preface.
+    /// Without TLS, in HTTP/1.1; with `h2c` also in HTTP/2, for clients that begin with its
+    /// preface.
     Plain {
         /// Whether HTTP/2 is understood.
         h2c: bool,
@@ -151,10 +160,26 @@ pub struct Shared {
 }
 
 impl Door {
-    /// A door to what all doors share. From `closing` of the drain on clients are told to come on another connection; who is sent away by `drains` leaves.
+    /// A door to what all doors share. From `closing` of the drain on clients are told to come on
+    /// another connection; who is sent away by `drains` leaves.
     pub fn new(common: &Shared, entrance: Entrance, listen: &cutover_config::Listen) -> Self {
-        let Shared { proxy, gate, lane, connections, ending, drains, watchdog } = common.clone();
-        let http2 = Arc::new(Http2::new(Arc::clone(&proxy), Arc::clone(&gate), drains.clone(), Arc::clone(&ending), Arc::clone(&watchdog), listen));
+        let Shared {
+            proxy,
+            gate,
+            lane,
+            connections,
+            ending,
+            drains,
+            watchdog,
+        } = common.clone();
+        let http2 = Arc::new(Http2::new(
+            Arc::clone(&proxy),
+            Arc::clone(&gate),
+            drains.clone(),
+            Arc::clone(&ending),
+            Arc::clone(&watchdog),
+            listen,
+        ));
         Self {
             proxy,
             lane,
@@ -179,12 +204,24 @@ impl Door {
 impl Door {
     /// A client comes in, unless there are too many.
     pub fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
-        let Some(open) = self.connections.enter(self.max_connections) else { return };
+        let Some(open) = self.connections.enter(self.max_connections) else {
+            return;
+        };
         let is_tls = matches!(self.entrance, Entrance::Tls(_));
-        let conn = Arc::new(Conn::new(peer, is_trusted(&self.trusted_proxies, peer.to_canonical()), is_tls));
+        let conn = Arc::new(Conn::new(
+            peer,
+            is_trusted(&self.trusted_proxies, peer.to_canonical()),
+            is_tls,
+        ));
         match self.entrance {
-            Entrance::Plain { h2c: false } => drop(tokio::spawn(Arc::clone(self).serve_http1(Client::Bare(socket), conn, open))),
-            Entrance::Plain { h2c: true } | Entrance::Tls(_) => drop(tokio::spawn(Arc::clone(self).serve_greeted(socket, conn, open))),
+            Entrance::Plain { h2c: false } => drop(tokio::spawn(Arc::clone(self).serve_http1(
+                Client::Bare(socket),
+                conn,
+                open,
+            ))),
+            Entrance::Plain { h2c: true } | Entrance::Tls(_) => drop(tokio::spawn(
+                Arc::clone(self).serve_greeted(socket, conn, open),
+            )),
         }
     }
 
@@ -192,17 +229,29 @@ impl Door {
     pub async fn closed(&self) {
         self.ending.closed_doors.fetch_add(1, Ordering::Release);
         // A sender that is gone is the end of the process.
-        let _ = self.ending.dismissed.subscribe().wait_for(|dismissed| *dismissed).await;
+        let _ = self
+            .ending
+            .dismissed
+            .subscribe()
+            .wait_for(|dismissed| *dismissed)
+            .await;
         self.proxy.http_cleanup().await;
     }
 
     /// One connection whose protocol has to be learned first.
-    async fn serve_greeted(self: Arc<Self>, socket: TcpStream, conn: Arc<Conn>, open: OpenConnection) {
+    async fn serve_greeted(
+        self: Arc<Self>,
+        socket: TcpStream,
+        conn: Arc<Conn>,
+        open: OpenConnection,
+    ) {
         let greeting = within(self.header_timeout, Box::pin(self.greet(socket))).await;
         match greeting.flatten() {
             None => {}
             // A task of its own, for as long as the connection: this one has room for the greeting.
-            Some((client, Speaks::Http1)) => drop(tokio::spawn(self.serve_http1(client, conn, open))),
+            Some((client, Speaks::Http1)) => {
+                drop(tokio::spawn(self.serve_http1(client, conn, open)));
+            }
             Some((client, Speaks::Http2)) => Box::pin(self.http2.serve(client.lend(), conn)).await,
         }
     }
@@ -221,9 +270,14 @@ impl Door {
     async fn greet(&self, mut socket: TcpStream) -> Option<(Client, Speaks)> {
         match &self.entrance {
             Entrance::Tls(acceptor) => {
-                // Scanners and clients that do not like our certificate are everyday life, and no line in the log.
+                // Scanners and clients that do not like our certificate are everyday life, and no
+                // line in the log.
                 let tls: Stream = Box::new(acceptor.tls_handshake(Lent::new(socket)).await.ok()?);
-                let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) { Speaks::Http2 } else { Speaks::Http1 };
+                let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) {
+                    Speaks::Http2
+                } else {
+                    Speaks::Http1
+                };
                 Some((Client::Above(tls), speaks))
             }
             Entrance::Plain { .. } => {
@@ -233,7 +287,8 @@ impl Door {
                     return Some((Client::Bare(socket), Speaks::Http1));
                 }
                 known = 0;
-                // As far as it could be the preface and no further: a short request of HTTP/1.0 has fewer bytes than that.
+                // As far as it could be the preface and no further: a short request of HTTP/1.0 has
+                // fewer bytes than that.
                 while known < PREFACE.len() && begun[..known] == PREFACE[..known] {
                     match socket.read(&mut begun[known..]).await {
                         Ok(read) if read > 0 => known += read,
@@ -241,7 +296,14 @@ impl Door {
                     }
                 }
                 let stream = Box::new(Lent::begun(socket, begun[..known].to_vec()));
-                Some((Client::Above(stream), if begun == PREFACE { Speaks::Http2 } else { Speaks::Http1 }))
+                Some((
+                    Client::Above(stream),
+                    if begun == PREFACE {
+                        Speaks::Http2
+                    } else {
+                        Speaks::Http1
+                    },
+                ))
             }
         }
     }
@@ -259,8 +321,14 @@ struct Screening {
 }
 
 impl Door {
-    /// One connection of HTTP/1.1: a request after the other, on the lane as long as they are plain.
-    async fn serve_http1(self: Arc<Self>, mut client: Client, conn: Arc<Conn>, _open: OpenConnection) {
+    /// One connection of HTTP/1.1: a request after the other, on the lane as long as they are
+    /// plain.
+    async fn serve_http1(
+        self: Arc<Self>,
+        mut client: Client,
+        conn: Arc<Conn>,
+        _open: OpenConnection,
+    ) {
         let watched = Arc::clone(&self.watchdog).watch(conn).await;
         watched.within(self.header_timeout);
         let mut is_first = true;
@@ -268,10 +336,12 @@ impl Door {
         let mut ahead: Option<Buffer> = None;
         loop {
             let begun = match (&self.lane, ahead.take()) {
-                (Some(lane), ahead) => match lane.serve(&mut client, &watched, is_first, ahead).await {
-                    Exit::Declined(begun) => begun,
-                    Exit::Closed => return,
-                },
+                (Some(lane), ahead) => {
+                    match lane.serve(&mut client, &watched, is_first, ahead).await {
+                        Exit::Declined(begun) => begun,
+                        Exit::Closed => return,
+                    }
+                }
                 (None, ahead) => {
                     let begun = match ahead {
                         Some(begun) => begun,
@@ -288,7 +358,11 @@ impl Door {
             };
             is_first = false;
             // In a box of its own, so that a connection that is idle has no room for it.
-            let Some((returned, behind)) = Box::pin(self.serve_by_engine(client, &watched, begun)).await else { return };
+            let Some((returned, behind)) =
+                Box::pin(self.serve_by_engine(client, &watched, begun)).await
+            else {
+                return;
+            };
             client = returned;
             ahead = behind;
             // An order to leave was for the request that is over.
@@ -297,24 +371,54 @@ impl Door {
         }
     }
 
-    /// Serves one request of HTTP/1 by the proxy engine. Returns the client and what it has said behind the request; `None` is the end of
-    /// the connection.
-    async fn serve_by_engine(&self, mut client: Client, watched: &Watched, begun: Buffer) -> Option<(Client, Option<Buffer>)> {
-        let Screening { prefix, left, upgrades, behind } = self.screen(&mut client, watched, begun).await?;
+    /// Serves one request of HTTP/1 by the proxy engine. Returns the client and what it has said
+    /// behind the request; `None` is the end of the connection.
+    async fn serve_by_engine(
+        &self,
+        mut client: Client,
+        watched: &Watched,
+        begun: Buffer,
+    ) -> Option<(Client, Option<Buffer>)> {
+        let Screening {
+            prefix,
+            left,
+            upgrades,
+            behind,
+        } = self.screen(&mut client, watched, begun).await?;
         let patience = Patience::new(Arc::clone(watched.conn()), Arc::clone(&self.watchdog));
-        let (turn, mut dropped) = Turn::new(client.lend(), Arc::clone(watched.conn()), patience, left, upgrades, behind);
+        let (turn, mut dropped) = Turn::new(
+            client.lend(),
+            Arc::clone(watched.conn()),
+            patience,
+            left,
+            upgrades,
+            behind,
+        );
         let mut session = ServerSession::new_http1(Box::new(turn));
-        session.set_keepalive(if *self.closing.borrow() { None } else { NO_TIMER });
+        session.set_keepalive(if *self.closing.borrow() {
+            None
+        } else {
+            NO_TIMER
+        });
         session.set_pipelined_prefix(prefix);
         session.set_connection_user_context(Some(Box::new(Arc::clone(watched.conn()))));
-        let served = attended(self.proxy.process_new_http(session, &self.closing), watched, &self.drains).await?;
+        let served = attended(
+            self.proxy.process_new_http(session, &self.closing),
+            watched,
+            &self.drains,
+        )
+        .await?;
         let is_whole = watched.conn().take_answered_whole();
         let (mut stream, behind) = match served {
             Some(reused) => Turn::end(reused.consume().0),
             None if is_whole => dropped.try_recv().ok(),
             None => None,
         }?;
-        if is_whole && within(self.write_timeout, stream.flush()).await.is_none_or(|flushed| flushed.is_err()) {
+        if is_whole
+            && within(self.write_timeout, stream.flush())
+                .await
+                .is_none_or(|flushed| flushed.is_err())
+        {
             return None;
         }
         Client::back(stream).map(|client| (client, behind))
@@ -322,18 +426,28 @@ impl Door {
 }
 
 impl Door {
-    /// Reads a head until it is whole, and gives what of its request has come the form that the engine takes. What is malformed is answered here; `None` is the end of the connection.
-    async fn screen(&self, client: &mut Client, watched: &Watched, mut came: Buffer) -> Option<Screening> {
+    /// Reads a head until it is whole, and gives what of its request has come the form that the
+    /// engine takes. What is malformed is answered here; `None` is the end of the connection.
+    async fn screen(
+        &self,
+        client: &mut Client,
+        watched: &Watched,
+        mut came: Buffer,
+    ) -> Option<Screening> {
         let began = clock::mono();
         let mut screen = Screen::default();
         let passed = loop {
             match screen.look(came.filled(), self.max_header_bytes) {
                 Screened::Passed(passed) => break passed,
-                Screened::Refused(reply) => return self.refuse(client, watched, came, reply, began).await,
+                Screened::Refused(reply) => {
+                    return self.refuse(client, watched, came, reply, began).await;
+                }
                 Screened::Partial => {}
             }
             if came.is_full() && !came.make_room() {
-                return self.refuse(client, watched, came, Reply::HEAD_TOO_LARGE, began).await;
+                return self
+                    .refuse(client, watched, came, Reply::HEAD_TOO_LARGE, began)
+                    .await;
             }
             if !fills(client, &mut came, watched).await {
                 return None;
@@ -341,13 +455,19 @@ impl Door {
         };
         let mut prefix = BytesMut::with_capacity(came.len());
         passed.write(came.filled(), &mut prefix);
-        let Passed { to, body, upgrades, .. } = passed;
+        let Passed {
+            to, body, upgrades, ..
+        } = passed;
         let mut left = Some(Left::new(body)).filter(|left| !left.is_nothing());
         let mut used = to;
         if let Some(some) = &mut left
             && came.len() > to
         {
-            let Some(fed) = some.feed(&mut came.filled_mut()[to..]) else { return self.refuse(client, watched, came, Reply::BAD_CHUNK, began).await };
+            let Some(fed) = some.feed(&mut came.filled_mut()[to..]) else {
+                return self
+                    .refuse(client, watched, came, Reply::BAD_CHUNK, began)
+                    .await;
+            };
             prefix.extend_from_slice(&came.filled()[to..to + fed.kept]);
             used += fed.used;
             if fed.is_over {
@@ -355,24 +475,70 @@ impl Door {
                 left = None;
             }
         }
-        let behind = if came.len() > used { Buffer::of(&came.filled()[used..]) } else { None };
-        Some(Screening { prefix, left, upgrades, behind })
+        let behind = if came.len() > used {
+            Buffer::of(&came.filled()[used..])
+        } else {
+            None
+        };
+        Some(Screening {
+            prefix,
+            left,
+            upgrades,
+            behind,
+        })
     }
 
-    /// Answers a request that cannot be served, tells the gate, and ends the connection: where the next request would begin is not known.
-    async fn refuse<T>(&self, client: &mut Client, watched: &Watched, came: Buffer, reply: Reply, began: Mono) -> Option<T> {
+    /// Answers a request that cannot be served, tells the gate, and ends the connection: where the
+    /// next request would begin is not known.
+    async fn refuse<T>(
+        &self,
+        client: &mut Client,
+        watched: &Watched,
+        came: Buffer,
+        reply: Reply,
+        began: Mono,
+    ) -> Option<T> {
         let sketch = screen::sketch(came.filled());
         let (body, content_type) = reply.body(screen::wants_html(came.filled()));
         drop(came);
         let is_head = sketch.method == http::Method::HEAD;
         let mut out = Scratch::new();
-        write_reply(&reply, content_type, body.as_bytes(), false, is_head, &mut out);
+        write_reply(
+            &reply,
+            content_type,
+            body.as_bytes(),
+            false,
+            is_head,
+            &mut out,
+        );
         watched.within(self.write_timeout);
-        let written = write_all(client, &out, watched, Broken::ClientGone, Broken::ClientSlow).await;
+        let written = write_all(
+            client,
+            &out,
+            watched,
+            Broken::ClientGone,
+            Broken::ClientSlow,
+        )
+        .await;
         drop(out);
         let status = written.is_ok().then(|| reply.status.as_u16());
-        let bytes_out = if is_head || status.is_none() { 0 } else { body.len() as u64 };
-        self.gate.refused(sketch, watched.conn(), &reply, End { status, bytes_out, ..End::default() }, began, clock::mono());
+        let bytes_out = if is_head || status.is_none() {
+            0
+        } else {
+            body.len() as u64
+        };
+        self.gate.refused(
+            sketch,
+            watched.conn(),
+            &reply,
+            End {
+                status,
+                bytes_out,
+                ..End::default()
+            },
+            began,
+            clock::mono(),
+        );
         if written.is_ok() {
             lane::linger(client, watched, lane::FAREWELL).await;
         }
@@ -381,14 +547,19 @@ impl Door {
 }
 
 /// Serves while the watchdog lets it. `None` when it was ended.
-pub(super) async fn attended<T>(mut serving: Pin<Box<dyn Future<Output = T> + Send + '_>>, watched: &Watched, drains: &Drains) -> Option<T> {
+pub(super) async fn attended<T>(
+    mut serving: Pin<Box<dyn Future<Output = T> + Send + '_>>,
+    watched: &Watched,
+    drains: &Drains,
+) -> Option<T> {
     poll_fn(|cx| {
         if let Poll::Ready(served) = serving.as_mut().poll(cx) {
             return Poll::Ready(Some(served));
         }
         match watched.alarm() {
             None if watched.is_answer_late() => match watched.conn().take_upstream() {
-                // The engine does not listen to the client while the backend takes no more of an upload. It hears that the backend's socket has ended.
+                // The engine does not listen to the client while the backend takes no more of an
+                // upload. It hears that the backend's socket has ended.
                 Some(socket) => {
                     end_socket(socket);
                     watched.within(FAREWELL);

@@ -1,7 +1,9 @@
 //! What the gate wants to know of the header fields of a request, found in one pass over them.
 //!
-//! Looking names up one by one costs a hash of the name each time, and most are not there. One pass that tells names apart by their length first costs a tenth of a dozen lookups, so every
-//! question that is asked of each request is answered here. What only some rollouts ask (a cookie, a claim) is looked up where it is needed.
+//! Looking names up one by one costs a hash of the name each time, and most are not there. One pass
+//! that tells names apart by their length first costs a tenth of a dozen lookups, so every question
+//! that is asked of each request is answered here. What only some rollouts ask (a cookie, a claim)
+//! is looked up where it is needed.
 
 use http::HeaderName;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -18,10 +20,12 @@ pub struct Fields<'a> {
     pub hosts: u8,
     /// The first `Content-Length`.
     pub length: Option<&'a [u8]>,
-    /// Whether the body is framed in more ways than one, or in one that cannot be read: at most one length, in digits, and at most one coding, `chunked`, are good. Every other coding would be
-    /// dropped by the engine while the body stays coded.
+    /// Whether the body is framed in more ways than one, or in one that cannot be read: at most
+    /// one length, in digits, and at most one coding, `chunked`, are good. Every other coding
+    /// would be dropped by the engine while the body stays coded.
     pub is_badly_framed: bool,
-    /// Whether a name becomes one of ours, or one that carries a user key, in a backend that takes underscores for hyphens. CGI, WSGI and their kin do.
+    /// Whether a name becomes one of ours, or one that carries a user key, in a backend that takes
+    /// underscores for hyphens. CGI, WSGI and their kin do.
     pub has_lookalike: bool,
     /// Whether a name is there that is ours alone.
     pub has_forged: bool,
@@ -31,7 +35,8 @@ pub struct Fields<'a> {
     pub has_hop_by_hop: bool,
     /// Whether there is a `Transfer-Encoding`.
     pub is_coded: bool,
-    /// Whether the connection may become, or the answer be, something that lasts: an upgrade, a stream of events, gRPC.
+    /// Whether the connection may become, or the answer be, something that lasts: an upgrade, a
+    /// stream of events, gRPC.
     pub may_last: bool,
     /// The first `X-Cutover-Override`.
     pub override_to: Option<&'a [u8]>,
@@ -59,7 +64,8 @@ impl<'a> Fields<'a> {
     fn take(&mut self, name: &'a [u8], value: &'a [u8], key_headers: &[HeaderName]) {
         match name {
             // Nearly every request has these, and nothing hangs on them here.
-            b"accept-encoding" | b"accept-language" | b"user-agent" | b"cookie" | b"referer" | b"authorization" | b"cache-control" | b"origin" => {}
+            b"accept-encoding" | b"accept-language" | b"user-agent" | b"cookie" | b"referer"
+            | b"authorization" | b"cache-control" | b"origin" => {}
             b"host" => {
                 self.hosts = self.hosts.saturating_add(1);
                 self.host = self.host.or(Some(value));
@@ -68,7 +74,14 @@ impl<'a> Fields<'a> {
                 self.has_hop_by_hop |= self.connection.is_some();
                 self.connection = self.connection.or(Some(value));
             }
-            b"te" | b"trailer" | b"expect" | b"keep-alive" | b"proxy-connection" | b"proxy-authorization" | b"proxy-authenticate" | b"http2-settings" => self.has_hop_by_hop = true,
+            b"te"
+            | b"trailer"
+            | b"expect"
+            | b"keep-alive"
+            | b"proxy-connection"
+            | b"proxy-authorization"
+            | b"proxy-authenticate"
+            | b"http2-settings" => self.has_hop_by_hop = true,
             b"content-length" => {
                 self.lengths = self.lengths.saturating_add(1);
                 self.is_badly_framed |= value.is_empty() || !value.iter().all(u8::is_ascii_digit);
@@ -105,9 +118,17 @@ fn is_lookalike(name: &[u8], key_headers: &[HeaderName]) -> bool {
     }
     let same = |known: &HeaderName| {
         let known = known.as_str().as_bytes();
-        known != name && known.len() == name.len() && known.iter().zip(name).all(|(&known, &byte)| known == byte || (matches!(known, b'-' | b'_') && matches!(byte, b'-' | b'_')))
+        known != name
+            && known.len() == name.len()
+            && known.iter().zip(name).all(|(&known, &byte)| {
+                known == byte || (matches!(known, b'-' | b'_') && matches!(byte, b'-' | b'_'))
+            })
     };
-    forward::OURS.into_iter().chain([&CONTENT_LENGTH, &TRANSFER_ENCODING]).chain(key_headers).any(same)
+    forward::OURS
+        .into_iter()
+        .chain([&CONTENT_LENGTH, &TRANSFER_ENCODING])
+        .chain(key_headers)
+        .any(same)
 }
 
 #[cfg(test)]
@@ -116,13 +137,21 @@ mod tests {
     use crate::gateway::gate::tests::TestHead;
 
     fn head(headers: &[(&str, &str)]) -> TestHead {
-        headers.iter().fold(TestHead::get("/"), |head, (name, value)| head.with(name, value))
+        headers
+            .iter()
+            .fold(TestHead::get("/"), |head, (name, value)| {
+                head.with(name, value)
+            })
     }
 
     #[test]
     fn a_body_is_framed_in_one_way() {
         let is_bad = |headers: &[(&str, &str)]| Fields::of(&head(headers), &[]).is_badly_framed;
-        for good in [&[][..], &[("content-length", "5")], &[("transfer-encoding", "Chunked")]] {
+        for good in [
+            &[][..],
+            &[("content-length", "5")],
+            &[("transfer-encoding", "Chunked")],
+        ] {
             assert!(!is_bad(good), "{good:?}");
         }
         for bad in [
@@ -131,7 +160,10 @@ mod tests {
             &[("content-length", "+5")],
             &[("content-length", "")],
             &[("transfer-encoding", "gzip, chunked")],
-            &[("transfer-encoding", "chunked"), ("transfer-encoding", "chunked")],
+            &[
+                ("transfer-encoding", "chunked"),
+                ("transfer-encoding", "chunked"),
+            ],
         ] {
             assert!(is_bad(bad), "{bad:?}");
         }
@@ -139,12 +171,30 @@ mod tests {
 
     #[test]
     fn an_underscore_does_not_make_another_name() {
-        let keys = [HeaderName::from_static("x-user-id"), HeaderName::from_static("tenant_id")];
+        let keys = [
+            HeaderName::from_static("x-user-id"),
+            HeaderName::from_static("tenant_id"),
+        ];
         let is_lookalike = |name: &str| Fields::of(&head(&[(name, "1")]), &keys).has_lookalike;
-        for name in ["x_user_id", "x-user_id", "tenant-id", "x_forwarded_for", "x_cutover_backend", "x_request-id", "content_length"] {
+        for name in [
+            "x_user_id",
+            "x-user_id",
+            "tenant-id",
+            "x_forwarded_for",
+            "x_cutover_backend",
+            "x_request-id",
+            "content_length",
+        ] {
             assert_eq!(is_lookalike(name), name.contains('_'), "{name}");
         }
-        for name in ["x-user-id", "tenant_id", "some_header", "x_user_idx", "_", "x-forwarded-for"] {
+        for name in [
+            "x-user-id",
+            "tenant_id",
+            "some_header",
+            "x_user_idx",
+            "_",
+            "x-forwarded-for",
+        ] {
             assert!(!is_lookalike(name), "{name}");
         }
     }
@@ -163,7 +213,15 @@ mod tests {
             ("tracestate", "s"),
         ]);
         let fields = Fields::of(&head, &[]);
-        assert_eq!((fields.host, fields.request_id, fields.override_to, fields.traceparent), (Some(&b"a"[..]), Some(&b"1"[..]), Some(&b"new x"[..]), None));
+        assert_eq!(
+            (
+                fields.host,
+                fields.request_id,
+                fields.override_to,
+                fields.traceparent
+            ),
+            (Some(&b"a"[..]), Some(&b"1"[..]), Some(&b"new x"[..]), None)
+        );
         assert!(fields.has_tracestate && fields.has_forged && fields.connection.is_none());
     }
 
@@ -176,7 +234,11 @@ mod tests {
             ("accept", "*/*", false),
             ("content-type", "application/json", false),
         ] {
-            assert_eq!(Fields::of(&head(&[(name, value)]), &[]).may_last, lasts, "{name}: {value}");
+            assert_eq!(
+                Fields::of(&head(&[(name, value)]), &[]).may_last,
+                lasts,
+                "{name}: {value}"
+            );
         }
     }
 }

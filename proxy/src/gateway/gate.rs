@@ -1,4 +1,5 @@
-//! Our logic about one request: identify, decide, edit, classify, record. One type, synchronous, without sockets and without pingora; time is an argument.
+//! Our logic about one request: identify, decide, edit, classify, record. One type, synchronous,
+//! without sockets and without pingora; time is an argument.
 //!
 //! ```text
 //! request(head, conn, now) -> (Exchange, Step)      what one request remembers, and: forward it, answer it ourselves, or hold it; all three of
@@ -18,9 +19,11 @@
 //! park(x) / unparked(x, head, conn, why, now)       after `Step::Hold`: it waits, and is decided anew, or answered
 //! ```
 //!
-//! Maintenance stands before the decision. What it answers is nobody's request and nobody's evidence; only a tester with a valid token passes it.
+//! Maintenance stands before the decision. What it answers is nobody's request and nobody's
+//! evidence; only a tester with a valid token passes it.
 //!
-//! Requests that match no rollout go to the default backend and are counted under no rollout; they are evidence on nobody.
+//! Requests that match no rollout go to the default backend and are counted under no rollout; they
+//! are evidence on nobody.
 
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
@@ -29,7 +32,10 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use cutover_core::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, Decision, Ending, Evidence, Failover, FailureKind, Maintenance, Mono, Outcome, PerSide, Reason, Side, Treatment, UserKey, Who};
+use cutover_core::{
+    Anonymous, Ask, Bucket, Decision, Ending, Evidence, Failover, FailureKind, Maintenance, Mono,
+    Outcome, PerSide, Reason, Side, Treatment, UserKey, Who,
+};
 use http::{HeaderName, HeaderValue, Method};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -167,7 +173,8 @@ pub struct Exchange {
     is_sent: bool,
     /// Whether it has been moved to the side that was not decided.
     moved: Option<Moved>,
-    /// The failure on new that legacy is asked about. What both sides fail at is evidence on neither. Boxed, because hardly any request has one.
+    /// The failure on new that legacy is asked about. What both sides fail at is evidence on
+    /// neither. Boxed, because hardly any request has one.
     failed_on_new: Option<Box<Ending>>,
     /// What the backend says the answer was.
     said: Option<Said>,
@@ -177,7 +184,8 @@ pub struct Exchange {
     parked: Duration,
     /// While it is parked.
     held: Option<Held>,
-    /// The answer to the request if the request itself is at fault. Boxed, because hardly any request has one.
+    /// The answer to the request if the request itself is at fault. Boxed, because hardly any
+    /// request has one.
     refused: Option<Box<Reply>>,
 }
 
@@ -192,7 +200,10 @@ pub struct Sketch {
 
 impl Default for Sketch {
     fn default() -> Self {
-        Self { method: Method::from_bytes(b"-").unwrap_or_default(), path: "-".into() }
+        Self {
+            method: Method::from_bytes(b"-").unwrap_or_default(),
+            path: "-".into(),
+        }
     }
 }
 
@@ -208,8 +219,14 @@ impl Said {
     /// What these bytes say; nothing if they are no such word.
     fn of(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.trim_ascii();
-        let words = [(&b"success"[..], Self::Success), (b"failure", Self::Failure), (b"ignore", Self::Ignore)];
-        words.into_iter().find_map(|(word, said)| bytes.eq_ignore_ascii_case(word).then_some(said))
+        let words = [
+            (&b"success"[..], Self::Success),
+            (b"failure", Self::Failure),
+            (b"ignore", Self::Ignore),
+        ];
+        words
+            .into_iter()
+            .find_map(|(word, said)| bytes.eq_ignore_ascii_case(word).then_some(said))
     }
 }
 
@@ -276,9 +293,12 @@ impl Exchange {
         &self.backend
     }
 
-    /// Where a rollback of its rollout finds it: the recorder slot and the revision it was decided under. `None` unless it is one that a rollback concerns.
+    /// Where a rollback of its rollout finds it: the recorder slot and the revision it was decided
+    /// under. `None` unless it is one that a rollback concerns.
     pub fn stays_on_new(&self) -> Option<(usize, u64)> {
-        let decided = self.decision.is_some_and(|decision| decision.reason != Reason::Override);
+        let decided = self
+            .decision
+            .is_some_and(|decision| decision.reason != Reason::Override);
         (decided && self.side() == Side::New).then(|| (self.slot(), self.snapshot.split.revision))
     }
 
@@ -289,7 +309,8 @@ impl Exchange {
 
     /// The rollout that takes it, if one does.
     pub fn rollout(&self) -> Option<&Arc<str>> {
-        self.rollout.map(|at| &self.snapshot.split.rollouts[at].rule.id)
+        self.rollout
+            .map(|at| &self.snapshot.split.rollouts[at].rule.id)
     }
 
     /// Whether its head says that it may become, or be answered by, something that lasts.
@@ -299,7 +320,10 @@ impl Exchange {
 
     /// Whether every server that it may be sent to, on either side, speaks HTTP/1.1 without TLS.
     pub fn is_plain(&self) -> bool {
-        self.rollout.map_or(self.snapshot.common.is_default_plain, |at| self.snapshot.prepared[at].is_plain)
+        self.rollout
+            .map_or(self.snapshot.common.is_default_plain, |at| {
+                self.snapshot.prepared[at].is_plain
+            })
     }
 
     /// When it began.
@@ -318,33 +342,52 @@ impl Exchange {
     }
 
     fn slot(&self) -> usize {
-        self.rollout.map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
+        self.rollout
+            .map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
     }
 
     /// The side that is asked now.
     fn side(&self) -> Side {
         let decided = self.decision.map_or(Side::Legacy, |decision| decision.side);
-        if self.moved.is_some() { decided.other() } else { decided }
+        if self.moved.is_some() {
+            decided.other()
+        } else {
+            decided
+        }
     }
 
     /// The header in which the backend says what its answer was, if its rollout names one.
     pub fn outcome_header(&self) -> Option<&HeaderName> {
-        self.rollout.and_then(|at| self.snapshot.prepared[at].outcome_header.as_ref())
+        self.rollout
+            .and_then(|at| self.snapshot.prepared[at].outcome_header.as_ref())
     }
 
-    /// What comes of it is evidence of. Whoever was moved to the side that is asked now is no fair sample of it.
+    /// What comes of it is evidence of. Whoever was moved to the side that is asked now is no fair
+    /// sample of it.
     fn evidence(&self) -> Evidence {
-        if self.moved.is_some() { Evidence::None } else { self.decision.map_or(Evidence::None, |decision| decision.evidence()) }
+        if self.moved.is_some() {
+            Evidence::None
+        } else {
+            self.decision
+                .map_or(Evidence::None, |decision| decision.evidence())
+        }
     }
 
     fn epoch(&self) -> u64 {
-        self.rollout.map_or(0, |at| self.snapshot.split.rollouts[at].epoch)
+        self.rollout
+            .map_or(0, |at| self.snapshot.split.rollouts[at].epoch)
     }
 }
 
 impl Gate {
     /// A gate that reads what is published and counts into the recorder.
-    pub fn new(published: Arc<Published>, recorder: Arc<Recorder>, access_log: AccessLog, traces: Traces, limits: Limits) -> Self {
+    pub fn new(
+        published: Arc<Published>,
+        recorder: Arc<Recorder>,
+        access_log: AccessLog,
+        traces: Traces,
+        limits: Limits,
+    ) -> Self {
         Self {
             published,
             recorder,
@@ -352,7 +395,12 @@ impl Gate {
             traces,
             limits,
             refusals: Arc::default(),
-            hasher: RandomState::with_seeds(rand::rng().random(), rand::rng().random(), rand::rng().random(), rand::rng().random()),
+            hasher: RandomState::with_seeds(
+                rand::rng().random(),
+                rand::rng().random(),
+                rand::rng().random(),
+                rand::rng().random(),
+            ),
         }
     }
 
@@ -372,13 +420,29 @@ impl Gate {
         Look { snapshot, fields }
     }
 
-    /// The second: where it goes. Nothing is counted of a request that is forwarded, so that an engine may still leave it to another one.
-    pub fn decide(&self, look: Look<'_>, head: &impl Head, conn: &Conn, now: Mono) -> (Exchange, Step) {
+    /// The second: where it goes. Nothing is counted of a request that is forwarded, so that an
+    /// engine may still leave it to another one.
+    pub fn decide(
+        &self,
+        look: Look<'_>,
+        head: &impl Head,
+        conn: &Conn,
+        now: Mono,
+    ) -> (Exchange, Step) {
         let Look { snapshot, fields } = look;
         let common = Arc::clone(&snapshot.common);
-        let client = forward::client_address(head, conn, |address| is_trusted(&common.settings.listen.trusted_proxies, address));
-        let trace = Trace::of(&fields, conn.trusted, self.traces.samples(common.settings.traces.as_ref()));
-        let request_id = fields.request_id.filter(|_| conn.trusted).map_or_else(|| RequestId::new(&trace), |id| RequestId::Theirs(id.into()));
+        let client = forward::client_address(head, conn, |address| {
+            is_trusted(&common.settings.listen.trusted_proxies, address)
+        });
+        let trace = Trace::of(
+            &fields,
+            conn.trusted,
+            self.traces.samples(common.settings.traces.as_ref()),
+        );
+        let request_id = fields
+            .request_id
+            .filter(|_| conn.trusted)
+            .map_or_else(|| RequestId::new(&trace), |id| RequestId::Theirs(id.into()));
         let mut exchange = Exchange {
             rollout: None,
             decision: None,
@@ -416,41 +480,83 @@ impl Gate {
 
     /// The third: a request that is forwarded is in flight now.
     pub fn begin(&self, exchange: &mut Exchange) {
-        exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), exchange.decision.map(|decision| decision.reason)));
+        exchange.in_flight = Some(self.recorder.begin(
+            exchange.slot(),
+            exchange.side(),
+            exchange.decision.map(|decision| decision.reason),
+        ));
     }
 
     /// The host that a request asks for, or what is wrong with the request whoever sent it.
-    fn host_of<'a>(&self, head: &'a impl Head, fields: &Fields<'a>, key_headers: &[HeaderName]) -> Result<&'a str, Reply> {
+    fn host_of<'a>(
+        &self,
+        head: &'a impl Head,
+        fields: &Fields<'a>,
+        key_headers: &[HeaderName],
+    ) -> Result<&'a str, Reply> {
         if head.size() > self.limits.max_header_bytes {
             return Err(Reply::HEAD_TOO_LARGE);
         }
         let host = strict::host_of(head, fields)?;
         if fields.connection.is_some() && identity::nominates_a_key_header(head, key_headers) {
-            return Err(Reply::refused(Refusal::KeyNominated, "`Connection` may not name a header that identifies the user"));
+            return Err(Reply::refused(
+                Refusal::KeyNominated,
+                "`Connection` may not name a header that identifies the user",
+            ));
         }
-        let length = fields.length.and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
-        if length.is_some_and(|length| length > self.limits.max_body) { Err(Reply::TOO_LARGE) } else { Ok(host) }
+        let length = fields
+            .length
+            .and_then(|length| std::str::from_utf8(length).ok()?.parse::<u64>().ok());
+        if length.is_some_and(|length| length > self.limits.max_body) {
+            Err(Reply::TOO_LARGE)
+        } else {
+            Ok(host)
+        }
     }
 
-    fn route(&self, exchange: &mut Exchange, head: &impl Head, fields: &Fields<'_>, conn: &Conn, host: &str, now: Mono) -> Step {
+    fn route(
+        &self,
+        exchange: &mut Exchange,
+        head: &impl Head,
+        fields: &Fields<'_>,
+        conn: &Conn,
+        host: &str,
+        now: Mono,
+    ) -> Step {
         let snapshot = Arc::clone(&exchange.snapshot);
         let path = normalised(head.path());
-        let at = snapshot.split.rollout_for(host, &path, head.method().as_str());
-        let override_to = override_of(fields.override_to, snapshot.common.settings.routing.override_token_sha256.as_ref());
+        let at = snapshot
+            .split
+            .rollout_for(host, &path, head.method().as_str());
+        let override_to = override_of(
+            fields.override_to,
+            snapshot
+                .common
+                .settings
+                .routing
+                .override_token_sha256
+                .as_ref(),
+        );
         if override_to.is_none()
             && let Some(step) = self.closed(exchange, at, head.method(), now)
         {
             return step;
         }
         let Some(at) = at else {
-            return if exchange.backend.is_available() { Step::Forward } else { Step::Reply(Reply::NO_SERVER) };
+            return if exchange.backend.is_available() {
+                Step::Forward
+            } else {
+                Step::Reply(Reply::NO_SERVER)
+            };
         };
         let (rollout, prepared) = (&snapshot.split.rollouts[at], &snapshot.prepared[at]);
         let mints = rollout.rule.anonymous == Anonymous::Cookie;
         let minted;
         let found;
         let key = match identity::identify(head, &prepared.keys, exchange.client, mints) {
-            Identity::Refused(why) => return refuse(exchange, Reply::refused(Refusal::AmbiguousUser, why)),
+            Identity::Refused(why) => {
+                return refuse(exchange, Reply::refused(Refusal::AmbiguousUser, why));
+            }
             Identity::Key(key, _) => {
                 found = key;
                 UserKey::Known(&found)
@@ -465,12 +571,30 @@ impl Gate {
                 }
             },
         };
-        // Nearly always there is a server, so the side is looked at first and the other one only if it has none.
-        let mut decision = decide(rollout, &Ask { key, override_to, available: PerSide { legacy: true, new: true } });
+        // Nearly always there is a server, so the side is looked at first and the other one only if
+        // it has none.
+        let mut decision = decide(
+            rollout,
+            &Ask {
+                key,
+                override_to,
+                available: PerSide {
+                    legacy: true,
+                    new: true,
+                },
+            },
+        );
         let mut is_available = prepared.backends[decision.side].is_available();
         if !is_available {
             let available = snapshot.available(at);
-            decision = decide(rollout, &Ask { key, override_to, available });
+            decision = decide(
+                rollout,
+                &Ask {
+                    key,
+                    override_to,
+                    available,
+                },
+            );
             is_available = available[decision.side];
         }
         exchange.rollout = Some(at);
@@ -484,12 +608,21 @@ impl Gate {
             return Step::Forward;
         }
         // Nobody was asked, but the users of this side get nothing: that is the backend's failure.
-        exchange.failure = Some(Failure { blame: Blame::Backend, kind: FailureKind::Connect });
+        exchange.failure = Some(Failure {
+            blame: Blame::Backend,
+            kind: FailureKind::Connect,
+        });
         Step::Reply(Reply::NO_SERVER)
     }
 
     /// What maintenance does to a request that no tester sent; nothing if it passes.
-    fn closed(&self, exchange: &mut Exchange, at: Option<usize>, method: &Method, now: Mono) -> Option<Step> {
+    fn closed(
+        &self,
+        exchange: &mut Exchange,
+        at: Option<usize>,
+        method: &Method,
+        now: Mono,
+    ) -> Option<Step> {
         let mode = exchange.snapshot.split.restriction(at).mode;
         let treatment = mode.treats(is_safe(method));
         if treatment == Treatment::Pass {
@@ -510,8 +643,16 @@ impl Gate {
         exchange.held = Some(self.recorder.hold(exchange.slot()));
     }
 
-    /// A request is not parked any more: it is decided anew, on what is in force now and as if it had just come, or answered.
-    pub fn unparked(&self, mut exchange: Exchange, head: &impl Head, conn: &Conn, why: Unparked, now: Mono) -> (Exchange, Step) {
+    /// A request is not parked any more: it is decided anew, on what is in force now and as if it
+    /// had just come, or answered.
+    pub fn unparked(
+        &self,
+        mut exchange: Exchange,
+        head: &impl Head,
+        conn: &Conn,
+        why: Unparked,
+        now: Mono,
+    ) -> (Exchange, Step) {
         let held = exchange.held.take();
         let ended = |how: Halted| held.into_iter().for_each(|held| held.end(how));
         match why {
@@ -525,20 +666,27 @@ impl Gate {
             Unparked::NoPlace => self.recorder.halted(exchange.slot(), Halted::Refused),
             Unparked::Left => {
                 ended(Halted::Left);
-                exchange.failure = Some(Failure { blame: Blame::Client, kind: FailureKind::Reset });
+                exchange.failure = Some(Failure {
+                    blame: Blame::Client,
+                    kind: FailureKind::Reset,
+                });
             }
         }
         let reply = closed_reply(&exchange, now);
         (exchange, Step::Reply(reply))
     }
 
-    /// Who asks: the user, or without a key the client's address; and the network, since made-up ids are cheap and addresses are not.
+    /// Who asks: the user, or without a key the client's address; and the network, since made-up
+    /// ids are cheap and addresses are not.
     fn who(&self, key: UserKey<'_>, client: IpAddr) -> Who {
         let user = match key {
             UserKey::Known(key) => self.hasher.hash_one(key),
             UserKey::Random(_) | UserKey::None => self.hasher.hash_one(client),
         };
-        Who { user: user as u32, network: self.hasher.hash_one(forward::network_of(client)) as u32 }
+        Who {
+            user: user as u32,
+            network: self.hasher.hash_one(forward::network_of(client)) as u32,
+        }
     }
 
     /// All of the request has been sent: from now on the backend makes the client wait.
@@ -552,22 +700,44 @@ impl Gate {
     }
 
     /// Headers to the backend: forged ones out, ours in.
-    pub fn edits(&self, exchange: &Exchange, head: &impl Head, conn: &Conn, edits: &mut impl Edits) {
+    pub fn edits(
+        &self,
+        exchange: &Exchange,
+        head: &impl Head,
+        conn: &Conn,
+        edits: &mut impl Edits,
+    ) {
         if exchange.has_forged {
             edits.remove_all(forward::PREFIX);
         }
         if let (Some(at), Some(decision)) = (exchange.rollout, exchange.decision) {
             edits.set(&forward::BACKEND, Value::Word(exchange.side().name()));
-            edits.set(&forward::ROLLOUT, Value::Shared(&exchange.snapshot.prepared[at].id));
-            edits.set(&forward::REASON, Value::Word(exchange.moved.map_or(decision.reason.name(), Moved::name)));
+            edits.set(
+                &forward::ROLLOUT,
+                Value::Shared(&exchange.snapshot.prepared[at].id),
+            );
+            edits.set(
+                &forward::REASON,
+                Value::Word(exchange.moved.map_or(decision.reason.name(), Moved::name)),
+            );
             if let Some(bucket) = decision.bucket {
-                edits.set(&forward::BUCKET, Value::Text(itoa::Buffer::new().format(bucket.number()).as_bytes()));
+                edits.set(
+                    &forward::BUCKET,
+                    Value::Text(itoa::Buffer::new().format(bucket.number()).as_bytes()),
+                );
             }
         }
         let host = head.host_value();
-        let before = if conn.trusted { joined(head, &forward::FORWARDED_FOR) } else { None };
+        let before = if conn.trusted {
+            joined(head, &forward::FORWARDED_FOR)
+        } else {
+            None
+        };
         forward::set_forwarding(edits, conn, host, before.as_deref());
-        edits.set(&forward::REQUEST_ID, Value::Text(exchange.request_id.as_bytes()));
+        edits.set(
+            &forward::REQUEST_ID,
+            Value::Text(exchange.request_id.as_bytes()),
+        );
         if let Some(traceparent) = exchange.trace.header() {
             edits.set(&forward::TRACEPARENT, Value::Text(&traceparent));
         }
@@ -576,9 +746,18 @@ impl Gate {
         }
     }
 
-    /// The backend's first final answer, and what to do with it. Informational ones do not count. `says` is the value of [`Exchange::outcome_header`], `can_repeat` whether the whole request can be
-    /// sent once more.
-    pub fn answered(&self, exchange: &mut Exchange, status: u16, says: Option<&[u8]>, path: &str, can_repeat: bool, now: Mono) -> Answer {
+    /// The backend's first final answer, and what to do with it. Informational ones do not count.
+    /// `says` is the value of [`Exchange::outcome_header`], `can_repeat` whether the whole request
+    /// can be sent once more.
+    pub fn answered(
+        &self,
+        exchange: &mut Exchange,
+        status: u16,
+        says: Option<&[u8]>,
+        path: &str,
+        can_repeat: bool,
+        now: Mono,
+    ) -> Answer {
         if status < 200 && status != 101 {
             return Answer::Deliver;
         }
@@ -599,11 +778,24 @@ impl Gate {
             _ if !can_repeat => false,
             // The backend knows better than its status.
             _ if matches!(exchange.said, Some(Said::Success | Said::Ignore)) => false,
-            500.. => self.rescue(exchange, Failure { blame: Blame::Backend, kind: FailureKind::Status }, path, Sent::Repeatable, now),
+            500.. => self.rescue(
+                exchange,
+                Failure {
+                    blame: Blame::Backend,
+                    kind: FailureKind::Status,
+                },
+                path,
+                Sent::Repeatable,
+                now,
+            ),
             404 => self.fall_back(exchange, path, now),
             _ => false,
         };
-        if moves { Answer::AskOtherSide } else { Answer::Deliver }
+        if moves {
+            Answer::AskOtherSide
+        } else {
+            Answer::Deliver
+        }
     }
 
     /// An attempt at this server begins; what has been sent before is over.
@@ -621,18 +813,34 @@ impl Gate {
         }
     }
 
-    /// A request that failed on new before anything of the answer went out: whether legacy is asked now.
-    pub fn rescue(&self, exchange: &mut Exchange, failure: Failure, path: &str, sent: Sent, now: Mono) -> bool {
-        let (Some(at), true) = (exchange.rollout, failure.blame == Blame::Backend) else { return false };
-        if exchange.moved.is_some() || exchange.side() != Side::New || !exchange.evidence().counts() {
+    /// A request that failed on new before anything of the answer went out: whether legacy is asked
+    /// now.
+    pub fn rescue(
+        &self,
+        exchange: &mut Exchange,
+        failure: Failure,
+        path: &str,
+        sent: Sent,
+        now: Mono,
+    ) -> bool {
+        let (Some(at), true) = (exchange.rollout, failure.blame == Blame::Backend) else {
+            return false;
+        };
+        if exchange.moved.is_some() || exchange.side() != Side::New || !exchange.evidence().counts()
+        {
             return false;
         }
         let allowed = match exchange.snapshot.split.rollouts[at].rule.failover {
             Failover::Off => false,
             Failover::Connect => sent == Sent::Nothing,
-            Failover::Safe => sent == Sent::Nothing || (sent == Sent::Repeatable && is_safe(&exchange.method)),
+            Failover::Safe => {
+                sent == Sent::Nothing || (sent == Sent::Repeatable && is_safe(&exchange.method))
+            }
         };
-        if !allowed || !exchange.snapshot.prepared[at].backends[Side::Legacy].is_available() || !self.recorder.rescue(exchange.slot()).permit() {
+        if !allowed
+            || !exchange.snapshot.prepared[at].backends[Side::Legacy].is_available()
+            || !self.recorder.rescue(exchange.slot()).permit()
+        {
             return false;
         }
         exchange.failure = Some(failure);
@@ -640,12 +848,20 @@ impl Gate {
         true
     }
 
-    /// A file that is missing on one side may be there on the other: assets are named by the build that needs them.
+    /// A file that is missing on one side may be there on the other: assets are named by the build
+    /// that needs them.
     fn fall_back(&self, exchange: &mut Exchange, path: &str, now: Mono) -> bool {
-        let Some(at) = exchange.rollout.filter(|_| exchange.moved.is_none() && matches!(exchange.method, Method::GET | Method::HEAD)) else { return false };
+        let Some(at) = exchange.rollout.filter(|_| {
+            exchange.moved.is_none() && matches!(exchange.method, Method::GET | Method::HEAD)
+        }) else {
+            return false;
+        };
         let rule = &exchange.snapshot.split.rollouts[at].rule;
         // Empty for nearly everybody, and then the path is not even looked at.
-        if rule.fallback_on_404.is_empty() || !rule.falls_back(&normalised(path)) || !exchange.snapshot.prepared[at].backends[exchange.side().other()].is_available() {
+        if rule.fallback_on_404.is_empty()
+            || !rule.falls_back(&normalised(path))
+            || !exchange.snapshot.prepared[at].backends[exchange.side().other()].is_available()
+        {
             return false;
         }
         exchange.status = None;
@@ -653,10 +869,16 @@ impl Gate {
         true
     }
 
-    /// Ends the request on the side that was decided, as what it was there, and begins it on the other.
+    /// Ends the request on the side that was decided, as what it was there, and begins it on the
+    /// other.
     fn move_over(&self, exchange: &mut Exchange, moved: Moved, path: &str, now: Mono) {
         let latency_us = exchange.answered.unwrap_or(now).since(exchange.started);
-        let ending = Ending { outcome: outcome(exchange), status: None, latency_us: Some(cutover_core::time::micros(latency_us)), evidence: exchange.evidence() };
+        let ending = Ending {
+            outcome: outcome(exchange),
+            status: None,
+            latency_us: Some(cutover_core::time::micros(latency_us)),
+            evidence: exchange.evidence(),
+        };
         let in_flight = exchange.in_flight.take();
         match moved {
             // It is over on new, but whether it is new's failure is told by legacy.
@@ -665,24 +887,63 @@ impl Gate {
                 exchange.failed_on_new = Some(Box::new(ending));
             }
             Moved::Fallback => {
-                let origin = Origin { who: exchange.who, path, epoch: exchange.epoch(), at: now };
-                in_flight.into_iter().for_each(|in_flight| in_flight.end(&ending, &origin));
+                let origin = Origin {
+                    who: exchange.who,
+                    path,
+                    epoch: exchange.epoch(),
+                    at: now,
+                };
+                in_flight
+                    .into_iter()
+                    .for_each(|in_flight| in_flight.end(&ending, &origin));
             }
         }
         exchange.moved = Some(moved);
-        (exchange.answered, exchange.status, exchange.failure, exchange.said) = (None, None, None, None);
+        (
+            exchange.answered,
+            exchange.status,
+            exchange.failure,
+            exchange.said,
+        ) = (None, None, None, None);
         exchange.in_flight = Some(self.recorder.begin(exchange.slot(), exchange.side(), None));
         if let Some(at) = exchange.rollout {
-            exchange.backend = Arc::clone(&exchange.snapshot.prepared[at].backends[exchange.side()]);
+            exchange.backend =
+                Arc::clone(&exchange.snapshot.prepared[at].backends[exchange.side()]);
         }
     }
 
-    /// Legacy has said what it makes of a request that failed on new, or nobody will hear it. What fails on both is the request's own fault, or that of something both stand on.
-    fn judge_failover(&self, exchange: &mut Exchange, has_legacy_failed: bool, path: &str, now: Mono) {
-        let Some(ending) = exchange.failed_on_new.take() else { return };
-        let evidence = if has_legacy_failed { Evidence::None } else { ending.evidence };
-        let origin = Origin { who: exchange.who, path, epoch: exchange.epoch(), at: now };
-        self.recorder.record(exchange.slot(), Side::New, &Ending { evidence, ..*ending }, &origin);
+    /// Legacy has said what it makes of a request that failed on new, or nobody will hear it. What
+    /// fails on both is the request's own fault, or that of something both stand on.
+    fn judge_failover(
+        &self,
+        exchange: &mut Exchange,
+        has_legacy_failed: bool,
+        path: &str,
+        now: Mono,
+    ) {
+        let Some(ending) = exchange.failed_on_new.take() else {
+            return;
+        };
+        let evidence = if has_legacy_failed {
+            Evidence::None
+        } else {
+            ending.evidence
+        };
+        let origin = Origin {
+            who: exchange.who,
+            path,
+            epoch: exchange.epoch(),
+            at: now,
+        };
+        self.recorder.record(
+            exchange.slot(),
+            Side::New,
+            &Ending {
+                evidence,
+                ..*ending
+            },
+            &origin,
+        );
     }
 
     /// Headers to the client.
@@ -692,12 +953,19 @@ impl Gate {
         }
         if let Some(cookie) = &exchange.set_cookie {
             edits.append(&forward::SET_COOKIE, Value::Shared(cookie));
-            // A cache that everybody shares would hand the cookie, and with it the user, to others (RFC 9111, section 7.3).
+            // A cache that everybody shares would hand the cookie, and with it the user, to others
+            // (RFC 9111, section 7.3).
             edits.append(&forward::CACHE_CONTROL, Value::Word("private"));
         }
-        if let (true, Some(at)) = (exchange.snapshot.common.settings.routing.expose_decision, exchange.rollout) {
+        if let (true, Some(at)) = (
+            exchange.snapshot.common.settings.routing.expose_decision,
+            exchange.rollout,
+        ) {
             edits.set(&forward::BACKEND, Value::Word(exchange.side().name()));
-            edits.set(&forward::ROLLOUT, Value::Shared(&exchange.snapshot.prepared[at].id));
+            edits.set(
+                &forward::ROLLOUT,
+                Value::Shared(&exchange.snapshot.prepared[at].id),
+            );
         }
     }
 
@@ -708,21 +976,32 @@ impl Gate {
         }
     }
 
-    /// What a gRPC backend says of a call whose answer began with 200, in the header or the trailer.
+    /// What a gRPC backend says of a call whose answer began with 200, in the header or the
+    /// trailer.
     pub fn grpc_status(&self, exchange: &mut Exchange, code: &[u8]) {
         match code {
             b"0" => {}
-            // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what a server causes.
+            // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what a
+            // server causes.
             b"2" | b"4" | b"12" | b"13" | b"14" | b"15" => {
-                exchange.failure.get_or_insert(Failure { blame: Blame::Backend, kind: FailureKind::Status });
+                exchange.failure.get_or_insert(Failure {
+                    blame: Blame::Backend,
+                    kind: FailureKind::Status,
+                });
             }
             // The others are the caller's, as 4xx are.
             _ => exchange.status = Some(400),
         }
     }
 
-    /// Remembers a failure and says what the client gets, if it can still be told. `refusal` is the answer if the body of the request itself is at fault.
-    pub fn failed(&self, exchange: &mut Exchange, failure: Failure, refusal: Option<Reply>) -> Reply {
+    /// Remembers a failure and says what the client gets, if it can still be told. `refusal` is the
+    /// answer if the body of the request itself is at fault.
+    pub fn failed(
+        &self,
+        exchange: &mut Exchange,
+        failure: Failure,
+        refusal: Option<Reply>,
+    ) -> Reply {
         exchange.failure = Some(failure);
         if let Some(reply) = refusal {
             refuse(exchange, reply);
@@ -731,7 +1010,11 @@ impl Gate {
         match failure.blame {
             Blame::Backend => match failure.kind {
                 FailureKind::Timeout => Reply::TIMEOUT,
-                FailureKind::Connect | FailureKind::Reset | FailureKind::Status | FailureKind::Truncated | FailureKind::Protocol => Reply::BAD_GATEWAY,
+                FailureKind::Connect
+                | FailureKind::Reset
+                | FailureKind::Status
+                | FailureKind::Truncated
+                | FailureKind::Protocol => Reply::BAD_GATEWAY,
             },
             Blame::Client if failure.kind == FailureKind::Timeout => Reply::CLIENT_TIMEOUT,
             Blame::Client => Reply::BAD_REQUEST,
@@ -744,24 +1027,58 @@ impl Gate {
         &self.refusals
     }
 
-    /// Counts a request that was refused before it could be decided on, and writes its line. `end` says what the client got; `began` is when the request began.
-    pub fn refused(&self, sketch: Sketch, conn: &Conn, reply: &Reply, end: End, began: Mono, now: Mono) {
+    /// Counts a request that was refused before it could be decided on, and writes its line. `end`
+    /// says what the client got; `began` is when the request began.
+    pub fn refused(
+        &self,
+        sketch: Sketch,
+        conn: &Conn,
+        reply: &Reply,
+        end: End,
+        began: Mono,
+        now: Mono,
+    ) {
         if let Some(why) = reply.refusal {
             self.refusals.add(why);
         }
         let snapshot = self.published.load();
         let Sketch { method, path } = sketch;
         let who = self.who(UserKey::None, conn.peer);
-        let ending = Ending { outcome: Outcome::Ignored, status: end.status, latency_us: None, evidence: Evidence::None };
-        self.recorder.record(UNMATCHED, Side::Legacy, &ending, &Origin { who, path: &path, epoch: 0, at: now });
+        let ending = Ending {
+            outcome: Outcome::Ignored,
+            status: end.status,
+            latency_us: None,
+            evidence: Evidence::None,
+        };
+        self.recorder.record(
+            UNMATCHED,
+            Side::Legacy,
+            &ending,
+            &Origin {
+                who,
+                path: &path,
+                epoch: 0,
+                at: now,
+            },
+        );
         let log = &snapshot.common.settings.log;
         if !self.access_log.is_on(log.access) {
             return;
         }
         let trace = Trace::of(&Fields::default(), false, None);
         let (request_id, total) = (RequestId::new(&trace), now.since(began));
-        let ended =
-            Ended { at: crate::clock::wall(), total, method, path, status: end.status, rollout: None, decision: None, moved: None, outcome: Outcome::Ignored, client: conn.peer };
+        let ended = Ended {
+            at: crate::clock::wall(),
+            total,
+            method,
+            path,
+            status: end.status,
+            rollout: None,
+            decision: None,
+            moved: None,
+            outcome: Outcome::Ignored,
+            client: conn.peer,
+        };
         self.access_log.write(Line {
             ended,
             server: end.server,
@@ -780,7 +1097,8 @@ impl Gate {
         });
     }
 
-    /// Ends a request: its outcome, its counters, its line. The clock is read only where somebody wants to know.
+    /// Ends a request: its outcome, its counters, its line. The clock is read only where somebody
+    /// wants to know.
     pub fn done(&self, mut exchange: Exchange, path: &str, end: End, clock: impl Fn() -> Mono) {
         let outcome = outcome(&exchange);
         if let Some(why) = exchange.refused.as_ref().and_then(|reply| reply.refusal) {
@@ -788,7 +1106,11 @@ impl Gate {
         }
         let latency_us = match outcome {
             Outcome::Failure(FailureKind::Timeout) => Some(clock().since(exchange.started)),
-            Outcome::Success | Outcome::ClientError | Outcome::Failure(_) | Outcome::Aborted | Outcome::Ignored => exchange.answered.map(|at| at.since(exchange.started)),
+            Outcome::Success
+            | Outcome::ClientError
+            | Outcome::Failure(_)
+            | Outcome::Aborted
+            | Outcome::Ignored => exchange.answered.map(|at| at.since(exchange.started)),
         };
         let evidence = exchange.evidence();
         if exchange.failed_on_new.is_some() {
@@ -797,26 +1119,52 @@ impl Gate {
         }
         if exchange.moved == Some(Moved::Failover) {
             let saved = !matches!(outcome, Outcome::Failure(_));
-            self.recorder.rescue(exchange.slot()).count(if saved { Saving::Saved } else { Saving::Failed });
+            self.recorder.rescue(exchange.slot()).count(if saved {
+                Saving::Saved
+            } else {
+                Saving::Failed
+            });
         }
-        let ending = Ending { outcome, status: end.status, latency_us: latency_us.map(cutover_core::time::micros), evidence };
-        // Without a latency there was no answer, so the end is now; else it is known without asking the clock.
+        let ending = Ending {
+            outcome,
+            status: end.status,
+            latency_us: latency_us.map(cutover_core::time::micros),
+            evidence,
+        };
+        // Without a latency there was no answer, so the end is now; else it is known without asking
+        // the clock.
         let at = latency_us.map_or_else(&clock, |latency| exchange.started.forward(latency));
-        let origin = Origin { who: exchange.who, path, epoch: exchange.epoch(), at };
+        let origin = Origin {
+            who: exchange.who,
+            path,
+            epoch: exchange.epoch(),
+            at,
+        };
         match exchange.in_flight.take() {
             Some(in_flight) => in_flight.end(&ending, &origin),
             // What maintenance answered was no request of any backend.
             None if exchange.maintenance != Maintenance::Off => {}
-            None => self.recorder.record(exchange.slot(), exchange.side(), &ending, &origin),
+            None => self
+                .recorder
+                .record(exchange.slot(), exchange.side(), &ending, &origin),
         }
         self.tell(exchange, path, end, outcome, clock);
     }
 
     /// What is written and exported about a request that has ended.
-    fn tell(&self, exchange: Exchange, path: &str, end: End, outcome: Outcome, clock: impl Fn() -> Mono) {
+    fn tell(
+        &self,
+        exchange: Exchange,
+        path: &str,
+        end: End,
+        outcome: Outcome,
+        clock: impl Fn() -> Mono,
+    ) {
         let log = &exchange.snapshot.common.settings.log;
         let is_unusual = exchange.moved.is_some() || !exchange.parked.is_zero();
-        let has_line = self.access_log.is_on(log.access) && (exchange.refused.is_some() || self.access_log.wants(log, outcome, end.status, is_unusual));
+        let has_line = self.access_log.is_on(log.access)
+            && (exchange.refused.is_some()
+                || self.access_log.wants(log, outcome, end.status, is_unusual));
         if !has_line && exchange.trace.spans.is_none() {
             return;
         }
@@ -827,18 +1175,35 @@ impl Gate {
             method: exchange.method,
             path: path.into(),
             status: end.status,
-            rollout: exchange.rollout.map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id)),
+            rollout: exchange
+                .rollout
+                .map(|at| Arc::clone(&exchange.snapshot.split.rollouts[at].rule.id)),
             decision: exchange.decision,
             moved: exchange.moved.map(Moved::name),
             outcome,
             client: exchange.client,
         };
-        let Trace { id: trace, parent, spans, .. } = exchange.trace;
+        let Trace {
+            id: trace,
+            parent,
+            spans,
+            ..
+        } = exchange.trace;
         let span = spans.as_ref().map(|spans| spans.id).or(parent);
         if let Some(mut spans) = spans {
-            let failure = if let Outcome::Failure(kind) = outcome { Some(kind) } else { None };
+            let failure = if let Outcome::Failure(kind) = outcome {
+                Some(kind)
+            } else {
+                None
+            };
             spans.ended(failure, now);
-            self.traces.send(Finished { trace, parent, spans, ended: ended.clone(), ended_mono: now });
+            self.traces.send(Finished {
+                trace,
+                parent,
+                spans,
+                ended: ended.clone(),
+                ended_mono: now,
+            });
         }
         if has_line {
             self.access_log.write(Line {
@@ -867,21 +1232,51 @@ fn refuse(exchange: &mut Exchange, reply: Reply) -> Step {
     Step::Reply(reply)
 }
 
-/// What a request says about its backend. A failure after the answer began is one all the same: the body was cut.
+/// What a request says about its backend. A failure after the answer began is one all the same: the
+/// body was cut.
 fn outcome(exchange: &Exchange) -> Outcome {
-    let is_of_backend = matches!(exchange.failure, Some(Failure { blame: Blame::Backend, .. }));
-    match exchange.said.filter(|_| !is_of_backend && exchange.status.is_some()) {
+    let is_of_backend = matches!(
+        exchange.failure,
+        Some(Failure {
+            blame: Blame::Backend,
+            ..
+        })
+    );
+    match exchange
+        .said
+        .filter(|_| !is_of_backend && exchange.status.is_some())
+    {
         Some(Said::Failure) => return Outcome::Failure(FailureKind::Status),
         Some(Said::Ignore) => return Outcome::Ignored,
         Some(Said::Success) if exchange.failure.is_none() => return Outcome::Success,
         Some(Said::Success) | None => {}
     }
     match (exchange.failure, exchange.status) {
-        (Some(Failure { blame: Blame::Backend, kind }), _) => Outcome::Failure(kind),
-        // A client that hangs up on a backend that had answered 5xx already does not make that answer good.
+        (
+            Some(Failure {
+                blame: Blame::Backend,
+                kind,
+            }),
+            _,
+        ) => Outcome::Failure(kind),
+        // A client that hangs up on a backend that had answered 5xx already does not make that
+        // answer good.
         (_, Some(500..)) => Outcome::Failure(FailureKind::Status),
-        (Some(Failure { blame: Blame::Client, .. }), _) => Outcome::Aborted,
-        (Some(Failure { blame: Blame::Proxy, .. }), _) | (None, None) => Outcome::Ignored,
+        (
+            Some(Failure {
+                blame: Blame::Client,
+                ..
+            }),
+            _,
+        ) => Outcome::Aborted,
+        (
+            Some(Failure {
+                blame: Blame::Proxy,
+                ..
+            }),
+            _,
+        )
+        | (None, None) => Outcome::Ignored,
         (None, Some(400..=499)) => Outcome::ClientError,
         (None, Some(_)) => Outcome::Success,
     }
@@ -889,11 +1284,23 @@ fn outcome(exchange: &Exchange) -> Outcome {
 
 /// What a client gets that comes while it is closed: when to ask again is the end, if there is one.
 fn closed_reply(exchange: &Exchange, now: Mono) -> Reply {
-    let remaining = exchange.snapshot.split.restriction(exchange.rollout).remaining(now);
-    let retry_after = remaining.map_or(RETRY_AFTER, |remaining| u32::try_from(remaining.as_micros().div_ceil(1_000_000)).unwrap_or(u32::MAX).max(1));
+    let remaining = exchange
+        .snapshot
+        .split
+        .restriction(exchange.rollout)
+        .remaining(now);
+    let retry_after = remaining.map_or(RETRY_AFTER, |remaining| {
+        u32::try_from(remaining.as_micros().div_ceil(1_000_000))
+            .unwrap_or(u32::MAX)
+            .max(1)
+    });
     let message = match exchange.maintenance {
-        Maintenance::ReadOnly => "this service is read-only for maintenance, please try again later",
-        Maintenance::Off | Maintenance::Hold | Maintenance::Full => "this service is closed for maintenance, please try again later",
+        Maintenance::ReadOnly => {
+            "this service is read-only for maintenance, please try again later"
+        }
+        Maintenance::Off | Maintenance::Hold | Maintenance::Full => {
+            "this service is closed for maintenance, please try again later"
+        }
     };
     Reply::maintenance(message, retry_after)
 }
@@ -930,12 +1337,22 @@ fn override_of(header: Option<&[u8]>, token_sha256: Option<&[u8; 32]>) -> Option
     bool::from(digest.ct_eq(expected)).then_some(side)
 }
 
-/// The path that rules are matched on: percent-decoded, without empty and dot segments. The bytes forwarded are the client's own.
+/// The path that rules are matched on: percent-decoded, without empty and dot segments. The bytes
+/// forwarded are the client's own.
 pub fn normalised(path: &str) -> Cow<'_, str> {
     let bytes = path.as_bytes();
-    let odd = |(&byte, &next): (&u8, &u8)| u8::from(byte == b'%') | (u8::from(byte == b'/') & (u8::from(next == b'/') | u8::from(next == b'.')));
+    let odd = |(&byte, &next): (&u8, &u8)| {
+        u8::from(byte == b'%')
+            | (u8::from(byte == b'/') & (u8::from(next == b'/') | u8::from(next == b'.')))
+    };
     // A percent sign at the end escapes nothing.
-    if bytes.iter().zip(bytes.get(1..).unwrap_or_default()).map(odd).fold(0, |any, odd| any | odd) == 0 {
+    if bytes
+        .iter()
+        .zip(bytes.get(1..).unwrap_or_default())
+        .map(odd)
+        .fold(0, |any, odd| any | odd)
+        == 0
+    {
         return Cow::Borrowed(path);
     }
     let decoded = identity::decode(path, false);
@@ -967,7 +1384,11 @@ pub enum RequestId {
 impl RequestId {
     /// 128 random bits in hex: the id of the trace where it begins here, so that one id finds both.
     fn new(trace: &Trace) -> Self {
-        Self::Ours(hex_digits(if trace.parent.is_none() { trace.id } else { rand::rng().random() }))
+        Self::Ours(hex_digits(if trace.parent.is_none() {
+            trace.id
+        } else {
+            rand::rng().random()
+        }))
     }
 
     /// Its text.
@@ -981,12 +1402,19 @@ impl RequestId {
 
 /// Whether the client came over TLS, as far as we or a trusted proxy know.
 fn is_secure(head: &impl Head, conn: &Conn) -> bool {
-    conn.tls || (conn.trusted && head.first(&forward::FORWARDED_PROTO).is_some_and(|proto| proto.eq_ignore_ascii_case(b"https")))
+    conn.tls
+        || (conn.trusted
+            && head
+                .first(&forward::FORWARDED_PROTO)
+                .is_some_and(|proto| proto.eq_ignore_ascii_case(b"https")))
 }
 
 fn set_cookie(id: &str, secure: bool) -> Option<HeaderValue> {
     let secure = if secure { "; Secure" } else { "" };
-    HeaderValue::from_str(&format!("{MINTED_COOKIE}={id}; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000{secure}")).ok()
+    HeaderValue::from_str(&format!(
+        "{MINTED_COOKIE}={id}; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000{secure}"
+    ))
+    .ok()
 }
 
 #[cfg(test)]
@@ -1007,8 +1435,17 @@ pub(crate) mod tests {
 
     impl TestHead {
         pub(crate) fn get(target: &str) -> Self {
-            let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query.to_owned())));
-            Self { method: Method::GET, path: path.to_owned(), query, headers: Vec::new() }
+            let (path, query) = target
+                .split_once('?')
+                .map_or((target, None), |(path, query)| {
+                    (path, Some(query.to_owned()))
+                });
+            Self {
+                method: Method::GET,
+                path: path.to_owned(),
+                query,
+                headers: Vec::new(),
+            }
         }
 
         fn method(mut self, method: Method) -> Self {
@@ -1017,7 +1454,10 @@ pub(crate) mod tests {
         }
 
         pub(crate) fn with(mut self, name: &str, value: &str) -> Self {
-            self.headers.push((HeaderName::from_bytes(name.as_bytes()).expect("a header name"), value.as_bytes().to_vec()));
+            self.headers.push((
+                HeaderName::from_bytes(name.as_bytes()).expect("a header name"),
+                value.as_bytes().to_vec(),
+            ));
             self
         }
     }
@@ -1036,16 +1476,27 @@ pub(crate) mod tests {
             true
         }
         fn size(&self) -> usize {
-            self.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum()
+            self.headers
+                .iter()
+                .map(|(name, value)| name.as_str().len() + value.len() + 4)
+                .sum()
         }
         fn first(&self, name: &HeaderName) -> Option<&[u8]> {
-            self.headers.iter().find(|(found, _)| found == name).map(|(_, value)| value.as_slice())
+            self.headers
+                .iter()
+                .find(|(found, _)| found == name)
+                .map(|(_, value)| value.as_slice())
         }
         fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
-            self.headers.iter().filter(|(is, _)| is == name).for_each(|(_, value)| found(value));
+            self.headers
+                .iter()
+                .filter(|(is, _)| is == name)
+                .for_each(|(_, value)| found(value));
         }
         fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
-            self.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value));
+            self.headers
+                .iter()
+                .for_each(|(name, value)| found(name.as_str().as_bytes(), value));
         }
     }
 
@@ -1064,7 +1515,8 @@ pub(crate) mod tests {
             self.first(name).is_some()
         }
         fn remove_all(&mut self, prefix: &str) {
-            self.headers.retain(|(name, _)| !name.as_str().starts_with(prefix));
+            self.headers
+                .retain(|(name, _)| !name.as_str().starts_with(prefix));
         }
     }
 
@@ -1116,26 +1568,73 @@ pub(crate) mod tests {
 
     impl World {
         pub(crate) fn new() -> Self {
-            let settings = cutover_config::parse("test.toml", FILE, &NoFiles).unwrap_or_else(|problems| panic!("{problems}"));
+            let settings = cutover_config::parse("test.toml", FILE, &NoFiles)
+                .unwrap_or_else(|problems| panic!("{problems}"));
             let mut plane = ControlPlane::new(Restored::Fresh);
-            plane.on(Event::Settings { rollouts: settings.rollouts.clone(), actor: Actor::file(), reason: String::new() }, Default::default()).expect("settings are no command");
+            plane
+                .on(
+                    Event::Settings {
+                        rollouts: settings.rollouts.clone(),
+                        actor: Actor::file(),
+                        reason: String::new(),
+                    },
+                    Default::default(),
+                )
+                .expect("settings are no command");
             let common = Arc::new(crate::published::Common::new(settings, None));
-            let published = Arc::new(Published::new(Snapshot::new(plane.split(), Arc::clone(&common), None)));
-            Self { plane, common, published }
+            let published = Arc::new(Published::new(Snapshot::new(
+                plane.split(),
+                Arc::clone(&common),
+                None,
+            )));
+            Self {
+                plane,
+                common,
+                published,
+            }
         }
 
         /// Puts a mode of maintenance in force at the time zero.
-        pub(crate) fn maintain(&mut self, rollout: Option<&str>, mode: Maintenance, lasts: Option<Duration>) {
-            let event = Event::Maintenance { rollout, mode, lasts, actor: Actor::file(), reason: "CHG-7".to_owned() };
-            self.plane.on(event, Default::default()).expect("the rollout is there");
-            self.published.swap(Snapshot::new(self.plane.split(), Arc::clone(&self.common), None));
+        pub(crate) fn maintain(
+            &mut self,
+            rollout: Option<&str>,
+            mode: Maintenance,
+            lasts: Option<Duration>,
+        ) {
+            let event = Event::Maintenance {
+                rollout,
+                mode,
+                lasts,
+                actor: Actor::file(),
+                reason: "CHG-7".to_owned(),
+            };
+            self.plane
+                .on(event, Default::default())
+                .expect("the rollout is there");
+            self.published.swap(Snapshot::new(
+                self.plane.split(),
+                Arc::clone(&self.common),
+                None,
+            ));
         }
 
         pub(crate) fn gate(&self) -> (Gate, Reader) {
             let listen = &self.common.settings.listen;
-            let limits = Limits { max_header_bytes: listen.max_header_bytes, max_body: listen.max_body };
+            let limits = Limits {
+                max_header_bytes: listen.max_header_bytes,
+                max_body: listen.max_body,
+            };
             let (recorder, reader) = recorder();
-            (Gate::new(Arc::clone(&self.published), recorder, AccessLog::off(), Traces::default(), limits), reader)
+            (
+                Gate::new(
+                    Arc::clone(&self.published),
+                    recorder,
+                    AccessLog::off(),
+                    Traces::default(),
+                    limits,
+                ),
+                reader,
+            )
         }
     }
 
@@ -1167,25 +1666,40 @@ pub(crate) mod tests {
     #[test]
     fn a_user_goes_to_the_side_of_the_bucket_and_the_backend_is_told() {
         let (gate, _) = gate();
-        let head = head("/checkout/1").with("x-user-id", "user-1").with("x-cutover-backend", "forged").with("x-cutover-override", "new wrong").with("x-forwarded-for", "6.6.6.6");
+        let head = head("/checkout/1")
+            .with("x-user-id", "user-1")
+            .with("x-cutover-backend", "forged")
+            .with("x-cutover-override", "new wrong")
+            .with("x-forwarded-for", "6.6.6.6");
         let (exchange, step) = gate.request(&head, &conn(), Mono::default());
         assert_eq!(step, Step::Forward);
         let bucket = cutover_core::Salt::new("checkout").bucket(b"user-1");
         let decision = exchange.decision.expect("a rollout matched");
         assert_eq!(decision.bucket, Some(bucket));
-        let side = if bucket.number() < 50_000 { Side::New } else { Side::Legacy };
+        let side = if bucket.number() < 50_000 {
+            Side::New
+        } else {
+            Side::Legacy
+        };
         assert_eq!((decision.side, decision.reason), (side, Reason::Bucket));
         let mut edited = TestHead::get("/");
         edited.headers.clone_from(&head.headers);
         gate.edits(&exchange, &head, &conn(), &mut edited);
-        let value = |name: &str| edited.first(&HeaderName::from_bytes(name.as_bytes()).expect("a name")).map(|value| String::from_utf8_lossy(value).into_owned());
+        let value = |name: &str| {
+            edited
+                .first(&HeaderName::from_bytes(name.as_bytes()).expect("a name"))
+                .map(|value| String::from_utf8_lossy(value).into_owned())
+        };
         assert_eq!(value("x-cutover-backend").as_deref(), Some(side.name()));
         assert_eq!(value("x-cutover-rollout").as_deref(), Some("checkout"));
         assert_eq!(value("x-cutover-bucket"), Some(bucket.to_string()));
         assert_eq!(value("x-cutover-reason").as_deref(), Some("bucket"));
         assert_eq!(value("x-cutover-override"), None);
         assert_eq!(value("x-forwarded-for").as_deref(), Some("192.0.2.7"));
-        assert_eq!(value("x-forwarded-host").as_deref(), Some("shop.example:8080"));
+        assert_eq!(
+            value("x-forwarded-host").as_deref(),
+            Some("shop.example:8080")
+        );
         assert_eq!(value("x-request-id").map(|id| id.len()), Some(32));
         assert_eq!(value("traceparent").map(|id| id.len()), Some(55));
     }
@@ -1193,45 +1707,119 @@ pub(crate) mod tests {
     #[test]
     fn forged_headers_do_not_arrive_even_where_no_rollout_matches() {
         let (gate, _) = gate();
-        let head = head("/").with("x-cutover-bucket", "1").with("x-cutover-reason", "override");
+        let head = head("/")
+            .with("x-cutover-bucket", "1")
+            .with("x-cutover-reason", "override");
         let (exchange, step) = gate.request(&head, &conn(), Mono::default());
         assert_eq!((step, exchange.decision), (Step::Forward, None));
         let mut edited = TestHead::get("/");
         edited.headers.clone_from(&head.headers);
         gate.edits(&exchange, &head, &conn(), &mut edited);
-        assert!(!edited.headers.iter().any(|(name, _)| name.as_str().starts_with("x-cutover-")));
+        assert!(
+            !edited
+                .headers
+                .iter()
+                .any(|(name, _)| name.as_str().starts_with("x-cutover-"))
+        );
     }
 
     #[test]
     fn a_tester_with_the_right_token_chooses_the_side() {
         let (gate, _) = gate();
         for side in Side::BOTH {
-            let right = head("/checkout").with("x-user-id", "u").with("x-cutover-override", &format!("{side} sesame"));
-            assert_eq!((decision(&gate, &right).side, decision(&gate, &right).reason), (side, Reason::Override));
+            let right = head("/checkout")
+                .with("x-user-id", "u")
+                .with("x-cutover-override", &format!("{side} sesame"));
+            assert_eq!(
+                (decision(&gate, &right).side, decision(&gate, &right).reason),
+                (side, Reason::Override)
+            );
         }
         for wrong in ["new wrong", "new", "sesame", "both sesame", "new sesame2"] {
-            assert_eq!(decision(&gate, &head("/checkout").with("x-user-id", "u").with("x-cutover-override", wrong)).reason, Reason::Bucket, "{wrong}");
+            assert_eq!(
+                decision(
+                    &gate,
+                    &head("/checkout")
+                        .with("x-user-id", "u")
+                        .with("x-cutover-override", wrong)
+                )
+                .reason,
+                Reason::Bucket,
+                "{wrong}"
+            );
         }
     }
 
     #[test]
     fn what_cannot_be_told_apart_is_refused() {
         let (gate, _) = gate();
-        assert_eq!(refused(&gate, &head("/checkout").with("x-user-id", "a").with("x-user-id", "b")), 400);
-        assert_eq!(refused(&gate, &head("/checkout").with("x-user-id", "a").with("connection", "close, X-User-ID")), 400);
-        assert_eq!(refused(&gate, &TestHead::get("/checkout").with("x-user-id", "a")), 400);
-        assert_eq!(refused(&gate, &head("/checkout").with("x-user-id", "a").with("content-length", "1025")), 413);
-        assert_eq!(refused(&gate, &head("/checkout").with("x-padding", &"p".repeat(1024))), 431);
+        assert_eq!(
+            refused(
+                &gate,
+                &head("/checkout")
+                    .with("x-user-id", "a")
+                    .with("x-user-id", "b")
+            ),
+            400
+        );
+        assert_eq!(
+            refused(
+                &gate,
+                &head("/checkout")
+                    .with("x-user-id", "a")
+                    .with("connection", "close, X-User-ID")
+            ),
+            400
+        );
+        assert_eq!(
+            refused(&gate, &TestHead::get("/checkout").with("x-user-id", "a")),
+            400
+        );
+        assert_eq!(
+            refused(
+                &gate,
+                &head("/checkout")
+                    .with("x-user-id", "a")
+                    .with("content-length", "1025")
+            ),
+            413
+        );
+        assert_eq!(
+            refused(
+                &gate,
+                &head("/checkout").with("x-padding", &"p".repeat(1024))
+            ),
+            431
+        );
     }
 
     #[test]
     fn a_rule_matches_the_path_that_the_backend_will_understand() {
         let (gate, _) = gate();
-        for path in ["/checkout", "/checkout/1", "//checkout", "/%63heckout", "/x/../checkout", "/./checkout/"] {
-            assert!(gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default()).0.rollout.is_some(), "{path}");
+        for path in [
+            "/checkout",
+            "/checkout/1",
+            "//checkout",
+            "/%63heckout",
+            "/x/../checkout",
+            "/./checkout/",
+        ] {
+            assert!(
+                gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default())
+                    .0
+                    .rollout
+                    .is_some(),
+                "{path}"
+            );
         }
         for path in ["/checkouts", "/checkout/../other", "/", "/other%2fcheckout"] {
-            assert!(gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default()).0.rollout.is_none(), "{path}");
+            assert!(
+                gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default())
+                    .0
+                    .rollout
+                    .is_none(),
+                "{path}"
+            );
         }
     }
 
@@ -1241,10 +1829,19 @@ pub(crate) mod tests {
         let (exchange, _) = gate.request(&head("/mint"), &conn(), Mono::default());
         let cookie = exchange.set_cookie.clone().expect("a cookie is minted");
         let cookie = cookie.to_str().expect("ASCII");
-        assert!(cookie.ends_with("; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000"), "{cookie}");
+        assert!(
+            cookie.ends_with("; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000"),
+            "{cookie}"
+        );
         let first = exchange.decision.expect("decided");
         assert_eq!((first.side, first.reason), (Side::New, Reason::Bucket));
-        let again = gate.request(&head("/mint").with("cookie", cookie.split(';').next().expect("a pair")), &conn(), Mono::default()).0;
+        let again = gate
+            .request(
+                &head("/mint").with("cookie", cookie.split(';').next().expect("a pair")),
+                &conn(),
+                Mono::default(),
+            )
+            .0;
         assert_eq!(again.decision, Some(first));
         assert_eq!(again.set_cookie, None);
         let mut response = TestHead::get("/");
@@ -1261,35 +1858,91 @@ pub(crate) mod tests {
             (Some(200), None, Outcome::Success),
             (Some(404), None, Outcome::ClientError),
             (Some(503), None, Outcome::Failure(FailureKind::Status)),
-            (Some(503), failure(Blame::Client, FailureKind::Reset), Outcome::Failure(FailureKind::Status)),
-            (Some(200), failure(Blame::Client, FailureKind::Reset), Outcome::Aborted),
-            (None, failure(Blame::Client, FailureKind::Reset), Outcome::Aborted),
-            (None, failure(Blame::Proxy, FailureKind::Protocol), Outcome::Ignored),
-            (Some(200), failure(Blame::Backend, FailureKind::Truncated), Outcome::Failure(FailureKind::Truncated)),
-            (None, failure(Blame::Backend, FailureKind::Timeout), Outcome::Failure(FailureKind::Timeout)),
+            (
+                Some(503),
+                failure(Blame::Client, FailureKind::Reset),
+                Outcome::Failure(FailureKind::Status),
+            ),
+            (
+                Some(200),
+                failure(Blame::Client, FailureKind::Reset),
+                Outcome::Aborted,
+            ),
+            (
+                None,
+                failure(Blame::Client, FailureKind::Reset),
+                Outcome::Aborted,
+            ),
+            (
+                None,
+                failure(Blame::Proxy, FailureKind::Protocol),
+                Outcome::Ignored,
+            ),
+            (
+                Some(200),
+                failure(Blame::Backend, FailureKind::Truncated),
+                Outcome::Failure(FailureKind::Truncated),
+            ),
+            (
+                None,
+                failure(Blame::Backend, FailureKind::Timeout),
+                Outcome::Failure(FailureKind::Timeout),
+            ),
             (None, None, Outcome::Ignored),
         ] {
             let head = head("/checkout").with("x-user-id", "u");
             let (mut exchange, _) = gate.request(&head, &conn(), Mono::default());
             if let Some(status) = status {
                 gate.answered(&mut exchange, 103, None, "/", false, Mono::from_micros(1));
-                gate.answered(&mut exchange, status, None, "/", false, Mono::from_micros(5_000));
+                gate.answered(
+                    &mut exchange,
+                    status,
+                    None,
+                    "/",
+                    false,
+                    Mono::from_micros(5_000),
+                );
             }
             if let Some(failure) = failure {
                 gate.failed(&mut exchange, failure, None);
             }
             assert_eq!(outcome(&exchange), expected, "{status:?} {failure:?}");
-            gate.done(exchange, "/", End { status, ..End::default() }, || Mono::from_micros(9_000));
+            gate.done(
+                exchange,
+                "/",
+                End {
+                    status,
+                    ..End::default()
+                },
+                || Mono::from_micros(9_000),
+            );
         }
         reader.read();
         let slot = reader.slot(crate::recorder::slot_of(0)).expect("traffic");
-        let side = Side::BOTH.into_iter().find(|&side| slot.totals[side].counts.requests > 0).expect("one side has it all");
+        let side = Side::BOTH
+            .into_iter()
+            .find(|&side| slot.totals[side].counts.requests > 0)
+            .expect("one side has it all");
         let totals = &slot.totals[side];
-        assert_eq!((totals.counts.requests, totals.counts.failed(), totals.counts.client_errors, totals.counts.aborts), (6, 4, 1, 2));
+        assert_eq!(
+            (
+                totals.counts.requests,
+                totals.counts.failed(),
+                totals.counts.client_errors,
+                totals.counts.aborts
+            ),
+            (6, 4, 1, 2)
+        );
         // Five answers at 5 ms, the truncated one among them, and a timeout after 9 ms.
-        assert_eq!((totals.latencies.total(), totals.counts.latency_sum_us), (6, 34_000));
+        assert_eq!(
+            (totals.latencies.total(), totals.counts.latency_sum_us),
+            (6, 34_000)
+        );
         assert_eq!(reader.in_flight(), 0);
-        assert_eq!(Duration::from_micros(totals.counts.latency_sum_us), Duration::from_millis(34));
+        assert_eq!(
+            Duration::from_micros(totals.counts.latency_sum_us),
+            Duration::from_millis(34)
+        );
     }
     fn answered(gate: &Gate, head: &TestHead, now: Mono) -> Option<Reply> {
         let (exchange, step) = gate.request(head, &conn(), now);
@@ -1297,7 +1950,15 @@ pub(crate) mod tests {
             Step::Forward => None,
             Step::Reply(reply) | Step::Hold(reply) => Some(reply),
         };
-        gate.done(exchange, "/", End { status: reply.map(|reply| reply.status.as_u16()), ..End::default() }, || now);
+        gate.done(
+            exchange,
+            "/",
+            End {
+                status: reply.map(|reply| reply.status.as_u16()),
+                ..End::default()
+            },
+            || now,
+        );
         reply
     }
 
@@ -1307,15 +1968,38 @@ pub(crate) mod tests {
         world.maintain(Some("checkout"), Maintenance::ReadOnly, None);
         let (gate, _) = world.gate();
         for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
-            assert_eq!(answered(&gate, &head("/checkout").with("x-user-id", "u").method(method), Mono::default()), None);
+            assert_eq!(
+                answered(
+                    &gate,
+                    &head("/checkout").with("x-user-id", "u").method(method),
+                    Mono::default()
+                ),
+                None
+            );
         }
         for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
-            let reply = answered(&gate, &head("/checkout").with("x-user-id", "u").method(method), Mono::default()).expect("refused");
-            assert_eq!((reply.status.as_u16(), reply.code, reply.retry_after), (503, "maintenance", Some(30)));
+            let reply = answered(
+                &gate,
+                &head("/checkout").with("x-user-id", "u").method(method),
+                Mono::default(),
+            )
+            .expect("refused");
+            assert_eq!(
+                (reply.status.as_u16(), reply.code, reply.retry_after),
+                (503, "maintenance", Some(30))
+            );
             assert!(reply.message.contains("read-only"), "{}", reply.message);
         }
-        assert_eq!(answered(&gate, &head("/mint").method(Method::POST), Mono::default()), None, "another rollout");
-        assert_eq!(answered(&gate, &head("/").method(Method::POST), Mono::default()), None, "no rollout");
+        assert_eq!(
+            answered(&gate, &head("/mint").method(Method::POST), Mono::default()),
+            None,
+            "another rollout"
+        );
+        assert_eq!(
+            answered(&gate, &head("/").method(Method::POST), Mono::default()),
+            None,
+            "no rollout"
+        );
     }
 
     #[test]
@@ -1324,9 +2008,16 @@ pub(crate) mod tests {
         world.maintain(None, Maintenance::Full, None);
         let (gate, _) = world.gate();
         for path in ["/checkout", "/mint", "/"] {
-            assert!(answered(&gate, &head(path).with("x-user-id", "u"), Mono::default()).is_some(), "{path}");
+            assert!(
+                answered(&gate, &head(path).with("x-user-id", "u"), Mono::default()).is_some(),
+                "{path}"
+            );
         }
-        assert_eq!(refused(&gate, &TestHead::get("/")), 400, "what is wrong whoever sent it is said first");
+        assert_eq!(
+            refused(&gate, &TestHead::get("/")),
+            400,
+            "what is wrong whoever sent it is said first"
+        );
     }
 
     #[test]
@@ -1334,7 +2025,13 @@ pub(crate) mod tests {
         let mut world = World::new();
         world.maintain(None, Maintenance::Full, Some(Duration::from_secs(600)));
         let (gate, _) = world.gate();
-        for (at_us, seconds) in [(0, 600), (1, 600), (599_000_001, 1), (600_000_000, 1), (700_000_000, 1)] {
+        for (at_us, seconds) in [
+            (0, 600),
+            (1, 600),
+            (599_000_001, 1),
+            (600_000_000, 1),
+            (700_000_000, 1),
+        ] {
             let reply = answered(&gate, &head("/"), Mono::from_micros(at_us)).expect("refused");
             assert_eq!(reply.retry_after, Some(seconds), "at {at_us} us");
         }
@@ -1346,10 +2043,30 @@ pub(crate) mod tests {
         for mode in [Maintenance::ReadOnly, Maintenance::Hold, Maintenance::Full] {
             world.maintain(None, mode, None);
             let (gate, _) = world.gate();
-            let post = |token: &str| head("/checkout").with("x-user-id", "u").with("x-cutover-override", token).method(Method::POST);
-            assert_eq!(decision(&gate, &post("new sesame")).reason, Reason::Override);
-            assert!(answered(&gate, &post("new wrong"), Mono::default()).is_some(), "{}", mode.name());
-            assert_eq!(answered(&gate, &head("/").with("x-cutover-override", "legacy sesame"), Mono::default()), None, "where no rollout matches, too");
+            let post = |token: &str| {
+                head("/checkout")
+                    .with("x-user-id", "u")
+                    .with("x-cutover-override", token)
+                    .method(Method::POST)
+            };
+            assert_eq!(
+                decision(&gate, &post("new sesame")).reason,
+                Reason::Override
+            );
+            assert!(
+                answered(&gate, &post("new wrong"), Mono::default()).is_some(),
+                "{}",
+                mode.name()
+            );
+            assert_eq!(
+                answered(
+                    &gate,
+                    &head("/").with("x-cutover-override", "legacy sesame"),
+                    Mono::default()
+                ),
+                None,
+                "where no rollout matches, too"
+            );
         }
     }
 
@@ -1359,14 +2076,28 @@ pub(crate) mod tests {
         world.maintain(None, Maintenance::Full, None);
         let (gate, mut reader) = world.gate();
         for path in ["/checkout", "/checkout", "/"] {
-            answered(&gate, &head(path).with("x-user-id", "u"), Mono::from_micros(5)).expect("refused");
+            answered(
+                &gate,
+                &head(path).with("x-user-id", "u"),
+                Mono::from_micros(5),
+            )
+            .expect("refused");
         }
         reader.read();
         for (slot, refused) in [(crate::recorder::slot_of(0), 2), (UNMATCHED, 1)] {
             let slot = reader.slot(slot).expect("traffic");
-            assert_eq!((slot.halted[Halted::Refused.index()], slot.parked()), (refused, 0));
+            assert_eq!(
+                (slot.halted[Halted::Refused.index()], slot.parked()),
+                (refused, 0)
+            );
             for side in Side::BOTH {
-                assert_eq!((slot.totals[side].counts.requests, slot.totals[side].code_classes.iter().sum::<u64>()), (0, 0));
+                assert_eq!(
+                    (
+                        slot.totals[side].counts.requests,
+                        slot.totals[side].code_classes.iter().sum::<u64>()
+                    ),
+                    (0, 0)
+                );
             }
         }
     }
@@ -1376,7 +2107,9 @@ pub(crate) mod tests {
         let mut world = World::new();
         world.maintain(Some("checkout"), Maintenance::Hold, None);
         let (gate, mut reader) = world.gate();
-        let head = head("/checkout").with("x-user-id", "u").method(Method::POST);
+        let head = head("/checkout")
+            .with("x-user-id", "u")
+            .method(Method::POST);
         let park = || {
             let (mut exchange, step) = gate.request(&head, &conn(), Mono::from_micros(1_000));
             assert!(matches!(step, Step::Hold(_)), "{step:?}");
@@ -1392,13 +2125,19 @@ pub(crate) mod tests {
         let exchanges = [park(), park(), park(), park(), park()];
         parked(5);
         let [first, again, late, gone, cancelled] = exchanges;
-        let after = |exchange, why| gate.unparked(exchange, &head, &conn(), why, Mono::from_micros(9_000));
+        let after =
+            |exchange, why| gate.unparked(exchange, &head, &conn(), why, Mono::from_micros(9_000));
 
         let (again, step) = after(again, Unparked::Released);
-        assert!(matches!(step, Step::Hold(_)), "the mode is on again: {step:?}");
+        assert!(
+            matches!(step, Step::Hold(_)),
+            "the mode is on again: {step:?}"
+        );
         assert_eq!(again.parked(), Duration::from_millis(8));
         let (late, step) = after(late, Unparked::Expired);
-        let Step::Reply(reply) = step else { panic!("not answered: {step:?}") };
+        let Step::Reply(reply) = step else {
+            panic!("not answered: {step:?}")
+        };
         assert_eq!((reply.status.as_u16(), reply.code), (503, "maintenance"));
         let (gone, _) = after(gone, Unparked::Left);
         assert_eq!(outcome(&gone), Outcome::Aborted);
@@ -1407,13 +2146,37 @@ pub(crate) mod tests {
 
         world.maintain(Some("checkout"), Maintenance::Off, None);
         let (mut released, step) = after(first, Unparked::Released);
-        assert_eq!((step, released.parked()), (Step::Forward, Duration::from_millis(8)));
-        gate.answered(&mut released, 200, None, "/checkout", false, Mono::from_micros(10_000));
-        gate.done(released, "/checkout", End { status: Some(200), ..End::default() }, || Mono::from_micros(10_000));
+        assert_eq!(
+            (step, released.parked()),
+            (Step::Forward, Duration::from_millis(8))
+        );
+        gate.answered(
+            &mut released,
+            200,
+            None,
+            "/checkout",
+            false,
+            Mono::from_micros(10_000),
+        );
+        gate.done(
+            released,
+            "/checkout",
+            End {
+                status: Some(200),
+                ..End::default()
+            },
+            || Mono::from_micros(10_000),
+        );
         let slot = parked(0);
         assert_eq!(slot.halted, [0, 5, 2, 1, 2]);
-        let side = Side::BOTH.into_iter().find(|&side| slot.totals[side].counts.requests > 0).expect("it was served");
-        assert_eq!(slot.totals[side].counts.latency_sum_us, 1_000, "the wait is no time of the backend");
+        let side = Side::BOTH
+            .into_iter()
+            .find(|&side| slot.totals[side].counts.requests > 0)
+            .expect("it was served");
+        assert_eq!(
+            slot.totals[side].counts.latency_sum_us, 1_000,
+            "the wait is no time of the backend"
+        );
     }
 
     #[test]
@@ -1422,11 +2185,22 @@ pub(crate) mod tests {
         world.maintain(None, Maintenance::Hold, Some(Duration::from_secs(12)));
         let (gate, mut reader) = world.gate();
         let (exchange, _) = gate.request(&head("/"), &conn(), Mono::default());
-        let (exchange, step) = gate.unparked(exchange, &head("/"), &conn(), Unparked::NoPlace, Mono::default());
-        let Step::Reply(reply) = step else { panic!("not answered: {step:?}") };
+        let (exchange, step) = gate.unparked(
+            exchange,
+            &head("/"),
+            &conn(),
+            Unparked::NoPlace,
+            Mono::default(),
+        );
+        let Step::Reply(reply) = step else {
+            panic!("not answered: {step:?}")
+        };
         assert_eq!(reply.retry_after, Some(12));
         gate.done(exchange, "/", End::default(), Mono::default);
         reader.read();
-        assert_eq!(reader.slot(UNMATCHED).expect("traffic").halted, [1, 0, 0, 0, 0]);
+        assert_eq!(
+            reader.slot(UNMATCHED).expect("traffic").halted,
+            [1, 0, 0, 0, 0]
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! What the gate may see of a message, and the edits it asks for. Two small traits, so that the engine that moves bytes can change.
+//! What the gate may see of a message, and the edits it asks for. Two small traits, so that the
+//! engine that moves bytes can change.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
@@ -28,7 +29,10 @@ pub trait Head {
     }
     /// The host asked for, of the target or else of the `Host` header.
     fn host_value(&self) -> Option<Value<'_>> {
-        self.authority().map(str::as_bytes).or_else(|| self.first(&http::header::HOST)).map(Value::Text)
+        self.authority()
+            .map(str::as_bytes)
+            .or_else(|| self.first(&http::header::HOST))
+            .map(Value::Text)
     }
     /// Whether this is HTTP/1.1 or later, where a host is required.
     fn requires_host(&self) -> bool;
@@ -50,7 +54,8 @@ pub trait Head {
     fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8]));
 }
 
-/// A value for a header, as whoever asks for the edit has it: an engine that keeps header values shares what can be shared, one that writes bytes copies them once.
+/// A value for a header, as whoever asks for the edit has it: an engine that keeps header values
+/// shares what can be shared, one that writes bytes copies them once.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
     /// One of our own words.
@@ -71,17 +76,21 @@ impl Value<'_> {
         }
     }
 
-    /// As a header value. Bytes that are none become an empty one; they come from heads that have been parsed, or from us.
+    /// As a header value. Bytes that are none become an empty one; they come from heads that have
+    /// been parsed, or from us.
     pub fn to_header(self) -> HeaderValue {
         match self {
             Self::Word(word) => HeaderValue::from_static(word),
             Self::Shared(value) => value.clone(),
-            Self::Text(text) => HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static("")),
+            Self::Text(text) => {
+                HeaderValue::from_bytes(text).unwrap_or_else(|_| HeaderValue::from_static(""))
+            }
         }
     }
 }
 
-/// Changes to a head, in the order asked for. Names are statics, so that no engine has to copy them.
+/// Changes to a head, in the order asked for. Names are statics, so that no engine has to copy
+/// them.
 pub trait Edits {
     /// Replaces every value of a header by this one.
     fn set(&mut self, name: &'static HeaderName, value: Value<'_>);
@@ -113,13 +122,18 @@ impl Edits for HeaderMap {
     }
 
     fn remove_all(&mut self, prefix: &str) {
-        names_with(self, prefix).iter().for_each(|name| drop(Self::remove(self, name)));
+        names_with(self, prefix)
+            .iter()
+            .for_each(|name| drop(Self::remove(self, name)));
     }
 }
 
 /// The names in a map that begin so.
 pub fn names_with(map: &HeaderMap, prefix: &str) -> Vec<HeaderName> {
-    map.keys().filter(|name| name.as_str().starts_with(prefix)).cloned().collect()
+    map.keys()
+        .filter(|name| name.as_str().starts_with(prefix))
+        .cloned()
+        .collect()
 }
 
 /// Something that is awaited, and its deadline. Times are microseconds of the deadlines watch.
@@ -142,7 +156,8 @@ impl Wait {
 
     /// For how long it is awaited in all; `None` while nothing is.
     pub(super) fn limit(&self) -> Option<Duration> {
-        (self.due_us.load(Ordering::Relaxed) != 0).then(|| Duration::from_micros(self.limit_us.load(Ordering::Relaxed)))
+        (self.due_us.load(Ordering::Relaxed) != 0)
+            .then(|| Duration::from_micros(self.limit_us.load(Ordering::Relaxed)))
     }
 
     pub(super) fn is_over(&self, now_us: u64) -> bool {
@@ -167,8 +182,8 @@ pub struct Conn {
     pub tunnel: ArcSwapOption<Tunnel>,
     /// The server that this connection warms up, if it is one of our own: it has no client.
     pub warms: Option<Arc<Server>>,
-    /// What its present request waits for: something of the backend, that the backend takes more of the upload, and more of it
-    /// from the client.
+    /// What its present request waits for: something of the backend, that the backend takes more
+    /// of the upload, and more of it from the client.
     pub(super) answer: Wait,
     pub(super) taking: Wait,
     pub(super) body: Wait,
@@ -180,7 +195,8 @@ pub struct Conn {
     due_us: AtomicU64,
     /// Whether its request is to end before its time.
     is_sent_away: AtomicBool,
-    /// Whether its request and the answer are over, with nothing of either left, and the client expects the connection to go on.
+    /// Whether its request and the answer are over, with nothing of either left, and the client
+    /// expects the connection to go on.
     is_answered_whole: AtomicBool,
 }
 
@@ -188,7 +204,8 @@ impl Conn {
     /// A connection from this address.
     pub fn new(peer: IpAddr, trusted: bool, tls: bool) -> Self {
         let peer = peer.to_canonical();
-        let peer_value = HeaderValue::from_str(&peer.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"));
+        let peer_value = HeaderValue::from_str(&peer.to_string())
+            .unwrap_or_else(|_| HeaderValue::from_static("unknown"));
         Self {
             peer,
             peer_value,
@@ -210,12 +227,21 @@ impl Conn {
 
     /// A connection of our own, to warm up this server.
     pub fn warm_up(server: Arc<Server>) -> Self {
-        Self { warms: Some(server), ..Self::new(IpAddr::V4(Ipv4Addr::LOCALHOST), false, false) }
+        Self {
+            warms: Some(server),
+            ..Self::new(IpAddr::V4(Ipv4Addr::LOCALHOST), false, false)
+        }
     }
 
     /// The same for one of the streams of the connection: they come and go side by side.
     pub fn for_stream(&self) -> Self {
-        let Self { peer, peer_value, trusted, tls, .. } = self;
+        let Self {
+            peer,
+            peer_value,
+            trusted,
+            tls,
+            ..
+        } = self;
         Self {
             peer: *peer,
             peer_value: peer_value.clone(),
@@ -250,7 +276,8 @@ impl Conn {
         self.wait_until(0);
     }
 
-    /// Until when something is awaited, in microseconds of the process; zero while nothing is, or nothing that has a limit here. See [`Watchdog`](super::watchdog::Watchdog).
+    /// Until when something is awaited, in microseconds of the process; zero while nothing is, or
+    /// nothing that has a limit here. See [`Watchdog`](super::watchdog::Watchdog).
     pub(super) fn due_us(&self) -> u64 {
         self.due_us.load(Ordering::Relaxed)
     }
@@ -281,7 +308,8 @@ impl Conn {
         self.is_client_behind.load(Ordering::Relaxed)
     }
 
-    /// The socket of the attempt that begins; -1 for one that others share, and when the attempt is over.
+    /// The socket of the attempt that begins; -1 for one that others share, and when the attempt is
+    /// over.
     pub(super) fn set_upstream(&self, socket: RawFd) {
         self.upstream.store(socket, Ordering::Relaxed);
     }
@@ -314,7 +342,10 @@ mod tests {
         let conn = Conn::new(IpAddr::from([192, 0, 2, 7]), false, false);
         assert!(!conn.is_overdue(u64::MAX));
         conn.wait_until(5);
-        assert_eq!([4, 5, 6].map(|now| conn.is_overdue(now)), [false, false, true]);
+        assert_eq!(
+            [4, 5, 6].map(|now| conn.is_overdue(now)),
+            [false, false, true]
+        );
         conn.head_came();
         assert!(!conn.is_overdue(u64::MAX));
     }

@@ -1,9 +1,12 @@
 //! Request -> user key: the first source of the rollout that is not empty wins.
 //!
-//! It must not be possible to be two users, or nobody, on purpose: a key header that comes twice, or a header carrying a key that the client nominates in `Connection`
-//! (so that the next hop would drop it), is refused. A key is as long as a head may be: it is hashed, and never cut. Keys are bytes as they arrived; cookies lose their quotes, query and path values their percent encoding.
+//! It must not be possible to be two users, or nobody, on purpose: a key header that comes twice,
+//! or a header carrying a key that the client nominates in `Connection` (so that the next hop would
+//! drop it), is refused. A key is as long as a head may be: it is hashed, and never cut. Keys are
+//! bytes as they arrived; cookies lose their quotes, query and path values their percent encoding.
 //!
-//! JWT claims are read without verifying the signature. They choose a bucket, nothing else: whoever forges one only chooses his own side.
+//! JWT claims are read without verifying the signature. They choose a bucket, nothing else: whoever
+//! forges one only chooses his own side.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -32,14 +35,27 @@ pub enum Identity<'a> {
 }
 
 /// Finds the user key. `reads_minted` is whether the rollout mints cookies for users without a key.
-pub fn identify<'a>(head: &'a impl Head, keys: &[PreparedKey], client: IpAddr, reads_minted: bool) -> Identity<'a> {
+pub fn identify<'a>(
+    head: &'a impl Head,
+    keys: &[PreparedKey],
+    client: IpAddr,
+    reads_minted: bool,
+) -> Identity<'a> {
     for (at, key) in keys.iter().enumerate() {
         let found = match find(head, key, client) {
             Ok(found) => found,
             Err(why) => return Identity::Refused(why),
         };
         // Nearly every key is read as it is.
-        let found = if key.steps.is_empty() { found } else { found.and_then(|value| key.steps.iter().try_fold(value, |value, step| read(value, *step))) };
+        let found = if key.steps.is_empty() {
+            found
+        } else {
+            found.and_then(|value| {
+                key.steps
+                    .iter()
+                    .try_fold(value, |value, step| read(value, *step))
+            })
+        };
         match found {
             Some(key) if !key.is_empty() => return Identity::Key(key, Some(at)),
             Some(_) | None => {}
@@ -55,7 +71,11 @@ pub fn identify<'a>(head: &'a impl Head, keys: &[PreparedKey], client: IpAddr, r
 ///
 /// # Errors
 /// Why the request is refused.
-pub fn find<'a>(head: &'a impl Head, key: &PreparedKey, client: IpAddr) -> Result<Option<Cow<'a, [u8]>>, &'static str> {
+pub fn find<'a>(
+    head: &'a impl Head,
+    key: &PreparedKey,
+    client: IpAddr,
+) -> Result<Option<Cow<'a, [u8]>>, &'static str> {
     Ok(match (&key.source, &key.header) {
         (KeySource::Header(_), Some(name)) => {
             let (mut first, mut more) = (None, false);
@@ -81,7 +101,9 @@ pub fn find<'a>(head: &'a impl Head, key: &PreparedKey, client: IpAddr) -> Resul
 pub fn read(value: Cow<'_, [u8]>, step: KeyStep) -> Option<Cow<'_, [u8]>> {
     Some(match step {
         KeyStep::Decode if value.contains(&b'%') => Cow::Owned(decode_bytes(&value, false)),
-        KeyStep::Lower if value.iter().any(u8::is_ascii_uppercase) => Cow::Owned(value.to_ascii_lowercase()),
+        KeyStep::Lower if value.iter().any(u8::is_ascii_uppercase) => {
+            Cow::Owned(value.to_ascii_lowercase())
+        }
         KeyStep::Decode | KeyStep::Lower => value,
         KeyStep::Trim => match value {
             Cow::Borrowed(value) => Cow::Borrowed(value.trim_ascii()),
@@ -106,7 +128,10 @@ pub fn read(value: Cow<'_, [u8]>, step: KeyStep) -> Option<Cow<'_, [u8]>> {
 }
 
 /// Base64 with or without its padding.
-const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(&alphabet::STANDARD, GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent));
+const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// Whether the client asks the next hop to drop a header that carries a user key.
 pub fn nominates_a_key_header(head: &impl Head, key_headers: &[http::HeaderName]) -> bool {
@@ -114,16 +139,21 @@ pub fn nominates_a_key_header(head: &impl Head, key_headers: &[http::HeaderName]
     head.each(&CONNECTION, &mut |value| {
         nominated |= value.split(|&byte| byte == b',').any(|token| {
             let token = token.trim_ascii();
-            key_headers.iter().any(|name| token.eq_ignore_ascii_case(name.as_str().as_bytes()))
+            key_headers
+                .iter()
+                .any(|name| token.eq_ignore_ascii_case(name.as_str().as_bytes()))
         });
     });
     nominated
 }
 
-/// The first non-empty value of a cookie over all `Cookie` headers (HTTP/2 may split them), without surrounding quotes.
+/// The first non-empty value of a cookie over all `Cookie` headers (HTTP/2 may split them), without
+/// surrounding quotes.
 fn cookie<'a>(head: &'a impl Head, name: &[u8]) -> Option<&'a [u8]> {
     let mut found = None;
-    head.each(&COOKIE, &mut |header| found = found.or_else(|| cookie_in(header, name)));
+    head.each(&COOKIE, &mut |header| {
+        found = found.or_else(|| cookie_in(header, name));
+    });
     found
 }
 
@@ -131,7 +161,10 @@ fn cookie_in<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     header.split(|&byte| byte == b';').find_map(|pair| {
         let pair = pair.trim_ascii();
         let value = pair.strip_prefix(name)?.strip_prefix(b"=")?.trim_ascii();
-        let unquoted = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+        let unquoted = value
+            .strip_prefix(b"\"")
+            .and_then(|value| value.strip_suffix(b"\""))
+            .unwrap_or(value);
         (!unquoted.is_empty()).then_some(unquoted)
     })
 }
@@ -144,12 +177,19 @@ fn jwt_claim(head: &impl Head, claim: &str) -> Option<Vec<u8>> {
         return None;
     }
     let payload = token.trim_ascii().split(|&byte| byte == b'.').nth(1)?;
-    let payload = payload.strip_suffix(b"==").or_else(|| payload.strip_suffix(b"=")).unwrap_or(payload);
-    let claims: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
+    let payload = payload
+        .strip_suffix(b"==")
+        .or_else(|| payload.strip_suffix(b"="))
+        .unwrap_or(payload);
+    let claims: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).ok()?).ok()?;
     match claims.get(claim)? {
         serde_json::Value::String(text) => Some(text.clone().into_bytes()),
         serde_json::Value::Number(number) => Some(number.to_string().into_bytes()),
-        serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::Array(_) | serde_json::Value::Object(_) => None,
+        serde_json::Value::Null
+        | serde_json::Value::Bool(_)
+        | serde_json::Value::Array(_)
+        | serde_json::Value::Object(_) => None,
     }
 }
 
@@ -157,20 +197,27 @@ fn jwt_claim(head: &impl Head, claim: &str) -> Option<Vec<u8>> {
 fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     query.split('&').find_map(|pair| {
         let (found, value) = pair.split_once('=')?;
-        let same = found == name || (found.contains(['%', '+']) && *decode(found, true) == *name.as_bytes());
+        let same = found == name
+            || (found.contains(['%', '+']) && *decode(found, true) == *name.as_bytes());
         (same && !value.is_empty()).then(|| decode(value, true))
     })
 }
 
 /// The N-th non-empty segment of a path, percent-decoded, counted from 1.
 fn path_segment(path: &str, number: usize) -> Option<Cow<'_, [u8]>> {
-    let segment = path.split('/').filter(|segment| !segment.is_empty()).nth(number.checked_sub(1)?)?;
+    let segment = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .nth(number.checked_sub(1)?)?;
     Some(decode(segment, false))
 }
 
 /// Percent-decodes; what is no valid escape stays as it is.
 pub(super) fn decode(text: &str, plus_is_space: bool) -> Cow<'_, [u8]> {
-    if !text.bytes().any(|byte| byte == b'%' || (plus_is_space && byte == b'+')) {
+    if !text
+        .bytes()
+        .any(|byte| byte == b'%' || (plus_is_space && byte == b'+'))
+    {
         return Cow::Borrowed(text.as_bytes());
     }
     Cow::Owned(decode_bytes(text.as_bytes(), plus_is_space))
@@ -203,14 +250,20 @@ mod tests {
     use crate::gateway::gate::tests::TestHead;
 
     fn keys(sources: &[KeySource]) -> Vec<PreparedKey> {
-        sources.iter().map(|source| PreparedKey::new(&source.clone().into())).collect()
+        sources
+            .iter()
+            .map(|source| PreparedKey::new(&source.clone().into()))
+            .collect()
     }
 
     fn check(head: &TestHead, source: KeySource, expected: Option<&str>) {
         let keys = keys(&[source]);
         let identity = identify(head, &keys, IpAddr::from([192, 0, 2, 7]), false);
         match expected {
-            Some(expected) => assert_eq!(identity, Identity::Key(Cow::Borrowed(expected.as_bytes()), Some(0))),
+            Some(expected) => assert_eq!(
+                identity,
+                Identity::Key(Cow::Borrowed(expected.as_bytes()), Some(0))
+            ),
             None => assert_eq!(identity, Identity::Nobody),
         }
     }
@@ -240,39 +293,86 @@ mod tests {
 
     #[test]
     fn the_first_source_that_is_not_empty_wins() {
-        let head = TestHead::get("/").with("x-user-id", "").with("cookie", "uid=q7");
-        let keys = keys(&[KeySource::Header("x-user-id".into()), KeySource::Cookie("uid".into()), KeySource::Ip]);
-        assert_eq!(identify(&head, &keys, IpAddr::from([192, 0, 2, 7]), false), Identity::Key(Cow::Borrowed(b"q7"), Some(1)));
+        let head = TestHead::get("/")
+            .with("x-user-id", "")
+            .with("cookie", "uid=q7");
+        let keys = keys(&[
+            KeySource::Header("x-user-id".into()),
+            KeySource::Cookie("uid".into()),
+            KeySource::Ip,
+        ]);
+        assert_eq!(
+            identify(&head, &keys, IpAddr::from([192, 0, 2, 7]), false),
+            Identity::Key(Cow::Borrowed(b"q7"), Some(1))
+        );
     }
 
     #[test]
     fn nobody_can_be_two_users_or_nobody_on_purpose() {
         let header = keys(&[KeySource::Header("x-user-id".into())]);
-        let twice = TestHead::get("/").with("x-user-id", "a").with("x-user-id", "b");
-        assert!(matches!(identify(&twice, &header, IpAddr::from([1, 1, 1, 1]), false), Identity::Refused(_)));
+        let twice = TestHead::get("/")
+            .with("x-user-id", "a")
+            .with("x-user-id", "b");
+        assert!(matches!(
+            identify(&twice, &header, IpAddr::from([1, 1, 1, 1]), false),
+            Identity::Refused(_)
+        ));
         let names = [http::HeaderName::from_static("x-user-id")];
-        for (value, nominated) in [("keep-alive", false), ("close, X-User-Id", true), ("x-user-id", true), ("x-user-idx", false)] {
-            assert_eq!(nominates_a_key_header(&TestHead::get("/").with("connection", value), &names), nominated, "{value}");
+        for (value, nominated) in [
+            ("keep-alive", false),
+            ("close, X-User-Id", true),
+            ("x-user-id", true),
+            ("x-user-idx", false),
+        ] {
+            assert_eq!(
+                nominates_a_key_header(&TestHead::get("/").with("connection", value), &names),
+                nominated,
+                "{value}"
+            );
         }
     }
 
     #[test]
     fn broken_tokens_and_escapes_are_nobody_and_never_a_panic() {
-        for token in ["Bearer", "Bearer ", "Bearer a.b.c", "Bearer ..", "Basic YTpi", "Bearer x.e30.y", "bearer x.W10.y"] {
-            check(&TestHead::get("/").with("authorization", token), KeySource::Jwt("sub".into()), None);
+        for token in [
+            "Bearer",
+            "Bearer ",
+            "Bearer a.b.c",
+            "Bearer ..",
+            "Basic YTpi",
+            "Bearer x.e30.y",
+            "bearer x.W10.y",
+        ] {
+            check(
+                &TestHead::get("/").with("authorization", token),
+                KeySource::Jwt("sub".into()),
+                None,
+            );
         }
-        check(&TestHead::get("/?u=%zz%4"), KeySource::Query("u".into()), Some("%zz%4"));
+        check(
+            &TestHead::get("/?u=%zz%4"),
+            KeySource::Query("u".into()),
+            Some("%zz%4"),
+        );
     }
 
     #[test]
     fn a_value_is_read_step_by_step_from_left_to_right() {
         use KeyStep::{Base64, Decode, Lower, Trim};
         let read_all = |value: &str, steps: &[KeyStep]| {
-            let steps = steps.iter().try_fold(Cow::Borrowed(value.as_bytes()), |value, step| read(value, *step));
+            let steps = steps
+                .iter()
+                .try_fold(Cow::Borrowed(value.as_bytes()), |value, step| {
+                    read(value, *step)
+                });
             steps.map(|value| String::from_utf8_lossy(&value).into_owned())
         };
         for (value, steps, expected) in [
-            ("ana%2B1%40example.com", &[Decode][..], Some("ana+1@example.com")),
+            (
+                "ana%2B1%40example.com",
+                &[Decode][..],
+                Some("ana+1@example.com"),
+            ),
             ("ana+1@example.com", &[Decode], Some("ana+1@example.com")),
             ("%41na%zz%", &[Decode, Lower], Some("ana%zz%")),
             ("%41na", &[Lower, Decode], Some("Ana")),
@@ -288,17 +388,37 @@ mod tests {
             ("not base64", &[Base64], None),
             ("", &[Base64, Decode, Lower, Trim], Some("")),
         ] {
-            assert_eq!(read_all(value, steps).as_deref(), expected, "{value} {steps:?}");
+            assert_eq!(
+                read_all(value, steps).as_deref(),
+                expected,
+                "{value} {steps:?}"
+            );
         }
     }
 
     #[test]
     fn what_cannot_be_read_leaves_the_choice_to_the_next_source() {
-        let key = |source: KeySource, steps: &[KeyStep]| PreparedKey::new(&cutover_core::Key { source, steps: steps.to_vec() });
-        let chain = [key(KeySource::Cookie("uid".into()), &[KeyStep::Base64]), key(KeySource::Header("x-user-id".into()), &[KeyStep::Trim])];
-        let head = |uid: &str| TestHead::get("/").with("cookie", &format!("uid={uid}")).with("x-user-id", "ben");
+        let key = |source: KeySource, steps: &[KeyStep]| {
+            PreparedKey::new(&cutover_core::Key {
+                source,
+                steps: steps.to_vec(),
+            })
+        };
+        let chain = [
+            key(KeySource::Cookie("uid".into()), &[KeyStep::Base64]),
+            key(KeySource::Header("x-user-id".into()), &[KeyStep::Trim]),
+        ];
+        let head = |uid: &str| {
+            TestHead::get("/")
+                .with("cookie", &format!("uid={uid}"))
+                .with("x-user-id", "ben")
+        };
         for (uid, found, at) in [("YW5h", "ana", 0), ("!", "ben", 1), ("", "ben", 1)] {
-            assert_eq!(identify(&head(uid), &chain, IpAddr::from([1, 1, 1, 1]), false), Identity::Key(Cow::Borrowed(found.as_bytes()), Some(at)), "{uid}");
+            assert_eq!(
+                identify(&head(uid), &chain, IpAddr::from([1, 1, 1, 1]), false),
+                Identity::Key(Cow::Borrowed(found.as_bytes()), Some(at)),
+                "{uid}"
+            );
         }
     }
 
@@ -307,8 +427,15 @@ mod tests {
         let (long, other) = ("k".repeat(40_000), "k".repeat(39_999) + "l");
         let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"pad":"{long}","sub":"{long}"}}"#));
         for key in [&long, &other] {
-            let head = TestHead::get(&format!("/{key}?user={key}")).with("x-user-id", key).with("cookie", &format!("uid={key}"));
-            for source in [KeySource::Header("x-user-id".into()), KeySource::Cookie("uid".into()), KeySource::Query("user".into()), KeySource::Path(1)] {
+            let head = TestHead::get(&format!("/{key}?user={key}"))
+                .with("x-user-id", key)
+                .with("cookie", &format!("uid={key}"));
+            for source in [
+                KeySource::Header("x-user-id".into()),
+                KeySource::Cookie("uid".into()),
+                KeySource::Query("user".into()),
+                KeySource::Path(1),
+            ] {
                 check(&head, source, Some(key));
             }
         }
@@ -319,7 +446,13 @@ mod tests {
     #[test]
     fn a_minted_cookie_is_read_only_where_cookies_are_minted() {
         let head = TestHead::get("/").with("cookie", "cutover_id=abc");
-        assert_eq!(identify(&head, &[], IpAddr::from([1, 1, 1, 1]), true), Identity::Key(Cow::Borrowed(b"abc"), None));
-        assert_eq!(identify(&head, &[], IpAddr::from([1, 1, 1, 1]), false), Identity::Nobody);
+        assert_eq!(
+            identify(&head, &[], IpAddr::from([1, 1, 1, 1]), true),
+            Identity::Key(Cow::Borrowed(b"abc"), None)
+        );
+        assert_eq!(
+            identify(&head, &[], IpAddr::from([1, 1, 1, 1]), false),
+            Identity::Nobody
+        );
     }
 }

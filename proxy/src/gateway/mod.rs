@@ -34,7 +34,10 @@
 //! | `stoker` | connections to a backend before its first user |
 //! | `parking` | where requests wait while maintenance holds them |
 //!
-//! Never here: a file, a wait for the control plane, a lock that is everybody's, save the watchdog's list of connections, which is held for a moment when one begins and when one ends. A request reads one snapshot and adds to counters; only one that maintenance holds waits, on purpose, in `parking`.
+//! Never here: a file, a wait for the control plane, a lock that is everybody's, save the
+//! watchdog's list of connections, which is held for a moment when one begins and when one ends. A
+//! request reads one snapshot and adds to counters; only one that maintenance holds waits, on
+//! purpose, in `parking`.
 
 pub mod acceptor;
 pub mod adapter;

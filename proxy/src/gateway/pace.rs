@@ -1,4 +1,5 @@
-//! The least pace at which a request body has to come: a client that sends a byte now and then must not hold a backend's connection for hours.
+//! The least pace at which a request body has to come: a client that sends a byte now and then must
+//! not hold a backend's connection for hours.
 
 use std::time::Duration;
 
@@ -46,7 +47,11 @@ mod tests {
     #[test]
     fn a_hundred_bytes_a_second_are_enough_and_less_is_not() {
         assert_eq!(bytes_until_cut(100, Duration::from_secs(1)), None);
-        assert_eq!(bytes_until_cut(1_500, Duration::from_secs(15)), None, "in parts with pauses");
+        assert_eq!(
+            bytes_until_cut(1_500, Duration::from_secs(15)),
+            None,
+            "in parts with pauses"
+        );
         assert_eq!(bytes_until_cut(90, Duration::from_secs(1)), Some(990));
         assert_eq!(bytes_until_cut(1, Duration::from_secs(5)), Some(3));
     }

@@ -1,12 +1,17 @@
-//! Where requests wait while maintenance holds them, and the task that lets them go in the order in which they came.
+//! Where requests wait while maintenance holds them, and the task that lets them go in the order in
+//! which they came.
 //!
-//! A request takes a place, stands in line and waits for its turn, its time limit or its client's hanging up, whichever is first. One task, the [`Attendant`], owns the line, so that there is
-//! an order and no lock: requests hand it the sending half of a channel, and it sends when their mode is over. It wakes by what is published and lets go in small batches: ten thousand
+//! A request takes a place, stands in line and waits for its turn, its time limit or its client's
+//! hanging up, whichever is first. One task, the [`Attendant`], owns the line, so that there is
+//! an order and no lock: requests hand it the sending half of a channel, and it sends when their
+//! mode is over. It wakes by what is published and lets go in small batches: ten thousand
 //! requests at once would hit the backend harder than any client may.
 //!
-//! Nothing is read from a client whose request waits, since that would take bytes from its body or from its next request. So the kernel is asked whether it is still there.
+//! Nothing is read from a client whose request waits, since that would take bytes from its body or
+//! from its next request. So the kernel is asked whether it is still there.
 //!
-//! A place is freed when its request stops waiting for whatever reason. Nobody who has left is let go in place of somebody who waits.
+//! A place is freed when its request stops waiting for whatever reason. Nobody who has left is let
+//! go in place of somebody who waits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -29,7 +34,8 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// How often a parked request looks whether its client is still there.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// States of a TCP socket, as Linux numbers them, in which the other end has closed: CLOSE and CLOSE_WAIT.
+/// States of a TCP socket, as Linux numbers them, in which the other end has closed: CLOSE and
+/// CLOSE_WAIT.
 const CLOSED: [u8; 2] = [7, 8];
 
 /// How much may wait, and how long.
@@ -43,7 +49,10 @@ pub struct ParkingLimits {
 
 impl Default for ParkingLimits {
     fn default() -> Self {
-        Self { places: 10_000, longest: Duration::from_secs(30) }
+        Self {
+            places: 10_000,
+            longest: Duration::from_secs(30),
+        }
     }
 }
 
@@ -78,9 +87,15 @@ struct Waiting {
 
 impl Waiting {
     fn is_held(&self, snapshot: &Snapshot) -> bool {
-        let Some(id) = &self.rollout else { return snapshot.split.maintenance.mode == Maintenance::Hold };
+        let Some(id) = &self.rollout else {
+            return snapshot.split.maintenance.mode == Maintenance::Hold;
+        };
         // A rollout that left the file holds nobody: the request is decided anew.
-        snapshot.split.rollouts.iter().any(|rollout| rollout.rule.id == *id && rollout.maintenance.mode == Maintenance::Hold)
+        snapshot
+            .split
+            .rollouts
+            .iter()
+            .any(|rollout| rollout.rule.id == *id && rollout.maintenance.mode == Maintenance::Hold)
     }
 
     fn has_left(&self) -> bool {
@@ -103,24 +118,49 @@ impl Parking {
     pub fn new(published: Arc<Published>, limits: ParkingLimits) -> (Self, Attendant) {
         let (line, arrivals) = mpsc::unbounded_channel();
         let taken: Arc<AtomicUsize> = Arc::default();
-        let attendant = Attendant { published, arrivals, taken: Arc::clone(&taken), line: VecDeque::new() };
-        (Self { limits, taken, line }, attendant)
+        let attendant = Attendant {
+            published,
+            arrivals,
+            taken: Arc::clone(&taken),
+            line: VecDeque::new(),
+        };
+        (
+            Self {
+                limits,
+                taken,
+                line,
+            },
+            attendant,
+        )
     }
 
     /// A place, unless all are taken.
     pub fn place(&self) -> Option<Place<'_>> {
         let take = |taken: usize| (taken < self.limits.places).then_some(taken + 1);
-        self.taken.fetch_update(Ordering::AcqRel, Ordering::Acquire, take).ok().map(|_| Place(self))
+        self.taken
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
+            .ok()
+            .map(|_| Place(self))
     }
 
-    /// Parks a request once, and says what the gate makes of it afterwards. `tcp_state` is that of the client's socket now, as the kernel numbers it.
-    pub async fn hold(&self, gate: &Gate, mut exchange: Exchange, head: &(impl Head + Sync), conn: &Conn, tcp_state: impl Fn() -> Option<u8>) -> (Exchange, Step) {
+    /// Parks a request once, and says what the gate makes of it afterwards. `tcp_state` is that of
+    /// the client's socket now, as the kernel numbers it.
+    pub async fn hold(
+        &self,
+        gate: &Gate,
+        mut exchange: Exchange,
+        head: &(impl Head + Sync),
+        conn: &Conn,
+        tcp_state: impl Fn() -> Option<u8>,
+    ) -> (Exchange, Step) {
         let has_left = || tcp_state().is_some_and(|state| CLOSED.contains(&state));
         let why = match self.place() {
             None => Unparked::NoPlace,
             Some(place) => {
                 gate.park(&mut exchange);
-                place.wait(exchange.rollout().cloned(), exchange.parked(), has_left).await
+                place
+                    .wait(exchange.rollout().cloned(), exchange.parked(), has_left)
+                    .await
             }
         };
         gate.unparked(exchange, head, conn, why, clock::mono())
@@ -128,8 +168,14 @@ impl Parking {
 }
 
 impl Place<'_> {
-    /// Waits until the rollout is not held any more and it is this request's turn. `already` is how long it has waited before; `has_left` is asked from time to time.
-    pub async fn wait(self, rollout: Option<Arc<str>>, already: Duration, has_left: impl Fn() -> bool) -> Unparked {
+    /// Waits until the rollout is not held any more and it is this request's turn. `already` is how
+    /// long it has waited before; `has_left` is asked from time to time.
+    pub async fn wait(
+        self,
+        rollout: Option<Arc<str>>,
+        already: Duration,
+        has_left: impl Fn() -> bool,
+    ) -> Unparked {
         let (go, mut turn) = oneshot::channel();
         // An attendant who is gone: the process goes down, and nobody will be let go any more.
         if self.0.line.send(Waiting { rollout, go }).is_err() {
@@ -179,7 +225,8 @@ impl Attendant {
     async fn take_in(&mut self, waiting: Waiting) {
         let is_held = waiting.is_held(&self.published.load());
         self.line.push_back(waiting);
-        // Who has left stays in line until somebody looks. Twice as many as may wait are at least half of them gone.
+        // Who has left stays in line until somebody looks. Twice as many as may wait are at least
+        // half of them gone.
         if self.line.len() > 2 * self.taken.load(Ordering::Acquire).max(BATCH) {
             self.line.retain(|waiting| !waiting.has_left());
         }
@@ -221,7 +268,10 @@ mod tests {
     use std::sync::PoisonError;
     use tokio::task::{JoinHandle, yield_now};
 
-    const PATIENT: ParkingLimits = ParkingLimits { places: 10_000, longest: Duration::from_secs(30) };
+    const PATIENT: ParkingLimits = ParkingLimits {
+        places: 10_000,
+        longest: Duration::from_secs(30),
+    };
 
     /// Parking under a world whose maintenance is `hold` for everything.
     struct Lot {
@@ -236,18 +286,31 @@ mod tests {
             world.maintain(None, Maintenance::Hold, None);
             let (parking, attendant) = Parking::new(Arc::clone(&world.published), limits);
             drop(tokio::spawn(attendant.work()));
-            Self { world, parking: Arc::new(parking), released: Arc::default() }
+            Self {
+                world,
+                parking: Arc::new(parking),
+                released: Arc::default(),
+            }
         }
 
         /// Parks a request and returns when it is in line.
         async fn park(&self, number: usize, rollout: Option<&str>) -> JoinHandle<Unparked> {
-            let (parking, released, rollout) = (Arc::clone(&self.parking), Arc::clone(&self.released), rollout.map(Arc::from));
+            let (parking, released, rollout) = (
+                Arc::clone(&self.parking),
+                Arc::clone(&self.released),
+                rollout.map(Arc::from),
+            );
             let before = self.taken();
             let task = tokio::spawn(async move {
-                let Some(place) = parking.place() else { return Unparked::NoPlace };
+                let Some(place) = parking.place() else {
+                    return Unparked::NoPlace;
+                };
                 let why = place.wait(rollout, Duration::ZERO, || false).await;
                 if why == Unparked::Released {
-                    released.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+                    released
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(number);
                 }
                 why
             });
@@ -262,7 +325,10 @@ mod tests {
         }
 
         fn released(&self) -> Vec<usize> {
-            self.released.lock().unwrap_or_else(PoisonError::into_inner).clone()
+            self.released
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone()
         }
     }
 
@@ -291,46 +357,90 @@ mod tests {
         let checkout = lot.park(1, Some("checkout")).await;
         let unmatched = lot.park(2, None).await;
         lot.world.maintain(None, Maintenance::Off, None);
-        assert_eq!((checkout.await.expect("no panic"), unmatched.await.expect("no panic")), (Unparked::Released, Unparked::Released));
+        assert_eq!(
+            (
+                checkout.await.expect("no panic"),
+                unmatched.await.expect("no panic")
+            ),
+            (Unparked::Released, Unparked::Released)
+        );
         assert!(!mint.is_finished());
         lot.world.maintain(Some("mint"), Maintenance::Full, None);
-        assert_eq!(mint.await.expect("no panic"), Unparked::Released, "a stricter mode answers them");
+        assert_eq!(
+            mint.await.expect("no panic"),
+            Unparked::Released,
+            "a stricter mode answers them"
+        );
     }
 
     #[tokio::test]
     async fn who_comes_when_the_mode_is_just_over_goes_at_once() {
         let mut lot = Lot::open(PATIENT);
         lot.world.maintain(None, Maintenance::Off, None);
-        assert_eq!(lot.park(0, None).await.await.expect("no panic"), Unparked::Released);
-        assert_eq!(lot.park(1, Some("left the file")).await.await.expect("no panic"), Unparked::Released);
+        assert_eq!(
+            lot.park(0, None).await.await.expect("no panic"),
+            Unparked::Released
+        );
+        assert_eq!(
+            lot.park(1, Some("left the file"))
+                .await
+                .await
+                .expect("no panic"),
+            Unparked::Released
+        );
     }
 
     #[tokio::test]
     async fn nobody_waits_longer_than_the_limit_over_all_waits() {
-        let lot = Lot::open(ParkingLimits { longest: Duration::from_millis(30), ..PATIENT });
-        assert_eq!(lot.park(0, None).await.await.expect("no panic"), Unparked::Expired);
+        let lot = Lot::open(ParkingLimits {
+            longest: Duration::from_millis(30),
+            ..PATIENT
+        });
+        assert_eq!(
+            lot.park(0, None).await.await.expect("no panic"),
+            Unparked::Expired
+        );
         let place = lot.parking.place().expect("a place");
-        assert_eq!(place.wait(None, Duration::from_millis(30), || false).await, Unparked::Expired);
+        assert_eq!(
+            place.wait(None, Duration::from_millis(30), || false).await,
+            Unparked::Expired
+        );
         assert_eq!(lot.taken(), 0);
     }
 
     #[tokio::test]
     async fn a_place_is_freed_by_whoever_leaves_and_no_more_are_given_than_there_are() {
-        let mut lot = Lot::open(ParkingLimits { places: 2, ..PATIENT });
+        let mut lot = Lot::open(ParkingLimits {
+            places: 2,
+            ..PATIENT
+        });
         let (first, second) = (lot.park(0, None).await, lot.park(1, None).await);
-        assert_eq!(lot.park(2, None).await.await.expect("no panic"), Unparked::NoPlace);
+        assert_eq!(
+            lot.park(2, None).await.await.expect("no panic"),
+            Unparked::NoPlace
+        );
         // The engine gave the request up.
         first.abort();
         assert!(first.await.is_err());
         let third = lot.park(3, None).await;
         assert!(lot.parking.place().is_none());
         lot.world.maintain(None, Maintenance::Off, None);
-        assert_eq!((second.await.expect("no panic"), third.await.expect("no panic")), (Unparked::Released, Unparked::Released));
+        assert_eq!(
+            (
+                second.await.expect("no panic"),
+                third.await.expect("no panic")
+            ),
+            (Unparked::Released, Unparked::Released)
+        );
         assert_eq!(lot.released(), [1, 3]);
 
         lot.world.maintain(None, Maintenance::Hold, None);
         let place = lot.parking.place().expect("all are free again");
-        assert_eq!(place.wait(None, Duration::ZERO, || true).await, Unparked::Left, "the client hung up");
+        assert_eq!(
+            place.wait(None, Duration::ZERO, || true).await,
+            Unparked::Left,
+            "the client hung up"
+        );
         assert_eq!(lot.taken(), 0);
     }
 

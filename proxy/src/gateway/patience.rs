@@ -58,7 +58,8 @@ impl Patience {
         self.conn.taking.end();
     }
 
-    /// Notes whether the client is awaited to read. While it is, the backend is not late; afterwards it has its whole limit again.
+    /// Notes whether the client is awaited to read. While it is, the backend is not late;
+    /// afterwards it has its whole limit again.
     pub fn client_is_behind(&self, is_behind: bool) {
         if self.conn.is_client_behind() != is_behind {
             self.conn.set_client_behind(is_behind);
@@ -99,11 +100,12 @@ impl Patience {
     }
 }
 
-/// The part of a limit that a standstill of the process can take: it is one step, however long it lasts.
+/// The part of a limit that a standstill of the process can take: it is one step, however long it
+/// lasts.
 pub(super) const STEP: Duration = Duration::from_millis(500);
 
-/// Waits for `future` within `limit`. `None` when it has not come. Time in which the process stood still does not count, because the
-/// timer is set again step by step.
+/// Waits for `future` within `limit`. `None` when it has not come. Time in which the process stood
+/// still does not count, because the timer is set again step by step.
 pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = limit;
@@ -118,14 +120,34 @@ pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> 
 }
 
 /// The kinds of answers whose parts may be far apart: streams that last as long as their readers.
-const STREAMS: [&[u8]; 6] = [b"text/event-stream", b"application/grpc", b"application/x-ndjson", b"application/jsonl", b"application/json-seq", b"multipart/x-mixed-replace"];
+const STREAMS: [&[u8]; 6] = [
+    b"text/event-stream",
+    b"application/grpc",
+    b"application/x-ndjson",
+    b"application/jsonl",
+    b"application/json-seq",
+    b"multipart/x-mixed-replace",
+];
 
 /// Whether an answer is a stream: its content type is one of a stream, and it has no length.
 pub fn is_stream(content_type: Option<&[u8]>, has_length: bool) -> bool {
-    let begins_with = |name: &[u8], kind: &[u8]| kind.get(..name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(name));
+    let begins_with = |name: &[u8], kind: &[u8]| {
+        kind.get(..name.len())
+            .is_some_and(|begin| begin.eq_ignore_ascii_case(name))
+    };
     // Types of gRPC go on with a plus sign, all others end or have parameters.
-    let ends = |name: &[u8], kind: &[u8]| matches!(kind.get(name.len()), None | Some(b';' | b' ' | b'\t' | b'+' | b'-'));
-    !has_length && content_type.is_some_and(|kind| STREAMS.iter().any(|name| begins_with(name, kind) && ends(name, kind)))
+    let ends = |name: &[u8], kind: &[u8]| {
+        matches!(
+            kind.get(name.len()),
+            None | Some(b';' | b' ' | b'\t' | b'+' | b'-')
+        )
+    };
+    !has_length
+        && content_type.is_some_and(|kind| {
+            STREAMS
+                .iter()
+                .any(|name| begins_with(name, kind) && ends(name, kind))
+        })
 }
 
 #[cfg(test)]
@@ -147,7 +169,11 @@ mod tests {
             ("application/json", false, false),
             ("", false, false),
         ] {
-            assert_eq!(is_stream(Some(kind.as_bytes()), has_length), stream, "{kind}");
+            assert_eq!(
+                is_stream(Some(kind.as_bytes()), has_length),
+                stream,
+                "{kind}"
+            );
         }
         assert!(!is_stream(None, false));
     }

@@ -1,7 +1,8 @@
-//! The reasons for which a request is refused before anything is decided on it, and how often each occurred.
+//! The reasons for which a request is refused before anything is decided on it, and how often each
+//! occurred.
 //!
-//! The names are part of the interface: they are the `code` of the error body, the label of a metric and a field of
-//! the access log.
+//! The names are part of the interface: they are the `code` of the error body, the label of a
+//! metric and a field of the access log.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -90,7 +91,8 @@ impl Refusal {
     }
 }
 
-/// The number of refused requests by reason. One counter serves all threads, because refusals are rare.
+/// The number of refused requests by reason. One counter serves all threads, because refusals are
+/// rare.
 #[derive(Debug, Default)]
 pub struct Refusals([AtomicU64; Refusal::ALL.len()]);
 
@@ -118,7 +120,8 @@ mod tests {
             refusals.add(why);
             assert_eq!(refusals.count(why), 1, "{}", why.name());
         }
-        let names: std::collections::BTreeSet<&str> = Refusal::ALL.into_iter().map(Refusal::name).collect();
+        let names: std::collections::BTreeSet<&str> =
+            Refusal::ALL.into_iter().map(Refusal::name).collect();
         assert_eq!(names.len(), Refusal::ALL.len());
     }
 }

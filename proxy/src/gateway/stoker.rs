@@ -1,9 +1,13 @@
-//! Connections to a backend before its first user: a few requests for its health path, sent through each engine, leave their connections in its pool.
+//! Connections to a backend before its first user: a few requests for its health path, sent through
+//! each engine, leave their connections in its pool.
 //!
-//! The first percent would otherwise pay for a connection (and with TLS for a handshake) with each of its first requests, and would be compared with a legacy whose connections are
-//! warm. The pool of the proxy engine has no other entrance than the engine. These requests are nobody's: they are counted, judged and logged nowhere.
+//! The first percent would otherwise pay for a connection (and with TLS for a handshake) with each
+//! of its first requests, and would be compared with a legacy whose connections are warm. The pool
+//! of the proxy engine has no other entrance than the engine. These requests are nobody's: they are
+//! counted, judged and logged nowhere.
 //!
-//! Absent on purpose: a warm-up of backends without `health`. There is no path that is known to change nothing.
+//! Absent on purpose: a warm-up of backends without `health`. There is no path that is known to
+//! change nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -48,20 +52,42 @@ impl Stoker {
             let (proxy, closing) = (Arc::clone(&proxy), closing.subscribe());
             tokio::spawn(async move {
                 let mut requests = JoinSet::new();
-                for (backend, server) in
-                    backends.iter().flat_map(|backend| backend.servers().iter().take(MAX_SERVERS).map(|server| (backend, Arc::clone(server))).collect::<Vec<_>>())
-                {
-                    let Some(health) = backend.settings().health.as_ref().filter(|_| server.passes_checks()) else { continue };
+                for (backend, server) in backends.iter().flat_map(|backend| {
+                    backend
+                        .servers()
+                        .iter()
+                        .take(MAX_SERVERS)
+                        .map(|server| (backend, Arc::clone(server)))
+                        .collect::<Vec<_>>()
+                }) {
+                    let Some(health) = backend
+                        .settings()
+                        .health
+                        .as_ref()
+                        .filter(|_| server.passes_checks())
+                    else {
+                        continue;
+                    };
                     if has_lane && backend.is_plain() {
-                        let (path, limit) = (health.path.to_string(), backend.settings().connect_timeout);
+                        let (path, limit) =
+                            (health.path.to_string(), backend.settings().connect_timeout);
                         for _ in 0..CONNECTIONS {
                             let (server, path) = (Arc::clone(&server), path.clone());
                             requests.spawn(async move { warm(&server, &path, limit).await });
                         }
                     }
                     // Streams share a connection.
-                    for _ in 0..if backend.settings().http2 { 1 } else { CONNECTIONS } {
-                        requests.spawn(request(Arc::clone(&proxy), Arc::clone(&server), health.path.to_string(), closing.clone()));
+                    for _ in 0..if backend.settings().http2 {
+                        1
+                    } else {
+                        CONNECTIONS
+                    } {
+                        requests.spawn(request(
+                            Arc::clone(&proxy),
+                            Arc::clone(&server),
+                            health.path.to_string(),
+                            closing.clone(),
+                        ));
                     }
                 }
                 let _ = tokio::time::timeout(MOST, requests.join_all()).await;
@@ -72,9 +98,18 @@ impl Stoker {
 }
 
 /// One request for this path to this server.
-async fn request(proxy: Arc<HttpProxy<Adapter>>, server: Arc<Server>, path: String, closing: watch::Receiver<bool>) {
+async fn request(
+    proxy: Arc<HttpProxy<Adapter>>,
+    server: Arc<Server>,
+    path: String,
+    closing: watch::Receiver<bool>,
+) {
     let (mut client, ours) = tokio::io::duplex(BUFFER);
-    let head = format!("GET {path} HTTP/1.1\r\nhost: {}\r\nuser-agent: {}\r\n\r\n", server.host(), concat!("cutover-warm-up/", env!("CARGO_PKG_VERSION")));
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nhost: {}\r\nuser-agent: {}\r\n\r\n",
+        server.host(),
+        concat!("cutover-warm-up/", env!("CARGO_PKG_VERSION"))
+    );
     let mut session = ServerSession::new_http1(Box::new(ours));
     session.set_keepalive(None);
     session.set_connection_user_context(Some(Box::new(Arc::new(Conn::warm_up(server)))));

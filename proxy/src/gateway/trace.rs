@@ -1,9 +1,12 @@
 //! W3C trace context: the ids that connect what all programs say about one request.
 //!
-//! A request that comes with a context keeps it, byte for byte, unless a span of ours is sampled: then the backend gets the id of the attempt as its parent. One that comes without, or with one that cannot be
-//! read, gets a new context that is not sampled, so that the backend decides for itself. `tracestate` belongs to its `traceparent` and goes where that goes.
+//! A request that comes with a context keeps it, byte for byte, unless a span of ours is sampled:
+//! then the backend gets the id of the attempt as its parent. One that comes without, or with one
+//! that cannot be read, gets a new context that is not sampled, so that the backend decides for
+//! itself. `tracestate` belongs to its `traceparent` and goes where that goes.
 //!
-//! Whether a request is sampled is decided by chance here, or by the flag that a trusted proxy has set: a flag that anybody can set would let anybody fill the collector.
+//! Whether a request is sampled is decided by chance here, or by the flag that a trusted proxy has
+//! set: a flag that anybody can set would let anybody fill the collector.
 //!
 //! Source: W3C Trace Context, Level 1 (versions above 00 are read as 00, as it asks).
 
@@ -21,9 +24,11 @@ pub struct Trace {
     pub id: u128,
     /// The span that asked us; `None` where the trace begins here.
     pub parent: Option<u64>,
-    /// The span that the backend is told of in a context that begins here; `None` where the client's own goes on.
+    /// The span that the backend is told of in a context that begins here; `None` where the
+    /// client's own goes on.
     begun: Option<u64>,
-    /// Whether a `tracestate` of the client must not go on, since there is no `traceparent` that it could belong to.
+    /// Whether a `tracestate` of the client must not go on, since there is no `traceparent` that
+    /// it could belong to.
     pub is_orphaned: bool,
     /// What we say about it; `None` where it is not sampled.
     pub spans: Option<Box<Spans>>,
@@ -58,7 +63,8 @@ pub struct Attempt {
 }
 
 impl Trace {
-    /// The context of a request that came with this `traceparent`. `samples` is how many in a million are sampled, if spans are made at all.
+    /// The context of a request that came with this `traceparent`. `samples` is how many in a
+    /// million are sampled, if spans are made at all.
     pub fn of(fields: &Fields<'_>, is_trusted: bool, samples: Option<u32>) -> Self {
         let sent = fields.traceparent.and_then(Context::parse);
         let mut random = rand::rng();
@@ -71,15 +77,30 @@ impl Trace {
             Some(context) if is_trusted => context.is_sampled,
             _ => ppm > 0 && random.random_range(0..1_000_000) < ppm,
         });
-        let spans = is_sampled.then(|| Box::new(Spans { id: new_span(&mut random), attempts: Vec::new() }));
+        let spans = is_sampled.then(|| {
+            Box::new(Spans {
+                id: new_span(&mut random),
+                attempts: Vec::new(),
+            })
+        });
         let begun = (sent.is_none() && spans.is_none()).then(|| new_span(&mut random));
-        Self { id, parent, begun, is_orphaned: sent.is_none() && fields.has_tracestate, spans }
+        Self {
+            id,
+            parent,
+            begun,
+            is_orphaned: sent.is_none() && fields.has_tracestate,
+            spans,
+        }
     }
 
     /// What goes to the backend in place of what the client sent, if anything does.
     pub fn header(&self) -> Option<TraceParent> {
         match (&self.spans, self.begun) {
-            (Some(spans), _) => Some(header(self.id, spans.attempts.last().map_or(spans.id, |attempt| attempt.id), true)),
+            (Some(spans), _) => Some(header(
+                self.id,
+                spans.attempts.last().map_or(spans.id, |attempt| attempt.id),
+                true,
+            )),
             (None, Some(span)) => Some(header(self.id, span, false)),
             (None, None) => None,
         }
@@ -90,7 +111,15 @@ impl Spans {
     /// The next attempt begins.
     pub fn attempt(&mut self, side: Side, server: SocketAddr, now: Mono) {
         self.ended(None, now);
-        self.attempts.push(Attempt { id: new_span(&mut rand::rng()), side, server, began: now, ended: None, status: None, failure: None });
+        self.attempts.push(Attempt {
+            id: new_span(&mut rand::rng()),
+            side,
+            server,
+            began: now,
+            ended: None,
+            status: None,
+            failure: None,
+        });
     }
 
     /// The server has answered.
@@ -102,7 +131,11 @@ impl Spans {
 
     /// The present attempt is over, if one is under way.
     pub fn ended(&mut self, failure: Option<FailureKind>, now: Mono) {
-        if let Some(attempt) = self.attempts.last_mut().filter(|attempt| attempt.ended.is_none()) {
+        if let Some(attempt) = self
+            .attempts
+            .last_mut()
+            .filter(|attempt| attempt.ended.is_none())
+        {
             attempt.ended = Some(now);
             attempt.failure = failure.or(attempt.failure);
         }
@@ -130,8 +163,16 @@ impl Context {
         if !is_complete || [2, 35, 52].iter().any(|&at| value[at] != b'-') {
             return None;
         }
-        let (id, span, flags) = (hex(part(3, 35)?)?, hex(part(36, 52)?)? as u64, hex(part(53, 55)?)?);
-        (id != 0 && span != 0).then_some(Self { id, span, is_sampled: flags & 1 == 1 })
+        let (id, span, flags) = (
+            hex(part(3, 35)?)?,
+            hex(part(36, 52)?)? as u64,
+            hex(part(53, 55)?)?,
+        );
+        (id != 0 && span != 0).then_some(Self {
+            id,
+            span,
+            is_sampled: flags & 1 == 1,
+        })
     }
 }
 
@@ -177,7 +218,12 @@ const PAIRS: [[u8; 2]; 256] = {
 /// A number in 32 hexadecimal digits.
 pub fn hex_digits(number: u128) -> [u8; 32] {
     let mut digits = [0; 32];
-    for (pair, byte) in digits.as_chunks_mut::<2>().0.iter_mut().zip(number.to_be_bytes()) {
+    for (pair, byte) in digits
+        .as_chunks_mut::<2>()
+        .0
+        .iter_mut()
+        .zip(number.to_be_bytes())
+    {
         *pair = PAIRS[usize::from(byte)];
     }
     digits
@@ -195,14 +241,26 @@ mod tests {
     }
 
     fn header_of(trace: &Trace) -> Option<String> {
-        trace.header().map(|value| String::from_utf8(value.to_vec()).expect("ASCII"))
+        trace
+            .header()
+            .map(|value| String::from_utf8(value.to_vec()).expect("ASCII"))
     }
 
     #[test]
     fn a_context_that_is_not_sampled_by_us_goes_on_as_it_came() {
         for samples in [None, Some(0)] {
-            let trace = trace_of(&TestHead::get("/").with("traceparent", SENT), false, samples);
-            assert_eq!((trace.id, trace.parent), (0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736, Some(0x00f0_67aa_0ba9_02b7)));
+            let trace = trace_of(
+                &TestHead::get("/").with("traceparent", SENT),
+                false,
+                samples,
+            );
+            assert_eq!(
+                (trace.id, trace.parent),
+                (
+                    0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736,
+                    Some(0x00f0_67aa_0ba9_02b7)
+                )
+            );
             assert!(trace.spans.is_none() && header_of(&trace).is_none() && !trace.is_orphaned);
         }
     }
@@ -211,9 +269,20 @@ mod tests {
     fn without_a_context_one_begins_that_leaves_the_backend_its_choice() {
         let trace = trace_of(&TestHead::get("/").with("tracestate", "a=1"), false, None);
         let header = header_of(&trace).expect("a header");
-        assert!(header.starts_with(&format!("00-{:032x}-", trace.id)) && header.ends_with("-00") && header.len() == 55, "{header}");
-        assert_eq!(Context::parse(header.as_bytes()).map(|context| context.id), Some(trace.id));
-        assert!(trace.is_orphaned && trace.parent.is_none(), "a state without its context belongs to nothing");
+        assert!(
+            header.starts_with(&format!("00-{:032x}-", trace.id))
+                && header.ends_with("-00")
+                && header.len() == 55,
+            "{header}"
+        );
+        assert_eq!(
+            Context::parse(header.as_bytes()).map(|context| context.id),
+            Some(trace.id)
+        );
+        assert!(
+            trace.is_orphaned && trace.parent.is_none(),
+            "a state without its context belongs to nothing"
+        );
     }
 
     #[test]
@@ -229,23 +298,57 @@ mod tests {
             "00_4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
             "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01more",
         ] {
-            let trace = trace_of(&TestHead::get("/").with("traceparent", wrong).with("tracestate", "a=1"), true, None);
-            assert!(trace.is_orphaned && trace.parent.is_none() && header_of(&trace).is_some(), "{wrong:?}");
+            let trace = trace_of(
+                &TestHead::get("/")
+                    .with("traceparent", wrong)
+                    .with("tracestate", "a=1"),
+                true,
+                None,
+            );
+            assert!(
+                trace.is_orphaned && trace.parent.is_none() && header_of(&trace).is_some(),
+                "{wrong:?}"
+            );
         }
-        let twice = trace_of(&TestHead::get("/").with("traceparent", SENT).with("traceparent", SENT).with("tracestate", "a=1"), true, None);
+        let twice = trace_of(
+            &TestHead::get("/")
+                .with("traceparent", SENT)
+                .with("traceparent", SENT)
+                .with("tracestate", "a=1"),
+            true,
+            None,
+        );
         assert!(twice.is_orphaned, "two contexts are none");
-        let later = trace_of(&TestHead::get("/").with("traceparent", &format!("cc{}-what-the-future-brings", &SENT[2..])), true, None);
-        assert_eq!(later.parent, Some(0x00f0_67aa_0ba9_02b7), "a later version is read as this one");
+        let later = trace_of(
+            &TestHead::get("/").with(
+                "traceparent",
+                &format!("cc{}-what-the-future-brings", &SENT[2..]),
+            ),
+            true,
+            None,
+        );
+        assert_eq!(
+            later.parent,
+            Some(0x00f0_67aa_0ba9_02b7),
+            "a later version is read as this one"
+        );
     }
 
     #[test]
     fn only_a_trusted_proxy_decides_what_is_sampled() {
         let head = TestHead::get("/").with("traceparent", SENT);
         assert!(trace_of(&head, true, Some(0)).spans.is_some());
-        assert!(trace_of(&head, false, Some(0)).spans.is_none(), "anybody can set a flag");
+        assert!(
+            trace_of(&head, false, Some(0)).spans.is_none(),
+            "anybody can set a flag"
+        );
         assert!(trace_of(&head, false, Some(1_000_000)).spans.is_some());
         let asked_not_to = TestHead::get("/").with("traceparent", &format!("{}0", &SENT[..54]));
-        assert!(trace_of(&asked_not_to, true, Some(1_000_000)).spans.is_none());
+        assert!(
+            trace_of(&asked_not_to, true, Some(1_000_000))
+                .spans
+                .is_none()
+        );
     }
 
     #[test]
@@ -258,7 +361,13 @@ mod tests {
         spans.attempt(Side::Legacy, server, Mono::from_micros(2));
         spans.answered(200);
         let second = spans.attempts[1].id;
-        assert_eq!((spans.attempts[0].failure, spans.attempts[0].ended), (Some(FailureKind::Connect), Some(Mono::from_micros(2))));
-        assert_eq!(header_of(&trace), Some(format!("00-{:032x}-{second:016x}-01", trace.id)));
+        assert_eq!(
+            (spans.attempts[0].failure, spans.attempts[0].ended),
+            (Some(FailureKind::Connect), Some(Mono::from_micros(2)))
+        );
+        assert_eq!(
+            header_of(&trace),
+            Some(format!("00-{:032x}-{second:016x}-01", trace.id))
+        );
     }
 }

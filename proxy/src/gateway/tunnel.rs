@@ -1,15 +1,20 @@
 //! Connections to backends for upgrades, with a socket of our own below pingora's.
 //!
-//! Pingora puts the end of the (empty) request body and the backend's answer into one race: when the 101 is read first, it takes the end of the body for the end of the tunnel and tears it
-//! down (cloudflare/pingora#946). A backend that answers at once wins that race now and then on a busy machine. Here the first look for an answer after each write to the backend finds nothing,
-//! whatever is there, so that the end of the body is always handled first. That costs an upgrade one turn of its task; the pool is not used, since a tunnel ends with its connection.
+//! Pingora puts the end of the (empty) request body and the backend's answer into one race: when
+//! the 101 is read first, it takes the end of the body for the end of the tunnel and tears it
+//! down (cloudflare/pingora#946). A backend that answers at once wins that race now and then on a
+//! busy machine. Here the first look for an answer after each write to the backend finds nothing,
+//! whatever is there, so that the end of the body is always handled first. That costs an upgrade
+//! one turn of its task; the pool is not used, since a tunnel ends with its connection.
 //!
 //! Server-sent events take this way, too: they may rest as long.
 //!
-//! When a tunnel is drained, the client gets a close frame (1012, service restart) between two frames of the backend, and then the end; a stream of events just ends, and its client comes again. Below TLS
-//! to the backend frames cannot be seen: a tunnel ends there without a word.
+//! When a tunnel is drained, the client gets a close frame (1012, service restart) between two
+//! frames of the backend, and then the end; a stream of events just ends, and its client comes
+//! again. Below TLS to the backend frames cannot be seen: a tunnel ends there without a word.
 //!
-//! A tunnel ends when neither side has said anything for the backend's `stream_idle_timeout`. A side that only listens is not late.
+//! A tunnel ends when neither side has said anything for the backend's `stream_idle_timeout`. A
+//! side that only listens is not late.
 
 use std::future::Future;
 use std::io;
@@ -52,19 +57,40 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Makes a peer one for an upgrade, if the request asks for one that the engine passes on: it knows WebSocket only.
-    pub fn asked_for(head: &RequestHeader, peer: &mut HttpPeer, idle: Duration) -> Option<Arc<Self>> {
-        let upgrade = head.headers.get(http::header::UPGRADE).filter(|_| head.version == Version::HTTP_11);
+    /// Makes a peer one for an upgrade, if the request asks for one that the engine passes on: it
+    /// knows WebSocket only.
+    pub fn asked_for(
+        head: &RequestHeader,
+        peer: &mut HttpPeer,
+        idle: Duration,
+    ) -> Option<Arc<Self>> {
+        let upgrade = head
+            .headers
+            .get(http::header::UPGRADE)
+            .filter(|_| head.version == Version::HTTP_11);
         let kind = match upgrade {
-            Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => Ended::WebSocket,
-            _ if head.headers.get(http::header::ACCEPT).is_some_and(|accept| accept == "text/event-stream") => Ended::Stream,
+            Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => {
+                Ended::WebSocket
+            }
+            _ if head
+                .headers
+                .get(http::header::ACCEPT)
+                .is_some_and(|accept| accept == "text/event-stream") =>
+            {
+                Ended::Stream
+            }
             Some(_) | None => return None,
         };
         // HTTP/2 shares a connection, so it can have none of its own.
         if peer.options.alpn != ALPN::H1 {
             return None;
         }
-        let tunnel = Arc::new(Self { kind, idle, is_open: AtomicBool::new(false), drained: CancellationToken::new() });
+        let tunnel = Arc::new(Self {
+            kind,
+            idle,
+            is_open: AtomicBool::new(false),
+            drained: CancellationToken::new(),
+        });
         peer.group_key = GROUP;
         peer.options.idle_timeout = Some(Duration::ZERO);
         peer.options.read_timeout = None;
@@ -87,7 +113,8 @@ impl Tunnel {
         self.drained.is_cancelled()
     }
 
-    /// Returns whether the backend has switched protocols, so that what the client sends is no HTTP.
+    /// Returns whether the backend has switched protocols, so that what the client sends is no
+    /// HTTP.
     pub fn has_switched(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }
@@ -100,13 +127,19 @@ impl Tunnel {
 
 /// Whether a message is one of gRPC.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
-    headers.get(http::header::CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
+    headers
+        .get(http::header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
 /// The deadline of a gRPC call, as `grpc-timeout` has it: at most eight digits and a unit.
 fn grpc_deadline(text: &[u8]) -> Option<Duration> {
-    let (unit, digits) = text.split_last().filter(|(_, digits)| (1..=8).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit))?;
-    let number = digits.iter().fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'));
+    let (unit, digits) = text.split_last().filter(|(_, digits)| {
+        (1..=8).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
+    })?;
+    let number = digits
+        .iter()
+        .fold(0u64, |number, digit| number * 10 + u64::from(digit - b'0'));
     match unit {
         b'H' => Some(Duration::from_secs(number * 3600)),
         b'M' => Some(Duration::from_secs(number * 60)),
@@ -118,9 +151,13 @@ fn grpc_deadline(text: &[u8]) -> Option<Duration> {
     }
 }
 
-/// How long the answer of a gRPC call is waited for, if the call says so: the server's own word about the deadline is to come before ours.
+/// How long the answer of a gRPC call is waited for, if the call says so: the server's own word
+/// about the deadline is to come before ours.
 pub fn patience_of_call(headers: &HeaderMap) -> Option<Duration> {
-    headers.get("grpc-timeout").and_then(|deadline| grpc_deadline(deadline.as_bytes())).map(|deadline| deadline + GRPC_GRACE)
+    headers
+        .get("grpc-timeout")
+        .and_then(|deadline| grpc_deadline(deadline.as_bytes()))
+        .map(|deadline| deadline + GRPC_GRACE)
 }
 
 #[derive(Debug)]
@@ -129,9 +166,15 @@ struct Connect(Arc<Tunnel>);
 #[async_trait]
 impl L4Connect for Connect {
     async fn connect(&self, address: &SocketAddr) -> Result<Stream> {
-        let Some(address) = address.as_inet() else { return Error::e_explain(ErrorType::ConnectError, "a backend has an internet address") };
+        let Some(address) = address.as_inet() else {
+            return Error::e_explain(ErrorType::ConnectError, "a backend has an internet address");
+        };
         let failed = |error: io::Error| {
-            let kind = if error.kind() == io::ErrorKind::ConnectionRefused { ErrorType::ConnectRefused } else { ErrorType::ConnectError };
+            let kind = if error.kind() == io::ErrorKind::ConnectionRefused {
+                ErrorType::ConnectRefused
+            } else {
+                ErrorType::ConnectError
+            };
             Error::because(kind, "connecting for an upgrade", error).into_up()
         };
         let tcp = TcpStream::connect(address).await.map_err(failed)?;
@@ -164,7 +207,8 @@ struct Socket {
     tunnel: Arc<Tunnel>,
 }
 
-/// A close frame of a server with the code 1012, service restart (RFC 6455, 5.5.1 and the registry of close codes).
+/// A close frame of a server with the code 1012, service restart (RFC 6455, 5.5.1 and the registry
+/// of close codes).
 const CLOSE: &[u8] = &[0x88, 0x02, 0x03, 0xf4];
 
 impl Socket {
@@ -182,14 +226,24 @@ impl VirtualSocket for Socket {
 }
 
 impl AsyncRead for Socket {
-    fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         if std::mem::take(&mut self.has_written) {
             context.waker().wake_by_ref();
             return Poll::Pending;
         }
         let is_drained = self.drained.as_mut().poll(context).is_ready();
         if is_drained && (self.tunnel.kind == Ended::Stream || self.frames.is_between()) {
-            let farewell = self.farewell.unwrap_or(if self.tunnel.kind == Ended::WebSocket { CLOSE } else { &[] });
+            let farewell = self
+                .farewell
+                .unwrap_or(if self.tunnel.kind == Ended::WebSocket {
+                    CLOSE
+                } else {
+                    &[]
+                });
             let (now, later) = farewell.split_at(farewell.len().min(buffer.remaining()));
             buffer.put_slice(now);
             self.farewell = Some(later);
@@ -203,7 +257,8 @@ impl AsyncRead for Socket {
             }
             return Poll::Ready(read);
         }
-        // Looked at before it is open, too, so that somebody looks again when nobody says anything afterwards.
+        // Looked at before it is open, too, so that somebody looks again when nobody says anything
+        // afterwards.
         if !is_drained && self.idle.as_mut().poll(context).is_ready() {
             if self.tunnel.is_open.load(Ordering::Relaxed) {
                 // It ends as one that is sent away.
@@ -218,7 +273,11 @@ impl AsyncRead for Socket {
 }
 
 impl AsyncWrite for Socket {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         self.has_written = true;
         self.has_spoken();
         Pin::new(&mut self.tcp).poll_write(context, bytes)
@@ -233,7 +292,8 @@ impl AsyncWrite for Socket {
     }
 }
 
-/// Follows what a backend sends: the head of its answer, and then frames, of which only the lengths are read (RFC 6455, 5.2).
+/// Follows what a backend sends: the head of its answer, and then frames, of which only the lengths
+/// are read (RFC 6455, 5.2).
 #[derive(Debug, Default)]
 struct Frames {
     /// How much of the end of the head has been seen; four is all of it.
@@ -250,14 +310,23 @@ impl Frames {
     }
 
     fn pass(&mut self, mut bytes: &[u8]) {
-        while let Some((&byte, rest)) = bytes.split_first().filter(|_| self.head_end < HEAD_END.len()) {
+        while let Some((&byte, rest)) = bytes
+            .split_first()
+            .filter(|_| self.head_end < HEAD_END.len())
+        {
             let begins = usize::from(byte == HEAD_END[0]);
-            self.head_end = if byte == HEAD_END[self.head_end] { self.head_end + 1 } else { begins };
+            self.head_end = if byte == HEAD_END[self.head_end] {
+                self.head_end + 1
+            } else {
+                begins
+            };
             bytes = rest;
         }
         while !bytes.is_empty() {
             if self.left > 0 {
-                let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len());
+                let here = usize::try_from(self.left)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 self.left -= here as u64;
                 bytes = &bytes[here..];
                 continue;
@@ -274,7 +343,8 @@ impl Frames {
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// How long the rest of a frame with this header is; `None` while the header is not complete. Backends do not mask, but one that does is followed all the same.
+/// How long the rest of a frame with this header is; `None` while the header is not complete.
+/// Backends do not mask, but one that does is followed all the same.
 fn payload_length(header: &[u8]) -> Option<u64> {
     let second = *header.get(1)?;
     let mask = if second & 0x80 == 0 { 0 } else { 4 };
@@ -309,7 +379,14 @@ mod tests {
     fn the_place_between_two_frames_is_found_however_the_bytes_come() {
         let mut sent = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n".to_vec();
         let mut ends = vec![sent.len()];
-        for (length, masked) in [(0usize, false), (5, false), (125, true), (126, false), (65_535, false), (65_536, true)] {
+        for (length, masked) in [
+            (0usize, false),
+            (5, false),
+            (125, true),
+            (126, false),
+            (65_535, false),
+            (65_536, true),
+        ] {
             let mask = if masked { 0x80 } else { 0 };
             sent.push(0x82);
             match length {
@@ -332,7 +409,11 @@ mod tests {
             for part in sent.chunks(size) {
                 frames.pass(part);
                 at += part.len();
-                assert_eq!(frames.is_between(), ends.contains(&at), "after {at} bytes in parts of {size}");
+                assert_eq!(
+                    frames.is_between(),
+                    ends.contains(&at),
+                    "after {at} bytes in parts of {size}"
+                );
             }
         }
     }

@@ -1,12 +1,16 @@
 //! Deadlines of connections and of streams of HTTP/2, and orders to them, without a timer for each.
 //!
-//! A connection writes down until when it is willing to wait: one store a step. One task looks at all of them eight times within the shortest limit there is, and wakes whoever is late; so a
-//! deadline is never early and at most a quarter late, and a request costs no timer. Time in which the process stood still, such as a paused machine, does not count: what came meanwhile is read first. The same task hears for all of them when requests are sent away after a rollback, and when connections
-//! without a request are dismissed as the process ends.
+//! A connection writes down until when it is willing to wait: one store a step. One task looks at
+//! all of them eight times within the shortest limit there is, and wakes whoever is late; so a
+//! deadline is never early and at most a quarter late, and a request costs no timer. Time in which
+//! the process stood still, such as a paused machine, does not count: what came meanwhile is read
+//! first. The same task hears for all of them when requests are sent away after a rollback, and
+//! when connections without a request are dismissed as the process ends.
 //!
 //! Connections to backends that rest are looked at, too, once a second.
 //!
-//! The lock is taken when a connection begins and ends, and for a look; never by a request of HTTP/1.1. A stream of HTTP/2 counts as a connection here.
+//! The lock is taken when a connection begins and ends, and for a look; never by a request of
+//! HTTP/1.1. A stream of HTTP/2 counts as a connection here.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -61,7 +65,11 @@ struct Entry {
 
 impl Entries {
     fn wake(&self, who: impl Fn(&Conn) -> bool) {
-        self.all.iter().flatten().filter(|entry| who(&entry.conn)).for_each(|entry| entry.waker.wake_by_ref());
+        self.all
+            .iter()
+            .flatten()
+            .filter(|entry| who(&entry.conn))
+            .for_each(|entry| entry.waker.wake_by_ref());
     }
 }
 
@@ -69,16 +77,27 @@ impl Watchdog {
     /// One for this configuration.
     pub fn new(snapshot: &Snapshot) -> Self {
         let now_us = AtomicU64::new(clock::mono().as_micros());
-        Self { now_us, step_us: AtomicU64::new(micros(step(snapshot))), is_dismissed: AtomicBool::new(false), entries: Mutex::default() }
+        Self {
+            now_us,
+            step_us: AtomicU64::new(micros(step(snapshot))),
+            is_dismissed: AtomicBool::new(false),
+            entries: Mutex::default(),
+        }
     }
 
     /// Watches until the process ends.
-    pub async fn work(self: Arc<Self>, published: Arc<Published>, drains: Drains, mut dismissed: watch::Receiver<bool>) {
+    pub async fn work(
+        self: Arc<Self>,
+        published: Arc<Published>,
+        drains: Drains,
+        mut dismissed: watch::Receiver<bool>,
+    ) {
         let mut orders = drains.listen();
         let mut changes = published.changes();
         let mut tidied = clock::mono();
         let mut looked = tidied;
-        // One that goes on while others are heard: changes that come all the time must not put off every look.
+        // One that goes on while others are heard: changes that come all the time must not put off
+        // every look.
         let mut next = pin!(sleep(self.step()));
         loop {
             tokio::select! {
@@ -113,9 +132,12 @@ impl Watchdog {
         }
     }
 
-    /// Looks, so long after the last time. What is longer than some steps was a standstill of the process, and nobody is late for it.
+    /// Looks, so long after the last time. What is longer than some steps was a standstill of the
+    /// process, and nobody is late for it.
     fn go_on(&self, passed: Duration) {
-        self.look(self.now_us.load(Ordering::Relaxed) + micros(passed.min(self.step() * STANDSTILL)));
+        self.look(
+            self.now_us.load(Ordering::Relaxed) + micros(passed.min(self.step() * STANDSTILL)),
+        );
     }
 
     fn look(&self, now_us: u64) {
@@ -150,7 +172,10 @@ impl Watchdog {
     /// Watches a connection, from the task that serves it, until what this returns is dropped.
     pub async fn watch(self: Arc<Self>, conn: Arc<Conn>) -> Watched {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
-        let entry = Entry { conn: Arc::clone(&conn), waker };
+        let entry = Entry {
+            conn: Arc::clone(&conn),
+            waker,
+        };
         let at = {
             let mut entries = self.entries();
             match entries.free.pop() {
@@ -164,16 +189,36 @@ impl Watchdog {
                 }
             }
         };
-        Watched { dog: self, conn, at }
+        Watched {
+            dog: self,
+            conn,
+            at,
+        }
     }
 }
 
 /// An eighth of the shortest limit.
 fn step(snapshot: &Snapshot) -> Duration {
     let settings = &snapshot.common.settings;
-    let of_clients = [settings.listen.header_timeout, settings.listen.keepalive_timeout, settings.listen.body_idle_timeout, settings.listen.write_timeout];
-    let of_backends = settings.backends.iter().flat_map(|backend| [backend.connect_timeout, backend.response_timeout, backend.body_pause_timeout, backend.stream_idle_timeout]);
-    of_clients.into_iter().chain(of_backends).min().map_or(MOST, |shortest| (shortest / LOOKS).clamp(LEAST, MOST))
+    let of_clients = [
+        settings.listen.header_timeout,
+        settings.listen.keepalive_timeout,
+        settings.listen.body_idle_timeout,
+        settings.listen.write_timeout,
+    ];
+    let of_backends = settings.backends.iter().flat_map(|backend| {
+        [
+            backend.connect_timeout,
+            backend.response_timeout,
+            backend.body_pause_timeout,
+            backend.stream_idle_timeout,
+        ]
+    });
+    of_clients
+        .into_iter()
+        .chain(of_backends)
+        .min()
+        .map_or(MOST, |shortest| (shortest / LOOKS).clamp(LEAST, MOST))
 }
 
 /// A connection that is watched.
@@ -209,7 +254,9 @@ impl Watched {
         if self.conn.is_sent_away() {
             return Some(Alarm::SentAway);
         }
-        self.conn.is_overdue(self.dog.now_us.load(Ordering::Relaxed)).then_some(Alarm::Overdue)
+        self.conn
+            .is_overdue(self.dog.now_us.load(Ordering::Relaxed))
+            .then_some(Alarm::Overdue)
     }
 
     /// Whether the backend of its request has let a deadline pass, and nobody has noticed.
@@ -276,7 +323,10 @@ mod tests {
         dog.look(began + 1_000_000);
         assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (0, None));
         dog.look(began + 1_000_001 + step);
-        assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (1, Some(Alarm::Overdue)));
+        assert_eq!(
+            (bell.0.load(Ordering::SeqCst), watched.alarm()),
+            (1, Some(Alarm::Overdue))
+        );
         watched.conn().head_came();
         dog.look(began + 9_000_000);
         assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (1, None));
@@ -295,7 +345,15 @@ mod tests {
             dog.go_on(dog.step());
             steps += 1;
         }
-        assert_eq!((bell.0.load(Ordering::SeqCst), dog.step() * (steps - 2) <= Duration::from_secs(1)), (1, true), "{steps} steps of {:?}", dog.step());
+        assert_eq!(
+            (
+                bell.0.load(Ordering::SeqCst),
+                dog.step() * (steps - 2) <= Duration::from_secs(1)
+            ),
+            (1, true),
+            "{steps} steps of {:?}",
+            dog.step()
+        );
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Spans to a collector, in OTLP over HTTP (protobuf), by OpenTelemetry's own exporter.
 //!
-//! Its SDK is not on the request path: requests are sampled and measured by us, and what it gets are finished spans. Batches of up to 512 requests, or what has come within a second; a collector that does not answer
-//! within two seconds loses the batch, which is counted.
+//! Its SDK is not on the request path: requests are sampled and measured by us, and what it gets
+//! are finished spans. Batches of up to 512 requests, or what has come within a second; a collector
+//! that does not answer within two seconds loses the batch, which is counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,7 +13,9 @@ use std::time::{Duration, SystemTime};
 
 use cutover_config::Traces as Settings;
 use cutover_core::{Mono, Outcome};
-use opentelemetry::trace::{SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState};
+use opentelemetry::trace::{
+    SpanContext, SpanId, SpanKind, Status, TraceFlags, TraceId, TraceState,
+};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_otlp::{Protocol, WithExportConfig};
 use opentelemetry_sdk::Resource;
@@ -30,8 +33,14 @@ const COLLECT: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Exports until nobody can send any more, everything that came until then included.
-pub(super) fn start(settings: &Settings, receiver: Receiver<Finished>, counts: Arc<Counts>) -> std::io::Result<JoinHandle<()>> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+pub(super) fn start(
+    settings: &Settings,
+    receiver: Receiver<Finished>,
+    counts: Arc<Counts>,
+) -> std::io::Result<JoinHandle<()>> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let guard = runtime.enter();
     let endpoint = format!("{}/v1/traces", settings.endpoint);
     let mut exporter = opentelemetry_otlp::SpanExporter::builder()
@@ -40,35 +49,59 @@ pub(super) fn start(settings: &Settings, receiver: Receiver<Finished>, counts: A
         .with_endpoint(&endpoint)
         .with_timeout(PATIENCE)
         .build()
-        .map_err(|error| std::io::Error::other(format!("cannot export spans to {endpoint}: {error}")))?;
+        .map_err(|error| {
+            std::io::Error::other(format!("cannot export spans to {endpoint}: {error}"))
+        })?;
     let version = KeyValue::new("service.version", env!("CARGO_PKG_VERSION"));
-    exporter.set_resource(&Resource::builder().with_service_name(settings.service.clone()).with_attribute(version).build());
+    exporter.set_resource(
+        &Resource::builder()
+            .with_service_name(settings.service.clone())
+            .with_attribute(version)
+            .build(),
+    );
     drop(guard);
-    std::thread::Builder::new().name("traces".to_owned()).spawn(move || {
-        let scope = InstrumentationScope::builder("cutover").with_version(env!("CARGO_PKG_VERSION")).build();
-        let mut was_taken = true;
-        let mut last: Option<Mono> = None;
-        while let Some(batch) = next(&receiver) {
-            if counts.ending.load(Ordering::Relaxed) {
-                last.get_or_insert_with(|| clock::mono().forward(PATIENCE));
+    std::thread::Builder::new()
+        .name("traces".to_owned())
+        .spawn(move || {
+            let scope = InstrumentationScope::builder("cutover")
+                .with_version(env!("CARGO_PKG_VERSION"))
+                .build();
+            let mut was_taken = true;
+            let mut last: Option<Mono> = None;
+            while let Some(batch) = next(&receiver) {
+                if counts.ending.load(Ordering::Relaxed) {
+                    last.get_or_insert_with(|| clock::mono().forward(PATIENCE));
+                }
+                let patience = last.map_or(PATIENCE, |last| last.since(clock::mono()));
+                let spans: Vec<SpanData> = batch
+                    .iter()
+                    .flat_map(|finished| spans(finished, &scope))
+                    .collect();
+                let count = spans.len() as u64;
+                let result = runtime.block_on(async {
+                    tokio::time::timeout(patience, exporter.export(spans)).await
+                });
+                let why = match result {
+                    Ok(Ok(())) => None,
+                    Ok(Err(error)) => Some(error.to_string()),
+                    Err(_) => Some(format!("no answer within {patience:?}")),
+                };
+                let taken = if why.is_none() {
+                    &counts.exported
+                } else {
+                    &counts.failed
+                };
+                taken.fetch_add(count, Ordering::Relaxed);
+                if let (Some(why), true) = (&why, was_taken) {
+                    tracing::warn!(
+                        endpoint,
+                        why,
+                        "the collector does not take spans: they are lost and counted"
+                    );
+                }
+                was_taken = why.is_none();
             }
-            let patience = last.map_or(PATIENCE, |last| last.since(clock::mono()));
-            let spans: Vec<SpanData> = batch.iter().flat_map(|finished| spans(finished, &scope)).collect();
-            let count = spans.len() as u64;
-            let result = runtime.block_on(async { tokio::time::timeout(patience, exporter.export(spans)).await });
-            let why = match result {
-                Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("no answer within {patience:?}")),
-            };
-            let taken = if why.is_none() { &counts.exported } else { &counts.failed };
-            taken.fetch_add(count, Ordering::Relaxed);
-            if let (Some(why), true) = (&why, was_taken) {
-                tracing::warn!(endpoint, why, "the collector does not take spans: they are lost and counted");
-            }
-            was_taken = why.is_none();
-        }
-    })
+        })
 }
 
 /// The next batch; `None` when there will be none.
@@ -84,17 +117,32 @@ fn next(receiver: &Receiver<Finished>) -> Option<Vec<Finished>> {
     Some(batch)
 }
 
-/// The span of a request, and those of its attempts. Names of attributes are OpenTelemetry's where it has one.
+/// The span of a request, and those of its attempts. Names of attributes are OpenTelemetry's where
+/// it has one.
 fn spans(finished: &Finished, scope: &InstrumentationScope) -> Vec<SpanData> {
     let trace = TraceId::from(finished.trace);
-    let context = |span: u64| SpanContext::new(trace, SpanId::from(span), TraceFlags::SAMPLED, false, TraceState::NONE);
+    let context = |span: u64| {
+        SpanContext::new(
+            trace,
+            SpanId::from(span),
+            TraceFlags::SAMPLED,
+            false,
+            TraceState::NONE,
+        )
+    };
     let mut attributes = vec![
-        KeyValue::new("http.request.method", finished.ended.method.as_str().to_owned()),
+        KeyValue::new(
+            "http.request.method",
+            finished.ended.method.as_str().to_owned(),
+        ),
         KeyValue::new("url.path", finished.ended.path.to_string()),
         KeyValue::new("client.address", finished.ended.client.to_string()),
     ];
     if let Some(status) = finished.ended.status {
-        attributes.push(KeyValue::new("http.response.status_code", i64::from(status)));
+        attributes.push(KeyValue::new(
+            "http.response.status_code",
+            i64::from(status),
+        ));
     }
     if let Some(rollout) = &finished.ended.rollout {
         attributes.push(KeyValue::new("cutover.rollout", rollout.to_string()));
@@ -102,14 +150,28 @@ fn spans(finished: &Finished, scope: &InstrumentationScope) -> Vec<SpanData> {
     if let Some(decision) = &finished.ended.decision {
         attributes.push(KeyValue::new("cutover.backend", decision.side.name()));
         attributes.push(KeyValue::new("cutover.reason", decision.reason.name()));
-        attributes.extend(decision.bucket.map(|bucket| KeyValue::new("cutover.bucket", i64::from(bucket.number()))));
+        attributes.extend(
+            decision
+                .bucket
+                .map(|bucket| KeyValue::new("cutover.bucket", i64::from(bucket.number()))),
+        );
     }
-    attributes.extend(finished.ended.moved.map(|moved| KeyValue::new("cutover.moved", moved)));
+    attributes.extend(
+        finished
+            .ended
+            .moved
+            .map(|moved| KeyValue::new("cutover.moved", moved)),
+    );
     let failed = match finished.ended.outcome {
         Outcome::Failure(kind) => Some(kind.name()),
-        _ => finished.ended.status.filter(|status| *status >= 500).map(|_| "status"),
+        _ => finished
+            .ended
+            .status
+            .filter(|status| *status >= 500)
+            .map(|_| "status"),
     };
-    let end = SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(finished.ended.at.as_millis()).unwrap_or_default());
+    let end = SystemTime::UNIX_EPOCH
+        + Duration::from_millis(u64::try_from(finished.ended.at.as_millis()).unwrap_or_default());
     let own = SpanData {
         span_context: context(finished.spans.id),
         parent_span_id: finished.parent.map_or(SpanId::INVALID, SpanId::from),
@@ -126,9 +188,18 @@ fn spans(finished: &Finished, scope: &InstrumentationScope) -> Vec<SpanData> {
         instrumentation_scope: scope.clone(),
     };
     // Attempts are measured by the monotonic clock: back from the end of the request.
-    let wall = |at: cutover_core::Mono| end.checked_sub(finished.ended_mono.since(at)).unwrap_or(end);
+    let wall = |at: cutover_core::Mono| {
+        end.checked_sub(finished.ended_mono.since(at))
+            .unwrap_or(end)
+    };
     let attempts = finished.spans.attempts.iter().map(|attempt| {
-        let failed = attempt.failure.map(cutover_core::FailureKind::name).or(attempt.status.filter(|status| *status >= 500).map(|_| "status"));
+        let failed = attempt
+            .failure
+            .map(cutover_core::FailureKind::name)
+            .or(attempt
+                .status
+                .filter(|status| *status >= 500)
+                .map(|_| "status"));
         SpanData {
             span_context: context(attempt.id),
             parent_span_id: SpanId::from(finished.spans.id),
@@ -155,7 +226,11 @@ fn of_attempt(attempt: &Attempt) -> Vec<KeyValue> {
         KeyValue::new("server.port", i64::from(address.port())),
         KeyValue::new("cutover.backend", attempt.side.name()),
     ];
-    attributes.extend(attempt.status.map(|status| KeyValue::new("http.response.status_code", i64::from(status))));
+    attributes.extend(
+        attempt
+            .status
+            .map(|status| KeyValue::new("http.response.status_code", i64::from(status))),
+    );
     attributes
 }
 

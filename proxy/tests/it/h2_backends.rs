@@ -1,4 +1,5 @@
-//! What a backend of HTTP/2 has not processed may be sent again, and who does not read holds up nobody else.
+//! What a backend of HTTP/2 has not processed may be sent again, and who does not read holds up
+//! nobody else.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -16,23 +17,50 @@ const ENHANCE_YOUR_CALM: u32 = 11;
 
 fn start(address: SocketAddr, more: &str) -> Proxy {
     let tables = format!("[backend.new]\nservers = [\"{address}\"]\nhttp2 = true\n{more}\n");
-    Proxy::start_with(&tables, &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\""))
+    Proxy::start_with(
+        &tables,
+        &rollout(
+            "checkout",
+            "100",
+            "failover = \"off\"\n[rollout.guard]\nmode = \"off\"",
+        ),
+    )
 }
 
 fn post(proxy: &Proxy, body: &[u8]) -> (u16, String) {
-    let answer = Client::connect(proxy.http).ask("POST", "/", &[("x-user-id", "u")], body).expect("an answer");
+    let answer = Client::connect(proxy.http)
+        .ask("POST", "/", &[("x-user-id", "u")], body)
+        .expect("an answer");
     (answer.status(), answer.text())
 }
 
 #[test]
 fn a_post_that_a_backend_refuses_before_it_processes_it_is_sent_again() {
-    for fate in [Fate::Reset(REFUSED_STREAM), Fate::GoAway(NO_ERROR), Fate::GoAway(ENHANCE_YOUR_CALM)] {
-        let backend = H2Backend::start(move |number| if number % 3 == 2 { fate } else { Fate::Answered });
+    for fate in [
+        Fate::Reset(REFUSED_STREAM),
+        Fate::GoAway(NO_ERROR),
+        Fate::GoAway(ENHANCE_YOUR_CALM),
+    ] {
+        let backend = H2Backend::start(move |number| {
+            if number % 3 == 2 {
+                fate
+            } else {
+                Fate::Answered
+            }
+        });
         let proxy = start(backend.address, "");
         for round in 0..6 {
-            assert_eq!(post(&proxy, b"once"), (200, "h2 4".to_owned()), "{fate:?} round {round}");
+            assert_eq!(
+                post(&proxy, b"once"),
+                (200, "h2 4".to_owned()),
+                "{fate:?} round {round}"
+            );
         }
-        assert_eq!((backend.answered(), backend.bodies().concat()), (6, b"once".repeat(6)), "each exactly once: {fate:?}");
+        assert_eq!(
+            (backend.answered(), backend.bodies().concat()),
+            (6, b"once".repeat(6)),
+            "each exactly once: {fate:?}"
+        );
         assert_eq!(proxy.rollout()["new"]["failed"], 0, "{fate:?}");
     }
 }
@@ -42,21 +70,43 @@ fn a_backend_that_refuses_every_stream_fails_after_a_few_attempts() {
     let backend = H2Backend::start(|_| Fate::Reset(REFUSED_STREAM));
     let proxy = start(backend.address, "");
     assert_eq!(post(&proxy, b"once").0, 502);
-    assert!((2..=8).contains(&backend.requests()), "{} attempts", backend.requests());
-    until("the failure to count", || (proxy.rollout()["new"]["failed"] == 1).then_some(()));
+    assert!(
+        (2..=8).contains(&backend.requests()),
+        "{} attempts",
+        backend.requests()
+    );
+    until("the failure to count", || {
+        (proxy.rollout()["new"]["failed"] == 1).then_some(())
+    });
 }
 
 #[test]
 fn a_stream_reset_after_it_was_processed_is_not_sent_again() {
-    let backend = H2Backend::start(|number| if number == 1 { Fate::Reset(2) } else { Fate::Answered });
+    let backend = H2Backend::start(|number| {
+        if number == 1 {
+            Fate::Reset(2)
+        } else {
+            Fate::Answered
+        }
+    });
     let proxy = start(backend.address, "");
     assert_eq!(post(&proxy, b"once").0, 502);
-    assert_eq!(backend.requests(), 1, "INTERNAL_ERROR says nothing about what was done");
+    assert_eq!(
+        backend.requests(),
+        1,
+        "INTERNAL_ERROR says nothing about what was done"
+    );
 }
 
 #[test]
 fn a_large_upload_that_meets_a_graceful_goaway_is_nobodys_failure() {
-    let backend = H2Backend::start(|number| if number == 1 { Fate::GoAway(NO_ERROR) } else { Fate::Answered });
+    let backend = H2Backend::start(|number| {
+        if number == 1 {
+            Fate::GoAway(NO_ERROR)
+        } else {
+            Fate::Answered
+        }
+    });
     let proxy = start(backend.address, "");
     // More than is kept for another attempt.
     let (status, text) = post(&proxy, &vec![b'#'; 300 << 10]);
@@ -68,7 +118,11 @@ fn a_large_upload_that_meets_a_graceful_goaway_is_nobodys_failure() {
 
 #[test]
 fn clients_that_stop_reading_do_not_starve_others_on_a_backend_connection() {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .unwrap();
     let sent: Arc<AtomicUsize> = Arc::default();
     let sending = Arc::clone(&sent);
     // A backend of h2 with answers of 8 MiB below /big.
@@ -83,12 +137,22 @@ fn clients_that_stop_reading_do_not_starve_others_on_a_backend_connection() {
                     while let Some(Ok((request, mut respond))) = connection.accept().await {
                         let sent = Arc::clone(&sent);
                         tokio::spawn(async move {
-                            let size = if request.uri().path() == "/big" { 8 << 20 } else { 10 };
-                            let mut send = respond.send_response(http::Response::new(()), false).unwrap();
+                            let size = if request.uri().path() == "/big" {
+                                8 << 20
+                            } else {
+                                10
+                            };
+                            let mut send = respond
+                                .send_response(http::Response::new(()), false)
+                                .unwrap();
                             let mut left = Bytes::from(vec![b'#'; size]);
                             while !left.is_empty() {
                                 send.reserve_capacity(left.len());
-                                let Some(Ok(room)) = std::future::poll_fn(|cx| send.poll_capacity(cx)).await else { return };
+                                let Some(Ok(room)) =
+                                    std::future::poll_fn(|cx| send.poll_capacity(cx)).await
+                                else {
+                                    return;
+                                };
                                 let part = left.split_to(room.min(left.len()));
                                 sent.fetch_add(part.len(), Ordering::SeqCst);
                                 if send.send_data(part, left.is_empty()).is_err() {
@@ -109,27 +173,43 @@ fn clients_that_stop_reading_do_not_starve_others_on_a_backend_connection() {
         client.send(b"GET /big HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n");
         stalled.push(client);
     }
-    until("the large answers to be under way", || (proxy.rollout()["new"]["in_flight"] == 4).then_some(()));
+    until("the large answers to be under way", || {
+        (proxy.rollout()["new"]["in_flight"] == 4).then_some(())
+    });
     // Every window between the backend and the clients is full when no byte moves any longer.
     let (mut before, mut looks) = (0, 0);
     until("the windows to be full", || {
         let now = sent.load(Ordering::SeqCst);
-        looks = if now == before && now > 0 { looks + 1 } else { 0 };
+        looks = if now == before && now > 0 {
+            looks + 1
+        } else {
+            0
+        };
         before = now;
         (looks > 60).then_some(())
     });
     for _ in 0..20 {
-        let answer = Client::connect(proxy.http).ask("GET", "/small", &[("x-user-id", "u")], b"").expect("an answer");
+        let answer = Client::connect(proxy.http)
+            .ask("GET", "/small", &[("x-user-id", "u")], b"")
+            .expect("an answer");
         assert_eq!((answer.status(), answer.body.len()), (200, 10));
     }
     drop(stalled);
-    until("nothing to be in flight", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    until("nothing to be in flight", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
 
 #[test]
 fn a_late_http2_answer_is_504_and_the_next_request_opens_a_connection() {
-    let backend = H2Backend::start(|number| if number == 1 { Fate::Silent } else { Fate::Answered });
+    let backend = H2Backend::start(|number| {
+        if number == 1 {
+            Fate::Silent
+        } else {
+            Fate::Answered
+        }
+    });
     let proxy = start(backend.address, "response_timeout = \"300ms\"");
     assert_eq!(post(&proxy, b"once").0, 504);
     assert_eq!(post(&proxy, b"once"), (200, "h2 4".to_owned()));
@@ -139,11 +219,21 @@ fn a_late_http2_answer_is_504_and_the_next_request_opens_a_connection() {
 #[test]
 fn a_paused_answer_is_cut_by_the_body_limit_not_by_the_header_limit() {
     let backend = H2Backend::start(|_| Fate::Stalled);
-    let proxy = start(backend.address, "response_timeout = \"100ms\"\nbody_pause_timeout = \"600ms\"");
+    let proxy = start(
+        backend.address,
+        "response_timeout = \"100ms\"\nbody_pause_timeout = \"600ms\"",
+    );
     let began = std::time::Instant::now();
     let answer = Client::connect(proxy.http).ask("GET", "/", &[("x-user-id", "u")], b"");
-    assert!(answer.is_none_or(|answer| !answer.whole), "it cannot be whole");
-    assert!(began.elapsed() >= Duration::from_millis(500), "cut after {:?}", began.elapsed());
+    assert!(
+        answer.is_none_or(|answer| !answer.whole),
+        "it cannot be whole"
+    );
+    assert!(
+        began.elapsed() >= Duration::from_millis(500),
+        "cut after {:?}",
+        began.elapsed()
+    );
 }
 
 #[test]
@@ -153,7 +243,10 @@ fn an_answer_of_http2_before_the_upload_has_ended_says_that_it_closes() {
     let mut client = Client::connect(proxy.http);
     client.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\nbegun");
     let answer = client.answer(false).expect("an answer");
-    assert_eq!((answer.status(), answer.header("connection")), (200, Some("close")));
+    assert_eq!(
+        (answer.status(), answer.header("connection")),
+        (200, Some("close"))
+    );
     client.drip(b"ended");
     assert_eq!(post(&proxy, b"").0, 200);
 }
@@ -165,7 +258,9 @@ fn a_connection_goes_on_after_an_early_answer_to_an_upload_that_was_read() {
     let mut client = Client::connect(proxy.http);
     let mut kept = 0;
     for round in 0..200 {
-        let Some(answer) = client.ask("POST", "/", &[("x-user-id", "u")], &[b'#'; 1024]) else { panic!("no answer in round {round}, after a promise to keep the connection") };
+        let Some(answer) = client.ask("POST", "/", &[("x-user-id", "u")], &[b'#'; 1024]) else {
+            panic!("no answer in round {round}, after a promise to keep the connection")
+        };
         assert_eq!((answer.status(), answer.text().as_str()), (200, "early"));
         if answer.header("connection") == Some("close") {
             client = Client::connect(proxy.http);
@@ -173,14 +268,34 @@ fn a_connection_goes_on_after_an_early_answer_to_an_upload_that_was_read() {
             kept += 1;
         }
     }
-    assert!(kept > 0, "what was read as a whole leaves the connection open");
+    assert!(
+        kept > 0,
+        "what was read as a whole leaves the connection open"
+    );
 }
 
 #[test]
 fn an_upload_that_is_sent_again_gets_the_answer_that_comes_before_it() {
-    let backend = H2Backend::start(|number| if number % 2 == 1 { Fate::GoAway(NO_ERROR) } else { Fate::Early });
-    let tables = format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\nhttp2 = true\n", backend.address);
-    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\""));
+    let backend = H2Backend::start(|number| {
+        if number % 2 == 1 {
+            Fate::GoAway(NO_ERROR)
+        } else {
+            Fate::Early
+        }
+    });
+    let tables = format!(
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\nhttp2 \
+         = true\n",
+        backend.address
+    );
+    let proxy = Proxy::start_with(
+        &tables,
+        &rollout(
+            "checkout",
+            "100",
+            "failover = \"off\"\n[rollout.guard]\nmode = \"off\"",
+        ),
+    );
     let mut client = H2Client::connect(proxy.http);
     for round in 0..40 {
         let stream = 1 + 2 * round;
@@ -192,7 +307,12 @@ fn an_upload_that_is_sent_again_gets_the_answer_that_comes_before_it() {
                 break frame;
             }
         };
-        assert_eq!((answer.stream, answer.payload.as_slice()), (stream, &b"early"[..]), "{}", String::from_utf8_lossy(&answer.payload));
+        assert_eq!(
+            (answer.stream, answer.payload.as_slice()),
+            (stream, &b"early"[..]),
+            "{}",
+            String::from_utf8_lossy(&answer.payload)
+        );
     }
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }

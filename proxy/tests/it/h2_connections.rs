@@ -3,7 +3,10 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
-use crate::h2_peers::{CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2Client, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE, frame};
+use crate::h2_peers::{
+    CONTINUATION, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, H2Client, HEADERS, PING,
+    RST_STREAM, SETTINGS, WINDOW_UPDATE, frame,
+};
 use crate::harness::{Behaviour, Proxy, rollout, until};
 use crate::raw::{AtAccept, RawBackend};
 use crate::tls::{self, Authority};
@@ -23,7 +26,11 @@ fn goaway(frame: &Frame) -> (u32, u32) {
 }
 
 fn goaways(frames: &[Frame]) -> Vec<(u32, u32)> {
-    frames.iter().filter(|frame| frame.kind == GOAWAY).map(goaway).collect()
+    frames
+        .iter()
+        .filter(|frame| frame.kind == GOAWAY)
+        .map(goaway)
+        .collect()
 }
 
 fn status_of(frame: &Frame) -> u16 {
@@ -36,20 +43,36 @@ fn status_of(frame: &Frame) -> u16 {
         0x08 | 0x48 => {
             let length = usize::from(frame.payload[1] & 0x7f);
             let text = &frame.payload[2..2 + length];
-            if frame.payload[1] & 0x80 == 0 { String::from_utf8_lossy(text).parse().unwrap() } else { huffman_status(text) }
+            if frame.payload[1] & 0x80 == 0 {
+                String::from_utf8_lossy(text).parse().unwrap()
+            } else {
+                huffman_status(text)
+            }
         }
         other => panic!("a header block that begins with {other:#x}"),
     }
 }
 
-/// Digits in the Huffman code of HPACK: 0 to 2 have five bits, the others six (RFC 7541, appendix B).
+/// Digits in the Huffman code of HPACK: 0 to 2 have five bits, the others six (RFC 7541, appendix
+/// B).
 fn huffman_status(bytes: &[u8]) -> u16 {
-    let bits: Vec<u8> = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
+    let bits: Vec<u8> = bytes
+        .iter()
+        .flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1))
+        .collect();
     let (mut number, mut at) = (0, 0);
     for _ in 0..3 {
-        let take = |count: usize| bits[at..at + count].iter().fold(0u16, |value, bit| value << 1 | u16::from(*bit));
+        let take = |count: usize| {
+            bits[at..at + count]
+                .iter()
+                .fold(0u16, |value, bit| value << 1 | u16::from(*bit))
+        };
         let five = take(5);
-        let (digit, used) = if five <= 2 { (five, 5) } else { (take(6) - 0x19 + 3, 6) };
+        let (digit, used) = if five <= 2 {
+            (five, 5)
+        } else {
+            (take(6) - 0x19 + 3, 6)
+        };
         (number, at) = (number * 10 + digit, at + used);
     }
     number
@@ -60,10 +83,18 @@ fn an_upload_may_be_a_mebibyte_ahead_of_its_backend() {
     let proxy = start("");
     let mut client = H2Client::connect(proxy.http);
     let settings = client.next_of(SETTINGS).unwrap();
-    let window = settings.payload.chunks(6).find(|setting| setting[..2] == [0, 4]).map(|setting| u32::from_be_bytes(setting[2..].try_into().unwrap()));
+    let window = settings
+        .payload
+        .chunks(6)
+        .find(|setting| setting[..2] == [0, 4])
+        .map(|setting| u32::from_be_bytes(setting[2..].try_into().unwrap()));
     assert_eq!(window, Some(1 << 20), "for one stream");
     let update = client.next_of(WINDOW_UPDATE).unwrap();
-    assert_eq!(u32::from_be_bytes(update.payload[..].try_into().unwrap()) + 65_535, 4 << 20, "for the connection");
+    assert_eq!(
+        u32::from_be_bytes(update.payload[..].try_into().unwrap()) + 65_535,
+        4 << 20,
+        "for the connection"
+    );
 }
 
 #[test]
@@ -74,7 +105,11 @@ fn an_idle_connection_is_told_goaway_before_it_is_closed() {
         client.ask(1, END_HEADERS | END_STREAM, "/", &[]);
         let frames = client.rest(answers);
         let said = goaways(&frames);
-        assert_eq!(said.last(), Some(&(1, 0)), "the last stream that was taken, pings answered: {answers}");
+        assert_eq!(
+            said.last(),
+            Some(&(1, 0)),
+            "the last stream that was taken, pings answered: {answers}"
+        );
         assert_eq!(said.first(), Some(&(0x7fff_ffff, 0)), "first a warning");
     }
 }
@@ -89,7 +124,10 @@ fn a_request_that_crosses_the_goaway_of_an_idle_connection_is_served() {
     client.ask(1, END_HEADERS | END_STREAM, "/", &[]);
     client.acknowledge(&ping);
     let frames = client.rest(true);
-    let answer = frames.iter().find(|frame| frame.kind == HEADERS).expect("an answer");
+    let answer = frames
+        .iter()
+        .find(|frame| frame.kind == HEADERS)
+        .expect("an answer");
     assert_eq!((answer.stream, status_of(answer)), (1, 200));
     assert_eq!(goaways(&frames), [(1, 0)]);
 }
@@ -106,7 +144,11 @@ fn a_header_block_that_does_not_end_is_cut_within_the_header_timeout() {
         }
         client.ask(3, 0, "/", &[]);
         let frames = client.rest(true);
-        assert_eq!(goaways(&frames).last().map(|(_, code)| *code), Some(ENHANCE_YOUR_CALM), "beside another: {beside}");
+        assert_eq!(
+            goaways(&frames).last().map(|(_, code)| *code),
+            Some(ENHANCE_YOUR_CALM),
+            "beside another: {beside}"
+        );
     }
 }
 
@@ -152,8 +194,14 @@ fn a_body_that_stops_in_a_data_frame_is_answered_with_408() {
     client.send(&frame(DATA, END_STREAM, 1, &[b'#'; 100])[..50]);
     let answer = client.next_of(HEADERS).expect("an answer");
     assert_eq!(status_of(&answer), 408);
-    until("the request to end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
-    assert_eq!(proxy.rollout()["new"]["failed"], 0, "the client is to blame");
+    until("the request to end", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
+    assert_eq!(
+        proxy.rollout()["new"]["failed"],
+        0,
+        "the client is to blame"
+    );
 }
 
 #[test]
@@ -163,7 +211,12 @@ fn a_client_of_malformed_requests_is_told_goaway_and_its_good_stream_ends() {
     let mut client = H2Client::connect(proxy.http);
     client.ask(1, END_HEADERS, "/good", &[(":method", "POST")]);
     for number in 0..40 {
-        client.ask(3 + 2 * number, END_HEADERS | END_STREAM, "/", &[("connection", "close")]);
+        client.ask(
+            3 + 2 * number,
+            END_HEADERS | END_STREAM,
+            "/",
+            &[("connection", "close")],
+        );
     }
     let mut before = Vec::new();
     let warning = loop {
@@ -173,21 +226,37 @@ fn a_client_of_malformed_requests_is_told_goaway_and_its_good_stream_ends() {
         }
         before.push(frame);
     };
-    assert!(before.iter().all(|frame| frame.stream != 1), "nothing of the good one: {:?}", before.iter().filter(|frame| frame.stream == 1).collect::<Vec<_>>());
+    assert!(
+        before.iter().all(|frame| frame.stream != 1),
+        "nothing of the good one: {:?}",
+        before
+            .iter()
+            .filter(|frame| frame.stream == 1)
+            .collect::<Vec<_>>()
+    );
     assert_eq!(goaway(&warning).1, 0);
     client.data(1, END_STREAM, b"rest");
     let frames = client.rest(true);
-    let answer = frames.iter().find(|frame| frame.kind == HEADERS).unwrap_or_else(|| panic!("an answer to the good one: {frames:?}"));
+    let answer = frames
+        .iter()
+        .find(|frame| frame.kind == HEADERS)
+        .unwrap_or_else(|| panic!("an answer to the good one: {frames:?}"));
     assert_eq!((answer.stream, status_of(answer)), (1, 200));
     assert_eq!(backend.requests(), 1);
     let refused = proxy.metric("cutover_requests_refused_total{reason=\"bad_stream\"}");
-    assert!(refused.is_some_and(|refused| refused >= 33.0), "{refused:?}");
+    assert!(
+        refused.is_some_and(|refused| refused >= 33.0),
+        "{refused:?}"
+    );
 }
 
 #[test]
 fn interim_answers_reach_clients_of_http2() {
     let backend = RawBackend::start();
-    let tables = format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\n", backend.address);
+    let tables = format!(
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\n",
+        backend.address
+    );
     let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", OFF));
     backend.behave(AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
@@ -197,7 +266,10 @@ fn interim_answers_reach_clients_of_http2() {
     client.ask(1, END_HEADERS | END_STREAM, "/evil", &[]);
     let interim = client.next_of(HEADERS).expect("an interim answer");
     assert_eq!((status_of(&interim), interim.flags & END_STREAM), (103, 0));
-    assert_eq!(status_of(&client.next_of(HEADERS).expect("the answer")), 200);
+    assert_eq!(
+        status_of(&client.next_of(HEADERS).expect("the answer")),
+        200
+    );
 }
 
 #[test]
@@ -207,7 +279,9 @@ fn a_late_answer_is_504_for_clients_of_http2() {
     let mut client = H2Client::connect(proxy.http);
     client.ask(1, END_HEADERS | END_STREAM, "/", &[]);
     assert_eq!(status_of(&client.next_of(HEADERS).expect("an answer")), 504);
-    until("the failure to count", || (proxy.rollout()["new"]["failed"] == 1).then_some(()));
+    until("the failure to count", || {
+        (proxy.rollout()["new"]["failed"] == 1).then_some(())
+    });
     // The stream has ended, not the connection.
     proxy.new.behave(Behaviour::Answer(200));
     client.ask(3, END_HEADERS | END_STREAM, "/", &[]);
@@ -219,17 +293,37 @@ fn requests_that_http2_alone_can_say_are_refused_with_a_reason() {
     let proxy = start("");
     let before = proxy.new.requests();
     for (more, status, code) in [
-        (&[(":method", "CONNECT"), (":scheme", "-"), (":path", "-")][..], 405, "method_not_allowed"),
+        (
+            &[(":method", "CONNECT"), (":scheme", "-"), (":path", "-")][..],
+            405,
+            "method_not_allowed",
+        ),
         (&[("host", "other.example")], 400, "bad_host"),
-        (&[("host", "shop.example"), ("host", "shop.example")], 400, "bad_host"),
+        (
+            &[("host", "shop.example"), ("host", "shop.example")],
+            400,
+            "bad_host",
+        ),
         (&[(":authority", "-")], 400, "missing_host"),
         (&[(":authority", "u@shop.example")], 400, "bad_host"),
     ] {
         let mut client = H2Client::connect(proxy.http);
         client.ask(1, END_HEADERS | END_STREAM, "/", more);
-        let answer = client.next_of(HEADERS).unwrap_or_else(|| panic!("an answer to {more:?}"));
-        let body = client.next_of(DATA).unwrap_or_else(|| panic!("a body for {more:?}"));
-        assert_eq!((status_of(&answer), String::from_utf8_lossy(&body.payload).contains(code)), (status, true), "{more:?}: {}", String::from_utf8_lossy(&body.payload));
+        let answer = client
+            .next_of(HEADERS)
+            .unwrap_or_else(|| panic!("an answer to {more:?}"));
+        let body = client
+            .next_of(DATA)
+            .unwrap_or_else(|| panic!("a body for {more:?}"));
+        assert_eq!(
+            (
+                status_of(&answer),
+                String::from_utf8_lossy(&body.payload).contains(code)
+            ),
+            (status, true),
+            "{more:?}: {}",
+            String::from_utf8_lossy(&body.payload)
+        );
     }
     assert_eq!(proxy.new.requests(), before);
 }
@@ -238,10 +332,22 @@ fn requests_that_http2_alone_can_say_are_refused_with_a_reason() {
 fn cookie_fields_of_http2_reach_http1_backends_as_one() {
     let proxy = start("");
     let mut client = H2Client::connect(proxy.http);
-    client.ask(1, END_HEADERS | END_STREAM, "/", &[("cookie", "sessionid=abc"), ("cookie", "csrftoken=xyz"), ("cookie", "a=1; b=2")]);
+    client.ask(
+        1,
+        END_HEADERS | END_STREAM,
+        "/",
+        &[
+            ("cookie", "sessionid=abc"),
+            ("cookie", "csrftoken=xyz"),
+            ("cookie", "a=1; b=2"),
+        ],
+    );
     assert_eq!(status_of(&client.next_of(HEADERS).expect("an answer")), 200);
     let head = proxy.new.last_head().to_ascii_lowercase();
-    let cookies: Vec<&str> = head.lines().filter(|line| line.starts_with("cookie:")).collect();
+    let cookies: Vec<&str> = head
+        .lines()
+        .filter(|line| line.starts_with("cookie:"))
+        .collect();
     assert_eq!(cookies, ["cookie: sessionid=abc; csrftoken=xyz; a=1; b=2"]);
 }
 
@@ -251,9 +357,13 @@ fn a_stream_that_the_client_resets_frees_its_backend_connection() {
     proxy.new.behave(Behaviour::Hang);
     let mut client = H2Client::connect(proxy.http);
     client.ask(1, END_HEADERS | END_STREAM, "/", &[]);
-    until("the request to be under way", || (proxy.rollout()["new"]["in_flight"] == 1).then_some(()));
+    until("the request to be under way", || {
+        (proxy.rollout()["new"]["in_flight"] == 1).then_some(())
+    });
     client.send(&frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes()));
-    until("the request to end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    until("the request to end", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
 
@@ -263,21 +373,39 @@ fn an_idle_proxy_ends_after_its_lead_whatever_clients_keep_open() {
     let (mut proxy, https) = tls::start(&authority, "h2c = true");
     // One that was used, one that was not, one of each protocol.
     let mut used = proxy.client();
-    assert_eq!(used.ask("GET", "/", &[("x-user-id", "u")], b"").map(|answer| answer.status()), Some(200));
+    assert_eq!(
+        used.ask("GET", "/", &[("x-user-id", "u")], b"")
+            .map(|answer| answer.status()),
+        Some(200)
+    );
     let _unused = proxy.client();
     let mut streams = H2Client::connect(proxy.http);
     streams.ask(1, END_HEADERS | END_STREAM, "/", &[]);
-    assert_eq!(status_of(&streams.next_of(HEADERS).expect("an answer")), 200);
+    assert_eq!(
+        status_of(&streams.next_of(HEADERS).expect("an answer")),
+        200
+    );
     let mut deaf = H2Client::connect(proxy.http);
     assert!(deaf.next_of(SETTINGS).is_some());
-    let mut encrypted = tls::connect(https, "one.example", &authority.client(&[b"http/1.1"])).unwrap();
-    encrypted.write_all(b"GET / HTTP/1.1\r\nhost: one.example\r\n\r\n").unwrap();
+    let mut encrypted =
+        tls::connect(https, "one.example", &authority.client(&[b"http/1.1"])).unwrap();
+    encrypted
+        .write_all(b"GET / HTTP/1.1\r\nhost: one.example\r\n\r\n")
+        .unwrap();
     let mut answer = [0; 12];
     encrypted.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 200", "and it is kept");
     let began = Instant::now();
-    assert_eq!(proxy.stop_within(Duration::from_millis(100), Duration::from_secs(60)), 0, "nobody was cut");
-    assert!(began.elapsed() < Duration::from_secs(30), "far from the grace: {:?}", began.elapsed());
+    assert_eq!(
+        proxy.stop_within(Duration::from_millis(100), Duration::from_secs(60)),
+        0,
+        "nobody was cut"
+    );
+    assert!(
+        began.elapsed() < Duration::from_secs(30),
+        "far from the grace: {:?}",
+        began.elapsed()
+    );
     assert_eq!(goaways(&streams.rest(false)).last(), Some(&(1, 0)));
     assert_eq!(goaways(&deaf.rest(false)).last(), Some(&(0, 0)));
 }
@@ -285,7 +413,10 @@ fn an_idle_proxy_ends_after_its_lead_whatever_clients_keep_open() {
 #[test]
 fn a_stream_under_way_is_finished_when_the_process_ends() {
     let backend = RawBackend::start();
-    let tables = format!("[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\n", backend.address);
+    let tables = format!(
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\n",
+        backend.address
+    );
     let mut proxy = Proxy::start_with(&tables, &rollout("checkout", "100", OFF));
     backend.behave(AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nbegun")?;
@@ -297,9 +428,16 @@ fn a_stream_under_way_is_finished_when_the_process_ends() {
     let mut client = H2Client::connect(proxy.http);
     client.ask(1, END_HEADERS | END_STREAM, "/evil", &[]);
     assert_eq!(client.next_of(DATA).expect("a body").payload, b"begun");
-    assert_eq!(proxy.stop_within(Duration::from_millis(50), Duration::from_secs(60)), 0);
+    assert_eq!(
+        proxy.stop_within(Duration::from_millis(50), Duration::from_secs(60)),
+        0
+    );
     let frames = client.rest(true);
-    let body: Vec<u8> = frames.iter().filter(|frame| frame.kind == DATA).flat_map(|frame| frame.payload.clone()).collect();
+    let body: Vec<u8> = frames
+        .iter()
+        .filter(|frame| frame.kind == DATA)
+        .flat_map(|frame| frame.payload.clone())
+        .collect();
     assert_eq!(body, b"ended");
     assert_eq!(goaways(&frames).last(), Some(&(1, 0)));
 }
@@ -312,10 +450,15 @@ fn streams_above_the_limit_are_refused_and_the_connection_goes_on() {
     for number in 0..160 {
         client.ask(1 + 2 * number, END_HEADERS | END_STREAM, "/", &[]);
     }
-    let refused = (0..60).map(|_| client.next_of(RST_STREAM).expect("a refusal")).filter(|frame| frame.payload == 7_u32.to_be_bytes()).count();
+    let refused = (0..60)
+        .map(|_| client.next_of(RST_STREAM).expect("a refusal"))
+        .filter(|frame| frame.payload == 7_u32.to_be_bytes())
+        .count();
     assert_eq!(refused, 60, "REFUSED_STREAM: none of them was processed");
     // A stream that is reset before it was looked at is a mark of an attack.
-    until("the others to be under way", || (proxy.rollout()["new"]["in_flight"] == 100).then_some(()));
+    until("the others to be under way", || {
+        (proxy.rollout()["new"]["in_flight"] == 100).then_some(())
+    });
     for number in 0..100 {
         client.send(&frame(RST_STREAM, 0, 1 + 2 * number, &8_u32.to_be_bytes()));
     }
@@ -339,10 +482,18 @@ fn a_client_that_resets_its_upload_with_any_code_ends_it() {
         let mut client = H2Client::connect(proxy.http);
         client.ask(1, END_HEADERS, "/", &[(":method", "POST")]);
         client.data(1, 0, b"begun");
-        until("the upload to be with the backend", || (proxy.new.connections() == before + 1).then_some(()));
+        until("the upload to be with the backend", || {
+            (proxy.new.connections() == before + 1).then_some(())
+        });
         client.send(&frame(RST_STREAM, 0, 1, &code.to_be_bytes()));
-        until("the upload to end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
-        assert_eq!(proxy.new.connections(), before + 1, "code {code}: one attempt");
+        until("the upload to end", || {
+            (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+        });
+        assert_eq!(
+            proxy.new.connections(),
+            before + 1,
+            "code {code}: one attempt"
+        );
     }
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
@@ -355,9 +506,21 @@ fn requests_of_a_connection_that_is_closed_are_all_counted() {
     for number in 0..10 {
         client.ask(1 + 2 * number, END_HEADERS | END_STREAM, "/", &[]);
     }
-    until("all to be under way", || (proxy.new.requests() == 10).then_some(()));
+    until("all to be under way", || {
+        (proxy.new.requests() == 10).then_some(())
+    });
     drop(client);
-    until("all to end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
-    until("all to be counted", || (proxy.rollout()["new"]["aborts"] == 10).then_some(()));
-    assert_eq!((&proxy.rollout()["new"]["failed"], &proxy.rollout()["new"]["aborts"]), (&0.into(), &10.into()));
+    until("all to end", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
+    until("all to be counted", || {
+        (proxy.rollout()["new"]["aborts"] == 10).then_some(())
+    });
+    assert_eq!(
+        (
+            &proxy.rollout()["new"]["failed"],
+            &proxy.rollout()["new"]["aborts"]
+        ),
+        (&0.into(), &10.into())
+    );
 }

@@ -31,10 +31,16 @@ impl Frame {
     fn read(stream: &mut TcpStream) -> std::io::Result<Self> {
         let mut header = [0; 9];
         stream.read_exact(&mut header)?;
-        let length = usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
+        let length =
+            usize::from(header[0]) << 16 | usize::from(header[1]) << 8 | usize::from(header[2]);
         let mut payload = vec![0; length];
         stream.read_exact(&mut payload)?;
-        Ok(Self { kind: header[3], flags: header[4], stream: u32::from_be_bytes(header[5..9].try_into().unwrap()) & 0x7fff_ffff, payload })
+        Ok(Self {
+            kind: header[3],
+            flags: header[4],
+            stream: u32::from_be_bytes(header[5..9].try_into().unwrap()) & 0x7fff_ffff,
+            payload,
+        })
     }
 }
 
@@ -72,7 +78,12 @@ impl H2Backend {
     pub fn start(decide: impl Fn(usize) -> Fate + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let seen = Arc::new(Seen { connections: AtomicUsize::new(0), requests: AtomicUsize::new(0), answered: AtomicUsize::new(0), bodies: Mutex::default() });
+        let seen = Arc::new(Seen {
+            connections: AtomicUsize::new(0),
+            requests: AtomicUsize::new(0),
+            answered: AtomicUsize::new(0),
+            bodies: Mutex::default(),
+        });
         let (serving, decide) = (Arc::clone(&seen), Arc::new(decide));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -106,13 +117,23 @@ impl H2Backend {
 /// The bytes of a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = payload.len() as u32;
-    let mut bytes = vec![(length >> 16) as u8, (length >> 8) as u8, length as u8, kind, flags];
+    let mut bytes = vec![
+        (length >> 16) as u8,
+        (length >> 8) as u8,
+        length as u8,
+        kind,
+        flags,
+    ];
     bytes.extend(stream.to_be_bytes());
     bytes.extend(payload);
     bytes
 }
 
-fn serve(mut stream: TcpStream, seen: &Seen, decide: &(dyn Fn(usize) -> Fate + Send + Sync)) -> std::io::Result<()> {
+fn serve(
+    mut stream: TcpStream,
+    seen: &Seen,
+    decide: &(dyn Fn(usize) -> Fate + Send + Sync),
+) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let mut preface = [0; 24];
     stream.read_exact(&mut preface)?;
@@ -122,20 +143,35 @@ fn serve(mut stream: TcpStream, seen: &Seen, decide: &(dyn Fn(usize) -> Fate + S
         let came = Frame::read(&mut stream)?;
         match came.kind {
             SETTINGS if came.flags & ACK == 0 => stream.write_all(&frame(SETTINGS, ACK, 0, &[]))?,
-            PING if came.flags & ACK == 0 => stream.write_all(&frame(PING, ACK, 0, &came.payload))?,
+            PING if came.flags & ACK == 0 => {
+                stream.write_all(&frame(PING, ACK, 0, &came.payload))?;
+            }
             HEADERS => {
                 bodies.insert(came.stream, Vec::new());
                 if decide(seen.requests.load(Ordering::SeqCst) + 1) == Fate::Early {
                     seen.requests.fetch_add(1, Ordering::SeqCst);
                     let reset = frame(RST_STREAM, 0, came.stream, &0_u32.to_be_bytes());
-                    stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &[0x88]), frame(DATA, END_STREAM, came.stream, b"early"), reset].concat())?;
+                    stream.write_all(
+                        &[
+                            frame(HEADERS, END_HEADERS, came.stream, &[0x88]),
+                            frame(DATA, END_STREAM, came.stream, b"early"),
+                            reset,
+                        ]
+                        .concat(),
+                    )?;
                     continue;
                 }
             }
             DATA => {
                 let bytes = (came.payload.len() as u32).to_be_bytes();
                 if !came.payload.is_empty() {
-                    stream.write_all(&[frame(WINDOW_UPDATE, 0, 0, &bytes), frame(WINDOW_UPDATE, 0, came.stream, &bytes)].concat())?;
+                    stream.write_all(
+                        &[
+                            frame(WINDOW_UPDATE, 0, 0, &bytes),
+                            frame(WINDOW_UPDATE, 0, came.stream, &bytes),
+                        ]
+                        .concat(),
+                    )?;
                 }
                 bodies.entry(came.stream).or_default().extend(came.payload);
             }
@@ -153,19 +189,39 @@ fn serve(mut stream: TcpStream, seen: &Seen, decide: &(dyn Fn(usize) -> Fate + S
                 let text = format!("h2 {}", body.len());
                 seen.answered.fetch_add(1, Ordering::SeqCst);
                 seen.bodies.lock().unwrap().push(body);
-                stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &ok), frame(DATA, END_STREAM, came.stream, text.as_bytes())].concat())?;
+                stream.write_all(
+                    &[
+                        frame(HEADERS, END_HEADERS, came.stream, &ok),
+                        frame(DATA, END_STREAM, came.stream, text.as_bytes()),
+                    ]
+                    .concat(),
+                )?;
             }
-            Fate::Reset(code) => stream.write_all(&frame(RST_STREAM, 0, came.stream, &code.to_be_bytes()))?,
+            Fate::Reset(code) => {
+                stream.write_all(&frame(RST_STREAM, 0, came.stream, &code.to_be_bytes()))?;
+            }
             Fate::GoAway(code) => {
                 let last = came.stream.saturating_sub(2);
-                stream.write_all(&frame(GOAWAY, 0, 0, &[last.to_be_bytes(), code.to_be_bytes()].concat()))?;
-                // What is unread when a socket is closed makes a reset of it, which may arrive before the GOAWAY.
+                stream.write_all(&frame(
+                    GOAWAY,
+                    0,
+                    0,
+                    &[last.to_be_bytes(), code.to_be_bytes()].concat(),
+                ))?;
+                // What is unread when a socket is closed makes a reset of it, which may arrive
+                // before the GOAWAY.
                 stream.shutdown(std::net::Shutdown::Write)?;
                 stream.set_read_timeout(Some(crate::harness::PATIENCE))?;
                 while Frame::read(&mut stream).is_ok() {}
                 return Ok(());
             }
-            Fate::Stalled => stream.write_all(&[frame(HEADERS, END_HEADERS, came.stream, &ok), frame(DATA, 0, came.stream, b"begun")].concat())?,
+            Fate::Stalled => stream.write_all(
+                &[
+                    frame(HEADERS, END_HEADERS, came.stream, &ok),
+                    frame(DATA, 0, came.stream, b"begun"),
+                ]
+                .concat(),
+            )?,
             Fate::Silent | Fate::Early => {}
         }
     }
@@ -181,8 +237,12 @@ impl H2Client {
     pub fn connect(address: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(crate::harness::PATIENCE)).unwrap();
-        stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        stream
+            .set_read_timeout(Some(crate::harness::PATIENCE))
+            .unwrap();
+        stream
+            .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            .unwrap();
         stream.write_all(&frame(SETTINGS, 0, 0, &[])).unwrap();
         Self { stream }
     }
@@ -198,7 +258,9 @@ impl H2Client {
 
     /// The same connection, to be written to beside it.
     pub fn split(&self) -> Self {
-        Self { stream: self.stream.try_clone().unwrap() }
+        Self {
+            stream: self.stream.try_clone().unwrap(),
+        }
     }
 
     /// Begins a request; with `flags` one may end it, or its header block.
@@ -255,12 +317,20 @@ pub fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
         }
     };
     let is_given = |name: &str| more.iter().any(|(given, _)| *given == name);
-    for (name, value) in [(":method", "GET"), (":scheme", "http"), (":path", path), (":authority", "shop.example")] {
+    for (name, value) in [
+        (":method", "GET"),
+        (":scheme", "http"),
+        (":path", path),
+        (":authority", "shop.example"),
+    ] {
         if !is_given(name) {
             field(name, value);
         }
     }
-    let (first, then): (Vec<_>, Vec<_>) = more.iter().filter(|(_, value)| *value != "-").partition(|(name, _)| name.starts_with(':'));
+    let (first, then): (Vec<_>, Vec<_>) = more
+        .iter()
+        .filter(|(_, value)| *value != "-")
+        .partition(|(name, _)| name.starts_with(':'));
     first.iter().for_each(|(name, value)| field(name, value));
     field("x-user-id", "u");
     then.iter().for_each(|(name, value)| field(name, value));

@@ -68,8 +68,13 @@ impl Backend {
     pub fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let inner =
-            Arc::new(Inner { name, behaviour: Mutex::new(Behaviour::Answer(200)), heads: Mutex::default(), connections: AtomicUsize::default(), requests: AtomicUsize::default() });
+        let inner = Arc::new(Inner {
+            name,
+            behaviour: Mutex::new(Behaviour::Answer(200)),
+            heads: Mutex::default(),
+            connections: AtomicUsize::default(),
+            requests: AtomicUsize::default(),
+        });
         let serving = Arc::clone(&inner);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -95,12 +100,24 @@ impl Backend {
 
     /// The targets of all requests, in the order in which they came; at most the last hundreds.
     pub fn paths(&self) -> Vec<String> {
-        self.inner.heads.lock().unwrap().iter().filter_map(|head| head.split(' ').nth(1).map(str::to_owned)).collect()
+        self.inner
+            .heads
+            .lock()
+            .unwrap()
+            .iter()
+            .filter_map(|head| head.split(' ').nth(1).map(str::to_owned))
+            .collect()
     }
 
     /// The head of the last request, as it came.
     pub fn last_head(&self) -> String {
-        self.inner.heads.lock().unwrap().last().cloned().unwrap_or_default()
+        self.inner
+            .heads
+            .lock()
+            .unwrap()
+            .last()
+            .cloned()
+            .unwrap_or_default()
     }
 }
 
@@ -108,7 +125,9 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut stream = stream;
     for on_this_connection in 0.. {
-        let Some(message) = Message::read(&mut reader, false)? else { return Ok(()) };
+        let Some(message) = Message::read(&mut reader, false)? else {
+            return Ok(());
+        };
         inner.requests.fetch_add(1, Ordering::SeqCst);
         {
             let mut heads = inner.heads.lock().unwrap();
@@ -125,15 +144,37 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
         };
         match behaviour {
             Behaviour::CloseKept => {}
-            Behaviour::Http10 => return stream.write_all(b"HTTP/1.0 200 OK\r\nx-served-by: old\r\n\r\nuntil the end"),
-            Behaviour::Redirect => stream.write_all(format!("HTTP/1.1 302 X\r\nx-served-by: {}\r\nlocation: /login\r\ncontent-length: 0\r\n\r\n", inner.name).as_bytes())?,
+            Behaviour::Http10 => {
+                return stream
+                    .write_all(b"HTTP/1.0 200 OK\r\nx-served-by: old\r\n\r\nuntil the end");
+            }
+            Behaviour::Redirect => stream.write_all(
+                format!(
+                    "HTTP/1.1 302 X\r\nx-served-by: {}\r\nlocation: /login\r\ncontent-length: \
+                     0\r\n\r\n",
+                    inner.name
+                )
+                .as_bytes(),
+            )?,
             Behaviour::Answer(status) | Behaviour::Says(status, _) => {
-                let said = if let Behaviour::Says(_, word) = behaviour { format!("X-Cutover-Outcome: {word}\r\n") } else { String::new() };
+                let said = if let Behaviour::Says(_, word) = behaviour {
+                    format!("X-Cutover-Outcome: {word}\r\n")
+                } else {
+                    String::new()
+                };
                 let body = format!("{} {}", inner.name, message.body.len());
                 let no_body = message.start.starts_with("HEAD ") || status == 204;
-                let length = if status == 204 { String::new() } else { format!("content-length: {}\r\n", body.len()) };
-                let head = format!("HTTP/1.1 {status} X\r\nx-served-by: {}\r\n{said}{length}\r\n", inner.name);
-                stream.write_all(format!("{head}{}", if no_body { "" } else { &body }).as_bytes())?;
+                let length = if status == 204 {
+                    String::new()
+                } else {
+                    format!("content-length: {}\r\n", body.len())
+                };
+                let head = format!(
+                    "HTTP/1.1 {status} X\r\nx-served-by: {}\r\n{said}{length}\r\n",
+                    inner.name
+                );
+                stream
+                    .write_all(format!("{head}{}", if no_body { "" } else { &body }).as_bytes())?;
             }
             Behaviour::Close => return Ok(()),
             Behaviour::Hang => {
@@ -142,7 +183,10 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
                 return Ok(());
             }
             Behaviour::Garbage => return stream.write_all(b"SSH-2.0-OpenSSH_9.2\r\n\r\n"),
-            Behaviour::Truncate => return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789"),
+            Behaviour::Truncate => {
+                return stream
+                    .write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n0123456789");
+            }
         }
     }
     Ok(())
@@ -161,7 +205,10 @@ pub struct Message {
 
 impl Message {
     fn read(reader: &mut impl BufRead, answer_to_head: bool) -> std::io::Result<Option<Self>> {
-        let mut message = Self { whole: true, ..Self::default() };
+        let mut message = Self {
+            whole: true,
+            ..Self::default()
+        };
         loop {
             let mut line = String::new();
             if reader.read_line(&mut line)? == 0 {
@@ -175,7 +222,11 @@ impl Message {
             if message.start.is_empty() {
                 message.start = line.to_owned();
             } else if let Some((name, value)) = line.split_once(':') {
-                message.headers.entry(name.to_ascii_lowercase()).or_default().push(value.trim().to_owned());
+                message
+                    .headers
+                    .entry(name.to_ascii_lowercase())
+                    .or_default()
+                    .push(value.trim().to_owned());
             }
         }
         if answer_to_head || message.status() == 204 {
@@ -196,7 +247,10 @@ impl Message {
                     break;
                 }
             }
-        } else if let Some(length) = message.header("content-length").and_then(|length| length.parse().ok()) {
+        } else if let Some(length) = message
+            .header("content-length")
+            .and_then(|length| length.parse().ok())
+        {
             reader.take(length).read_to_end(&mut message.body)?;
             message.whole = message.body.len() as u64 == length;
         }
@@ -204,7 +258,11 @@ impl Message {
     }
 
     pub fn status(&self) -> u16 {
-        self.start.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default()
+        self.start
+            .split(' ')
+            .nth(1)
+            .and_then(|status| status.parse().ok())
+            .unwrap_or_default()
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -220,7 +278,8 @@ impl Message {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.text()))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|error| panic!("{error}: {}", self.text()))
     }
 }
 
@@ -255,12 +314,34 @@ impl Client {
     }
 
     /// Sends a request and reads its answer.
-    pub fn ask(&mut self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Option<Message> {
-        let host = if headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) { "" } else { "host: shop.example\r\n" };
-        let length = if body.is_empty() { String::new() } else { format!("content-length: {}\r\n", body.len()) };
-        let headers: String = headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+    pub fn ask(
+        &mut self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Option<Message> {
+        let host = if headers
+            .iter()
+            .any(|(name, _)| name.eq_ignore_ascii_case("host"))
+        {
+            ""
+        } else {
+            "host: shop.example\r\n"
+        };
+        let length = if body.is_empty() {
+            String::new()
+        } else {
+            format!("content-length: {}\r\n", body.len())
+        };
+        let headers: String = headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {value}\r\n"))
+            .collect();
         let head = format!("{method} {target} HTTP/1.1\r\n{host}{headers}{length}\r\n");
-        self.stream.write_all(&[head.as_bytes(), body].concat()).ok()?;
+        self.stream
+            .write_all(&[head.as_bytes(), body].concat())
+            .ok()?;
         self.answer(method == "HEAD")
     }
 }
@@ -277,11 +358,14 @@ pub struct Proxy {
 
 /// A rollout block; `more` is written below it.
 pub fn rollout(id: &str, percent: &str, more: &str) -> String {
-    format!("[[rollout]]\nid = \"{id}\"\npercent = {percent}\nkey = [\"header:x-user-id\"]\n{more}\n")
+    format!(
+        "[[rollout]]\nid = \"{id}\"\npercent = {percent}\nkey = [\"header:x-user-id\"]\n{more}\n"
+    )
 }
 
 /// A guard that trips within a tick of the fiftieth request.
-pub const QUICK_GUARD: &str = "[rollout.guard]\nmode = \"threshold\"\nwindow = \"10s\"\nmin_requests = 50\nerrors = { max = \"1%\" }\n";
+pub const QUICK_GUARD: &str = "[rollout.guard]\nmode = \"threshold\"\nwindow = \
+                               \"10s\"\nmin_requests = 50\nerrors = { max = \"1%\" }\n";
 
 impl Proxy {
     /// A proxy with the rollouts given.
@@ -301,7 +385,14 @@ impl Proxy {
         let (tables, rollouts) = prepare(directory.path());
         let text = file(directory.path(), &legacy, &new, &tables, &rollouts);
         std::fs::write(directory.path().join("cutover.toml"), text).unwrap();
-        let mut proxy = Self { legacy, new, directory, http: ([127, 0, 0, 1], 0).into(), admin: ([127, 0, 0, 1], 0).into(), running: None };
+        let mut proxy = Self {
+            legacy,
+            new,
+            directory,
+            http: ([127, 0, 0, 1], 0).into(),
+            admin: ([127, 0, 0, 1], 0).into(),
+            running: None,
+        };
         proxy.launch(Box::new(std::io::sink()));
         proxy
     }
@@ -328,11 +419,19 @@ impl Proxy {
 
     /// Stops as SIGTERM does, and says how many connections were cut.
     pub fn stop_within(&mut self, lead: Duration, grace: Duration) -> usize {
-        self.running.take().expect("a running proxy").stop(lead, grace, || false)
+        self.running
+            .take()
+            .expect("a running proxy")
+            .stop(lead, grace, || false)
     }
 
     fn launch(&mut self, access_out: Box<dyn Write + Send>) {
-        let start = Start { file: self.file(), threads: Some(2), access_out, origin: Origin::default() };
+        let start = Start {
+            file: self.file(),
+            threads: Some(2),
+            access_out,
+            origin: Origin::default(),
+        };
         let running = start.start().unwrap_or_else(|error| panic!("{error}"));
         (self.http, self.admin) = (running.http[0], running.admin);
         self.running = Some(running);
@@ -353,7 +452,13 @@ impl Proxy {
 
     /// The text of the file with other tables and rollouts.
     pub fn text_with(&self, tables: &str, rollouts: &str) -> String {
-        file(self.directory.path(), &self.legacy, &self.new, tables, rollouts)
+        file(
+            self.directory.path(),
+            &self.legacy,
+            &self.new,
+            tables,
+            rollouts,
+        )
     }
 
     /// Writes rollouts into the file and waits until they are in force.
@@ -373,7 +478,9 @@ impl Proxy {
 
     /// One request on a connection of its own.
     pub fn get(&self, target: &str, headers: &[(&str, &str)]) -> Message {
-        self.client().ask("GET", target, headers, b"").expect("an answer")
+        self.client()
+            .ask("GET", target, headers, b"")
+            .expect("an answer")
     }
 
     /// The side that serves a user.
@@ -381,17 +488,30 @@ impl Proxy {
         self.get("/", &[("x-user-id", user)]).side().to_owned()
     }
 
-    pub fn admin_ask(&self, method: &str, target: &str, headers: &[(&str, &str)], body: &[u8]) -> Message {
+    pub fn admin_ask(
+        &self,
+        method: &str,
+        target: &str,
+        headers: &[(&str, &str)],
+        body: &[u8],
+    ) -> Message {
         let mut all = vec![("host", "127.0.0.1")];
         if headers.iter().any(|(name, _)| *name == "host") {
             all.clear();
         }
         all.extend_from_slice(headers);
-        Client::connect(self.admin).ask(method, target, &all, body).expect("an answer of the admin")
+        Client::connect(self.admin)
+            .ask(method, target, &all, body)
+            .expect("an answer of the admin")
     }
 
     pub fn post(&self, target: &str, body: &Value) -> Message {
-        self.admin_ask("POST", target, &[("content-type", "application/json")], body.to_string().as_bytes())
+        self.admin_ask(
+            "POST",
+            target,
+            &[("content-type", "application/json")],
+            body.to_string().as_bytes(),
+        )
     }
 
     pub fn status(&self) -> Value {
@@ -407,7 +527,8 @@ impl Proxy {
 
     pub fn metric(&self, line: &str) -> Option<f64> {
         let text = self.admin_ask("GET", "/metrics", &[], b"").text();
-        text.lines().find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
+        text.lines()
+            .find_map(|found| found.strip_prefix(line)?.trim().parse().ok())
     }
 }
 
@@ -423,14 +544,46 @@ pub fn engine() -> String {
 }
 
 /// A whole file on free ports.
-pub fn file(directory: &Path, legacy: &Backend, new: &Backend, tables: &str, rollouts: &str) -> String {
+pub fn file(
+    directory: &Path,
+    legacy: &Backend,
+    new: &Backend,
+    tables: &str,
+    rollouts: &str,
+) -> String {
     let engine = format!("[listen]\nengine = \"{}\"\n", engine());
-    let tables = &if tables.contains("engine = ") { tables.to_owned() } else { tables.replacen("[listen]\n", &engine, 1) };
-    let listen = if tables.contains("[listen]") { String::new() } else { format!("{engine}http = [\"127.0.0.1:0\"]\n") };
-    let admin = if tables.contains("[admin]") { "" } else { "[admin]\naddress = \"127.0.0.1:0\"\n" };
-    let legacy_more = if tables.contains("[backend.legacy]") { String::new() } else { format!("[backend.legacy]\nservers = [\"{}\"]\n", legacy.address) };
-    let new_more = if tables.contains("[backend.new]") { String::new() } else { format!("[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"300ms\"\n", new.address) };
-    format!("{listen}{admin}[state]\ndirectory = \"{}\"\n{legacy_more}{new_more}{tables}\n{rollouts}", directory.join("state").display())
+    let tables = &if tables.contains("engine = ") {
+        tables.to_owned()
+    } else {
+        tables.replacen("[listen]\n", &engine, 1)
+    };
+    let listen = if tables.contains("[listen]") {
+        String::new()
+    } else {
+        format!("{engine}http = [\"127.0.0.1:0\"]\n")
+    };
+    let admin = if tables.contains("[admin]") {
+        ""
+    } else {
+        "[admin]\naddress = \"127.0.0.1:0\"\n"
+    };
+    let legacy_more = if tables.contains("[backend.legacy]") {
+        String::new()
+    } else {
+        format!("[backend.legacy]\nservers = [\"{}\"]\n", legacy.address)
+    };
+    let new_more = if tables.contains("[backend.new]") {
+        String::new()
+    } else {
+        format!(
+            "[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"300ms\"\n",
+            new.address
+        )
+    };
+    format!(
+        "{listen}{admin}[state]\ndirectory = \"{}\"\n{legacy_more}{new_more}{tables}\n{rollouts}",
+        directory.join("state").display()
+    )
 }
 
 /// Requests in the background until it is dropped: how many, and every one that failed.
@@ -444,10 +597,15 @@ pub struct Load {
 impl Load {
     /// Connections that each send one request after the other, a new user each time.
     pub fn start(address: SocketAddr, connections: usize) -> Self {
-        let (stop, answered, failed): (Arc<AtomicBool>, Arc<AtomicUsize>, Arc<Mutex<Vec<String>>>) = Default::default();
+        let (stop, answered, failed): (Arc<AtomicBool>, Arc<AtomicUsize>, Arc<Mutex<Vec<String>>>) =
+            Default::default();
         let threads = (0..connections)
             .map(|connection| {
-                let (stop, answered, failed) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&failed));
+                let (stop, answered, failed) = (
+                    Arc::clone(&stop),
+                    Arc::clone(&answered),
+                    Arc::clone(&failed),
+                );
                 std::thread::spawn(move || {
                     let mut client = Client::connect(address);
                     for request in 0.. {
@@ -456,9 +614,14 @@ impl Load {
                         }
                         let user = format!("user-{}", request % 1000 * connections + connection);
                         match client.ask("GET", "/load", &[("x-user-id", &user)], b"") {
-                            Some(answer) if answer.status() == 200 && answer.whole => drop(answered.fetch_add(1, Ordering::SeqCst)),
+                            Some(answer) if answer.status() == 200 && answer.whole => {
+                                answered.fetch_add(1, Ordering::SeqCst);
+                            }
                             other => {
-                                failed.lock().unwrap().push(format!("{user}: {:?}", other.map(|answer| answer.start)));
+                                failed.lock().unwrap().push(format!(
+                                    "{user}: {:?}",
+                                    other.map(|answer| answer.start)
+                                ));
                                 client = Client::connect(address);
                             }
                         }
@@ -466,7 +629,12 @@ impl Load {
                 })
             })
             .collect();
-        Self { stop, answered, failed, threads }
+        Self {
+            stop,
+            answered,
+            failed,
+            threads,
+        }
     }
 
     pub fn answered(&self) -> usize {

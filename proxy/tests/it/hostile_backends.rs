@@ -1,5 +1,6 @@
-//! A backend that does everything wrong, one thing at a time: the client sees a failure or a visible truncation, never a whole-looking answer made of a broken one; nothing is sent twice that
-//! must not be; and the next user gets his own answer over whatever is left in the pool.
+//! A backend that does everything wrong, one thing at a time: the client sees a failure or a
+//! visible truncation, never a whole-looking answer made of a broken one; nothing is sent twice
+//! that must not be; and the next user gets his own answer over whatever is left in the pool.
 
 use std::time::{Duration, Instant};
 
@@ -26,12 +27,19 @@ struct Case {
     at_accept: AtAccept,
     script: Script,
     sees: Sees,
-    /// The kinds of failure of which one is counted against the backend; `None` where it is none, or chance says how the break shows.
+    /// The kinds of failure of which one is counted against the backend; `None` where it is none,
+    /// or chance says how the break shows.
     kind: Option<&'static str>,
 }
 
 fn case(name: &'static str, script: Script, sees: Sees, kind: Option<&'static str>) -> Case {
-    Case { name, at_accept: AtAccept::Read, script, sees, kind }
+    Case {
+        name,
+        at_accept: AtAccept::Read,
+        script,
+        sees,
+        kind,
+    }
 }
 
 /// Says this and keeps the connection.
@@ -282,18 +290,33 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn start(backend: &RawBackend) -> Proxy {
     let tables = format!(
-        "[listen]\nhttp = [\"127.0.0.1:0\"]\nbody_idle_timeout = \"1s\"\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"{}ms\"\nbody_pause_timeout = \"{}ms\"\nconnect_timeout = \"500ms\"\n",
+        "[listen]\nhttp = [\"127.0.0.1:0\"]\nbody_idle_timeout = \"1s\"\n[backend.new]\nservers = \
+         [\"{}\"]\nresponse_timeout = \"{}ms\"\nbody_pause_timeout = \"{}ms\"\nconnect_timeout = \
+         \"500ms\"\n",
         backend.address,
         RESPONSE_TIMEOUT.as_millis(),
         RESPONSE_TIMEOUT.as_millis()
     );
-    Proxy::start_with(&tables, &rollout("checkout", "100", "failover = \"off\"\n[rollout.guard]\nmode = \"off\""))
+    Proxy::start_with(
+        &tables,
+        &rollout(
+            "checkout",
+            "100",
+            "failover = \"off\"\n[rollout.guard]\nmode = \"off\"",
+        ),
+    )
 }
 
 fn ask(proxy: &Proxy, method: &str, target: &str) -> Option<Answer> {
-    let body = if method == "POST" { "content-length: 4\r\n\r\nonce" } else { "\r\n" };
+    let body = if method == "POST" {
+        "content-length: 4\r\n\r\nonce"
+    } else {
+        "\r\n"
+    };
     let mut client = RawClient::connect(proxy.http);
-    client.send(format!("{method} {target} HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n{body}").as_bytes());
+    client.send(
+        format!("{method} {target} HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n{body}").as_bytes(),
+    );
     client.answer(method == "HEAD")
 }
 
@@ -301,24 +324,42 @@ fn ask(proxy: &Proxy, method: &str, target: &str) -> Option<Answer> {
 fn next_user(proxy: &Proxy, target: &str) -> Option<String> {
     let expected = format!("GET {target} rollout=checkout body=0");
     match ask(proxy, "GET", target) {
-        Some(answer) if answer.status == 200 && answer.ending == Ending::Whole && answer.text() == expected => None,
+        Some(answer)
+            if answer.status == 200
+                && answer.ending == Ending::Whole
+                && answer.text() == expected =>
+        {
+            None
+        }
         other => Some(format!("the next user got {other:?}")),
     }
 }
 
 fn is_as(sees: Sees, method: &str, answer: Option<&Answer>) -> bool {
-    let Some(answer) = answer else { return matches!(sees, Broken) };
+    let Some(answer) = answer else {
+        return matches!(sees, Broken);
+    };
     match sees {
         Status(status) => answer.status == status && answer.ending == Ending::Whole,
         Cut(status) if method == "HEAD" => answer.status == status,
         Cut(status) => answer.status == status && answer.ending == Ending::Cut,
-        Body(status, body) => answer.status == status && answer.ending == Ending::Whole && (method == "HEAD" || answer.text() == body),
+        Body(status, body) => {
+            answer.status == status
+                && answer.ending == Ending::Whole
+                && (method == "HEAD" || answer.text() == body)
+        }
         Broken => answer.status == 502 || answer.ending == Ending::Cut,
     }
 }
 
 /// Plays a case with one method and says everything that is wrong.
-fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, method: &str, number: usize) -> Vec<String> {
+fn play(
+    proxy: &Proxy,
+    backend: &RawBackend,
+    case: &Case,
+    method: &str,
+    number: usize,
+) -> Vec<String> {
     let mut wrong = Vec::new();
     // A kept connection, so that there is something to poison.
     backend.behave(AtAccept::Read, crate::raw::good);
@@ -329,7 +370,9 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, method: &str, number: 
         for _ in 0..3 {
             let before = total(proxy);
             ask(proxy, "POST", "/evil");
-            until("that failure to be counted", || (total(proxy) > before).then_some(()));
+            until("that failure to be counted", || {
+                (total(proxy) > before).then_some(())
+            });
         }
         backend.take_evil();
     }
@@ -339,12 +382,25 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, method: &str, number: 
     let answer = ask(proxy, method, &format!("/evil/{number}"));
     let took = started.elapsed();
     if !is_as(case.sees, method, answer.as_ref()) {
-        wrong.push(format!("the client got {:?}, expected {:?}", answer.as_ref().map(|answer| (answer.status, answer.ending, answer.text())), case.sees));
+        wrong.push(format!(
+            "the client got {:?}, expected {:?}",
+            answer
+                .as_ref()
+                .map(|answer| (answer.status, answer.ending, answer.text())),
+            case.sees
+        ));
     }
-    if answer.as_ref().is_some_and(|answer| answer.head.contains("\r\n ") || answer.head.contains(" :")) {
+    if answer
+        .as_ref()
+        .is_some_and(|answer| answer.head.contains("\r\n ") || answer.head.contains(" :"))
+    {
         wrong.push(format!("the head is not put right: {answer:?}"));
     }
-    if answer.as_ref().is_some_and(|answer| answer.head.contains("evil=1") || answer.text().contains("poison") || answer.text().contains("secret")) {
+    if answer.as_ref().is_some_and(|answer| {
+        answer.head.contains("evil=1")
+            || answer.text().contains("poison")
+            || answer.text().contains("secret")
+    }) {
         wrong.push(format!("what the backend smuggled arrived: {answer:?}"));
     }
     let bound = 2 * RESPONSE_TIMEOUT + Duration::from_millis(1_500);
@@ -352,7 +408,9 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, method: &str, number: 
         wrong.push(format!("took {took:?}, bound {bound:?}"));
     }
     if matches!(case.sees, Body(..)) {
-        until("the backend to have said all", || (backend.done() > done).then_some(()));
+        until("the backend to have said all", || {
+            (backend.done() > done).then_some(())
+        });
     }
     backend.behave(AtAccept::Read, crate::raw::good);
     for more in 0..3 {
@@ -366,11 +424,21 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, method: &str, number: 
     if method != "HEAD"
         && let Some(kind) = case.kind
     {
-        let counted = |name: &str| format!("cutover_failures_total{{rollout=\"checkout\",backend=\"new\",kind=\"{name}\"}}");
+        let counted = |name: &str| {
+            format!(
+                "cutover_failures_total{{rollout=\"checkout\",backend=\"new\",kind=\"{name}\"}}"
+            )
+        };
         let deadline = Instant::now() + Duration::from_secs(2);
         loop {
-            let new: Vec<(String, f64)> = failures(proxy).into_iter().zip(&before).filter(|(now, then)| now.1 > then.1).map(|(now, then)| (now.0, now.1 - then.1)).collect();
-            if matches!(&new[..], [(name, 1.0)] if kind.split(" or ").any(|kind| *name == counted(kind))) {
+            let new: Vec<(String, f64)> = failures(proxy)
+                .into_iter()
+                .zip(&before)
+                .filter(|(now, then)| now.1 > then.1)
+                .map(|(now, then)| (now.0, now.1 - then.1))
+                .collect();
+            if matches!(&new[..], [(name, 1.0)] if kind.split(" or ").any(|kind| *name == counted(kind)))
+            {
                 break;
             }
             if Instant::now() > deadline {
@@ -390,15 +458,25 @@ fn total(proxy: &Proxy) -> f64 {
 /// Every count of failures, by kind and side.
 fn failures(proxy: &Proxy) -> Vec<(String, f64)> {
     let text = proxy.admin_ask("GET", "/metrics", &[], b"").text();
-    let lines = text.lines().filter(|line| line.starts_with("cutover_failures_total{"));
-    lines.filter_map(|line| line.rsplit_once(' ').map(|(name, value)| (name.to_owned(), value.parse().unwrap()))).collect()
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with("cutover_failures_total{"));
+    lines
+        .filter_map(|line| {
+            line.rsplit_once(' ')
+                .map(|(name, value)| (name.to_owned(), value.parse().unwrap()))
+        })
+        .collect()
 }
 
 #[test]
 fn no_broken_answer_looks_whole_and_none_reaches_the_next_user() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
-    let cases: Vec<Case> = [broken_heads(), broken_bodies(), odd_but_whole()].into_iter().flatten().collect();
+    let cases: Vec<Case> = [broken_heads(), broken_bodies(), odd_but_whole()]
+        .into_iter()
+        .flatten()
+        .collect();
     assert!(cases.len() >= 60, "{} cases", cases.len());
     let mut wrong = Vec::new();
     for (number, case) in cases.iter().enumerate() {
@@ -413,19 +491,38 @@ fn no_broken_answer_looks_whole_and_none_reaches_the_next_user() {
             }
         }
     }
-    assert!(wrong.is_empty(), "{} of {} cases:\n{}", wrong.len(), cases.len(), wrong.join("\n"));
-    assert_eq!(proxy.rollout()["legacy"]["failed"], 0, "legacy was never asked");
+    assert!(
+        wrong.is_empty(),
+        "{} of {} cases:\n{}",
+        wrong.len(),
+        cases.len(),
+        wrong.join("\n")
+    );
+    assert_eq!(
+        proxy.rollout()["legacy"]["failed"],
+        0,
+        "legacy was never asked"
+    );
     assert_eq!(proxy.legacy.requests(), 0);
-    until("nothing to be in flight", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    until("nothing to be in flight", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
 }
 
 #[test]
 fn a_backend_that_answers_before_it_has_read_the_upload_is_heard() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
-    backend.behave(AtAccept::AnswerTheHead(b"HTTP/1.1 413 Payload Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig"), crate::raw::good);
+    backend.behave(
+        AtAccept::AnswerTheHead(
+            b"HTTP/1.1 413 Payload Too Large\r\ncontent-length: 3\r\nconnection: close\r\n\r\nbig",
+        ),
+        crate::raw::good,
+    );
     let mut client = RawClient::connect(proxy.http);
-    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000000\r\n\r\n");
+    client.send(
+        b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000000\r\n\r\n",
+    );
     client.send(&vec![b'x'; 64 * 1024]);
     let answer = client.answer(false).expect("an answer");
     assert_eq!((answer.status, answer.text().as_str()), (413, "big"));
@@ -442,14 +539,18 @@ fn bytes_that_come_while_a_connection_rests_in_the_pool_are_nobodys_answer() {
         // The poison follows in a packet of its own, and is there before the next user asks.
         backend.behave(AtAccept::Read, |talk, _| {
             talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
-            let kept = talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison").is_ok();
+            let kept = talk
+                .say(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison")
+                .is_ok();
             talk.done();
             Ok(kept)
         });
         let done = backend.done();
         let answer = ask(&proxy, "GET", "/evil").expect("an answer");
         assert_eq!((answer.status, answer.text().as_str()), (200, "ok"));
-        until("the backend to have said all", || (backend.done() > done).then_some(()));
+        until("the backend to have said all", || {
+            (backend.done() > done).then_some(())
+        });
         for next in 0..3 {
             assert_eq!(next_user(&proxy, &format!("/next/{round}/{next}")), None);
         }
@@ -478,16 +579,29 @@ fn a_kept_connection_that_ended_while_it_rested_costs_a_post_nothing() {
     let proxy = start(&backend);
     let mut passed = 0;
     for round in 0..20 {
-        backend.behave(AtAccept::Read, ends!(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"));
+        backend.behave(
+            AtAccept::Read,
+            ends!(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"),
+        );
         let ended = backend.ended();
-        assert_eq!(ask(&proxy, "GET", "/evil").map(|answer| answer.status), Some(200));
-        until("the connection to be closed", || (backend.ended() > ended).then_some(()));
+        assert_eq!(
+            ask(&proxy, "GET", "/evil").map(|answer| answer.status),
+            Some(200)
+        );
+        until("the connection to be closed", || {
+            (backend.ended() > ended).then_some(())
+        });
         backend.take_evil();
         backend.behave(AtAccept::Read, crate::raw::good);
         let answer = ask(&proxy, "POST", "/evil").expect("an answer");
         let asked = backend.take_evil().len();
-        // On a busy machine the end may arrive after the look; then the client is told, and may try again since nothing was asked.
-        assert!(matches!((answer.status, asked), (200, 1) | (502, 0)), "round {round}: {} after {asked} requests", answer.status);
+        // On a busy machine the end may arrive after the look; then the client is told, and may try
+        // again since nothing was asked.
+        assert!(
+            matches!((answer.status, asked), (200, 1) | (502, 0)),
+            "round {round}: {} after {asked} requests",
+            answer.status
+        );
         passed += asked;
     }
     assert!(passed >= 18, "{passed} of 20");
@@ -507,7 +621,11 @@ fn an_upgrade_that_is_refused_leaves_no_tunnel() {
     assert_eq!((answer.status, answer.text().as_str()), (403, "no"));
     let mark = backend.mark();
     client.send(b"GET /evil/tunnel HTTP/1.1\r\nsmuggled: 1\r\n\r\n");
-    assert_eq!(client.answer(false).map_or(400, |answer| answer.status), 400, "what follows is a request of its own, and has no host");
+    assert_eq!(
+        client.answer(false).map_or(400, |answer| answer.status),
+        400,
+        "what follows is a request of its own, and has no host"
+    );
     assert!(backend.since(&mark).is_empty());
     assert_eq!(next_user(&proxy, "/next"), None);
 }
@@ -547,21 +665,39 @@ fn a_tunnel_may_rest_for_longer_than_an_answer_may_take() {
     assert_eq!(client.answer(false).map(|answer| answer.status), Some(101));
     assert_eq!(client.bytes(4), b"late");
     assert!(client.is_closed());
-    until("the tunnel to be over", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
-    assert_eq!(proxy.rollout()["new"]["failed"], 0, "{}", proxy.rollout()["new"]);
+    until("the tunnel to be over", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
+    assert_eq!(
+        proxy.rollout()["new"]["failed"],
+        0,
+        "{}",
+        proxy.rollout()["new"]
+    );
 }
 
 #[test]
 fn an_upgrade_that_is_never_answered_is_a_timeout_and_one_that_is_refused_by_reset_a_bad_gateway() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
-    for (script, status) in [(stalls!() as Script, 504), (resets!() as Script, 502), (stalls!(b"HTTP/1.1 1") as Script, 504)] {
+    for (script, status) in [
+        (stalls!() as Script, 504),
+        (resets!() as Script, 502),
+        (stalls!(b"HTTP/1.1 1") as Script, 504),
+    ] {
         backend.behave(AtAccept::Read, script);
         let mut client = RawClient::connect(proxy.http);
         client.send(UPGRADE);
         let started = Instant::now();
-        assert_eq!(client.answer(false).map(|answer| answer.status), Some(status));
-        assert!(started.elapsed() < 4 * RESPONSE_TIMEOUT, "took {:?}", started.elapsed());
+        assert_eq!(
+            client.answer(false).map(|answer| answer.status),
+            Some(status)
+        );
+        assert!(
+            started.elapsed() < 4 * RESPONSE_TIMEOUT,
+            "took {:?}",
+            started.elapsed()
+        );
     }
 }
 
@@ -579,7 +715,11 @@ fn a_tunnel_that_breaks_ends_without_a_word_of_ours() {
     client.send(UPGRADE);
     assert_eq!(client.answer(false).map(|answer| answer.status), Some(101));
     client.send(b"hello");
-    assert_eq!(String::from_utf8_lossy(&client.bytes(10)), "", "the tunnel's other end takes what comes for its own protocol");
+    assert_eq!(
+        String::from_utf8_lossy(&client.bytes(10)),
+        "",
+        "the tunnel's other end takes what comes for its own protocol"
+    );
 }
 
 fn through_a_tunnel(proxy: &Proxy) {

@@ -1,4 +1,5 @@
-//! Which engine takes which request, and what the lane owns that the other tests do not ask about. They all run on both engines.
+//! Which engine takes which request, and what the lane owns that the other tests do not ask about.
+//! They all run on both engines.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,27 +14,42 @@ use crate::raw::{Ending, RawBackend, RawClient};
 /// Everything on new, with a log and these keys below `[listen]`.
 fn start(engine: &str, listen: &str, backend: &RawBackend, more: &str) -> Proxy {
     let tables = format!(
-        "[listen]\nengine = \"{engine}\"\nhttp = [\"127.0.0.1:0\"]\n{listen}\n[log]\nfile = \"access.log\"\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"2s\"\n{more}\n",
+        "[listen]\nengine = \"{engine}\"\nhttp = [\"127.0.0.1:0\"]\n{listen}\n[log]\nfile = \
+         \"access.log\"\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"2s\"\n{more}\n",
         backend.address
     );
-    Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""))
+    Proxy::start_with(
+        &tables,
+        &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""),
+    )
 }
 
 /// Which engine served a path.
 fn engine_of(proxy: &Proxy, path: &str) -> String {
     until("its line", || {
-        let text = fs::read_to_string(proxy.directory.path().join("access.log")).unwrap_or_default();
-        let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        lines.find(|line| line["url.path"] == path).map(|line| line["cutover.engine"].as_str().unwrap_or("none").to_owned())
+        let text =
+            fs::read_to_string(proxy.directory.path().join("access.log")).unwrap_or_default();
+        let mut lines = text
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines
+            .find(|line| line["url.path"] == path)
+            .map(|line| line["cutover.engine"].as_str().unwrap_or("none").to_owned())
     })
 }
 
 fn declined(proxy: &Proxy, reason: &str) -> f64 {
-    proxy.metric(&format!("cutover_lane_declined_total{{reason=\"{reason}\"}}")).unwrap()
+    proxy
+        .metric(&format!(
+            "cutover_lane_declined_total{{reason=\"{reason}\"}}"
+        ))
+        .unwrap()
 }
 
 fn resting(proxy: &Proxy) -> f64 {
-    proxy.metric("cutover_upstream_connections{backend=\"new\",state=\"idle\"}").unwrap()
+    proxy
+        .metric("cutover_upstream_connections{backend=\"new\",state=\"idle\"}")
+        .unwrap()
 }
 
 fn get(path: &str) -> String {
@@ -41,27 +57,62 @@ fn get(path: &str) -> String {
 }
 
 #[test]
-fn what_is_plain_takes_the_lane_and_what_is_not_the_proxy_engine_request_by_request_on_one_connection() {
+fn what_is_plain_takes_the_lane_and_what_is_not_the_proxy_engine_request_by_request_on_one_connection()
+ {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
     let mut client = RawClient::connect(proxy.http);
-    let post = |path: &str, fields: &str, body: &str| format!("POST {path} HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n{fields}\r\n{body}");
+    let post = |path: &str, fields: &str, body: &str| {
+        format!("POST {path} HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n{fields}\r\n{body}")
+    };
     for (path, request, engine) in [
         ("/a", get("/a"), "lane"),
         ("/b", post("/b", "content-length: 4\r\n", "once"), "lane"),
-        ("/c", post("/c", "transfer-encoding: chunked\r\n", "4\r\nonce\r\n0\r\n\r\n"), "proxy"),
+        (
+            "/c",
+            post(
+                "/c",
+                "transfer-encoding: chunked\r\n",
+                "4\r\nonce\r\n0\r\n\r\n",
+            ),
+            "proxy",
+        ),
         ("/d", get("/d"), "lane"),
-        ("/e", get("/e").replace("\r\n\r\n", "\r\nte: trailers\r\n\r\n"), "proxy"),
-        ("/f", get("/f").replace("\r\n\r\n", "\r\naccept: text/event-stream\r\n\r\n"), "proxy"),
-        ("/g", get("/g").replace("host: h", "host: h\r\nx-odd: \u{e9}"), "lane"),
+        (
+            "/e",
+            get("/e").replace("\r\n\r\n", "\r\nte: trailers\r\n\r\n"),
+            "proxy",
+        ),
+        (
+            "/f",
+            get("/f").replace("\r\n\r\n", "\r\naccept: text/event-stream\r\n\r\n"),
+            "proxy",
+        ),
+        (
+            "/g",
+            get("/g").replace("host: h", "host: h\r\nx-odd: \u{e9}"),
+            "lane",
+        ),
     ] {
         client.send(request.as_bytes());
-        let answer = client.answer(false).unwrap_or_else(|| panic!("{path}: no answer"));
-        assert_eq!((answer.status, &answer.ending), (200, &Ending::Whole), "{path}");
+        let answer = client
+            .answer(false)
+            .unwrap_or_else(|| panic!("{path}: no answer"));
+        assert_eq!(
+            (answer.status, &answer.ending),
+            (200, &Ending::Whole),
+            "{path}"
+        );
         assert!(answer.text().contains(path), "{path}: {}", answer.text());
         assert_eq!(engine_of(&proxy, path), engine, "{path}");
     }
-    for (reason, count) in [("framing", 1.0), ("hop_by_hop", 1.0), ("lasts", 1.0), ("head", 0.0), ("backend", 0.0)] {
+    for (reason, count) in [
+        ("framing", 1.0),
+        ("hop_by_hop", 1.0),
+        ("lasts", 1.0),
+        ("head", 0.0),
+        ("backend", 0.0),
+    ] {
         assert_eq!(declined(&proxy, reason), count, "{reason}");
     }
 }
@@ -73,7 +124,10 @@ fn with_the_proxy_engine_nothing_takes_the_lane() {
     let mut client = RawClient::connect(proxy.http);
     client.send(get("/a").as_bytes());
     assert_eq!(client.answer(false).map(|answer| answer.status), Some(200));
-    assert_eq!((engine_of(&proxy, "/a").as_str(), resting(&proxy)), ("proxy", 0.0));
+    assert_eq!(
+        (engine_of(&proxy, "/a").as_str(), resting(&proxy)),
+        ("proxy", 0.0)
+    );
 }
 
 #[test]
@@ -84,7 +138,13 @@ fn a_backend_that_is_not_plain_is_the_proxy_engines() {
     client.send(get("/a").as_bytes());
     // What it makes of HTTP/2 is its own affair; what counts is who asked.
     assert!(client.answer(false).is_some());
-    assert_eq!((engine_of(&proxy, "/a").as_str(), declined(&proxy, "backend")), ("proxy", 1.0));
+    assert_eq!(
+        (
+            engine_of(&proxy, "/a").as_str(),
+            declined(&proxy, "backend")
+        ),
+        ("proxy", 1.0)
+    );
 }
 
 #[test]
@@ -97,16 +157,27 @@ fn requests_that_come_all_at_once_are_answered_in_their_order() {
     for number in 0..300 {
         all.push_str(&get(&format!("/{number}")));
         if number == 150 {
-            all.push_str("POST /post HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 5\r\n\r\nGET /");
+            all.push_str(
+                "POST /post HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 5\r\n\r\nGET /",
+            );
         }
     }
     let mut writing = client.stream.try_clone().unwrap();
     let writer = std::thread::spawn(move || writing.write_all(all.as_bytes()).unwrap());
     for number in 0..300 {
-        let answer = client.answer(false).unwrap_or_else(|| panic!("no answer to {number}"));
-        assert!(answer.text().starts_with(&format!("GET /{number} ")), "{number}: {}", answer.text());
+        let answer = client
+            .answer(false)
+            .unwrap_or_else(|| panic!("no answer to {number}"));
+        assert!(
+            answer.text().starts_with(&format!("GET /{number} ")),
+            "{number}: {}",
+            answer.text()
+        );
         if number == 150 {
-            assert_eq!(client.answer(false).map(|answer| answer.text()), Some("POST /post rollout=checkout body=5".to_owned()));
+            assert_eq!(
+                client.answer(false).map(|answer| answer.text()),
+                Some("POST /post rollout=checkout body=5".to_owned())
+            );
         }
     }
     writer.join().unwrap();
@@ -127,10 +198,22 @@ fn an_answer_arrives_whole_though_what_stands_behind_its_request_is_refused_unre
         let mut client = RawClient::connect(proxy.http);
         client.send(&[head.as_bytes(), &refused].concat());
         // Both answers are under way then, and not read yet.
-        until("the proxy to close", || (declined(&proxy, "head") == f64::from(round) && proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0)).then_some(()));
+        until("the proxy to close", || {
+            (declined(&proxy, "head") == f64::from(round)
+                && proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0))
+            .then_some(())
+        });
         let answer = client.answer(false).unwrap();
-        assert_eq!((answer.status, &answer.ending, answer.body.len()), (200, &Ending::Whole, 300_000), "round {round}");
-        assert_eq!(client.answer(false).map(|answer| answer.status), Some(400), "round {round}");
+        assert_eq!(
+            (answer.status, &answer.ending, answer.body.len()),
+            (200, &Ending::Whole, 300_000),
+            "round {round}"
+        );
+        assert_eq!(
+            client.answer(false).map(|answer| answer.status),
+            Some(400),
+            "round {round}"
+        );
         assert!(client.answer(false).is_none(), "round {round}");
     }
 }
@@ -141,17 +224,30 @@ fn a_large_upload_arrives_whole_in_whatever_fragments_it_comes() {
     let proxy = start("auto", "", &backend, "");
     for fragment in [100_000, 7_919, 1 << 20] {
         let mut client = RawClient::connect(proxy.http);
-        client.send(b"PUT /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1048576\r\n\r\n");
-        vec![b'x'; 1 << 20].chunks(fragment).for_each(|part| client.send(part));
-        assert_eq!(client.answer(false).map(|answer| answer.text()), Some("PUT /upload rollout=checkout body=1048576".to_owned()));
+        client.send(
+            b"PUT /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1048576\r\n\r\n",
+        );
+        vec![b'x'; 1 << 20]
+            .chunks(fragment)
+            .for_each(|part| client.send(part));
+        assert_eq!(
+            client.answer(false).map(|answer| answer.text()),
+            Some("PUT /upload rollout=checkout body=1048576".to_owned())
+        );
         client.send(get("/next").as_bytes());
-        assert_eq!(client.answer(false).map(|answer| answer.status), Some(200), "the connection goes on");
+        assert_eq!(
+            client.answer(false).map(|answer| answer.status),
+            Some(200),
+            "the connection goes on"
+        );
     }
 }
 
 /// The body of a large answer: no two parts of it are alike.
 fn large(bytes: usize) -> Vec<u8> {
-    (0..bytes as u32 / 4).flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes()).collect()
+    (0..bytes as u32 / 4)
+        .flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes())
+        .collect()
 }
 
 /// More than the sockets on the way have room for.
@@ -176,7 +272,14 @@ fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slow
     let in_chunks: crate::raw::Script = |talk, _| {
         talk.say(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")?;
         for part in very_large().chunks(700_001) {
-            talk.say(&[format!("{:X};x=y\r\n", part.len()).as_bytes(), part, b"\r\n"].concat())?;
+            talk.say(
+                &[
+                    format!("{:X};x=y\r\n", part.len()).as_bytes(),
+                    part,
+                    b"\r\n",
+                ]
+                .concat(),
+            )?;
         }
         talk.say(b"0\r\ntrailer: x\r\n\r\n")?;
         Ok(true)
@@ -186,20 +289,34 @@ fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slow
         talk.say(very_large())?;
         Ok(false)
     };
-    for (name, script) in [("by length", by_length), ("in chunks", in_chunks), ("by the end", by_the_end)] {
+    for (name, script) in [
+        ("by length", by_length),
+        ("in chunks", in_chunks),
+        ("by the end", by_the_end),
+    ] {
         backend.behave(crate::raw::AtAccept::Read, script);
         let mut client = RawClient::connect(proxy.http);
         client.send(get("/evil").as_bytes());
         // A little at first, so that everything on the way fills up.
         let mut begin = vec![0; 1000];
         client.stream.read_exact(&mut begin).unwrap();
-        until("the answer to be under way", || (proxy.rollout()["new"]["in_flight"] == 1).then_some(()));
+        until("the answer to be under way", || {
+            (proxy.rollout()["new"]["in_flight"] == 1).then_some(())
+        });
         client.put_back(begin);
         let answer = client.answer(false).unwrap();
-        assert_eq!((&answer.ending, answer.body.len()), (&Ending::Whole, LARGE), "{name}");
+        assert_eq!(
+            (&answer.ending, answer.body.len()),
+            (&Ending::Whole, LARGE),
+            "{name}"
+        );
         assert!(answer.body == *expected, "{name}: other bytes");
         client.send(get("/next").as_bytes());
-        assert_eq!(client.answer(false).map(|answer| answer.status), Some(200), "{name}: the connection goes on");
+        assert_eq!(
+            client.answer(false).map(|answer| answer.status),
+            Some(200),
+            "{name}: the connection goes on"
+        );
     }
 }
 
@@ -216,9 +333,14 @@ fn answers_larger_than_a_buffer_leave_their_connection_to_the_next_request() {
     let mut client = RawClient::connect(proxy.http);
     for _ in 0..10 {
         client.send(get("/evil").as_bytes());
-        assert_eq!(client.answer(false).map(|answer| answer.body.len()), Some(100_000));
+        assert_eq!(
+            client.answer(false).map(|answer| answer.body.len()),
+            Some(100_000)
+        );
         // Laid down a moment after the last byte was written.
-        until("the connection to rest", || (resting(&proxy) == 1.0).then_some(()));
+        until("the connection to rest", || {
+            (resting(&proxy) == 1.0).then_some(())
+        });
     }
     assert_eq!(backend.since(&mark).len(), 1, "one connection for all");
 }
@@ -227,12 +349,30 @@ fn answers_larger_than_a_buffer_leave_their_connection_to_the_next_request() {
 fn a_client_that_stops_its_upload_under_an_answer_is_no_failure_of_the_backend() {
     let backend = RawBackend::start();
     let proxy = start("auto", "body_idle_timeout = \"300ms\"\n", &backend, "");
-    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun"), crate::raw::good);
+    backend.behave(
+        crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun"),
+        crate::raw::good,
+    );
     let mut client = RawClient::connect(proxy.http);
-    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000\r\n\r\nsome");
-    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((200, Ending::Cut)));
-    until("the end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
-    assert_eq!((&proxy.rollout()["new"]["failed"], engine_of(&proxy, "/upload").as_str()), (&0.into(), "lane"));
+    client.send(
+        b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000\r\n\r\nsome",
+    );
+    assert_eq!(
+        client
+            .answer(false)
+            .map(|answer| (answer.status, answer.ending)),
+        Some((200, Ending::Cut))
+    );
+    until("the end", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
+    assert_eq!(
+        (
+            &proxy.rollout()["new"]["failed"],
+            engine_of(&proxy, "/upload").as_str()
+        ),
+        (&0.into(), "lane")
+    );
 }
 
 #[test]
@@ -240,16 +380,47 @@ fn an_upload_goes_on_behind_an_answer_that_came_before_it() {
     for engine in ["auto", "proxy"] {
         let backend = RawBackend::start();
         let proxy = start(engine, "", &backend, "");
-        backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok"), crate::raw::good);
+        backend.behave(
+            crate::raw::AtAccept::AnswerTheHead(
+                b"HTTP/1.1 202 Accepted\r\ncontent-length: 2\r\n\r\nok",
+            ),
+            crate::raw::good,
+        );
         let mut client = RawClient::connect(proxy.http);
-        client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 300000\r\n\r\n");
+        client.send(
+            b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 300000\r\n\r\n",
+        );
         client.send(&[b'#'; 100_000]);
-        assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((202, Ending::Whole)), "{engine}");
+        assert_eq!(
+            client
+                .answer(false)
+                .map(|answer| (answer.status, answer.ending)),
+            Some((202, Ending::Whole)),
+            "{engine}"
+        );
         client.send(&[b'#'; 200_000]);
-        let came = || backend.since(&[]).concat().iter().filter(|&&byte| byte == b'#').count();
+        let came = || {
+            backend
+                .since(&[])
+                .concat()
+                .iter()
+                .filter(|&&byte| byte == b'#')
+                .count()
+        };
         until("all of the upload", || (came() == 300_000).then_some(()));
-        until("the end", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
-        assert_eq!((&proxy.rollout()["new"]["failed"], engine_of(&proxy, "/upload")), (&0.into(), if engine == "auto" { "lane" } else { "proxy" }.to_owned()));
+        until("the end", || {
+            (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+        });
+        assert_eq!(
+            (
+                &proxy.rollout()["new"]["failed"],
+                engine_of(&proxy, "/upload")
+            ),
+            (
+                &0.into(),
+                if engine == "auto" { "lane" } else { "proxy" }.to_owned()
+            )
+        );
     }
 }
 
@@ -257,11 +428,26 @@ fn an_upload_goes_on_behind_an_answer_that_came_before_it() {
 fn what_a_backend_has_refused_is_not_sent_to_it_any_more() {
     let backend = RawBackend::start();
     let proxy = start("auto", "body_idle_timeout = \"300ms\"\n", &backend, "");
-    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n"), crate::raw::good);
+    backend.behave(
+        crate::raw::AtAccept::AnswerTheHead(
+            b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n",
+        ),
+        crate::raw::good,
+    );
     let mut client = RawClient::connect(proxy.http);
-    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 300000\r\n\r\nsome");
-    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((413, Ending::Whole)));
-    assert!(client.is_closed(), "the client is told that nobody wants the rest");
+    client.send(
+        b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 300000\r\n\r\nsome",
+    );
+    assert_eq!(
+        client
+            .answer(false)
+            .map(|answer| (answer.status, answer.ending)),
+        Some((413, Ending::Whole))
+    );
+    assert!(
+        client.is_closed(),
+        "the client is told that nobody wants the rest"
+    );
     until("the end", || (backend.ended() == 1).then_some(()));
 }
 
@@ -269,28 +455,55 @@ fn what_a_backend_has_refused_is_not_sent_to_it_any_more() {
 fn an_upload_that_moves_under_an_answer_has_no_limit_but_its_own() {
     let backend = RawBackend::start();
     let tables = format!(
-        "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"400ms\"\nbody_pause_timeout = \"400ms\"\n",
+        "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = \
+         [\"{}\"]\nresponse_timeout = \"400ms\"\nbody_pause_timeout = \"400ms\"\n",
         backend.address
     );
-    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
-    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun"), crate::raw::good);
+    let proxy = Proxy::start_with(
+        &tables,
+        &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""),
+    );
+    backend.behave(
+        crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nbegun"),
+        crate::raw::good,
+    );
     let mut client = RawClient::connect(proxy.http);
-    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1200\r\n\r\n");
+    client
+        .send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1200\r\n\r\n");
     // Three times as long as the limit, and no pause of that length in it.
     for part in 1..=12 {
         client.send(&[b'#'; 100]);
-        let came = || backend.since(&[]).concat().iter().filter(|&&byte| byte == b'#').count();
+        let came = || {
+            backend
+                .since(&[])
+                .concat()
+                .iter()
+                .filter(|&&byte| byte == b'#')
+                .count()
+        };
         until("this part", || (came() == 100 * part).then_some(()));
         std::thread::sleep(Duration::from_millis(100));
     }
-    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((200, Ending::Cut)));
+    assert_eq!(
+        client
+            .answer(false)
+            .map(|answer| (answer.status, answer.ending)),
+        Some((200, Ending::Cut))
+    );
 }
 
 #[test]
 fn a_backend_has_one_limit_for_all_of_a_head() {
     let backend = RawBackend::start();
-    let tables = format!("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"500ms\"\n", backend.address);
-    let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
+    let tables = format!(
+        "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = \
+         [\"{}\"]\nresponse_timeout = \"500ms\"\n",
+        backend.address
+    );
+    let proxy = Proxy::start_with(
+        &tables,
+        &rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""),
+    );
     backend.behave(crate::raw::AtAccept::Read, |talk, _| {
         for byte in b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok" {
             talk.say(&[*byte])?;
@@ -301,26 +514,44 @@ fn a_backend_has_one_limit_for_all_of_a_head() {
     let mut client = RawClient::connect(proxy.http);
     client.send(b"POST /evil HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 0\r\n\r\n");
     assert_eq!(client.answer(false).map(|answer| answer.status), Some(504));
-    until("the failure to count", || (proxy.rollout()["new"]["failed"] == 1).then_some(()));
+    until("the failure to count", || {
+        (proxy.rollout()["new"]["failed"] == 1).then_some(())
+    });
 }
 
 #[test]
 fn an_early_answer_arrives_though_the_process_is_about_to_end() {
     let backend = RawBackend::start();
     let mut proxy = start("auto", "", &backend, "");
-    backend.behave(crate::raw::AtAccept::AnswerTheHead(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 7\r\n\r\ntoo big"), crate::raw::good);
+    backend.behave(
+        crate::raw::AtAccept::AnswerTheHead(
+            b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 7\r\n\r\ntoo big",
+        ),
+        crate::raw::good,
+    );
     let mut client = RawClient::connect(proxy.http);
-    client.send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000000\r\n\r\nsome");
-    until("the answer to be written", || (backend.ended() == 1).then_some(()));
+    client.send(
+        b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1000000\r\n\r\nsome",
+    );
+    until("the answer to be written", || {
+        (backend.ended() == 1).then_some(())
+    });
     let address = proxy.http;
     let stopping = std::thread::spawn(move || proxy.stop());
-    until("it to accept nobody", || std::net::TcpStream::connect(address).is_err().then_some(()));
+    until("it to accept nobody", || {
+        std::net::TcpStream::connect(address).is_err().then_some(())
+    });
     // On and on, so that a reset would have been there before the answer is read.
     for _ in 0..10 {
         client.send(&[b'#'; 1_000]);
         std::thread::sleep(Duration::from_millis(20));
     }
-    assert_eq!(client.answer(false).map(|answer| (answer.status, answer.ending)), Some((413, Ending::Whole)));
+    assert_eq!(
+        client
+            .answer(false)
+            .map(|answer| (answer.status, answer.ending)),
+        Some((413, Ending::Whole))
+    );
     drop(client);
     stopping.join().unwrap();
 }
@@ -333,9 +564,13 @@ fn a_client_that_leaves_after_its_upload_is_noticed_before_the_backend_is_late()
     let mut client = RawClient::connect(proxy.http);
     client.send(b"POST /evil HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 20000\r\n\r\n");
     client.send(&[b'x'; 20_000]);
-    until("the upload to be there", || (!backend.take_evil().is_empty()).then_some(()));
+    until("the upload to be there", || {
+        (!backend.take_evil().is_empty()).then_some(())
+    });
     drop(client);
-    until("the request to be over", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
+    until("the request to be over", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
 
@@ -351,13 +586,24 @@ fn a_client_that_does_not_read_is_cut_and_is_nobodys_failure() {
     });
     let mut client = RawClient::connect(proxy.http);
     client.send(get("/evil").as_bytes());
-    until("the request to be there", || (proxy.rollout()["new"]["in_flight"] == 1).then_some(()));
-    until("the proxy to give up", || (proxy.rollout()["new"]["in_flight"] == 0).then_some(()));
-    assert_eq!((&proxy.rollout()["new"]["failed"], engine_of(&proxy, "/evil").as_str()), (&0.into(), "lane"));
+    until("the request to be there", || {
+        (proxy.rollout()["new"]["in_flight"] == 1).then_some(())
+    });
+    until("the proxy to give up", || {
+        (proxy.rollout()["new"]["in_flight"] == 0).then_some(())
+    });
+    assert_eq!(
+        (
+            &proxy.rollout()["new"]["failed"],
+            engine_of(&proxy, "/evil").as_str()
+        ),
+        (&0.into(), "lane")
+    );
 }
 
 #[test]
-fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes_it_or_its_time_is_up() {
+fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes_it_or_its_time_is_up()
+ {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "idle_timeout = \"1500ms\"\n");
     let ask = |path: &str| {
@@ -367,8 +613,14 @@ fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes
     };
     let mark = backend.mark();
     (0..20).for_each(|number| ask(&format!("/{number}")));
-    assert_eq!((backend.since(&mark).len(), resting(&proxy)), (1, 1.0), "one connection for all");
-    until("its time to be up", || (resting(&proxy) == 0.0).then_some(()));
+    assert_eq!(
+        (backend.since(&mark).len(), resting(&proxy)),
+        (1, 1.0),
+        "one connection for all"
+    );
+    until("its time to be up", || {
+        (resting(&proxy) == 0.0).then_some(())
+    });
     until("its end", || (backend.ended() > 0).then_some(()));
     backend.behave(crate::raw::AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
@@ -376,7 +628,9 @@ fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes
         Ok(false)
     });
     ask("/evil");
-    until("it to be thrown away before its time", || (resting(&proxy) == 0.0).then_some(()));
+    until("it to be thrown away before its time", || {
+        (resting(&proxy) == 0.0).then_some(())
+    });
 }
 
 #[test]
@@ -386,7 +640,9 @@ fn a_get_is_answered_though_every_kept_connection_has_ended_unnoticed() {
     let mut clients: Vec<RawClient> = (0..3).map(|_| RawClient::connect(proxy.http)).collect();
     for (at, client) in clients.iter_mut().enumerate() {
         client.send(unfinished);
-        until("a connection of its own", || (proxy.new.connections() == at + 1).then_some(()));
+        until("a connection of its own", || {
+            (proxy.new.connections() == at + 1).then_some(())
+        });
     }
     for client in &mut clients {
         client.send(b"lo");
@@ -401,7 +657,12 @@ fn a_get_is_answered_though_every_kept_connection_has_ended_unnoticed() {
 #[test]
 fn a_silent_connection_is_closed_after_a_while_and_a_later_head_has_its_own_limit() {
     let backend = RawBackend::start();
-    let proxy = start("auto", "keepalive_timeout = \"400ms\"\nheader_timeout = \"600ms\"\n", &backend, "");
+    let proxy = start(
+        "auto",
+        "keepalive_timeout = \"400ms\"\nheader_timeout = \"600ms\"\n",
+        &backend,
+        "",
+    );
     let mut silent = RawClient::connect(proxy.http);
     silent.send(get("/a").as_bytes());
     assert_eq!(silent.answer(false).map(|answer| answer.status), Some(200));
@@ -415,11 +676,30 @@ fn a_silent_connection_is_closed_after_a_while_and_a_later_head_has_its_own_limi
 
 #[test]
 fn a_backend_is_warmed_up_for_both_engines() {
-    let proxy = Proxy::start_with("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n", &rollout("checkout", "0", ""));
-    assert_eq!(resting(&proxy), 0.0, "a backend without health is left alone");
-    let new = format!("[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = [\"{}\"]\nhealth = {{ path = \"/healthz\" }}\n", proxy.new.address);
-    fs::write(proxy.file(), proxy.text_with(&new, &rollout("checkout", "10", ""))).unwrap();
+    let proxy = Proxy::start_with(
+        "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n",
+        &rollout("checkout", "0", ""),
+    );
+    assert_eq!(
+        resting(&proxy),
+        0.0,
+        "a backend without health is left alone"
+    );
+    let new = format!(
+        "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = \
+         [\"{}\"]\nhealth = {{ path = \"/healthz\" }}\n",
+        proxy.new.address
+    );
+    fs::write(
+        proxy.file(),
+        proxy.text_with(&new, &rollout("checkout", "10", "")),
+    )
+    .unwrap();
     proxy.reload();
-    until("the lane's connections", || (resting(&proxy) == 4.0).then_some(()));
-    until("those of the other engine", || (proxy.new.connections() >= 8).then_some(()));
+    until("the lane's connections", || {
+        (resting(&proxy) == 4.0).then_some(())
+    });
+    until("those of the other engine", || {
+        (proxy.new.connections() >= 8).then_some(())
+    });
 }

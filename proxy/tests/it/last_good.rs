@@ -11,17 +11,27 @@ use crate::process::{Process, World, command, log_line};
 const LISTED: &str = "always_new = [\"file:beta.txt\"]";
 
 fn side(process: &Process, user: &str) -> String {
-    Client::connect(process.http).ask("GET", "/", &[("x-user-id", user)], b"").unwrap().side().to_owned()
+    Client::connect(process.http)
+        .ask("GET", "/", &[("x-user-id", user)], b"")
+        .unwrap()
+        .side()
+        .to_owned()
 }
 
 fn config(process: &Process) -> Value {
-    process.admin_ask("GET", "/api/v1/rollouts", &Value::Null).json()["config"].clone()
+    process
+        .admin_ask("GET", "/api/v1/rollouts", &Value::Null)
+        .json()["config"]
+        .clone()
 }
 
 /// What a start that ends says: its exit code and its words.
 fn refused(mut command: std::process::Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
-    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    (
+        output.status.code(),
+        String::from_utf8_lossy(&output.stderr).into_owned(),
+    )
 }
 
 #[test]
@@ -31,37 +41,72 @@ fn a_start_without_a_list_of_the_file_uses_the_kept_list() {
     fs::write(&list, "ana\n").unwrap();
     Process::start(world.path()).kill();
     for (what, damage) in [
-        ("removed", Box::new(|list: &Path| fs::remove_file(list).unwrap()) as Box<dyn Fn(&Path)>),
+        (
+            "removed",
+            Box::new(|list: &Path| fs::remove_file(list).unwrap()) as Box<dyn Fn(&Path)>,
+        ),
         ("a folder", Box::new(|list| fs::create_dir(list).unwrap())),
-        ("no text", Box::new(|list| drop((fs::remove_dir(list), fs::write(list, [0xff, 0xfe]))))),
+        (
+            "no text",
+            Box::new(|list| drop((fs::remove_dir(list), fs::write(list, [0xff, 0xfe])))),
+        ),
     ] {
         damage(&list);
         let process = Process::start(world.path());
-        assert_eq!((side(&process, "ana").as_str(), side(&process, "bob").as_str()), ("new", "legacy"), "{what}");
+        assert_eq!(
+            (
+                side(&process, "ana").as_str(),
+                side(&process, "bob").as_str()
+            ),
+            ("new", "legacy"),
+            "{what}"
+        );
         let told = config(&process);
-        assert!(told["last_reload_successful"] == false && told["problems"].as_str().unwrap().contains("beta.txt"), "{what}: {told}");
+        assert!(
+            told["last_reload_successful"] == false
+                && told["problems"].as_str().unwrap().contains("beta.txt"),
+            "{what}: {told}"
+        );
         process.kill();
     }
     let process = Process::start(world.path());
     fs::write(&list, "bob\n").unwrap();
-    until("the list that is back", || (side(&process, "bob") == "new").then_some(()));
+    until("the list that is back", || {
+        (side(&process, "bob") == "new").then_some(())
+    });
     assert_eq!(config(&process)["last_reload_successful"], true);
     process.kill();
 }
 
 #[test]
 fn a_start_without_an_include_and_its_list_uses_the_kept_ones() {
-    let world = World::new(&rollout("checkout", "0", "match = { path = \"/checkout\" }"));
+    let world = World::new(&rollout(
+        "checkout",
+        "0",
+        "match = { path = \"/checkout\" }",
+    ));
     let file = world.path().join("cutover.toml");
-    fs::write(&file, format!("include = [\"more.toml\"]\n{}", fs::read_to_string(&file).unwrap())).unwrap();
-    let more = format!("[[rollout]]\nid = \"more\"\nmatch = {{ path = \"/more\" }}\npercent = 0\nkey = [\"header:x-user-id\"]\n{LISTED}\n");
+    fs::write(
+        &file,
+        format!(
+            "include = [\"more.toml\"]\n{}",
+            fs::read_to_string(&file).unwrap()
+        ),
+    )
+    .unwrap();
+    let more = format!(
+        "[[rollout]]\nid = \"more\"\nmatch = {{ path = \"/more\" }}\npercent = 0\nkey = \
+         [\"header:x-user-id\"]\n{LISTED}\n"
+    );
     fs::write(world.path().join("more.toml"), more).unwrap();
     fs::write(world.path().join("beta.txt"), "ana\n").unwrap();
     Process::start(world.path()).kill();
     fs::remove_file(world.path().join("more.toml")).unwrap();
     fs::remove_file(world.path().join("beta.txt")).unwrap();
     let process = Process::start(world.path());
-    let answer = Client::connect(process.http).ask("GET", "/more", &[("x-user-id", "ana")], b"").unwrap();
+    let answer = Client::connect(process.http)
+        .ask("GET", "/more", &[("x-user-id", "ana")], b"")
+        .unwrap();
     assert_eq!(answer.side(), "new");
     process.kill();
 }
@@ -73,17 +118,58 @@ fn a_list_changed_while_running_is_kept_as_it_was_accepted_last() {
     fs::write(&list, "ana\n").unwrap();
     let process = Process::start(world.path());
     fs::write(&list, "ana\nbob\n").unwrap();
-    until("the longer list", || (side(&process, "bob") == "new").then_some(()));
-    assert_eq!(process.admin_ask("POST", "/api/v1/rollouts/checkout/set", &json!({"percent": 1, "reason": "x"})).status(), 200);
+    until("the longer list", || {
+        (side(&process, "bob") == "new").then_some(())
+    });
+    assert_eq!(
+        process
+            .admin_ask(
+                "POST",
+                "/api/v1/rollouts/checkout/set",
+                &json!({"percent": 1, "reason": "x"})
+            )
+            .status(),
+        200
+    );
     // The answer to a command comes after the disk has all that was asked before.
-    assert_eq!(process.admin_ask("POST", "/api/v1/rollouts/checkout/rollback", &json!({"reason": "x"})).status(), 200);
+    assert_eq!(
+        process
+            .admin_ask(
+                "POST",
+                "/api/v1/rollouts/checkout/rollback",
+                &json!({"reason": "x"})
+            )
+            .status(),
+        200
+    );
     process.kill();
     fs::remove_file(&list).unwrap();
     let process = Process::start(world.path());
-    assert_eq!(process.admin_ask("POST", "/api/v1/rollouts/checkout/rearm", &json!({"reason": "x"})).status(), 200);
-    assert_eq!((side(&process, "ana").as_str(), side(&process, "bob").as_str()), ("new", "new"));
+    assert_eq!(
+        process
+            .admin_ask(
+                "POST",
+                "/api/v1/rollouts/checkout/rearm",
+                &json!({"reason": "x"})
+            )
+            .status(),
+        200
+    );
+    assert_eq!(
+        (
+            side(&process, "ana").as_str(),
+            side(&process, "bob").as_str()
+        ),
+        ("new", "new")
+    );
     process.kill();
-    assert_eq!(fs::read_dir(world.path().join("state/last-good.d")).unwrap().count(), 1, "older lists are removed");
+    assert_eq!(
+        fs::read_dir(world.path().join("state/last-good.d"))
+            .unwrap()
+            .count(),
+        1,
+        "older lists are removed"
+    );
 }
 
 #[test]
@@ -95,7 +181,13 @@ fn a_last_good_file_of_an_earlier_version_still_starts() {
     // Without kept files, as it was written then: lists are read where they are.
     fs::copy(&file, world.path().join("state/last-good.toml")).unwrap();
     fs::remove_dir_all(world.path().join("state/last-good.d")).unwrap();
-    fs::write(&file, fs::read_to_string(&file).unwrap().replace("percent", "percnt")).unwrap();
+    fs::write(
+        &file,
+        fs::read_to_string(&file)
+            .unwrap()
+            .replace("percent", "percnt"),
+    )
+    .unwrap();
     let process = Process::start(world.path());
     assert_eq!(side(&process, "ana"), "new");
     process.kill();
@@ -104,22 +196,37 @@ fn a_last_good_file_of_an_earlier_version_still_starts() {
 #[test]
 fn a_file_that_is_no_toml_starts_with_a_state_directory_given() {
     let world = World::new(&rollout("checkout", "33", ""));
-    let (file, state) = (world.path().join("cutover.toml"), world.path().join("state"));
+    let (file, state) = (
+        world.path().join("cutover.toml"),
+        world.path().join("state"),
+    );
     Process::start(world.path()).kill();
-    for broken in [Some("<html>502 Bad Gateway</html>"), Some("[state\ndirectory = state"), Some(""), None] {
+    for broken in [
+        Some("<html>502 Bad Gateway</html>"),
+        Some("[state\ndirectory = state"),
+        Some(""),
+        None,
+    ] {
         match broken {
             Some(text) => fs::write(&file, text).unwrap(),
             None => fs::remove_file(&file).unwrap(),
         }
         let (code, words) = refused(command(world.path()));
         let hint = format!("cutover run -c {} --state DIRECTORY", file.display());
-        assert!(code == Some(2) && words.contains(&hint) && words.contains("last-good.toml"), "{broken:?}: {code:?} {words}");
+        assert!(
+            code == Some(2) && words.contains(&hint) && words.contains("last-good.toml"),
+            "{broken:?}: {code:?} {words}"
+        );
         let by_argument = Process::of({
             let mut command = command(world.path());
             command.arg("--state").arg(&state);
             command
         });
-        assert_eq!(by_argument.rollout()["effective_percent"], 33.0, "{broken:?}");
+        assert_eq!(
+            by_argument.rollout()["effective_percent"],
+            33.0,
+            "{broken:?}"
+        );
         assert_eq!(config(&by_argument)["last_reload_successful"], false);
         by_argument.kill();
         let by_variable = Process::of({
@@ -127,7 +234,11 @@ fn a_file_that_is_no_toml_starts_with_a_state_directory_given() {
             command.env("CUTOVER_STATE", &state);
             command
         });
-        assert_eq!(by_variable.rollout()["effective_percent"], 33.0, "{broken:?}");
+        assert_eq!(
+            by_variable.rollout()["effective_percent"],
+            33.0,
+            "{broken:?}"
+        );
         by_variable.kill();
     }
 }
@@ -140,14 +251,30 @@ fn a_state_directory_given_wins_over_the_file_and_that_is_told() {
     command.arg("--state").arg(&given);
     let mut child = command.spawn().unwrap();
     let mut log = std::io::BufReader::new(child.stdout.take().unwrap());
-    let told = log_line(&mut log, "the state directory that was given is used, and not the one in the file");
+    let told = log_line(
+        &mut log,
+        "the state directory that was given is used, and not the one in the file",
+    );
     assert_eq!(told["given"], given.display().to_string());
     let ready = log_line(&mut log, "cutover is ready");
-    let admin = ready["admin"].as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
-    let ask = |method: &str, target: &str| Client::connect(admin).ask(method, target, &[("host", "localhost")], b"").unwrap();
+    let admin = ready["admin"]
+        .as_str()
+        .unwrap()
+        .strip_prefix("http://")
+        .unwrap()
+        .parse()
+        .unwrap();
+    let ask = |method: &str, target: &str| {
+        Client::connect(admin)
+            .ask(method, target, &[("host", "localhost")], b"")
+            .unwrap()
+    };
     assert_eq!(ask("POST", "/api/v1/reload").status(), 200);
     let status = ask("GET", "/api/v1/rollouts").json();
-    assert!(status["config"]["restart_needed"].is_null(), "a reload does not ask for another directory: {status}");
+    assert!(
+        status["config"]["restart_needed"].is_null(),
+        "a reload does not ask for another directory: {status}"
+    );
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(given.join("status.json").exists() && !world.path().join("state").exists());
@@ -161,5 +288,10 @@ fn a_state_directory_without_a_last_good_file_says_what_to_do() {
         command.arg("--state").arg(world.path().join("empty"));
         command
     });
-    assert!(code == Some(2) && words.contains("empty/last-good.toml") && words.contains("cutover check"), "{code:?} {words}");
+    assert!(
+        code == Some(2)
+            && words.contains("empty/last-good.toml")
+            && words.contains("cutover check"),
+        "{code:?} {words}"
+    );
 }

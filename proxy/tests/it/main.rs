@@ -1,6 +1,8 @@
-//! The running thing: the real proxy on port 0, real backends, real files, real signals. One binary, so that it links once.
+//! The running thing: the real proxy on port 0, real backends, real files, real signals. One
+//! binary, so that it links once.
 //!
-//! Nothing here waits a fixed time for something to happen: it looks again and again until a deadline.
+//! Nothing here waits a fixed time for something to happen: it looks again and again until a
+//! deadline.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -1,4 +1,5 @@
-//! What counts on whom: users placed by a list or without a key, outcomes that the backend says, users who are sent in circles.
+//! What counts on whom: users placed by a list or without a key, outcomes that the backend says,
+//! users who are sent in circles.
 
 use serde_json::Value;
 
@@ -6,7 +7,10 @@ use crate::harness::{Behaviour, Proxy, rollout, until};
 use crate::raw::{AtAccept, RawBackend};
 
 fn sides(rollout: &Value, field: &str) -> (Option<u64>, Option<u64>) {
-    (rollout["legacy"][field].as_u64(), rollout["new"][field].as_u64())
+    (
+        rollout["legacy"][field].as_u64(),
+        rollout["new"][field].as_u64(),
+    )
 }
 
 #[test]
@@ -19,11 +23,31 @@ fn users_without_a_key_or_on_a_list_are_counted_and_not_compared() {
     for user in 0..40 {
         proxy.get("/", &[("x-user-id", &format!("u{user}"))]);
     }
-    let counted = |rollout: &Value| sides(rollout, "requests").0.unwrap_or_default() + sides(rollout, "requests").1.unwrap_or_default();
-    let standing = until("all to be counted", || Some(proxy.rollout()).filter(|rollout| counted(rollout) == 60));
-    let ((of_legacy, of_new), (legacy, new)) = (sides(&standing, "compared"), sides(&standing, "requests"));
-    assert_eq!((legacy, new), (of_legacy.map(|count| count + 10), of_new.map(|count| count + 10)), "{standing}");
-    assert_eq!((standing["not_compared"]["anonymous"].as_u64(), standing["not_compared"]["always_new"].as_u64()), (Some(10), Some(10)), "{standing}");
+    let counted = |rollout: &Value| {
+        sides(rollout, "requests").0.unwrap_or_default()
+            + sides(rollout, "requests").1.unwrap_or_default()
+    };
+    let standing = until("all to be counted", || {
+        Some(proxy.rollout()).filter(|rollout| counted(rollout) == 60)
+    });
+    let ((of_legacy, of_new), (legacy, new)) =
+        (sides(&standing, "compared"), sides(&standing, "requests"));
+    assert_eq!(
+        (legacy, new),
+        (
+            of_legacy.map(|count| count + 10),
+            of_new.map(|count| count + 10)
+        ),
+        "{standing}"
+    );
+    assert_eq!(
+        (
+            standing["not_compared"]["anonymous"].as_u64(),
+            standing["not_compared"]["always_new"].as_u64()
+        ),
+        (Some(10), Some(10)),
+        "{standing}"
+    );
     assert!(standing["not_compared"].get("bucket").is_none());
 }
 
@@ -36,7 +60,12 @@ fn what_a_backend_says_of_its_answer_counts_on_both_sides_and_stays_inside() {
         asked.set(asked.get() + 1);
         proxy.side_of(user) == side
     };
-    let user = |side: &str| (0..).map(|user| format!("u{user}")).find(|user| is_on(user, side)).unwrap();
+    let user = |side: &str| {
+        (0..)
+            .map(|user| format!("u{user}"))
+            .find(|user| is_on(user, side))
+            .unwrap()
+    };
     let users = [("legacy", user("legacy")), ("new", user("new"))];
     until("all of these to be counted", || {
         let (legacy, new) = sides(&proxy.rollout(), "requests");
@@ -44,10 +73,17 @@ fn what_a_backend_says_of_its_answer_counts_on_both_sides_and_stays_inside() {
     });
     let numbers = |side: &str| {
         let rollout = proxy.rollout();
-        (rollout[side]["requests"].as_u64().unwrap(), rollout[side]["failed"].as_u64().unwrap())
+        (
+            rollout[side]["requests"].as_u64().unwrap(),
+            rollout[side]["failed"].as_u64().unwrap(),
+        )
     };
     for (side, user) in &users {
-        let backend = if *side == "new" { &proxy.new } else { &proxy.legacy };
+        let backend = if *side == "new" {
+            &proxy.new
+        } else {
+            &proxy.legacy
+        };
         for (behaviour, requests, failed) in [
             (Behaviour::Says(200, "failure"), 1, 1),
             (Behaviour::Says(200, "Success"), 1, 0),
@@ -58,13 +94,27 @@ fn what_a_backend_says_of_its_answer_counts_on_both_sides_and_stays_inside() {
         ] {
             let before = numbers(side);
             backend.behave(behaviour);
-            let answer = proxy.client().ask("POST", "/", &[("x-user-id", user)], b"x").unwrap();
-            assert_eq!((answer.side(), answer.header("x-cutover-outcome")), (*side, None), "{behaviour:?}");
-            // A second request shows that the first has been counted, also where it counts as nothing.
+            let answer = proxy
+                .client()
+                .ask("POST", "/", &[("x-user-id", user)], b"x")
+                .unwrap();
+            assert_eq!(
+                (answer.side(), answer.header("x-cutover-outcome")),
+                (*side, None),
+                "{behaviour:?}"
+            );
+            // A second request shows that the first has been counted, also where it counts as
+            // nothing.
             backend.behave(Behaviour::Answer(200));
-            proxy.client().ask("POST", "/", &[("x-user-id", user)], b"x").unwrap();
+            proxy
+                .client()
+                .ask("POST", "/", &[("x-user-id", user)], b"x")
+                .unwrap();
             let expected = (before.0 + requests + 1, before.1 + failed);
-            until(&format!("{side}: {behaviour:?} to count as {requests} and {failed}"), || (numbers(side) == expected).then_some(()));
+            until(
+                &format!("{side}: {behaviour:?} to count as {requests} and {failed}"),
+                || (numbers(side) == expected).then_some(()),
+            );
         }
     }
 }
@@ -75,14 +125,20 @@ fn a_failure_that_is_said_in_a_success_is_judged_and_a_success_in_a_failure_is_n
     let proxy = Proxy::start(&rollout("checkout", "100", guard));
     proxy.new.behave(Behaviour::Says(500, "success"));
     let answer = proxy.get("/", &[("x-user-id", "u")]);
-    assert_eq!((answer.status(), answer.side()), (500, "new"), "the backend means it: legacy is not asked");
+    assert_eq!(
+        (answer.status(), answer.side()),
+        (500, "new"),
+        "the backend means it: legacy is not asked"
+    );
     proxy.new.behave(Behaviour::Answer(200));
     let mut client = proxy.client();
     let mut user = 0;
     let mut ask = |count: u32| {
         for _ in 0..count {
             user += 1;
-            client.ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"").unwrap();
+            client
+                .ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"")
+                .unwrap();
         }
     };
     ask(100);
@@ -91,14 +147,24 @@ fn a_failure_that_is_said_in_a_success_is_judged_and_a_success_in_a_failure_is_n
         ask(10);
         (proxy.rollout()["phase"] == "rolled_back").then_some(())
     });
-    assert!(proxy.rollout()["latch"]["sentence"].as_str().unwrap().starts_with("new failed "));
+    assert!(
+        proxy.rollout()["latch"]["sentence"]
+            .as_str()
+            .unwrap()
+            .starts_with("new failed ")
+    );
 }
 
 #[test]
 fn users_who_are_sent_in_circles_roll_new_back() {
     let proxy = Proxy::start(&rollout("checkout", "50", ""));
     let mut client = proxy.client();
-    let mut ask = |user: u32| client.ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"").unwrap().status();
+    let mut ask = |user: u32| {
+        client
+            .ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"")
+            .unwrap()
+            .status()
+    };
     for user in 0..200 {
         assert_eq!(ask(user), 200);
     }
@@ -118,7 +184,13 @@ fn users_who_are_sent_in_circles_roll_new_back() {
     });
     let latch = proxy.rollout()["latch"].clone();
     assert_eq!(latch["cause"], "redirects_vs_legacy", "{latch}");
-    assert!(latch["sentence"].as_str().unwrap().starts_with("new sent users in circles "), "{latch}");
+    assert!(
+        latch["sentence"]
+            .as_str()
+            .unwrap()
+            .starts_with("new sent users in circles "),
+        "{latch}"
+    );
 }
 
 #[test]
@@ -126,18 +198,41 @@ fn after_a_raise_latencies_are_not_compared_and_the_status_says_for_how_long() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     proxy.save(&rollout("checkout", "50", ""));
     let mut client = proxy.client();
-    let latency = |rollout: &Value| rollout["guard"]["rules"].as_array().unwrap().iter().find(|rule| rule["rule"] == "latency_vs_legacy").unwrap().clone();
+    let latency = |rollout: &Value| {
+        rollout["guard"]["rules"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .find(|rule| rule["rule"] == "latency_vs_legacy")
+            .unwrap()
+            .clone()
+    };
     let mut user = 0;
     let found = until("the rule to warm up", || {
         for _ in 0..20 {
             user += 1;
-            client.ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"").unwrap();
+            client
+                .ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"")
+                .unwrap();
         }
-        Some(latency(&proxy.rollout())).filter(|rule| rule["sentence"].as_str().unwrap().starts_with("warming up after the raise, "))
+        Some(latency(&proxy.rollout())).filter(|rule| {
+            rule["sentence"]
+                .as_str()
+                .unwrap()
+                .starts_with("warming up after the raise, ")
+        })
     });
-    assert!(found["sentence"].as_str().unwrap().contains(" s left"), "{found}");
+    assert!(
+        found["sentence"].as_str().unwrap().contains(" s left"),
+        "{found}"
+    );
     assert_eq!(found["evidence_ratio"].as_f64(), Some(0.0));
-    assert_eq!(proxy.metric("cutover_guard_evidence_ratio{rollout=\"checkout\",rule=\"latency_vs_legacy\"}"), Some(0.0));
+    assert_eq!(
+        proxy.metric(
+            "cutover_guard_evidence_ratio{rollout=\"checkout\",rule=\"latency_vs_legacy\"}"
+        ),
+        Some(0.0)
+    );
 }
 
 #[test]
@@ -153,6 +248,18 @@ fn what_a_backend_says_in_an_interim_answer_stays_inside() {
     let mut client = proxy.client();
     client.send(b"GET /evil HTTP/1.1\r\nhost: shop\r\nx-user-id: u\r\n\r\n");
     let interim = client.answer(false).expect("an interim answer");
-    assert_eq!((interim.status(), interim.header("link"), interim.header("x-cutover-outcome")), (103, Some("</a>"), None), "{}", interim.head);
-    assert_eq!(client.answer(false).map(|answer| answer.status()), Some(200));
+    assert_eq!(
+        (
+            interim.status(),
+            interim.header("link"),
+            interim.header("x-cutover-outcome")
+        ),
+        (103, Some("</a>"), None),
+        "{}",
+        interim.head
+    );
+    assert_eq!(
+        client.answer(false).map(|answer| answer.status()),
+        Some(200)
+    );
 }

@@ -8,7 +8,9 @@ use std::process::{Child, ChildStdout, Command, Stdio};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Backend, Behaviour, Client, Load, Message, QUICK_GUARD, file, rollout, until};
+use crate::harness::{
+    Backend, Behaviour, Client, Load, Message, QUICK_GUARD, file, rollout, until,
+};
 
 /// The real binary on a directory of its own.
 pub struct Process {
@@ -27,12 +29,28 @@ impl Process {
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stdout.take().unwrap());
         let ready = log_line(&mut log, "cutover is ready");
-        let address = |key: &str| ready[key].as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
-        Self { child, http: address("http"), admin: address("admin"), log }
+        let address = |key: &str| {
+            ready[key]
+                .as_str()
+                .unwrap()
+                .strip_prefix("http://")
+                .unwrap()
+                .parse()
+                .unwrap()
+        };
+        Self {
+            child,
+            http: address("http"),
+            admin: address("admin"),
+            log,
+        }
     }
 
     pub fn signal(&self, signal: &str) {
-        let done = Command::new("kill").args([signal, &self.child.id().to_string()]).status().unwrap();
+        let done = Command::new("kill")
+            .args([signal, &self.child.id().to_string()])
+            .status()
+            .unwrap();
         assert!(done.success());
     }
 
@@ -42,12 +60,25 @@ impl Process {
     }
 
     pub fn admin_ask(&self, method: &str, target: &str, body: &Value) -> Message {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        Client::connect(self.admin).ask(method, target, &[("host", "localhost"), ("content-type", "application/json")], body.as_bytes()).unwrap()
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        Client::connect(self.admin)
+            .ask(
+                method,
+                target,
+                &[("host", "localhost"), ("content-type", "application/json")],
+                body.as_bytes(),
+            )
+            .unwrap()
     }
 
     pub fn rollout(&self) -> Value {
-        self.admin_ask("GET", "/api/v1/rollouts", &Value::Null).json()["rollouts"][0].clone()
+        self.admin_ask("GET", "/api/v1/rollouts", &Value::Null)
+            .json()["rollouts"][0]
+            .clone()
     }
 }
 
@@ -61,7 +92,11 @@ impl Drop for Process {
 
 pub fn command(directory: &Path) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));
-    command.args(["run", "--threads", "2", "--lead", "100ms", "-c"]).arg(directory.join("cutover.toml")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(["run", "--threads", "2", "--lead", "100ms", "-c"])
+        .arg(directory.join("cutover.toml"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
     command
 }
 
@@ -69,7 +104,8 @@ pub fn command(directory: &Path) -> Command {
 pub fn log_line(log: &mut impl BufRead, message: &str) -> Value {
     for line in log.lines() {
         let line = line.unwrap();
-        let value: Value = serde_json::from_str(&line).unwrap_or_else(|error| panic!("the log is JSON ({error}): {line}"));
+        let value: Value = serde_json::from_str(&line)
+            .unwrap_or_else(|error| panic!("the log is JSON ({error}): {line}"));
         if value["message"] == message {
             return value;
         }
@@ -86,14 +122,26 @@ pub struct World {
 
 impl World {
     pub fn new(rollouts: &str) -> Self {
-        let world = Self { legacy: Backend::start("legacy"), new: Backend::start("new"), directory: tempfile::tempdir().unwrap() };
+        let world = Self {
+            legacy: Backend::start("legacy"),
+            new: Backend::start("new"),
+            directory: tempfile::tempdir().unwrap(),
+        };
         world.write(rollouts);
         world
     }
 
     pub fn write(&self, rollouts: &str) {
-        // On a busy machine an answer may take longer than the tests of late answers allow it, and legacy would give it.
-        let text = file(self.path(), &self.legacy, &self.new, "[log]\naccess = \"off\"\n", rollouts).replace("response_timeout = \"300ms\"", "response_timeout = \"10s\"");
+        // On a busy machine an answer may take longer than the tests of late answers allow it, and
+        // legacy would give it.
+        let text = file(
+            self.path(),
+            &self.legacy,
+            &self.new,
+            "[log]\naccess = \"off\"\n",
+            rollouts,
+        )
+        .replace("response_timeout = \"300ms\"", "response_timeout = \"10s\"");
         fs::write(self.path().join("cutover.toml"), text).unwrap();
     }
 
@@ -109,9 +157,15 @@ fn a_rollback_survives_kill_9_and_the_same_file_applied_again() {
     let process = Process::start(world.path());
     let load = Load::start(process.http, 2);
     world.new.behave(Behaviour::Answer(500));
-    until("the drop", || (process.rollout()["phase"] == "rolled_back").then_some(()));
+    until("the drop", || {
+        (process.rollout()["phase"] == "rolled_back").then_some(())
+    });
     load.end();
-    until("the latch on disk", || fs::read_to_string(world.path().join("state/status.json")).is_ok_and(|text| text.contains("rolled_back")).then_some(()));
+    until("the latch on disk", || {
+        fs::read_to_string(world.path().join("state/status.json"))
+            .is_ok_and(|text| text.contains("rolled_back"))
+            .then_some(())
+    });
     process.kill();
 
     let process = Process::start(world.path());
@@ -119,18 +173,43 @@ fn a_rollback_survives_kill_9_and_the_same_file_applied_again() {
     world.write(&block);
     process.signal("-HUP");
     world.write(&rollout("checkout", "60", QUICK_GUARD));
-    until("the file", || (process.rollout()["desired_percent"] == 60.0).then_some(()));
+    until("the file", || {
+        (process.rollout()["desired_percent"] == 60.0).then_some(())
+    });
     assert_eq!(process.rollout()["effective_percent"], 0.0);
-    let rearmed = process.admin_ask("POST", "/api/v1/rollouts/checkout/rearm", &json!({"reason": "fixed"}));
+    let rearmed = process.admin_ask(
+        "POST",
+        "/api/v1/rollouts/checkout/rearm",
+        &json!({"reason": "fixed"}),
+    );
     assert_eq!(rearmed.status(), 200, "{}", rearmed.text());
     process.kill();
 
     let process = Process::start(world.path());
-    assert_eq!(process.rollout()["effective_percent"], 60.0, "a rearm answered as durable survives kill -9, too");
-    let history = process.admin_ask("GET", "/api/v1/history", &Value::Null).json();
+    assert_eq!(
+        process.rollout()["effective_percent"],
+        60.0,
+        "a rearm answered as durable survives kill -9, too"
+    );
+    let history = process
+        .admin_ask("GET", "/api/v1/history", &Value::Null)
+        .json();
     assert_eq!(history["chain"]["intact"], true, "{history}");
-    let changes: Vec<&str> = history["records"].as_array().unwrap().iter().rev().filter_map(|record| record["change"].as_str()).collect();
-    assert_eq!(changes.iter().filter(|change| ["rollback", "rearm"].contains(change)).collect::<Vec<_>>(), [&"rollback", &"rearm"], "{changes:?}");
+    let changes: Vec<&str> = history["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .filter_map(|record| record["change"].as_str())
+        .collect();
+    assert_eq!(
+        changes
+            .iter()
+            .filter(|change| ["rollback", "rearm"].contains(change))
+            .collect::<Vec<_>>(),
+        [&"rollback", &"rearm"],
+        "{changes:?}"
+    );
     process.kill();
 }
 
@@ -140,7 +219,8 @@ fn kill_9_at_any_moment_of_a_rollback_leaves_the_latch_or_the_state_before_it() 
     for round in 0..12u32 {
         let world = World::new(&block);
         let process = Process::start(world.path());
-        // The command is sent and not waited for: the kill comes somewhere into publish, write, sync, rename, announce.
+        // The command is sent and not waited for: the kill comes somewhere into publish, write,
+        // sync, rename, announce.
         let mut client = Client::connect(process.admin);
         client.send(b"POST /api/v1/rollouts/checkout/rollback HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 14\r\n\r\n{\"reason\":\"x\"}");
         for _ in 0..round * 20_000 {
@@ -149,10 +229,14 @@ fn kill_9_at_any_moment_of_a_rollback_leaves_the_latch_or_the_state_before_it() 
         process.kill();
         let process = Process::start(world.path());
         let rollout = process.rollout();
-        let whole = (rollout["phase"] == "rolled_back" && rollout["effective_percent"] == 0.0 && rollout["latch"]["cause"] == "manual")
+        let whole = (rollout["phase"] == "rolled_back"
+            && rollout["effective_percent"] == 0.0
+            && rollout["latch"]["cause"] == "manual")
             || (rollout["phase"] == "holding" && rollout["effective_percent"] == 50.0);
         assert!(whole, "round {round}: {rollout}");
-        let history = process.admin_ask("GET", "/api/v1/history", &Value::Null).json();
+        let history = process
+            .admin_ask("GET", "/api/v1/history", &Value::Null)
+            .json();
         assert_eq!(history["chain"]["intact"], true, "round {round}: {history}");
         process.kill();
     }
@@ -161,29 +245,54 @@ fn kill_9_at_any_moment_of_a_rollback_leaves_the_latch_or_the_state_before_it() 
 #[test]
 fn running_out_of_files_is_no_failure_of_a_backend() {
     const FILES: usize = 96;
-    let world = World::new(&rollout("checkout", "100", "[rollout.guard]\nmode = \"off\""));
+    let world = World::new(&rollout(
+        "checkout",
+        "100",
+        "[rollout.guard]\nmode = \"off\"",
+    ));
     // It keeps no connection that the next request could do with.
     world.new.behave(Behaviour::Http10);
     let mut limited = Command::new("sh");
     let program = command(world.path());
-    limited.args(["-c", &format!("ulimit -n {FILES} && exec \"$@\""), "sh"]).arg(program.get_program()).args(program.get_args());
+    limited
+        .args(["-c", &format!("ulimit -n {FILES} && exec \"$@\""), "sh"])
+        .arg(program.get_program())
+        .args(program.get_args());
     let process = Process::of({
         limited.stdout(Stdio::piped()).stderr(Stdio::piped());
         limited
     });
     let mut clients: Vec<Client> = (0..FILES).map(|_| Client::connect(process.http)).collect();
     let files = format!("/proc/{}/fd", process.child.id());
-    until("all files to be used", || (fs::read_dir(&files).unwrap().count() >= FILES).then_some(()));
+    until("all files to be used", || {
+        (fs::read_dir(&files).unwrap().count() >= FILES).then_some(())
+    });
     // A file may be free for a moment, and then a request gets its answer.
     until("a request without a file", || {
-        let status = clients.iter_mut().take(3).map(|client| client.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().status()).max()?;
+        let status = clients
+            .iter_mut()
+            .take(3)
+            .map(|client| {
+                client
+                    .ask("GET", "/", &[("x-user-id", "u")], b"")
+                    .unwrap()
+                    .status()
+            })
+            .max()?;
         assert!([200, 500].contains(&status), "{status}");
         (status == 500).then_some(())
     });
     drop(clients);
-    let new = until("somebody to be accepted", || Some(process.rollout()["new"].clone()));
+    let new = until("somebody to be accepted", || {
+        Some(process.rollout()["new"].clone())
+    });
     assert_eq!(new["failed"], 0, "{new}");
-    assert_eq!(Client::connect(process.http).ask("GET", "/", &[("x-user-id", "u")], b"").map(|answer| answer.status()), Some(200));
+    assert_eq!(
+        Client::connect(process.http)
+            .ask("GET", "/", &[("x-user-id", "u")], b"")
+            .map(|answer| answer.status()),
+        Some(200)
+    );
     process.kill();
 }
 
@@ -195,14 +304,32 @@ fn a_port_in_use_is_a_clear_error_at_once() {
     let path = world.path().join("cutover.toml");
     let text = fs::read_to_string(&path).unwrap();
     for (key, text) in [
-        ("[listen] http", text.replacen("http = [\"127.0.0.1:0\"]", &format!("http = [\"{address}\"]"), 1)),
-        ("[admin] address", text.replacen("address = \"127.0.0.1:0\"", &format!("address = \"{address}\""), 1)),
+        (
+            "[listen] http",
+            text.replacen(
+                "http = [\"127.0.0.1:0\"]",
+                &format!("http = [\"{address}\"]"),
+                1,
+            ),
+        ),
+        (
+            "[admin] address",
+            text.replacen(
+                "address = \"127.0.0.1:0\"",
+                &format!("address = \"{address}\""),
+                1,
+            ),
+        ),
     ] {
         fs::write(&path, text).unwrap();
         let output = command(world.path()).output().unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{stderr}");
-        assert!(stderr.contains(&format!("cannot listen on {address} ({key})")) && stderr.contains("ss -ltnp"), "{stderr}");
+        assert!(
+            stderr.contains(&format!("cannot listen on {address} ({key})"))
+                && stderr.contains("ss -ltnp"),
+            "{stderr}"
+        );
     }
 }
 
@@ -213,7 +340,11 @@ fn two_processes_do_not_share_a_state_directory() {
     let output = command(world.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains("another cutover process is using it") && stderr.contains("[state] directory"), "{stderr}");
+    assert!(
+        stderr.contains("another cutover process is using it")
+            && stderr.contains("[state] directory"),
+        "{stderr}"
+    );
     process.kill();
     Process::start(world.path()).kill();
 }
@@ -223,19 +354,43 @@ fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
     let world = World::new(&rollout("checkout", "100", ""));
     let mut process = Process::start(world.path());
     let mut idle = Client::connect(process.http);
-    assert_eq!(idle.ask("GET", "/", &[("x-user-id", "u")], b"").unwrap().status(), 200);
-    until("that request to be over", || (process.rollout()["new"]["requests"] == 1 && process.rollout()["new"]["in_flight"] == 0).then_some(()));
+    assert_eq!(
+        idle.ask("GET", "/", &[("x-user-id", "u")], b"")
+            .unwrap()
+            .status(),
+        200
+    );
+    until("that request to be over", || {
+        (process.rollout()["new"]["requests"] == 1 && process.rollout()["new"]["in_flight"] == 0)
+            .then_some(())
+    });
     // A request whose body is not complete yet is in flight.
     let mut busy = Client::connect(process.http);
     busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");
-    until("the request in flight", || (process.rollout()["new"]["in_flight"] == 1).then_some(()));
+    until("the request in flight", || {
+        (process.rollout()["new"]["in_flight"] == 1).then_some(())
+    });
     process.signal("-TERM");
-    log_line(&mut process.log, "stopping: not ready any more; requests in flight may finish");
-    until("readiness to fall", || (process.admin_ask("GET", "/readyz", &Value::Null).status() == 503).then_some(()));
-    until("the port to close", || std::net::TcpStream::connect(process.http).is_err().then_some(()));
-    assert!(process.child.try_wait().unwrap().is_none(), "a request is still in flight");
+    log_line(
+        &mut process.log,
+        "stopping: not ready any more; requests in flight may finish",
+    );
+    until("readiness to fall", || {
+        (process.admin_ask("GET", "/readyz", &Value::Null).status() == 503).then_some(())
+    });
+    until("the port to close", || {
+        std::net::TcpStream::connect(process.http)
+            .is_err()
+            .then_some(())
+    });
+    assert!(
+        process.child.try_wait().unwrap().is_none(),
+        "a request is still in flight"
+    );
     busy.send(b"67890");
-    let answer = busy.answer(false).expect("the request in flight is finished");
+    let answer = busy
+        .answer(false)
+        .expect("the request in flight is finished");
     assert_eq!((answer.status(), answer.text()), (200, "new 10".to_owned()));
     let status = until("the end", || process.child.try_wait().unwrap());
     assert!(status.success(), "{status}");
@@ -247,9 +402,14 @@ fn a_second_sigterm_ends_it_with_requests_in_flight() {
     let mut process = Process::start(world.path());
     let mut busy = Client::connect(process.http);
     busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");
-    until("the request in flight", || (process.rollout()["new"]["in_flight"] == 1).then_some(()));
+    until("the request in flight", || {
+        (process.rollout()["new"]["in_flight"] == 1).then_some(())
+    });
     process.signal("-TERM");
-    log_line(&mut process.log, "stopping: not ready any more; requests in flight may finish");
+    log_line(
+        &mut process.log,
+        "stopping: not ready any more; requests in flight may finish",
+    );
     process.signal("-TERM");
     log_line(&mut process.log, "stopped with connections still open");
     until("the end", || process.child.try_wait().unwrap());
@@ -260,14 +420,32 @@ fn a_start_with_a_broken_file_uses_the_last_good_one_and_follows_the_file_when_i
     let world = World::new(&rollout("checkout", "33", ""));
     Process::start(world.path()).kill();
     let good = fs::read_to_string(world.path().join("cutover.toml")).unwrap();
-    fs::write(world.path().join("cutover.toml"), good.replace("percent", "percnt")).unwrap();
+    fs::write(
+        world.path().join("cutover.toml"),
+        good.replace("percent", "percnt"),
+    )
+    .unwrap();
     let process = Process::start(world.path());
     assert_eq!(process.rollout()["effective_percent"], 33.0);
-    let status = process.admin_ask("GET", "/api/v1/rollouts", &Value::Null).json();
+    let status = process
+        .admin_ask("GET", "/api/v1/rollouts", &Value::Null)
+        .json();
     assert_eq!(status["config"]["last_reload_successful"], false);
-    assert!(status["config"]["problems"].as_str().unwrap().contains("percnt"), "{status}");
-    fs::write(world.path().join("cutover.toml"), good.replace("percent = 33", "percent = 34")).unwrap();
-    until("the mended file", || (process.rollout()["effective_percent"] == 34.0).then_some(()));
+    assert!(
+        status["config"]["problems"]
+            .as_str()
+            .unwrap()
+            .contains("percnt"),
+        "{status}"
+    );
+    fs::write(
+        world.path().join("cutover.toml"),
+        good.replace("percent = 33", "percent = 34"),
+    )
+    .unwrap();
+    until("the mended file", || {
+        (process.rollout()["effective_percent"] == 34.0).then_some(())
+    });
     process.kill();
 }
 
@@ -277,7 +455,10 @@ fn a_first_start_with_a_broken_file_is_invalid_usage_and_shows_every_problem() {
     let output = command(world.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert!(stderr.contains("101") && stderr.contains("percnt"), "both problems at once: {stderr}");
+    assert!(
+        stderr.contains("101") && stderr.contains("percnt"),
+        "both problems at once: {stderr}"
+    );
 }
 
 #[test]
@@ -286,16 +467,38 @@ fn a_damaged_or_missing_state_starts_everything_at_zero_loudly() {
     Process::start(world.path()).kill();
     let status = world.path().join("state/status.json");
     let good = fs::read_to_string(&status).unwrap();
-    for damaged in [Some(String::new()), Some("{}".to_owned()), Some(good.replace("holding", "rolled_back")), None] {
+    for damaged in [
+        Some(String::new()),
+        Some("{}".to_owned()),
+        Some(good.replace("holding", "rolled_back")),
+        None,
+    ] {
         match &damaged {
             Some(text) => fs::write(&status, text).unwrap(),
             None => fs::remove_file(&status).unwrap(),
         }
         let process = Process::start(world.path());
         let rollout = process.rollout();
-        assert_eq!((rollout["effective_percent"].as_f64(), rollout["latch"]["cause"].as_str()), (Some(0.0), Some("state")), "{damaged:?}");
-        assert!(rollout["sentence"].as_str().unwrap().contains("the saved state could not be read"), "{rollout}");
-        let rearmed = process.admin_ask("POST", "/api/v1/rollouts/checkout/rearm", &json!({"reason": "looked at it"}));
+        assert_eq!(
+            (
+                rollout["effective_percent"].as_f64(),
+                rollout["latch"]["cause"].as_str()
+            ),
+            (Some(0.0), Some("state")),
+            "{damaged:?}"
+        );
+        assert!(
+            rollout["sentence"]
+                .as_str()
+                .unwrap()
+                .contains("the saved state could not be read"),
+            "{rollout}"
+        );
+        let rearmed = process.admin_ask(
+            "POST",
+            "/api/v1/rollouts/checkout/rearm",
+            &json!({"reason": "looked at it"}),
+        );
         assert_eq!(rearmed.status(), 200, "{}", rearmed.text());
         assert_eq!(process.rollout()["effective_percent"], 50.0);
         process.kill();
@@ -307,20 +510,60 @@ fn a_state_that_cannot_be_written_stops_no_rollback_and_is_told() {
     let world = World::new(&rollout("checkout", "50", ""));
     let process = Process::start(world.path());
     // A directory in the place of the temporary file fails for root, too.
-    let blocker = world.path().join(format!("state/.status.json.{}.tmp", process.child.id()));
+    let blocker = world
+        .path()
+        .join(format!("state/.status.json.{}.tmp", process.child.id()));
     fs::create_dir(&blocker).unwrap();
-    let answer = process.admin_ask("POST", "/api/v1/rollouts/checkout/rollback", &json!({"reason": "it looks bad"}));
-    assert_eq!((answer.status(), &answer.json()["durable"]), (200, &json!(false)), "{}", answer.text());
+    let answer = process.admin_ask(
+        "POST",
+        "/api/v1/rollouts/checkout/rollback",
+        &json!({"reason": "it looks bad"}),
+    );
+    assert_eq!(
+        (answer.status(), &answer.json()["durable"]),
+        (200, &json!(false)),
+        "{}",
+        answer.text()
+    );
     assert_eq!(process.rollout()["effective_percent"], 0.0);
-    assert!(process.admin_ask("GET", "/metrics", &Value::Null).text().contains("\ncutover_latch_durable 0\n"));
+    assert!(
+        process
+            .admin_ask("GET", "/metrics", &Value::Null)
+            .text()
+            .contains("\ncutover_latch_durable 0\n")
+    );
     // Raising needs the disk: lifting the latch is held until it is durable.
-    let rearmed = process.admin_ask("POST", "/api/v1/rollouts/checkout/rearm", &json!({"reason": "it was nothing"}));
+    let rearmed = process.admin_ask(
+        "POST",
+        "/api/v1/rollouts/checkout/rearm",
+        &json!({"reason": "it was nothing"}),
+    );
     assert_eq!(rearmed.json()["durable"], false, "{}", rearmed.text());
-    let answer = Client::connect(process.http).ask("GET", "/", &[("x-user-id", "user-1")], b"").unwrap();
-    assert_eq!(answer.side(), "legacy", "what is not durable is not in force");
+    let answer = Client::connect(process.http)
+        .ask("GET", "/", &[("x-user-id", "user-1")], b"")
+        .unwrap();
+    assert_eq!(
+        answer.side(),
+        "legacy",
+        "what is not durable is not in force"
+    );
     fs::remove_dir(&blocker).unwrap();
-    until("the state to be durable", || process.admin_ask("GET", "/metrics", &Value::Null).text().contains("\ncutover_latch_durable 1\n").then_some(()));
-    let on_new = || (0..20).any(|user| Client::connect(process.http).ask("GET", "/", &[("x-user-id", &format!("user-{user}"))], b"").unwrap().side() == "new");
+    until("the state to be durable", || {
+        process
+            .admin_ask("GET", "/metrics", &Value::Null)
+            .text()
+            .contains("\ncutover_latch_durable 1\n")
+            .then_some(())
+    });
+    let on_new = || {
+        (0..20).any(|user| {
+            Client::connect(process.http)
+                .ask("GET", "/", &[("x-user-id", &format!("user-{user}"))], b"")
+                .unwrap()
+                .side()
+                == "new"
+        })
+    };
     until("the held raise", || on_new().then_some(()));
     process.kill();
 }
@@ -329,12 +572,21 @@ fn a_state_that_cannot_be_written_stops_no_rollback_and_is_told() {
 fn every_line_of_the_log_is_json_and_requests_are_in_it() {
     let world = World::new(&rollout("checkout", "100", ""));
     let path = world.path().join("cutover.toml");
-    let text = fs::read_to_string(&path).unwrap().replace("access = \"off\"", "access = \"all\"");
+    let text = fs::read_to_string(&path)
+        .unwrap()
+        .replace("access = \"off\"", "access = \"all\"");
     let mut process = Process::start(world.path());
     // Which requests are logged is followed like everything else in the file.
     fs::write(&path, text).unwrap();
-    assert_eq!(process.admin_ask("POST", "/api/v1/reload", &json!({})).status(), 200);
-    Client::connect(process.http).ask("GET", "/a?secret=1", &[("x-user-id", "ana")], b"").unwrap();
+    assert_eq!(
+        process
+            .admin_ask("POST", "/api/v1/reload", &json!({}))
+            .status(),
+        200
+    );
+    Client::connect(process.http)
+        .ask("GET", "/a?secret=1", &[("x-user-id", "ana")], b"")
+        .unwrap();
     let line = loop {
         let mut line = String::new();
         process.log.read_line(&mut line).unwrap();
@@ -343,8 +595,18 @@ fn every_line_of_the_log_is_json_and_requests_are_in_it() {
             break value;
         }
     };
-    assert_eq!((&line["url.path"], &line["http.response.status_code"], &line["cutover.backend"]), (&json!("/a"), &json!(200), &json!("new")));
-    assert!(!line.to_string().contains("ana") && !line.to_string().contains("secret"), "{line}");
+    assert_eq!(
+        (
+            &line["url.path"],
+            &line["http.response.status_code"],
+            &line["cutover.backend"]
+        ),
+        (&json!("/a"), &json!(200), &json!("new"))
+    );
+    assert!(
+        !line.to_string().contains("ana") && !line.to_string().contains("secret"),
+        "{line}"
+    );
     process.kill();
 }
 
@@ -352,11 +614,26 @@ fn every_line_of_the_log_is_json_and_requests_are_in_it() {
 fn a_log_that_was_moved_away_is_opened_anew_on_sigusr1() {
     let world = World::new(&rollout("checkout", "0", ""));
     let path = world.path().join("cutover.toml");
-    fs::write(&path, fs::read_to_string(&path).unwrap().replace("access = \"off\"", "file = \"access.log\"")).unwrap();
+    fs::write(
+        &path,
+        fs::read_to_string(&path)
+            .unwrap()
+            .replace("access = \"off\"", "file = \"access.log\""),
+    )
+    .unwrap();
     let process = Process::start(world.path());
-    let (log, moved) = (world.path().join("access.log"), world.path().join("access.log.1"));
-    let ask = |target: &str| Client::connect(process.http).ask("GET", target, &[("x-user-id", "u")], b"").unwrap().status();
-    let has = |path: &Path, what: &str| fs::read_to_string(path).is_ok_and(|text| text.contains(what));
+    let (log, moved) = (
+        world.path().join("access.log"),
+        world.path().join("access.log.1"),
+    );
+    let ask = |target: &str| {
+        Client::connect(process.http)
+            .ask("GET", target, &[("x-user-id", "u")], b"")
+            .unwrap()
+            .status()
+    };
+    let has =
+        |path: &Path, what: &str| fs::read_to_string(path).is_ok_and(|text| text.contains(what));
     assert_eq!(ask("/before"), 200);
     until("the first line", || has(&log, "/before").then_some(()));
     fs::rename(&log, &moved).unwrap();
@@ -372,14 +649,20 @@ fn a_log_that_was_moved_away_is_opened_anew_on_sigusr1() {
 fn a_log_that_nobody_reads_holds_up_neither_requests_nor_a_rollback() {
     let world = World::new(&rollout("checkout", "50", QUICK_GUARD));
     let path = world.path().join("cutover.toml");
-    let text = fs::read_to_string(&path).unwrap().replace("access = \"off\"", "access = \"all\"");
+    let text = fs::read_to_string(&path)
+        .unwrap()
+        .replace("access = \"off\"", "access = \"all\"");
     fs::write(&path, text).unwrap();
     // After `start` nobody reads the pipe any more, and it holds 64 KiB.
     let process = Process::start(world.path());
     let load = Load::start(process.http, 4);
-    until("more lines than a pipe holds", || (load.answered() > 3_000).then_some(()));
+    until("more lines than a pipe holds", || {
+        (load.answered() > 3_000).then_some(())
+    });
     world.new.behave(Behaviour::Answer(500));
-    until("the drop", || (process.rollout()["phase"] == "rolled_back").then_some(()));
+    until("the drop", || {
+        (process.rollout()["phase"] == "rolled_back").then_some(())
+    });
     load.end();
     process.kill();
 }
@@ -390,11 +673,15 @@ fn a_file_saved_while_the_proxy_starts_is_followed() {
     std::thread::scope(|scope| {
         scope.spawn(|| {
             // The lock appears when the file has been read and before it is watched.
-            until("the start to have read the file", || world.path().join("state/lock").exists().then_some(()));
+            until("the start to have read the file", || {
+                world.path().join("state/lock").exists().then_some(())
+            });
             world.write(&rollout("checkout", "7", ""));
         });
         let process = Process::start(world.path());
-        until("the file saved meanwhile", || (process.rollout()["desired_percent"] == 7.0).then_some(()));
+        until("the file saved meanwhile", || {
+            (process.rollout()["desired_percent"] == 7.0).then_some(())
+        });
         process.kill();
     });
 }

@@ -1,4 +1,5 @@
-//! Both ends of the wire without mercy: a backend that keeps every byte it got and sends whatever it is told, and a client that tells a whole answer from a broken one.
+//! Both ends of the wire without mercy: a backend that keeps every byte it got and sends whatever
+//! it is told, and a client that tells a whole answer from a broken one.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -9,7 +10,8 @@ use std::time::{Duration, Instant};
 /// Nothing may take longer: a read that does is a hang, and fails the test.
 pub const BOUND: Duration = Duration::from_secs(8);
 
-/// What a script does on a connection after it has read a whole request. `Ok(true)` keeps the connection.
+/// What a script does on a connection after it has read a whole request. `Ok(true)` keeps the
+/// connection.
 pub type Script = fn(&mut Talk, &Request) -> std::io::Result<bool>;
 
 /// A backend of bytes. Requests below `/evil` are answered by its script, all others properly.
@@ -61,7 +63,11 @@ pub struct Request {
 
 impl Request {
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.split("\r\n").skip(1).find_map(|line| line.split_once(':').filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()))
+        self.head.split("\r\n").skip(1).find_map(|line| {
+            line.split_once(':')
+                .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.trim())
+        })
     }
 }
 
@@ -89,7 +95,13 @@ impl RawBackend {
                 std::thread::spawn(move || {
                     let _ = stream.set_nodelay(true);
                     let _ = stream.set_read_timeout(Some(BOUND * 4));
-                    let mut talk = Talk { stream, at, buffer: Vec::new(), is_done: false, shared };
+                    let mut talk = Talk {
+                        stream,
+                        at,
+                        buffer: Vec::new(),
+                        is_done: false,
+                        shared,
+                    };
                     let _ = talk.serve();
                     let shared = Arc::clone(&talk.shared);
                     drop(talk);
@@ -108,13 +120,24 @@ impl RawBackend {
 
     /// How much has come on each connection so far.
     pub fn mark(&self) -> Vec<usize> {
-        self.shared.received.lock().unwrap().iter().map(Vec::len).collect()
+        self.shared
+            .received
+            .lock()
+            .unwrap()
+            .iter()
+            .map(Vec::len)
+            .collect()
     }
 
     /// What has come since, by connection, without connections on which nothing came.
     pub fn since(&self, mark: &[usize]) -> Vec<Vec<u8>> {
         let received = self.shared.received.lock().unwrap();
-        received.iter().enumerate().map(|(at, bytes)| bytes[mark.get(at).copied().unwrap_or_default()..].to_vec()).filter(|bytes| !bytes.is_empty()).collect()
+        received
+            .iter()
+            .enumerate()
+            .map(|(at, bytes)| bytes[mark.get(at).copied().unwrap_or_default()..].to_vec())
+            .filter(|bytes| !bytes.is_empty())
+            .collect()
     }
 
     /// How often a script has said all it has to say.
@@ -135,9 +158,21 @@ impl RawBackend {
 
 /// The proper answer: who asked for what, on a connection that is kept.
 pub fn good(talk: &mut Talk, request: &Request) -> std::io::Result<bool> {
-    let body = format!("{} {} rollout={} body={}", request.method, request.target, request.header("x-cutover-rollout").unwrap_or("none"), request.body.len());
+    let body = format!(
+        "{} {} rollout={} body={}",
+        request.method,
+        request.target,
+        request.header("x-cutover-rollout").unwrap_or("none"),
+        request.body.len()
+    );
     let sent = if request.method == "HEAD" { "" } else { &body };
-    talk.say(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{sent}", body.len()).as_bytes())?;
+    talk.say(
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{sent}",
+            body.len()
+        )
+        .as_bytes(),
+    )?;
     Ok(true)
 }
 
@@ -150,7 +185,12 @@ impl Talk {
             AtAccept::Reset => return self.reset(),
             AtAccept::Say(bytes) => self.say(bytes)?,
             AtAccept::AnswerTheHead(bytes) => {
-                self.until(|bytes| bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4))?;
+                self.until(|bytes| {
+                    bytes
+                        .windows(4)
+                        .position(|four| four == b"\r\n\r\n")
+                        .map(|at| at + 4)
+                })?;
                 self.say(bytes)?;
                 return self.outlast().map(drop);
             }
@@ -159,10 +199,18 @@ impl Talk {
             let script = *self.shared.script.lock().unwrap();
             let is_evil = request.target.starts_with("/evil");
             if is_evil {
-                self.shared.evil.lock().unwrap().push(format!("{} {}", request.method, request.target));
+                self.shared
+                    .evil
+                    .lock()
+                    .unwrap()
+                    .push(format!("{} {}", request.method, request.target));
             }
             self.is_done = false;
-            let kept = if is_evil { script(self, &request) } else { good(self, &request) };
+            let kept = if is_evil {
+                script(self, &request)
+            } else {
+                good(self, &request)
+            };
             // The proxy may close before a script has said all: then it has nothing more to say.
             if is_evil && kept.is_err() {
                 self.done();
@@ -236,29 +284,59 @@ impl Talk {
     }
 
     fn line(&mut self) -> std::io::Result<Option<String>> {
-        let line = self.until(|bytes| bytes.windows(2).position(|two| two == b"\r\n").map(|at| at + 2))?;
+        let line = self.until(|bytes| {
+            bytes
+                .windows(2)
+                .position(|two| two == b"\r\n")
+                .map(|at| at + 2)
+        })?;
         Ok(line.map(|line| String::from_utf8_lossy(&line[..line.len() - 2]).into_owned()))
     }
 
     /// A whole request; `None` when the connection ended before one was whole.
     fn request(&mut self) -> std::io::Result<Option<Request>> {
-        let Some(head) = self.until(|bytes| bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4))? else { return Ok(None) };
+        let Some(head) = self.until(|bytes| {
+            bytes
+                .windows(4)
+                .position(|four| four == b"\r\n\r\n")
+                .map(|at| at + 4)
+        })?
+        else {
+            return Ok(None);
+        };
         let head = String::from_utf8_lossy(&head).into_owned();
         let mut words = head.split("\r\n").next().unwrap_or_default().split(' ');
-        let mut request = Request { method: words.next().unwrap_or_default().to_owned(), target: words.next().unwrap_or_default().to_owned(), ..Request::default() };
+        let mut request = Request {
+            method: words.next().unwrap_or_default().to_owned(),
+            target: words.next().unwrap_or_default().to_owned(),
+            ..Request::default()
+        };
         request.head = head;
         if request.header("transfer-encoding").is_some() {
             loop {
-                let Some(size) = self.line()? else { return Ok(None) };
-                let Ok(size) = usize::from_str_radix(&size, 16) else { return Ok(None) };
-                let Some(chunk) = self.until(|bytes| (bytes.len() >= size + 2).then_some(size + 2))? else { return Ok(None) };
+                let Some(size) = self.line()? else {
+                    return Ok(None);
+                };
+                let Ok(size) = usize::from_str_radix(&size, 16) else {
+                    return Ok(None);
+                };
+                let Some(chunk) =
+                    self.until(|bytes| (bytes.len() >= size + 2).then_some(size + 2))?
+                else {
+                    return Ok(None);
+                };
                 request.body.extend_from_slice(&chunk[..size]);
                 if size == 0 {
                     break;
                 }
             }
-        } else if let Some(length) = request.header("content-length").and_then(|length| length.parse::<usize>().ok()) {
-            let Some(body) = self.until(|bytes| (bytes.len() >= length).then_some(length))? else { return Ok(None) };
+        } else if let Some(length) = request
+            .header("content-length")
+            .and_then(|length| length.parse::<usize>().ok())
+        {
+            let Some(body) = self.until(|bytes| (bytes.len() >= length).then_some(length))? else {
+                return Ok(None);
+            };
             request.body = body;
         }
         Ok(Some(request))
@@ -297,7 +375,11 @@ impl Answer {
     }
 
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.head.split("\r\n").skip(1).find_map(|line| line.split_once(':').filter(|(found, _)| found.eq_ignore_ascii_case(name)).map(|(_, value)| value.trim()))
+        self.head.split("\r\n").skip(1).find_map(|line| {
+            line.split_once(':')
+                .filter(|(found, _)| found.eq_ignore_ascii_case(name))
+                .map(|(_, value)| value.trim())
+        })
     }
 }
 
@@ -319,7 +401,11 @@ impl RawClient {
     pub fn connect(address: SocketAddr) -> Self {
         let stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
-        Self { stream, buffer: Vec::new(), deadline: Instant::now() + BOUND }
+        Self {
+            stream,
+            buffer: Vec::new(),
+            deadline: Instant::now() + BOUND,
+        }
     }
 
     /// Sends these bytes; a proxy that has closed already is no mistake.
@@ -334,7 +420,10 @@ impl RawClient {
     }
 
     fn fill(&mut self) -> Came {
-        let left = self.deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let left = self
+            .deadline
+            .saturating_duration_since(Instant::now())
+            .max(Duration::from_millis(1));
         self.stream.set_read_timeout(Some(left)).unwrap();
         let mut part = [0; 64 * 1024];
         match self.stream.read(&mut part) {
@@ -343,7 +432,9 @@ impl RawClient {
                 self.buffer.extend_from_slice(&part[..read]);
                 Came::Bytes
             }
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Came::Late,
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Came::Late
+            }
             Err(_) => Came::End,
         }
     }
@@ -364,17 +455,34 @@ impl RawClient {
     /// The next final answer; `None` when the connection was closed without a byte of one.
     pub fn answer(&mut self, to_head: bool) -> Option<Answer> {
         self.deadline = Instant::now() + BOUND;
-        let mut answer = Answer { status: 0, head: String::new(), body: Vec::new(), ending: Ending::Whole, informational: 0 };
+        let mut answer = Answer {
+            status: 0,
+            head: String::new(),
+            body: Vec::new(),
+            ending: Ending::Whole,
+            informational: 0,
+        };
         loop {
-            match self.until(|bytes| bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4)) {
+            match self.until(|bytes| {
+                bytes
+                    .windows(4)
+                    .position(|four| four == b"\r\n\r\n")
+                    .map(|at| at + 4)
+            }) {
                 Ok(head) => answer.head = String::from_utf8_lossy(&head).into_owned(),
-                Err(Ending::Cut) if self.buffer.is_empty() && answer.informational == 0 => return None,
+                Err(Ending::Cut) if self.buffer.is_empty() && answer.informational == 0 => {
+                    return None;
+                }
                 Err(ending) => {
                     answer.ending = ending;
                     return Some(answer);
                 }
             }
-            answer.status = answer.head.strip_prefix("HTTP/1.1 ").and_then(|rest| rest.get(..3)?.parse().ok()).unwrap_or_default();
+            answer.status = answer
+                .head
+                .strip_prefix("HTTP/1.1 ")
+                .and_then(|rest| rest.get(..3)?.parse().ok())
+                .unwrap_or_default();
             match answer.status {
                 0 => {
                     answer.ending = Ending::Nonsense;
@@ -399,8 +507,16 @@ impl RawClient {
         match (answer.header("transfer-encoding"), length) {
             (Some(_), Some(_)) => Err(Ending::Nonsense),
             (Some(_), None) => loop {
-                let size = self.until(|bytes| bytes.windows(2).position(|two| two == b"\r\n").map(|at| at + 2))?;
-                let size = std::str::from_utf8(&size[..size.len() - 2]).ok().and_then(|size| usize::from_str_radix(size, 16).ok()).ok_or(Ending::Nonsense)?;
+                let size = self.until(|bytes| {
+                    bytes
+                        .windows(2)
+                        .position(|two| two == b"\r\n")
+                        .map(|at| at + 2)
+                })?;
+                let size = std::str::from_utf8(&size[..size.len() - 2])
+                    .ok()
+                    .and_then(|size| usize::from_str_radix(size, 16).ok())
+                    .ok_or(Ending::Nonsense)?;
                 let chunk = self.until(|bytes| (bytes.len() >= size + 2).then_some(size + 2))?;
                 if !chunk.ends_with(b"\r\n") {
                     return Err(Ending::Nonsense);
@@ -437,7 +553,8 @@ impl RawClient {
     /// The next bytes of a tunnel, as many as that, or what came before its end.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         self.deadline = Instant::now() + BOUND;
-        self.until(|bytes| (bytes.len() >= count).then_some(count)).unwrap_or_else(|_| std::mem::take(&mut self.buffer))
+        self.until(|bytes| (bytes.len() >= count).then_some(count))
+            .unwrap_or_else(|_| std::mem::take(&mut self.buffer))
     }
 
     /// Whether the proxy closes this connection, and sends nothing more before.
@@ -449,8 +566,23 @@ impl RawClient {
 
 /// The request without the lines that we add on the way, wherever they stand.
 pub fn without_ours(bytes: &[u8]) -> String {
-    const OURS: [&str; 5] = ["x-request-id:", "traceparent:", "x-forwarded-for:", "x-forwarded-proto:", "x-forwarded-host:"];
-    let text: String = bytes.iter().map(|&byte| if byte.is_ascii() { char::from(byte) } else { '\u{fffd}' }).collect();
+    const OURS: [&str; 5] = [
+        "x-request-id:",
+        "traceparent:",
+        "x-forwarded-for:",
+        "x-forwarded-proto:",
+        "x-forwarded-host:",
+    ];
+    let text: String = bytes
+        .iter()
+        .map(|&byte| {
+            if byte.is_ascii() {
+                char::from(byte)
+            } else {
+                '\u{fffd}'
+            }
+        })
+        .collect();
     let lines = text.split_inclusive('\n');
     lines
         .filter(|line| {

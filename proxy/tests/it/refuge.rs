@@ -1,4 +1,5 @@
-//! A rollback must lead to something better: what happens when legacy does not answer, before a rollback and after it.
+//! A rollback must lead to something better: what happens when legacy does not answer, before a
+//! rollback and after it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -19,7 +20,10 @@ impl Later {
     fn new() -> Self {
         let held = bound(([127, 0, 0, 1], 0).into());
         let address = held.local_addr().unwrap().as_socket().unwrap();
-        Self { _held: held, address }
+        Self {
+            _held: held,
+            address,
+        }
     }
 
     /// Answers every request well from now on.
@@ -61,7 +65,10 @@ fn ask_until(proxy: &Proxy, what: &str, mut look: impl FnMut() -> bool) {
     until(what, || {
         for _ in 0..10 {
             user += 1;
-            if client.ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"").is_none() {
+            if client
+                .ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"")
+                .is_none()
+            {
                 client = proxy.client();
             }
         }
@@ -71,25 +78,54 @@ fn ask_until(proxy: &Proxy, what: &str, mut look: impl FnMut() -> bool) {
 
 fn history(proxy: &Proxy) -> Vec<String> {
     let history = proxy.admin_ask("GET", "/api/v1/history", &[], b"").json();
-    history["records"].as_array().unwrap().iter().rev().map(|record| record["change"].as_str().unwrap().to_owned()).collect()
+    history["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .rev()
+        .map(|record| record["change"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 #[test]
 fn a_dead_new_beside_a_legacy_that_is_off_moves_nobody_until_legacy_is_back() {
     let legacy = Later::new();
-    let proxy = Proxy::start_with(&legacy.table(), &rollout("checkout", "100", "failover = \"off\""));
+    let proxy = Proxy::start_with(
+        &legacy.table(),
+        &rollout("checkout", "100", "failover = \"off\""),
+    );
     ask_until(&proxy, "healthy traffic", || proxy.new.requests() > 300);
     proxy.new.behave(Behaviour::Answer(500));
     let begun = Instant::now();
-    ask_until(&proxy, "people to be told", || proxy.rollout()["no_refuge"] == true);
-    // It takes the evidence, two questions and a tick; what a busy machine adds is no matter of the proxy.
+    ask_until(&proxy, "people to be told", || {
+        proxy.rollout()["no_refuge"] == true
+    });
+    // It takes the evidence, two questions and a tick; what a busy machine adds is no matter of the
+    // proxy.
     eprintln!("told after {:?}", begun.elapsed());
     let standing = proxy.rollout();
-    assert_eq!((standing["phase"].as_str(), standing["effective_percent"].as_f64()), (Some("holding"), Some(100.0)));
-    assert!(standing["sentence"].as_str().unwrap().contains("new is worse, but legacy does not answer, so nobody was moved"), "{standing}");
-    assert_eq!(proxy.metric("cutover_guard_no_refuge{rollout=\"checkout\"}"), Some(1.0));
+    assert_eq!(
+        (
+            standing["phase"].as_str(),
+            standing["effective_percent"].as_f64()
+        ),
+        (Some("holding"), Some(100.0))
+    );
+    assert!(
+        standing["sentence"]
+            .as_str()
+            .unwrap()
+            .contains("new is worse, but legacy does not answer, so nobody was moved"),
+        "{standing}"
+    );
+    assert_eq!(
+        proxy.metric("cutover_guard_no_refuge{rollout=\"checkout\"}"),
+        Some(1.0)
+    );
     legacy.open();
-    ask_until(&proxy, "the drop", || proxy.rollout()["phase"] == "rolled_back");
+    ask_until(&proxy, "the drop", || {
+        proxy.rollout()["phase"] == "rolled_back"
+    });
     assert_eq!(proxy.side_of("anybody"), "later");
     assert_eq!(history(&proxy), ["started", "no_refuge", "rollback"]);
 }
@@ -99,12 +135,32 @@ fn a_rollback_by_a_person_onto_a_legacy_that_is_off_asks_back() {
     let legacy = Later::new();
     let proxy = Proxy::start_with(&legacy.table(), &rollout("checkout", "100", ""));
     let admin = format!("http://{}", proxy.admin);
-    let run = |arguments: &[&str]| said(&cutover(&[&["rollback", "checkout", "--reason", "odd"], arguments, &["--admin", &admin]].concat()));
-    let refused = proxy.post("/api/v1/rollouts/checkout/rollback", &json!({"reason": "odd"}));
-    assert_eq!((refused.status(), refused.json()["error"]["code"].as_str()), (409, Some("legacy_down")), "{}", refused.text());
+    let run = |arguments: &[&str]| {
+        said(&cutover(
+            &[
+                &["rollback", "checkout", "--reason", "odd"],
+                arguments,
+                &["--admin", &admin],
+            ]
+            .concat(),
+        ))
+    };
+    let refused = proxy.post(
+        "/api/v1/rollouts/checkout/rollback",
+        &json!({"reason": "odd"}),
+    );
+    assert_eq!(
+        (refused.status(), refused.json()["error"]["code"].as_str()),
+        (409, Some("legacy_down")),
+        "{}",
+        refused.text()
+    );
     let (code, _, stderr) = run(&[]);
     assert_eq!(code, Some(1), "{stderr}");
-    assert!(stderr.contains("legacy of `checkout` does not answer") && stderr.contains("--force"), "{stderr}");
+    assert!(
+        stderr.contains("legacy of `checkout` does not answer") && stderr.contains("--force"),
+        "{stderr}"
+    );
     assert_eq!(proxy.rollout()["phase"], "holding");
     let (code, _, stderr) = run(&["--force"]);
     assert_eq!(code, Some(0), "{stderr}");
@@ -113,17 +169,28 @@ fn a_rollback_by_a_person_onto_a_legacy_that_is_off_asks_back() {
     assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 502);
     assert_eq!(proxy.rollout()["spilled"], false);
     // Where legacy answers, nobody has to insist.
-    proxy.post("/api/v1/rollouts/checkout/rearm", &json!({"reason": "again"}));
+    proxy.post(
+        "/api/v1/rollouts/checkout/rearm",
+        &json!({"reason": "again"}),
+    );
     legacy.open();
-    let done = proxy.post("/api/v1/rollouts/checkout/rollback", &json!({"reason": "odd"}));
+    let done = proxy.post(
+        "/api/v1/rollouts/checkout/rollback",
+        &json!({"reason": "odd"}),
+    );
     assert_eq!(done.status(), 200, "{}", done.text());
 }
 
 #[test]
-fn after_a_rollback_of_the_guard_users_are_on_new_while_legacy_has_no_server_that_passes_its_checks() {
+fn after_a_rollback_of_the_guard_users_are_on_new_while_legacy_has_no_server_that_passes_its_checks()
+ {
     let tables = |proxy: &Proxy| {
-        let check = "health = { path = \"/healthz\", interval = \"100ms\", unhealthy_after = 1, healthy_after = 1 }";
-        format!("[backend.legacy]\nservers = [\"{}\"]\n{check}\n[backend.new]\nservers = [\"{}\"]\n", proxy.legacy.address, proxy.new.address)
+        let check = "health = { path = \"/healthz\", interval = \"100ms\", unhealthy_after = 1, \
+                     healthy_after = 1 }";
+        format!(
+            "[backend.legacy]\nservers = [\"{}\"]\n{check}\n[backend.new]\nservers = [\"{}\"]\n",
+            proxy.legacy.address, proxy.new.address
+        )
     };
     let rollout = rollout("checkout", "100", "failover = \"off\"");
     let proxy = Proxy::start(&rollout);
@@ -131,17 +198,28 @@ fn after_a_rollback_of_the_guard_users_are_on_new_while_legacy_has_no_server_tha
     proxy.reload();
     ask_until(&proxy, "healthy traffic", || proxy.new.requests() > 200);
     proxy.new.behave(Behaviour::Answer(500));
-    ask_until(&proxy, "the drop", || proxy.rollout()["phase"] == "rolled_back");
+    ask_until(&proxy, "the drop", || {
+        proxy.rollout()["phase"] == "rolled_back"
+    });
     assert_eq!(proxy.side_of("anybody"), "legacy");
     proxy.new.behave(Behaviour::Answer(200));
     proxy.legacy.behave(Behaviour::Close);
-    let side = |user: &str| proxy.client().ask("GET", "/", &[("x-user-id", user)], b"").map(|answer| answer.side().to_owned());
-    until("users to be on new", || (side("anybody").as_deref() == Some("new")).then_some(()));
+    let side = |user: &str| {
+        proxy
+            .client()
+            .ask("GET", "/", &[("x-user-id", user)], b"")
+            .map(|answer| answer.side().to_owned())
+    };
+    until("users to be on new", || {
+        (side("anybody").as_deref() == Some("new")).then_some(())
+    });
     assert_eq!(proxy.rollout()["phase"], "rolled_back", "the latch stays");
     let head = proxy.new.last_head().to_ascii_lowercase();
     assert!(head.contains("x-cutover-reason: health\r\n"), "{head}");
     proxy.legacy.behave(Behaviour::Answer(200));
-    until("users to be back on legacy", || (side("anybody").as_deref() == Some("legacy")).then_some(()));
+    until("users to be back on legacy", || {
+        (side("anybody").as_deref() == Some("legacy")).then_some(())
+    });
 }
 
 #[test]
@@ -149,10 +227,14 @@ fn after_a_rollback_of_the_guard_a_legacy_that_dies_without_checks_is_told_and_r
     let proxy = Proxy::start(&rollout("checkout", "50", "failover = \"off\""));
     ask_until(&proxy, "healthy traffic", || proxy.new.requests() > 200);
     proxy.new.behave(Behaviour::Answer(500));
-    ask_until(&proxy, "the drop", || proxy.rollout()["phase"] == "rolled_back");
+    ask_until(&proxy, "the drop", || {
+        proxy.rollout()["phase"] == "rolled_back"
+    });
     proxy.new.behave(Behaviour::Answer(200));
     // It takes connections still, so that it counts as alive: everything fails, and that is told.
     proxy.legacy.behave(Behaviour::Answer(500));
-    ask_until(&proxy, "the overload to be told", || history(&proxy).contains(&"legacy_overloaded".to_owned()));
+    ask_until(&proxy, "the overload to be told", || {
+        history(&proxy).contains(&"legacy_overloaded".to_owned())
+    });
     assert_eq!(proxy.rollout()["spilled"], false);
 }

@@ -11,7 +11,9 @@ fn desired(proxy: &Proxy) -> f64 {
 }
 
 fn is_followed(proxy: &Proxy, percent: f64, way: &str) {
-    until(&format!("{percent} % after {way}"), || (desired(proxy) == percent).then_some(()));
+    until(&format!("{percent} % after {way}"), || {
+        (desired(proxy) == percent).then_some(())
+    });
 }
 
 #[test]
@@ -68,7 +70,11 @@ fn a_configuration_maps_swap_of_its_data_link_is_followed() {
     let root = proxy.directory.path();
     let version = |name: &str, percent: &str| {
         fs::create_dir(root.join(name)).unwrap();
-        fs::write(root.join(name).join("cutover.toml"), proxy.text_with("", &rollout("checkout", percent, ""))).unwrap();
+        fs::write(
+            root.join(name).join("cutover.toml"),
+            proxy.text_with("", &rollout("checkout", percent, "")),
+        )
+        .unwrap();
     };
     version("..2026_1", "1");
     symlink("..2026_1", root.join("..data")).unwrap();
@@ -81,7 +87,11 @@ fn a_configuration_maps_swap_of_its_data_link_is_followed() {
         fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
         is_followed(&proxy, number, "the swap of `..data`");
     }
-    fs::write(root.join("..2026_3/cutover.toml"), proxy.text_with("", &rollout("checkout", "4", ""))).unwrap();
+    fs::write(
+        root.join("..2026_3/cutover.toml"),
+        proxy.text_with("", &rollout("checkout", "4", "")),
+    )
+    .unwrap();
     is_followed(&proxy, 4.0, "writing into what the link leads to");
 }
 
@@ -94,38 +104,89 @@ fn a_broken_file_changes_nothing_and_says_what_is_wrong() {
         ("empty", String::new()),
         ("blank", " \n\n".to_owned()),
         ("cut off", good[..good.len() / 2].to_owned()),
-        ("an unknown key", good.replace("percent = 25", "percnt = 25")),
-        ("a percent sign", good.replace("percent = 25", "percent = \"25%\"")),
-        ("out of range", good.replace("percent = 25", "percent = 101")),
-        ("too many decimals", good.replace("percent = 25", "percent = 25.00001")),
-        ("a key twice", good.replace("percent = 25", "percent = 25\npercent = 26")),
-        ("two rollouts with one id", format!("{good}\n{}", rollout("checkout", "30", ""))),
-        ("an unknown backend", good.replace("percent = 25", "percent = 25\nnew = \"nwe\"")),
-        ("an unclosed string", good.replace("id = \"checkout\"", "id = \"checkout")),
+        (
+            "an unknown key",
+            good.replace("percent = 25", "percnt = 25"),
+        ),
+        (
+            "a percent sign",
+            good.replace("percent = 25", "percent = \"25%\""),
+        ),
+        (
+            "out of range",
+            good.replace("percent = 25", "percent = 101"),
+        ),
+        (
+            "too many decimals",
+            good.replace("percent = 25", "percent = 25.00001"),
+        ),
+        (
+            "a key twice",
+            good.replace("percent = 25", "percent = 25\npercent = 26"),
+        ),
+        (
+            "two rollouts with one id",
+            format!("{good}\n{}", rollout("checkout", "30", "")),
+        ),
+        (
+            "an unknown backend",
+            good.replace("percent = 25", "percent = 25\nnew = \"nwe\""),
+        ),
+        (
+            "an unclosed string",
+            good.replace("id = \"checkout\"", "id = \"checkout"),
+        ),
         ("binary", "\u{0}\u{1}\u{2}".to_owned()),
-        ("no rollouts", good.split("[[rollout]]").next().unwrap().to_owned()),
-        ("a guard with a misspelt mode", format!("{good}\n[rollout.guard]\nmode = \"sequentiel\"\n")),
+        (
+            "no rollouts",
+            good.split("[[rollout]]").next().unwrap().to_owned(),
+        ),
+        (
+            "a guard with a misspelt mode",
+            format!("{good}\n[rollout.guard]\nmode = \"sequentiel\"\n"),
+        ),
         ("no key", good.replace("key = [\"header:x-user-id\"]", "")),
     ];
     for (what, text) in &broken {
         fs::write(proxy.file(), text).unwrap();
         let problems = until(&format!("the problems of a file with {what}"), || {
             let config = &proxy.status()["config"];
-            (config["last_reload_successful"] == false).then(|| config["problems"].as_str().unwrap().to_owned())
+            (config["last_reload_successful"] == false)
+                .then(|| config["problems"].as_str().unwrap().to_owned())
         });
         assert!(problems.contains("cutover.toml"), "{what}: {problems}");
         assert_eq!(desired(&proxy), 25.0, "{what}");
-        assert_eq!(proxy.metric("cutover_config_last_reload_successful"), Some(0.0), "{what}");
+        assert_eq!(
+            proxy.metric("cutover_config_last_reload_successful"),
+            Some(0.0),
+            "{what}"
+        );
         let refused = proxy.post("/api/v1/reload", &serde_json::json!({}));
-        assert_eq!((refused.status(), refused.json()["error"]["code"].as_str()), (422, Some("config_rejected")), "{what}");
+        assert_eq!(
+            (refused.status(), refused.json()["error"]["code"].as_str()),
+            (422, Some("config_rejected")),
+            "{what}"
+        );
         fs::write(proxy.file(), &good).unwrap();
-        until("the good file", || (proxy.status()["config"]["last_reload_successful"] == true).then_some(()));
+        until("the good file", || {
+            (proxy.status()["config"]["last_reload_successful"] == true).then_some(())
+        });
     }
     fs::remove_file(proxy.file()).unwrap();
-    until("the missing file to be told", || proxy.status()["config"]["problems"].as_str().is_some_and(|problems| problems.contains("No such file")).then_some(()));
+    until("the missing file to be told", || {
+        proxy.status()["config"]["problems"]
+            .as_str()
+            .is_some_and(|problems| problems.contains("No such file"))
+            .then_some(())
+    });
     assert_eq!(desired(&proxy), 25.0);
     fs::create_dir(proxy.file()).unwrap();
-    until("the directory to be told", || proxy.status()["config"]["problems"].as_str().is_some_and(|problems| problems.contains("is a directory")).then_some(()));
+    until("the directory to be told", || {
+        proxy.status()["config"]["problems"]
+            .as_str()
+            .is_some_and(|problems| problems.contains("is a directory"))
+            .then_some(())
+    });
     assert_eq!(load.end(), Vec::<String>::new());
 }
 
@@ -135,7 +196,13 @@ fn a_reload_keeps_the_pools_warm() {
     let mut client = proxy.client();
     let mut round = || {
         for user in 0..40 {
-            assert_eq!(client.ask("GET", "/", &[("x-user-id", &format!("user-{user}"))], b"").unwrap().status(), 200);
+            assert_eq!(
+                client
+                    .ask("GET", "/", &[("x-user-id", &format!("user-{user}"))], b"")
+                    .unwrap()
+                    .status(),
+                200
+            );
         }
     };
     round();
@@ -144,29 +211,58 @@ fn a_reload_keeps_the_pools_warm() {
         proxy.save(&rollout("checkout", percent, ""));
         round();
     }
-    assert_eq!((proxy.legacy.connections(), proxy.new.connections()), before, "no reload opened a new connection");
+    assert_eq!(
+        (proxy.legacy.connections(), proxy.new.connections()),
+        before,
+        "no reload opened a new connection"
+    );
 }
 
 #[test]
 fn what_a_file_draws_in_is_followed_too() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
-    fs::write(proxy.directory.path().join("testers.txt"), "# nobody\nana\n").unwrap();
-    fs::write(proxy.file(), proxy.text_with("", &rollout("checkout", "0", "always_new = [\"file:testers.txt\"]"))).unwrap();
-    until("ana to be on new", || (proxy.side_of("ana") == "new").then_some(()));
+    fs::write(
+        proxy.directory.path().join("testers.txt"),
+        "# nobody\nana\n",
+    )
+    .unwrap();
+    fs::write(
+        proxy.file(),
+        proxy.text_with(
+            "",
+            &rollout("checkout", "0", "always_new = [\"file:testers.txt\"]"),
+        ),
+    )
+    .unwrap();
+    until("ana to be on new", || {
+        (proxy.side_of("ana") == "new").then_some(())
+    });
     fs::write(proxy.directory.path().join("testers.txt"), "bob\n").unwrap();
-    until("bob to be on new", || (proxy.side_of("bob") == "new").then_some(()));
+    until("bob to be on new", || {
+        (proxy.side_of("bob") == "new").then_some(())
+    });
     assert_eq!(proxy.side_of("ana"), "legacy");
 }
 
 #[test]
 fn keys_that_need_a_restart_keep_their_running_values_and_are_named() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
-    fs::write(proxy.file(), proxy.text_with("[listen]\nhttp = [\"127.0.0.1:1\"]\nmax_connections = 7\n", &rollout("checkout", "6", ""))).unwrap();
+    fs::write(
+        proxy.file(),
+        proxy.text_with(
+            "[listen]\nhttp = [\"127.0.0.1:1\"]\nmax_connections = 7\n",
+            &rollout("checkout", "6", ""),
+        ),
+    )
+    .unwrap();
     is_followed(&proxy, 6.0, "a change of both kinds");
     let config = proxy.status()["config"].clone();
     assert_eq!(config["last_reload_successful"], true);
     let named = config["restart_needed"].to_string();
-    assert!(named.contains("listen.http") && named.contains("listen.max_connections"), "{named}");
+    assert!(
+        named.contains("listen.http") && named.contains("listen.max_connections"),
+        "{named}"
+    );
     assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 200);
 }
 
@@ -176,7 +272,11 @@ fn a_request_sees_one_version_of_the_file_while_it_is_swapped_a_hundred_times() 
     let load = Load::start(proxy.http, 4);
     let began = Instant::now();
     for round in 0..50 {
-        proxy.save(&rollout("checkout", if round % 2 == 0 { "0" } else { "100" }, ""));
+        proxy.save(&rollout(
+            "checkout",
+            if round % 2 == 0 { "0" } else { "100" },
+            "",
+        ));
     }
     assert_eq!(load.end(), Vec::<String>::new(), "in {:?}", began.elapsed());
 }
@@ -196,7 +296,11 @@ fn a_busy_log_beside_the_file_hides_no_edit() {
             }
         });
         for percent in 1..=20u32 {
-            fs::write(proxy.file(), proxy.text_with("", &rollout("checkout", &percent.to_string(), ""))).unwrap();
+            fs::write(
+                proxy.file(),
+                proxy.text_with("", &rollout("checkout", &percent.to_string(), "")),
+            )
+            .unwrap();
             is_followed(&proxy, f64::from(percent), "an edit beside a busy log");
         }
         stop.store(true, std::sync::atomic::Ordering::SeqCst);
@@ -207,34 +311,81 @@ fn a_busy_log_beside_the_file_hides_no_edit() {
 fn the_first_users_of_new_find_connections_that_are_open_already() {
     let new = Backend::start("warm");
     // A check in a minute, so that whatever connects meanwhile is a warm-up or a request.
-    let tables = format!("[backend.new]\nservers = [\"{}\"]\nhealth = {{ path = \"/healthz\", interval = \"60s\" }}\n", new.address);
+    let tables = format!(
+        "[backend.new]\nservers = [\"{}\"]\nhealth = {{ path = \"/healthz\", interval = \"60s\" \
+         }}\n",
+        new.address
+    );
     let proxy = Proxy::start_with(&tables, &rollout("checkout", "0", ""));
     until("the first check", || (new.requests() == 1).then_some(()));
-    fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", "100", ""))).unwrap();
+    fs::write(
+        proxy.file(),
+        proxy.text_with(&tables, &rollout("checkout", "100", "")),
+    )
+    .unwrap();
     is_followed(&proxy, 100.0, "a raise");
-    until("one check and four of the warm-up", || (new.requests() >= 5).then_some(()));
+    until("one check and four of the warm-up", || {
+        (new.requests() >= 5).then_some(())
+    });
     let (connections, head) = (new.connections(), new.last_head());
-    assert!(head.starts_with("GET /healthz HTTP/1.1\r\n") && head.to_lowercase().contains("user-agent: cutover-warm-up/"), "{head}");
-    assert!(connections > 2, "one of the check, and more than one for users");
-    // On one connection: a client that leaves at once takes the backend's connection with it now and then.
+    assert!(
+        head.starts_with("GET /healthz HTTP/1.1\r\n")
+            && head.to_lowercase().contains("user-agent: cutover-warm-up/"),
+        "{head}"
+    );
+    assert!(
+        connections > 2,
+        "one of the check, and more than one for users"
+    );
+    // On one connection: a client that leaves at once takes the backend's connection with it now
+    // and then.
     let mut client = proxy.client();
     for user in 0..10 {
-        assert_eq!(client.ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"").unwrap().side(), "warm");
+        assert_eq!(
+            client
+                .ask("GET", "/", &[("x-user-id", &format!("u{user}"))], b"")
+                .unwrap()
+                .side(),
+            "warm"
+        );
     }
-    until("the users to be counted", || (proxy.rollout()["new"]["requests"].as_u64() == Some(10)).then_some(()));
-    // The engine gives a kept connection up when it is asked for in the moment in which it is put back.
-    assert!(new.connections() <= connections + 2, "ten users opened {} more", new.connections() - connections);
+    until("the users to be counted", || {
+        (proxy.rollout()["new"]["requests"].as_u64() == Some(10)).then_some(())
+    });
+    // The engine gives a kept connection up when it is asked for in the moment in which it is put
+    // back.
+    assert!(
+        new.connections() <= connections + 2,
+        "ten users opened {} more",
+        new.connections() - connections
+    );
     // A raise of what is in use warms nothing up, and nobody waits for a backend that hangs.
     let requests = new.requests();
     for percent in ["50", "60"] {
-        fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", percent, ""))).unwrap();
+        fs::write(
+            proxy.file(),
+            proxy.text_with(&tables, &rollout("checkout", percent, "")),
+        )
+        .unwrap();
         is_followed(&proxy, percent.parse().unwrap(), "another share");
     }
     assert_eq!(new.requests(), requests);
-    fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", "0", ""))).unwrap();
+    fs::write(
+        proxy.file(),
+        proxy.text_with(&tables, &rollout("checkout", "0", "")),
+    )
+    .unwrap();
     is_followed(&proxy, 0.0, "a drop");
     new.behave(Behaviour::Hang);
-    fs::write(proxy.file(), proxy.text_with(&tables, &rollout("checkout", "10", ""))).unwrap();
+    fs::write(
+        proxy.file(),
+        proxy.text_with(&tables, &rollout("checkout", "10", "")),
+    )
+    .unwrap();
     is_followed(&proxy, 10.0, "a raise before a backend that hangs");
-    assert_eq!(proxy.rollout()["new"]["failed"], 0, "what warms up is nobody's request");
+    assert_eq!(
+        proxy.rollout()["new"]["failed"],
+        0,
+        "what warms up is nobody's request"
+    );
 }

@@ -1,4 +1,5 @@
-//! The invariants of the fuzz targets on their seeds and on random bytes, with a stable compiler and in every test run.
+//! The invariants of the fuzz targets on their seeds and on random bytes, with a stable compiler
+//! and in every test run.
 
 use std::path::Path;
 
@@ -10,9 +11,19 @@ use proptest::sample::select;
 mod invariants;
 
 fn seeds(target: &str, minimum: usize, check: fn(&[u8])) {
-    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/seeds").join(target);
-    let seeds: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
-    assert!(seeds.len() >= minimum, "{} has {} seeds", directory.display(), seeds.len());
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fuzz/seeds")
+        .join(target);
+    let seeds: Vec<_> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    assert!(
+        seeds.len() >= minimum,
+        "{} has {} seeds",
+        directory.display(),
+        seeds.len()
+    );
     for seed in seeds {
         check(&std::fs::read(seed).unwrap());
     }
@@ -33,7 +44,9 @@ fn made_of(pieces: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     vec(piece, 0..24).prop_map(|pieces| pieces.concat())
 }
 
-const PATHS: [&str; 14] = ["/", "//", ".", "..", "/./", "/../", "%2e", "%2F", "%", "%25", "%00", ";", "a", "checkout"];
+const PATHS: [&str; 14] = [
+    "/", "//", ".", "..", "/./", "/../", "%2e", "%2F", "%", "%25", "%00", ";", "a", "checkout",
+];
 const HEADS: [&str; 22] = [
     "\n",
     "x-user-id:",
@@ -117,8 +130,17 @@ const FILES: [&str; 18] = [
 
 /// A message that begins well: a first line, a few fields, the end of the head, and more.
 fn begun_with(first: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
-    let fields = vec(select(&MESSAGES[14..26]), 0..6).prop_map(|fields| fields.concat().into_bytes());
-    (select(first), fields, select(&["\r\n", "\n", ""][..]), made_of(&MESSAGES)).prop_map(|(first, fields, end, rest)| [first.as_bytes(), &fields, end.as_bytes(), &rest].concat())
+    let fields =
+        vec(select(&MESSAGES[14..26]), 0..6).prop_map(|fields| fields.concat().into_bytes());
+    (
+        select(first),
+        fields,
+        select(&["\r\n", "\n", ""][..]),
+        made_of(&MESSAGES),
+    )
+        .prop_map(|(first, fields, end, rest)| {
+            [first.as_bytes(), &fields, end.as_bytes(), &rest].concat()
+        })
 }
 
 proptest! {

@@ -23,7 +23,10 @@ struct Span {
 
 impl Span {
     fn attribute(&self, key: &str) -> Option<&str> {
-        self.attributes.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_str())
+        self.attributes
+            .iter()
+            .find(|(name, _)| name == key)
+            .map(|(_, value)| value.as_str())
     }
 }
 
@@ -76,10 +79,12 @@ fn fields(mut message: &[u8]) -> Vec<(u64, Value<'_>)> {
 }
 
 fn parts(message: &[u8], number: u64) -> impl Iterator<Item = &[u8]> {
-    fields(message).into_iter().filter_map(move |(field, value)| match value {
-        Value::Bytes(bytes) if field == number => Some(bytes),
-        _ => None,
-    })
+    fields(message)
+        .into_iter()
+        .filter_map(move |(field, value)| match value {
+            Value::Bytes(bytes) if field == number => Some(bytes),
+            _ => None,
+        })
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -104,7 +109,13 @@ fn key_value(message: &[u8]) -> (String, String) {
 
 /// The code of a status: 2 is an error.
 fn code(status: &[u8]) -> u64 {
-    let codes = fields(status).into_iter().filter_map(|(field, value)| if let (3, Value::Number(code)) = (field, value) { Some(code) } else { None });
+    let codes = fields(status).into_iter().filter_map(|(field, value)| {
+        if let (3, Value::Number(code)) = (field, value) {
+            Some(code)
+        } else {
+            None
+        }
+    });
     codes.max().unwrap_or(0)
 }
 
@@ -112,16 +123,29 @@ fn code(status: &[u8]) -> u64 {
 fn spans(request: &[u8]) -> Vec<Span> {
     let mut found = Vec::new();
     for of_resource in parts(request, 1) {
-        let resource: Vec<_> = parts(of_resource, 1).flat_map(|resource| parts(resource, 1).map(key_value).collect::<Vec<_>>()).collect();
-        let service = resource.iter().find(|(key, _)| key == "service.name").map(|(_, value)| value.clone()).unwrap_or_default();
-        for span in parts(of_resource, 2).flat_map(|of_scope| parts(of_scope, 2).collect::<Vec<_>>()) {
-            let mut read = Span { service: service.clone(), ..Span::default() };
+        let resource: Vec<_> = parts(of_resource, 1)
+            .flat_map(|resource| parts(resource, 1).map(key_value).collect::<Vec<_>>())
+            .collect();
+        let service = resource
+            .iter()
+            .find(|(key, _)| key == "service.name")
+            .map(|(_, value)| value.clone())
+            .unwrap_or_default();
+        for span in
+            parts(of_resource, 2).flat_map(|of_scope| parts(of_scope, 2).collect::<Vec<_>>())
+        {
+            let mut read = Span {
+                service: service.clone(),
+                ..Span::default()
+            };
             for (field, value) in fields(span) {
                 match (field, value) {
                     (1, Value::Bytes(bytes)) => read.trace = hex(bytes),
                     (2, Value::Bytes(bytes)) => read.id = hex(bytes),
                     (4, Value::Bytes(bytes)) => read.parent = hex(bytes),
-                    (5, Value::Bytes(bytes)) => read.name = String::from_utf8(bytes.to_vec()).unwrap(),
+                    (5, Value::Bytes(bytes)) => {
+                        read.name = String::from_utf8(bytes.to_vec()).unwrap();
+                    }
                     (6, Value::Number(kind)) => read.kind = kind,
                     (7, Value::Number(start)) => read.start = start,
                     (8, Value::Number(end)) => read.end = end,
@@ -146,7 +170,10 @@ struct Collector {
 impl Collector {
     fn start(status: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let collector = Self { address: listener.local_addr().unwrap(), spans: Arc::default() };
+        let collector = Self {
+            address: listener.local_addr().unwrap(),
+            spans: Arc::default(),
+        };
         let keeping = Arc::clone(&collector.spans);
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -162,7 +189,10 @@ impl Collector {
     }
 
     fn table(&self, sample: &str) -> String {
-        format!("[traces]\nendpoint = \"http://{}\"\nsample = \"{sample}\"\nservice = \"edge\"\n", self.address)
+        format!(
+            "[traces]\nendpoint = \"http://{}\"\nsample = \"{sample}\"\nservice = \"edge\"\n",
+            self.address
+        )
     }
 }
 
@@ -178,12 +208,28 @@ fn serve(mut stream: TcpStream, status: &str, keeping: &Mutex<Vec<Span>>) -> std
             head.push(byte[0]);
         }
         let head = String::from_utf8_lossy(&head).to_lowercase();
-        assert!(head.starts_with("post /v1/traces http/1.1\r\n") && head.contains("content-type: application/x-protobuf\r\n"), "{head}");
-        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.split("\r\n").next()).unwrap().parse().unwrap();
+        assert!(
+            head.starts_with("post /v1/traces http/1.1\r\n")
+                && head.contains("content-type: application/x-protobuf\r\n"),
+            "{head}"
+        );
+        let length = head
+            .split("content-length: ")
+            .nth(1)
+            .and_then(|rest| rest.split("\r\n").next())
+            .unwrap()
+            .parse()
+            .unwrap();
         let mut body = vec![0; length];
         stream.read_exact(&mut body)?;
         keeping.lock().unwrap().extend(spans(&body));
-        stream.write_all(format!("HTTP/1.1 {status}\r\ncontent-type: application/x-protobuf\r\ncontent-length: 0\r\n\r\n").as_bytes())?;
+        stream.write_all(
+            format!(
+                "HTTP/1.1 {status}\r\ncontent-type: application/x-protobuf\r\ncontent-length: \
+                 0\r\n\r\n"
+            )
+            .as_bytes(),
+        )?;
     }
 }
 
@@ -192,15 +238,38 @@ const SENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
 #[test]
 fn a_request_that_is_saved_shows_both_attempts_and_the_backend_is_a_child_of_the_second() {
     let collector = Collector::start("200 OK");
-    let dead = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let tables = format!("{}[backend.new]\nservers = [\"{dead}\"]\n", collector.table("100%"));
+    let dead = TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let tables = format!(
+        "{}[backend.new]\nservers = [\"{dead}\"]\n",
+        collector.table("100%")
+    );
     let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", ""));
-    let answer = proxy.get("/cart?secret=1", &[("x-user-id", "u"), ("traceparent", SENT), ("tracestate", "vendor=1")]);
+    let answer = proxy.get(
+        "/cart?secret=1",
+        &[
+            ("x-user-id", "u"),
+            ("traceparent", SENT),
+            ("tracestate", "vendor=1"),
+        ],
+    );
     assert_eq!((answer.status(), answer.side()), (200, "legacy"));
-    let found = until("the spans", || Some(collector.spans()).filter(|spans| spans.len() >= 3));
-    let [own, first, second] = found.as_slice() else { panic!("{found:?}") };
-    assert_eq!((own.trace.as_str(), own.parent.as_str(), own.kind), ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", 2));
-    assert_eq!((own.name.as_str(), own.service.as_str(), own.status), ("GET", "edge", 0));
+    let found = until("the spans", || {
+        Some(collector.spans()).filter(|spans| spans.len() >= 3)
+    });
+    let [own, first, second] = found.as_slice() else {
+        panic!("{found:?}")
+    };
+    assert_eq!(
+        (own.trace.as_str(), own.parent.as_str(), own.kind),
+        ("4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7", 2)
+    );
+    assert_eq!(
+        (own.name.as_str(), own.service.as_str(), own.status),
+        ("GET", "edge", 0)
+    );
     for (key, value) in [
         ("url.path", "/cart"),
         ("cutover.rollout", "checkout"),
@@ -211,17 +280,46 @@ fn a_request_that_is_saved_shows_both_attempts_and_the_backend_is_a_child_of_the
     ] {
         assert_eq!(own.attribute(key), Some(value), "{own:?}");
     }
-    assert_eq!((first.name.as_str(), first.kind, first.status, first.attribute("error.type")), ("GET new", 3, 2, Some("connect")));
-    assert_eq!(first.attribute("server.port"), Some(dead.port().to_string().as_str()));
-    assert_eq!((second.name.as_str(), second.status, second.attribute("http.response.status_code")), ("GET legacy", 0, Some("200")));
+    assert_eq!(
+        (
+            first.name.as_str(),
+            first.kind,
+            first.status,
+            first.attribute("error.type")
+        ),
+        ("GET new", 3, 2, Some("connect"))
+    );
+    assert_eq!(
+        first.attribute("server.port"),
+        Some(dead.port().to_string().as_str())
+    );
+    assert_eq!(
+        (
+            second.name.as_str(),
+            second.status,
+            second.attribute("http.response.status_code")
+        ),
+        ("GET legacy", 0, Some("200"))
+    );
     for attempt in [first, second] {
         assert_eq!((&attempt.trace, &attempt.parent), (&own.trace, &own.id));
-        assert!(own.start <= attempt.start && attempt.start <= attempt.end && attempt.end <= own.end, "{found:?}");
+        assert!(
+            own.start <= attempt.start && attempt.start <= attempt.end && attempt.end <= own.end,
+            "{found:?}"
+        );
     }
     assert!(first.end <= second.start);
     let head = proxy.legacy.last_head().to_lowercase();
-    assert!(head.contains(&format!("traceparent: 00-{}-{}-01\r\n", own.trace, second.id)) && head.contains("tracestate: vendor=1\r\n"), "{head}");
-    until("the count", || (proxy.metric("cutover_spans_total{result=\"exported\"}") == Some(3.0)).then_some(()));
+    assert!(
+        head.contains(&format!(
+            "traceparent: 00-{}-{}-01\r\n",
+            own.trace, second.id
+        )) && head.contains("tracestate: vendor=1\r\n"),
+        "{head}"
+    );
+    until("the count", || {
+        (proxy.metric("cutover_spans_total{result=\"exported\"}") == Some(3.0)).then_some(())
+    });
 }
 
 #[test]
@@ -229,20 +327,58 @@ fn a_failure_is_an_error_of_the_span_and_what_is_not_sampled_passes_as_it_came()
     let collector = Collector::start("200 OK");
     let proxy = Proxy::start_with(&collector.table("100%"), &rollout("checkout", "0", ""));
     assert_eq!(proxy.get("/bad", &[("x-user-id", "u")]).status(), 500);
-    let found = until("the spans", || Some(collector.spans()).filter(|spans| spans.len() == 2));
-    assert_eq!((found[0].status, found[0].attribute("error.type"), found[0].parent.as_str()), (2, Some("status"), ""));
-    assert_eq!((found[1].status, found[1].attribute("error.type")), (2, Some("status")));
+    let found = until("the spans", || {
+        Some(collector.spans()).filter(|spans| spans.len() == 2)
+    });
+    assert_eq!(
+        (
+            found[0].status,
+            found[0].attribute("error.type"),
+            found[0].parent.as_str()
+        ),
+        (2, Some("status"), "")
+    );
+    assert_eq!(
+        (found[1].status, found[1].attribute("error.type")),
+        (2, Some("status"))
+    );
     // Fewer are sampled from the next reading of the file on.
-    std::fs::write(proxy.file(), proxy.text_with(&collector.table("0%"), &rollout("checkout", "0", ""))).unwrap();
+    std::fs::write(
+        proxy.file(),
+        proxy.text_with(&collector.table("0%"), &rollout("checkout", "0", "")),
+    )
+    .unwrap();
     proxy.reload();
-    assert_eq!(proxy.get("/after", &[("x-user-id", "u"), ("traceparent", SENT)]).status(), 200);
-    assert!(proxy.legacy.last_head().to_lowercase().contains(&format!("traceparent: {SENT}\r\n")), "{}", proxy.legacy.last_head());
+    assert_eq!(
+        proxy
+            .get("/after", &[("x-user-id", "u"), ("traceparent", SENT)])
+            .status(),
+        200
+    );
+    assert!(
+        proxy
+            .legacy
+            .last_head()
+            .to_lowercase()
+            .contains(&format!("traceparent: {SENT}\r\n")),
+        "{}",
+        proxy.legacy.last_head()
+    );
     // Once more with spans: those of the request in between would have come before.
-    std::fs::write(proxy.file(), proxy.text_with(&collector.table("100%"), &rollout("checkout", "0", ""))).unwrap();
+    std::fs::write(
+        proxy.file(),
+        proxy.text_with(&collector.table("100%"), &rollout("checkout", "0", "")),
+    )
+    .unwrap();
     proxy.reload();
     assert_eq!(proxy.get("/last", &[("x-user-id", "u")]).status(), 200);
-    let found = until("the last spans", || Some(collector.spans()).filter(|spans| spans.len() > 2));
-    let paths: Vec<_> = found.iter().filter_map(|span| span.attribute("url.path")).collect();
+    let found = until("the last spans", || {
+        Some(collector.spans()).filter(|spans| spans.len() > 2)
+    });
+    let paths: Vec<_> = found
+        .iter()
+        .filter_map(|span| span.attribute("url.path"))
+        .collect();
     assert_eq!(paths, ["/bad", "/last"]);
 }
 
@@ -251,16 +387,25 @@ fn a_collector_that_refuses_or_hangs_costs_its_spans_and_no_request() {
     let refusing = Collector::start("400 Bad Request");
     let proxy = Proxy::start_with(&refusing.table("100%"), &rollout("checkout", "0", ""));
     assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 200);
-    until("the loss", || (proxy.metric("cutover_spans_total{result=\"failed\"}") == Some(2.0)).then_some(()));
+    until("the loss", || {
+        (proxy.metric("cutover_spans_total{result=\"failed\"}") == Some(2.0)).then_some(())
+    });
     drop(proxy);
 
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
-    let table = format!("[traces]\nendpoint = \"http://{}\"\nsample = \"100%\"\n", silent.local_addr().unwrap());
+    let table = format!(
+        "[traces]\nendpoint = \"http://{}\"\nsample = \"100%\"\n",
+        silent.local_addr().unwrap()
+    );
     let mut proxy = Proxy::start_with(&table, &rollout("checkout", "0", ""));
     for _ in 0..50 {
         assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 200);
     }
-    until("the loss", || proxy.metric("cutover_spans_total{result=\"failed\"}").filter(|lost| *lost > 0.0));
+    until("the loss", || {
+        proxy
+            .metric("cutover_spans_total{result=\"failed\"}")
+            .filter(|lost| *lost > 0.0)
+    });
     proxy.stop();
 }
 
@@ -268,7 +413,11 @@ fn a_collector_that_refuses_or_hangs_costs_its_spans_and_no_request() {
 fn what_a_client_breaks_off_is_no_error_of_the_backend() {
     let collector = Collector::start("200 OK");
     let endless = TcpListener::bind("127.0.0.1:0").unwrap();
-    let tables = format!("{}[backend.new]\nservers = [\"{}\"]\n", collector.table("100%"), endless.local_addr().unwrap());
+    let tables = format!(
+        "{}[backend.new]\nservers = [\"{}\"]\n",
+        collector.table("100%"),
+        endless.local_addr().unwrap()
+    );
     std::thread::spawn(move || {
         let (mut stream, _) = endless.accept().unwrap();
         let _ = stream.read(&mut [0; 4096]);
@@ -277,11 +426,23 @@ fn what_a_client_breaks_off_is_no_error_of_the_backend() {
     });
     let proxy = Proxy::start_with(&tables, &rollout("checkout", "100", ""));
     let mut client = TcpStream::connect(proxy.http).unwrap();
-    client.write_all(b"GET /long HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n").unwrap();
+    client
+        .write_all(b"GET /long HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n")
+        .unwrap();
     client.read_exact(&mut [0; 1_000]).unwrap();
     drop(client);
-    let found = until("the spans", || Some(collector.spans()).filter(|spans| spans.len() == 2));
+    let found = until("the spans", || {
+        Some(collector.spans()).filter(|spans| spans.len() == 2)
+    });
     for span in &found {
-        assert_eq!((span.status, span.attribute("error.type"), span.attribute("http.response.status_code")), (0, None, Some("200")), "{found:?}");
+        assert_eq!(
+            (
+                span.status,
+                span.attribute("error.type"),
+                span.attribute("http.response.status_code")
+            ),
+            (0, None, Some("200")),
+            "{found:?}"
+        );
     }
 }

@@ -18,7 +18,8 @@ use crate::harness::{Behaviour, Client, Message, PATIENCE, QUICK_GUARD, rollout,
 use crate::process::{World, log_line};
 
 const STARTED: &str = "upgrade: a new process has been started, and is to take over";
-const TOOK_OVER: &str = "upgrade: the new process has taken over; requests in flight may finish here";
+const TOOK_OVER: &str =
+    "upgrade: the new process has taken over; requests in flight may finish here";
 const FAILED: &str = "upgrade failed: this process goes on as before";
 const ENDED: &str = "this process has ended";
 const ALONE: &str = "upgrade: the process before this one has ended";
@@ -42,7 +43,11 @@ fn replace_program(directory: &Path, script: &str) {
 }
 
 fn arguments(command: &mut Command, directory: &Path) {
-    command.args(["run", "--threads", "2", "--lead", "200ms", "-c"]).arg(directory.join("cutover.toml")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+        .args(["run", "--threads", "2", "--lead", "200ms", "-c"])
+        .arg(directory.join("cutover.toml"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
 }
 
 /// One process after the other, with one log.
@@ -66,14 +71,34 @@ impl Service {
 
     fn of(mut command: Command) -> Self {
         static NUMBER: AtomicUsize = AtomicUsize::new(0);
-        let mark = format!("CUTOVER_TEST={}-{}.", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mark = format!(
+            "CUTOVER_TEST={}-{}.",
+            std::process::id(),
+            NUMBER.fetch_add(1, Ordering::Relaxed)
+        );
         let (name, value) = mark.split_once('=').unwrap();
         let mut first = command.env(name, value).spawn().unwrap();
         let pid = first.id();
         let mut log = BufReader::new(first.stdout.take().unwrap());
         let ready = log_line(&mut log, "cutover is ready");
-        let address = |key: &str| ready[key].as_str().unwrap().strip_prefix("http://").unwrap().parse().unwrap();
-        Self { first, pid, all: Vec::new(), http: address("http"), admin: address("admin"), log, mark }
+        let address = |key: &str| {
+            ready[key]
+                .as_str()
+                .unwrap()
+                .strip_prefix("http://")
+                .unwrap()
+                .parse()
+                .unwrap()
+        };
+        Self {
+            first,
+            pid,
+            all: Vec::new(),
+            http: address("http"),
+            admin: address("admin"),
+            log,
+            mark,
+        }
     }
 
     fn line(&mut self, message: &str) -> Value {
@@ -99,8 +124,19 @@ impl Service {
     }
 
     fn ask(&self, method: &str, target: &str, body: &Value) -> Message {
-        let body = if body.is_null() { String::new() } else { body.to_string() };
-        Client::connect(self.admin).ask(method, target, &[("host", "localhost"), ("content-type", "application/json")], body.as_bytes()).unwrap()
+        let body = if body.is_null() {
+            String::new()
+        } else {
+            body.to_string()
+        };
+        Client::connect(self.admin)
+            .ask(
+                method,
+                target,
+                &[("host", "localhost"), ("content-type", "application/json")],
+                body.as_bytes(),
+            )
+            .unwrap()
     }
 
     fn rollout(&self) -> Value {
@@ -108,10 +144,17 @@ impl Service {
     }
 
     fn command(&self, verb: &str) {
-        let answer = self.ask("POST", &format!("/api/v1/rollouts/checkout/{verb}"), &json!({"reason": "a test"}));
+        let answer = self.ask(
+            "POST",
+            &format!("/api/v1/rollouts/checkout/{verb}"),
+            &json!({"reason": "a test"}),
+        );
         assert_eq!(answer.status(), 200, "{}", answer.text());
         // A disk that others keep busy may take longer than the answer waits for it.
-        until("the latch to be durable", || (self.ask("GET", "/api/v1/rollouts", &Value::Null).json()["latch_durable"] == true).then_some(()));
+        until("the latch to be durable", || {
+            (self.ask("GET", "/api/v1/rollouts", &Value::Null).json()["latch_durable"] == true)
+                .then_some(())
+        });
     }
 
     fn is_chain_intact(&self) -> bool {
@@ -126,7 +169,9 @@ impl Drop for Service {
         let _ = self.first.wait();
         for pid in &self.all {
             // The number of a process that has ended may be somebody else's by now.
-            let is_ours = fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| String::from_utf8_lossy(&environment).contains(&self.mark));
+            let is_ours = fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
+                String::from_utf8_lossy(&environment).contains(&self.mark)
+            });
             if is_ours {
                 signal(*pid, "-KILL");
             }
@@ -135,7 +180,13 @@ impl Drop for Service {
 }
 
 fn signal(pid: u32, signal: &str) {
-    assert!(Command::new("kill").args([signal, &pid.to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill")
+            .args([signal, &pid.to_string()])
+            .status()
+            .unwrap()
+            .success()
+    );
 }
 
 fn is_gone(pid: u32) -> bool {
@@ -144,11 +195,17 @@ fn is_gone(pid: u32) -> bool {
 }
 
 fn side(client: &mut Client) -> (String, bool) {
-    let answer = client.ask("GET", "/", &[("x-user-id", "ana")], b"").expect("an answer");
-    (answer.side().to_owned(), answer.header("connection") == Some("close"))
+    let answer = client
+        .ask("GET", "/", &[("x-user-id", "ana")], b"")
+        .expect("an answer");
+    (
+        answer.side().to_owned(),
+        answer.header("connection") == Some("close"),
+    )
 }
 
-/// Clients that go to another connection when they are told to, and clients with a connection for each request.
+/// Clients that go to another connection when they are told to, and clients with a connection for
+/// each request.
 struct Clients {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
@@ -158,10 +215,15 @@ struct Clients {
 
 impl Clients {
     fn start(address: SocketAddr, kept: usize, short: usize) -> Self {
-        let (stop, answered, failed): (Arc<AtomicBool>, Arc<AtomicUsize>, Arc<Mutex<Vec<String>>>) = Default::default();
+        let (stop, answered, failed): (Arc<AtomicBool>, Arc<AtomicUsize>, Arc<Mutex<Vec<String>>>) =
+            Default::default();
         let threads = (0..kept + short)
             .map(|number| {
-                let (stop, answered, failed) = (Arc::clone(&stop), Arc::clone(&answered), Arc::clone(&failed));
+                let (stop, answered, failed) = (
+                    Arc::clone(&stop),
+                    Arc::clone(&answered),
+                    Arc::clone(&failed),
+                );
                 std::thread::spawn(move || {
                     let mut client = Client::connect(address);
                     for request in 0.. {
@@ -172,10 +234,18 @@ impl Clients {
                         let method = if request % 2 == 0 { "GET" } else { "POST" };
                         let body: &[u8] = if method == "POST" { b"0123456789" } else { b"" };
                         let answer = client.ask(method, "/load", &[("x-user-id", &user)], body);
-                        let is_last = number >= kept || answer.as_ref().is_none_or(|answer| answer.header("connection") == Some("close"));
+                        let is_last = number >= kept
+                            || answer
+                                .as_ref()
+                                .is_none_or(|answer| answer.header("connection") == Some("close"));
                         match answer {
-                            Some(answer) if answer.status() == 200 && answer.whole => drop(answered.fetch_add(1, Ordering::SeqCst)),
-                            other => failed.lock().unwrap().push(format!("{user} {method}: {:?}", other.map(|answer| answer.start))),
+                            Some(answer) if answer.status() == 200 && answer.whole => {
+                                answered.fetch_add(1, Ordering::SeqCst);
+                            }
+                            other => failed.lock().unwrap().push(format!(
+                                "{user} {method}: {:?}",
+                                other.map(|answer| answer.start)
+                            )),
                         }
                         if is_last {
                             client = Client::connect(address);
@@ -184,12 +254,19 @@ impl Clients {
                 })
             })
             .collect();
-        Self { stop, answered, failed, threads }
+        Self {
+            stop,
+            answered,
+            failed,
+            threads,
+        }
     }
 
     fn more(&self, requests: usize) {
         let before = self.answered.load(Ordering::SeqCst);
-        until("more requests", || (self.answered.load(Ordering::SeqCst) > before + requests).then_some(()));
+        until("more requests", || {
+            (self.answered.load(Ordering::SeqCst) > before + requests).then_some(())
+        });
     }
 
     fn end(self) -> Vec<String> {
@@ -219,8 +296,15 @@ fn upgrades_under_load_fail_no_request_and_cut_none() {
     clients.more(200);
     let failed = clients.end();
     assert_eq!(failed, Vec::<String>::new());
-    let history = service.ask("GET", "/api/v1/history?limit=100", &Value::Null).json();
-    let started = history["records"].as_array().unwrap().iter().filter(|record| record["change"] == "started" && record["actor"] == "upgrade").count();
+    let history = service
+        .ask("GET", "/api/v1/history?limit=100", &Value::Null)
+        .json();
+    let started = history["records"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .filter(|record| record["change"] == "started" && record["actor"] == "upgrade")
+        .count();
     assert_eq!(started, 5, "{history}");
 }
 
@@ -233,7 +317,11 @@ fn a_rollback_in_the_new_process_holds_for_a_client_of_the_old_one() {
     service.take_over();
     service.command("rollback");
     service.line(FOLLOWED);
-    assert_eq!(side(&mut kept), ("legacy".to_owned(), true), "the old process answers, and says that it was the last time");
+    assert_eq!(
+        side(&mut kept),
+        ("legacy".to_owned(), true),
+        "the old process answers, and says that it was the last time"
+    );
     service.line(ENDED);
     assert_eq!(side(&mut service.connect()).0, "legacy");
 }
@@ -244,7 +332,10 @@ fn a_latch_holds_over_an_upgrade_and_both_processes_obey_a_rearm() {
     let mut service = Service::start(world.path());
     service.command("rollback");
     let (mut first, mut second) = (service.connect(), service.connect());
-    assert_eq!((side(&mut first).0, side(&mut second).0), ("legacy".to_owned(), "legacy".to_owned()));
+    assert_eq!(
+        (side(&mut first).0, side(&mut second).0),
+        ("legacy".to_owned(), "legacy".to_owned())
+    );
     service.take_over();
     assert_eq!(service.rollout()["phase"], "rolled_back");
     assert_eq!(side(&mut service.connect()).0, "legacy");
@@ -267,9 +358,15 @@ fn what_the_old_process_finds_in_its_last_requests_rolls_back_the_new_one() {
     for client in &mut kept {
         side(client);
     }
-    let latched = until("the rollback", || Some(service.rollout()).filter(|rollout| rollout["phase"] == "rolled_back"));
+    let latched = until("the rollback", || {
+        Some(service.rollout()).filter(|rollout| rollout["phase"] == "rolled_back")
+    });
     assert_eq!(latched["latch"]["cause"], "errors_max", "{latched}");
-    until("the latch on disk", || fs::read_to_string(world.path().join("state/status.json")).is_ok_and(|text| text.contains("rolled_back")).then_some(()));
+    until("the latch on disk", || {
+        fs::read_to_string(world.path().join("state/status.json"))
+            .is_ok_and(|text| text.contains("rolled_back"))
+            .then_some(())
+    });
     assert!(service.is_chain_intact());
     service.line(ENDED);
 }
@@ -306,18 +403,47 @@ fn a_new_process_that_cannot_start_leaves_the_old_one_the_owner() {
     // ... or with all of it in its hands, and lines in the journal.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    fs::write(&path, good.replacen("http = [\"127.0.0.1:0\"]", &format!("http = [\"127.0.0.1:0\", \"{address}\"]"), 1)).unwrap();
+    fs::write(
+        &path,
+        good.replacen(
+            "http = [\"127.0.0.1:0\"]",
+            &format!("http = [\"127.0.0.1:0\", \"{address}\"]"),
+            1,
+        ),
+    )
+    .unwrap();
     signal(service.pid, "-USR2");
     let why = service.line(FAILED);
-    assert!(why["why"].as_str().unwrap().contains(&format!("cannot listen on {address}")), "{why}");
+    assert!(
+        why["why"]
+            .as_str()
+            .unwrap()
+            .contains(&format!("cannot listen on {address}")),
+        "{why}"
+    );
 
-    assert_eq!(service.connect().ask("GET", "/", &[("x-user-id", "ana")], b"").unwrap().status(), 200);
+    assert_eq!(
+        service
+            .connect()
+            .ask("GET", "/", &[("x-user-id", "ana")], b"")
+            .unwrap()
+            .status(),
+        200
+    );
     service.command("rollback");
     assert!(service.is_chain_intact());
     fs::write(&path, good.replace("percent = 50", "percent = 51")).unwrap();
-    until("the file to be followed again", || (service.rollout()["desired_percent"] == 51.0).then_some(()));
+    until("the file to be followed again", || {
+        (service.rollout()["desired_percent"] == 51.0).then_some(())
+    });
     service.upgrade();
-    assert_eq!((&service.rollout()["phase"], &service.rollout()["desired_percent"]), (&json!("rolled_back"), &json!(51.0)));
+    assert_eq!(
+        (
+            &service.rollout()["phase"],
+            &service.rollout()["desired_percent"]
+        ),
+        (&json!("rolled_back"), &json!(51.0))
+    );
     assert!(service.is_chain_intact());
 }
 
@@ -344,7 +470,9 @@ fn kill_9_of_the_new_process_before_it_is_ready_changes_nothing_and_one_upgrade_
     signal(service.pid, "-TERM");
     service.line(ENDED);
     until("the end", || service.first.try_wait().unwrap());
-    until("the end of the new process", || is_gone(silent).then_some(()));
+    until("the end of the new process", || {
+        is_gone(silent).then_some(())
+    });
 }
 
 #[test]
@@ -352,7 +480,14 @@ fn a_replaced_binary_is_the_one_that_takes_over() {
     let world = World::new(&rollout("checkout", "50", ""));
     let mut service = Service::start(world.path());
     let mark = world.path().join("mark");
-    replace_program(world.path(), &format!("#!/bin/sh\ntouch {}\nexec {} \"$@\"\n", mark.display(), env!("CARGO_BIN_EXE_cutover")));
+    replace_program(
+        world.path(),
+        &format!(
+            "#!/bin/sh\ntouch {}\nexec {} \"$@\"\n",
+            mark.display(),
+            env!("CARGO_BIN_EXE_cutover")
+        ),
+    );
     service.upgrade();
     assert!(mark.exists());
     assert_eq!(service.rollout()["effective_percent"], 50.0);
@@ -363,9 +498,16 @@ fn a_process_does_not_take_over_from_a_person() {
     let world = World::new(&rollout("checkout", "50", ""));
     let mut command = Command::new(program(world.path()));
     arguments(&mut command, world.path());
-    let output = command.arg("--take-over").stdin(Stdio::null()).output().unwrap();
+    let output = command
+        .arg("--take-over")
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && stderr.contains("SIGUSR2"), "{stderr}");
+    assert!(
+        !output.status.success() && stderr.contains("SIGUSR2"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -373,17 +515,34 @@ fn evidence_is_handed_over() {
     let world = World::new(&rollout("checkout", "100", "failover = \"off\""));
     let mut service = Service::start(world.path());
     let evidence = |rollout: &Value| -> f64 {
-        let rules = rollout["guard"]["rules"].as_array().unwrap_or_else(|| panic!("{rollout}")).clone();
-        rules.iter().find(|rule| rule["rule"] == "errors_max").unwrap_or_else(|| panic!("{rules:?}"))["evidence_log10"].as_f64().unwrap()
+        let rules = rollout["guard"]["rules"]
+            .as_array()
+            .unwrap_or_else(|| panic!("{rollout}"))
+            .clone();
+        rules
+            .iter()
+            .find(|rule| rule["rule"] == "errors_max")
+            .unwrap_or_else(|| panic!("{rules:?}"))["evidence_log10"]
+            .as_f64()
+            .unwrap()
     };
     let mut client = service.connect();
     for user in 0..4 {
         let target = if user < 2 { "/bad" } else { "/" };
-        client.ask("GET", target, &[("x-user-id", &format!("user-{user}"))], b"").unwrap();
+        client
+            .ask(
+                "GET",
+                target,
+                &[("x-user-id", &format!("user-{user}"))],
+                b"",
+            )
+            .unwrap();
     }
     drop(client);
     // Ticks may come between the four.
-    let all = until("all four to be weighed", || Some(service.rollout()).filter(|rollout| rollout["new"]["requests"] == 4));
+    let all = until("all four to be weighed", || {
+        Some(service.rollout()).filter(|rollout| rollout["new"]["requests"] == 4)
+    });
     let before = evidence(&all);
     assert!(before > 1.0, "{all}");
     service.upgrade();
@@ -392,10 +551,16 @@ fn evidence_is_handed_over() {
     assert_eq!(service.rollout()["phase"], "holding");
 }
 
-/// Starts the binary as systemd does: with this socket as the third file and its own number in the environment.
+/// Starts the binary as systemd does: with this socket as the third file and its own number in the
+/// environment.
 fn activated(directory: &Path, listener: &TcpListener) -> Command {
     let mut command = Command::new("sh");
-    command.args(["-c", "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&0 0</dev/null"]).arg(program(directory));
+    command
+        .args([
+            "-c",
+            "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$@\" 3<&0 0</dev/null",
+        ])
+        .arg(program(directory));
     arguments(&mut command, directory);
     command.stdin(Stdio::from(OwnedFd::from(listener.try_clone().unwrap())));
     command
@@ -408,7 +573,15 @@ fn sockets_of_systemd_are_used_and_passed_on() {
     let address = listener.local_addr().unwrap();
     let path = world.path().join("cutover.toml");
     let text = fs::read_to_string(&path).unwrap();
-    fs::write(&path, text.replacen("http = [\"127.0.0.1:0\"]", &format!("http = [\"{address}\"]"), 1)).unwrap();
+    fs::write(
+        &path,
+        text.replacen(
+            "http = [\"127.0.0.1:0\"]",
+            &format!("http = [\"{address}\"]"),
+            1,
+        ),
+    )
+    .unwrap();
     let mut service = Service::of(activated(world.path(), &listener));
     drop(listener);
     assert_eq!(service.http, address);
@@ -417,7 +590,9 @@ fn sockets_of_systemd_are_used_and_passed_on() {
     assert_eq!(side(&mut service.connect()).0, "new");
     signal(service.pid, "-TERM");
     service.line(ENDED);
-    until("the port to close", || std::net::TcpStream::connect(address).is_err().then_some(()));
+    until("the port to close", || {
+        std::net::TcpStream::connect(address).is_err().then_some(())
+    });
 }
 
 #[test]
@@ -428,7 +603,10 @@ fn a_socket_of_systemd_that_the_file_does_not_ask_for_is_named() {
     let output = activated(world.path(), &listener).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "{stderr}");
-    assert!(stderr.contains(&address.to_string()) && stderr.contains("ListenStream"), "{stderr}");
+    assert!(
+        stderr.contains(&address.to_string()) && stderr.contains("ListenStream"),
+        "{stderr}"
+    );
 }
 
 #[test]
@@ -437,17 +615,21 @@ fn systemd_is_told_of_every_step() {
     let path = world.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     let (tell, told) = mpsc::channel();
-    // Read all the time, as systemd does: a process waits while a dozen words of it are unread, and the log is waited for meanwhile.
+    // Read all the time, as systemd does: a process waits while a dozen words of it are unread, and
+    // the log is waited for meanwhile.
     std::thread::spawn(move || {
         let mut buffer = [0; 1024];
         while let Ok(length) = socket.recv(&mut buffer)
-            && tell.send(String::from_utf8_lossy(&buffer[..length]).into_owned()).is_ok()
+            && tell
+                .send(String::from_utf8_lossy(&buffer[..length]).into_owned())
+                .is_ok()
         {}
     });
     let deadline = Instant::now() + PATIENCE * 3;
     let word = |wanted: &str| -> String {
         let left = deadline.saturating_duration_since(Instant::now());
-        told.recv_timeout(left).unwrap_or_else(|error| panic!("waited for {wanted}: {error}"))
+        told.recv_timeout(left)
+            .unwrap_or_else(|error| panic!("waited for {wanted}: {error}"))
     };
     let next = |wanted: &str| -> String {
         loop {
@@ -455,12 +637,18 @@ fn systemd_is_told_of_every_step() {
             if text.starts_with(wanted) {
                 return text;
             }
-            assert!(text.starts_with("WATCHDOG=1"), "expected {wanted}, found {text}");
+            assert!(
+                text.starts_with("WATCHDOG=1"),
+                "expected {wanted}, found {text}"
+            );
         }
     };
     let mut command = Command::new(program(world.path()));
     arguments(&mut command, world.path());
-    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", Duration::from_millis(300).as_micros().to_string());
+    command.env("NOTIFY_SOCKET", &path).env(
+        "WATCHDOG_USEC",
+        Duration::from_millis(300).as_micros().to_string(),
+    );
     let mut service = Service::of(command);
     next("READY=1");
     next("WATCHDOG=1");
@@ -477,7 +665,10 @@ fn systemd_is_told_of_every_step() {
         }
     }
     both.sort();
-    assert_eq!(both, [format!("MAINPID={}", service.pid), "READY=1".to_owned()]);
+    assert_eq!(
+        both,
+        [format!("MAINPID={}", service.pid), "READY=1".to_owned()]
+    );
     service.line(ENDED);
     signal(service.pid, "-TERM");
     next("STOPPING=1");

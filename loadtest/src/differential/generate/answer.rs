@@ -1,6 +1,7 @@
 //! Scripts: what the backend answers, good and bad.
 //!
-//! What comes behind the end of an answer is in one write with that end, for in two it would be chance whether an engine has put the connection away meanwhile. An answer that is too short ends
+//! What comes behind the end of an answer is in one write with that end, for in two it would be
+//! chance whether an engine has put the connection away meanwhile. An answer that is too short ends
 //! with the connection, save where a timeout is allowed.
 
 use super::super::case::{ANSWERED, After, Script, code};
@@ -57,7 +58,13 @@ const TABLE: &[(u32, Oddity)] = &[
 ];
 
 /// What the next user of the connection could notice.
-const ALONE: &[(u32, Oddity)] = &[(4, surplus), (2, poison), (4, silently_closes), (4, closes_kept), (1, resets)];
+const ALONE: &[(u32, Oddity)] = &[
+    (4, surplus),
+    (2, poison),
+    (4, silently_closes),
+    (4, closes_kept),
+    (1, resets),
+];
 
 /// A plain answer.
 pub fn plain(chance: &mut Chance, draft: &Draft) -> Script {
@@ -75,7 +82,11 @@ pub fn make(chance: &mut Chance, draft: &Draft) -> Script {
     }
     let is_alone = !(draft.is_host_odd && draft.is_target_odd);
     for _ in 0..chance.weighted(&[(40, 0), (45, 1), (15, 2)]).unwrap_or(0) {
-        let table = if is_alone && chance.one_in(7) { ALONE } else { TABLE };
+        let table = if is_alone && chance.one_in(7) {
+            ALONE
+        } else {
+            TABLE
+        };
         if let Some(oddity) = chance.weighted(table) {
             oddity(chance, draft, &mut answer);
         }
@@ -105,7 +116,8 @@ fn good(content: Vec<u8>, draft: &Draft) -> Answer {
 impl Answer {
     /// Adds a line.
     pub fn line(&mut self, name: &str, value: impl AsRef<[u8]>) {
-        self.lines.push([name.as_bytes(), b": ", value.as_ref()].concat());
+        self.lines
+            .push([name.as_bytes(), b": ", value.as_ref()].concat());
     }
 
     fn by_length(&mut self, length: usize) {
@@ -122,7 +134,14 @@ impl Answer {
         if !self.script.answer.is_empty() || self.start.is_empty() {
             return self.script;
         }
-        self.lines.insert(0, format!("{ANSWERED}: {}", code(draft.place.case, draft.place.request)).into_bytes());
+        self.lines.insert(
+            0,
+            format!(
+                "{ANSWERED}: {}",
+                code(draft.place.case, draft.place.request)
+            )
+            .into_bytes(),
+        );
         if let Some(framing) = self.framing.take() {
             let at = chance.size(self.lines.len() + 1);
             self.lines.insert(at, framing);
@@ -195,7 +214,16 @@ fn coded(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     let mut body = chunked(chance, &answer.content, extension.as_bytes());
     if chance.one_in(5) {
         body.truncate(body.len() - 2);
-        body.extend_from_slice(chance.text(&["x-t: 1\r\n\r\n", "X-T: 1\r\nx-u: 2\r\n\r\n", "set-cookie: evil=1\r\n\r\n", "content-length: 5\r\n\r\n"]).as_bytes());
+        body.extend_from_slice(
+            chance
+                .text(&[
+                    "x-t: 1\r\n\r\n",
+                    "X-T: 1\r\nx-u: 2\r\n\r\n",
+                    "set-cookie: evil=1\r\n\r\n",
+                    "content-length: 5\r\n\r\n",
+                ])
+                .as_bytes(),
+        );
         if chance.one_in(2) {
             answer.line("Trailer", "x-t");
         }
@@ -309,7 +337,16 @@ fn bad_chunks(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     body.extend_from_slice(bad.as_bytes());
     answer.in_chunks(body);
     if chance.one_in(6) {
-        let value = chance.text(&["gzip, chunked", "Chunked", "chunked, chunked", "identity", "gzip", "chunked, gzip", "xchunked", ""]);
+        let value = chance.text(&[
+            "gzip, chunked",
+            "Chunked",
+            "chunked, chunked",
+            "identity",
+            "gzip",
+            "chunked, gzip",
+            "xchunked",
+            "",
+        ]);
         answer.framing = Some(format!("Transfer-Encoding: {value}").into_bytes());
         answer.body = chunked(chance, &answer.content, b"");
     }
@@ -323,7 +360,11 @@ fn early(_: &mut Chance, _: &Draft, answer: &mut Answer) {
 /// No answer at all.
 fn gone(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.start.clear();
-    answer.script.after = if chance.one_in(3) { After::Reset } else { After::Close };
+    answer.script.after = if chance.one_in(3) {
+        After::Reset
+    } else {
+        After::Close
+    };
 }
 
 /// What an answer to HEAD may carry; to others a body that is empty in one of three ways.
@@ -344,7 +385,12 @@ fn for_head(chance: &mut Chance, draft: &Draft, answer: &mut Answer) {
 
 /// Bytes behind the end.
 fn surplus(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
-    let behind = chance.text(&["extra", "\r\n", "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison", "0"]);
+    let behind = chance.text(&[
+        "extra",
+        "\r\n",
+        "HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison",
+        "0",
+    ]);
     if answer.framing.is_none() {
         answer.by_length(answer.content.len());
     }
@@ -355,7 +401,13 @@ fn surplus(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
 
 /// A body where there can be none.
 fn poison(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
-    answer.start = chance.text(&["HTTP/1.1 204 No Content", "HTTP/1.1 304 Not Modified", "HTTP/1.1 200 OK"]).into();
+    answer.start = chance
+        .text(&[
+            "HTTP/1.1 204 No Content",
+            "HTTP/1.1 304 Not Modified",
+            "HTTP/1.1 200 OK",
+        ])
+        .into();
     answer.is_bare = false;
     answer.is_one = true;
     answer.script.says_more = true;

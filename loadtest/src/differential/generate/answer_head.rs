@@ -90,7 +90,10 @@ pub fn fields(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
                 ("X-Cutover-Backend", b"forged"),
                 ("x-cutover-rollout", b"forged"),
                 ("X-Request-Id", b"theirs"),
-                ("traceparent", b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"),
+                (
+                    "traceparent",
+                    b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+                ),
                 ("X-Empty", b""),
                 ("X-Text", b"  a  "),
                 ("X-Text", b"\xe9\xff"),
@@ -135,7 +138,14 @@ pub fn connection(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     }
     if chance.one_in(3) {
         let (name, value) = chance
-            .pick(&[("Keep-Alive", "timeout=5"), ("Proxy-Connection", "close"), ("Proxy-Authenticate", "x"), ("TE", "trailers"), ("Upgrade", "h2c"), ("Trailer", "x-t")])
+            .pick(&[
+                ("Keep-Alive", "timeout=5"),
+                ("Proxy-Connection", "close"),
+                ("Proxy-Authenticate", "x"),
+                ("TE", "trailers"),
+                ("Upgrade", "h2c"),
+                ("Trailer", "x-t"),
+            ])
             .unwrap_or_default();
         answer.line(name, value);
     }

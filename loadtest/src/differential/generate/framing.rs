@@ -92,7 +92,16 @@ pub fn bad_chunks(chance: &mut Chance, draft: &mut Draft) {
         6 => chunked(chance, &draft.content, b" "),
         7..=9 => [
             b"5\r\nhello\r\n0\r\n",
-            chance.text(&["x-t: 1\r\n", "Content-Length: 3\r\n", "Host: evil\r\nx-t: 2\r\n", "bad\r\n", ": x\r\n", "X-User-Id: evil\r\n"]).as_bytes(),
+            chance
+                .text(&[
+                    "x-t: 1\r\n",
+                    "Content-Length: 3\r\n",
+                    "Host: evil\r\nx-t: 2\r\n",
+                    "bad\r\n",
+                    ": x\r\n",
+                    "X-User-Id: evil\r\n",
+                ])
+                .as_bytes(),
             b"\r\n",
         ]
         .concat(),
@@ -113,10 +122,21 @@ pub fn bad_chunks(chance: &mut Chance, draft: &mut Draft) {
                 "5\r\nhello0\r\n\r\n",
                 "0\r\n\n",
             ];
-            let first = if chance.one_in(2) { &b"3\r\nabc\r\n"[..] } else { b"" };
+            let first = if chance.one_in(2) {
+                &b"3\r\nabc\r\n"[..]
+            } else {
+                b""
+            };
             // What an engine reads on after it may be too little for its reading of it.
             draft.is_last_word = true;
-            [first, bad.get(at as usize - 11).copied().unwrap_or_default().as_bytes()].concat()
+            [
+                first,
+                bad.get(at as usize - 11)
+                    .copied()
+                    .unwrap_or_default()
+                    .as_bytes(),
+            ]
+            .concat()
         }
     };
 }
@@ -136,7 +156,8 @@ pub fn short_body(chance: &mut Chance, draft: &mut Draft) {
 /// A body, or what stands behind a request without one, that is a request itself.
 pub fn smuggled(chance: &mut Chance, draft: &mut Draft) {
     let name = group_name(draft.place.group);
-    draft.content = format!("GET /{name}/smuggled HTTP/1.1\r\nHost: {name}.test\r\n\r\n").into_bytes();
+    draft.content =
+        format!("GET /{name}/smuggled HTTP/1.1\r\nHost: {name}.test\r\n\r\n").into_bytes();
     match chance.below(3) {
         0 => draft.by_length(),
         1 => draft.in_chunks(chance),

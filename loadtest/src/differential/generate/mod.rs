@@ -1,13 +1,17 @@
 //! Cases by chance: plain requests and nearly plain ones, and what a backend may answer to them.
 //!
-//! A request that is wrong in ten ways is refused for the first and says nothing of the others. So most begin as a browser would send them, and get none, one, two or three oddities out of a
+//! A request that is wrong in ten ways is refused for the first and says nothing of the others. So
+//! most begin as a browser would send them, and get none, one, two or three oddities out of a
 //! table; the same for answers. A new oddity is a line in one of these tables, with a weight.
 //!
-//! Seed and number make a case, whatever was made before it, so a case can be made again alone. The group changes its names only, which have the same length in each group.
+//! Seed and number make a case, whatever was made before it, so a case can be made again alone. The
+//! group changes its names only, which have the same length in each group.
 //!
-//! What stands behind a request and is no body of it begins the next one, so it is written when that one is: only a pipelined case has both at once.
+//! What stands behind a request and is no body of it begins the next one, so it is written when
+//! that one is: only a pipelined case has both at once.
 //!
-//! What only a timeout ends (half a body on a connection that stays open, a backend that does not answer) costs a second, in which thousands of others could be played. It is made in one case
+//! What only a timeout ends (half a body on a connection that stays open, a backend that does not
+//! answer) costs a second, in which thousands of others could be played. It is made in one case
 //! of [`SLOW_ONE_IN`] only; everything else ends by what is said.
 
 mod answer;
@@ -23,7 +27,8 @@ use std::ops::Range;
 
 /// One case of so many may need a timeout to end.
 pub const SLOW_ONE_IN: u32 = 400;
-/// The most requests of a case, beside the plain one that asks whether the connection is still in step.
+/// The most requests of a case, beside the plain one that asks whether the connection is still in
+/// step.
 const MOST_REQUESTS: u32 = 4;
 
 /// How many bytes of a message are cut one by one at most.
@@ -41,7 +46,10 @@ impl Chance {
     /// The chance of one case.
     pub fn of(seed: u64, number: u64) -> Self {
         // Neighbours in both numbers are to have nothing in common.
-        Self(StdRng::seed_from_u64(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23) ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03)))
+        Self(StdRng::seed_from_u64(
+            seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
+                ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03),
+        ))
     }
 
     /// True once in so many times.
@@ -83,10 +91,13 @@ impl Chance {
 
     /// Chance that takes nothing from this one: what is made afterwards stays what it was.
     fn aside(&self) -> Self {
-        Self(StdRng::seed_from_u64(self.0.clone().random::<u64>() ^ ASIDE))
+        Self(StdRng::seed_from_u64(
+            self.0.clone().random::<u64>() ^ ASIDE,
+        ))
     }
 
-    /// Where to cut so many bytes: not at all, in some places, or everywhere: in a stretch, or the whole beginning.
+    /// Where to cut so many bytes: not at all, in some places, or everywhere: in a stretch, or the
+    /// whole beginning.
     pub fn writes(&mut self, length: usize) -> Writes {
         let mut cuts: Vec<usize> = match self.below(60) {
             0..=35 => Vec::new(),
@@ -106,7 +117,8 @@ impl Chance {
 }
 
 impl Chance {
-    /// Cuts at every byte: of a stretch somewhere in the beginning, or one time in four of all of it. Each costs both ends and both engines a system call.
+    /// Cuts at every byte: of a stretch somewhere in the beginning, or one time in four of all of
+    /// it. Each costs both ends and both engines a system call.
     fn every_byte(&mut self, length: usize) -> Range<usize> {
         let most = length.min(MOST_CUT_BYTES);
         if self.one_in(4) {
@@ -141,10 +153,19 @@ pub fn case(seed: u64, number: u64, group: usize) -> Case {
     let mut all = Vec::new();
     let mut loose = Vec::new();
     for at in 0..count {
-        let place = Place { case: number, request: all.len(), group };
-        let mut request = request::make(&mut chance, place, is_slow && at + 1 == count, is_pipelined);
+        let place = Place {
+            case: number,
+            request: all.len(),
+            group,
+        };
+        let mut request =
+            request::make(&mut chance, place, is_slow && at + 1 == count, is_pipelined);
         request.start.splice(0..0, loose.drain(..));
-        let behind = if request.has_loose_bytes() { std::mem::take(&mut request.body) } else { Vec::new() };
+        let behind = if request.has_loose_bytes() {
+            std::mem::take(&mut request.body)
+        } else {
+            Vec::new()
+        };
         all.push(request);
         if behind.ends_with(b"\r\n\r\n") {
             all.push(Request::raw(behind));
@@ -153,11 +174,22 @@ pub fn case(seed: u64, number: u64, group: usize) -> Case {
         }
     }
     if chance.one_in(2) {
-        let mut request = request::plain(&mut chance, Place { case: number, request: all.len(), group });
+        let mut request = request::plain(
+            &mut chance,
+            Place {
+                case: number,
+                request: all.len(),
+                group,
+            },
+        );
         request.start.splice(0..0, loose);
         all.push(request);
     }
-    Case { number, requests: all, is_pipelined }
+    Case {
+        number,
+        requests: all,
+        is_pipelined,
+    }
 }
 
 /// Bytes that say whose they are.
@@ -194,8 +226,15 @@ mod tests {
 
     #[test]
     fn some_messages_are_cut_at_every_byte_and_what_is_made_afterwards_does_not_hang_on_it() {
-        let all: Vec<usize> = (0..40_000).map(|number| Chance::of(1, number).writes(1_000).cuts.len()).collect();
-        let (long, short) = (all.iter().filter(|cuts| **cuts == MOST_CUT_BYTES - 1).count(), all.iter().filter(|cuts| **cuts == STRETCH).count());
+        let all: Vec<usize> = (0..40_000)
+            .map(|number| Chance::of(1, number).writes(1_000).cuts.len())
+            .collect();
+        let (long, short) = (
+            all.iter()
+                .filter(|cuts| **cuts == MOST_CUT_BYTES - 1)
+                .count(),
+            all.iter().filter(|cuts| **cuts == STRETCH).count(),
+        );
         assert!(long > 100 && short > 300, "{long} {short}");
         let (mut one, mut other) = (Chance::of(1, 1), Chance::of(1, 1));
         one.aside().below(9);
@@ -208,8 +247,16 @@ mod tests {
             let (here, there) = (case(1, number, 1), case(1, number, 2));
             for (here, there) in here.requests.iter().zip(&there.requests) {
                 let (one, other) = (here.bytes(), there.bytes());
-                assert!(one.len() == other.len() && here.script == there.script, "{number}");
-                assert!(one.iter().zip(&other).all(|pair| pair.0 == pair.1 || pair == (&b'1', &b'2')), "{number}");
+                assert!(
+                    one.len() == other.len() && here.script == there.script,
+                    "{number}"
+                );
+                assert!(
+                    one.iter()
+                        .zip(&other)
+                        .all(|pair| pair.0 == pair.1 || pair == (&b'1', &b'2')),
+                    "{number}"
+                );
             }
         }
     }
@@ -221,16 +268,28 @@ mod tests {
                 if request.lines.is_empty() {
                     continue;
                 }
-                let codes: Vec<&Vec<u8>> = request.lines.iter().filter(|line| Request::is_code(line)).collect();
+                let codes: Vec<&Vec<u8>> = request
+                    .lines
+                    .iter()
+                    .filter(|line| Request::is_code(line))
+                    .collect();
                 assert_eq!(codes.len(), 1, "{number}");
-                assert!(String::from_utf8_lossy(codes[0]).contains(&code(number, at)), "{number}");
+                assert!(
+                    String::from_utf8_lossy(codes[0]).contains(&code(number, at)),
+                    "{number}"
+                );
             }
         }
     }
 
     #[test]
     fn what_needs_a_timeout_is_rare() {
-        let hangs = |number| case(1, number, 0).requests.iter().any(|request| request.script.after == super::super::case::After::Hang);
+        let hangs = |number| {
+            case(1, number, 0)
+                .requests
+                .iter()
+                .any(|request| request.script.after == super::super::case::After::Hang)
+        };
         assert!((0..20_000).filter(|&number| hangs(number)).count() < 200);
     }
 }

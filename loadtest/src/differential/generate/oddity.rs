@@ -1,6 +1,8 @@
-//! What may be odd about a request. Each line of the table is one thing, with how often it is taken.
+//! What may be odd about a request. Each line of the table is one thing, with how often it is
+//! taken.
 //!
-//! A head always has an end, and a body that is short is the client's last word, so that nothing here waits for a timeout.
+//! A head always has an end, and a body that is short is the client's last word, so that nothing
+//! here waits for a timeout.
 
 use super::Chance;
 use super::framing::{bad_chunks, coding_lines, length_lines, short_body, smuggled};
@@ -45,11 +47,30 @@ pub fn add(chance: &mut Chance, draft: &mut Draft) {
 }
 
 fn method(chance: &mut Chance, draft: &mut Draft) {
-    draft.method = chance.text(&["get", "Post", "TRACE", "CONNECT", "PROPFIND", "A", "!#$%&'*+.^_`|~", "G[T", "", "PRI", "G\u{e9}T", "HEADS", "head"]).into();
+    draft.method = chance
+        .text(&[
+            "get",
+            "Post",
+            "TRACE",
+            "CONNECT",
+            "PROPFIND",
+            "A",
+            "!#$%&'*+.^_`|~",
+            "G[T",
+            "",
+            "PRI",
+            "G\u{e9}T",
+            "HEADS",
+            "head",
+        ])
+        .into();
 }
 
 fn target(chance: &mut Chance, draft: &mut Draft) {
-    let (name, old) = (group_name(draft.place.group), String::from_utf8_lossy(&draft.target).into_owned());
+    let (name, old) = (
+        group_name(draft.place.group),
+        String::from_utf8_lossy(&draft.target).into_owned(),
+    );
     if chance.below(3) < 2 {
         let tail = chance.text(&[
             "/%41%2e%2e",
@@ -109,7 +130,22 @@ fn target(chance: &mut Chance, draft: &mut Draft) {
 
 fn version(chance: &mut Chance, draft: &mut Draft) {
     draft.version = chance
-        .text(&["HTTP/1.0", "HTTP/1.0", "HTTP/1.0", "HTTP/1.0", "HTTP/2.0", "HTTP/1.2", "http/1.1", "HTTP/1.10", "HTTP/0.9", "HTTP/1.1 ", "HTTP/1", "", "HTTP/+1.1", "XTTP/1.1"])
+        .text(&[
+            "HTTP/1.0",
+            "HTTP/1.0",
+            "HTTP/1.0",
+            "HTTP/1.0",
+            "HTTP/2.0",
+            "HTTP/1.2",
+            "http/1.1",
+            "HTTP/1.10",
+            "HTTP/0.9",
+            "HTTP/1.1 ",
+            "HTTP/1",
+            "",
+            "HTTP/+1.1",
+            "XTTP/1.1",
+        ])
         .into();
     if draft.version == b"HTTP/1.0" && chance.one_in(2) {
         draft.line("Connection", "keep-alive");
@@ -126,12 +162,35 @@ fn host(chance: &mut Chance, draft: &mut Draft) {
         at => {
             draft.without("host");
             let value = match at {
-                4..=7 => format!("{name}:{}", chance.text(&["80", "", "65535", "65536", "http", "0", "+80", "080"])),
+                4..=7 => format!(
+                    "{name}:{}",
+                    chance.text(&["80", "", "65535", "65536", "http", "0", "+80", "080"])
+                ),
                 8 => format!("u@{name}"),
                 9 => format!("{name}, {name}"),
                 10 => name.to_uppercase(),
                 11 => "[::1]:80".to_owned(),
-                12 => chance.text(&["", " ", "a b", "a/b", "a?b", "a\\b", "\u{e9}", "[::1", "a%20b", "<h>", "a:80:80", "::1", ":80", "-", "a_b", "*", "127.0.0.1"]).to_owned(),
+                12 => chance
+                    .text(&[
+                        "",
+                        " ",
+                        "a b",
+                        "a/b",
+                        "a?b",
+                        "a\\b",
+                        "\u{e9}",
+                        "[::1",
+                        "a%20b",
+                        "<h>",
+                        "a:80:80",
+                        "::1",
+                        ":80",
+                        "-",
+                        "a_b",
+                        "*",
+                        "127.0.0.1",
+                    ])
+                    .to_owned(),
                 13 => format!("{name}."),
                 14 => format!(" {name} \t"),
                 _ => "shop.example".to_owned(),
@@ -210,7 +269,9 @@ fn values(chance: &mut Chance, draft: &mut Draft) {
         ])
         .unwrap_or_default();
     let glue = chance.text(&[": ", ":", ":  ", ":\t"]);
-    draft.lines.push([b"X-Value", glue.as_bytes(), value].concat());
+    draft
+        .lines
+        .push([b"X-Value", glue.as_bytes(), value].concat());
 }
 
 fn bad_line(chance: &mut Chance, draft: &mut Draft) {
@@ -252,7 +313,9 @@ fn long(chance: &mut Chance, draft: &mut Draft) {
         let length = chance.size(20 * 1024);
         draft.line("X-Long", "a".repeat(length));
     } else {
-        let limit = chance.pick(&[60, 64, 65, 70, 70, 99, 128, 130]).unwrap_or(64);
+        let limit = chance
+            .pick(&[60, 64, 65, 70, 70, 99, 128, 130])
+            .unwrap_or(64);
         while draft.lines.len() < limit {
             let name = format!("X-F{}", draft.lines.len());
             draft.line(&name, "1");
@@ -282,7 +345,19 @@ fn user(chance: &mut Chance, draft: &mut Draft) {
 
 fn cookies(chance: &mut Chance, draft: &mut Draft) {
     for _ in 0..=chance.below(3) {
-        draft.line(&spelled(chance, "Cookie"), chance.text(&["a=b", "uid=1; uid=2", ";;=;uid", "uid=\"a", "uid==x", "", "a=b;c=d", "cutover=1"]));
+        draft.line(
+            &spelled(chance, "Cookie"),
+            chance.text(&[
+                "a=b",
+                "uid=1; uid=2",
+                ";;=;uid",
+                "uid=\"a",
+                "uid==x",
+                "",
+                "a=b;c=d",
+                "cutover=1",
+            ]),
+        );
     }
 }
 
@@ -301,9 +376,15 @@ fn forged(chance: &mut Chance, draft: &mut Draft) {
         ("X-Forwarded-Port", "1"),
         ("X-Request-Id", "forged-id"),
         ("traceparent", PARENT),
-        ("Traceparent", "00-00000000000000000000000000000000-00f067aa0ba902b7-01"),
+        (
+            "Traceparent",
+            "00-00000000000000000000000000000000-00f067aa0ba902b7-01",
+        ),
         ("traceparent", "garbage"),
-        ("traceparent", "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more"),
+        (
+            "traceparent",
+            "01-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01-more",
+        ),
         ("tracestate", "a=b,c=d"),
         ("TraceState", ""),
     ];
@@ -315,7 +396,20 @@ fn forged(chance: &mut Chance, draft: &mut Draft) {
 }
 
 fn lookalike(chance: &mut Chance, draft: &mut Draft) {
-    draft.line(chance.text(&["x_user_id", "X-User_Id", "x_cutover_backend", "X_Forwarded_For", "content_length", "transfer_encoding", "x_request_id", "x_other", "host_"]), "1");
+    draft.line(
+        chance.text(&[
+            "x_user_id",
+            "X-User_Id",
+            "x_cutover_backend",
+            "X_Forwarded_For",
+            "content_length",
+            "transfer_encoding",
+            "x_request_id",
+            "x_other",
+            "host_",
+        ]),
+        "1",
+    );
 }
 
 fn connection(chance: &mut Chance, draft: &mut Draft) {
@@ -387,9 +481,28 @@ fn hop_by_hop(chance: &mut Chance, draft: &mut Draft) {
 }
 
 fn upgrade(chance: &mut Chance, draft: &mut Draft) {
-    draft.line("Upgrade", chance.text(&["websocket", "websocket", "WebSocket", "h2c", "h2c, websocket", "TLS/1.3", ""]));
+    draft.line(
+        "Upgrade",
+        chance.text(&[
+            "websocket",
+            "websocket",
+            "WebSocket",
+            "h2c",
+            "h2c, websocket",
+            "TLS/1.3",
+            "",
+        ]),
+    );
     if !chance.one_in(4) {
-        draft.line("Connection", chance.text(&["Upgrade", "upgrade", "keep-alive, Upgrade", "Upgrade, HTTP2-Settings"]));
+        draft.line(
+            "Connection",
+            chance.text(&[
+                "Upgrade",
+                "upgrade",
+                "keep-alive, Upgrade",
+                "Upgrade, HTTP2-Settings",
+            ]),
+        );
     }
     if chance.one_in(2) {
         draft.line("Sec-WebSocket-Key", "dGhlIHNhbXBsZSBub25jZQ==");
@@ -398,7 +511,15 @@ fn upgrade(chance: &mut Chance, draft: &mut Draft) {
 }
 
 fn expect(chance: &mut Chance, draft: &mut Draft) {
-    let value = chance.text(&["100-continue", "100-continue", "100-continue", "100-Continue", "200-ok", "", "100-continue, x"]);
+    let value = chance.text(&[
+        "100-continue",
+        "100-continue",
+        "100-continue",
+        "100-Continue",
+        "200-ok",
+        "",
+        "100-continue, x",
+    ]);
     draft.line(&spelled(chance, "Expect"), value);
     draft.awaits_continue = value == "100-continue" && !draft.body.is_empty() && chance.one_in(2);
 }

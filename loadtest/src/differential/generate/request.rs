@@ -47,17 +47,25 @@ pub struct Draft {
 impl Draft {
     /// Adds a line.
     pub fn line(&mut self, name: &str, value: impl AsRef<[u8]>) {
-        self.lines.push([name.as_bytes(), b": ", value.as_ref()].concat());
+        self.lines
+            .push([name.as_bytes(), b": ", value.as_ref()].concat());
     }
 
     /// Takes lines out by their name.
     pub fn without(&mut self, name: &str) {
-        self.lines.retain(|line| !line.get(..=name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(format!("{name}:").as_bytes())));
+        self.lines.retain(|line| {
+            !line
+                .get(..=name.len())
+                .is_some_and(|begin| begin.eq_ignore_ascii_case(format!("{name}:").as_bytes()))
+        });
     }
 
     /// Whether it has lines of this name.
     pub fn has(&self, name: &str) -> bool {
-        self.lines.iter().any(|line| line.get(..=name.len()).is_some_and(|begin| begin.eq_ignore_ascii_case(format!("{name}:").as_bytes())))
+        self.lines.iter().any(|line| {
+            line.get(..=name.len())
+                .is_some_and(|begin| begin.eq_ignore_ascii_case(format!("{name}:").as_bytes()))
+        })
     }
 
     /// Takes the framing out, for another one.
@@ -90,17 +98,34 @@ impl Draft {
         {
             *odd += 1;
         }
-        self.lines.insert(at, format!("{CODE}: {}", code(self.place.case, self.place.request)).into_bytes());
+        self.lines.insert(
+            at,
+            format!("{CODE}: {}", code(self.place.case, self.place.request)).into_bytes(),
+        );
         let line = [&self.method[..], b" ", &self.target, b" ", &self.version].concat();
         let start = [&self.before[..], &self.start.unwrap_or(line), self.line_end].concat();
         let (odd_end, line_end) = (self.odd_end, self.line_end);
-        let end_of = |at: usize| odd_end.filter(|(odd, _)| *odd == at).map_or(line_end, |(_, end)| end);
-        let lines = self.lines.iter().enumerate().map(|(at, line)| [line, end_of(at)].concat()).collect();
+        let end_of = |at: usize| {
+            odd_end
+                .filter(|(odd, _)| *odd == at)
+                .map_or(line_end, |(_, end)| end)
+        };
+        let lines = self
+            .lines
+            .iter()
+            .enumerate()
+            .map(|(at, line)| [line, end_of(at)].concat())
+            .collect();
         let mut request = Request {
             start,
             lines,
-            // Where lines end oddly, the last of them might swallow the end of the head, and only a timeout would find that.
-            end: if odd_end.is_some() || line_end != b"\r\n" { b"\r\n\r\n".to_vec() } else { b"\r\n".to_vec() },
+            // Where lines end oddly, the last of them might swallow the end of the head, and only a
+            // timeout would find that.
+            end: if odd_end.is_some() || line_end != b"\r\n" {
+                b"\r\n\r\n".to_vec()
+            } else {
+                b"\r\n".to_vec()
+            },
             body: self.body,
             writes: Default::default(),
             is_head: self.method == b"HEAD",
@@ -126,7 +151,14 @@ pub fn chunked(chance: &mut Chance, content: &[u8], extension: &[u8]) -> Vec<u8>
     while !rest.is_empty() {
         let most = if chance.one_in(4) { 16 } else { rest.len() };
         let (chunk, behind) = rest.split_at(1 + chance.size(most.min(rest.len())));
-        out.extend_from_slice(if chance.one_in(2) { format!("{:x}", chunk.len()) } else { format!("{:X}", chunk.len()) }.as_bytes());
+        out.extend_from_slice(
+            if chance.one_in(2) {
+                format!("{:x}", chunk.len())
+            } else {
+                format!("{:X}", chunk.len())
+            }
+            .as_bytes(),
+        );
         out.extend_from_slice(extension);
         out.extend_from_slice(b"\r\n");
         out.extend_from_slice(chunk);
@@ -137,12 +169,35 @@ pub fn chunked(chance: &mut Chance, content: &[u8], extension: &[u8]) -> Vec<u8>
     out
 }
 
-const METHODS: &[(u32, &str)] = &[(50, "GET"), (22, "POST"), (10, "HEAD"), (5, "PUT"), (4, "DELETE"), (3, "OPTIONS"), (3, "PATCH"), (1, "BREW"), (1, "M-SEARCH")];
+const METHODS: &[(u32, &str)] = &[
+    (50, "GET"),
+    (22, "POST"),
+    (10, "HEAD"),
+    (5, "PUT"),
+    (4, "DELETE"),
+    (3, "OPTIONS"),
+    (3, "PATCH"),
+    (1, "BREW"),
+    (1, "M-SEARCH"),
+];
 
-const QUERIES: &[&str] = &["", "", "", "?a=1", "?q=a%20b&x=%2F", "?", "?a=1&a=2", "?x=/../y", "?u=http://h/"];
+const QUERIES: &[&str] = &[
+    "",
+    "",
+    "",
+    "?a=1",
+    "?q=a%20b&x=%2F",
+    "?",
+    "?a=1&a=2",
+    "?x=/../y",
+    "?u=http://h/",
+];
 
 const USUAL: &[(&str, &str)] = &[
-    ("User-Agent", "Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101 Firefox/144.0"),
+    (
+        "User-Agent",
+        "Mozilla/5.0 (X11; Linux x86_64) Gecko/20100101 Firefox/144.0",
+    ),
     ("Accept", "*/*"),
     ("Accept", "text/html,application/xhtml+xml"),
     ("Accept-Encoding", "gzip, deflate, br"),
@@ -167,14 +222,20 @@ pub fn plain(chance: &mut Chance, place: Place) -> Request {
     let mut draft = draft(place, false);
     draft.line("Host", format!("{}.test", group_name(place.group)));
     let script = answer::plain(chance, &draft);
-    Request { script, writes: Default::default(), ..draft.finish(chance) }
+    Request {
+        script,
+        writes: Default::default(),
+        ..draft.finish(chance)
+    }
 }
 
 /// A request by chance, with its script.
 pub fn make(chance: &mut Chance, place: Place, is_slow: bool, is_pipelined: bool) -> Request {
     let mut draft = draft(place, is_slow);
     draft.method = chance.weighted(METHODS).unwrap_or("GET").into();
-    draft.target.extend_from_slice(chance.text(QUERIES).as_bytes());
+    draft
+        .target
+        .extend_from_slice(chance.text(QUERIES).as_bytes());
     draft.line("Host", format!("{}.test", group_name(place.group)));
     if !chance.one_in(7) {
         let user = format!("user-{}", chance.below(50));
@@ -191,21 +252,32 @@ pub fn make(chance: &mut Chance, place: Place, is_slow: bool, is_pipelined: bool
     if usually && !chance.one_in(8) || !usually && chance.one_in(9) {
         let length = length(chance, MOST_BODY_BYTES);
         draft.content = tagged(place, 'q', length);
-        if chance.below(5) < 3 { draft.by_length() } else { draft.in_chunks(chance) }
+        if chance.below(5) < 3 {
+            draft.by_length();
+        } else {
+            draft.in_chunks(chance);
+        }
     }
-    for _ in 0..chance.weighted(&[(45, 0), (30, 1), (15, 2), (10, 3)]).unwrap_or(0) {
+    for _ in 0..chance
+        .weighted(&[(45, 0), (30, 1), (15, 2), (10, 3)])
+        .unwrap_or(0)
+    {
         oddity::add(chance, &mut draft);
     }
     if is_slow {
         framing::missing(chance, &mut draft);
     }
     if is_pipelined {
-        // The last word of one would be that of all; and a client that writes all at once waits for nothing.
+        // The last word of one would be that of all; and a client that writes all at once waits for
+        // nothing.
         draft.is_last_word = false;
         draft.awaits_continue = false;
     }
     let script = answer::make(chance, &draft);
-    Request { script, ..draft.finish(chance) }
+    Request {
+        script,
+        ..draft.finish(chance)
+    }
 }
 
 fn draft(place: Place, is_slow: bool) -> Draft {
@@ -234,7 +306,16 @@ pub fn spelled(chance: &mut Chance, name: &str) -> String {
     match chance.below(6) {
         0 => name.to_ascii_lowercase(),
         1 => name.to_ascii_uppercase(),
-        2 => name.chars().map(|letter| if chance.one_in(2) { letter.to_ascii_uppercase() } else { letter.to_ascii_lowercase() }).collect(),
+        2 => name
+            .chars()
+            .map(|letter| {
+                if chance.one_in(2) {
+                    letter.to_ascii_uppercase()
+                } else {
+                    letter.to_ascii_lowercase()
+                }
+            })
+            .collect(),
         _ => name.to_owned(),
     }
 }

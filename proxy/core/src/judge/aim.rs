@@ -1,4 +1,5 @@
-//! What the request path must watch, made of what is known now; and legacy's last minute, kept for the time after it.
+//! What the request path must watch, made of what is known now; and legacy's last minute, kept for
+//! the time after it.
 
 use std::time::Duration;
 
@@ -26,14 +27,21 @@ pub(super) struct Baseline {
 }
 
 impl Baseline {
-    /// The rate of counted bad events per appearance that new may have by this baseline: what legacy had, three standard errors up, times what the rule tolerates.
+    /// The rate of counted bad events per appearance that new may have by this baseline: what
+    /// legacy had, three standard errors up, times what the rule tolerates.
     pub(super) fn limit(&self, rule: Rule, source: Source) -> f64 {
-        let (Source::Bad(class) | Source::Values(class)) = source else { return 0.5 };
+        let (Source::Bad(class) | Source::Values(class)) = source else {
+            return 0.5;
+        };
         let counts = &self.span.counts;
         let events = counts.counted[class.index()] as f64;
-        let upper = (events + 2.0 + 3.0 * (events + 1.0).sqrt()) / (counts.appearances as f64).max(1.0);
+        let upper =
+            (events + 2.0 + 3.0 * (events + 1.0).sqrt()) / (counts.appearances as f64).max(1.0);
         let tolerated = match rule {
-            Rule::ErrorsVsLegacy(ratio) | Rule::ClientErrorsVsLegacy(ratio) | Rule::AbortsVsLegacy(ratio) | Rule::RedirectsVsLegacy(ratio) => ratio.factor(),
+            Rule::ErrorsVsLegacy(ratio)
+            | Rule::ClientErrorsVsLegacy(ratio)
+            | Rule::AbortsVsLegacy(ratio)
+            | Rule::RedirectsVsLegacy(ratio) => ratio.factor(),
             _ => 1.0,
         };
         (tolerated * upper).min(0.9)
@@ -51,7 +59,10 @@ impl Judge {
         self.mean_bound = self.ladder.mean_bound();
         let legacy = recent.compared.legacy;
         if legacy.counts.requests >= MIN_BASELINE && !self.alone {
-            self.baseline = Some(Baseline { span: legacy.clone(), limits: self.ladder.limits(&legacy.latencies) });
+            self.baseline = Some(Baseline {
+                span: legacy.clone(),
+                limits: self.ladder.limits(&legacy.latencies),
+            });
         }
         let limits = match &self.baseline {
             Some(baseline) if self.alone => baseline.limits,
@@ -61,9 +72,14 @@ impl Judge {
         for rule in &self.settings.rules {
             match *rule {
                 Rule::LatencyVsLegacy(ratio) => {
-                    for (step, limit_us) in limits.into_iter().enumerate().filter_map(|(step, limit)| Some((step, limit?))) {
+                    for (step, limit_us) in limits
+                        .into_iter()
+                        .enumerate()
+                        .filter_map(|(step, limit)| Some((step, limit?)))
+                    {
                         self.aims.slow.legacy[step] = limit_us;
-                        self.aims.slow.new[step] = ((limit_us as f64 * ratio.factor()) as u64).max(limit_us + SLOWER_BY_US);
+                        self.aims.slow.new[step] = ((limit_us as f64 * ratio.factor()) as u64)
+                            .max(limit_us + SLOWER_BY_US);
                     }
                 }
                 Rule::Latency(point, limit_us) => {
@@ -74,22 +90,41 @@ impl Judge {
                 _ => {}
             }
         }
-        let requests = self.requests.back().map_or(0, |(_, last)| last - self.requests[0].1) as f64;
+        let requests = self
+            .requests
+            .back()
+            .map_or(0, |(_, last)| last - self.requests[0].1) as f64;
         let (counts, base) = (&legacy.counts, (legacy.counts.requests as f64).max(1.0));
         let many_networks = hurt::are_many(self.crowd.networks_60s);
         let share = |rate: f64| {
-            let of_network = if many_networks { fair_share(rate, requests, self.crowd.networks_10s, NETWORK_USERS) } else { NO_CAP };
-            (fair_share(rate, requests, self.crowd.users_10s, 1), of_network)
+            let of_network = if many_networks {
+                fair_share(rate, requests, self.crowd.networks_10s, NETWORK_USERS)
+            } else {
+                NO_CAP
+            };
+            (
+                fair_share(rate, requests, self.crowd.users_10s, 1),
+                of_network,
+            )
         };
         let shares = &mut self.aims.shares;
-        shares[Class::Failure.index()] = share(self.settings.hang_limit().max(counts.failed() as f64 / base));
+        shares[Class::Failure.index()] = share(
+            self.settings
+                .hang_limit()
+                .max(counts.failed() as f64 / base),
+        );
         shares[Class::ClientError.index()] = share((counts.client_errors as f64 / base).max(0.01));
         shares[Class::Abort.index()] = share((counts.aborts as f64 / base).max(0.01));
         shares[Class::Redirects.index()] = share(0.01);
         for (step, slower) in LADDER.into_iter().enumerate() {
             shares[Class::Slow(step as u8).index()] = share(slower);
         }
-        for point in [LatencyPoint::P50, LatencyPoint::P95, LatencyPoint::P99, LatencyPoint::Mean] {
+        for point in [
+            LatencyPoint::P50,
+            LatencyPoint::P95,
+            LatencyPoint::P99,
+            LatencyPoint::Mean,
+        ] {
             shares[Class::Slow(slow_index(point)).index()] = share(point.slower_share());
         }
     }

@@ -1,4 +1,5 @@
-//! How legacy fares as ever: its rates over the last hours, so that only a change counts as a shared cause, and a limit that legacy itself has never met blames nobody.
+//! How legacy fares as ever: its rates over the last hours, so that only a change counts as a
+//! shared cause, and a limit that legacy itself has never met blames nobody.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -30,7 +31,8 @@ pub(super) struct Ever {
 }
 
 impl Ever {
-    /// Takes what one tick brought: requests tried on legacy, and bad ones among them. Says whether a block has ended.
+    /// Takes what one tick brought: requests tried on legacy, and bad ones among them. Says whether
+    /// a block has ended.
     pub(super) fn tick(&mut self, tried: u64, bad: u64, is_shared: bool, now: Mono) -> bool {
         let began = *self.began.get_or_insert(now);
         self.running.0 += tried;
@@ -49,28 +51,44 @@ impl Ever {
         if self.rates.len() == BLOCKS {
             self.rates.pop_front();
         }
-        self.rates.push_back((now, bad.min(tried) as f64 / tried as f64));
+        self.rates
+            .push_back((now, bad.min(tried) as f64 / tried as f64));
         true
     }
 
-    /// The rate that legacy has as ever: the median of what was before the last raise, or else of all but the newest two. `None` while too little is known.
+    /// The rate that legacy has as ever: the median of what was before the last raise, or else of
+    /// all but the newest two. `None` while too little is known.
     pub(super) fn rate(&self, raised_at: Option<Mono>, now: Mono) -> Option<f64> {
         let raised_at = raised_at.filter(|at| now.since(*at) < RAISE_MATTERS);
         let known = match raised_at {
-            Some(raised_at) => self.rates.iter().take_while(|(at, _)| *at <= raised_at).count(),
-            None => self.rates.len().saturating_sub(2).max(self.rates.len().min(MIN_BLOCKS)),
+            Some(raised_at) => self
+                .rates
+                .iter()
+                .take_while(|(at, _)| *at <= raised_at)
+                .count(),
+            None => self
+                .rates
+                .len()
+                .saturating_sub(2)
+                .max(self.rates.len().min(MIN_BLOCKS)),
         };
         if known < MIN_BLOCKS {
             return None;
         }
-        let mut rates: Vec<f64> = self.rates.iter().take(known).map(|(_, rate)| *rate).collect();
+        let mut rates: Vec<f64> = self
+            .rates
+            .iter()
+            .take(known)
+            .map(|(_, rate)| *rate)
+            .collect();
         rates.sort_by(f64::total_cmp);
         Some(rates[known / 2])
     }
 
     /// The limit in force: the one of the file, or more where legacy itself has more as ever.
     pub(super) fn limit(&self, limit: f64, raised_at: Option<Mono>, now: Mono) -> f64 {
-        self.rate(raised_at, now).map_or(limit, |rate| limit.max((TIMES * rate).min(0.9)))
+        self.rate(raised_at, now)
+            .map_or(limit, |rate| limit.max((TIMES * rate).min(0.9)))
     }
 
     /// What is known, for another process: when each block ended, and its rate.
@@ -81,7 +99,11 @@ impl Ever {
     /// Goes on with what another process knew.
     pub(super) fn take_up(&mut self, known: &[(Mono, f64)]) {
         let last = known.len().saturating_sub(BLOCKS);
-        self.rates = known[last..].iter().copied().filter(|(_, rate)| (0.0..=1.0).contains(rate)).collect();
+        self.rates = known[last..]
+            .iter()
+            .copied()
+            .filter(|(_, rate)| (0.0..=1.0).contains(rate))
+            .collect();
     }
 }
 
@@ -107,9 +129,21 @@ mod tests {
     fn the_rate_is_the_median_before_the_last_raise() {
         let ever = ever(&[3, 1, 3, 4, 90, 90]);
         assert_eq!(ever.rate(Some(minutes(20)), minutes(30)), Some(0.03));
-        assert_eq!(ever.rate(Some(minutes(10)), minutes(30)), None, "two blocks are too few");
-        assert_eq!(ever.rate(None, minutes(30)), Some(0.03), "the newest two are left out");
-        assert_eq!(ever.rate(Some(minutes(1)), minutes(30 + 60)), Some(0.03), "a raise of long ago matters no longer");
+        assert_eq!(
+            ever.rate(Some(minutes(10)), minutes(30)),
+            None,
+            "two blocks are too few"
+        );
+        assert_eq!(
+            ever.rate(None, minutes(30)),
+            Some(0.03),
+            "the newest two are left out"
+        );
+        assert_eq!(
+            ever.rate(Some(minutes(1)), minutes(30 + 60)),
+            Some(0.03),
+            "a raise of long ago matters no longer"
+        );
     }
 
     #[test]
@@ -117,7 +151,11 @@ mod tests {
         assert_eq!(ever(&[3, 3, 3]).limit(0.01, None, minutes(15)), 0.06);
         assert_eq!(ever(&[0, 0, 0]).limit(0.01, None, minutes(15)), 0.01);
         assert_eq!(ever(&[80, 80, 80]).limit(0.01, None, minutes(15)), 0.9);
-        assert_eq!(ever(&[80]).limit(0.01, None, minutes(5)), 0.01, "too little is known");
+        assert_eq!(
+            ever(&[80]).limit(0.01, None, minutes(5)),
+            0.01,
+            "too little is known"
+        );
     }
 
     #[test]
@@ -128,8 +166,15 @@ mod tests {
         assert_eq!(ever.known().len(), 3);
         let mut unknown = Ever::default();
         unknown.tick(0, 0, true, minutes(0));
-        assert!((1..=3).all(|block| unknown.tick(100, 3, true, minutes(5 * block))), "each is a block");
-        assert_eq!(unknown.known().len(), 3, "while nothing else is known, that is what is known");
+        assert!(
+            (1..=3).all(|block| unknown.tick(100, 3, true, minutes(5 * block))),
+            "each is a block"
+        );
+        assert_eq!(
+            unknown.known().len(),
+            3,
+            "while nothing else is known, that is what is known"
+        );
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Who was hurt by new, for a while: how many users and networks, and whether one of them did it alone.
+//! Who was hurt by new, for a while: how many users and networks, and whether one of them did it
+//! alone.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -6,7 +7,8 @@ use std::time::Duration;
 use crate::time::Mono;
 use crate::witness::{Class, Crowd, Witness};
 
-/// For how long a witness is remembered. Evidence that took longer to gather is rare and slow; a verdict then rests on the newer part of it.
+/// For how long a witness is remembered. Evidence that took longer to gather is rare and slow; a
+/// verdict then rests on the newer part of it.
 const MEMORY: Duration = Duration::from_secs(600);
 /// How many witnesses of one class are remembered at most.
 const MOST: usize = 2_048;
@@ -43,7 +45,10 @@ impl Hurt {
             class.push_back(witness.clone());
         }
         for class in &mut self.0 {
-            while class.pop_front_if(|witness| now.since(witness.at) > MEMORY).is_some() {}
+            while class
+                .pop_front_if(|witness| now.since(witness.at) > MEMORY)
+                .is_some()
+            {}
         }
     }
 
@@ -55,17 +60,36 @@ impl Hurt {
     pub(super) fn summary(&self, class: Class, since: Mono, only_compared: bool) -> Summary {
         // Witnesses of several threads come a little out of order.
         let since = since.back(Duration::from_millis(5));
-        let all: Vec<&Witness> = self.0[class.index()].iter().filter(|witness| witness.at >= since && (witness.is_compared || !only_compared)).collect();
+        let all: Vec<&Witness> = self.0[class.index()]
+            .iter()
+            .filter(|witness| witness.at >= since && (witness.is_compared || !only_compared))
+            .collect();
         let top_user = top(all.iter().map(|witness| witness.who.user));
         let top_network = top(all.iter().map(|witness| witness.who.network));
         let top_path = top(all.iter().filter_map(|witness| witness.path.clone()));
-        let part = |count: usize| if all.is_empty() { 0.0 } else { count as f64 / all.len() as f64 };
+        let part = |count: usize| {
+            if all.is_empty() {
+                0.0
+            } else {
+                count as f64 / all.len() as f64
+            }
+        };
         Summary {
-            users: all.iter().map(|witness| witness.who.user).collect::<BTreeSet<_>>().len(),
-            networks: all.iter().map(|witness| witness.who.network).collect::<BTreeSet<_>>().len(),
+            users: all
+                .iter()
+                .map(|witness| witness.who.user)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            networks: all
+                .iter()
+                .map(|witness| witness.who.network)
+                .collect::<BTreeSet<_>>()
+                .len(),
             top_user: top_user.map_or(0.0, |(_, count)| part(count)),
             top_network: top_network.map_or(0.0, |(_, count)| part(count)),
-            path: top_path.map(|(path, count)| (path, part(count))).filter(|(_, part)| *part > 0.8),
+            path: top_path
+                .map(|(path, count)| (path, part(count)))
+                .filter(|(_, part)| *part > 0.8),
         }
     }
 }

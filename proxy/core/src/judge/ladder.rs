@@ -17,7 +17,8 @@ const MIN_SLOWER: f64 = 10.0;
 /// Latencies are kept in parts of this length, as many as make ten minutes.
 const PART: Duration = Duration::from_secs(60);
 const PARTS: usize = 10;
-/// A value above this many times legacy's p99 counts as that: the mean of values without a bound can be anything.
+/// A value above this many times legacy's p99 counts as that: the mean of values without a bound
+/// can be anything.
 const MEAN_BOUND: f64 = 10.0;
 
 /// Legacy's latencies of the last ten minutes.
@@ -42,7 +43,14 @@ impl Ladder {
         }
         self.began = Some(now);
         let part = std::mem::take(&mut self.running);
-        self.parts.push_back(part.counts().iter().enumerate().filter(|(_, count)| **count > 0).map(|(index, count)| (index as u16, *count)).collect());
+        self.parts.push_back(
+            part.counts()
+                .iter()
+                .enumerate()
+                .filter(|(_, count)| **count > 0)
+                .map(|(index, count)| (index as u16, *count))
+                .collect(),
+        );
         if self.parts.len() > PARTS - 1 {
             for (index, count) in self.parts.pop_front().unwrap_or_default() {
                 self.sum.subtract(usize::from(index), count);
@@ -50,20 +58,30 @@ impl Ladder {
         }
     }
 
-    /// The latency in microseconds at each step; `None` where legacy has too few requests for it. `minute` is legacy's last minute.
+    /// The latency in microseconds at each step; `None` where legacy has too few requests for it.
+    /// `minute` is legacy's last minute.
     pub(super) fn limits(&self, minute: &Latencies) -> [Option<u64>; LADDER.len()] {
         let points = LADDER.map(|slower| 1.0 - slower);
-        let of_minute = (minute.total() >= MIN_LADDER).then(|| minute.quantiles(&points[..OF_A_MINUTE])).flatten();
+        let of_minute = (minute.total() >= MIN_LADDER)
+            .then(|| minute.quantiles(&points[..OF_A_MINUTE]))
+            .flatten();
         let of_ten = self.sum.quantiles(&points[OF_A_MINUTE..]);
         std::array::from_fn(|step| match step.checked_sub(OF_A_MINUTE) {
             None => of_minute.as_ref().map(|limits| limits[step]),
-            Some(at) => of_ten.as_ref().filter(|_| self.sum.total() as f64 * LADDER[step] >= MIN_SLOWER).map(|limits| limits[at]),
+            Some(at) => of_ten
+                .as_ref()
+                .filter(|_| self.sum.total() as f64 * LADDER[step] >= MIN_SLOWER)
+                .map(|limits| limits[at]),
         })
     }
 
-    /// The latency in microseconds above which values count alike in a mean; `None` while legacy has too few requests.
+    /// The latency in microseconds above which values count alike in a mean; `None` while legacy
+    /// has too few requests.
     pub(super) fn mean_bound(&self) -> Option<f64> {
-        (self.sum.total() >= MIN_LADDER).then(|| self.sum.quantile(0.99)).flatten().map(|p99| (MEAN_BOUND * p99 as f64).max(1.0))
+        (self.sum.total() >= MIN_LADDER)
+            .then(|| self.sum.quantile(0.99))
+            .flatten()
+            .map(|p99| (MEAN_BOUND * p99 as f64).max(1.0))
     }
 }
 
@@ -85,11 +103,19 @@ mod tests {
             minute.add(usize::from(tick[1].0), 1);
         }
         let limits = ladder.limits(&minute);
-        assert!(limits[0].is_some_and(|limit| limit < 1_100) && limits[3].is_some_and(|limit| limit > 49_000), "{limits:?}");
+        assert!(
+            limits[0].is_some_and(|limit| limit < 1_100)
+                && limits[3].is_some_and(|limit| limit > 49_000),
+            "{limits:?}"
+        );
         assert_eq!(limits[4], None, "1,220 latencies have no p99.9");
         (61..1_200).for_each(|at| ladder.tick(&tick, second(at)));
         assert!(ladder.limits(&minute)[4].is_some());
-        assert!(ladder.sum.total() <= 20 * 600 + 20 && ladder.sum.total() >= 20 * 540, "{}", ladder.sum.total());
+        assert!(
+            ladder.sum.total() <= 20 * 600 + 20 && ladder.sum.total() >= 20 * 540,
+            "{}",
+            ladder.sum.total()
+        );
         assert!(ladder.mean_bound().is_some_and(|bound| bound > 490_000.0));
         (1_200..2_400).for_each(|at| ladder.tick(&[], second(at)));
         assert_eq!((ladder.sum.total(), ladder.mean_bound()), (0, None));

@@ -1,18 +1,25 @@
 //! The sequential judge of one rollout: is new worse, who says so, and is it new's fault?
 //!
-//! Each rule of the guard gathers evidence in a [`Detector`] (errors and latency limits as rates, comparisons with legacy over the same seconds). A rule trips when its evidence is such
-//! that a healthy backend would show it once in `false_alarm_every`, the budget being shared over the rules, *and* it stands without any single user or client network, *and* legacy
-//! is not just as bad. Four times a second all rules look ([`Judge::tick`]); in between each failure makes the rules about failures look at once ([`Judge::wake`]).
+//! Each rule of the guard gathers evidence in a [`Detector`] (errors and latency limits as rates,
+//! comparisons with legacy over the same seconds). A rule trips when its evidence is such
+//! that a healthy backend would show it once in `false_alarm_every`, the budget being shared over
+//! the rules, *and* it stands without any single user or client network, *and* legacy is not just
+//! as bad. Four times a second all rules look ([`Judge::tick`]); in between each failure makes the
+//! rules about failures look at once ([`Judge::wake`]).
 //!
-//! The way of one look: differences of cumulative counts -> detectors -> strong enough? -> enough users? -> legacy bad, too? -> [`Finding`]. What the look after it needs (latency limits made
+//! The way of one look: differences of cumulative counts -> detectors -> strong enough? -> enough
+//! users? -> legacy bad, too? -> [`Finding`]. What the look after it needs (latency limits made
 //! of legacy's last minutes, fair shares of users) goes to the request path as [`Aims`].
 //!
-//! Sides are compared by users whom the hash or chance placed, since all others differ from them. A comparison also has to hold with users as trials. A limit that legacy itself has
-//! not met for hours is raised to twice what legacy has, and is a comparison then.
+//! Sides are compared by users whom the hash or chance placed, since all others differ from them. A
+//! comparison also has to hold with users as trials. A limit that legacy itself has not met for
+//! hours is raised to twice what legacy has, and is a comparison then.
 //!
-//! At 100 % there is no legacy to compare with. Comparisons are then made with legacy's last minute of a thousand requests, kept from before; absolute rules go on as they are.
+//! At 100 % there is no legacy to compare with. Comparisons are then made with legacy's last minute
+//! of a thousand requests, kept from before; absolute rules go on as they are.
 //!
-//! Deliberately absent: models of load, seasons or deployments. The comparison is with the same seconds of the same traffic.
+//! Deliberately absent: models of load, seasons or deployments. The comparison is with the same
+//! seconds of the same traffic.
 
 mod aim;
 mod blame;
@@ -49,11 +56,13 @@ const ALONE_AFTER: Duration = Duration::from_secs(10);
 pub const SHARED_LASTS: Duration = Duration::from_secs(60);
 /// So many failures of new in a row, and it is good to know how legacy fares.
 const SUSPICIOUS_STREAK: u32 = 2;
-/// After a changed share sides are not compared for so long: new opens connections and fills caches, and fast answers of the new users come before their slow ones.
+/// After a changed share sides are not compared for so long: new opens connections and fills
+/// caches, and fast answers of the new users come before their slow ones.
 const GRACE: Duration = Duration::from_secs(2);
 /// A legacy that fails this part of its users, and more, is nothing to compare other answers with.
 const NO_YARDSTICK: f64 = 0.2;
-/// A latency is slower than legacy's only by at least so much, in microseconds: between fractions of a millisecond no user can tell.
+/// A latency is slower than legacy's only by at least so much, in microseconds: between fractions
+/// of a millisecond no user can tell.
 const SLOWER_BY_US: u64 = 2_000;
 
 /// Requests that reached the age at which an unanswered one hangs.
@@ -63,7 +72,8 @@ pub struct Waited {
     pub started: u64,
     /// How many of them have no answer yet.
     pub hung: u64,
-    /// From how many different places they come, at least: a place is one of sixteen groups of networks, or of users when there are few networks.
+    /// From how many different places they come, at least: a place is one of sixteen groups of
+    /// networks, or of users when there are few networks.
     pub places: u32,
     /// The part of the place with the most of them, `0..=1`.
     pub top_place: f64,
@@ -93,14 +103,21 @@ pub struct Observed<'a> {
 }
 
 impl<'a> Observed<'a> {
-    /// Totals and nothing else: backends are there, nobody hangs, nobody was asked who they are, and all users are compared.
+    /// Totals and nothing else: backends are there, nobody hangs, nobody was asked who they are,
+    /// and all users are compared.
     pub fn of(totals: &'a PerSide<Totals>) -> Self {
         Self {
             totals,
             compared: totals,
             streaks: PerSide { legacy: 0, new: 0 },
-            available: PerSide { legacy: true, new: true },
-            passes_checks: PerSide { legacy: false, new: false },
+            available: PerSide {
+                legacy: true,
+                new: true,
+            },
+            passes_checks: PerSide {
+                legacy: false,
+                new: false,
+            },
             waited: PerSide::default(),
             waited_compared: PerSide::default(),
             witnesses: &[],
@@ -109,7 +126,8 @@ impl<'a> Observed<'a> {
     }
 }
 
-/// The last minute of both sides, this tick included, and the latencies of the last tick as counters and how many fell into each.
+/// The last minute of both sides, this tick included, and the latencies of the last tick as
+/// counters and how many fell into each.
 #[derive(Clone, Copy, Debug)]
 pub struct Recent<'a> {
     /// Of all evidence.
@@ -144,7 +162,8 @@ pub struct Case {
     pub sentence: String,
     /// Its numbers.
     pub numbers: PerSide<TripNumbers>,
-    /// Since when its evidence has grown, if it is known how legacy fared before: then legacy has changed since.
+    /// Since when its evidence has grown, if it is known how legacy fared before: then legacy has
+    /// changed since.
     pub legacy_changed_since: Option<Mono>,
 }
 
@@ -166,13 +185,21 @@ pub struct TripNumbers {
 impl TripNumbers {
     pub(crate) fn of(span: &Span) -> Self {
         let counts = &span.counts;
-        Self { requests: counts.requests, failed: counts.failed(), client_errors: counts.client_errors, aborts: counts.aborts, p95_us: span.latencies.quantile(0.95) }
+        Self {
+            requests: counts.requests,
+            failed: counts.failed(),
+            client_errors: counts.client_errors,
+            aborts: counts.aborts,
+            p95_us: span.latencies.quantile(0.95),
+        }
     }
 }
 
-/// What a judge knows, for another process that goes on with it. Times are those of the clock that both share.
+/// What a judge knows, for another process that goes on with it. Times are those of the clock that
+/// both share.
 ///
-/// Left out: who was hurt and whom new serves, since each process hashes users with a key of its own; and the windows of the last minute.
+/// Left out: who was hurt and whom new serves, since each process hashes users with a key of its
+/// own; and the windows of the last minute.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Heritage {
     /// The evidence of each rule, by the rule with its limits: evidence on another limit is none.
@@ -181,7 +208,8 @@ pub struct Heritage {
     pub compares_from: Option<Mono>,
     /// Latencies are compared from then on.
     pub warm_until: Option<Mono>,
-    /// What is known of legacy's rates over the last hours, by the rule with its limits: when each block ended, and the rate in it.
+    /// What is known of legacy's rates over the last hours, by the rule with its limits: when each
+    /// block ended, and the rate in it.
     pub ever: Vec<(String, Vec<(Mono, f64)>)>,
     /// Whether there was no legacy to compare with.
     pub alone: bool,
@@ -218,7 +246,8 @@ pub struct Judge {
     blocks: Blocks,
     trials_seen: PerSide<Trials>,
     latencies_seen: PerSide<CoarseLatencies>,
-    /// Appearances of legacy's users who are compared, and failures among them, as of the last tick.
+    /// Appearances of legacy's users who are compared, and failures among them, as of the last
+    /// tick.
     failures_seen: (u64, u64),
     legacy_requests: u64,
     legacy_seen: Option<Mono>,
@@ -244,10 +273,16 @@ pub struct Judge {
 }
 
 impl Judge {
-    /// A judge without evidence, and with nobody on new: see [`Judge::begin`]. One for a slot that has counted before begins with its first look.
+    /// A judge without evidence, and with nobody on new: see [`Judge::begin`]. One for a slot that
+    /// has counted before begins with its first look.
     pub fn new(settings: &GuardSettings, is_new_slot: bool, now: Mono) -> Self {
         let share = 0.0;
-        let rules: Vec<RuleState> = settings.rules.iter().filter(|rule| settings.judges(**rule)).map(|&rule| RuleState::new(rule, settings, share, now)).collect();
+        let rules: Vec<RuleState> = settings
+            .rules
+            .iter()
+            .filter(|rule| settings.judges(**rule))
+            .map(|&rule| RuleState::new(rule, settings, share, now))
+            .collect();
         Self {
             ladder: Ladder::default(),
             mean_bound: None,
@@ -293,10 +328,25 @@ impl Judge {
                 Test::Relative { .. } | Test::Mean { .. } | Test::MeanVsLegacy { .. } => None,
             }),
         };
-        let rules = self.rules.iter().map(|state| (key_of(state.rule), state.parts.iter().map(part).collect())).collect();
-        let known = |state: &RuleState| Some((key_of(state.rule), state.parts.first()?.limit.as_ref()?.1.known()));
+        let rules = self
+            .rules
+            .iter()
+            .map(|state| (key_of(state.rule), state.parts.iter().map(part).collect()))
+            .collect();
+        let known = |state: &RuleState| {
+            Some((
+                key_of(state.rule),
+                state.parts.first()?.limit.as_ref()?.1.known(),
+            ))
+        };
         let ever = self.rules.iter().filter_map(known).collect();
-        Heritage { rules, compares_from: self.compares_from, warm_until: self.warm_until, ever, alone: self.alone }
+        Heritage {
+            rules,
+            compares_from: self.compares_from,
+            warm_until: self.warm_until,
+            ever,
+            alone: self.alone,
+        }
     }
 
     /// Goes on with what another process knew. Only for a judge that has seen nothing.
@@ -309,16 +359,26 @@ impl Judge {
         for state in &mut self.rules {
             let key = key_of(state.rule);
             let known = heritage.ever.iter().find(|(rule, _)| *rule == key);
-            if let (Some((_, known)), Some((_, ever))) = (known, state.parts.first_mut().and_then(|part| part.limit.as_mut())) {
+            if let (Some((_, known)), Some((_, ever))) = (
+                known,
+                state.parts.first_mut().and_then(|part| part.limit.as_mut()),
+            ) {
                 ever.take_up(known);
                 // The evidence that follows is on the limit that was in force there.
                 state.parts[0].follow_legacy((0, 0), false, self.share, self.raised_at, now);
             }
-            let Some((_, parts)) = heritage.rules.iter().find(|(rule, parts)| *rule == key && parts.len() == state.parts.len()) else { continue };
+            let Some((_, parts)) = heritage
+                .rules
+                .iter()
+                .find(|(rule, parts)| *rule == key && parts.len() == state.parts.len())
+            else {
+                continue;
+            };
             for (part, heritage) in state.parts.iter_mut().zip(parts) {
                 part.detector.take_up(&heritage.evidence);
                 part.alone = heritage.alone.as_ref().map(|(limit, evidence)| {
-                    let mut alone = Detector::new(Test::absolute(*limit), now).at_most(most_at_once(state.rule, self.log_threshold));
+                    let mut alone = Detector::new(Test::absolute(*limit), now)
+                        .at_most(most_at_once(state.rule, self.log_threshold));
                     alone.take_up(evidence);
                     alone
                 });
@@ -362,7 +422,8 @@ impl Judge {
         self.aims.epoch += 1;
     }
 
-    /// The share of users on new has changed, or is said for the first time. A raise brings users to a backend that may not be warm.
+    /// The share of users on new has changed, or is said for the first time. A raise brings users
+    /// to a backend that may not be warm.
     pub fn share_changed(&mut self, share: Percent, is_raise: bool, now: Mono) {
         self.share = share.as_ratio();
         self.compares_from = Some(now.forward(GRACE));
@@ -375,7 +436,9 @@ impl Judge {
     /// The share of users on new at the beginning.
     pub fn begin(&mut self, share: Percent) {
         self.share = share.as_ratio();
-        self.rules.iter_mut().for_each(|rule| rule.begin_users(self.share));
+        self.rules
+            .iter_mut()
+            .for_each(|rule| rule.begin_users(self.share));
     }
 
     /// Whether legacy can take users.
@@ -391,8 +454,13 @@ impl Judge {
     /// Whether users of legacy have told since new began to fail that legacy is well.
     pub fn has_legacy_spoken(&self, now: Mono) -> bool {
         let counts = &self.legacy_counts;
-        let since = self.legacy_at_streak.filter(|_| self.streak >= SUSPICIOUS_STREAK);
-        since.map_or_else(|| self.legacy.is_serving(now), |(requests, failed)| counts.requests - requests >= 2 + 2 * (counts.failed() - failed))
+        let since = self
+            .legacy_at_streak
+            .filter(|_| self.streak >= SUSPICIOUS_STREAK);
+        since.map_or_else(
+            || self.legacy.is_serving(now),
+            |(requests, failed)| counts.requests - requests >= 2 + 2 * (counts.failed() - failed),
+        )
     }
 
     /// Takes the answer to a question whether legacy can take users.
@@ -407,7 +475,11 @@ impl Judge {
 
     /// Whether a rollback may be near, so that it is good to know whether legacy can take users.
     pub fn is_suspicious(&self) -> bool {
-        self.streak >= SUSPICIOUS_STREAK || self.rules.iter().any(|rule| self.progress(rule).is_some_and(|progress| progress >= 0.5))
+        self.streak >= SUSPICIOUS_STREAK
+            || self
+                .rules
+                .iter()
+                .any(|rule| self.progress(rule).is_some_and(|progress| progress >= 0.5))
     }
 
     /// For how long latencies are not compared yet, as of the last look.
@@ -417,7 +489,10 @@ impl Judge {
 
     /// Forgets the evidence of one rule.
     pub fn forget(&mut self, rule: Rule, now: Mono) {
-        self.rules.iter_mut().filter(|state| state.rule == rule).for_each(|state| state.restart(now));
+        self.rules
+            .iter_mut()
+            .filter(|state| state.rule == rule)
+            .for_each(|state| state.restart(now));
     }
 
     /// What the request path must watch.
@@ -426,13 +501,22 @@ impl Judge {
     }
 
     /// Looks at everything. Once for each tick; a late call is one longer tick.
-    pub fn tick(&mut self, observed: &Observed<'_>, recent: &Recent<'_>, now: Mono) -> Option<Finding> {
+    pub fn tick(
+        &mut self,
+        observed: &Observed<'_>,
+        recent: &Recent<'_>,
+        now: Mono,
+    ) -> Option<Finding> {
         self.take_in(observed, now);
         let was_started = std::mem::replace(&mut self.started, true);
         self.control_group(observed, now);
         self.ladder.tick(recent.last_compared.legacy, now);
         self.begin_comparisons(now);
-        let (is_shared, in_grace, warms_up) = (self.in_shared_cause(now), self.compares_from.is_some(), self.warm_until.is_some());
+        let (is_shared, in_grace, warms_up) = (
+            self.in_shared_cause(now),
+            self.compares_from.is_some(),
+            self.warm_until.is_some(),
+        );
         let due = self.blocks.tick(now);
         let trials = PerSide::from_fn(|side| {
             let total = &observed.compared[side].trials;
@@ -440,17 +524,24 @@ impl Judge {
             self.trials_seen[side].clone_from(total);
             news
         });
-        let latencies_before = std::mem::replace(&mut self.latencies_seen, observed.compared.map(|totals| totals.of_users));
+        let latencies_before = std::mem::replace(
+            &mut self.latencies_seen,
+            observed.compared.map(|totals| totals.of_users),
+        );
         let bound = self.mean_bound;
         let served = self.served_part(observed);
         for rule in &mut self.rules {
-            let (is_paused, ratio) = (in_grace || warms_up && rule.waits_for_warmth(), rule.rule.ratio());
+            let (is_paused, ratio) = (
+                in_grace || warms_up && rule.waits_for_warmth(),
+                rule.rule.ratio(),
+            );
             for part in rule.parts.iter_mut().chain(&mut rule.versus) {
                 let total = part.source.tally(observed, part.is_relative());
                 let mut news = total.since(&std::mem::replace(&mut part.seen, total));
                 let mut rests = is_paused;
                 if part.is_relative() && part.source.is_of_served() {
-                    // Who gets an error cannot get a 4xx or a redirect as well. New's errors change nothing: nobody shall make it look slow by failing on purpose.
+                    // Who gets an error cannot get a 4xx or a redirect as well. New's errors change
+                    // nothing: nobody shall make it look slow by failing on purpose.
                     news.m = (news.m as f64 * served).round() as u64;
                     rests |= served <= 1.0 - NO_YARDSTICK;
                 }
@@ -458,7 +549,10 @@ impl Judge {
                     continue;
                 }
                 let of_legacy = match part.source {
-                    Source::Waited => (observed.waited_compared.legacy.started, observed.waited_compared.legacy.hung),
+                    Source::Waited => (
+                        observed.waited_compared.legacy.started,
+                        observed.waited_compared.legacy.hung,
+                    ),
                     _ => (news.all_m, news.all_y),
                 };
                 part.follow_legacy(of_legacy, is_shared, self.share, self.raised_at, now);
@@ -466,22 +560,61 @@ impl Judge {
                     continue;
                 }
                 if let Some(users) = part.users.as_mut().filter(|_| !rests) {
-                    users.tick(PerSide { legacy: &trials.legacy, new: &trials.new }, &due);
+                    users.tick(
+                        PerSide {
+                            legacy: &trials.legacy,
+                            new: &trials.new,
+                        },
+                        &due,
+                    );
                 }
                 match part.source {
                     Source::Bad(_) => part.tick(&news, now),
-                    Source::Values(_) => part.detector.fold_values(recent.last_of_new.iter().map(|&(index, count)| (lowest_of(usize::from(index)) as f64, count)), &news, now),
-                    Source::Waited => part.fold(&waited(observed.waited.new, observed.waited_compared.legacy), now),
-                    Source::WaitedCompared => part.tick(&waited(observed.waited_compared.new, observed.waited_compared.legacy), now),
+                    Source::Values(_) => part.detector.fold_values(
+                        recent
+                            .last_of_new
+                            .iter()
+                            .map(|&(index, count)| (lowest_of(usize::from(index)) as f64, count)),
+                        &news,
+                        now,
+                    ),
+                    Source::Waited => part.fold(
+                        &waited(observed.waited.new, observed.waited_compared.legacy),
+                        now,
+                    ),
+                    Source::WaitedCompared => part.tick(
+                        &waited(
+                            observed.waited_compared.new,
+                            observed.waited_compared.legacy,
+                        ),
+                        now,
+                    ),
                     Source::Means => {
                         let Some(bound) = bound else { continue };
                         // What of legacy's a latency of new may be, at most, to be no slower.
-                        let as_legacy = |latency_us: u64| (latency_us as f64 / ratio).min(latency_us.saturating_sub(SLOWER_BY_US) as f64);
-                        let values = |side: Side| -> Vec<(f64, u64)> {
-                            let as_legacy = |us| if side == Side::New { as_legacy(us) } else { us as f64 };
-                            self.latencies_seen[side].since(&latencies_before[side]).map(|(us, count)| ((as_legacy(us) / bound).min(1.0), count)).collect()
+                        let as_legacy = |latency_us: u64| {
+                            (latency_us as f64 / ratio)
+                                .min(latency_us.saturating_sub(SLOWER_BY_US) as f64)
                         };
-                        part.detector.fold_both(&values(Side::New), &values(Side::Legacy), &news, now);
+                        let values = |side: Side| -> Vec<(f64, u64)> {
+                            let as_legacy = |us| {
+                                if side == Side::New {
+                                    as_legacy(us)
+                                } else {
+                                    us as f64
+                                }
+                            };
+                            self.latencies_seen[side]
+                                .since(&latencies_before[side])
+                                .map(|(us, count)| ((as_legacy(us) / bound).min(1.0), count))
+                                .collect()
+                        };
+                        part.detector.fold_both(
+                            &values(Side::New),
+                            &values(Side::Legacy),
+                            &news,
+                            now,
+                        );
                     }
                 }
             }
@@ -496,19 +629,27 @@ impl Judge {
         finding
     }
 
-    /// The part of legacy's users in this tick who got an answer that was no failure. 1 without users.
+    /// The part of legacy's users in this tick who got an answer that was no failure. 1 without
+    /// users.
     fn served_part(&mut self, observed: &Observed<'_>) -> f64 {
         let counts = &observed.compared.legacy.counts;
         let total = (counts.appearances, counts.counted[Class::Failure.index()]);
         let before = std::mem::replace(&mut self.failures_seen, total);
-        let (appeared, failed) = (total.0.saturating_sub(before.0), total.1.saturating_sub(before.1));
+        let (appeared, failed) = (
+            total.0.saturating_sub(before.0),
+            total.1.saturating_sub(before.1),
+        );
         1.0 - failed as f64 / appeared.max(failed).max(1) as f64
     }
 
-    /// Comparisons begin with the share that is in force when the pause after its change is over; those of latencies when new is warm.
+    /// Comparisons begin with the share that is in force when the pause after its change is over;
+    /// those of latencies when new is warm.
     fn begin_comparisons(&mut self, now: Mono) {
         let is_over = |from: &mut Option<Mono>| from.take_if(|from| now >= *from).is_some();
-        let (settled, warm) = (is_over(&mut self.compares_from), is_over(&mut self.warm_until));
+        let (settled, warm) = (
+            is_over(&mut self.compares_from),
+            is_over(&mut self.warm_until),
+        );
         if settled {
             self.blocks = Blocks::new(now);
         }
@@ -524,12 +665,21 @@ impl Judge {
     }
 
     /// Looks at failures only, between ticks, because one has just happened.
-    pub fn wake(&mut self, observed: &Observed<'_>, recent: PerSide<&Span>, now: Mono) -> Option<Finding> {
+    pub fn wake(
+        &mut self,
+        observed: &Observed<'_>,
+        recent: PerSide<&Span>,
+        now: Mono,
+    ) -> Option<Finding> {
         if !self.started {
             return None;
         }
         self.take_in(observed, now);
-        for rule in self.rules.iter_mut().filter(|rule| rule.looks_between_ticks()) {
+        for rule in self
+            .rules
+            .iter_mut()
+            .filter(|rule| rule.looks_between_ticks())
+        {
             for part in &mut rule.parts {
                 let total = part.source.tally(observed, part.is_relative());
                 let news = total.since(&std::mem::replace(&mut part.seen, total));
@@ -548,7 +698,11 @@ impl Judge {
         self.trials_seen = observed.compared.map(|totals| totals.trials.clone());
         self.latencies_seen = observed.compared.map(|totals| totals.of_users);
         self.served_part(observed);
-        for part in self.rules.iter_mut().flat_map(|rule| rule.parts.iter_mut().chain(&mut rule.versus)) {
+        for part in self
+            .rules
+            .iter_mut()
+            .flat_map(|rule| rule.parts.iter_mut().chain(&mut rule.versus))
+        {
             part.seen = part.source.tally(observed, part.is_relative());
         }
         self.started = true;
@@ -564,14 +718,25 @@ impl Judge {
         self.crowd = observed.crowd.unwrap_or(self.crowd);
         let counts = &observed.totals.legacy.counts;
         if !self.started {
-            self.legacy.begin(counts.requests - counts.failed(), counts.failed());
+            self.legacy
+                .begin(counts.requests - counts.failed(), counts.failed());
         }
-        self.legacy.see(counts.requests - counts.failed(), counts.failed(), observed.available.legacy, observed.passes_checks.legacy, now);
+        self.legacy.see(
+            counts.requests - counts.failed(),
+            counts.failed(),
+            observed.available.legacy,
+            observed.passes_checks.legacy,
+            now,
+        );
         let before = std::mem::replace(&mut self.legacy_counts, *counts);
         if self.started {
             let (good, bad) = counts.since(&before).users_fared();
             // One place may be one user.
-            let hung = if observed.waited.legacy.places > 1 { observed.waited.legacy.hung } else { 0 };
+            let hung = if observed.waited.legacy.places > 1 {
+                observed.waited.legacy.hung
+            } else {
+                0
+            };
             self.legacy.users_fared(good, bad + hung, now);
         }
         if observed.streaks.new < self.streak || observed.streaks.new == 0 {
@@ -589,7 +754,11 @@ impl Judge {
             (false, Some(_)) => {}
         }
         let served = observed.totals.new.counts.requests;
-        if self.requests.back().is_none_or(|(at, _)| now.since(*at) >= TICK) {
+        if self
+            .requests
+            .back()
+            .is_none_or(|(at, _)| now.since(*at) >= TICK)
+        {
             self.requests.push_back((now, served));
         }
         while self.requests.len() > 1 && now.since(self.requests[0].0) > USER_PERIOD {
@@ -600,10 +769,14 @@ impl Judge {
     /// Notices when legacy stops being there to compare with, and when it comes back.
     fn control_group(&mut self, observed: &Observed<'_>, now: Mono) {
         let total = observed.compared.legacy.counts.requests;
-        if std::mem::replace(&mut self.legacy_requests, total) != total || self.legacy_seen.is_none() {
+        if std::mem::replace(&mut self.legacy_requests, total) != total
+            || self.legacy_seen.is_none()
+        {
             self.legacy_seen = Some(now);
         }
-        let alone = self.legacy_seen.is_some_and(|seen| now.since(seen) > ALONE_AFTER);
+        let alone = self
+            .legacy_seen
+            .is_some_and(|seen| now.since(seen) > ALONE_AFTER);
         if alone == self.alone {
             return;
         }
@@ -613,7 +786,10 @@ impl Judge {
             for part in &mut rule.parts {
                 part.alone = baseline
                     .filter(|_| !matches!(part.source, Source::Means))
-                    .map(|baseline| Detector::new(Test::absolute(baseline.limit(rule.rule, part.source)), now).at_most(most_at_once(rule.rule, self.log_threshold)));
+                    .map(|baseline| {
+                        Detector::new(Test::absolute(baseline.limit(rule.rule, part.source)), now)
+                            .at_most(most_at_once(rule.rule, self.log_threshold))
+                    });
                 part.detector.restart(now);
             }
         }
@@ -621,17 +797,22 @@ impl Judge {
 
     /// What every rule says now, for people.
     pub fn verdicts(&self, recent: PerSide<&Span>) -> Vec<Verdict> {
-        self.rules.iter().map(|rule| self.verdict(rule, recent)).collect()
+        self.rules
+            .iter()
+            .map(|rule| self.verdict(rule, recent))
+            .collect()
     }
 
     /// The part of the evidence that a rollback needs, `0..=1`, of a rule that gathers evidence.
     fn progress(&self, rule: &RuleState) -> Option<f64> {
-        (!rule.parts.is_empty()).then(|| (rule.log_accusation() / self.log_threshold).clamp(0.0, 1.0))
+        (!rule.parts.is_empty())
+            .then(|| (rule.log_accusation() / self.log_threshold).clamp(0.0, 1.0))
     }
 }
 
 impl GuardSettings {
-    /// Whether the sequential judge looks at this rule: at all of them in its own mode, and at those about the moment in threshold mode.
+    /// Whether the sequential judge looks at this rule: at all of them in its own mode, and at
+    /// those about the moment in threshold mode.
     pub fn judges(&self, rule: Rule) -> bool {
         match self.mode {
             crate::guard::Mode::Sequential => true,
@@ -641,7 +822,9 @@ impl GuardSettings {
     }
 }
 
-/// The logarithm of the evidence at which a rule trips: the ticks of `false_alarm_every`, times the rules that share it.
+/// The logarithm of the evidence at which a rule trips: the ticks of `false_alarm_every`, times the
+/// rules that share it.
 pub fn log_threshold(settings: &GuardSettings) -> f64 {
-    (settings.false_alarm_every.as_secs_f64() / TICK.as_secs_f64() * settings.gathering() as f64).ln()
+    (settings.false_alarm_every.as_secs_f64() / TICK.as_secs_f64() * settings.gathering() as f64)
+        .ln()
 }

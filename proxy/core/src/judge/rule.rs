@@ -1,4 +1,5 @@
-//! A rule of the guard as the judge keeps it: its detectors, what they count, and the limits in force.
+//! A rule of the guard as the judge keeps it: its detectors, what they count, and the limits in
+//! force.
 
 use super::ever::Ever;
 use super::ladder::LADDER;
@@ -11,20 +12,24 @@ use crate::percent::Ratio;
 use crate::time::Mono;
 use crate::witness::Class;
 
-/// With fewer requests on new than this, the part of new in a tick is mostly chance, so a comparison takes several ticks as one ...
+/// With fewer requests on new than this, the part of new in a tick is mostly chance, so a
+/// comparison takes several ticks as one ...
 const MIN_COMPARED: u64 = 8;
 /// ... but not more than these.
 const MAX_PENDING_TICKS: u32 = 4;
 /// A limit becomes another one when what is in force moves by this part.
 const LIMIT_MOVES: f64 = 0.25;
-/// So many times as often as on legacy may happen what a limit is about, where it has become a comparison.
+/// So many times as often as on legacy may happen what a limit is about, where it has become a
+/// comparison.
 const TOLERATED_OF_LIMIT: f64 = 2.0;
-/// For so many ticks at least new has to be slower: a machine that stalls makes everything slow that is under way, and by accident more on one side.
+/// For so many ticks at least new has to be slower: a machine that stalls makes everything slow
+/// that is under way, and by accident more on one side.
 const SLOW_TICKS: f64 = 8.0;
 /// The same of the tail, in which a stall weighs more and the time between stalls less.
 const SLOW_TAIL_TICKS: f64 = 16.0;
 
-/// The limits of a latency watched on the request path, by their index in [`crate::witness::Aims::slow`].
+/// The limits of a latency watched on the request path, by their index in
+/// [`crate::witness::Aims::slow`].
 pub(super) const fn slow_index(point: LatencyPoint) -> u8 {
     match point {
         LatencyPoint::P50 => LADDER.len() as u8,
@@ -80,7 +85,11 @@ pub(super) enum Source {
 
 /// The most that a tick may add to the evidence of a rule.
 pub(crate) fn most_at_once(rule: Rule, log_threshold: f64) -> f64 {
-    if matches!(rule, Rule::Latency(..) | Rule::LatencyVsLegacy(_)) { log_threshold / SLOW_TICKS } else { f64::INFINITY }
+    if matches!(rule, Rule::Latency(..) | Rule::LatencyVsLegacy(_)) {
+        log_threshold / SLOW_TICKS
+    } else {
+        f64::INFINITY
+    }
 }
 
 impl Source {
@@ -93,10 +102,18 @@ impl Source {
         }
     }
 
-    /// The counts of this source since the start; what was tried is requests, or in a comparison the appearances of users.
+    /// The counts of this source since the start; what was tried is requests, or in a comparison
+    /// the appearances of users.
     pub(super) fn tally(self, observed: &Observed<'_>, compares: bool) -> Tally {
         // A limit goes over all of new; legacy is only looked at as far as it is like new.
-        let (new, legacy) = (if compares { &observed.compared.new } else { &observed.totals.new }, &observed.compared.legacy);
+        let (new, legacy) = (
+            if compares {
+                &observed.compared.new
+            } else {
+                &observed.totals.new
+            },
+            &observed.compared.legacy,
+        );
         let (of_new, of_legacy) = (&new.latencies, &legacy.latencies);
         let (new, legacy) = (&new.counts, &legacy.counts);
         let class = match self {
@@ -108,24 +125,57 @@ impl Source {
             Class::Failure => of(crate::window::Counts::failed),
             Class::ClientError => of(|counts| counts.client_errors),
             Class::Abort => of(|counts| counts.aborts),
-            Class::Redirects | Class::Slow(_) => (new.counted[class.index()], legacy.counted[class.index()]),
+            Class::Redirects | Class::Slow(_) => {
+                (new.counted[class.index()], legacy.counted[class.index()])
+            }
         };
         let (all_n, all_m) = match class {
-            Class::Failure | Class::ClientError | Class::Redirects => (new.requests, legacy.requests),
+            Class::Failure | Class::ClientError | Class::Redirects => {
+                (new.requests, legacy.requests)
+            }
             // Those who gave up are not among the requests.
             Class::Abort => (new.requests + new.aborts, legacy.requests + legacy.aborts),
             Class::Slow(_) => (of_new.total(), of_legacy.total()),
         };
-        let connects = if class == Class::Failure { new.failures[FailureKind::Connect.index()] } else { 0 };
-        // Sides are compared by users, so that a busy one of them does not make the other side look bad.
-        let (n, m) = if compares { (new.appearances, legacy.appearances) } else { (all_n, all_m) };
-        Tally { n, x: new.counted[class.index()], m, y: legacy.counted[class.index()], all_x, all_y, all_n, all_m, connects }
+        let connects = if class == Class::Failure {
+            new.failures[FailureKind::Connect.index()]
+        } else {
+            0
+        };
+        // Sides are compared by users, so that a busy one of them does not make the other side look
+        // bad.
+        let (n, m) = if compares {
+            (new.appearances, legacy.appearances)
+        } else {
+            (all_n, all_m)
+        };
+        Tally {
+            n,
+            x: new.counted[class.index()],
+            m,
+            y: legacy.counted[class.index()],
+            all_x,
+            all_y,
+            all_n,
+            all_m,
+            connects,
+        }
     }
 }
 
 /// Waiting requests as a tally. A limit and a comparison differ in whose requests they are.
 pub(super) fn waited(new: Waited, legacy: Waited) -> Tally {
-    Tally { n: new.started, x: new.hung, m: legacy.started, y: legacy.hung, all_x: new.hung, all_y: legacy.hung, all_n: new.started, all_m: legacy.started, connects: 0 }
+    Tally {
+        n: new.started,
+        x: new.hung,
+        m: legacy.started,
+        y: legacy.hung,
+        all_x: new.hung,
+        all_y: legacy.hung,
+        all_n: new.started,
+        all_m: legacy.started,
+        connects: 0,
+    }
 }
 
 /// A rule with its limits, as one process says it to another.
@@ -146,10 +196,18 @@ impl RuleState {
             limit: None,
             followed_at: None,
         };
-        let limit = |source, limit: f64| vec![Part { limit: Some((limit, Ever::default())), ..part(source, Test::absolute(limit)) }];
+        let limit = |source, limit: f64| {
+            vec![Part {
+                limit: Some((limit, Ever::default())),
+                ..part(source, Test::absolute(limit))
+            }]
+        };
         let compare = |class: Class, tolerated: f64, above| {
             let users = Users::new(class.index(), tolerated, above, share);
-            Part { users: Some(users), ..part(Source::Bad(class), Test::relative(tolerated)) }
+            Part {
+                users: Some(users),
+                ..part(Source::Bad(class), Test::relative(tolerated))
+            }
         };
         let relative = |class, ratio: Ratio| vec![compare(class, ratio.factor(), None)];
         let parts = match rule {
@@ -158,21 +216,47 @@ impl RuleState {
             Rule::ClientErrorsVsLegacy(ratio) => relative(Class::ClientError, ratio),
             Rule::AbortsVsLegacy(ratio) => relative(Class::Abort, ratio),
             Rule::RedirectsVsLegacy(ratio) => relative(Class::Redirects, ratio),
-            Rule::Latency(LatencyPoint::Mean, limit_us) => vec![part(Source::Values(Class::Slow(slow_index(LatencyPoint::Mean))), Test::mean(limit_us as f64))],
-            Rule::Latency(point, _) => limit(Source::Bad(Class::Slow(slow_index(point))), point.slower_share()),
+            Rule::Latency(LatencyPoint::Mean, limit_us) => vec![part(
+                Source::Values(Class::Slow(slow_index(LatencyPoint::Mean))),
+                Test::mean(limit_us as f64),
+            )],
+            Rule::Latency(point, _) => limit(
+                Source::Bad(Class::Slow(slow_index(point))),
+                point.slower_share(),
+            ),
             Rule::LatencyVsLegacy(_) => {
                 let steps = LADDER.iter().enumerate().map(|(step, slower)| {
                     let part = compare(Class::Slow(step as u8), 1.0, Some(*slower));
-                    let most = log_threshold(settings) / if *slower < 0.05 { SLOW_TAIL_TICKS } else { SLOW_TICKS };
-                    Part { detector: part.detector.at_most(most), ..part }
+                    let most = log_threshold(settings)
+                        / if *slower < 0.05 {
+                            SLOW_TAIL_TICKS
+                        } else {
+                            SLOW_TICKS
+                        };
+                    Part {
+                        detector: part.detector.at_most(most),
+                        ..part
+                    }
                 });
-                steps.chain([part(Source::Means, Test::mean_vs_legacy())]).collect()
+                steps
+                    .chain([part(Source::Means, Test::mean_vs_legacy())])
+                    .collect()
             }
             Rule::Hang(_) => limit(Source::Waited, settings.hang_limit()),
             Rule::Health(_) | Rule::Dead(_) => Vec::new(),
         };
-        let versus = matches!(rule, Rule::Hang(_)).then(|| part(Source::WaitedCompared, Test::relative(TOLERATED_OF_LIMIT)));
-        Self { rule, parts, versus, waiting_since: None, held_since: None, held_said: false, last: Answer::Pass, remark: None }
+        let versus = matches!(rule, Rule::Hang(_))
+            .then(|| part(Source::WaitedCompared, Test::relative(TOLERATED_OF_LIMIT)));
+        Self {
+            rule,
+            parts,
+            versus,
+            waiting_since: None,
+            held_since: None,
+            held_said: false,
+            last: Answer::Pass,
+            remark: None,
+        }
     }
 
     pub(super) fn compares(&self) -> bool {
@@ -196,7 +280,10 @@ impl RuleState {
 
     /// All blocks of its users begin anew with this share.
     pub(super) fn begin_users(&mut self, share: f64) {
-        self.parts.iter_mut().filter_map(|part| part.users.as_mut()).for_each(|users| users.begin(share));
+        self.parts
+            .iter_mut()
+            .filter_map(|part| part.users.as_mut())
+            .for_each(|users| users.begin(share));
     }
 
     pub(super) fn log_evidence(&self) -> f64 {
@@ -204,11 +291,18 @@ impl RuleState {
     }
 
     pub(super) fn log_accusation(&self) -> f64 {
-        self.parts.iter().map(|part| part.in_force().log_accusation()).fold(0.0, f64::max)
+        self.parts
+            .iter()
+            .map(|part| part.in_force().log_accusation())
+            .fold(0.0, f64::max)
     }
 
     pub(super) fn strongest(&self) -> Option<&Part> {
-        self.parts.iter().max_by(|a, b| a.in_force().log_evidence().total_cmp(&b.in_force().log_evidence()))
+        self.parts.iter().max_by(|a, b| {
+            a.in_force()
+                .log_evidence()
+                .total_cmp(&b.in_force().log_evidence())
+        })
     }
 
     pub(super) fn restart(&mut self, now: Mono) {
@@ -228,7 +322,10 @@ impl RuleState {
 
 impl Part {
     pub(super) fn is_relative(&self) -> bool {
-        matches!(self.detector.test(), Test::Relative { .. } | Test::MeanVsLegacy { .. })
+        matches!(
+            self.detector.test(),
+            Test::Relative { .. } | Test::MeanVsLegacy { .. }
+        )
     }
 
     /// Whether the limit in force is above the one of the file, because legacy has never met that.
@@ -236,22 +333,37 @@ impl Part {
         matches!((self.detector.test(), &self.limit), (Test::Absolute { limit, .. }, Some((of_file, _))) if *limit > *of_file * (1.0 + 1e-9))
     }
 
-    /// Takes how legacy fared in this tick, and puts the limit in force that follows from how it fares as ever.
-    pub(super) fn follow_legacy(&mut self, (tried, bad): (u64, u64), is_shared: bool, share: f64, raised_at: Option<Mono>, now: Mono) {
-        let Some((of_file, ever)) = &mut self.limit else { return };
+    /// Takes how legacy fared in this tick, and puts the limit in force that follows from how it
+    /// fares as ever.
+    pub(super) fn follow_legacy(
+        &mut self,
+        (tried, bad): (u64, u64),
+        is_shared: bool,
+        share: f64,
+        raised_at: Option<Mono>,
+        now: Mono,
+    ) {
+        let Some((of_file, ever)) = &mut self.limit else {
+            return;
+        };
         let has_ended = ever.tick(tried, bad, is_shared, now);
         if !has_ended && self.followed_at == Some(raised_at) {
             return;
         }
         self.followed_at = Some(raised_at);
-        let Test::Absolute { limit, .. } = self.detector.test() else { return };
+        let Test::Absolute { limit, .. } = self.detector.test() else {
+            return;
+        };
         let wanted = ever.limit(*of_file, raised_at, now);
-        if (wanted / limit - 1.0).abs() <= LIMIT_MOVES && (wanted > *of_file) == (*limit > *of_file) {
+        if (wanted / limit - 1.0).abs() <= LIMIT_MOVES && (wanted > *of_file) == (*limit > *of_file)
+        {
             return;
         }
         self.detector = self.detector.with(Test::absolute(wanted), now);
         self.users = match self.source {
-            Source::Bad(class) if wanted > *of_file => Some(Users::new(class.index(), TOLERATED_OF_LIMIT, None, share)),
+            Source::Bad(class) if wanted > *of_file => {
+                Some(Users::new(class.index(), TOLERATED_OF_LIMIT, None, share))
+            }
             _ => None,
         };
     }
@@ -277,13 +389,19 @@ impl Part {
     }
 
     pub(super) fn fold(&mut self, tally: &Tally, now: Mono) {
-        self.alone.as_mut().unwrap_or(&mut self.detector).fold(tally, now);
+        self.alone
+            .as_mut()
+            .unwrap_or(&mut self.detector)
+            .fold(tally, now);
     }
 
     /// The "+ 1" of the next tick; while a comparison waits, its tick goes on.
     pub(super) fn begin_tick(&mut self) {
         if self.pending_ticks == 0 {
-            self.alone.as_mut().unwrap_or(&mut self.detector).begin_tick();
+            self.alone
+                .as_mut()
+                .unwrap_or(&mut self.detector)
+                .begin_tick();
         }
     }
 }

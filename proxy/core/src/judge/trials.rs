@@ -1,9 +1,9 @@
 //! Users as trials: whether so many *different* users were hurt that chance does not explain it.
 //!
-//! The hash draws users for new with chance `w`, the share in force. If the sides are equal, whether
-//! a user is on new says nothing about how the user fares. So this test bets on that label of each
-//! user who was hurt (or served well), each user once in a block of time, with the nominal `w` and
-//! never with counted shares. A user who fails a thousand times is one label.
+//! The hash draws users for new with chance `w`, the share in force. If the sides are equal,
+//! whether a user is on new says nothing about how the user fares. So this test bets on that label
+//! of each user who was hurt (or served well), each user once in a block of time, with the nominal
+//! `w` and never with counted shares. A user who fails a thousand times is one label.
 //!
 //! Blocks of three lengths run side by side, since a short one notices a breakdown soon and a long
 //! one gathers enough users. Within a block four bets are placed on each part of a rule:
@@ -29,10 +29,15 @@ use crate::time::Mono;
 use crate::window::Trials;
 use crate::witness::BLOCKS;
 
-/// Evidence is asked to be this many times as strong as one block of a length needs, since the lengths share the budget.
+/// Evidence is asked to be this many times as strong as one block of a length needs, since the
+/// lengths share the budget.
 const BUDGET: f64 = BLOCKS as f64;
 /// The lengths of the blocks, the shortest first. Each is a multiple of the one before.
-pub(crate) const LENGTHS: [Duration; BLOCKS] = [Duration::from_secs(8), Duration::from_secs(64), Duration::from_secs(512)];
+pub(crate) const LENGTHS: [Duration; BLOCKS] = [
+    Duration::from_secs(8),
+    Duration::from_secs(64),
+    Duration::from_secs(512),
+];
 
 /// By how much a label may be likelier on new than what is tolerated.
 const TIMES: [f64; 6] = [1.25, 1.6, 2.0, 4.0, 16.0, 256.0];
@@ -66,7 +71,10 @@ pub(crate) struct Due {
 impl Blocks {
     /// Blocks that all begin now.
     pub(crate) fn new(now: Mono) -> Self {
-        Self { begun: [now; BLOCKS], at: now }
+        Self {
+            begun: [now; BLOCKS],
+            at: now,
+        }
     }
 
     /// When each began.
@@ -81,10 +89,20 @@ impl Blocks {
         for at in (0..BLOCKS).rev() {
             let (begun, length) = (self.begun[at], LENGTHS[at]);
             longer_ends |= now.since(begun) >= length;
-            let has_passed = |part: u32| before.since(begun) < length / part && now.since(begun) >= length / part;
-            let look = if has_passed(2) { Some(1) } else { has_passed(4).then_some(0) };
+            let has_passed = |part: u32| {
+                before.since(begun) < length / part && now.since(begun) >= length / part
+            };
+            let look = if has_passed(2) {
+                Some(1)
+            } else {
+                has_passed(4).then_some(0)
+            };
             let part = now.since(before).as_secs_f64() / length.as_secs_f64();
-            due[at] = Due { ends: longer_ends, look: look.filter(|_| !longer_ends), part: part.min(1.0) };
+            due[at] = Due {
+                ends: longer_ends,
+                look: look.filter(|_| !longer_ends),
+                part: part.min(1.0),
+            };
             if longer_ends {
                 self.begun[at] = now;
             }
@@ -103,7 +121,9 @@ struct Labels {
 
 impl Labels {
     fn of(trials: PerSide<&Trials>, class: usize, block: usize) -> Self {
-        let of = |count: fn(&Trials, usize, usize) -> u64| trials.map(|trials| count(trials, class, block) as f64);
+        let of = |count: fn(&Trials, usize, usize) -> u64| {
+            trials.map(|trials| count(trials, class, block) as f64)
+        };
         Self {
             served: of(|trials, _, block| trials.served[block]),
             first_bad: of(|trials, class, block| trials.first_bad[class][block]),
@@ -128,10 +148,14 @@ struct Bet {
 }
 
 impl Bet {
-    /// That labels are `odds` times as likely on new as on legacy, where at most `tolerated` times is healthy (at least, if `odds` is below it). `share` is new's, `0..1`.
+    /// That labels are `odds` times as likely on new as on legacy, where at most `tolerated` times
+    /// is healthy (at least, if `odds` is below it). `share` is new's, `0..1`.
     fn new(odds: f64, tolerated: f64, share: f64) -> Self {
         let rest = 1.0 - share;
-        Self { on_new: (odds / tolerated).ln(), on_each: ((rest + share * tolerated) / (rest + share * odds)).ln() }
+        Self {
+            on_new: (odds / tolerated).ln(),
+            on_each: ((rest + share * tolerated) / (rest + share * odds)).ln(),
+        }
     }
 
     fn log_e(self, labels: PerSide<f64>) -> f64 {
@@ -147,12 +171,23 @@ impl Grid {
     fn new(tolerated: f64, share_above: Option<f64>, of_legacy: f64, share: f64) -> Self {
         // New's good answers per user, in terms of legacy's, at the most that is tolerated.
         let q = of_legacy.clamp(HEALTHY_SHARE, 0.9);
-        let least = if tolerated > 1.0 { ((1.0 - tolerated * q) / (1.0 - q)).max(0.05) } else { 1.0 };
+        let least = if tolerated > 1.0 {
+            ((1.0 - tolerated * q) / (1.0 - q)).max(0.05)
+        } else {
+            1.0
+        };
         let rows = TIMES.map(|times| {
             let good = match share_above {
                 // Of a known share of users above a limit, the good ones follow from the bad ones.
-                Some(q) => vec![Bet::new(((1.0 - times * q) / (1.0 - q)).clamp(0.01, 1.0), 1.0, share)],
-                None => FEWER.iter().map(|fewer| Bet::new(least * fewer, least, share)).collect(),
+                Some(q) => vec![Bet::new(
+                    ((1.0 - times * q) / (1.0 - q)).clamp(0.01, 1.0),
+                    1.0,
+                    share,
+                )],
+                None => FEWER
+                    .iter()
+                    .map(|fewer| Bet::new(least * fewer, least, share))
+                    .collect(),
             };
             (Bet::new(times * tolerated, tolerated, share), good)
         });
@@ -163,8 +198,16 @@ impl Grid {
         self.0.iter().map(move |(bad, _)| bad.log_e(affected))
     }
 
-    fn log_both(&self, bad: PerSide<f64>, good: PerSide<f64>) -> impl Iterator<Item = f64> + Clone + '_ {
-        self.0.iter().flat_map(move |(on_bad, on_good)| on_good.iter().map(move |on_good| on_bad.log_e(bad) + on_good.log_e(good)))
+    fn log_both(
+        &self,
+        bad: PerSide<f64>,
+        good: PerSide<f64>,
+    ) -> impl Iterator<Item = f64> + Clone + '_ {
+        self.0.iter().flat_map(move |(on_bad, on_good)| {
+            on_good
+                .iter()
+                .map(move |on_good| on_bad.log_e(bad) + on_good.log_e(good))
+        })
     }
 }
 
@@ -176,7 +219,8 @@ struct Block {
     all: Labels,
     affected: Vec<f64>,
     first: Vec<f64>,
-    /// The same with the stake entering in equal parts, each beside the stake that has not entered yet.
+    /// The same with the stake entering in equal parts, each beside the stake that has not entered
+    /// yet.
     affected_later: Vec<f64>,
     first_later: Vec<f64>,
     waiting_stake: f64,
@@ -187,7 +231,10 @@ struct Block {
 
 impl Block {
     fn new(grid: Grid, previous: f64) -> Self {
-        let (rows, both) = (grid.0.len(), grid.0.iter().map(|(_, good)| good.len()).sum());
+        let (rows, both) = (
+            grid.0.len(),
+            grid.0.iter().map(|(_, good)| good.len()).sum(),
+        );
         Self {
             all: Labels::default(),
             affected: vec![0.0; rows],
@@ -217,7 +264,11 @@ impl Block {
             self.affected[at] += log_e;
             self.affected_later[at] += log_e;
         }
-        for (at, log_e) in self.grid.log_both(labels.first_bad, labels.first_good()).enumerate() {
+        for (at, log_e) in self
+            .grid
+            .log_both(labels.first_bad, labels.first_good())
+            .enumerate()
+        {
             self.first[at] += log_e;
             self.first_later[at] += log_e;
         }
@@ -238,7 +289,13 @@ impl Block {
 
     fn running(&self) -> f64 {
         let mean = |logs: &[f64]| log_mean(logs.iter().copied());
-        let of = [mean(&self.affected), mean(&self.first), mean(&self.affected_later), mean(&self.first_later), mean(&self.looks)];
+        let of = [
+            mean(&self.affected),
+            mean(&self.first),
+            mean(&self.affected_later),
+            mean(&self.first_later),
+            mean(&self.looks),
+        ];
         log_mean(of.into_iter())
     }
 
@@ -261,9 +318,17 @@ pub(crate) struct Users {
 }
 
 impl Users {
-    /// Users who fare badly in the class with this index, where `tolerated` times legacy's is healthy. `share` is new's part of the users; at 0 and 1 there is nothing to bet on.
+    /// Users who fare badly in the class with this index, where `tolerated` times legacy's is
+    /// healthy. `share` is new's part of the users; at 0 and 1 there is nothing to bet on.
     pub(crate) fn new(class: usize, tolerated: f64, share_above: Option<f64>, share: f64) -> Self {
-        let mut users = Self { class, tolerated, share_above, blocks: Default::default(), of_legacy: [None; BLOCKS], share };
+        let mut users = Self {
+            class,
+            tolerated,
+            share_above,
+            blocks: Default::default(),
+            of_legacy: [None; BLOCKS],
+            share,
+        };
         users.begin(share);
         users
     }
@@ -280,7 +345,8 @@ impl Users {
         if self.share <= 0.0 || self.share >= 1.0 {
             return Grid::default();
         }
-        let of_legacy = self.of_legacy[at].map_or(0.0, |(served, affected)| affected / served.max(1.0));
+        let of_legacy =
+            self.of_legacy[at].map_or(0.0, |(served, affected)| affected / served.max(1.0));
         Grid::new(self.tolerated, self.share_above, of_legacy, self.share)
     }
 
@@ -297,7 +363,9 @@ impl Users {
                 block.enter_stake();
                 block.look(AT_END);
                 let previous = block.running();
-                let Labels { served, affected, .. } = block.all;
+                let Labels {
+                    served, affected, ..
+                } = block.all;
                 if served.legacy > 0.0 {
                     self.of_legacy[at] = Some((served.legacy, affected.legacy));
                 }
@@ -306,12 +374,23 @@ impl Users {
         }
     }
 
-    /// The evidence of users at 100 %: how many of new's were hurt in the running block, against legacy's in its last one.
+    /// The evidence of users at 100 %: how many of new's were hurt in the running block, against
+    /// legacy's in its last one.
     fn log_evidence_alone(&self, at: usize) -> f64 {
-        let Some((served, affected)) = self.of_legacy[at].filter(|(served, _)| *served > 0.0) else { return f64::NEG_INFINITY };
+        let Some((served, affected)) = self.of_legacy[at].filter(|(served, _)| *served > 0.0)
+        else {
+            return f64::NEG_INFINITY;
+        };
         let upper = (affected + 2.0 + 3.0 * (affected + 1.0).sqrt()) / served;
         let limit = (self.tolerated * upper).clamp(1e-6, 0.9);
-        let (n, x) = (self.blocks[at].all.served.new.max(self.blocks[at].all.affected.new), self.blocks[at].all.affected.new);
+        let (n, x) = (
+            self.blocks[at]
+                .all
+                .served
+                .new
+                .max(self.blocks[at].all.affected.new),
+            self.blocks[at].all.affected.new,
+        );
         let odds = limit / (1.0 - limit);
         log_mean(TIMES.iter().map(|times| {
             let rate = odds * times / (1.0 + odds * times);
@@ -320,17 +399,29 @@ impl Users {
     }
 }
 
-/// How far users as trials are on the way to what a rollback needs, over the parts of a rule: 1 and more is enough. `most` is the logarithm of what a block of one second would need.
-pub(crate) fn progress<'a>(parts: impl Iterator<Item = &'a Users> + Clone, log_budget: f64, is_alone: bool) -> f64 {
+/// How far users as trials are on the way to what a rollback needs, over the parts of a rule: 1 and
+/// more is enough. `most` is the logarithm of what a block of one second would need.
+pub(crate) fn progress<'a>(
+    parts: impl Iterator<Item = &'a Users> + Clone,
+    log_budget: f64,
+    is_alone: bool,
+) -> f64 {
     let at = |at: usize| {
         let needed = log_budget - LENGTHS[at].as_secs_f64().ln();
-        let of = |users: &Users| if is_alone { users.log_evidence_alone(at) } else { users.blocks[at].log_evidence() };
+        let of = |users: &Users| {
+            if is_alone {
+                users.log_evidence_alone(at)
+            } else {
+                users.blocks[at].log_evidence()
+            }
+        };
         log_mean(parts.clone().map(of)) / needed
     };
     (0..BLOCKS).map(at).fold(0.0, f64::max)
 }
 
-/// Whether so many users could be enough for a comparison, if every user of new fared badly and none of legacy: with `share` of them on new.
+/// Whether so many users could be enough for a comparison, if every user of new fared badly and
+/// none of legacy: with `share` of them on new.
 pub(crate) fn are_enough(settings: &GuardSettings, users: f64, share: f64) -> bool {
     let most = users * (share * (1.0 / share).ln() + (1.0 - share) * (1.0 / (1.0 - share)).ln());
     let longest = LENGTHS[BLOCKS - 1].as_secs_f64();
@@ -370,7 +461,10 @@ mod tests {
         assert_eq!(blocks.begun(), [at(2_048); BLOCKS]);
         // A late tick is one longer tick.
         let due = blocks.tick(at(2_048 + 100));
-        assert_eq!(due.map(|due| (due.ends, due.look)), [(true, None), (false, Some(0)), (false, None)]);
+        assert_eq!(
+            due.map(|due| (due.ends, due.look)),
+            [(true, None), (false, Some(0)), (false, None)]
+        );
     }
 
     #[test]
@@ -378,17 +472,41 @@ mod tests {
         for (odds, tolerated, share) in [(4.0, 2.0, 0.05), (1.6, 1.0, 0.5), (0.4, 0.8, 0.9)] {
             let bet = Bet::new(odds, tolerated, share);
             let on_new = share * tolerated / (1.0 - share + share * tolerated);
-            let mean = on_new * bet.log_e(PerSide { legacy: 0.0, new: 1.0 }).exp() + (1.0 - on_new) * bet.log_e(PerSide { legacy: 1.0, new: 0.0 }).exp();
+            let mean = on_new
+                * bet
+                    .log_e(PerSide {
+                        legacy: 0.0,
+                        new: 1.0,
+                    })
+                    .exp()
+                + (1.0 - on_new)
+                    * bet
+                        .log_e(PerSide {
+                            legacy: 1.0,
+                            new: 0.0,
+                        })
+                        .exp();
             assert!((mean - 1.0).abs() < 1e-12, "{mean}");
         }
     }
 
-    /// The largest progress over this many ticks, where each user is served in each tick and bad ones always fare badly.
-    fn largest_progress(chance: &mut Chance, users: u32, share: f64, bad: PerSide<f64>, ticks: u64) -> f64 {
+    /// The largest progress over this many ticks, where each user is served in each tick and bad
+    /// ones always fare badly.
+    fn largest_progress(
+        chance: &mut Chance,
+        users: u32,
+        share: f64,
+        bad: PerSide<f64>,
+        ticks: u64,
+    ) -> f64 {
         let class = Class::Failure.index();
         let sides: Vec<(crate::side::Side, bool)> = (0..users)
             .map(|_| {
-                let side = if chance.happens(share) { crate::side::Side::New } else { crate::side::Side::Legacy };
+                let side = if chance.happens(share) {
+                    crate::side::Side::New
+                } else {
+                    crate::side::Side::Legacy
+                };
                 (side, chance.happens(bad[side]))
             })
             .collect();
@@ -409,7 +527,13 @@ mod tests {
                 }
             }
             let due = blocks.tick(at(tick));
-            tested.tick(PerSide { legacy: &trials.legacy, new: &trials.new }, &due);
+            tested.tick(
+                PerSide {
+                    legacy: &trials.legacy,
+                    new: &trials.new,
+                },
+                &due,
+            );
             begun = due.map(|due| due.ends);
             largest = largest.max(progress(std::iter::once(&tested), log_budget, false));
         }
@@ -418,21 +542,48 @@ mod tests {
 
     #[test]
     fn users_who_fare_badly_on_new_alone_are_enough_within_a_block() {
-        let progress = largest_progress(&mut Chance::new(1), 1_000, 0.1, PerSide { legacy: 0.001, new: 0.5 }, 32);
+        let progress = largest_progress(
+            &mut Chance::new(1),
+            1_000,
+            0.1,
+            PerSide {
+                legacy: 0.001,
+                new: 0.5,
+            },
+            32,
+        );
         assert!(progress >= 1.0, "{progress}");
     }
 
     #[test]
     fn users_who_always_fail_alike_on_both_sides_are_never_enough() {
         for seed in 0..300 {
-            let progress = largest_progress(&mut Chance::new(seed), 300, 0.067, PerSide { legacy: 0.087, new: 0.087 }, 2_100);
+            let progress = largest_progress(
+                &mut Chance::new(seed),
+                300,
+                0.067,
+                PerSide {
+                    legacy: 0.087,
+                    new: 0.087,
+                },
+                2_100,
+            );
             assert!(progress < 1.0, "seed {seed}: {progress}");
         }
     }
 
     #[test]
     fn one_user_is_never_enough_however_often_he_fails() {
-        let progress = largest_progress(&mut Chance::new(3), 1, 0.999, PerSide { legacy: 1.0, new: 1.0 }, 4_100);
+        let progress = largest_progress(
+            &mut Chance::new(3),
+            1,
+            0.999,
+            PerSide {
+                legacy: 1.0,
+                new: 1.0,
+            },
+            4_100,
+        );
         assert!(progress < 0.5, "{progress}");
     }
 
@@ -440,7 +591,10 @@ mod tests {
     fn at_a_hundred_percent_users_are_held_against_what_legacy_had() {
         let class = Class::Failure.index();
         let trials = |served, affected| {
-            let mut trials = Trials { served: [served; BLOCKS], ..Trials::default() };
+            let mut trials = Trials {
+                served: [served; BLOCKS],
+                ..Trials::default()
+            };
             trials.affected[class] = [affected; BLOCKS];
             trials.first_bad[class] = [affected; BLOCKS];
             trials
@@ -449,11 +603,29 @@ mod tests {
         let after = |affected_new| {
             let mut blocks = Blocks::new(at(0));
             let mut users = Users::new(class, 2.0, None, 0.5);
-            users.tick(PerSide { legacy: &trials(400, 1), new: &trials(400, 1) }, &blocks.tick(at(1)));
-            users.tick(PerSide { legacy: &none, new: &none }, &blocks.tick(at(32)));
+            users.tick(
+                PerSide {
+                    legacy: &trials(400, 1),
+                    new: &trials(400, 1),
+                },
+                &blocks.tick(at(1)),
+            );
+            users.tick(
+                PerSide {
+                    legacy: &none,
+                    new: &none,
+                },
+                &blocks.tick(at(32)),
+            );
             users.begin(1.0);
             blocks = Blocks::new(at(40));
-            users.tick(PerSide { legacy: &none, new: &trials(800, affected_new) }, &blocks.tick(at(41)));
+            users.tick(
+                PerSide {
+                    legacy: &none,
+                    new: &trials(800, affected_new),
+                },
+                &blocks.tick(at(41)),
+            );
             progress(std::iter::once(&users), log_budget, true)
         };
         assert!(after(2) == 0.0, "{}", after(2));

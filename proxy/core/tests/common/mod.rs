@@ -5,7 +5,9 @@
 use std::time::Duration;
 
 use cutover_core::simulate::{Fault, FaultKind, Noticed, Scenario, Traffic, World, notice};
-use cutover_core::{Anonymous, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Side, UserList};
+use cutover_core::{
+    Anonymous, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Side, UserList,
+};
 
 pub const MINUTE: Duration = Duration::from_secs(60);
 pub const FOREVER: Duration = Duration::MAX;
@@ -19,7 +21,10 @@ pub fn settings(percent: &str) -> RolloutSettings {
         anonymous: Anonymous::Legacy,
         always_new: UserList::default(),
         always_legacy: UserList::default(),
-        backends: PerSide { legacy: "legacy".into(), new: "new".into() },
+        backends: PerSide {
+            legacy: "legacy".into(),
+            new: "new".into(),
+        },
         percent: Percent::parse(percent).expect("a percentage"),
         generation: 1,
         holdback: Percent::ZERO,
@@ -31,12 +36,27 @@ pub fn settings(percent: &str) -> RolloutSettings {
 }
 
 pub fn scenario(percent: &str, rps: f64, seed: u64) -> Scenario {
-    let traffic = Traffic { rps, ..Traffic::default() };
-    Scenario { settings: settings(percent), traffic, faults: vec![], seed, between_ticks: true, timeout: Duration::from_secs(30) }
+    let traffic = Traffic {
+        rps,
+        ..Traffic::default()
+    };
+    Scenario {
+        settings: settings(percent),
+        traffic,
+        faults: vec![],
+        seed,
+        between_ticks: true,
+        timeout: Duration::from_secs(30),
+    }
 }
 
 pub fn at_once(side: Option<Side>, kind: FaultKind) -> Fault {
-    Fault { side, kind, from: Duration::ZERO, lasts: FOREVER }
+    Fault {
+        side,
+        kind,
+        from: Duration::ZERO,
+        lasts: FOREVER,
+    }
 }
 
 /// Runs for `minutes`, and gives what was announced beside the start.
@@ -44,18 +64,39 @@ pub fn run(world: &mut World, time: Duration) -> Vec<(&'static str, String)> {
     let end = world.elapsed() + time;
     let mut said = Vec::new();
     while world.elapsed() < end {
-        said.extend(world.tick().into_iter().map(|announcement| (announcement.change.name(), announcement.sentence)));
+        said.extend(
+            world
+                .tick()
+                .into_iter()
+                .map(|announcement| (announcement.change.name(), announcement.sentence)),
+        );
     }
     said
 }
 
 pub fn rollbacks(said: &[(&'static str, String)]) -> Vec<String> {
-    said.iter().filter(|(change, _)| *change == "rollback").map(|(_, sentence)| sentence.clone()).collect()
+    said.iter()
+        .filter(|(change, _)| *change == "rollback")
+        .map(|(_, sentence)| sentence.clone())
+        .collect()
 }
 
-pub fn noticed(percent: &str, rps: f64, seed: u64, fault: FaultKind, patience: Duration) -> Noticed {
-    let found = notice(scenario(percent, rps, seed), MINUTE, at_once(Some(Side::New), fault), patience);
-    found.unwrap_or_else(|early| panic!("seed {seed}: before anything was wrong: {early}")).unwrap_or_else(|| panic!("seed {seed}: {fault:?} was not noticed in {patience:?}"))
+pub fn noticed(
+    percent: &str,
+    rps: f64,
+    seed: u64,
+    fault: FaultKind,
+    patience: Duration,
+) -> Noticed {
+    let found = notice(
+        scenario(percent, rps, seed),
+        MINUTE,
+        at_once(Some(Side::New), fault),
+        patience,
+    );
+    found
+        .unwrap_or_else(|early| panic!("seed {seed}: before anything was wrong: {early}"))
+        .unwrap_or_else(|| panic!("seed {seed}: {fault:?} was not noticed in {patience:?}"))
 }
 
 pub fn median<T: Ord + Copy>(mut values: Vec<T>) -> T {

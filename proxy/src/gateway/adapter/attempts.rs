@@ -13,7 +13,12 @@ use crate::upstream::Connect;
 
 impl Adapter {
     /// There is no connection for an attempt. Says in the error whether another attempt is made.
-    pub(super) fn after_no_connection(&self, session: &Session, context: &mut Context, mut error: Box<Error>) -> Box<Error> {
+    pub(super) fn after_no_connection(
+        &self,
+        session: &Session,
+        context: &mut Context,
+        mut error: Box<Error>,
+    ) -> Box<Error> {
         let failure = failure_of(&error, false);
         let is_backends = failure.blame == Blame::Backend;
         // A kept connection of HTTP/2 has ended before a stream was opened on it: nothing was sent.
@@ -29,14 +34,25 @@ impl Adapter {
             context.connected(Connect::Failed);
         }
         context.attempt_failed(&self.gate, failure);
-        let Some(exchange) = &mut context.exchange else { return error };
-        let another = is_backends && exchange.backend().servers().len() > 1 && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
+        let Some(exchange) = &mut context.exchange else {
+            return error;
+        };
+        let another = is_backends
+            && exchange.backend().servers().len() > 1
+            && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
         let sent = match context.something_sent {
             false => Sent::Nothing,
             true if can_repeat(session) => Sent::Repeatable,
             true => Sent::Gone,
         };
-        let rescued = !another && self.gate.rescue(exchange, failure, session.req_header().uri.path(), sent, clock::mono());
+        let rescued = !another
+            && self.gate.rescue(
+                exchange,
+                failure,
+                session.req_header().uri.path(),
+                sent,
+                clock::mono(),
+            );
         if rescued {
             context.turn_to_the_other_side();
         }
@@ -44,9 +60,17 @@ impl Adapter {
         error
     }
 
-    /// A kept connection that closed before the first byte of the answer: the backend may or may not have begun, so only a method that changes nothing is sent once more, and only
-    /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and DELETE, too.
-    pub(super) fn after_an_attempt(&self, session: &Session, context: &mut Context, mut error: Box<Error>, reused: bool) -> Box<Error> {
+    /// A kept connection that closed before the first byte of the answer: the backend may or may
+    /// not have begun, so only a method that changes nothing is sent once more, and only
+    /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and
+    /// DELETE, too.
+    pub(super) fn after_an_attempt(
+        &self,
+        session: &Session,
+        context: &mut Context,
+        mut error: Box<Error>,
+        reused: bool,
+    ) -> Box<Error> {
         if std::mem::take(&mut context.asks_other_side) || context.was_stale {
             error.set_retry(true);
             return error;
@@ -54,12 +78,16 @@ impl Adapter {
         let is_late = context.is_answer_late();
         if is_late {
             // A connection of HTTP/2 on which an answer is late may be dead.
-            context.chosen.iter().for_each(|chosen| chosen.server().leave_connections());
+            context
+                .chosen
+                .iter()
+                .for_each(|chosen| chosen.server().leave_connections());
         }
         if !is_late && !context.answer_begun && failure::was_not_processed(&error) {
             return self.not_processed(session, error, context);
         }
-        let may_repeat = is_safe(&session.req_header().method) && !context.answer_begun && can_repeat(session);
+        let may_repeat =
+            is_safe(&session.req_header().method) && !context.answer_begun && can_repeat(session);
         if may_repeat && !is_late && context.attempts_on_this_side < ATTEMPTS_ON_A_SIDE {
             error.retry.decide_reuse(reused);
         } else {
@@ -71,16 +99,36 @@ impl Adapter {
             return error;
         }
         context.server_failed();
-        let Some(exchange) = context.exchange.as_mut().filter(|exchange| exchange.is_sent()) else { return error };
-        if may_repeat && self.gate.rescue(exchange, failure, session.req_header().uri.path(), Sent::Repeatable, clock::mono()) {
+        let Some(exchange) = context
+            .exchange
+            .as_mut()
+            .filter(|exchange| exchange.is_sent())
+        else {
+            return error;
+        };
+        if may_repeat
+            && self.gate.rescue(
+                exchange,
+                failure,
+                session.req_header().uri.path(),
+                Sent::Repeatable,
+                clock::mono(),
+            )
+        {
             context.turn_to_the_other_side();
             error.set_retry(true);
         }
         error
     }
 
-    /// The backend says that it has not begun to process the request (RFC 9113, section 8.7): it may be sent once more whatever its method, if it is still there as a whole.
-    fn not_processed(&self, session: &Session, mut error: Box<Error>, context: &mut Context) -> Box<Error> {
+    /// The backend says that it has not begun to process the request (RFC 9113, section 8.7): it
+    /// may be sent once more whatever its method, if it is still there as a whole.
+    fn not_processed(
+        &self,
+        session: &Session,
+        mut error: Box<Error>,
+        context: &mut Context,
+    ) -> Box<Error> {
         let failure = failure_of(&error, false);
         let is_whole = can_repeat(session);
         context.attempt_failed(&self.gate, failure);
@@ -90,13 +138,20 @@ impl Adapter {
         }
         error.set_retry(false);
         if !is_whole && failure::is_graceful(&error) {
-            // The backend closes a connection in good order, and we do not have the request any more: that is nobody's failure.
+            // The backend closes a connection in good order, and we do not have the request any
+            // more: that is nobody's failure.
             context.is_not_processed = true;
             return error;
         }
         context.server_failed();
         if let Some(exchange) = context.exchange.as_mut().filter(|_| is_whole)
-            && self.gate.rescue(exchange, failure, session.req_header().uri.path(), Sent::Nothing, clock::mono())
+            && self.gate.rescue(
+                exchange,
+                failure,
+                session.req_header().uri.path(),
+                Sent::Nothing,
+                clock::mono(),
+            )
         {
             context.turn_to_the_other_side();
             error.set_retry(true);

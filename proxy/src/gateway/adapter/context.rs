@@ -57,15 +57,36 @@ pub struct Context {
 }
 
 impl Drop for Context {
-    /// A request whose future is dropped has no other end: its client's connection has gone, it was sent away, or its backend takes no
-    /// more of an upload.
+    /// A request whose future is dropped has no other end: its client's connection has gone, it was
+    /// sent away, or its backend takes no more of an upload.
     fn drop(&mut self) {
-        let (Some(mut exchange), Some(gate)) = (self.exchange.take(), self.gate.take()) else { return };
+        let (Some(mut exchange), Some(gate)) = (self.exchange.take(), self.gate.take()) else {
+            return;
+        };
         let is_sent_away = self.conn.as_ref().is_some_and(|conn| conn.is_sent_away());
-        let blame = if is_sent_away { Blame::Proxy } else { Blame::Client };
-        let failure = if self.is_answer_late() { self.late_answer() } else { Failure { blame, kind: FailureKind::Reset } };
+        let blame = if is_sent_away {
+            Blame::Proxy
+        } else {
+            Blame::Client
+        };
+        let failure = if self.is_answer_late() {
+            self.late_answer()
+        } else {
+            Failure {
+                blame,
+                kind: FailureKind::Reset,
+            }
+        };
         gate.failed(&mut exchange, failure, None);
-        gate.done(exchange, &self.path, End { bytes_in: self.body_bytes, ..self.end }, clock::mono);
+        gate.done(
+            exchange,
+            &self.path,
+            End {
+                bytes_in: self.body_bytes,
+                ..self.end
+            },
+            clock::mono,
+        );
     }
 }
 
@@ -83,7 +104,9 @@ impl Context {
 
     /// Something of the answer is awaited, for so long at most.
     pub(super) fn await_answer(&self, limit: Duration) {
-        self.patience.iter().for_each(|patience| patience.await_answer(limit));
+        self.patience
+            .iter()
+            .for_each(|patience| patience.await_answer(limit));
     }
 
     /// Something of the answer has come, or an upload goes on beside it.
@@ -115,16 +138,31 @@ impl Context {
         let failure = failure_of(error, self.answer_begun);
         // It was the backend that had asked for another attempt.
         let is_ours = self.unprocessed > 0 && was_not_taken_again(error);
-        if is_ours { Failure { blame: Blame::Proxy, ..failure } } else { failure }
+        if is_ours {
+            Failure {
+                blame: Blame::Proxy,
+                ..failure
+            }
+        } else {
+            failure
+        }
     }
 
     /// The failure of a backend whose answer, or the rest of it, did not arrive within its limit.
     const fn late_answer(&self) -> Failure {
-        let kind = if self.answer_begun { FailureKind::Truncated } else { FailureKind::Timeout };
-        Failure { blame: Blame::Backend, kind }
+        let kind = if self.answer_begun {
+            FailureKind::Truncated
+        } else {
+            FailureKind::Timeout
+        };
+        Failure {
+            blame: Blame::Backend,
+            kind,
+        }
     }
 
-    /// Whether one more attempt may be made because the last one was not processed. It counts as none.
+    /// Whether one more attempt may be made because the last one was not processed. It counts as
+    /// none.
     pub(super) fn takes_one_more_attempt(&mut self) -> bool {
         let may = self.unprocessed < MAX_UNPROCESSED;
         self.unprocessed += u8::from(may);
@@ -146,15 +184,23 @@ impl Context {
 
     /// The attempt, of a request or a warm-up, has its connection or has none.
     pub(super) fn connected(&self, how: Connect) {
-        let server = self.chosen.as_ref().map(Chosen::server).or_else(|| self.conn.as_ref()?.warms.as_ref());
+        let server = self
+            .chosen
+            .as_ref()
+            .map(Chosen::server)
+            .or_else(|| self.conn.as_ref()?.warms.as_ref());
         if let Some(server) = server {
             server.connected(how);
         }
     }
 
-    /// The present attempt is over without an answer, or with half of one. What a client or a drain has ended is no failure of the server.
+    /// The present attempt is over without an answer, or with half of one. What a client or a drain
+    /// has ended is no failure of the server.
     pub(super) fn attempt_failed(&mut self, gate: &Gate, failure: Failure) {
-        let is_drained = self.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_drained());
+        let is_drained = self
+            .tunnel
+            .as_ref()
+            .is_some_and(|tunnel| tunnel.is_drained());
         let kind = Some(failure.kind).filter(|_| failure.blame == Blame::Backend && !is_drained);
         if let Some(exchange) = &mut self.exchange {
             gate.attempt_ended(exchange, kind, clock::mono());

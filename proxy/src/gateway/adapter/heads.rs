@@ -10,21 +10,33 @@ use crate::upstream::Chosen;
 
 pub(super) struct RequestHead<'a> {
     pub(super) head: &'a RequestHeader,
-    /// The head as it came; empty where there is none, as in HTTP/2, and where it was looked at already.
+    /// The head as it came; empty where there is none, as in HTTP/2, and where it was looked at
+    /// already.
     pub(super) raw: &'a [u8],
 }
 
 impl<'a> RequestHead<'a> {
     /// Of a request that was let in already.
     pub(super) fn of(session: &'a Session) -> Self {
-        Self { head: session.req_header(), raw: b"" }
+        Self {
+            head: session.req_header(),
+            raw: b"",
+        }
     }
 }
 
 /// What a head of HTTP/2 would have had as bytes, about.
 fn size_of(head: &RequestHeader) -> usize {
-    let target = head.uri.path_and_query().map_or(0, |target| target.as_str().len());
-    target + head.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>()
+    let target = head
+        .uri
+        .path_and_query()
+        .map_or(0, |target| target.as_str().len());
+    target
+        + head
+            .headers
+            .iter()
+            .map(|(name, value)| name.as_str().len() + value.len() + 4)
+            .sum::<usize>()
 }
 
 impl Head for RequestHead<'_> {
@@ -64,7 +76,11 @@ impl Head for RequestHead<'_> {
     }
 
     fn size(&self) -> usize {
-        if self.raw.is_empty() { size_of(self.head) } else { self.raw.len() }
+        if self.raw.is_empty() {
+            size_of(self.head)
+        } else {
+            self.raw.len()
+        }
     }
 
     fn first(&self, name: &HeaderName) -> Option<&[u8]> {
@@ -72,31 +88,62 @@ impl Head for RequestHead<'_> {
     }
 
     fn each<'b>(&'b self, name: &HeaderName, found: &mut dyn FnMut(&'b [u8])) {
-        self.head.headers.get_all(name).iter().for_each(|value| found(value.as_bytes()));
+        self.head
+            .headers
+            .get_all(name)
+            .iter()
+            .for_each(|value| found(value.as_bytes()));
     }
 
     fn fields<'b>(&'b self, found: &mut impl FnMut(&'b [u8], &'b [u8])) {
-        self.head.headers.iter().for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
+        self.head
+            .headers
+            .iter()
+            .for_each(|(name, value)| found(name.as_str().as_bytes(), value.as_bytes()));
     }
 }
 
-/// Gives a request without a host that of the server: HTTP/1.0 needs none, and what we speak to backends does. Where the target names a host, the engine takes that one.
+/// Gives a request without a host that of the server: HTTP/1.0 needs none, and what we speak to
+/// backends does. Where the target names a host, the engine takes that one.
 pub(super) fn give_host(request: &mut RequestHeader, chosen: Option<&Chosen>) -> Result<()> {
     match chosen {
-        Some(chosen) if !request.headers.contains_key(http::header::HOST) && matches!(request.raw_path(), [b'/', ..] | b"*") && request.uri.authority().is_none() => {
+        Some(chosen)
+            if !request.headers.contains_key(http::header::HOST)
+                && matches!(request.raw_path(), [b'/', ..] | b"*")
+                && request.uri.authority().is_none() =>
+        {
             request.insert_header(http::header::HOST, chosen.server().host())
         }
         Some(_) | None => Ok(()),
     }
 }
 
-/// Drops what of an answer is for us only (RFC 9110, 7.6.1): fields of one hop, and those that `Connection` names, but for what frames the message. Pingora does so with requests.
+/// Drops what of an answer is for us only (RFC 9110, 7.6.1): fields of one hop, and those that
+/// `Connection` names, but for what frames the message. Pingora does so with requests.
 pub(super) fn drop_hops(response: &mut ResponseHeader) {
-    const HOPS: [HeaderName; 5] =
-        [HeaderName::from_static("keep-alive"), HeaderName::from_static("proxy-connection"), http::header::TE, http::header::TRAILER, http::header::UPGRADE];
-    let named = |value: &HeaderValue| value.as_bytes().split(|&byte| byte == b',').filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok()).collect::<Vec<_>>();
-    let mut names: Vec<HeaderName> = response.headers.get_all(http::header::CONNECTION).iter().flat_map(named).collect();
-    names.retain(|name| *name != http::header::CONTENT_LENGTH && *name != http::header::TRANSFER_ENCODING);
+    const HOPS: [HeaderName; 5] = [
+        HeaderName::from_static("keep-alive"),
+        HeaderName::from_static("proxy-connection"),
+        http::header::TE,
+        http::header::TRAILER,
+        http::header::UPGRADE,
+    ];
+    let named = |value: &HeaderValue| {
+        value
+            .as_bytes()
+            .split(|&byte| byte == b',')
+            .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+            .collect::<Vec<_>>()
+    };
+    let mut names: Vec<HeaderName> = response
+        .headers
+        .get_all(http::header::CONNECTION)
+        .iter()
+        .flat_map(named)
+        .collect();
+    names.retain(|name| {
+        *name != http::header::CONTENT_LENGTH && *name != http::header::TRANSFER_ENCODING
+    });
     for name in HOPS.iter().chain(&names) {
         response.remove_header(name);
     }
@@ -105,7 +152,8 @@ pub(super) fn drop_hops(response: &mut ResponseHeader) {
 /// How many headers the gate sets at most.
 pub(super) const OUR_HEADERS: usize = 9;
 
-/// Edits on pingora's heads. They fail only on header names and values that are not valid, which ours are by type; the first failure is kept.
+/// Edits on pingora's heads. They fail only on header names and values that are not valid, which
+/// ours are by type; the first failure is kept.
 macro_rules! edits {
     ($edits:ident, $head:ty) => {
         pub(super) struct $edits<'a> {
@@ -135,7 +183,9 @@ macro_rules! edits {
             }
 
             fn remove_all(&mut self, prefix: &str) {
-                names_with(&self.head.headers, prefix).iter().for_each(|name| drop(self.head.remove_header(name)));
+                names_with(&self.head.headers, prefix)
+                    .iter()
+                    .for_each(|name| drop(self.head.remove_header(name)));
             }
         }
     };

@@ -1,7 +1,9 @@
-//! Pingora's phases, translated to the gate. With `spelling` and `tunnel` the only room that names pingora's request types; it decides nothing.
+//! Pingora's phases, translated to the gate. With `spelling` and `tunnel` the only room that names
+//! pingora's request types; it decides nothing.
 //!
-//! Attempts, in this order and at most two on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke
-//! before the first byte; then the other side, if the gate says so.
+//! Attempts, in this order and at most two on a side: another server of the backend when a
+//! connection could not be made; the same request once more when a kept connection broke before the
+//! first byte; then the other side, if the gate says so.
 
 mod attempts;
 mod context;
@@ -44,7 +46,8 @@ use failure::{can_repeat, is_unanswered, refusal_of};
 use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops, give_host};
 pub(super) use replies::refusal;
 
-/// Attempts for one request: pingora counts them all, and on each side a kept connection that was of no use, and those that a backend did not process.
+/// Attempts for one request: pingora counts them all, and on each side a kept connection that was
+/// of no use, and those that a backend did not process.
 pub const MAX_ATTEMPTS: usize = 2 * (ATTEMPTS_ON_A_SIDE as usize + 1) + MAX_UNPROCESSED as usize;
 /// Attempts that a backend may leave unprocessed before that is a failure of it.
 const MAX_UNPROCESSED: u8 = 3;
@@ -69,15 +72,30 @@ pub struct ClientTimeouts {
 
 impl Adapter {
     /// An adapter to this gate.
-    pub fn new(gate: Arc<Gate>, parking: Parking, watchdog: Arc<Watchdog>, listen: &cutover_config::Listen) -> Self {
-        let timeouts = ClientTimeouts { body_idle: listen.body_idle_timeout, write: listen.write_timeout };
-        Self { gate, parking, watchdog, timeouts, max_body: listen.max_body }
+    pub fn new(
+        gate: Arc<Gate>,
+        parking: Parking,
+        watchdog: Arc<Watchdog>,
+        listen: &cutover_config::Listen,
+    ) -> Self {
+        let timeouts = ClientTimeouts {
+            body_idle: listen.body_idle_timeout,
+            write: listen.write_timeout,
+        };
+        Self {
+            gate,
+            parking,
+            watchdog,
+            timeouts,
+            max_body: listen.max_body,
+        }
     }
 }
 
 #[async_trait]
 impl ProxyHttp for Adapter {
-    // Boxed, because pingora moves it along with the future of the request, which is copied as a whole.
+    // Boxed, because pingora moves it along with the future of the request, which is copied as a
+    // whole.
     type CTX = Box<Context>;
 
     fn new_ctx(&self) -> Self::CTX {
@@ -87,12 +105,23 @@ impl ProxyHttp for Adapter {
     /// No modules: the default installs a compression context for each request.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
-    fn on_connection_reuse(&self, _: &mut Session, context: &mut Box<Context>, conn: Box<dyn Any + Send + Sync>) {
+    fn on_connection_reuse(
+        &self,
+        _: &mut Session,
+        context: &mut Box<Context>,
+        conn: Box<dyn Any + Send + Sync>,
+    ) {
         context.conn = conn.downcast::<Arc<Conn>>().ok().map(|conn| *conn);
     }
 
-    async fn request_filter(&self, session: &mut Session, context: &mut Box<Context>) -> Result<bool> {
-        let Some(conn) = context.conn.clone().or_else(http2::conn_of_task) else { return Error::e_explain(ErrorType::InternalError, "the door gave no connection") };
+    async fn request_filter(
+        &self,
+        session: &mut Session,
+        context: &mut Box<Context>,
+    ) -> Result<bool> {
+        let Some(conn) = context.conn.clone().or_else(http2::conn_of_task) else {
+            return Error::e_explain(ErrorType::InternalError, "the door gave no connection");
+        };
         context.conn = Some(Arc::clone(&conn));
         context.patience = Some(Patience::new(Arc::clone(&conn), Arc::clone(&self.watchdog)));
         context.gate = Some(Arc::clone(&self.gate));
@@ -111,19 +140,45 @@ impl ProxyHttp for Adapter {
         }
         session.set_write_timeout(Some(self.timeouts.write));
         session.set_total_drain_timeout(Some(self.timeouts.body_idle));
-        let raw = session.as_downstream().as_http1().map(HttpSession::get_headers_raw_bytes).unwrap_or_default();
+        let raw = session
+            .as_downstream()
+            .as_http1()
+            .map(HttpSession::get_headers_raw_bytes)
+            .unwrap_or_default();
         let mut now = clock::mono();
-        let (mut exchange, mut step) = self.gate.request(&RequestHead { head: session.req_header(), raw: &raw }, &conn, now);
+        let (mut exchange, mut step) = self.gate.request(
+            &RequestHead {
+                head: session.req_header(),
+                raw: &raw,
+            },
+            &conn,
+            now,
+        );
         while let Step::Hold(_) = step {
-            let socket = session.digest().and_then(|digest| digest.socket_digest.clone());
+            let socket = session
+                .digest()
+                .and_then(|digest| digest.socket_digest.clone());
             let tcp_state = || Some(socket.as_ref()?.tcp_info()?.tcpi_state);
-            (exchange, step) = self.parking.hold(&self.gate, exchange, &RequestHead { head: session.req_header(), raw: &raw }, &conn, tcp_state).await;
+            (exchange, step) = self
+                .parking
+                .hold(
+                    &self.gate,
+                    exchange,
+                    &RequestHead {
+                        head: session.req_header(),
+                        raw: &raw,
+                    },
+                    &conn,
+                    tcp_state,
+                )
+                .await;
             now = clock::mono();
         }
         if is_bodiless {
             self.gate.sent(&mut exchange, now);
         } else if !context.is_call {
-            // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a body.
+            // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a
+            // body.
             context.is_paced = true;
         }
         match exchange.stays_on_new().filter(|_| step == Step::Forward) {
@@ -141,26 +196,45 @@ impl ProxyHttp for Adapter {
         }
     }
 
-    async fn upstream_peer(&self, session: &mut Session, context: &mut Box<Context>) -> Result<Box<HttpPeer>> {
+    async fn upstream_peer(
+        &self,
+        session: &mut Session,
+        context: &mut Box<Context>,
+    ) -> Result<Box<HttpPeer>> {
         if let Some(server) = context.conn.as_ref().and_then(|conn| conn.warms.as_ref()) {
             return Ok(Box::new(server.peer().clone()));
         }
-        let (backend, now) = (context.exchange.as_ref().map(Exchange::backend), context.began.take().unwrap_or_else(clock::mono));
+        let (backend, now) = (
+            context.exchange.as_ref().map(Exchange::backend),
+            context.began.take().unwrap_or_else(clock::mono),
+        );
         // A second attempt goes to another server than the first, where there is one.
         let tried = context.end.server.filter(|_| !context.was_stale);
-        let chosen = backend.and_then(|backend| backend.choose(tried, now).or_else(|| backend.choose(None, now)));
+        let chosen = backend.and_then(|backend| {
+            backend
+                .choose(tried, now)
+                .or_else(|| backend.choose(None, now))
+        });
         let Some(chosen) = chosen else {
-            return Err(Error::create(ErrorType::ConnectError, ErrorSource::Upstream, Some("there is no server to send to".into()), None));
+            return Err(Error::create(
+                ErrorType::ConnectError,
+                ErrorSource::Upstream,
+                Some("there is no server to send to".into()),
+                None,
+            ));
         };
         let mut peer = Box::new(chosen.server().peer_for_attempt());
-        // The deadlines of `patience` are nearer. This one is for an engine that does not listen to the client.
+        // The deadlines of `patience` are nearer. This one is for an engine that does not listen to
+        // the client.
         peer.options.read_timeout = backend.map(|backend| backend.settings().longest_wait() * 2);
         peer.options.write_timeout = peer.options.read_timeout;
         if context.was_stale || context.unprocessed > 0 {
             upstream::make_fresh(&mut peer);
         }
         if context.exchange.as_ref().is_some_and(Exchange::may_last) {
-            let idle = backend.map_or(Duration::MAX, |backend| backend.settings().stream_idle_timeout);
+            let idle = backend.map_or(Duration::MAX, |backend| {
+                backend.settings().stream_idle_timeout
+            });
             context.tunnel = Tunnel::asked_for(session.req_header(), &mut peer, idle);
             if let Some(conn) = &context.conn {
                 conn.tunnel.store(context.tunnel.clone());
@@ -170,27 +244,62 @@ impl ProxyHttp for Adapter {
         Ok(peer)
     }
 
-    async fn connected_to_upstream(&self, _: &mut Session, reused: bool, peer: &HttpPeer, socket: RawFd, digest: Option<&Digest>, context: &mut Box<Context>) -> Result<()> {
+    async fn connected_to_upstream(
+        &self,
+        _: &mut Session,
+        reused: bool,
+        peer: &HttpPeer,
+        socket: RawFd,
+        digest: Option<&Digest>,
+        context: &mut Box<Context>,
+    ) -> Result<()> {
         // Below TLS and in HTTP/2 there may be messages of their own.
-        let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none()) && peer.options.alpn == ALPN::H1;
+        let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none())
+            && peer.options.alpn == ALPN::H1;
         context.was_stale = reused && is_plain && has_unread(socket);
         if let Some(conn) = &context.conn {
-            conn.set_upstream(if peer.options.alpn == ALPN::H1 { socket } else { -1 });
+            conn.set_upstream(if peer.options.alpn == ALPN::H1 {
+                socket
+            } else {
+                -1
+            });
         }
         if !context.was_stale {
-            context.connected(if reused { Connect::Reused } else { Connect::New });
+            context.connected(if reused {
+                Connect::Reused
+            } else {
+                Connect::New
+            });
         }
-        let error = || Error::explain(ErrorType::ConnectionClosed, "the kept connection had ended or held bytes nobody asked for").into_up();
-        if context.was_stale { Err(error()) } else { Ok(()) }
+        let error = || {
+            Error::explain(
+                ErrorType::ConnectionClosed,
+                "the kept connection had ended or held bytes nobody asked for",
+            )
+            .into_up()
+        };
+        if context.was_stale {
+            Err(error())
+        } else {
+            Ok(())
+        }
     }
 
-    async fn upstream_request_filter(&self, session: &mut Session, upstream: &mut RequestHeader, context: &mut Box<Context>) -> Result<()> {
+    async fn upstream_request_filter(
+        &self,
+        session: &mut Session,
+        upstream: &mut RequestHeader,
+        context: &mut Box<Context>,
+    ) -> Result<()> {
         context.something_sent = true;
-        let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else { return Ok(()) };
+        let (Some(exchange), Some(conn)) = (&context.exchange, &context.conn) else {
+            return Ok(());
+        };
         give_host(upstream, context.chosen.as_ref())?;
         let head = RequestHead::of(session);
         if context.is_call {
-            let limit = tunnel::patience_of_call(&session.req_header().headers).unwrap_or(exchange.backend().settings().stream_idle_timeout);
+            let limit = tunnel::patience_of_call(&session.req_header().headers)
+                .unwrap_or(exchange.backend().settings().stream_idle_timeout);
             context.await_answer(limit);
             if upstream.version == Version::HTTP_2 {
                 // The engine has taken it for a field of one hop. Servers of gRPC may insist on it.
@@ -200,38 +309,77 @@ impl ProxyHttp for Adapter {
             context.await_answer(exchange.backend().settings().response_timeout);
         }
         if is_plain(upstream) {
-            let mut parts = http::request::Parts::from(std::mem::replace(upstream, RequestHeader::from(http::Request::new(()).into_parts().0)));
+            let mut parts = http::request::Parts::from(std::mem::replace(
+                upstream,
+                RequestHeader::from(http::Request::new(()).into_parts().0),
+            ));
             parts.headers.reserve(OUR_HEADERS);
             self.gate.edits(exchange, &head, conn, &mut parts.headers);
             *upstream = RequestHeader::from(parts);
             return Ok(());
         }
-        let mut edits = RequestEdits { head: upstream, failed: None };
+        let mut edits = RequestEdits {
+            head: upstream,
+            failed: None,
+        };
         self.gate.edits(exchange, &head, conn, &mut edits);
         edits.failed.map_or(Ok(()), Err)
     }
 
-    async fn request_body_filter(&self, session: &mut Session, body: &mut Option<Bytes>, end_of_stream: bool, context: &mut Box<Context>) -> Result<()> {
+    async fn request_body_filter(
+        &self,
+        session: &mut Session,
+        body: &mut Option<Bytes>,
+        end_of_stream: bool,
+        context: &mut Box<Context>,
+    ) -> Result<()> {
         context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
-        let now = context.patience.as_ref().map_or_else(clock::mono, Patience::now);
+        let now = context
+            .patience
+            .as_ref()
+            .map_or_else(clock::mono, Patience::now);
         if context.is_paced && !end_of_stream && !context.pace.is_kept(context.body_bytes, now) {
-            return Err(Error::explain(ErrorType::ReadTimedout, "the body comes with less than 100 bytes a second").into_down());
+            return Err(Error::explain(
+                ErrorType::ReadTimedout,
+                "the body comes with less than 100 bytes a second",
+            )
+            .into_down());
         }
-        if let (Some(patience), Some(exchange)) = (&context.patience, context.exchange.as_ref().filter(|_| !session.was_upgraded())) {
+        if let (Some(patience), Some(exchange)) = (
+            &context.patience,
+            context
+                .exchange
+                .as_ref()
+                .filter(|_| !session.was_upgraded()),
+        ) {
             let settings = exchange.backend().settings();
-            patience.await_taking(if context.is_call { settings.stream_idle_timeout } else { settings.response_timeout });
+            patience.await_taking(if context.is_call {
+                settings.stream_idle_timeout
+            } else {
+                settings.response_timeout
+            });
             if context.is_call {
                 patience.answer_moved();
             }
         }
         if context.body_bytes > self.max_body && !session.was_upgraded() {
-            // As the client's error, so that it ends this request as a 413 and not as the backend's failure.
-            return Err(Error::explain(ErrorType::HTTPStatus(413), "the request body is larger than max_body").into_down());
+            // As the client's error, so that it ends this request as a 413 and not as the backend's
+            // failure.
+            return Err(Error::explain(
+                ErrorType::HTTPStatus(413),
+                "the request body is larger than max_body",
+            )
+            .into_down());
         }
         if end_of_stream {
-            // An empty last part would end a chunked body twice, and the second end would stand before the next request on that connection (cloudflare/pingora#935).
+            // An empty last part would end a chunked body twice, and the second end would stand
+            // before the next request on that connection (cloudflare/pingora#935).
             body.take_if(|body| body.is_empty());
-            if let Some(exchange) = context.exchange.as_mut().filter(|exchange| !exchange.is_sent()) {
+            if let Some(exchange) = context
+                .exchange
+                .as_mut()
+                .filter(|exchange| !exchange.is_sent())
+            {
                 self.gate.sent(exchange, clock::mono());
                 let limit = exchange.backend().settings().response_timeout;
                 if !context.is_call && !context.answer_begun {
@@ -242,11 +390,17 @@ impl ProxyHttp for Adapter {
         Ok(())
     }
 
-    async fn upstream_response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Box<Context>) -> Result<()> {
+    async fn upstream_response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Box<Context>,
+    ) -> Result<()> {
         // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
         response.set_version(Version::HTTP_11);
         if context.tunnel.is_some() && response.status == StatusCode::SWITCHING_PROTOCOLS {
-            // Whoever is silent, the other side may speak: the tunnel itself knows when both have been silent for too long.
+            // Whoever is silent, the other side may speak: the tunnel itself knows when both have
+            // been silent for too long.
             session.set_read_timeout(None);
             context.answer_ended();
             if let Some(tunnel) = &context.tunnel {
@@ -258,16 +412,30 @@ impl ProxyHttp for Adapter {
         } else if response.status.is_informational() {
             context.interim = context.interim.saturating_add(1);
             if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
-                return Err(Error::explain(ErrorType::InvalidHTTPHeader, "too many interim answers, or a switch of protocols that nobody asked for").into_up());
+                return Err(Error::explain(
+                    ErrorType::InvalidHTTPHeader,
+                    "too many interim answers, or a switch of protocols that nobody asked for",
+                )
+                .into_up());
             }
-            if let Some(name) = context.exchange.as_ref().and_then(|exchange| exchange.outcome_header()) {
+            if let Some(name) = context
+                .exchange
+                .as_ref()
+                .and_then(|exchange| exchange.outcome_header())
+            {
                 response.remove_header(name);
             }
             context.answer_moved();
             return Ok(());
         } else if let Some(exchange) = &context.exchange {
-            let content_type = response.headers.get(http::header::CONTENT_TYPE).map(http::HeaderValue::as_bytes);
-            let is_stream = patience::is_stream(content_type, response.headers.contains_key(http::header::CONTENT_LENGTH));
+            let content_type = response
+                .headers
+                .get(http::header::CONTENT_TYPE)
+                .map(http::HeaderValue::as_bytes);
+            let is_stream = patience::is_stream(
+                content_type,
+                response.headers.contains_key(http::header::CONTENT_LENGTH),
+            );
             context.await_answer(exchange.backend().settings().pause(is_stream));
         }
         if let Some(chosen) = &context.chosen {
@@ -275,11 +443,27 @@ impl ProxyHttp for Adapter {
         }
         if let Some(exchange) = &mut context.exchange {
             let can_repeat = can_repeat(session);
-            let said = exchange.outcome_header().and_then(|name| response.headers.get(name)).map(http::HeaderValue::as_bytes);
-            if self.gate.answered(exchange, response.status.as_u16(), said, session.req_header().uri.path(), can_repeat, clock::mono()) == Answer::AskOtherSide {
+            let said = exchange
+                .outcome_header()
+                .and_then(|name| response.headers.get(name))
+                .map(http::HeaderValue::as_bytes);
+            if self.gate.answered(
+                exchange,
+                response.status.as_u16(),
+                said,
+                session.req_header().uri.path(),
+                can_repeat,
+                clock::mono(),
+            ) == Answer::AskOtherSide
+            {
                 context.turn_to_the_other_side();
                 context.asks_other_side = true;
-                let mut error = Error::create(ErrorType::HTTPStatus(response.status.as_u16()), ErrorSource::Upstream, None, None);
+                let mut error = Error::create(
+                    ErrorType::HTTPStatus(response.status.as_u16()),
+                    ErrorSource::Upstream,
+                    None,
+                    None,
+                );
                 error.set_retry(true);
                 return Err(error);
             }
@@ -292,7 +476,13 @@ impl ProxyHttp for Adapter {
         Ok(())
     }
 
-    fn upstream_response_body_filter(&self, _: &mut Session, _: &mut Option<Bytes>, end_of_stream: bool, context: &mut Box<Context>) -> Result<Option<Duration>> {
+    fn upstream_response_body_filter(
+        &self,
+        _: &mut Session,
+        _: &mut Option<Bytes>,
+        end_of_stream: bool,
+        context: &mut Box<Context>,
+    ) -> Result<Option<Duration>> {
         if end_of_stream {
             context.answer_ended();
         } else {
@@ -301,17 +491,38 @@ impl ProxyHttp for Adapter {
         Ok(None)
     }
 
-    fn upstream_response_trailer_filter(&self, _: &mut Session, trailers: &mut HeaderMap, context: &mut Box<Context>) -> Result<()> {
-        if let (true, Some(exchange), Some(code)) = (context.is_grpc, &mut context.exchange, trailers.get("grpc-status")) {
+    fn upstream_response_trailer_filter(
+        &self,
+        _: &mut Session,
+        trailers: &mut HeaderMap,
+        context: &mut Box<Context>,
+    ) -> Result<()> {
+        if let (true, Some(exchange), Some(code)) = (
+            context.is_grpc,
+            &mut context.exchange,
+            trailers.get("grpc-status"),
+        ) {
             self.gate.grpc_status(exchange, code.as_bytes());
         }
         Ok(())
     }
 
-    async fn response_filter(&self, session: &mut Session, response: &mut ResponseHeader, context: &mut Box<Context>) -> Result<()> {
-        let Some(exchange) = context.exchange.as_ref().filter(|_| !response.status.is_informational()) else { return Ok(()) };
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        context: &mut Box<Context>,
+    ) -> Result<()> {
+        let Some(exchange) = context
+            .exchange
+            .as_ref()
+            .filter(|_| !response.status.is_informational())
+        else {
+            return Ok(());
+        };
         if !exchange.is_sent() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-            // The backend may take no more of the upload, and what is left of it cannot be told from the next request.
+            // The backend may take no more of the upload, and what is left of it cannot be told
+            // from the next request.
             session.set_keepalive(None);
         }
         if session.req_header().version < Version::HTTP_11 {
@@ -321,46 +532,93 @@ impl ProxyHttp for Adapter {
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
             drop_hops(response);
         }
-        let mut edits = ResponseEdits { head: response, failed: None };
+        let mut edits = ResponseEdits {
+            head: response,
+            failed: None,
+        };
         self.gate.client_edits(exchange, &mut edits);
         edits.failed.map_or(Ok(()), Err)
     }
 
-    fn fail_to_connect(&self, session: &mut Session, _: &HttpPeer, context: &mut Box<Context>, error: Box<Error>) -> Box<Error> {
+    fn fail_to_connect(
+        &self,
+        session: &mut Session,
+        _: &HttpPeer,
+        context: &mut Box<Context>,
+        error: Box<Error>,
+    ) -> Box<Error> {
         self.after_no_connection(session, context, error)
     }
 
-    fn error_while_proxy(&self, _: &HttpPeer, session: &mut Session, error: Box<Error>, context: &mut Box<Context>, reused: bool) -> Box<Error> {
+    fn error_while_proxy(
+        &self,
+        _: &HttpPeer,
+        session: &mut Session,
+        error: Box<Error>,
+        context: &mut Box<Context>,
+        reused: bool,
+    ) -> Box<Error> {
         self.after_an_attempt(session, context, error, reused)
     }
 
-    async fn fail_to_proxy(&self, session: &mut Session, error: &Error, context: &mut Box<Context>) -> FailToProxy {
+    async fn fail_to_proxy(
+        &self,
+        session: &mut Session,
+        error: &Error,
+        context: &mut Box<Context>,
+    ) -> FailToProxy {
         let mut failure = context.failure_of(error);
         context.answer_ended();
-        // The backend cannot answer what it does not have yet: a client that uploads slowly ran into its timeout, not the backend.
-        if context.tunnel.as_ref().is_some_and(|tunnel| tunnel.is_drained()) {
+        // The backend cannot answer what it does not have yet: a client that uploads slowly ran
+        // into its timeout, not the backend.
+        if context
+            .tunnel
+            .as_ref()
+            .is_some_and(|tunnel| tunnel.is_drained())
+        {
             // A tunnel that we ended is nobody's failure.
             failure.blame = Blame::Proxy;
         } else if context.is_not_processed {
             failure.blame = Blame::Proxy;
-        } else if !context.is_late && *error.etype() == ErrorType::ReadTimedout && context.exchange.as_ref().is_some_and(|exchange| !exchange.is_sent()) {
+        } else if !context.is_late
+            && *error.etype() == ErrorType::ReadTimedout
+            && context
+                .exchange
+                .as_ref()
+                .is_some_and(|exchange| !exchange.is_sent())
+        {
             failure.blame = Blame::Client;
         }
         let reply = match &mut context.exchange {
-            Some(exchange) if context.is_not_processed => self.gate.failed(exchange, failure, Some(Reply::NOT_PROCESSED)),
+            Some(exchange) if context.is_not_processed => {
+                self.gate
+                    .failed(exchange, failure, Some(Reply::NOT_PROCESSED))
+            }
             Some(exchange) => self.gate.failed(exchange, failure, refusal_of(error)),
             None => Reply::INTERNAL,
         };
         let client_is_gone = failure.blame == Blame::Client
             && reply.refusal.is_none()
-            && matches!(error.etype(), ErrorType::WriteError | ErrorType::ReadError | ErrorType::ConnectionClosed | ErrorType::WriteTimedout);
+            && matches!(
+                error.etype(),
+                ErrorType::WriteError
+                    | ErrorType::ReadError
+                    | ErrorType::ConnectionClosed
+                    | ErrorType::WriteTimedout
+            );
         let may_answer = is_unanswered(session) && !session.was_upgraded() && !client_is_gone;
         let mut error_code = 0;
         if may_answer {
             // A client that went away meanwhile needs no answer.
-            error_code = self.reply(session, reply).await.map_or(0, |()| reply.status.as_u16());
+            error_code = self
+                .reply(session, reply)
+                .await
+                .map_or(0, |()| reply.status.as_u16());
         }
-        FailToProxy { error_code, can_reuse_downstream: false }
+        FailToProxy {
+            error_code,
+            can_reuse_downstream: false,
+        }
     }
 
     /// Failures are counted and in the access log; an outage must not be a flood of error lines.
@@ -368,18 +626,51 @@ impl ProxyHttp for Adapter {
         true
     }
 
-    fn suppress_proxy_warn_log(&self, _: &Session, _: &Box<Context>, _: &Error, _: ProxyWarnLogContext) -> bool {
+    fn suppress_proxy_warn_log(
+        &self,
+        _: &Session,
+        _: &Box<Context>,
+        _: &Error,
+        _: ProxyWarnLogContext,
+    ) -> bool {
         true
     }
 
-    async fn logging(&self, session: &mut Session, error: Option<&Error>, context: &mut Box<Context>) {
-        let Some(exchange) = context.exchange.take() else { return };
-        if let Some(conn) = context.conn.as_ref().filter(|_| error.is_none() && context.tunnel.is_none() && exchange.is_sent() && session.get_keepalive().is_some()) {
+    async fn logging(
+        &self,
+        session: &mut Session,
+        error: Option<&Error>,
+        context: &mut Box<Context>,
+    ) {
+        let Some(exchange) = context.exchange.take() else {
+            return;
+        };
+        if let Some(conn) = context.conn.as_ref().filter(|_| {
+            error.is_none()
+                && context.tunnel.is_none()
+                && exchange.is_sent()
+                && session.get_keepalive().is_some()
+        }) {
             conn.answered_whole();
         }
-        let status = session.response_written().map(|response| response.status.as_u16());
-        let (bytes_in, bytes_out) = (session.body_bytes_read() as u64, session.body_bytes_sent() as u64);
-        self.gate.done(exchange, session.req_header().uri.path(), End { status, bytes_in, bytes_out, ..context.end }, clock::mono);
+        let status = session
+            .response_written()
+            .map(|response| response.status.as_u16());
+        let (bytes_in, bytes_out) = (
+            session.body_bytes_read() as u64,
+            session.body_bytes_sent() as u64,
+        );
+        self.gate.done(
+            exchange,
+            session.req_header().uri.path(),
+            End {
+                status,
+                bytes_in,
+                bytes_out,
+                ..context.end
+            },
+            clock::mono,
+        );
         if let Some(conn) = &context.conn {
             conn.stay.over();
             context.answer_ended();

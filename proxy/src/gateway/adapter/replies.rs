@@ -26,19 +26,32 @@ impl Adapter {
         if let Some(seconds) = reply.retry_after {
             response.insert_header(http::header::RETRY_AFTER, seconds)?;
         }
-        // The request body may not have been read: what follows on this connection could be mistaken for a request.
-        let keepalive = if reply.retry_after.is_some() && session.is_body_empty() { session.get_keepalive() } else { None };
+        // The request body may not have been read: what follows on this connection could be
+        // mistaken for a request.
+        let keepalive = if reply.retry_after.is_some() && session.is_body_empty() {
+            session.get_keepalive()
+        } else {
+            None
+        };
         session.set_keepalive(keepalive);
-        session.write_response_header(Box::new(response), head_only).await?;
+        session
+            .write_response_header(Box::new(response), head_only)
+            .await?;
         if !head_only {
-            session.write_response_body(Some(Bytes::from(body)), true).await?;
+            session
+                .write_response_body(Some(Bytes::from(body)), true)
+                .await?;
         }
         Ok(())
     }
 }
 
 /// What the gate answers to a request that the engine must not see, and whether as HTML.
-pub(in crate::gateway) fn refusal(gate: &Gate, head: &RequestHeader, conn: &Conn) -> (Exchange, Reply, bool) {
+pub(in crate::gateway) fn refusal(
+    gate: &Gate,
+    head: &RequestHeader,
+    conn: &Conn,
+) -> (Exchange, Reply, bool) {
     let head = RequestHead { head, raw: b"" };
     let (exchange, step) = gate.request(&head, conn, clock::mono());
     let reply = match step {

@@ -51,7 +51,11 @@ impl Seen {
     /// How many bytes have come of a DATA frame of this stream that is not complete yet.
     pub(super) fn partial_data(&self, stream: u32) -> u64 {
         let is_its = self.data_stream.load(Ordering::Relaxed) == stream;
-        if is_its { self.data_bytes.load(Ordering::Relaxed) } else { 0 }
+        if is_its {
+            self.data_bytes.load(Ordering::Relaxed)
+        } else {
+            0
+        }
     }
 }
 
@@ -69,13 +73,31 @@ pub(super) struct Watched<T> {
 impl<T> Watched<T> {
     /// Watches `inner`, from which nothing has been read yet.
     pub(super) fn new(inner: T, seen: Arc<Seen>) -> (Self, Resets) {
-        let incoming = Frames { skip: PREFACE, ..Frames::default() };
+        let incoming = Frames {
+            skip: PREFACE,
+            ..Frames::default()
+        };
         let (resets, sent) = mpsc::channel(MAX_RESETS);
-        (Self { inner, incoming, outgoing: Frames::default(), blocks: 0, seen, resets }, sent)
+        (
+            Self {
+                inner,
+                incoming,
+                outgoing: Frames::default(),
+                blocks: 0,
+                seen,
+                resets,
+            },
+            sent,
+        )
     }
 
     fn came(&mut self, bytes: &[u8]) {
-        let Self { incoming, blocks, seen, .. } = self;
+        let Self {
+            incoming,
+            blocks,
+            seen,
+            ..
+        } = self;
         incoming.pass(bytes, |frame, step| match (frame.kind, step) {
             (HEADERS, Step::Begun) => {
                 *blocks += 1;
@@ -97,7 +119,9 @@ impl<T> Watched<T> {
     }
 
     fn left(&mut self, bytes: &[u8]) {
-        let Self { outgoing, resets, .. } = self;
+        let Self {
+            outgoing, resets, ..
+        } = self;
         outgoing.pass(bytes, |frame, step| {
             if (frame.kind, step) == (RST_STREAM, Step::Whole) {
                 // More than are looked at in time are no different.
@@ -157,7 +181,12 @@ impl Frames {
                 let [a, b, c, kind, flags, stream @ ..] = self.header;
                 self.left = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
                 self.past = 0;
-                self.frame = Frame { kind, flags, stream: u32::from_be_bytes(stream) & (u32::MAX >> 1), first_word: 0 };
+                self.frame = Frame {
+                    kind,
+                    flags,
+                    stream: u32::from_be_bytes(stream) & (u32::MAX >> 1),
+                    first_word: 0,
+                };
                 found(&self.frame, Step::Begun);
             }
             let now = self.left.min(bytes.len());
@@ -179,7 +208,11 @@ impl Frames {
 }
 
 impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let read = Pin::new(&mut self.inner).poll_read(cx, buffer);
         self.came(&buffer.filled()[before..]);
@@ -188,7 +221,11 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
 }
 
 impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write(cx, bytes);
         if let Poll::Ready(Ok(written)) = written {
             self.left(&bytes[..written]);
@@ -196,7 +233,11 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         written
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.inner).poll_write_vectored(cx, slices);
         if let Poll::Ready(Ok(mut left)) = written {
             for slice in slices {
@@ -226,7 +267,13 @@ mod tests {
     use super::*;
 
     fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-        let mut bytes = vec![0, (payload.len() >> 8) as u8, payload.len() as u8, kind, flags];
+        let mut bytes = vec![
+            0,
+            (payload.len() >> 8) as u8,
+            payload.len() as u8,
+            kind,
+            flags,
+        ];
         bytes.extend(stream.to_be_bytes());
         bytes.extend(payload);
         bytes
@@ -249,7 +296,11 @@ mod tests {
             for part in bytes.chunks(size) {
                 watched.came(part);
                 at += part.len();
-                assert_eq!(seen.open_block().is_some(), (opens..closes).contains(&at), "after {at} bytes in parts of {size}");
+                assert_eq!(
+                    seen.open_block().is_some(),
+                    (opens..closes).contains(&at),
+                    "after {at} bytes in parts of {size}"
+                );
             }
         }
     }
@@ -289,7 +340,10 @@ mod tests {
             bytes.extend(frame(RST_STREAM, 0, 9, &7_u32.to_be_bytes()));
             bytes.extend(frame(DATA, 1, 1, b"body"));
             bytes.chunks(size).for_each(|part| watched.left(part));
-            assert_eq!((resets.try_recv().ok(), resets.try_recv().ok()), (Some((9, 7)), None));
+            assert_eq!(
+                (resets.try_recv().ok(), resets.try_recv().ok()),
+                (Some((9, 7)), None)
+            );
         }
     }
 }

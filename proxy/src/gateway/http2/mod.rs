@@ -57,8 +57,14 @@ pub const MAX_STREAMS: u32 = 100;
 const MAX_REFUSED: usize = 32;
 /// From so many on nobody waits for streams under way.
 const FAR_TOO_MANY: usize = 512;
-const MALFORMED: Reply = Reply::refused(Refusal::Stream, "the request is malformed (RFC 9113, section 8.1.1)");
-const TOO_MANY_STREAMS: Reply = Reply::refused(Refusal::Stream, "the connection has as many streams as it may have at once");
+const MALFORMED: Reply = Reply::refused(
+    Refusal::Stream,
+    "the request is malformed (RFC 9113, section 8.1.1)",
+);
+const TOO_MANY_STREAMS: Reply = Reply::refused(
+    Refusal::Stream,
+    "the connection has as many streams as it may have at once",
+);
 /// How long a client may take to hear that its connection ends.
 const FAREWELL: Duration = Duration::from_secs(1);
 
@@ -79,7 +85,10 @@ pub struct Http2 {
 type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
 
 /// What has happened on a connection.
-#[expect(clippy::large_enum_variant, reason = "it is looked at where it is made, and never kept")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is looked at where it is made, and never kept"
+)]
 enum Event {
     Accepted(Accepted),
     /// A stream has ended.
@@ -98,7 +107,14 @@ enum Event {
 
 impl Http2 {
     /// Creates what serves connections with these limits.
-    pub fn new(proxy: Arc<HttpProxy<Adapter>>, gate: Arc<Gate>, drains: Drains, ending: Arc<Ending>, watchdog: Arc<Watchdog>, listen: &cutover_config::Listen) -> Self {
+    pub fn new(
+        proxy: Arc<HttpProxy<Adapter>>,
+        gate: Arc<Gate>,
+        drains: Drains,
+        ending: Arc<Ending>,
+        watchdog: Arc<Watchdog>,
+        listen: &cutover_config::Listen,
+    ) -> Self {
         let mut options = Builder::new();
         options
             .initial_window_size(STREAM_WINDOW)
@@ -131,8 +147,21 @@ impl Http2 {
         let seen = Arc::new(Seen::default());
         let (watched, resets) = Watched::new(stream, Arc::clone(&seen));
         let handshake = self.options.handshake(watched);
-        let Some(Ok(h2)) = within(self.header_timeout, handshake).await else { return };
-        let live = Live { common: Arc::clone(self), conn, digest, seen, resets, h2, streams: JoinSet::new(), taken: HashSet::new(), is_ending: false, malformed: 0 };
+        let Some(Ok(h2)) = within(self.header_timeout, handshake).await else {
+            return;
+        };
+        let live = Live {
+            common: Arc::clone(self),
+            conn,
+            digest,
+            seen,
+            resets,
+            h2,
+            streams: JoinSet::new(),
+            taken: HashSet::new(),
+            is_ending: false,
+            malformed: 0,
+        };
         live.work().await;
     }
 }
@@ -156,10 +185,17 @@ struct Live {
 
 impl Live {
     async fn work(mut self) {
-        let (mut closing, mut dismissed) = (self.common.closing.clone(), self.common.ending.dismissed.subscribe());
+        let (mut closing, mut dismissed) = (
+            self.common.closing.clone(),
+            self.common.ending.dismissed.subscribe(),
+        );
         let mut is_dismissed = false;
         let mut idle = pin!(sleep(self.common.keepalive_timeout));
-        let mut head = pin!(HeadTimer { block: None, sleep: Box::pin(sleep(Duration::ZERO)), left: Duration::ZERO });
+        let mut head = pin!(HeadTimer {
+            block: None,
+            sleep: Box::pin(sleep(Duration::ZERO)),
+            left: Duration::ZERO
+        });
         loop {
             let has_none = self.streams.is_empty();
             // What has come is looked at first, so that nobody is late because we stood still.
@@ -223,12 +259,23 @@ impl Live {
             return;
         }
         let patience = Patience::new(Arc::clone(&conn), Arc::clone(&common.watchdog));
-        let session = StreamSession::new(request, respond, Arc::clone(&self.seen), patience, Arc::clone(&self.digest));
+        let session = StreamSession::new(
+            request,
+            respond,
+            Arc::clone(&self.seen),
+            patience,
+            Arc::clone(&self.digest),
+        );
         let of_stream = Arc::clone(&conn);
         let serving = async move {
             let watched = Arc::clone(&common.watchdog).watch(of_stream).await;
             let session = ServerSession::new_custom(Box::new(session));
-            attended(common.proxy.process_new_http(session, &common.closing), &watched, &common.drains).await;
+            attended(
+                common.proxy.process_new_http(session, &common.closing),
+                &watched,
+                &common.drains,
+            )
+            .await;
             number
         };
         self.streams.spawn(CONN.scope(conn, serving));
@@ -244,7 +291,14 @@ impl Live {
             _ => return,
         };
         let now = clock::mono();
-        self.common.gate.refused(Sketch::default(), &self.conn, &reply, End::default(), now, now);
+        self.common.gate.refused(
+            Sketch::default(),
+            &self.conn,
+            &reply,
+            End::default(),
+            now,
+            now,
+        );
         // A client may open more streams than it may have before it has read how many that is.
         self.malformed += usize::from(reply == MALFORMED);
     }
@@ -267,7 +321,8 @@ impl Live {
 struct HeadTimer {
     /// The block that `sleep` is for.
     block: Option<u64>,
-    /// A step of the limit, and what is left of it afterwards: a standstill of the process takes one step.
+    /// A step of the limit, and what is left of it afterwards: a standstill of the process takes
+    /// one step.
     sleep: Pin<Box<Sleep>>,
     left: Duration,
 }
@@ -279,8 +334,8 @@ impl HeadTimer {
         self.sleep.set(sleep(step));
     }
 
-    /// Returns when a header block has been open for `limit`. The bytes of the block are read by the
-    /// task that polls this, so it looks again whenever some have come. Cancel safe.
+    /// Returns when a header block has been open for `limit`. The bytes of the block are read by
+    /// the task that polls this, so it looks again whenever some have come. Cancel safe.
     async fn late(self: &mut Pin<&mut Self>, seen: &Seen, limit: Duration) {
         poll_fn(|cx| {
             let block = seen.open_block();
@@ -307,20 +362,40 @@ impl HeadTimer {
 
 impl Http2 {
     /// Answers a request that the engine must not see: it would answer by itself.
-    async fn refuse(&self, request: Request<RecvStream>, mut respond: SendResponse<Bytes>, conn: &Conn) {
+    async fn refuse(
+        &self,
+        request: Request<RecvStream>,
+        mut respond: SendResponse<Bytes>,
+        conn: &Conn,
+    ) {
         let head = RequestHeader::from(request.into_parts().0);
         let (exchange, reply, is_html) = adapter::refusal(&self.gate, &head, conn);
         let (body, content_type) = reply.body(is_html);
-        let answer = Response::builder().status(reply.status).header(http::header::CONTENT_TYPE, content_type).header(http::header::CACHE_CONTROL, "no-store").body(());
+        let answer = Response::builder()
+            .status(reply.status)
+            .header(http::header::CONTENT_TYPE, content_type)
+            .header(http::header::CACHE_CONTROL, "no-store")
+            .body(());
         let bytes_out = body.len() as u64;
         let mut status = None;
         if let Ok(answer) = answer
             && let Ok(mut send) = respond.send_response(answer, false)
-            && pingora::protocols::http::v2::write_body(&mut send, body.into(), true, Some(self.write_timeout)).await.is_ok()
+            && pingora::protocols::http::v2::write_body(
+                &mut send,
+                body.into(),
+                true,
+                Some(self.write_timeout),
+            )
+            .await
+            .is_ok()
         {
             status = Some(reply.status.as_u16());
         }
-        let end = End { status, bytes_out, ..End::default() };
+        let end = End {
+            status,
+            bytes_out,
+            ..End::default()
+        };
         self.gate.done(exchange, head.uri.path(), end, clock::mono);
     }
 }

@@ -93,10 +93,21 @@ impl Progress {
 
 impl StreamSession {
     /// Takes a request over. `patience` has the deadlines of its stream.
-    pub(super) fn new(request: Request<RecvStream>, respond: SendResponse<Bytes>, seen: Arc<Seen>, patience: Patience, digest: Arc<Digest>) -> Self {
+    pub(super) fn new(
+        request: Request<RecvStream>,
+        respond: SendResponse<Bytes>,
+        seen: Arc<Seen>,
+        patience: Patience,
+        digest: Arc<Digest>,
+    ) -> Self {
         let (mut parts, body) = request.into_parts();
         join_cookies(&mut parts.headers);
-        let progress = Progress { seen, stream: respond.stream_id().as_u32(), partial: 0, pace: Pace::default() };
+        let progress = Progress {
+            seen,
+            stream: respond.stream_id().as_u32(),
+            partial: 0,
+            pace: Pace::default(),
+        };
         Self {
             head: parts.into(),
             body,
@@ -127,20 +138,29 @@ impl StreamSession {
         match self.body.poll_data(cx) {
             Poll::Ready(data) => {
                 self.patience.body_came();
-                let data = data.transpose().or_err(ErrorType::ReadError, "while reading a request body").map_err(Error::into_down)?;
+                let data = data
+                    .transpose()
+                    .or_err(ErrorType::ReadError, "while reading a request body")
+                    .map_err(Error::into_down)?;
                 if let Some(data) = &data {
                     self.take(data);
                 }
                 Poll::Ready(Ok(data))
             }
             Poll::Pending => {
-                let Some(timeout) = self.read_timeout else { return Poll::Pending };
+                let Some(timeout) = self.read_timeout else {
+                    return Poll::Pending;
+                };
                 if !self.patience.is_body_awaited() {
                     self.patience.await_body(timeout);
                 } else if self.patience.is_body_late() {
                     if !self.progress.is_made(self.read, self.patience.now()) {
                         self.patience.body_came();
-                        return Poll::Ready(Err(Error::explain(ErrorType::ReadTimedout, "the request body does not come on").into_down()));
+                        return Poll::Ready(Err(Error::explain(
+                            ErrorType::ReadTimedout,
+                            "the request body does not come on",
+                        )
+                        .into_down()));
                     }
                     self.patience.await_body(timeout);
                 }
@@ -164,14 +184,20 @@ impl StreamSession {
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Box<Error>> {
         self.patience.has_taken();
         if self.patience.is_answer_late() {
-            return Poll::Ready(Error::explain(ErrorType::ReadTimedout, "the backend is late"));
+            return Poll::Ready(Error::explain(
+                ErrorType::ReadTimedout,
+                "the backend is late",
+            ));
         }
         let reset = match &mut self.send {
             Some(send) => send.poll_reset(cx),
             None => self.respond.poll_reset(cx),
         };
         let error = match ready!(reset) {
-            Ok(reason) => Error::explain(ErrorType::H2Error, format!("the client has reset the stream: {reason}")),
+            Ok(reason) => Error::explain(
+                ErrorType::H2Error,
+                format!("the client has reset the stream: {reason}"),
+            ),
             Err(error) => Error::because(ErrorType::H2Error, "while waiting for an answer", error),
         };
         Poll::Ready(error.into_down())
@@ -181,10 +207,14 @@ impl StreamSession {
         if self.has_ended {
             return Ok(());
         }
-        let Some(send) = &mut self.send else { return Error::e_explain(ErrorType::H2Error, "a body before its header") };
+        let Some(send) = &mut self.send else {
+            return Error::e_explain(ErrorType::H2Error, "a body before its header");
+        };
         let bytes = data.len();
         self.patience.client_is_behind(true);
-        let written = send_all(send, data, end, self.write_timeout.unwrap_or(Duration::MAX)).await.map_err(Error::into_down);
+        let written = send_all(send, data, end, self.write_timeout.unwrap_or(Duration::MAX))
+            .await
+            .map_err(Error::into_down);
         self.patience.client_is_behind(false);
         written?;
         self.sent += bytes;
@@ -196,7 +226,13 @@ impl StreamSession {
         if self.has_ended {
             return Ok(());
         }
-        for name in [&TRANSFER_ENCODING, &CONNECTION, &UPGRADE, &KEEP_ALIVE, &PROXY_CONNECTION] {
+        for name in [
+            &TRANSFER_ENCODING,
+            &CONNECTION,
+            &UPGRADE,
+            &KEEP_ALIVE,
+            &PROXY_CONNECTION,
+        ] {
             head.remove_header(name);
         }
         if head.status.is_informational() {
@@ -205,16 +241,27 @@ impl StreamSession {
                 return Ok(());
             }
             let interim = Response::from_parts(head.as_owned_parts(), ());
-            return self.respond.send_informational(interim).or_err(ErrorType::WriteError, "while writing an interim answer").map_err(Error::into_down);
+            return self
+                .respond
+                .send_informational(interim)
+                .or_err(ErrorType::WriteError, "while writing an interim answer")
+                .map_err(Error::into_down);
         }
         if self.written.is_some() {
             return Ok(());
         }
         if !head.headers.contains_key(DATE) {
-            head.insert_header(DATE, date::with(HeaderValue::from_bytes).unwrap_or(HeaderValue::from_static("")))?;
+            head.insert_header(
+                DATE,
+                date::with(HeaderValue::from_bytes).unwrap_or(HeaderValue::from_static("")),
+            )?;
         }
         let response = Response::from_parts(head.as_owned_parts(), ());
-        let send = self.respond.send_response(response, end).or_err(ErrorType::WriteError, "while writing an answer").map_err(Error::into_down)?;
+        let send = self
+            .respond
+            .send_response(response, end)
+            .or_err(ErrorType::WriteError, "while writing an answer")
+            .map_err(Error::into_down)?;
         (self.written, self.send) = (Some(head), Some(send));
         self.has_ended |= end;
         Ok(())
@@ -223,7 +270,9 @@ impl StreamSession {
     fn write_end(&mut self) -> Result<()> {
         // Without a header the stream is reset when it is dropped.
         if let Some(send) = self.send.as_mut().filter(|_| !self.has_ended) {
-            send.send_data(Bytes::new(), true).or_err(ErrorType::WriteError, "while ending an answer").map_err(Error::into_down)?;
+            send.send_data(Bytes::new(), true)
+                .or_err(ErrorType::WriteError, "while ending an answer")
+                .map_err(Error::into_down)?;
             self.has_ended = true;
         }
         Ok(())
@@ -231,22 +280,38 @@ impl StreamSession {
 }
 
 /// Sends a part of a body as far as the client's windows allow. Each step of it may take `limit`.
-async fn send_all(send: &mut SendStream<Bytes>, mut data: Bytes, end: bool, limit: Duration) -> Result<()> {
+async fn send_all(
+    send: &mut SendStream<Bytes>,
+    mut data: Bytes,
+    end: bool,
+    limit: Duration,
+) -> Result<()> {
     while !data.is_empty() {
         send.reserve_capacity(data.len());
         let room = match within(limit, poll_fn(|cx| send.poll_capacity(cx))).await {
-            Some(Some(room)) => room.or_err(ErrorType::WriteError, "while waiting for the client to read")?,
-            Some(None) => return Error::e_explain(ErrorType::WriteError, "the client has ended the stream"),
+            Some(Some(room)) => room.or_err(
+                ErrorType::WriteError,
+                "while waiting for the client to read",
+            )?,
+            Some(None) => {
+                return Error::e_explain(ErrorType::WriteError, "the client has ended the stream");
+            }
             None => return Error::e_explain(ErrorType::WriteTimedout, "the client does not read"),
         };
         let part = data.split_to(room.min(data.len()));
         let is_last = data.is_empty() && end;
-        send.send_data(part, is_last).or_err(ErrorType::WriteError, "while writing an answer")?;
+        send.send_data(part, is_last)
+            .or_err(ErrorType::WriteError, "while writing an answer")?;
         if is_last {
             return Ok(());
         }
     }
-    if end { send.send_data(data, true).or_err(ErrorType::WriteError, "while ending an answer") } else { Ok(()) }
+    if end {
+        send.send_data(data, true)
+            .or_err(ErrorType::WriteError, "while ending an answer")
+    } else {
+        Ok(())
+    }
 }
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -260,12 +325,21 @@ fn join_cookies(headers: &mut HeaderMap) {
     }
     let tidy = |crumb: &'_ HeaderValue| crumb.as_bytes().trim_ascii().to_vec();
     let without_end = |mut crumb: Vec<u8>| {
-        while crumb.last().is_some_and(|byte| *byte == b';' || byte.is_ascii_whitespace()) {
+        while crumb
+            .last()
+            .is_some_and(|byte| *byte == b';' || byte.is_ascii_whitespace())
+        {
             crumb.pop();
         }
         crumb
     };
-    let crumbs: Vec<Vec<u8>> = headers.get_all(COOKIE).iter().map(tidy).map(without_end).filter(|crumb| !crumb.is_empty()).collect();
+    let crumbs: Vec<Vec<u8>> = headers
+        .get_all(COOKIE)
+        .iter()
+        .map(tidy)
+        .map(without_end)
+        .filter(|crumb| !crumb.is_empty())
+        .collect();
     // What was valid in parts is valid when it is joined by valid bytes.
     if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
@@ -314,7 +388,9 @@ impl Session for StreamSession {
             None => drain.await,
             Some(limit) => match tokio::time::timeout(limit, pin!(drain)).await {
                 Ok(drained) => drained,
-                Err(_) => Error::e_explain(ErrorType::ReadTimedout, "while draining a request body"),
+                Err(_) => {
+                    Error::e_explain(ErrorType::ReadTimedout, "while draining a request body")
+                }
             },
         }
     }
@@ -335,8 +411,12 @@ impl Session for StreamSession {
         if self.has_ended {
             return Ok(());
         }
-        let Some(send) = &mut self.send else { return Error::e_explain(ErrorType::H2Error, "trailers before a header") };
-        send.send_trailers(trailers).or_err(ErrorType::WriteError, "while writing trailers").map_err(Error::into_down)?;
+        let Some(send) = &mut self.send else {
+            return Error::e_explain(ErrorType::H2Error, "trailers before a header");
+        };
+        send.send_trailers(trailers)
+            .or_err(ErrorType::WriteError, "while writing trailers")
+            .map_err(Error::into_down)?;
         self.has_ended = true;
         Ok(())
     }
@@ -355,7 +435,12 @@ impl Session for StreamSession {
                     }
                     end
                 }
-                HttpTask::UpgradedBody(..) => return Error::e_explain(ErrorType::InternalError, "an upgrade on a stream of HTTP/2"),
+                HttpTask::UpgradedBody(..) => {
+                    return Error::e_explain(
+                        ErrorType::InternalError,
+                        "an upgrade on a stream of HTTP/2",
+                    );
+                }
                 HttpTask::Trailer(Some(trailers)) => {
                     self.write_trailers(*trailers).await?;
                     true
@@ -419,7 +504,13 @@ impl Session for StreamSession {
     }
 
     fn is_body_empty(&mut self) -> bool {
-        self.read == 0 && (self.body.is_end_stream() || self.head.headers.get(CONTENT_LENGTH).is_some_and(|length| length == "0"))
+        self.read == 0
+            && (self.body.is_end_stream()
+                || self
+                    .head
+                    .headers
+                    .get(CONTENT_LENGTH)
+                    .is_some_and(|length| length == "0"))
     }
 
     fn body_bytes_sent(&self) -> usize {
@@ -448,8 +539,21 @@ impl Session for StreamSession {
 
     /// The engine asks for it for subrequests, of which there are none here.
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
-        let host = self.head.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
-        [self.head.method.as_str().as_bytes(), b" ", self.head.raw_path(), b" HTTP/1.1\r\nhost: ", host, b"\r\n\r\n"].concat().into()
+        let host = self
+            .head
+            .headers
+            .get(HOST)
+            .map_or(&b""[..], HeaderValue::as_bytes);
+        [
+            self.head.method.as_str().as_bytes(),
+            b" ",
+            self.head.raw_path(),
+            b" HTTP/1.1\r\nhost: ",
+            host,
+            b"\r\n\r\n",
+        ]
+        .concat()
+        .into()
     }
 
     /// The engine calls it when an attempt begins.
@@ -465,8 +569,9 @@ impl Session for StreamSession {
         matches!(self.replay, Replay::Truncated)
     }
 
-    /// Nothing: what is kept is read again as the body. The engine takes a backend that answers before it has read its buffer for one
-    /// that has failed, and hears the answer of one that does not read the body.
+    /// Nothing: what is kept is read again as the body. The engine takes a backend that answers
+    /// before it has read its buffer for one that has failed, and hears the answer of one that
+    /// does not read the body.
     fn get_retry_buffer(&self) -> Option<Bytes> {
         None
     }
@@ -475,11 +580,17 @@ impl Session for StreamSession {
         Ok(())
     }
 
-    fn take_custom_message_reader(&mut self) -> Option<Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>> {
+    fn take_custom_message_reader(
+        &mut self,
+    ) -> Option<Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>>
+    {
         None
     }
 
-    fn restore_custom_message_reader(&mut self, _: Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>) -> Result<()> {
+    fn restore_custom_message_reader(
+        &mut self,
+        _: Box<dyn futures_util::Stream<Item = Result<Bytes>> + Unpin + Send + Sync + 'static>,
+    ) -> Result<()> {
         Ok(())
     }
 
@@ -498,15 +609,23 @@ mod tests {
 
     #[test]
     fn cookie_fields_are_joined_into_one_and_a_single_one_stays() {
-        for (fields, joined) in
-            [(&["a=1"][..], "a=1"), (&["a=1", "b=2"], "a=1; b=2"), (&["a=1; b=2", "c=3", ""], "a=1; b=2; c=3"), (&["a=1;", " b=2 ", "c=3; "], "a=1; b=2; c=3"), (&[""], "")]
-        {
+        for (fields, joined) in [
+            (&["a=1"][..], "a=1"),
+            (&["a=1", "b=2"], "a=1; b=2"),
+            (&["a=1; b=2", "c=3", ""], "a=1; b=2; c=3"),
+            (&["a=1;", " b=2 ", "c=3; "], "a=1; b=2; c=3"),
+            (&[""], ""),
+        ] {
             let mut headers = HeaderMap::new();
             for field in fields {
                 headers.append(COOKIE, HeaderValue::from_static(field));
             }
             join_cookies(&mut headers);
-            assert_eq!(headers.get_all(COOKIE).iter().collect::<Vec<_>>(), [joined], "{fields:?}");
+            assert_eq!(
+                headers.get_all(COOKIE).iter().collect::<Vec<_>>(),
+                [joined],
+                "{fields:?}"
+            );
         }
     }
 }

@@ -15,7 +15,9 @@ pub(in crate::gateway) fn with<T>(write: impl FnOnce(&[u8]) -> T) -> T {
         let now = clock::wall().as_millis().div_euclid(1_000);
         if now != *second {
             *second = now;
-            *text = httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(u64::try_from(now).unwrap_or_default()));
+            *text = httpdate::fmt_http_date(
+                UNIX_EPOCH + Duration::from_secs(u64::try_from(now).unwrap_or_default()),
+            );
         }
         write(text.as_bytes())
     })
@@ -28,6 +30,10 @@ mod tests {
     #[test]
     fn a_date_has_a_length_of_its_own() {
         let date = with(<[u8]>::to_vec);
-        assert!(date.len() == 29 && date.ends_with(b" GMT"), "{}", String::from_utf8_lossy(&date));
+        assert!(
+            date.len() == 29 && date.ends_with(b" GMT"),
+            "{}",
+            String::from_utf8_lossy(&date)
+        );
     }
 }

@@ -1,7 +1,9 @@
 //! Where a body ends, while its bytes pass by.
 //!
-//! Chunks of an answer are passed on as they are, checked byte by byte: line ends in both bytes, sizes in at most fifteen digits. What only some programs read, and those not alike, is cut out where it stands: extensions of
-//! chunks, and trailers, which would tell a client anything after the answer was judged. The bytes that stay are a whole chunked body.
+//! Chunks of an answer are passed on as they are, checked byte by byte: line ends in both bytes,
+//! sizes in at most fifteen digits. What only some programs read, and those not alike, is cut out
+//! where it stands: extensions of chunks, and trailers, which would tell a client anything after
+//! the answer was judged. The bytes that stay are a whole chunked body.
 
 /// How a body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,16 +55,29 @@ impl Left {
         matches!(self, Self::Length(0))
     }
 
-    /// Reads the next bytes, and moves together what goes on. `None` when they are no body of this kind.
+    /// Reads the next bytes, and moves together what goes on. `None` when they are no body of this
+    /// kind.
     pub(in crate::gateway) fn feed(&mut self, bytes: &mut [u8]) -> Option<Fed> {
         match self {
             Self::Length(left) => {
-                let used = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                let used = usize::try_from(*left)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len());
                 *left -= used as u64;
-                Some(Fed { used, kept: used, payload: used as u64, is_over: *left == 0 })
+                Some(Fed {
+                    used,
+                    kept: used,
+                    payload: used as u64,
+                    is_over: *left == 0,
+                })
             }
             Self::Chunked(chunks) => chunks.feed(bytes),
-            Self::Close => Some(Fed { used: bytes.len(), kept: bytes.len(), payload: bytes.len() as u64, is_over: false }),
+            Self::Close => Some(Fed {
+                used: bytes.len(),
+                kept: bytes.len(),
+                payload: bytes.len() as u64,
+                is_over: false,
+            }),
         }
     }
 
@@ -115,7 +130,9 @@ impl Chunks {
         let (mut at, mut kept, mut payload) = (0, 0, 0);
         while let Some(&byte) = bytes.get(at) {
             if self.place == Place::Payload {
-                let here = usize::try_from(self.left).unwrap_or(usize::MAX).min(bytes.len() - at);
+                let here = usize::try_from(self.left)
+                    .unwrap_or(usize::MAX)
+                    .min(bytes.len() - at);
                 self.left -= here as u64;
                 payload += here as u64;
                 if kept < at {
@@ -132,16 +149,36 @@ impl Chunks {
             let before = self.place;
             self.place = self.next(byte)?;
             match (before, self.place) {
-                (_, Place::End) => return Some(Fed { used: at, kept, payload, is_over: true }),
+                (_, Place::End) => {
+                    return Some(Fed {
+                        used: at,
+                        kept,
+                        payload,
+                        is_over: true,
+                    });
+                }
                 // The line of the last chunk is the last that stays.
-                (_, Place::Space | Place::Extension | Place::InTrailer | Place::TrailerEnd | Place::LastEnd) | (Place::TrailerEnd, _) => {}
+                (
+                    _,
+                    Place::Space
+                    | Place::Extension
+                    | Place::InTrailer
+                    | Place::TrailerEnd
+                    | Place::LastEnd,
+                )
+                | (Place::TrailerEnd, _) => {}
                 _ => {
                     bytes[kept] = byte;
                     kept += 1;
                 }
             }
         }
-        Some(Fed { used: bytes.len(), kept, payload, is_over: false })
+        Some(Fed {
+            used: bytes.len(),
+            kept,
+            payload,
+            is_over: false,
+        })
     }
 
     fn next(&mut self, byte: u8) -> Option<Place> {
@@ -173,7 +210,11 @@ impl Chunks {
             }
             (Place::SizeEnd, b'\n') => {
                 (self.digits, self.line) = (0, 0);
-                if self.left > 0 { Place::Payload } else { Place::Trailer }
+                if self.left > 0 {
+                    Place::Payload
+                } else {
+                    Place::Trailer
+                }
             }
             (Place::PayloadEnd, b'\r') => Place::PayloadEndFeed,
             (Place::PayloadEndFeed, b'\n') => Place::Size,
@@ -181,7 +222,9 @@ impl Chunks {
             (Place::LastEnd, b'\n') => Place::End,
             (Place::InTrailer, b'\r') => Place::TrailerEnd,
             (Place::TrailerEnd, b'\n') => Place::Trailer,
-            (Place::Trailer | Place::InTrailer, byte) if !byte.is_ascii_control() || byte == b'\t' => {
+            (Place::Trailer | Place::InTrailer, byte)
+                if !byte.is_ascii_control() || byte == b'\t' =>
+            {
                 self.line += 1;
                 if self.line > MAX_LINE {
                     return None;
@@ -198,7 +241,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What goes on of a chunked body that comes in these parts, its payload, and how much was not read.
+    /// What goes on of a chunked body that comes in these parts, its payload, and how much was not
+    /// read.
     fn relayed(parts: &[&[u8]]) -> Option<(Vec<u8>, u64, usize)> {
         let (mut left, mut out, mut payload) = (Left::new(Body::Chunked), Vec::new(), 0);
         for (number, part) in parts.iter().enumerate() {
@@ -208,7 +252,11 @@ mod tests {
             payload += fed.payload;
             if fed.is_over {
                 out.extend_from_slice(left.end());
-                let rest = part.len() - fed.used + parts[number + 1..].iter().map(|part| part.len()).sum::<usize>();
+                let rest = part.len() - fed.used
+                    + parts[number + 1..]
+                        .iter()
+                        .map(|part| part.len())
+                        .sum::<usize>();
                 return Some((out, payload, rest));
             }
             assert_eq!(fed.used, part.len());
@@ -219,17 +267,29 @@ mod tests {
     #[test]
     fn a_chunked_body_goes_on_as_it_is_and_ends_where_it_ends() {
         let body = b"5\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n";
-        assert_eq!(relayed(&[&[&body[..], b"HTTP/1.1"].concat()]), Some((body.to_vec(), 15, 8)));
-        assert_eq!(relayed(&[b"0\r\n\r\n"]), Some((b"0\r\n\r\n".to_vec(), 0, 0)));
+        assert_eq!(
+            relayed(&[&[&body[..], b"HTTP/1.1"].concat()]),
+            Some((body.to_vec(), 15, 8))
+        );
+        assert_eq!(
+            relayed(&[b"0\r\n\r\n"]),
+            Some((b"0\r\n\r\n".to_vec(), 0, 0))
+        );
     }
 
     #[test]
     fn trailers_and_extensions_are_cut_out() {
         let cut = Some((b"2\r\nok\r\n0\r\n\r\n".to_vec(), 2, 0));
-        assert_eq!(relayed(&[b"2\r\nok\r\n0\r\nx-a: 1\r\nset-cookie: evil=1\r\n\r\n"]), cut);
+        assert_eq!(
+            relayed(&[b"2\r\nok\r\n0\r\nx-a: 1\r\nset-cookie: evil=1\r\n\r\n"]),
+            cut
+        );
         assert_eq!(relayed(&[b"2\r\nok\r\n0\r\na:\r\n\r\n"]), cut);
         assert_eq!(relayed(&[b"2;a=b\r\nok\r\n0;last\r\n\r\n"]), cut);
-        assert_eq!(relayed(&[b"2 ", b";a=\"", b"b\"\r", b"\nok\r\n0\t\r\n\r\n"]), cut);
+        assert_eq!(
+            relayed(&[b"2 ", b";a=\"", b"b\"\r", b"\nok\r\n0\t\r\n\r\n"]),
+            cut
+        );
     }
 
     #[test]
@@ -255,15 +315,36 @@ mod tests {
             b"5\x0b\r\nhello\r\n",
             b"0\r\na: \x0b\r\n\r\n",
         ] {
-            assert_eq!(Left::new(Body::Chunked).feed(&mut bad.to_vec()), None, "{:?}", String::from_utf8_lossy(bad));
+            assert_eq!(
+                Left::new(Body::Chunked).feed(&mut bad.to_vec()),
+                None,
+                "{:?}",
+                String::from_utf8_lossy(bad)
+            );
         }
     }
 
     #[test]
     fn a_length_is_a_length() {
         let mut left = Left::new(Body::Length(5));
-        assert_eq!(left.feed(&mut b"abc".to_vec()), Some(Fed { used: 3, kept: 3, payload: 3, is_over: false }));
-        assert_eq!(left.feed(&mut b"defg".to_vec()), Some(Fed { used: 2, kept: 2, payload: 2, is_over: true }));
+        assert_eq!(
+            left.feed(&mut b"abc".to_vec()),
+            Some(Fed {
+                used: 3,
+                kept: 3,
+                payload: 3,
+                is_over: false
+            })
+        );
+        assert_eq!(
+            left.feed(&mut b"defg".to_vec()),
+            Some(Fed {
+                used: 2,
+                kept: 2,
+                payload: 2,
+                is_over: true
+            })
+        );
         assert!(Left::new(Body::Length(0)).is_nothing() && !Left::new(Body::Chunked).is_nothing());
     }
 

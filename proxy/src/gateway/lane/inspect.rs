@@ -1,4 +1,5 @@
-//! What the lane makes of bytes, without a connection: for fuzz targets and tests, which are to see what a backend or a client would.
+//! What the lane makes of bytes, without a connection: for fuzz targets and tests, which are to see
+//! what a backend or a client would.
 
 use super::Declined;
 use super::framing::{Body, Left};
@@ -37,7 +38,11 @@ pub fn request(bytes: &[u8]) -> Request {
         Ok(asked) => {
             let mut form = Vec::new();
             head.write(&mut form, |splice| splice.drop_named(b"connection"));
-            Request::Taken { head: request.head, body: asked.body, form }
+            Request::Taken {
+                head: request.head,
+                body: asked.body,
+                form,
+            }
         }
     }
 }
@@ -64,9 +69,12 @@ pub enum Response {
     },
 }
 
-/// Looks at the answer that these parts are, one after the other as they came; the head is in the first one. It answers HEAD if `to_head`.
+/// Looks at the answer that these parts are, one after the other as they came; the head is in the
+/// first one. It answers HEAD if `to_head`.
 pub fn response(parts: &[&[u8]], to_head: bool) -> Response {
-    let Some((first, others)) = parts.split_first() else { return Response::Partial };
+    let Some((first, others)) = parts.split_first() else {
+        return Response::Partial;
+    };
     let answer = match response::parse(first, to_head) {
         Some(Parsed::Whole(answer)) => answer,
         Some(Parsed::Partial | Parsed::Declined(_)) => return Response::Partial,
@@ -91,5 +99,11 @@ pub fn response(parts: &[&[u8]], to_head: bool) -> Response {
             body.extend_from_slice(left.end());
         }
     }
-    Response::Whole { status: answer.says.status, form, body: is_body.then_some(body), is_over, is_kept: answer.says.keeps && answer.says.body != Body::Close }
+    Response::Whole {
+        status: answer.says.status,
+        form,
+        body: is_body.then_some(body),
+        is_over,
+        is_kept: answer.says.keeps && answer.says.body != Body::Close,
+    }
 }

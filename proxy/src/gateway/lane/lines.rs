@@ -1,7 +1,9 @@
-//! The fields of a head as places in the bytes that came, and a new head made of them: lines that stay are copied, in runs, lines of ours are added.
+//! The fields of a head as places in the bytes that came, and a new head made of them: lines that
+//! stay are copied, in runs, lines of ours are added.
 //!
-//! A line is copied as it stands only if it stands in the one form that everybody reads alike (`name: value` and both bytes of a line end). Any other is written anew in that form, so no backend and no
-//! client sees a fold, a space before a colon or a bare line feed.
+//! A line is copied as it stands only if it stands in the one form that everybody reads alike
+//! (`name: value` and both bytes of a line end). Any other is written anew in that form, so no
+//! backend and no client sees a fold, a space before a colon or a bare line feed.
 
 use std::cell::RefCell;
 
@@ -29,7 +31,8 @@ struct Line {
 pub(super) struct Lines {
     all: Vec<Line>,
     lower: Vec<u8>,
-    /// A bit for each length that a name has: most names that are asked for are not there, and of no length that is.
+    /// A bit for each length that a name has: most names that are asked for are not there, and of
+    /// no length that is.
     lengths: u64,
 }
 
@@ -52,25 +55,35 @@ impl Drop for Lines {
         if self.all.capacity() == 0 || self.lower.capacity() > LARGEST {
             return;
         }
-        let (mut all, mut lower) = (std::mem::take(&mut self.all), std::mem::take(&mut self.lower));
+        let (mut all, mut lower) = (
+            std::mem::take(&mut self.all),
+            std::mem::take(&mut self.lower),
+        );
         all.clear();
         lower.clear();
         // While a thread ends there is nobody to give it back to.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < KEPT {
-                free.push(Self { all, lower, lengths: 0 });
+                free.push(Self {
+                    all,
+                    lower,
+                    lengths: 0,
+                });
             }
         });
     }
 }
 
 fn of(bytes: &[u8], span: Span) -> &[u8] {
-    bytes.get(span.0 as usize..span.1 as usize).unwrap_or_default()
+    bytes
+        .get(span.0 as usize..span.1 as usize)
+        .unwrap_or_default()
 }
 
 impl Lines {
-    /// The fields of a head that has been parsed out of `bytes`; `may_fold` is whether a value may go on in the next line.
+    /// The fields of a head that has been parsed out of `bytes`; `may_fold` is whether a value may
+    /// go on in the next line.
     pub(super) fn read(bytes: &[u8], headers: &[httparse::Header<'_>], may_fold: bool) -> Self {
         let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
         lines.all.reserve(headers.len());
@@ -81,21 +94,33 @@ impl Lines {
             let at = (header.name.as_ptr() as usize - start) as u32;
             let name = (at, at + header.name.len() as u32);
             // Where nothing is, nothing says where.
-            let at = if header.value.is_empty() { name.1 } else { (header.value.as_ptr() as usize - start) as u32 };
+            let at = if header.value.is_empty() {
+                name.1
+            } else {
+                (header.value.as_ptr() as usize - start) as u32
+            };
             let value = (at, at + header.value.len() as u32);
             let is_canonical = value.0 == name.1 + 2
                 && of(bytes, (name.1, value.0)) == b": "
                 && of(bytes, (value.1, value.1 + 2)) == b"\r\n"
                 && !(may_fold && memchr::memchr(b'\n', header.value).is_some());
             lines.lengths |= length_bit(header.name.len());
-            lines.all.push(Line { name, value, lower, is_canonical });
+            lines.all.push(Line {
+                name,
+                value,
+                lower,
+                is_canonical,
+            });
         }
         lines.lower.make_ascii_lowercase();
         lines
     }
 
     fn name(&self, line: &Line) -> &[u8] {
-        of(&self.lower, (line.lower, line.lower + line.name.1 - line.name.0))
+        of(
+            &self.lower,
+            (line.lower, line.lower + line.name.1 - line.name.0),
+        )
     }
 
     /// Whether a field has this name, in lower case.
@@ -104,19 +129,39 @@ impl Lines {
     }
 
     /// Every field of this name, in lower case, with its place.
-    fn named<'a, 'n>(&'a self, name: &'n [u8]) -> impl Iterator<Item = (usize, &'a Line)> + use<'a, 'n> {
-        let lines = if self.lengths & length_bit(name.len()) == 0 { &[][..] } else { &self.all };
-        lines.iter().enumerate().filter(move |(_, line)| self.is(line, name))
+    fn named<'a, 'n>(
+        &'a self,
+        name: &'n [u8],
+    ) -> impl Iterator<Item = (usize, &'a Line)> + use<'a, 'n> {
+        let lines = if self.lengths & length_bit(name.len()) == 0 {
+            &[][..]
+        } else {
+            &self.all
+        };
+        lines
+            .iter()
+            .enumerate()
+            .filter(move |(_, line)| self.is(line, name))
     }
 
     /// Every field, its name in lower case.
-    pub(super) fn each<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
-        self.all.iter().map(move |line| (self.name(line), of(bytes, line.value)))
+    pub(super) fn each<'a>(
+        &'a self,
+        bytes: &'a [u8],
+    ) -> impl Iterator<Item = (&'a [u8], &'a [u8])> {
+        self.all
+            .iter()
+            .map(move |line| (self.name(line), of(bytes, line.value)))
     }
 
     /// Every value of a name in lower case.
-    pub(super) fn values<'a, 'n>(&'a self, bytes: &'a [u8], name: &'n str) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
-        self.named(name.as_bytes()).map(move |(_, line)| of(bytes, line.value))
+    pub(super) fn values<'a, 'n>(
+        &'a self,
+        bytes: &'a [u8],
+        name: &'n str,
+    ) -> impl Iterator<Item = &'a [u8]> + use<'a, 'n> {
+        self.named(name.as_bytes())
+            .map(move |(_, line)| of(bytes, line.value))
     }
 }
 
@@ -132,7 +177,12 @@ impl<'a> Splice<'a> {
     /// Of these fields. `added` is where lines are collected that are added.
     pub(super) fn new(bytes: &'a [u8], lines: &'a Lines, added: &'a mut Vec<u8>) -> Self {
         added.clear();
-        Self { bytes, lines, dropped: [0; MAX_LINES / 64], added }
+        Self {
+            bytes,
+            lines,
+            dropped: [0; MAX_LINES / 64],
+            added,
+        }
     }
 
     fn is_dropped(&self, at: usize) -> bool {
@@ -157,7 +207,13 @@ impl<'a> Splice<'a> {
     /// Writes all lines and the empty one; the first line of the head is there already.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let mut run: Span = (0, 0);
-        for (_, line) in self.lines.all.iter().enumerate().filter(|(at, _)| !self.is_dropped(*at)) {
+        for (_, line) in self
+            .lines
+            .all
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| !self.is_dropped(*at))
+        {
             if line.is_canonical && line.name.0 == run.1 {
                 run.1 = line.value.1 + 2;
                 continue;
@@ -179,9 +235,13 @@ impl<'a> Splice<'a> {
     }
 }
 
-/// Writes a value; where it goes on in another line, one space stands for the line end and what is white around it.
+/// Writes a value; where it goes on in another line, one space stands for the line end and what is
+/// white around it.
 fn unfold(value: &[u8], out: &mut Vec<u8>) {
-    let mut parts = value.split(|byte| matches!(byte, b'\r' | b'\n')).map(<[u8]>::trim_ascii).filter(|part| !part.is_empty());
+    let mut parts = value
+        .split(|byte| matches!(byte, b'\r' | b'\n'))
+        .map(<[u8]>::trim_ascii)
+        .filter(|part| !part.is_empty());
     if let Some(first) = parts.next() {
         out.extend_from_slice(first);
     }
@@ -206,7 +266,9 @@ impl Edits for Splice<'_> {
     }
 
     fn contains(&self, name: &HeaderName) -> bool {
-        self.lines.named(name.as_str().as_bytes()).any(|(at, _)| !self.is_dropped(at))
+        self.lines
+            .named(name.as_str().as_bytes())
+            .any(|(at, _)| !self.is_dropped(at))
     }
 
     fn remove_all(&mut self, prefix: &str) {
@@ -227,8 +289,15 @@ mod tests {
         let mut headers = [httparse::EMPTY_HEADER; 16];
         let mut response = httparse::Response::new(&mut headers);
         let mut config = httparse::ParserConfig::default();
-        config.allow_spaces_after_header_name_in_responses(true).allow_obsolete_multiline_headers_in_responses(true);
-        assert!(config.parse_response(&mut response, &bytes).is_ok_and(|status| status.is_complete()), "{fields:?}");
+        config
+            .allow_spaces_after_header_name_in_responses(true)
+            .allow_obsolete_multiline_headers_in_responses(true);
+        assert!(
+            config
+                .parse_response(&mut response, &bytes)
+                .is_ok_and(|status| status.is_complete()),
+            "{fields:?}"
+        );
         let lines = Lines::read(&bytes, response.headers, true);
         let (mut added, mut out) = (Vec::new(), Vec::new());
         let mut splice = Splice::new(&bytes, &lines, &mut added);
@@ -264,8 +333,14 @@ mod tests {
         static A: HeaderName = HeaderName::from_static("a");
         static B: HeaderName = HeaderName::from_static("b");
         let fields = "A: 1\r\nB: 2\r\na: 3\r\nC: 4\r\n";
-        assert_eq!(spliced(fields, |splice| splice.set(&A, Value::Word("new"))), "B: 2\r\nC: 4\r\na: new\r\n\r\n");
-        assert_eq!(spliced(fields, |splice| splice.append(&B, Value::Text(b"5"))), format!("{fields}b: 5\r\n\r\n"));
+        assert_eq!(
+            spliced(fields, |splice| splice.set(&A, Value::Word("new"))),
+            "B: 2\r\nC: 4\r\na: new\r\n\r\n"
+        );
+        assert_eq!(
+            spliced(fields, |splice| splice.append(&B, Value::Text(b"5"))),
+            format!("{fields}b: 5\r\n\r\n")
+        );
         assert_eq!(spliced(fields, |splice| splice.remove_all("")), "\r\n");
         spliced(fields, |splice| {
             assert!(splice.contains(&A));

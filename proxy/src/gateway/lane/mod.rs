@@ -6,14 +6,20 @@
 //!          '- Transaction: a server -> a kept or new connection -> head and body up -> the answer's head -> its body down
 //! ```
 //!
-//! Decisions, evidence, failover, headers of ours and log lines are the [`Gate`]'s, as for the other engine; deadlines are the [`Watchdog`](super::watchdog)'s. Here is only what moves bytes: which requests are plain
-//! (`request`), where a body ends (`framing`), heads made of the lines that came (`lines`, `response`), bodies with one buffer each way (`relay`), and the order of it all (`transaction`).
+//! Decisions, evidence, failover, headers of ours and log lines are the [`Gate`]'s, as for the
+//! other engine; deadlines are the [`Watchdog`](super::watchdog)'s. Here is only what moves bytes:
+//! which requests are plain (`request`), where a body ends (`framing`), heads made of the lines
+//! that came (`lines`, `response`), bodies with one buffer each way (`relay`), and the order of it
+//! all (`transaction`).
 //!
-//! No allocation, no timer, no task and no channel for a request: buffers are lent by the thread and returned whenever something has to be waited for.
+//! No allocation, no timer, no task and no channel for a request: buffers are lent by the thread
+//! and returned whenever something has to be waited for.
 //!
-//! Deliberately absent: chunked requests, upgrades, `Expect`, whatever lasts, TLS and HTTP/2 to backends, HTTP/1.0, requests that maintenance holds. The proxy engine has all of these.
+//! Deliberately absent: chunked requests, upgrades, `Expect`, whatever lasts, TLS and HTTP/2 to
+//! backends, HTTP/1.0, requests that maintenance holds. The proxy engine has all of these.
 //!
-//! Beside what it gives up, it costs about half of the proxy engine's CPU for a request: `docs/PERFORMANCE.md`.
+//! Beside what it gives up, it costs about half of the proxy engine's CPU for a request:
+//! `docs/PERFORMANCE.md`.
 
 pub(super) mod date;
 pub(super) mod framing;
@@ -49,7 +55,8 @@ pub use warm::warm;
 
 /// Bytes of the largest head that the lane takes.
 pub const LARGEST_HEAD: usize = Size::LargeHead.bytes();
-/// How long a client may go on sending after its last answer, when it did not say that it would close.
+/// How long a client may go on sending after its last answer, when it did not say that it would
+/// close.
 pub(super) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the lane can serve a client on.
@@ -85,8 +92,19 @@ pub enum Declined {
 
 impl Declined {
     /// All of them.
-    pub const ALL: [Self; 11] =
-        [Self::Head, Self::Version, Self::Method, Self::Target, Self::Host, Self::Framing, Self::HopByHop, Self::Lasts, Self::Body, Self::Backend, Self::Held];
+    pub const ALL: [Self; 11] = [
+        Self::Head,
+        Self::Version,
+        Self::Method,
+        Self::Target,
+        Self::Host,
+        Self::Framing,
+        Self::HopByHop,
+        Self::Lasts,
+        Self::Body,
+        Self::Backend,
+        Self::Held,
+    ];
 
     /// The name used in metrics.
     pub const fn name(self) -> &'static str {
@@ -106,7 +124,8 @@ impl Declined {
     }
 }
 
-/// How many requests were declined, by reason. Counted in one place for all threads, since such a request is slow anyway.
+/// How many requests were declined, by reason. Counted in one place for all threads, since such a
+/// request is slow anyway.
 #[derive(Debug, Default)]
 pub struct Declines([AtomicU64; Declined::ALL.len()]);
 
@@ -144,7 +163,13 @@ type Decided = (Exchange, Asked, Request, Option<Reply>);
 
 impl Lane {
     /// A lane to this gate. From `closing` on clients are told to come on another connection.
-    pub fn new(gate: Arc<Gate>, drains: Drains, connections: Arc<Connections>, closing: watch::Receiver<bool>, listen: &cutover_config::Listen) -> Self {
+    pub fn new(
+        gate: Arc<Gate>,
+        drains: Drains,
+        connections: Arc<Connections>,
+        closing: watch::Receiver<bool>,
+        listen: &cutover_config::Listen,
+    ) -> Self {
         Self {
             gate,
             drains,
@@ -162,9 +187,16 @@ impl Lane {
         self.closing.has_changed().unwrap_or(true)
     }
 
-    /// Serves a client as far as its requests are plain. What the watchdog has been told last holds for the first byte of the first request, and if `is_first` for its whole head.
+    /// Serves a client as far as its requests are plain. What the watchdog has been told last holds
+    /// for the first byte of the first request, and if `is_first` for its whole head.
     /// `ahead` is what the client has said before its turn.
-    pub async fn serve<S: LaneStream>(&self, client: &mut S, watched: &Watched, mut is_first: bool, mut ahead: Option<Buffer>) -> Exit {
+    pub async fn serve<S: LaneStream>(
+        &self,
+        client: &mut S,
+        watched: &Watched,
+        mut is_first: bool,
+        mut ahead: Option<Buffer>,
+    ) -> Exit {
         loop {
             let mut came = match ahead.take() {
                 Some(buffer) => buffer,
@@ -183,7 +215,14 @@ impl Lane {
                         self.connections.declines().0[why as usize].fetch_add(1, Ordering::Relaxed);
                         return Exit::Declined(came);
                     }
-                    Parsed::Whole((exchange, asked, request, refusal)) => break (Transaction::new(self, watched, exchange, asked, request, came, &mut ahead), refusal),
+                    Parsed::Whole((exchange, asked, request, refusal)) => {
+                        break (
+                            Transaction::new(
+                                self, watched, exchange, asked, request, came, &mut ahead,
+                            ),
+                            refusal,
+                        );
+                    }
                 }
                 if came.is_full() {
                     came = came.moved_to(Size::LargeHead);
@@ -193,7 +232,14 @@ impl Lane {
                 }
             };
             let after = match refusal {
-                None => transaction.run(&mut Caller { stream: &mut *client, ahead: &mut ahead }).await,
+                None => {
+                    transaction
+                        .run(&mut Caller {
+                            stream: &mut *client,
+                            ahead: &mut ahead,
+                        })
+                        .await
+                }
                 Some(reply) => transaction.reply(client, reply).await,
             };
             transaction.done();
@@ -249,7 +295,9 @@ pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Watched) -> 
             // A request that is there is never dropped.
             Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Some(buffer)),
             Poll::Ready(_) => Poll::Ready(None),
-            Poll::Pending if watched.alarm().is_some() || watched.is_dismissed() => Poll::Ready(None),
+            Poll::Pending if watched.alarm().is_some() || watched.is_dismissed() => {
+                Poll::Ready(None)
+            }
             Poll::Pending => Poll::Pending,
         }
     })
@@ -257,7 +305,11 @@ pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Watched) -> 
 }
 
 /// Waits for more bytes of a head. Says whether some came.
-pub async fn fills<S: AsyncRead + Unpin>(client: &mut S, buffer: &mut Buffer, watched: &Watched) -> bool {
+pub async fn fills<S: AsyncRead + Unpin>(
+    client: &mut S,
+    buffer: &mut Buffer,
+    watched: &Watched,
+) -> bool {
     poll_fn(|cx| match buffer.poll_fill(client, usize::MAX, cx) {
         Poll::Ready(read) => Poll::Ready(read.is_ok_and(|read| read > 0)),
         Poll::Pending if watched.alarm().is_some() => Poll::Ready(false),
@@ -276,7 +328,8 @@ async fn end<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
     .await;
 }
 
-/// Ends our side, and reads what the client still sends for a while: a connection that is closed with bytes unread is reset, and the client may lose its answer.
+/// Ends our side, and reads what the client still sends for a while: a connection that is closed
+/// with bytes unread is reset, and the client may lose its answer.
 pub async fn linger<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
     end(client, watched, most).await;
     let _ = poll_fn(|cx| {

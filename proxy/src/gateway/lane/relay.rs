@@ -1,4 +1,5 @@
-//! Bodies on their way: one to the backend, one to the client, each with one buffer, so that whoever is slow slows the other down.
+//! Bodies on their way: one to the backend, one to the client, each with one buffer, so that
+//! whoever is slow slows the other down.
 
 use std::io;
 use std::pin::Pin;
@@ -36,12 +37,30 @@ impl Broken {
     /// As the gate has it. After the answer has begun all that is the backend's is a cut.
     pub(super) fn failure(self, answer_begun: bool) -> Failure {
         match self {
-            Self::ClientGone => Failure { blame: Blame::Client, kind: FailureKind::Reset },
-            Self::ClientSlow => Failure { blame: Blame::Client, kind: FailureKind::Timeout },
-            Self::Backend(_) if answer_begun => Failure { blame: Blame::Backend, kind: FailureKind::Truncated },
-            Self::Backend(kind) => Failure { blame: Blame::Backend, kind },
-            Self::SentAway => Failure { blame: Blame::Proxy, kind: FailureKind::Reset },
-            Self::Shortage => Failure { blame: Blame::Proxy, kind: FailureKind::Connect },
+            Self::ClientGone => Failure {
+                blame: Blame::Client,
+                kind: FailureKind::Reset,
+            },
+            Self::ClientSlow => Failure {
+                blame: Blame::Client,
+                kind: FailureKind::Timeout,
+            },
+            Self::Backend(_) if answer_begun => Failure {
+                blame: Blame::Backend,
+                kind: FailureKind::Truncated,
+            },
+            Self::Backend(kind) => Failure {
+                blame: Blame::Backend,
+                kind,
+            },
+            Self::SentAway => Failure {
+                blame: Blame::Proxy,
+                kind: FailureKind::Reset,
+            },
+            Self::Shortage => Failure {
+                blame: Blame::Proxy,
+                kind: FailureKind::Connect,
+            },
         }
     }
 }
@@ -56,7 +75,13 @@ pub(super) fn pending<T>(watched: &Watched, late: Broken) -> Poll<Result<T, Brok
 }
 
 /// Writes all of these bytes.
-pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(to: &mut W, mut bytes: &[u8], watched: &Watched, gone: Broken, late: Broken) -> Result<(), Broken> {
+pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(
+    to: &mut W,
+    mut bytes: &[u8],
+    watched: &Watched,
+    gone: Broken,
+    late: Broken,
+) -> Result<(), Broken> {
     std::future::poll_fn(|cx| {
         while !bytes.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, bytes) {
@@ -75,7 +100,11 @@ pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(to: &mut W, mut
 }
 
 /// Writes what is in a buffer, as far as it goes.
-fn poll_drain<W: AsyncWrite + Unpin>(buffer: &mut Buffer, to: &mut W, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+fn poll_drain<W: AsyncWrite + Unpin>(
+    buffer: &mut Buffer,
+    to: &mut W,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
     while !buffer.is_empty() {
         let written = ready!(Pin::new(&mut *to).poll_write(cx, buffer.filled()))?;
         if written == 0 {
@@ -102,7 +131,13 @@ pub(super) struct Upload {
 impl Upload {
     /// Of which `read` bytes have been read and `left` have not.
     pub(super) fn new(read: u64, left: u64) -> Self {
-        Self { left, buffer: None, read, pace: Pace::default(), is_refused: false }
+        Self {
+            left,
+            buffer: None,
+            read,
+            pace: Pace::default(),
+            is_refused: false,
+        }
     }
 
     /// Whether the backend has all of it.
@@ -136,7 +171,9 @@ impl Upload {
         self.buffer.is_none() && !self.is_done()
     }
 
-    /// Moves what can be moved. Says when all is with the backend. Whoever is waited for has its time, a backend `patience`, unless `None`: then the answer that is under way says how long anybody waits.
+    /// Moves what can be moved. Says when all is with the backend. Whoever is waited for has its
+    /// time, a backend `patience`, unless `None`: then the answer that is under way says how long
+    /// anybody waits.
     pub(super) fn poll<S: AsyncRead + Unpin>(
         &mut self,
         client: &mut S,
@@ -206,7 +243,14 @@ impl Download {
     /// All of a body.
     pub(super) fn new(left: Left, in_chunks: bool) -> Self {
         let is_read = left.is_nothing();
-        Self { left, in_chunks, buffer: None, is_read, payload: 0, has_more: false }
+        Self {
+            left,
+            in_chunks,
+            buffer: None,
+            is_read,
+            payload: 0,
+            has_more: false,
+        }
     }
 
     /// Whether all of it has been read.
@@ -223,7 +267,10 @@ impl Download {
         if bytes.is_empty() {
             return Ok(());
         }
-        let fed = self.left.feed(bytes).ok_or(Broken::Backend(FailureKind::Truncated))?;
+        let fed = self
+            .left
+            .feed(bytes)
+            .ok_or(Broken::Backend(FailureKind::Truncated))?;
         self.payload += fed.payload;
         if self.in_chunks {
             chunk_head(fed.kept, |head| out.extend_from_slice(head));
@@ -232,7 +279,9 @@ impl Download {
         if self.in_chunks {
             out.extend_from_slice(b"\r\n");
         }
-        self.end(fed.is_over, fed.used < bytes.len(), |end| out.extend_from_slice(end));
+        self.end(fed.is_over, fed.used < bytes.len(), |end| {
+            out.extend_from_slice(end);
+        });
         Ok(())
     }
 
@@ -249,7 +298,8 @@ impl Download {
         self.buffer.is_some()
     }
 
-    /// Moves what can be moved. Says when the client has all of it. `late` is who is to blame if the backend says nothing in time.
+    /// Moves what can be moved. Says when the client has all of it. `late` is who is to blame if
+    /// the backend says nothing in time.
     pub(super) fn poll<S: LaneStream>(
         &mut self,
         backend: &mut TcpStream,
@@ -278,7 +328,11 @@ impl Download {
             if self.in_chunks {
                 buffer.begin_at(CHUNK_HEAD);
             }
-            match buffer.poll_fill(backend, Size::Body.bytes() - CHUNK_HEAD - CHUNK_TAIL - LAST_CHUNK.len(), cx) {
+            match buffer.poll_fill(
+                backend,
+                Size::Body.bytes() - CHUNK_HEAD - CHUNK_TAIL - LAST_CHUNK.len(),
+                cx,
+            ) {
                 Poll::Pending => {
                     // What was written must not wait for what comes.
                     return match Pin::new(&mut *client).poll_flush(cx) {
@@ -301,7 +355,10 @@ impl Download {
     }
 
     fn take(&mut self, buffer: &mut Buffer) -> Result<(), Broken> {
-        let fed = self.left.feed(buffer.filled_mut()).ok_or(Broken::Backend(FailureKind::Truncated))?;
+        let fed = self
+            .left
+            .feed(buffer.filled_mut())
+            .ok_or(Broken::Backend(FailureKind::Truncated))?;
         self.payload += fed.payload;
         let has_more = fed.used < buffer.len();
         buffer.truncate(fed.kept);
@@ -360,7 +417,11 @@ impl<S: AsyncRead + Unpin> Caller<'_, S> {
         if !buffer.is_empty() {
             *self.ahead = Some(buffer);
         }
-        if is_gone { Err(Broken::ClientGone) } else { Ok(()) }
+        if is_gone {
+            Err(Broken::ClientGone)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -371,7 +432,11 @@ mod tests {
 
     #[test]
     fn a_chunk_says_its_size_in_hexadecimal() {
-        for (bytes, line) in [(1, "1\r\n"), (0xabc, "abc\r\n"), (0xffff_ffff, "ffffffff\r\n")] {
+        for (bytes, line) in [
+            (1, "1\r\n"),
+            (0xabc, "abc\r\n"),
+            (0xffff_ffff, "ffffffff\r\n"),
+        ] {
             chunk_head(bytes, |head| assert_eq!(head, line.as_bytes()));
         }
     }
@@ -379,19 +444,40 @@ mod tests {
     #[test]
     fn what_came_with_the_head_is_a_part_of_the_body() {
         for (body, in_chunks, bytes, goes_on, is_read, has_more) in [
-            (Body::Length(2), false, &b"okmore"[..], &b"ok"[..], true, true),
+            (
+                Body::Length(2),
+                false,
+                &b"okmore"[..],
+                &b"ok"[..],
+                true,
+                true,
+            ),
             (Body::Length(4), false, b"ok", b"ok", false, false),
             (Body::Length(0), false, b"", b"", true, false),
             (Body::Length(0), false, b"more", b"", true, true),
             (Body::Close, true, b"ok", b"2\r\nok\r\n", false, false),
             (Body::Close, true, b"", b"", false, false),
-            (Body::Chunked, false, b"2\r\nok\r\n0\r\na: b\r\n\r\n", b"2\r\nok\r\n0\r\n\r\n", true, false),
+            (
+                Body::Chunked,
+                false,
+                b"2\r\nok\r\n0\r\na: b\r\n\r\n",
+                b"2\r\nok\r\n0\r\n\r\n",
+                true,
+                false,
+            ),
         ] {
             let (mut download, mut out) = (Download::new(Left::new(body), in_chunks), Vec::new());
             assert_eq!(download.begin(&mut bytes.to_vec(), &mut out), Ok(()));
-            assert_eq!((&out[..], download.is_read(), download.has_more), (goes_on, is_read, has_more), "{body:?} {bytes:?}");
+            assert_eq!(
+                (&out[..], download.is_read(), download.has_more),
+                (goes_on, is_read, has_more),
+                "{body:?} {bytes:?}"
+            );
         }
         let mut download = Download::new(Left::new(Body::Chunked), false);
-        assert_eq!(download.begin(&mut b"nonsense".to_vec(), &mut Vec::new()), Err(Broken::Backend(FailureKind::Truncated)));
+        assert_eq!(
+            download.begin(&mut b"nonsense".to_vec(), &mut Vec::new()),
+            Err(Broken::Backend(FailureKind::Truncated))
+        );
     }
 }

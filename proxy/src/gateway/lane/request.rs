@@ -1,6 +1,8 @@
 //! Which requests the lane takes, and their heads as the gate sees them.
 //!
-//! The grammar is narrow on purpose: what is not the plainest HTTP/1.1 goes to the proxy engine with every byte that came, and that engine knows what to make of it. So nothing here is lenient, and nothing has to be.
+//! The grammar is narrow on purpose: what is not the plainest HTTP/1.1 goes to the proxy engine
+//! with every byte that came, and that engine knows what to make of it. So nothing here is lenient,
+//! and nothing has to be.
 
 use std::mem::MaybeUninit;
 
@@ -15,7 +17,8 @@ use crate::gateway::scratch::Scratch;
 /// Fields that a request of the lane may have.
 const MAX_FIELDS: usize = 64;
 
-/// A request that the lane takes, as far as its first line and the shape of its fields go: where everything stands in the bytes that came.
+/// A request that the lane takes, as far as its first line and the shape of its fields go: where
+/// everything stands in the bytes that came.
 #[derive(Debug)]
 pub(super) struct Request {
     lines: Lines,
@@ -68,17 +71,30 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<Request> {
     if request.version != Some(1) {
         return Parsed::Declined(Declined::Version);
     }
-    let Some(method) = request.method.and_then(known) else { return Parsed::Declined(Declined::Method) };
-    let Some(target) = request.path.filter(|target| is_plain(target.as_bytes())) else { return Parsed::Declined(Declined::Target) };
+    let Some(method) = request.method.and_then(known) else {
+        return Parsed::Declined(Declined::Method);
+    };
+    let Some(target) = request.path.filter(|target| is_plain(target.as_bytes())) else {
+        return Parsed::Declined(Declined::Target);
+    };
     let at = target.as_ptr() as usize - bytes.as_ptr() as usize;
     let path_end = at + memchr::memchr(b'?', target.as_bytes()).unwrap_or(target.len());
-    Parsed::Whole(Request { lines: Lines::read(bytes, request.headers, false), method, head, target: (at, at + target.len()), path_end })
+    Parsed::Whole(Request {
+        lines: Lines::read(bytes, request.headers, false),
+        method,
+        head,
+        target: (at, at + target.len()),
+        path_end,
+    })
 }
 
 impl Request {
     /// With the bytes that it was read from.
     pub(super) fn of<'a>(&'a self, bytes: &'a [u8]) -> RequestHead<'a> {
-        RequestHead { request: self, bytes: bytes.get(..self.head).unwrap_or_default() }
+        RequestHead {
+            request: self,
+            bytes: bytes.get(..self.head).unwrap_or_default(),
+        }
     }
 }
 
@@ -100,14 +116,20 @@ const IN_TARGET: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = b'!';
     while byte <= b'~' {
-        table[byte as usize] = !matches!(byte, b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}');
+        table[byte as usize] = !matches!(
+            byte,
+            b'"' | b'#' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'
+        );
         byte += 1;
     }
     table
 };
 
 fn is_plain(target: &[u8]) -> bool {
-    target.first() == Some(&b'/') && target.iter().fold(true, |plain, &byte| plain & IN_TARGET[usize::from(byte)])
+    target.first() == Some(&b'/')
+        && target
+            .iter()
+            .fold(true, |plain, &byte| plain & IN_TARGET[usize::from(byte)])
 }
 
 impl<'a> RequestHead<'a> {
@@ -121,7 +143,10 @@ impl<'a> RequestHead<'a> {
         }
         let body = match fields.length {
             None => 0,
-            Some(length) => std::str::from_utf8(length).ok().and_then(|length| length.parse().ok()).ok_or(Declined::Framing)?,
+            Some(length) => std::str::from_utf8(length)
+                .ok()
+                .and_then(|length| length.parse().ok())
+                .ok_or(Declined::Framing)?,
         };
         if fields.may_last {
             return Err(Declined::Lasts);
@@ -135,7 +160,12 @@ impl<'a> RequestHead<'a> {
         if fields.has_hop_by_hop {
             return Err(Declined::HopByHop);
         }
-        if body > 0 && matches!(*self.request.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        if body > 0
+            && matches!(
+                *self.request.method,
+                Method::GET | Method::HEAD | Method::OPTIONS
+            )
+        {
             return Err(Declined::Body);
         }
         Ok(Asked { body, keeps })
@@ -143,7 +173,10 @@ impl<'a> RequestHead<'a> {
 
     fn text(self, from: usize, to: usize) -> &'a str {
         // Every byte of a target was looked at: it is ASCII.
-        self.bytes.get(from..to).and_then(|text| std::str::from_utf8(text).ok()).unwrap_or("/")
+        self.bytes
+            .get(from..to)
+            .and_then(|text| std::str::from_utf8(text).ok())
+            .unwrap_or("/")
     }
 
     /// The path as it was sent.
@@ -200,11 +233,17 @@ impl Head for RequestHead<'_> {
     }
 
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8])) {
-        self.request.lines.values(self.bytes, name.as_str()).for_each(found);
+        self.request
+            .lines
+            .values(self.bytes, name.as_str())
+            .for_each(found);
     }
 
     fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8])) {
-        self.request.lines.each(self.bytes).for_each(|(name, value)| found(name, value));
+        self.request
+            .lines
+            .each(self.bytes)
+            .for_each(|(name, value)| found(name, value));
     }
 }
 
@@ -231,41 +270,99 @@ mod tests {
     #[test]
     fn the_plainest_requests_are_taken() {
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
-            assert_eq!(declined(&format!("{method} / HTTP/1.1\r\nHost: shop.example:8080\r\n\r\n")), None);
+            assert_eq!(
+                declined(&format!(
+                    "{method} / HTTP/1.1\r\nHost: shop.example:8080\r\n\r\n"
+                )),
+                None
+            );
         }
-        for fields in ["connection: keep-alive\r\n", "Connection: Close\r\n", "content-length: 0\r\n", "cookie: a=1\r\naccept: */*\r\nx-user-id: u\r\n"] {
+        for fields in [
+            "connection: keep-alive\r\n",
+            "Connection: Close\r\n",
+            "content-length: 0\r\n",
+            "cookie: a=1\r\naccept: */*\r\nx-user-id: u\r\n",
+        ] {
             assert_eq!(declined(&get(fields)), None, "{fields}");
         }
-        assert_eq!(declined("POST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 12\r\n\r\n"), None);
+        assert_eq!(
+            declined("POST /a HTTP/1.1\r\nhost: h\r\ncontent-length: 12\r\n\r\n"),
+            None
+        );
     }
 
     #[test]
     fn everything_else_is_declined() {
         for (why, request) in [
-            (Declined::Head, "\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Head, "get / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
+            (
+                Declined::Head,
+                "\r\nGET / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Head,
+                "get / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
             (Declined::Head, get("x : 1\r\n")),
             (Declined::Head, get("x: 1\r\n 2\r\n")),
             (Declined::Head, get("x: \u{1}\r\n")),
             (Declined::Head, get(&"x: 1\r\n".repeat(64))),
-            (Declined::Head, get(&format!("x: {}\r\n", "x".repeat(LARGEST_HEAD)))),
-            (Declined::Version, "GET / HTTP/1.0\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Method, "TRACE / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Method, "PROPFIND / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Target, "OPTIONS * HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Target, "GET http://h/ HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Target, "GET /#a HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Target, "GET /{a} HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
-            (Declined::Target, "GET /\u{e9} HTTP/1.1\r\nhost: h\r\n\r\n".to_owned()),
+            (
+                Declined::Head,
+                get(&format!("x: {}\r\n", "x".repeat(LARGEST_HEAD))),
+            ),
+            (
+                Declined::Version,
+                "GET / HTTP/1.0\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Method,
+                "TRACE / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Method,
+                "PROPFIND / HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Target,
+                "OPTIONS * HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Target,
+                "GET http://h/ HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Target,
+                "GET /#a HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Target,
+                "GET /{a} HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
+            (
+                Declined::Target,
+                "GET /\u{e9} HTTP/1.1\r\nhost: h\r\n\r\n".to_owned(),
+            ),
             (Declined::Host, "GET / HTTP/1.1\r\n\r\n".to_owned()),
             (Declined::Host, get("host: h\r\n")),
-            (Declined::Host, "GET / HTTP/1.1\r\nhost: u@h\r\n\r\n".to_owned()),
+            (
+                Declined::Host,
+                "GET / HTTP/1.1\r\nhost: u@h\r\n\r\n".to_owned(),
+            ),
             (Declined::Framing, get("transfer-encoding: chunked\r\n")),
             (Declined::Framing, get("content-length: 1, 1\r\n")),
-            (Declined::Framing, get("content-length: 0\r\ncontent-length: 0\r\n")),
-            (Declined::Framing, get("content-length: 99999999999999999999\r\n")),
+            (
+                Declined::Framing,
+                get("content-length: 0\r\ncontent-length: 0\r\n"),
+            ),
+            (
+                Declined::Framing,
+                get("content-length: 99999999999999999999\r\n"),
+            ),
             (Declined::HopByHop, get("connection: upgrade\r\n")),
-            (Declined::HopByHop, get("connection: close\r\nconnection: close\r\n")),
+            (
+                Declined::HopByHop,
+                get("connection: close\r\nconnection: close\r\n"),
+            ),
             (Declined::HopByHop, get("te: trailers\r\n")),
             (Declined::HopByHop, get("Expect: 100-continue\r\n")),
             (Declined::HopByHop, get("keep-alive: 5\r\n")),
@@ -282,19 +379,44 @@ mod tests {
 
     #[test]
     fn a_head_is_read_as_it_stands() {
-        let bytes = b"GET /a%20b?c=d&e HTTP/1.1\r\nHost: h\r\nX-User-Id: u\r\nx-user-id: v\r\n\r\nnext";
-        let Parsed::Whole(read) = parse(bytes) else { panic!("not taken") };
+        let bytes =
+            b"GET /a%20b?c=d&e HTTP/1.1\r\nHost: h\r\nX-User-Id: u\r\nx-user-id: v\r\n\r\nnext";
+        let Parsed::Whole(read) = parse(bytes) else {
+            panic!("not taken")
+        };
         let head = read.of(bytes);
-        assert_eq!((head.path(), head.query(), head.target(), head.size()), ("/a%20b", Some("c=d&e"), &b"/a%20b?c=d&e"[..], bytes.len() - 4));
+        assert_eq!(
+            (head.path(), head.query(), head.target(), head.size()),
+            (
+                "/a%20b",
+                Some("c=d&e"),
+                &b"/a%20b?c=d&e"[..],
+                bytes.len() - 4
+            )
+        );
         let name = HeaderName::from_static("x-user-id");
         let mut all = Vec::new();
         head.each(&name, &mut |value| all.push(value));
-        assert_eq!((head.first(&name), all), (Some(&b"u"[..]), vec![&b"u"[..], b"v"]));
-        assert!(matches!(parse(b"GET / HTTP/1.1\r\nhost: h\r\n"), Parsed::Partial));
+        assert_eq!(
+            (head.first(&name), all),
+            (Some(&b"u"[..]), vec![&b"u"[..], b"v"])
+        );
+        assert!(matches!(
+            parse(b"GET / HTTP/1.1\r\nhost: h\r\n"),
+            Parsed::Partial
+        ));
         for (target, query) in [("/", None), ("/?", Some(""))] {
             let bytes = format!("GET {target} HTTP/1.1\r\nhost: h\r\n\r\n");
-            let Parsed::Whole(read) = parse(bytes.as_bytes()) else { panic!("not taken") };
-            assert_eq!((read.of(bytes.as_bytes()).path(), read.of(bytes.as_bytes()).query()), ("/", query));
+            let Parsed::Whole(read) = parse(bytes.as_bytes()) else {
+                panic!("not taken")
+            };
+            assert_eq!(
+                (
+                    read.of(bytes.as_bytes()).path(),
+                    read.of(bytes.as_bytes()).query()
+                ),
+                ("/", query)
+            );
         }
     }
 }

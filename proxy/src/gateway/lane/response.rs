@@ -1,7 +1,9 @@
-//! The head of an answer: how its body is framed, whether the connection can be kept, and what of it goes on.
+//! The head of an answer: how its body is framed, whether the connection can be kept, and what of
+//! it goes on.
 //!
-//! Backends are sloppier than clients may be, and nobody can be handed an answer unread: so this is as lenient as the proxy engine (a fold, a space before a colon, bare line feeds, equal lengths twice), and writes in one form
-//! whatever could be read in two.
+//! Backends are sloppier than clients may be, and nobody can be handed an answer unread: so this is
+//! as lenient as the proxy engine (a fold, a space before a colon, bare line feeds, equal lengths
+//! twice), and writes in one form whatever could be read in two.
 
 use std::mem::MaybeUninit;
 
@@ -22,7 +24,8 @@ pub(super) struct Answered {
     pub(super) head: usize,
     pub(super) status: u16,
     pub(super) body: Body,
-    /// Whether the backend would keep the connection, and whether it is to be trusted with another request.
+    /// Whether the backend would keep the connection, and whether it is to be trusted with another
+    /// request.
     pub(super) keeps: bool,
     framing: Framing,
     /// Whether fields stand there that are for us only.
@@ -51,29 +54,60 @@ pub(super) struct Answer {
     reason: (usize, usize),
 }
 
-/// Reads the head that these bytes begin with, of an answer to HEAD if `to_head`. `None` when it is none.
+/// Reads the head that these bytes begin with, of an answer to HEAD if `to_head`. `None` when it is
+/// none.
 pub(super) fn parse(bytes: &[u8], to_head: bool) -> Option<Parsed<Answer>> {
     let mut headers = [const { MaybeUninit::uninit() }; MAX_LINES];
     let mut response = httparse::Response::new(&mut []);
     let mut config = httparse::ParserConfig::default();
-    config.allow_spaces_after_header_name_in_responses(true).allow_obsolete_multiline_headers_in_responses(true);
-    let httparse::Status::Complete(head) = config.parse_response_with_uninit_headers(&mut response, bytes, &mut headers).ok()? else { return Some(Parsed::Partial) };
-    let status = response.code.filter(|status| (100..1000).contains(status))?;
+    config
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_obsolete_multiline_headers_in_responses(true);
+    let httparse::Status::Complete(head) = config
+        .parse_response_with_uninit_headers(&mut response, bytes, &mut headers)
+        .ok()?
+    else {
+        return Some(Parsed::Partial);
+    };
+    let status = response
+        .code
+        .filter(|status| (100..1000).contains(status))?;
     let lines = Lines::read(bytes, response.headers, true);
-    let says = answered(&bytes[..head], &lines, status, response.version == Some(1), to_head)?;
-    let reason = response.reason.filter(|reason| !reason.is_empty()).map_or((0, 0), |reason| {
-        let at = reason.as_ptr() as usize - bytes.as_ptr() as usize;
-        (at, at + reason.len())
-    });
-    Some(Parsed::Whole(Answer { says, lines, reason }))
+    let says = answered(
+        &bytes[..head],
+        &lines,
+        status,
+        response.version == Some(1),
+        to_head,
+    )?;
+    let reason = response
+        .reason
+        .filter(|reason| !reason.is_empty())
+        .map_or((0, 0), |reason| {
+            let at = reason.as_ptr() as usize - bytes.as_ptr() as usize;
+            (at, at + reason.len())
+        });
+    Some(Parsed::Whole(Answer {
+        says,
+        lines,
+        reason,
+    }))
 }
 
 /// Lengths in a list, if they agree.
 fn length(value: &[u8]) -> Option<u64> {
     let number = |digits: &[u8]| {
         let digits = digits.trim_ascii();
-        let add = |number: u64, digit: &u8| digit.is_ascii_digit().then(|| number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))).flatten();
-        digits.iter().try_fold(0, add).filter(|_| !digits.is_empty())
+        let add = |number: u64, digit: &u8| {
+            digit
+                .is_ascii_digit()
+                .then(|| number.checked_mul(10)?.checked_add(u64::from(digit - b'0')))
+                .flatten()
+        };
+        digits
+            .iter()
+            .try_fold(0, add)
+            .filter(|_| !digits.is_empty())
     };
     if !value.contains(&b',') {
         return number(value);
@@ -83,7 +117,13 @@ fn length(value: &[u8]) -> Option<u64> {
     all.all(|other| other == Some(first)).then_some(first)
 }
 
-fn answered(bytes: &[u8], lines: &Lines, status: u16, is_current: bool, to_head: bool) -> Option<Answered> {
+fn answered(
+    bytes: &[u8],
+    lines: &Lines,
+    status: u16,
+    is_current: bool,
+    to_head: bool,
+) -> Option<Answered> {
     let (mut keeps, mut closes, mut has_hops, mut has_date) = (is_current, false, false, false);
     // What the lengths say, if they agree, and how many there are.
     let (mut said, mut lengths, mut codings, mut is_chunked) = (None, 0u8, 0u8, false);
@@ -97,10 +137,16 @@ fn answered(bytes: &[u8], lines: &Lines, status: u16, is_current: bool, to_head:
                     closes |= option.eq_ignore_ascii_case(b"close");
                 }
             }
-            b"keep-alive" | b"proxy-connection" | b"upgrade" | b"trailer" | b"te" => has_hops = true,
+            b"keep-alive" | b"proxy-connection" | b"upgrade" | b"trailer" | b"te" => {
+                has_hops = true;
+            }
             b"content-length" => {
                 let here = length(value);
-                said = if lengths == 0 || said == here { here } else { None };
+                said = if lengths == 0 || said == here {
+                    here
+                } else {
+                    None
+                };
                 lengths = lengths.saturating_add(if value.contains(&b',') { 2 } else { 1 });
             }
             b"transfer-encoding" => {
@@ -128,13 +174,24 @@ fn answered(bytes: &[u8], lines: &Lines, status: u16, is_current: bool, to_head:
         (0, 2..) => said.map_or(Framing::Stays, Framing::Agreed),
         _ => Framing::Stays,
     };
-    // Whoever announces a body where none may be may send it, too; whoever frames in two ways may mean the other one.
+    // Whoever announces a body where none may be may send it, too; whoever frames in two ways may
+    // mean the other one.
     let is_suspect = match framing {
         Framing::Forbidden => codings > 0 || (lengths > 0 && said != Some(0)),
         Framing::OverridesLength => true,
-        Framing::Stays | Framing::Agreed(_) => codings > 0 && !(is_current && codings == 1 && is_chunked),
+        Framing::Stays | Framing::Agreed(_) => {
+            codings > 0 && !(is_current && codings == 1 && is_chunked)
+        }
     };
-    Some(Answered { head: bytes.len(), status, body, keeps: keeps && !closes && !is_suspect && body != Body::Close, framing, has_hops, has_date })
+    Some(Answered {
+        head: bytes.len(),
+        status,
+        body,
+        keeps: keeps && !closes && !is_suspect && body != Body::Close,
+        framing,
+        has_hops,
+        has_date,
+    })
 }
 
 /// How an answer is to be framed for the client.
@@ -148,7 +205,14 @@ pub(super) struct Sending {
 
 impl Answer {
     /// Writes a final answer, read from these bytes, as the client is to get it.
-    pub(super) fn write(&self, bytes: &[u8], sending: Sending, gate: &Gate, exchange: &Exchange, out: &mut Vec<u8>) {
+    pub(super) fn write(
+        &self,
+        bytes: &[u8],
+        sending: Sending,
+        gate: &Gate,
+        exchange: &Exchange,
+        out: &mut Vec<u8>,
+    ) {
         self.splice(bytes, out, |splice| {
             if sending.in_chunks {
                 splice.add("Transfer-Encoding", b"chunked");
@@ -170,11 +234,17 @@ impl Answer {
 
     /// Whether its parts may be far apart, as those of an event stream are.
     pub(super) fn is_stream(&self, bytes: &[u8]) -> bool {
-        !matches!(self.says.body, Body::Length(_)) && is_stream(self.lines.values(bytes, "content-type").next(), false)
+        !matches!(self.says.body, Body::Length(_))
+            && is_stream(self.lines.values(bytes, "content-type").next(), false)
     }
 
     /// Writes an interim answer without the header that is for the proxy alone.
-    pub(super) fn write_interim(&self, bytes: &[u8], private: Option<&HeaderName>, out: &mut Vec<u8>) {
+    pub(super) fn write_interim(
+        &self,
+        bytes: &[u8],
+        private: Option<&HeaderName>,
+        out: &mut Vec<u8>,
+    ) {
         self.splice(bytes, out, |splice| {
             if let Some(name) = private {
                 splice.drop_named(name.as_str().as_bytes());
@@ -202,18 +272,38 @@ impl Answer {
             }
             Framing::Agreed(length) => {
                 splice.drop_named(b"content-length");
-                splice.add("Content-Length", itoa::Buffer::new().format(length).as_bytes());
+                splice.add(
+                    "Content-Length",
+                    itoa::Buffer::new().format(length).as_bytes(),
+                );
             }
         }
         edit(&mut splice);
         splice.write(out);
     }
 
-    /// Drops fields for the next hop only, and what `Connection` says is for it, too, but for what frames the message.
+    /// Drops fields for the next hop only, and what `Connection` says is for it, too, but for what
+    /// frames the message.
     fn drop_hops(&self, bytes: &[u8], splice: &mut Splice<'_>) {
-        [&b"connection"[..], b"keep-alive", b"proxy-connection", b"upgrade", b"trailer", b"te"].into_iter().for_each(|name| splice.drop_named(name));
-        for option in self.lines.values(bytes, "connection").flat_map(|value| value.split(|&byte| byte == b',')).map(<[u8]>::trim_ascii) {
-            let is_framing = [&b"content-length"[..], b"transfer-encoding"].into_iter().any(|name| option.eq_ignore_ascii_case(name));
+        [
+            &b"connection"[..],
+            b"keep-alive",
+            b"proxy-connection",
+            b"upgrade",
+            b"trailer",
+            b"te",
+        ]
+        .into_iter()
+        .for_each(|name| splice.drop_named(name));
+        for option in self
+            .lines
+            .values(bytes, "connection")
+            .flat_map(|value| value.split(|&byte| byte == b','))
+            .map(<[u8]>::trim_ascii)
+        {
+            let is_framing = [&b"content-length"[..], b"transfer-encoding"]
+                .into_iter()
+                .any(|name| option.eq_ignore_ascii_case(name));
             if !is_framing && !option.is_empty() {
                 splice.drop_named(&option.to_ascii_lowercase());
             }
@@ -238,7 +328,9 @@ mod tests {
     }
 
     fn written(bytes: &str) -> String {
-        let Some(Parsed::Whole(answer)) = parse(bytes.as_bytes(), false) else { panic!("no answer: {bytes:?}") };
+        let Some(Parsed::Whole(answer)) = parse(bytes.as_bytes(), false) else {
+            panic!("no answer: {bytes:?}")
+        };
         let mut out = Vec::new();
         answer.write_interim(bytes.as_bytes(), None, &mut out);
         String::from_utf8(out).unwrap_or_else(|error| panic!("{error}"))
@@ -248,36 +340,97 @@ mod tests {
     fn a_body_is_framed_as_the_head_says() {
         for (fields, status, to_head, body, keeps) in [
             ("content-length: 5\r\n", 200, false, Body::Length(5), true),
-            ("Content-Length: 5\r\nConnection: close\r\n", 200, false, Body::Length(5), false),
-            ("transfer-encoding: Chunked\r\n", 200, false, Body::Chunked, true),
+            (
+                "Content-Length: 5\r\nConnection: close\r\n",
+                200,
+                false,
+                Body::Length(5),
+                false,
+            ),
+            (
+                "transfer-encoding: Chunked\r\n",
+                200,
+                false,
+                Body::Chunked,
+                true,
+            ),
             ("", 200, false, Body::Close, false),
             ("content-length: 5\r\n", 200, true, Body::Length(0), true),
-            ("transfer-encoding: chunked\r\n", 200, true, Body::Length(0), true),
+            (
+                "transfer-encoding: chunked\r\n",
+                200,
+                true,
+                Body::Length(0),
+                true,
+            ),
             ("", 204, false, Body::Length(0), true),
             ("content-length: 5\r\n", 304, false, Body::Length(0), true),
-            ("content-length: 5, 5\r\ncontent-length: 5\r\n", 200, false, Body::Length(5), true),
+            (
+                "content-length: 5, 5\r\ncontent-length: 5\r\n",
+                200,
+                false,
+                Body::Length(5),
+                true,
+            ),
             // Kept for nobody else: a body may follow, or another length be meant.
             ("content-length: 5\r\n", 204, false, Body::Length(0), false),
             ("content-length: 0\r\n", 204, false, Body::Length(0), true),
-            ("transfer-encoding: chunked\r\n", 204, false, Body::Length(0), false),
-            ("content-length: 5\r\ntransfer-encoding: chunked\r\n", 200, false, Body::Chunked, false),
+            (
+                "transfer-encoding: chunked\r\n",
+                204,
+                false,
+                Body::Length(0),
+                false,
+            ),
+            (
+                "content-length: 5\r\ntransfer-encoding: chunked\r\n",
+                200,
+                false,
+                Body::Chunked,
+                false,
+            ),
         ] {
-            assert_eq!(says(fields, status, to_head), Some((body, keeps)), "{fields:?} {status}");
+            assert_eq!(
+                says(fields, status, to_head),
+                Some((body, keeps)),
+                "{fields:?} {status}"
+            );
         }
-        for bad in
-            ["content-length: 5, 6\r\n", "content-length: 5\r\ncontent-length: 6\r\n", "content-length: -1\r\n", "content-length: \r\n", "transfer-encoding: gzip, chunked\r\n"]
-        {
+        for bad in [
+            "content-length: 5, 6\r\n",
+            "content-length: 5\r\ncontent-length: 6\r\n",
+            "content-length: -1\r\n",
+            "content-length: \r\n",
+            "transfer-encoding: gzip, chunked\r\n",
+        ] {
             assert_eq!(says(bad, 200, false), None, "{bad:?}");
         }
-        assert_eq!(says("transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n", 200, false), None);
-        assert_eq!(says("content-length: 5, 6\r\n", 200, true), None, "though nothing is framed by it");
+        assert_eq!(
+            says(
+                "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
+                200,
+                false
+            ),
+            None
+        );
+        assert_eq!(
+            says("content-length: 5, 6\r\n", 200, true),
+            None,
+            "though nothing is framed by it"
+        );
     }
 
     #[test]
     fn an_old_backend_keeps_its_connection_only_where_it_says_so() {
-        for (fields, keeps) in
-            [("", false), ("connection: keep-alive\r\n", true), ("connection: keep-alive, close\r\n", false), ("transfer-encoding: chunked\r\nconnection: keep-alive\r\n", false)]
-        {
+        for (fields, keeps) in [
+            ("", false),
+            ("connection: keep-alive\r\n", true),
+            ("connection: keep-alive, close\r\n", false),
+            (
+                "transfer-encoding: chunked\r\nconnection: keep-alive\r\n",
+                false,
+            ),
+        ] {
             let bytes = format!("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n{fields}\r\n");
             let kept = matches!(parse(bytes.as_bytes(), false), Some(Parsed::Whole(answer)) if answer.says.keeps);
             assert_eq!(kept, keeps, "{fields:?}");
@@ -286,22 +439,45 @@ mod tests {
 
     #[test]
     fn what_is_for_us_only_does_not_go_on() {
-        let hops = "Connection: x-hop, content-length, close\r\nX-Hop: 1\r\nKeep-Alive: timeout=5\r\nUpgrade: h2c\r\nTrailer: x\r\n";
-        assert_eq!(written(&format!("HTTP/1.1 200 Fine\r\na: 1\r\n{hops}content-length: 2\r\n\r\n")), "HTTP/1.1 200 Fine\r\na: 1\r\ncontent-length: 2\r\n\r\n");
+        let hops = "Connection: x-hop, content-length, close\r\nX-Hop: 1\r\nKeep-Alive: \
+                    timeout=5\r\nUpgrade: h2c\r\nTrailer: x\r\n";
+        assert_eq!(
+            written(&format!(
+                "HTTP/1.1 200 Fine\r\na: 1\r\n{hops}content-length: 2\r\n\r\n"
+            )),
+            "HTTP/1.1 200 Fine\r\na: 1\r\ncontent-length: 2\r\n\r\n"
+        );
     }
 
     #[test]
     fn framing_goes_on_in_one_form() {
-        assert_eq!(written("HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\na: 1\r\n\r\n"), "HTTP/1.1 200 OK\r\na: 1\r\nContent-Length: 2\r\n\r\n");
-        assert_eq!(written("HTTP/1.1 200\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n"), "HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n");
-        assert_eq!(written("HTTP/1.0 204 No Content\ncontent-length: 2\n\n"), "HTTP/1.1 204 No Content\r\n\r\n");
+        assert_eq!(
+            written("HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\na: 1\r\n\r\n"),
+            "HTTP/1.1 200 OK\r\na: 1\r\nContent-Length: 2\r\n\r\n"
+        );
+        assert_eq!(
+            written("HTTP/1.1 200\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n"),
+            "HTTP/1.1 200 \r\ntransfer-encoding: chunked\r\n\r\n"
+        );
+        assert_eq!(
+            written("HTTP/1.0 204 No Content\ncontent-length: 2\n\n"),
+            "HTTP/1.1 204 No Content\r\n\r\n"
+        );
     }
 
     #[test]
     fn what_is_no_answer_is_none() {
-        for bad in ["SSH-2.0-OpenSSH_9.2\r\n\r\n", "HTTP/1.2 200 OK\r\n\r\n", "HTTP/1.1 099 X\r\n\r\n", "HTTP/1.1 200 OK\r\nno colon\r\n\r\n"] {
+        for bad in [
+            "SSH-2.0-OpenSSH_9.2\r\n\r\n",
+            "HTTP/1.2 200 OK\r\n\r\n",
+            "HTTP/1.1 099 X\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        ] {
             assert!(parse(bad.as_bytes(), false).is_none(), "{bad:?}");
         }
-        assert!(matches!(parse(b"HTTP/1.1 20", false), Some(Parsed::Partial)));
+        assert!(matches!(
+            parse(b"HTTP/1.1 20", false),
+            Some(Parsed::Partial)
+        ));
     }
 }

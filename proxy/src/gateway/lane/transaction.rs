@@ -1,7 +1,9 @@
 //! One request on the lane, from its decision to its end.
 //!
-//! Attempts, in this order and at most two on a side: another server of the backend when a connection could not be made; the same request once more when a kept connection broke before the first byte of
-//! the answer and it changes nothing; then the other side, if the gate says so. The buffer with the head is kept until the end, since each attempt may need it.
+//! Attempts, in this order and at most two on a side: another server of the backend when a
+//! connection could not be made; the same request once more when a kept connection broke before the
+//! first byte of the answer and it changes nothing; then the other side, if the gate says so. The
+//! buffer with the head is kept until the end, since each attempt may need it.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -19,7 +21,9 @@ use super::{FAREWELL, Lane, LaneStream, date};
 use crate::clock::mono as now;
 use crate::drain::Ended;
 use crate::gateway::buffer::{Buffer, Size};
-use crate::gateway::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Exchange, Failure, MAX_INTERIM, Sent, is_safe};
+use crate::gateway::gate::{
+    ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Exchange, Failure, MAX_INTERIM, Sent, is_safe,
+};
 use crate::gateway::reply::{Reply, wants_html};
 use crate::gateway::scratch::Scratch;
 use crate::gateway::watchdog::Watched;
@@ -70,8 +74,17 @@ enum Attempt {
 }
 
 impl<'a> Transaction<'a> {
-    /// Of a request whose head this buffer begins with. What follows the request in it goes to `ahead`.
-    pub(super) fn new(lane: &'a Lane, watched: &'a Watched, exchange: Exchange, asked: Asked, request: Request, mut came: Buffer, ahead: &mut Option<Buffer>) -> Self {
+    /// Of a request whose head this buffer begins with. What follows the request in it goes to
+    /// `ahead`.
+    pub(super) fn new(
+        lane: &'a Lane,
+        watched: &'a Watched,
+        exchange: Exchange,
+        asked: Asked,
+        request: Request,
+        mut came: Buffer,
+        ahead: &mut Option<Buffer>,
+    ) -> Self {
         let body = ((came.len() - request.head) as u64).min(asked.body);
         let used = request.head + body as usize;
         if came.len() > used {
@@ -87,7 +100,10 @@ impl<'a> Transaction<'a> {
             request,
             came,
             upload: Upload::new(body, asked.body - body),
-            end: End { engine: Engine::Lane, ..End::default() },
+            end: End {
+                engine: Engine::Lane,
+                ..End::default()
+            },
             chosen: None,
             attempts_on_this_side: 0,
             needs_a_fresh_one: false,
@@ -111,7 +127,9 @@ impl<'a> Transaction<'a> {
         let after = loop {
             match self.attempt(client, began.take()).await {
                 Ok(Attempt::Again) => {}
-                Ok(Attempt::Answered { keeps }) => break self.after_answer(keeps, client.ahead.is_some()),
+                Ok(Attempt::Answered { keeps }) => {
+                    break self.after_answer(keeps, client.ahead.is_some());
+                }
                 Err(failure) => break self.fail(client.stream, failure).await,
             }
         };
@@ -119,7 +137,8 @@ impl<'a> Transaction<'a> {
         after
     }
 
-    /// It is nowhere in particular any more; an order to leave that came meanwhile was for what has ended.
+    /// It is nowhere in particular any more; an order to leave that came meanwhile was for what has
+    /// ended.
     fn leave(&self) {
         self.watched.conn().stay.over();
         self.watched.conn().heard();
@@ -127,8 +146,16 @@ impl<'a> Transaction<'a> {
 
     /// It is over, however it was.
     pub(super) fn done(self) {
-        let end = End { bytes_in: self.upload.read, ..self.end };
-        self.lane.gate.done(self.exchange, self.request.of(self.came.filled()).path_sent(), end, now);
+        let end = End {
+            bytes_in: self.upload.read,
+            ..self.end
+        };
+        self.lane.gate.done(
+            self.exchange,
+            self.request.of(self.came.filled()).path_sent(),
+            end,
+            now,
+        );
     }
 
     fn after_answer(&self, keeps: bool, has_more: bool) -> After {
@@ -144,25 +171,46 @@ impl<'a> Transaction<'a> {
     }
 
     /// One attempt at one server.
-    async fn attempt<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, began: Option<Mono>) -> Result<Attempt, Failure> {
+    async fn attempt<S: LaneStream>(
+        &mut self,
+        client: &mut Caller<'_, S>,
+        began: Option<Mono>,
+    ) -> Result<Attempt, Failure> {
         let at = began.unwrap_or_else(now);
         let backend = self.exchange.backend();
         // A second attempt goes to another server than the first, where there is one.
-        let chosen = backend.choose(self.end.server, at).or_else(|| backend.choose(None, at));
-        let Some(chosen) = chosen else { return Err(Failure { blame: Blame::Backend, kind: FailureKind::Connect }) };
+        let chosen = backend
+            .choose(self.end.server, at)
+            .or_else(|| backend.choose(None, at));
+        let Some(chosen) = chosen else {
+            return Err(Failure {
+                blame: Blame::Backend,
+                kind: FailureKind::Connect,
+            });
+        };
         let (connect_timeout, response_timeout, idle_timeout) = {
             let settings = backend.settings();
-            (settings.connect_timeout, settings.response_timeout, settings.idle_timeout)
+            (
+                settings.connect_timeout,
+                settings.response_timeout,
+                settings.idle_timeout,
+            )
         };
         let server = std::sync::Arc::clone(chosen.server());
         self.end.server = Some(server.address());
         self.end.attempts = self.end.attempts.saturating_add(1);
         self.attempts_on_this_side += 1;
-        self.lane.gate.attempt(&mut self.exchange, server.address(), at);
+        self.lane
+            .gate
+            .attempt(&mut self.exchange, server.address(), at);
         self.chosen = Some(chosen);
         self.upload.begin_again();
 
-        let kept = if self.needs_a_fresh_one { None } else { server.pool().take(idle_timeout, at) };
+        let kept = if self.needs_a_fresh_one {
+            None
+        } else {
+            server.pool().take(idle_timeout, at)
+        };
         let reused = kept.is_some();
         let mut stream = match kept {
             Some(stream) => stream,
@@ -176,13 +224,20 @@ impl<'a> Transaction<'a> {
                 }
             },
         };
-        server.connected(if reused { Connect::Reused } else { Connect::New });
+        server.connected(if reused {
+            Connect::Reused
+        } else {
+            Connect::New
+        });
 
         let mut response = match self.ask(client, &mut stream, response_timeout).await {
             Ok(response) => response,
             Err(broken) => return self.unanswered(broken, reused),
         };
-        let answer = match self.final_answer(client, &mut stream, &mut response, response_timeout).await {
+        let answer = match self
+            .final_answer(client, &mut stream, &mut response, response_timeout)
+            .await
+        {
             Ok(answer) => answer,
             Err(broken) => return self.unanswered(broken, false),
         };
@@ -190,14 +245,28 @@ impl<'a> Transaction<'a> {
         let can_repeat = self.upload.is_over() && self.upload.read == self.sent_with_the_head();
         let path = self.request.of(self.came.filled()).path_sent();
         let says = answer.says;
-        let said = self.exchange.outcome_header().and_then(|name| answer.value(response.filled(), name.as_str()));
-        if self.lane.gate.answered(&mut self.exchange, says.status, said, path, can_repeat, now()) == Answer::AskOtherSide {
+        let said = self
+            .exchange
+            .outcome_header()
+            .and_then(|name| answer.value(response.filled(), name.as_str()));
+        if self.lane.gate.answered(
+            &mut self.exchange,
+            says.status,
+            said,
+            path,
+            can_repeat,
+            now(),
+        ) == Answer::AskOtherSide
+        {
             self.turn_to_the_other_side();
             return Ok(Attempt::Again);
         }
         self.answer_begun = true;
         self.end.status = Some(says.status);
-        match self.deliver(client, stream, &server, response, answer).await {
+        match self
+            .deliver(client, stream, &server, response, answer)
+            .await
+        {
             Ok(keeps) => Ok(Attempt::Answered { keeps }),
             Err(broken) => Err(self.broken(broken)),
         }
@@ -209,13 +278,21 @@ impl<'a> Transaction<'a> {
     }
 
     /// A new connection.
-    async fn connect(&self, address: std::net::SocketAddr, within: Duration) -> Result<TcpStream, Broken> {
+    async fn connect(
+        &self,
+        address: std::net::SocketAddr,
+        within: Duration,
+    ) -> Result<TcpStream, Broken> {
         self.watched.within(within);
         let mut connecting = std::pin::pin!(TcpStream::connect(address));
         let stream = poll_fn(|cx| match connecting.as_mut().poll(cx) {
             Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
-            Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => Poll::Ready(Err(Broken::Backend(FailureKind::Timeout))),
-            Poll::Ready(Err(error)) if shortage::is_noted(&error) => Poll::Ready(Err(Broken::Shortage)),
+            Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
+                Poll::Ready(Err(Broken::Backend(FailureKind::Timeout)))
+            }
+            Poll::Ready(Err(error)) if shortage::is_noted(&error) => {
+                Poll::Ready(Err(Broken::Shortage))
+            }
             Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Backend(FailureKind::Connect))),
             Poll::Pending => pending(self.watched, Broken::Backend(FailureKind::Timeout)),
         })
@@ -232,20 +309,31 @@ impl<'a> Transaction<'a> {
             return Err(failure);
         }
         self.server_failed();
-        let another = self.exchange.backend().servers().len() > 1 && self.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
+        let another = self.exchange.backend().servers().len() > 1
+            && self.attempts_on_this_side < ATTEMPTS_ON_A_SIDE;
         let sent = match self.something_sent {
             false => Sent::Nothing,
             true if self.upload.read == self.sent_with_the_head() => Sent::Repeatable,
             true => Sent::Gone,
         };
-        if another || self.rescue(failure, sent) { Ok(Attempt::Again) } else { Err(failure) }
+        if another || self.rescue(failure, sent) {
+            Ok(Attempt::Again)
+        } else {
+            Err(failure)
+        }
     }
 
-    /// There was no answer, or none that can be read. `is_stale` is whether a kept connection ended before a byte of it.
+    /// There was no answer, or none that can be read. `is_stale` is whether a kept connection ended
+    /// before a byte of it.
     fn unanswered(&mut self, broken: Broken, is_stale: bool) -> Result<Attempt, Failure> {
         let failure = self.broken(broken);
         let may_repeat = is_safe(self.exchange.method());
-        if may_repeat && is_stale && failure.kind == FailureKind::Reset && failure.blame == Blame::Backend && self.attempts_on_this_side < ATTEMPTS_ON_A_SIDE {
+        if may_repeat
+            && is_stale
+            && failure.kind == FailureKind::Reset
+            && failure.blame == Blame::Backend
+            && self.attempts_on_this_side < ATTEMPTS_ON_A_SIDE
+        {
             self.needs_a_fresh_one = true;
             return Ok(Attempt::Again);
         }
@@ -253,14 +341,20 @@ impl<'a> Transaction<'a> {
             return Err(failure);
         }
         self.server_failed();
-        if may_repeat && self.exchange.is_sent() && self.rescue(failure, Sent::Repeatable) { Ok(Attempt::Again) } else { Err(failure) }
+        if may_repeat && self.exchange.is_sent() && self.rescue(failure, Sent::Repeatable) {
+            Ok(Attempt::Again)
+        } else {
+            Err(failure)
+        }
     }
 
     /// What a break means, told to the gate.
     fn broken(&mut self, broken: Broken) -> Failure {
         let failure = broken.failure(self.answer_begun);
         let kind = Some(failure.kind).filter(|_| failure.blame == Blame::Backend);
-        self.lane.gate.attempt_ended(&mut self.exchange, kind, now());
+        self.lane
+            .gate
+            .attempt_ended(&mut self.exchange, kind, now());
         failure
     }
 
@@ -272,7 +366,10 @@ impl<'a> Transaction<'a> {
 
     fn rescue(&mut self, failure: Failure, sent: Sent) -> bool {
         let path = self.request.of(self.came.filled()).path_sent();
-        let is_rescued = self.lane.gate.rescue(&mut self.exchange, failure, path, sent, now());
+        let is_rescued = self
+            .lane
+            .gate
+            .rescue(&mut self.exchange, failure, path, sent, now());
         if is_rescued {
             self.turn_to_the_other_side();
         }
@@ -287,19 +384,34 @@ impl<'a> Transaction<'a> {
         self.leave();
     }
 
-    /// Sends the request, and reads the first bytes of an answer. After an error not a byte of one has come.
-    async fn ask<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, response_timeout: Duration) -> Result<Buffer, Broken> {
+    /// Sends the request, and reads the first bytes of an answer. After an error not a byte of one
+    /// has come.
+    async fn ask<S: LaneStream>(
+        &mut self,
+        client: &mut Caller<'_, S>,
+        stream: &mut TcpStream,
+        response_timeout: Duration,
+    ) -> Result<Buffer, Broken> {
         let mut out = Scratch::new();
         let head = self.request.of(self.came.filled());
         head.write(&mut out, |splice| {
             splice.drop_named(b"connection");
-            self.lane.gate.edits(&self.exchange, &head, self.watched.conn(), splice);
+            self.lane
+                .gate
+                .edits(&self.exchange, &head, self.watched.conn(), splice);
         });
         out.extend_from_slice(&self.came.filled()[self.request.head..]);
         self.something_sent = true;
         self.watched.within(response_timeout);
         let reset = Broken::Backend(FailureKind::Reset);
-        let written = write_all(stream, &out, self.watched, reset, Broken::Backend(FailureKind::Timeout)).await;
+        let written = write_all(
+            stream,
+            &out,
+            self.watched,
+            reset,
+            Broken::Backend(FailureKind::Timeout),
+        )
+        .await;
         drop(out);
         match written {
             Ok(()) if self.upload.is_over() => self.sent(),
@@ -309,7 +421,8 @@ impl<'a> Transaction<'a> {
             Err(broken) => return Err(broken),
         }
         let mut response = Buffer::new(Size::Head);
-        self.fill(client, stream, &mut response, response_timeout).await?;
+        self.fill(client, stream, &mut response, response_timeout)
+            .await?;
         Ok(response)
     }
 
@@ -320,17 +433,31 @@ impl<'a> Transaction<'a> {
     }
 
     /// Reads bytes of the answer's head, while the rest of the upload goes on.
-    async fn fill<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, response: &mut Buffer, response_timeout: Duration) -> Result<(), Broken> {
+    async fn fill<S: LaneStream>(
+        &mut self,
+        client: &mut Caller<'_, S>,
+        stream: &mut TcpStream,
+        response: &mut Buffer,
+        response_timeout: Duration,
+    ) -> Result<(), Broken> {
         poll_fn(|cx| {
             let mut late = Broken::Backend(FailureKind::Timeout);
             if !self.upload.is_done() {
-                match self.upload.poll(client.stream, stream, (self.lane, self.watched), Some(response_timeout), cx) {
+                match self.upload.poll(
+                    client.stream,
+                    stream,
+                    (self.lane, self.watched),
+                    Some(response_timeout),
+                    cx,
+                ) {
                     Poll::Ready(Ok(())) => {
                         self.sent();
                         self.watched.within(response_timeout);
                     }
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
-                    Poll::Pending if self.upload.waits_for_the_client() => late = Broken::ClientSlow,
+                    Poll::Pending if self.upload.waits_for_the_client() => {
+                        late = Broken::ClientSlow;
+                    }
                     Poll::Pending => {}
                 }
             }
@@ -362,28 +489,44 @@ impl<'a> Transaction<'a> {
         loop {
             match response::parse(response.filled(), to_head) {
                 Some(Parsed::Whole(answer)) if answer.says.status >= 200 => return Ok(answer),
-                Some(Parsed::Whole(answer)) if answer.says.status != 101 && self.interim < MAX_INTERIM => {
+                Some(Parsed::Whole(answer))
+                    if answer.says.status != 101 && self.interim < MAX_INTERIM =>
+                {
                     self.interim += 1;
                     let mut out = Scratch::new();
-                    answer.write_interim(response.filled(), self.exchange.outcome_header(), &mut out);
+                    answer.write_interim(
+                        response.filled(),
+                        self.exchange.outcome_header(),
+                        &mut out,
+                    );
                     response.consume(answer.says.head);
                     drop(answer);
                     self.watched.within(self.lane.write);
-                    write_all(client.stream, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await?;
+                    write_all(
+                        client.stream,
+                        &out,
+                        self.watched,
+                        Broken::ClientGone,
+                        Broken::ClientSlow,
+                    )
+                    .await?;
                     self.watched.within(response_timeout);
                     if !response.is_empty() {
                         continue;
                     }
                 }
-                // The limit is one for all of a head: a backend that sends it byte by byte has no more time than others.
+                // The limit is one for all of a head: a backend that sends it byte by byte has no
+                // more time than others.
                 Some(Parsed::Partial) if !response.is_full() || response.make_room() => {}
                 Some(_) | None => return Err(Broken::Backend(FailureKind::Protocol)),
             }
-            self.fill(client, stream, response, response_timeout).await?;
+            self.fill(client, stream, response, response_timeout)
+                .await?;
         }
     }
 
-    /// Writes the answer, and lays the backend's connection down when all of it has been read. Says whether the client's is kept.
+    /// Writes the answer, and lays the backend's connection down when all of it has been read. Says
+    /// whether the client's is kept.
     async fn deliver<S: LaneStream>(
         &mut self,
         client: &mut Caller<'_, S>,
@@ -393,11 +536,21 @@ impl<'a> Transaction<'a> {
         answer: response::Answer,
     ) -> Result<bool, Broken> {
         let says = answer.says;
-        let pause = self.exchange.backend().settings().pause(answer.is_stream(response.filled()));
+        let pause = self
+            .exchange
+            .backend()
+            .settings()
+            .pause(answer.is_stream(response.filled()));
         let keeps = self.asked.keeps && self.upload.is_over() && !self.lane.is_closing();
         let in_chunks = says.body == Body::Close;
         let mut out = Scratch::new();
-        answer.write(response.filled(), Sending { keeps, in_chunks }, &self.lane.gate, &self.exchange, &mut out);
+        answer.write(
+            response.filled(),
+            Sending { keeps, in_chunks },
+            &self.lane.gate,
+            &self.exchange,
+            &mut out,
+        );
         drop(answer);
         response.consume(says.head);
         let mut download = Download::new(Left::new(says.body), in_chunks);
@@ -407,15 +560,27 @@ impl<'a> Transaction<'a> {
         // Before the client has the answer, so that its next request finds it.
         let mut stream = Some(stream);
         if is_reusable && download.is_read() && !download.has_more && begun.is_ok() {
-            stream.take().into_iter().for_each(|stream| server.pool().put(stream, now()));
+            stream
+                .take()
+                .into_iter()
+                .for_each(|stream| server.pool().put(stream, now()));
         }
         self.watched.within(self.lane.write);
-        let written = write_all(client.stream, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await;
+        let written = write_all(
+            client.stream,
+            &out,
+            self.watched,
+            Broken::ClientGone,
+            Broken::ClientSlow,
+        )
+        .await;
         drop(out);
         self.end.bytes_out = download.payload;
         written?;
         begun?;
-        let Some(mut stream) = stream else { return Ok(keeps) };
+        let Some(mut stream) = stream else {
+            return Ok(keeps);
+        };
         if !download.is_read() {
             self.watched.within(self.pause_beside_the_upload(pause));
             let relayed = self.relay(client, &mut stream, &mut download, pause).await;
@@ -431,29 +596,59 @@ impl<'a> Transaction<'a> {
         Ok(keeps)
     }
 
-    /// The client has its answer, and the backend not yet all of the request, which it did not refuse: it may have answered first and read later. Whether that comes to an end changes nothing about the answer.
-    async fn finish_upload<S: LaneStream>(&mut self, client: &mut S, stream: &mut TcpStream, pause: Duration) {
-        self.watched.within(if self.upload.waits_for_the_client() { self.lane.body_idle } else { pause });
-        let is_over = poll_fn(|cx| match self.upload.poll(client, stream, (self.lane, self.watched), Some(pause), cx) {
-            Poll::Ready(uploaded) => Poll::Ready(uploaded.is_ok()),
-            Poll::Pending if self.upload.is_done() || self.watched.alarm().is_some() => Poll::Ready(false),
-            Poll::Pending => Poll::Pending,
+    /// The client has its answer, and the backend not yet all of the request, which it did not
+    /// refuse: it may have answered first and read later. Whether that comes to an end changes
+    /// nothing about the answer.
+    async fn finish_upload<S: LaneStream>(
+        &mut self,
+        client: &mut S,
+        stream: &mut TcpStream,
+        pause: Duration,
+    ) {
+        self.watched.within(if self.upload.waits_for_the_client() {
+            self.lane.body_idle
+        } else {
+            pause
+        });
+        let is_over = poll_fn(|cx| {
+            match self
+                .upload
+                .poll(client, stream, (self.lane, self.watched), Some(pause), cx)
+            {
+                Poll::Ready(uploaded) => Poll::Ready(uploaded.is_ok()),
+                Poll::Pending if self.upload.is_done() || self.watched.alarm().is_some() => {
+                    Poll::Ready(false)
+                }
+                Poll::Pending => Poll::Pending,
+            }
         });
         if is_over.await {
             self.sent();
         }
     }
 
-    async fn relay<S: LaneStream>(&mut self, client: &mut Caller<'_, S>, stream: &mut TcpStream, download: &mut Download, pause: Duration) -> Result<(), Broken> {
+    async fn relay<S: LaneStream>(
+        &mut self,
+        client: &mut Caller<'_, S>,
+        stream: &mut TcpStream,
+        download: &mut Download,
+        pause: Duration,
+    ) -> Result<(), Broken> {
         poll_fn(|cx| {
             if !self.upload.is_done() {
                 let before = self.upload.read;
-                if let Poll::Ready(uploaded) = self.upload.poll(client.stream, stream, (self.lane, self.watched), None, cx) {
+                if let Poll::Ready(uploaded) =
+                    self.upload
+                        .poll(client.stream, stream, (self.lane, self.watched), None, cx)
+                {
                     uploaded?;
                     self.sent();
                 }
-                // What moves either way shows that both are there; a client that does not read has its own limit.
-                if (self.upload.is_done() || self.upload.read > before) && !download.waits_for_the_client() {
+                // What moves either way shows that both are there; a client that does not read has
+                // its own limit.
+                if (self.upload.is_done() || self.upload.read > before)
+                    && !download.waits_for_the_client()
+                {
                     self.watched.within(self.pause_beside_the_upload(pause));
                 }
             }
@@ -461,15 +656,30 @@ impl<'a> Transaction<'a> {
                 client.look(cx)?;
             }
             // A backend may wait for the rest of an upload before it goes on.
-            let late = if self.upload.waits_for_the_client() { Broken::ClientSlow } else { Broken::Backend(FailureKind::Timeout) };
-            download.poll(stream, client.stream, (self.lane, self.watched), (self.pause_beside_the_upload(pause), late), cx)
+            let late = if self.upload.waits_for_the_client() {
+                Broken::ClientSlow
+            } else {
+                Broken::Backend(FailureKind::Timeout)
+            };
+            download.poll(
+                stream,
+                client.stream,
+                (self.lane, self.watched),
+                (self.pause_beside_the_upload(pause), late),
+                cx,
+            )
         })
         .await
     }
 
-    /// How long nothing may move in either direction: a client that stops its upload has no more time under an answer than without one.
+    /// How long nothing may move in either direction: a client that stops its upload has no more
+    /// time under an answer than without one.
     fn pause_beside_the_upload(&self, pause: Duration) -> Duration {
-        if self.upload.waits_for_the_client() { pause.min(self.lane.body_idle) } else { pause }
+        if self.upload.waits_for_the_client() {
+            pause.min(self.lane.body_idle)
+        } else {
+            pause
+        }
     }
 
     /// It failed, for good.
@@ -489,28 +699,63 @@ impl<'a> Transaction<'a> {
 
     /// Writes an answer of ours.
     pub(super) async fn reply<S: LaneStream>(&mut self, client: &mut S, reply: Reply) -> After {
-        // The request body may not have been read: what follows on this connection could be mistaken for a request.
-        let keeps = reply.retry_after.is_some() && self.asked.body == 0 && self.asked.keeps && !self.lane.is_closing();
+        // The request body may not have been read: what follows on this connection could be
+        // mistaken for a request.
+        let keeps = reply.retry_after.is_some()
+            && self.asked.body == 0
+            && self.asked.keeps
+            && !self.lane.is_closing();
         let (body, content_type) = reply.body(wants_html(&self.request.of(self.came.filled())));
         let mut out = Scratch::new();
-        write_reply(&reply, content_type, body.as_bytes(), keeps, *self.exchange.method() == Method::HEAD, &mut out);
+        write_reply(
+            &reply,
+            content_type,
+            body.as_bytes(),
+            keeps,
+            *self.exchange.method() == Method::HEAD,
+            &mut out,
+        );
         self.watched.within(self.lane.write);
-        if write_all(client, &out, self.watched, Broken::ClientGone, Broken::ClientSlow).await.is_err() {
+        if write_all(
+            client,
+            &out,
+            self.watched,
+            Broken::ClientGone,
+            Broken::ClientSlow,
+        )
+        .await
+        .is_err()
+        {
             return After::Cut;
         }
         self.end.status = Some(reply.status.as_u16());
-        self.end.bytes_out = if *self.exchange.method() == Method::HEAD { 0 } else { body.len() as u64 };
+        self.end.bytes_out = if *self.exchange.method() == Method::HEAD {
+            0
+        } else {
+            body.len() as u64
+        };
         self.after_answer(keeps, false)
     }
 }
 
-pub(in crate::gateway) fn write_reply(reply: &Reply, content_type: &str, body: &[u8], keeps: bool, head_only: bool, out: &mut Vec<u8>) {
+pub(in crate::gateway) fn write_reply(
+    reply: &Reply,
+    content_type: &str,
+    body: &[u8],
+    keeps: bool,
+    head_only: bool,
+    out: &mut Vec<u8>,
+) {
     let mut number = itoa::Buffer::new();
     let mut add = |part: &[u8]| out.extend_from_slice(part);
     add(b"HTTP/1.1 ");
     add(reply.status.as_str().as_bytes());
     add(b" ");
-    add(reply.status.canonical_reason().unwrap_or("Error").as_bytes());
+    add(reply
+        .status
+        .canonical_reason()
+        .unwrap_or("Error")
+        .as_bytes());
     add(b"\r\nContent-Type: ");
     add(content_type.as_bytes());
     add(b"\r\nContent-Length: ");
@@ -523,7 +768,11 @@ pub(in crate::gateway) fn write_reply(reply: &Reply, content_type: &str, body: &
     }
     add(b"Date: ");
     date::with(|date| add(date));
-    add(if keeps { b"\r\n\r\n" } else { b"\r\nConnection: close\r\n\r\n" });
+    add(if keeps {
+        b"\r\n\r\n"
+    } else {
+        b"\r\nConnection: close\r\n\r\n"
+    });
     if !head_only {
         add(body);
     }

@@ -12,12 +12,21 @@ use crate::clock;
 use crate::gateway::buffer::{Buffer, Size};
 use crate::upstream::{Connect, Server};
 
-/// Asks a server for this path on a connection of its own, and lays that down where requests will look for one, if its answer allows it. What the answer says is nobody's.
+/// Asks a server for this path on a connection of its own, and lays that down where requests will
+/// look for one, if its answer allows it. What the answer says is nobody's.
 pub async fn warm(server: &Server, path: &str, connect_timeout: Duration) {
-    let Ok(Ok(mut stream)) = tokio::time::timeout(connect_timeout, TcpStream::connect(server.address())).await else { return server.connected(Connect::Failed) };
+    let Ok(Ok(mut stream)) =
+        tokio::time::timeout(connect_timeout, TcpStream::connect(server.address())).await
+    else {
+        return server.connected(Connect::Failed);
+    };
     server.connected(Connect::New);
     let _ = stream.set_nodelay(true);
-    let head = format!("GET {path} HTTP/1.1\r\nhost: {}\r\nuser-agent: {}\r\n\r\n", server.host(), concat!("cutover-warm-up/", env!("CARGO_PKG_VERSION")));
+    let head = format!(
+        "GET {path} HTTP/1.1\r\nhost: {}\r\nuser-agent: {}\r\n\r\n",
+        server.host(),
+        concat!("cutover-warm-up/", env!("CARGO_PKG_VERSION"))
+    );
     if stream.write_all(head.as_bytes()).await.is_ok() && reads_to_the_end(&mut stream).await {
         server.pool().put(stream, clock::mono());
     }
@@ -31,7 +40,9 @@ async fn reads_to_the_end(stream: &mut TcpStream) -> bool {
             return false;
         }
         match parse(buffer.filled(), false) {
-            Some(Parsed::Whole(Answer { says, .. })) if says.status >= 200 && says.keeps => break says,
+            Some(Parsed::Whole(Answer { says, .. })) if says.status >= 200 && says.keeps => {
+                break says;
+            }
             Some(Parsed::Partial) => {}
             Some(_) | None => return false,
         }
@@ -42,7 +53,9 @@ async fn reads_to_the_end(stream: &mut TcpStream) -> bool {
         return buffer.is_empty();
     }
     loop {
-        let Some(fed) = left.feed(buffer.filled_mut()) else { return false };
+        let Some(fed) = left.feed(buffer.filled_mut()) else {
+            return false;
+        };
         buffer.consume(fed.used);
         if fed.is_over {
             return buffer.is_empty();
@@ -54,5 +67,7 @@ async fn reads_to_the_end(stream: &mut TcpStream) -> bool {
 }
 
 async fn fills(stream: &mut TcpStream, buffer: &mut Buffer) -> bool {
-    std::future::poll_fn(|cx| buffer.poll_fill(stream, usize::MAX, cx)).await.is_ok_and(|read| read > 0)
+    std::future::poll_fn(|cx| buffer.poll_fill(stream, usize::MAX, cx))
+        .await
+        .is_ok_and(|read| read > 0)
 }
