@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use cutover::assemble::{Origin as Begin, Start};
-use cutover::gateway::gate::Gate;
-use cutover::recorder::{Look, Origin, Reader, Recorder, recorder, slot_of};
+use cutover::gateway::router::Gate;
+use cutover::shared::recorder::{Look, Origin, Reader, Recorder, recorder, slot_of};
 use cutover_benches::fixture;
 use cutover_core::guard::LatencyPoint;
-use cutover_core::witness::tick_of;
+use cutover_core::stats::users::tick_of;
 use cutover_core::{
     ControlPlane, Effect, Ending, Event, GuardSettings, Mono, Now, Observed, PerSide, Reason, Rule,
     Side, TICK, UserList,
@@ -253,7 +253,7 @@ fn tick(criterion: &mut Criterion) {
         );
         took
     };
-    for _ in 0..cutover_core::rollout::RECENT.as_millis() / TICK.as_millis() + 1 {
+    for _ in 0..cutover_core::control::rollout::RECENT.as_millis() / TICK.as_millis() + 1 {
         timed_tick();
     }
     criterion

@@ -17,22 +17,22 @@ use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use cutover::access_log::AccessLog;
-use cutover::certificates::Certificates;
-use cutover::drain::Drains;
-use cutover::gateway::door::Connections;
-use cutover::gateway::gate::Gate;
-use cutover::gateway::head::Conn;
-use cutover::gateway::identity::identify;
-use cutover::gateway::refusal::Refusals;
-use cutover::metrics;
-use cutover::published::{Common, PreparedKey};
-use cutover::recorder::{Look, Origin, Reader, Recorder, SlotTotals, recorder, slot_of};
+use cutover::gateway::listener::Connections;
+use cutover::gateway::message::head::Conn;
+use cutover::gateway::message::identity::identify;
+use cutover::gateway::router::Gate;
+use cutover::shared::certificates::Certificates;
+use cutover::shared::drain::Drains;
+use cutover::shared::published::{Common, PreparedKey};
+use cutover::shared::recorder::{Look, Origin, Reader, Recorder, SlotTotals, recorder, slot_of};
+use cutover::shared::refusals::Refusals;
 use cutover::status::{ConfigStatus, Measured, Report, recent_quantiles, status_of};
-use cutover::traces::Traces;
+use cutover::telemetry::access_log::AccessLog;
+use cutover::telemetry::metrics;
+use cutover::telemetry::traces::Traces;
 use cutover_benches::fixture::{self, MemoryHead};
 use cutover_core::guard::LatencyPoint;
-use cutover_core::witness::tick_of;
+use cutover_core::stats::users::tick_of;
 use cutover_core::{
     ControlPlane, Effect, Ending, Event, FailureKind, GuardSettings, KeySource, Mono, Now,
     Observed, Outcome, PerSide, Reason, Rule, Side, Split, TICK, UserList,
@@ -277,7 +277,7 @@ impl Ticking {
             },
             rollouts,
         };
-        for _ in 0..cutover_core::rollout::RECENT.as_millis() / TICK.as_millis() + 1 {
+        for _ in 0..cutover_core::control::rollout::RECENT.as_millis() / TICK.as_millis() + 1 {
             if has_news {
                 ticking.add_news();
             }

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cutover::access_log::{AccessLog, Out};
-use cutover::gateway::gate::{End, Gate, Limits, Step};
-use cutover::gateway::head::{Conn, Head};
-use cutover::published::{Common, Published, Snapshot};
-use cutover::recorder::{Origin, Reader, recorder};
-use cutover::traces::Traces;
+use cutover::gateway::message::head::{Conn, Head};
+use cutover::gateway::router::{End, Gate, Limits, Step};
+use cutover::shared::published::{Common, Published, Snapshot};
+use cutover::shared::recorder::{Origin, Reader, recorder};
+use cutover::telemetry::access_log::{AccessLog, Out};
+use cutover::telemetry::traces::Traces;
 use cutover_config::{LogFormat, Settings};
-use cutover_core::bucket::murmur3_x86_32;
-use cutover_core::plane::{Actor, Restored};
-use cutover_core::split::decide;
+use cutover_core::control::plane::{Actor, Restored};
+use cutover_core::routing::bucket::murmur3_x86_32;
+use cutover_core::routing::split::decide;
 use cutover_core::{
     Anonymous, Ask, ControlPlane, Decision, Ending, Event, Failover, FailureKind, GuardSettings,
     KeySource, Match, Mono, Now, Outcome, PerSide, Percent, RolloutSettings, Split, UserKey,
@@ -517,7 +517,7 @@ mod tests {
             .get("x-cutover-backend")
             .and_then(|side| side.to_str().ok());
         let slot = reader
-            .slot(cutover::recorder::slot_of(2))
+            .slot(cutover::shared::recorder::slot_of(2))
             .expect("the third rollout has traffic");
         let counted = Side::BOTH
             .into_iter()

@@ -5,7 +5,7 @@
 
 use std::io::Write;
 
-use cutover::recorder::{recorder, slot_of};
+use cutover::shared::recorder::{recorder, slot_of};
 use cutover_benches::allocations::{CountingAllocator, counted};
 use cutover_benches::fixture;
 use cutover_core::{Outcome, Reason, Side};

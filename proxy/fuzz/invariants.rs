@@ -6,11 +6,11 @@
 use std::borrow::Cow;
 use std::net::IpAddr;
 
-use cutover::gateway::gate::normalised;
-use cutover::gateway::head::Head;
-use cutover::gateway::identity::{Identity, identify, nominates_a_key_header};
-use cutover::gateway::lane::inspect::{self, Request, Response};
-use cutover::published::PreparedKey;
+use cutover::gateway::lane::fuzz_api::{self, Request, Response};
+use cutover::gateway::message::head::Head;
+use cutover::gateway::message::identity::{Identity, identify, nominates_a_key_header};
+use cutover::gateway::router::normalised;
+use cutover::shared::published::PreparedKey;
 use cutover_config::Loader;
 use cutover_core::KeySource;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
@@ -282,7 +282,7 @@ fn is_in_one_form(form: &[u8]) -> bool {
 /// A request that the lane takes has one form, which it takes again and does not change; what comes
 /// after its head makes no difference, and no beginning of it is a whole one.
 pub fn lane_request(bytes: &[u8]) {
-    let Request::Taken { head, body, form } = inspect::request(bytes) else {
+    let Request::Taken { head, body, form } = fuzz_api::request(bytes) else {
         return;
     };
     assert!(
@@ -291,7 +291,7 @@ pub fn lane_request(bytes: &[u8]) {
         String::from_utf8_lossy(bytes),
         String::from_utf8_lossy(&form)
     );
-    match inspect::request(&form) {
+    match fuzz_api::request(&form) {
         Request::Taken {
             head: length,
             body: again,
@@ -304,12 +304,12 @@ pub fn lane_request(bytes: &[u8]) {
     }
     let alone = &bytes[..head];
     assert_eq!(
-        inspect::request(alone),
+        fuzz_api::request(alone),
         Request::Taken { head, body, form },
         "what follows makes a difference"
     );
     for cut in [head / 3, head / 2, head - 2, head - 1] {
-        let early = inspect::request(&alone[..cut]);
+        let early = fuzz_api::request(&alone[..cut]);
         assert!(
             !matches!(early, Request::Taken { .. }),
             "the first {cut} bytes are taken as a whole request"
@@ -327,7 +327,7 @@ pub fn lane_response(bytes: &[u8]) {
             body,
             is_over,
             ..
-        } = inspect::response(&[bytes], to_head)
+        } = fuzz_api::response(&[bytes], to_head)
         else {
             continue;
         };
@@ -339,7 +339,7 @@ pub fn lane_response(bytes: &[u8]) {
         );
         let Some(body) = body else { continue };
         let written = [&form[..], &body].concat();
-        match inspect::response(&[&written], to_head) {
+        match fuzz_api::response(&[&written], to_head) {
             Response::Whole {
                 status: again,
                 form: same,
@@ -371,7 +371,7 @@ pub fn lane_response(bytes: &[u8]) {
             .min();
         let Some(head) = head.filter(|head| {
             matches!(
-                inspect::response(&[&bytes[..*head]], to_head),
+                fuzz_api::response(&[&bytes[..*head]], to_head),
                 Response::Whole { .. }
             )
         }) else {
@@ -380,7 +380,7 @@ pub fn lane_response(bytes: &[u8]) {
         let parts: Vec<&[u8]> = std::iter::once(&bytes[..head])
             .chain(bytes[head..].chunks(3))
             .collect();
-        match inspect::response(&parts, to_head) {
+        match fuzz_api::response(&parts, to_head) {
             Response::Whole {
                 body: in_parts,
                 is_over: ended,

@@ -25,44 +25,44 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use cutover_config::{Engine, Settings};
-use cutover_core::plane::Restored;
+use cutover_core::control::plane::Restored;
 use cutover_core::{Actor, ControlPlane, Event};
 use pingora::listeners::tls::Acceptor as TlsAcceptor;
 use pingora::server::configuration::ServerConf;
 use tokio::sync::{Semaphore, watch};
 
-use crate::access_log::{AccessLog, Out, Reopener};
 use crate::admin::auth::Auth;
 use crate::admin::{self, Admin};
-use crate::certificates::{Certificates, Unusable};
 use crate::clock;
 use crate::control::Control;
-use crate::control_handle::ControlHandle;
-use crate::disk::{self, Disk, Ownership};
-use crate::drain::Drains;
-use crate::gateway::acceptor::Acceptor;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
-use crate::gateway::client::lingering;
-use crate::gateway::door::{self, Connections, Door, Ending, Entrance};
-use crate::gateway::gate::{Gate, Limits};
 use crate::gateway::lane::Lane;
-use crate::gateway::parking::{Parking, ParkingLimits};
-use crate::gateway::stoker::Stoker;
-use crate::gateway::watchdog::Watchdog;
-use crate::journal;
-use crate::last_good;
-use crate::published::{Common, Published, Snapshot};
-use crate::readiness::Readiness;
-use crate::recorder::recorder;
-use crate::rest;
-use crate::sockets::{Given, Purpose, Socket};
-use crate::source::{Source, SourceError};
+use crate::gateway::listener::accept::Acceptor;
+use crate::gateway::listener::client_stream::lingering;
+use crate::gateway::listener::deadlines::Watchdog;
+use crate::gateway::listener::{self, Connections, Door, Ending, Entrance};
+use crate::gateway::prewarm::Stoker;
+use crate::gateway::router::hold_queue::{Parking, ParkingLimits};
+use crate::gateway::router::{Gate, Limits};
+use crate::process::sockets::{Given, Purpose, Socket};
+use crate::process::systemd;
+use crate::process::upgrade::{Heir, Holdings, Inheritance, Predecessor};
+use crate::reload::source::{Source, SourceError};
+use crate::reload::{self as file_watch, WatchHandle};
+use crate::shared::certificates::{Certificates, Unusable};
+use crate::shared::control_handle::ControlHandle;
+use crate::shared::drain::Drains;
+use crate::shared::prewarm::WarmUp;
+use crate::shared::published::{Common, Published, Snapshot};
+use crate::shared::readiness::Readiness;
+use crate::shared::recorder::recorder;
+use crate::shared::settling;
+use crate::state::journal;
+use crate::state::last_good;
+use crate::state::writer::{self, Disk, Ownership};
 use crate::status::ConfigStatus;
-use crate::succession::{Heir, Holdings, Inheritance, Predecessor};
-use crate::supervisor;
-use crate::traces::Traces;
-use crate::warm_up::WarmUp;
-use crate::watch::{self as file_watch, WatchHandle};
+use crate::telemetry::access_log::{AccessLog, Out, Reopener};
+use crate::telemetry::traces::Traces;
 
 /// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the
 /// cost of a request.
@@ -344,7 +344,7 @@ impl Start {
             )
             .unwrap_or_default();
         // A state directory that cannot be written must show now, not at the first rollback.
-        crate::state_file::save(&directory, &plane.standings()).map_err(|error| {
+        crate::state::status_file::save(&directory, &plane.standings()).map_err(|error| {
             StartError::State {
                 directory: directory.clone(),
                 error,
@@ -364,7 +364,7 @@ impl Start {
         let (disk, disk_thread) = Disk::start(directory.clone(), ownership)?;
         let accepted = source.accept(&text);
         if let Some(problems) = &problems {
-            supervisor::rejected(problems);
+            systemd::rejected(problems);
         } else {
             accepted
                 .save(&directory)
@@ -381,10 +381,11 @@ impl Start {
                 Out::file(path.clone()).map_err(|error| StartError::Log { path, error })?
             }
         };
-        let secret = crate::state_file::secret(&directory).map_err(|error| StartError::State {
-            directory: directory.clone(),
-            error,
-        })?;
+        let secret =
+            crate::state::status_file::secret(&directory).map_err(|error| StartError::State {
+                directory: directory.clone(),
+                error,
+            })?;
         let (access_log, log_thread) = AccessLog::start(settings.log.format, out, secret)?;
         let (traces, traces_thread) = Traces::start(settings.traces.as_ref())?;
 
@@ -432,7 +433,8 @@ impl Start {
         let (stop_certificates, certificates_stopped) = mpsc::channel();
         let certificates_thread =
             certificates.follow(base, Arc::clone(&published), certificates_stopped)?;
-        let health_thread = crate::health::start(Arc::clone(&published), stopped.clone())?;
+        let health_thread =
+            crate::upstream::health::start(Arc::clone(&published), stopped.clone())?;
 
         let limits = Limits {
             max_header_bytes: settings.listen.max_header_bytes,
@@ -492,7 +494,7 @@ impl Start {
             ending.dismissed.subscribe(),
         ));
         let refusals = Arc::clone(gate.refusals());
-        let shared = door::Shared {
+        let shared = listener::Shared {
             proxy,
             gate,
             lane,
@@ -711,14 +713,14 @@ fn wait(longest: Duration, hurry: &impl Fn() -> bool, is_done: impl Fn() -> bool
 /// stand for half a list. It is read after [`rest::MOST`] in any case.
 fn load_rested(file: &Path) -> (Source, Result<(Settings, String), SourceError>) {
     // Counted and not timed: a process that takes over must not have read the clock yet.
-    let mut looks = rest::MOST.as_millis() / START_LOOK.as_millis();
+    let mut looks = settling::MOST.as_millis() / START_LOOK.as_millis();
     let mut told = false;
     loop {
         let mut source = Source::new(file);
         let loaded = source.load();
         let now = clock::wall();
         let fresh = source.sights().iter().find(|(path, sight)| {
-            !source.has_syntax(path) && sight.was_written_within(rest::LONG, now)
+            !source.has_syntax(path) && sight.was_written_within(settling::LONG, now)
         });
         match (&loaded, fresh) {
             (Ok(_), Some((list, _))) if looks > 0 => {
@@ -840,10 +842,10 @@ fn state_directory_of(text: &str) -> Option<String> {
 
 fn open_state(directory: &Path) -> io::Result<(Ownership, Restored)> {
     std::fs::create_dir_all(directory)?;
-    let lock = disk::lock_soon(directory)?;
+    let lock = writer::lock_soon(directory)?;
     let has_journal =
         std::fs::metadata(journal::path(directory)).is_ok_and(|journal| journal.len() > 0);
-    let restored = crate::state_file::restore(
+    let restored = crate::state::status_file::restore(
         directory,
         has_journal || journal::moved_away(directory).is_some(),
     );

@@ -21,9 +21,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cutover_core::plane::Change;
-use cutover_core::simulate::WAKE_PAUSE;
-use cutover_core::witness::tick_of;
+use cutover_core::control::plane::Change;
+use cutover_core::simulation::WAKE_PAUSE;
+use cutover_core::stats::users::tick_of;
 use cutover_core::{
     Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Lead, Maintenance,
     Mono, Observed, PerSide, Rollout, Rule, Side, Source, Split, TICK, Totals,
@@ -32,16 +32,16 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::MissedTickBehavior;
 
 use crate::clock;
-use crate::control_handle::{Applied, Estate, IfRevision, Message, Refusal, Tripped};
-use crate::disk::Disk;
-use crate::drain::Drains;
-use crate::journal::Record;
-use crate::published::{Common, Published, Snapshot};
-use crate::question::{Answer, Questions};
-use crate::recorder::{self, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
+use crate::shared::control_handle::{Applied, Estate, IfRevision, Message, Refusal, Tripped};
+use crate::shared::drain::Drains;
+use crate::shared::prewarm::WarmUp;
+use crate::shared::published::{Common, Published, Snapshot};
+use crate::shared::recorder::{self, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
+use crate::state::journal::Record;
+use crate::state::writer::Disk;
 use crate::status::{ConfigStatus, Measured, Report, Status, recent_quantiles, status_of};
 use crate::upstream::Backend;
-use crate::warm_up::WarmUp;
+use crate::upstream::probe::{Answer, Questions};
 
 /// The shortest time between two looks.
 const LOOK_PAUSE: Duration = WAKE_PAUSE;

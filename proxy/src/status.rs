@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cutover_core::control::maintenance::{Window, lasting};
+use cutover_core::control::rollout::{Cause, RECENT, SideNumbers, TickNumbers, TripNumbers};
 use cutover_core::guard::{Mode, millis, share};
-use cutover_core::maintenance::{Window, lasting};
-use cutover_core::rollout::{Cause, RECENT, SideNumbers, TickNumbers, TripNumbers};
 use cutover_core::{
     Anonymous, ControlPlane, Maintenance, PerSide, Percent, Reason, Rollout, Span, Split, Trip,
     Wall,
@@ -15,8 +15,8 @@ use cutover_core::{
 use serde::{Deserialize, Serialize};
 
 use crate::clock;
-use crate::published::Common;
-use crate::recorder::SlotTotals;
+use crate::shared::published::Common;
+use crate::shared::recorder::SlotTotals;
 
 /// What the control loop hands out: the status, and the counts behind it for the metrics.
 #[derive(Debug)]

@@ -10,8 +10,8 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::{Parser, Subcommand};
-use cutover_core::plane::Change;
-use cutover_core::simulate::{Fault, FaultKind, Scenario, Traffic, World, notice};
+use cutover_core::control::plane::Change;
+use cutover_core::simulation::{Fault, FaultKind, Scenario, Traffic, World, notice};
 use cutover_core::{
     Anonymous, Command, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Rule,
     Side, UserList,

@@ -9,41 +9,31 @@
 //! Deliberately absent: anything that knows HTTP, TOML, JSON, files, sockets or threads.
 //! `clippy.toml` and `Cargo.toml` of this crate enforce it.
 
-mod aftermath;
-pub mod bucket;
-pub mod evidence;
-pub mod forecast;
+pub mod control;
 pub mod guard;
-pub mod histogram;
-pub mod judge;
-pub mod maintenance;
-pub mod outcome;
 pub mod percent;
-pub mod plane;
-pub mod refuge;
-pub mod rollout;
-pub mod routes;
+pub mod routing;
 pub mod side;
-pub mod simulate;
-pub mod split;
+pub mod simulation;
+pub mod stats;
 pub mod time;
-pub mod window;
-pub mod witness;
 
-pub use bucket::{BUCKETS, Bucket, Salt};
+pub use control::maintenance::{Maintenance, Restriction, Treatment};
+pub use control::plane::{
+    Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Source,
+};
+pub use control::rollout::{Cause, Latch, Phase, Rollout, RolloutSettings, Trip};
+pub use guard::judge::{Judge, Observed, Waited};
 pub use guard::{Guard, GuardSettings, Mode, Rule, SharedCause, Verdict};
-pub use histogram::Latencies;
-pub use judge::{Judge, Observed, Waited};
-pub use maintenance::{Maintenance, Restriction, Treatment};
-pub use outcome::{Ending, Evidence, FailureKind, Outcome};
 pub use percent::{Percent, Rate, Ratio};
-pub use plane::{Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Source};
-pub use rollout::{Cause, Latch, Phase, Rollout, RolloutSettings, Trip};
-pub use side::{PerSide, Side};
-pub use split::{
+pub use routing::bucket::{BUCKETS, Bucket, Salt};
+pub use routing::split::{
     Anonymous, Ask, Decision, Failover, Key, KeySource, KeyStep, Lead, LedRollout, Match, Reason,
     RolloutRule, RolloutSplit, Split, UserKey, UserList,
 };
+pub use side::{PerSide, Side};
+pub use stats::histogram::Latencies;
+pub use stats::outcome::{Ending, Evidence, FailureKind, Outcome};
+pub use stats::users::{Aims, Class, Counted, Crowd, TICK, Watch, Who, Witness};
+pub use stats::window::{Span, Totals, Window};
 pub use time::{Mono, Now, Wall};
-pub use window::{Span, Totals, Window};
-pub use witness::{Aims, Class, Counted, Crowd, TICK, Watch, Who, Witness};

@@ -6,9 +6,9 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use cutover_core::evidence::{Detector, Tally, Test};
-use cutover_core::plane::{Change, Restored};
-use cutover_core::simulate::{Chance, Fault, FaultKind, Noticed, Traffic, World, notice};
+use cutover_core::control::plane::{Change, Restored};
+use cutover_core::guard::detector::{Detector, Tally, Test};
+use cutover_core::simulation::{Chance, Fault, FaultKind, Noticed, Traffic, World, notice};
 use cutover_core::{
     Actor, Class, Command, ControlPlane, Event, FailureKind, Mono, Now, Observed, PerSide, Percent,
     Rule, SharedCause, Side, Totals, Who, Witness,

@@ -1,6 +1,6 @@
 //! Properties of the hash and the decision, and the vectors that pin the hash as a wire format.
 
-use cutover_core::bucket::murmur3_x86_32;
+use cutover_core::routing::bucket::murmur3_x86_32;
 use cutover_core::{BUCKETS, Bucket, Percent, Salt};
 use proptest::prelude::*;
 

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use cutover_core::control::plane::{Change, Restored, Standings};
 use cutover_core::guard::Rule;
-use cutover_core::plane::{Change, Restored, Standings};
 use cutover_core::{
     Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event,
     Failover, FailureKind, GuardSettings, KeySource, Lead, Maintenance, Match, Mode, Mono, Now,

@@ -7,8 +7,8 @@ mod common;
 use std::time::Duration;
 
 use common::*;
-use cutover_core::plane::Change;
-use cutover_core::simulate::{Fault, FaultKind, Scenario, Traffic, World};
+use cutover_core::control::plane::Change;
+use cutover_core::simulation::{Fault, FaultKind, Scenario, Traffic, World};
 use cutover_core::{Announcement, Percent, Rule, Side, UserList};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -13,14 +13,14 @@ use cutover_core::{Actor, Command, CommandError, Maintenance, Percent, Source};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::json;
 
-use super::auth::{Caller, Operator, Viewer};
-use super::error::ApiError;
-use super::{Admin, HISTORIES, HISTORY_PATIENCE};
-use crate::control_handle::{Applied, IfRevision, MaintenanceWish, Refusal};
-use crate::explain::Question;
-use crate::journal::{self, Page, Verified};
+use crate::admin::auth::{Caller, Operator, Viewer};
+use crate::admin::error::ApiError;
+use crate::admin::{Admin, HISTORIES, HISTORY_PATIENCE};
+use crate::gateway::explain::Question;
+use crate::reload::ReloadError;
+use crate::shared::control_handle::{Applied, IfRevision, MaintenanceWish, Refusal};
+use crate::state::journal::{self, Page, Verified};
 use crate::status::Status;
-use crate::watch::ReloadError;
 
 /// The longest reason in characters.
 const MAX_REASON: usize = 500;
@@ -442,9 +442,10 @@ pub async fn explain(
     .map_err(|message| ApiError::bad_request("bad_query", &message, ""))?;
     let snapshot = admin.published.load();
     let default_backend = &snapshot.common.settings.routing.default_backend;
-    let explanation = crate::explain::explain(&snapshot.split, default_backend, &question, |at| {
-        snapshot.available(at)
-    });
+    let explanation =
+        crate::gateway::explain::explain(&snapshot.split, default_backend, &question, |at| {
+            snapshot.available(at)
+        });
     Ok(Json(explanation).into_response())
 }
 

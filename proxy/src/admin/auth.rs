@@ -15,9 +15,9 @@ use cutover_config::{Role, Token};
 use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 
-use super::Admin;
-use super::error::ApiError;
-use crate::gateway::forward::without_port;
+use crate::admin::Admin;
+use crate::admin::error::ApiError;
+use crate::gateway::message::forward::without_port;
 
 /// The tokens of the file.
 #[derive(Debug)]

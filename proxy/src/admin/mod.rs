@@ -35,18 +35,18 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post, put};
 use tokio::sync::{Semaphore, watch};
 
-use crate::access_log::AccessLog;
-use crate::certificates::Certificates;
-use crate::control_handle::ControlHandle;
-use crate::drain::Drains;
-use crate::gateway::door::Connections;
-use crate::gateway::refusal::Refusals;
-use crate::published::Published;
-use crate::readiness::Readiness;
-use crate::traces::Traces;
-use crate::watch::WatchHandle;
-use auth::Auth;
-use error::ApiError;
+use crate::admin::auth::Auth;
+use crate::admin::error::ApiError;
+use crate::gateway::listener::Connections;
+use crate::reload::WatchHandle;
+use crate::shared::certificates::Certificates;
+use crate::shared::control_handle::ControlHandle;
+use crate::shared::drain::Drains;
+use crate::shared::published::Published;
+use crate::shared::readiness::Readiness;
+use crate::shared::refusals::Refusals;
+use crate::telemetry::access_log::AccessLog;
+use crate::telemetry::traces::Traces;
 
 /// How many histories are read at the same time: each takes memory, and a thread.
 pub const HISTORIES: usize = 2;
@@ -232,7 +232,7 @@ async fn readyz(State(admin): State<Admin>) -> Response {
 
 async fn metrics(State(admin): State<Admin>) -> Result<Response, ApiError> {
     let report = admin.control.report().await?;
-    let text = crate::metrics::render(
+    let text = crate::telemetry::metrics::render(
         &report,
         &admin.connections,
         &admin.refusals,

@@ -9,7 +9,7 @@ use hyper_util::client::legacy::Client as HttpClient;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
-use super::Failed;
+use crate::cli::Failed;
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 

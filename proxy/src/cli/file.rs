@@ -5,16 +5,16 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cutover_config::Settings;
-use cutover_core::forecast::{Forecast, SHARES, forecast};
-use cutover_core::simulate::Traffic;
+use cutover_core::simulation::Traffic;
+use cutover_core::simulation::forecast::{Forecast, SHARES, forecast};
 use cutover_core::{Anonymous, BUCKETS, Key, KeySource, Mode, Percent, RolloutSettings};
 use serde_json::json;
 
-use super::{Failed, file_or_default, note, out};
-use crate::certificates::Certificates;
-use crate::source::Source;
+use crate::cli::{Failed, file_or_default, note, out};
+use crate::reload::source::Source;
+use crate::shared::certificates::Certificates;
 use crate::status::percent;
-use crate::traces;
+use crate::telemetry::traces;
 
 /// `cutover check`
 #[derive(Debug, clap::Args)]
@@ -25,7 +25,7 @@ pub(super) struct Check {
     #[arg(long)]
     strict: bool,
     /// Requests per second over both sides of each rollout, for the forecast of the guard
-    #[arg(long, default_value_t = 100.0, value_parser = super::rps)]
+    #[arg(long, default_value_t = 100.0, value_parser = crate::cli::rps)]
     rps: f64,
     /// How many users there are, for the same
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]

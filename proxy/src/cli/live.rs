@@ -5,16 +5,16 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
-use cutover_core::plane::Restored;
+use cutover_core::control::plane::Restored;
 use cutover_core::{Actor, ControlPlane, Event, Maintenance as Mode, PerSide, Percent};
 use serde_json::{Value, json};
 
-use super::client::encoded;
-use super::{AdminAddress, Failed, file, note, out};
 use crate::admin::api::{history_of, lasting, question};
+use crate::cli::client::encoded;
+use crate::cli::{AdminAddress, Failed, file, note, out};
 use crate::clock;
-use crate::journal::{self, Record};
-use crate::source::Source;
+use crate::reload::source::Source;
+use crate::state::journal::{self, Record};
 use crate::status::{RolloutStatus, SideStatus};
 
 /// `cutover explain`
@@ -66,7 +66,7 @@ impl Explain {
                 };
                 // Settings are never refused.
                 let _ = plane.on(event, clock::now());
-                let explanation = crate::explain::explain(
+                let explanation = crate::gateway::explain::explain(
                     &plane.split(),
                     &settings.routing.default_backend,
                     &asked,

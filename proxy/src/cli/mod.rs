@@ -7,6 +7,7 @@
 mod client;
 mod file;
 mod live;
+mod replay;
 mod run;
 mod simulate;
 
@@ -15,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
 
-use client::Client;
+use crate::cli::client::Client;
 
 use crate::terminal::{self, note};
 

@@ -9,15 +9,15 @@ use cutover_config::LogFormat;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{FILE, Failed, note};
 use crate::assemble::{Origin, Running, Start, StartError};
-use crate::event_log::EventLog;
-use crate::gateway::client::MOST_LINGERING;
-use crate::sockets::Given;
-use crate::source::Source;
-use crate::succession::{Heir, Outcome, Program, Succession};
-use crate::supervisor;
-use crate::watch::WatchHandle;
+use crate::cli::{FILE, Failed, note};
+use crate::gateway::listener::client_stream::MOST_LINGERING;
+use crate::process::sockets::Given;
+use crate::process::systemd;
+use crate::process::upgrade::{Heir, Outcome, Program, Succession};
+use crate::reload::WatchHandle;
+use crate::reload::source::Source;
+use crate::telemetry::event_log::EventLog;
 
 /// `cutover run`
 #[derive(Debug, clap::Args)]
@@ -107,7 +107,7 @@ impl Run {
             match signals.recv() {
                 Ok(Signal::Started(started)) => break *started,
                 Ok(Signal::Stop | Signal::Interrupt) => {
-                    supervisor::stopping();
+                    systemd::stopping();
                     note("stopped during the start: no request was accepted");
                     return Ok(ExitCode::SUCCESS);
                 }
@@ -144,8 +144,8 @@ impl Run {
             pid = std::process::id(),
             "cutover is ready"
         );
-        supervisor::ready();
-        supervisor::keep_telling(running.control.clone())?;
+        systemd::ready();
+        systemd::keep_telling(running.control.clone())?;
         let end = serve(&running, &signals, &sender, &program, self.lead);
         let access_log = running.access_log.clone();
         let hurry = || match signals.try_recv() {
@@ -166,7 +166,7 @@ impl Run {
         };
         let cut = match end {
             End::Stop { lead } => {
-                supervisor::stopping();
+                systemd::stopping();
                 tracing::info!("stopping: not ready any more; requests in flight may finish");
                 running.stop(lead, self.grace, hurry)
             }
@@ -195,7 +195,7 @@ fn begin(start: Start, state: Option<&Path>) -> Result<Started, Failed> {
         .load()
         .ok()
         .map(|(settings, _)| settings);
-    let event_log = crate::event_log::to_stdout(
+    let event_log = crate::telemetry::event_log::to_stdout(
         settings
             .as_ref()
             .map_or(LogFormat::Json, |settings| settings.log.format),
@@ -281,7 +281,7 @@ fn serve(
                 tracing::error!(why, "upgrade failed: this process goes on as before");
             }
             Ok(Signal::Upgraded(Outcome::TookOver { pid })) => {
-                supervisor::succeeded_by(pid);
+                systemd::succeeded_by(pid);
                 tracing::info!(
                     pid,
                     "upgrade: the new process has taken over; requests in flight may finish here"
@@ -308,10 +308,10 @@ fn serve(
 
 /// Reads the file on a thread of its own, so that a slow one holds up no other signal.
 fn reload(watch: WatchHandle) {
-    supervisor::reloading();
+    systemd::reloading();
     let reload = move || {
         watch.reload_blocking();
-        supervisor::ready();
+        systemd::ready();
     };
     if let Err(error) = std::thread::Builder::new()
         .name("reload".to_owned())

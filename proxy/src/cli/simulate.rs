@@ -10,13 +10,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use cutover_config::{Settings, parse_duration};
-use cutover_core::plane::Change;
-use cutover_core::simulate::{Fault, FaultKind, Scenario, Traffic, World, notice};
+use cutover_core::control::plane::Change;
+use cutover_core::simulation::{Fault, FaultKind, Scenario, Traffic, World, notice};
 use cutover_core::{Percent, Rate, RolloutSettings, Side};
 use serde_json::json;
 
-use super::{Failed, file, out};
-use crate::replay;
+use crate::cli::replay;
+use crate::cli::{Failed, file, out};
 
 /// `cutover simulate`
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub(super) struct Simulate {
     #[arg(long)]
     rollout: Option<String>,
     /// Requests per second over both sides
-    #[arg(long, default_value_t = 100.0, value_parser = super::rps)]
+    #[arg(long, default_value_t = 100.0, value_parser = crate::cli::rps)]
     rps: f64,
     /// The share of users on new; that of the file unless given
     #[arg(long, value_parser = percent)]

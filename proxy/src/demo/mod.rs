@@ -17,8 +17,8 @@ use std::time::Duration;
 
 use cutover_core::{Percent, Salt, Side};
 
-pub use backend::SampleBackend;
-use users::Users;
+pub use crate::demo::backend::SampleBackend;
+use crate::demo::users::Users;
 
 use crate::assemble::{Origin, Running, Start};
 use crate::clock;

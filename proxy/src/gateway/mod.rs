@@ -39,29 +39,11 @@
 //! request reads one snapshot and adds to counters; only one that maintenance holds waits, on
 //! purpose, in `parking`.
 
-pub mod acceptor;
 pub mod adapter;
-pub mod buffer;
-pub mod client;
-pub mod door;
-pub mod fields;
-pub mod forward;
-pub mod gate;
-pub mod head;
+pub mod explain;
 pub mod http2;
-pub mod identity;
 pub mod lane;
-pub mod pace;
-pub mod parking;
-pub mod patience;
-pub mod refusal;
-pub mod reply;
-pub mod scratch;
-pub mod screen;
-pub mod spelling;
-pub mod stoker;
-pub mod strict;
-pub mod trace;
-pub mod tunnel;
-pub mod turn;
-pub mod watchdog;
+pub mod listener;
+pub mod message;
+pub mod prewarm;
+pub mod router;

@@ -614,8 +614,8 @@ fn metrics_exist_from_the_start_and_agree_with_the_status() {
     assert!(text.contains("process_cpu_seconds_total"), "{text}");
     // Only with certificates there is something to say of them.
     let of_certificates =
-        |name: &cutover::metrics::names::Name| name.labels.contains(&"certificate");
-    for name in cutover::metrics::names::ALL
+        |name: &cutover::telemetry::metrics::names::Name| name.labels.contains(&"certificate");
+    for name in cutover::telemetry::metrics::names::ALL
         .iter()
         .filter(|name| !of_certificates(name))
     {

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use cutover::gateway::parking::ParkingLimits;
-use cutover::{admin, journal, rest};
+use cutover::admin;
+use cutover::gateway::router::hold_queue::ParkingLimits;
+use cutover::shared::settling;
+use cutover::state::journal;
 use cutover_config::{Loader, MAX_CA, MAX_FILE, MAX_LIST, Settings};
 
 fn read(path: &str) -> String {
@@ -289,8 +291,8 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         ),
         format!(
             "| the main file, an include | {}; {} if the last line",
-            human(rest::SHORT),
-            human(rest::LONG)
+            human(settling::SHORT),
+            human(settling::LONG)
         ),
         format!(
             "{} before it is called broken |",
@@ -298,19 +300,22 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         ),
         format!(
             "a certificate or key of `[listen]` | {}; {} if the file was renamed",
-            human(rest::LONG),
-            human(rest::SHORT)
+            human(settling::LONG),
+            human(settling::SHORT)
         ),
         format!(
             "or that has fewer lines than before | {}, renamed or not |",
-            human(rest::SHORTER)
+            human(settling::SHORTER)
         ),
-        format!("| a list that has become empty | {} |", human(rest::MOST)),
+        format!(
+            "| a list that has become empty | {} |",
+            human(settling::MOST)
+        ),
         format!(
             "grows to {} times the longest pause between two writes, up to {}",
             ["no", "one", "two", "three", "four"]
                 [usize::try_from(constant("proxy/src/rest.rs", "PAUSES")).unwrap()],
-            human(rest::MOST)
+            human(settling::MOST)
         ),
     ];
     for sentence in &sentences {
@@ -332,7 +337,7 @@ fn a_file_beyond_its_limit_is_refused_and_the_limit_is_told() {
     let at = |name: &str| directory.path().join(name);
     let minimal = read("config/examples/minimal.toml");
     let problem = || {
-        cutover::source::Source::new(at("cutover.toml"))
+        cutover::reload::source::Source::new(at("cutover.toml"))
             .load()
             .map(drop)
             .map_err(|error| error.render(false))

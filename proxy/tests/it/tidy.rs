@@ -210,19 +210,19 @@ fn every_test_file_is_in_the_test_binary() {
 fn every_metric_is_documented() {
     let path = root().join("docs/METRICS.md");
     if std::env::var_os("UPDATE").is_some() {
-        fs::write(&path, cutover::metrics::names::document()).unwrap();
+        fs::write(&path, cutover::telemetry::metrics::names::document()).unwrap();
     }
     let documented = fs::read_to_string(path).unwrap();
     assert_eq!(
         documented,
-        cutover::metrics::names::document(),
+        cutover::telemetry::metrics::names::document(),
         "docs/METRICS.md is generated: run with UPDATE=1"
     );
 }
 
 #[test]
 fn every_metric_that_a_document_names_exists() {
-    let known: Vec<&str> = cutover::metrics::names::ALL
+    let known: Vec<&str> = cutover::telemetry::metrics::names::ALL
         .iter()
         .map(|name| name.name)
         .collect();

@@ -266,7 +266,7 @@ fn a_start_with_a_certificate_that_cannot_be_used_says_which_and_why() {
         key: key.to_owned(),
     };
     let load = |cert: &str, key: &str| {
-        cutover::certificates::Certificates::load(directory.path(), &[of(cert, key)])
+        cutover::shared::certificates::Certificates::load(directory.path(), &[of(cert, key)])
             .map(drop)
             .map_err(|error| error.to_string())
     };

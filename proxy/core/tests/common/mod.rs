@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use cutover_core::simulate::{Fault, FaultKind, Noticed, Scenario, Traffic, World, notice};
+use cutover_core::simulation::{Fault, FaultKind, Noticed, Scenario, Traffic, World, notice};
 use cutover_core::{
     Anonymous, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Side, UserList,
 };

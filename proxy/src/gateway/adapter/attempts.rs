@@ -4,11 +4,11 @@ use pingora::ErrorType;
 use pingora::prelude::*;
 use pingora::proxy::Session;
 
-use super::Adapter;
-use super::context::Context;
-use super::failure::{self, can_repeat, failure_of};
 use crate::clock;
-use crate::gateway::gate::{ATTEMPTS_ON_A_SIDE, Blame, Sent, is_safe};
+use crate::gateway::adapter::Adapter;
+use crate::gateway::adapter::context::Context;
+use crate::gateway::adapter::failure::{self, can_repeat, failure_of};
+use crate::gateway::router::{ATTEMPTS_ON_A_SIDE, Blame, Sent, is_safe};
 use crate::upstream::Connect;
 
 impl Adapter {

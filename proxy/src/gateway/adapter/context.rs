@@ -6,14 +6,14 @@ use std::time::Duration;
 use cutover_core::{FailureKind, Mono};
 use pingora::Error;
 
-use super::MAX_UNPROCESSED;
-use super::failure::{failure_of, was_not_taken_again};
 use crate::clock;
-use crate::gateway::gate::{Blame, End, Exchange, Failure, Gate};
-use crate::gateway::head::Conn;
-use crate::gateway::pace::Pace;
-use crate::gateway::patience::Patience;
-use crate::gateway::tunnel::Tunnel;
+use crate::gateway::adapter::MAX_UNPROCESSED;
+use crate::gateway::adapter::failure::{failure_of, was_not_taken_again};
+use crate::gateway::adapter::timeouts::Patience;
+use crate::gateway::adapter::tunnel::Tunnel;
+use crate::gateway::lane::min_rate::Pace;
+use crate::gateway::message::head::Conn;
+use crate::gateway::router::{Blame, End, Exchange, Failure, Gate};
 use crate::upstream::{Chosen, Connect};
 
 /// What pingora carries for us through one request.

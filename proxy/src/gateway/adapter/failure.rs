@@ -5,10 +5,10 @@ use h2::Reason;
 use pingora::proxy::Session;
 use pingora::{Error, ErrorSource, ErrorType};
 
-use crate::gateway::gate::{Blame, Failure};
-use crate::gateway::reply::Reply;
-use crate::gateway::turn::is_malformed_chunk;
-use crate::shortage;
+use crate::gateway::adapter::request_stream::is_malformed_chunk;
+use crate::gateway::message::reply::Reply;
+use crate::gateway::router::{Blame, Failure};
+use crate::upstream::fd_exhaustion;
 
 /// Pingora's error as our failure. The one place where its sources and types are read.
 pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
@@ -21,7 +21,7 @@ pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
         error
             .root_cause()
             .downcast_ref::<std::io::Error>()
-            .is_some_and(shortage::is_noted)
+            .is_some_and(fd_exhaustion::is_noted)
     };
     let blame = match error.esource() {
         ErrorSource::Upstream if !answer_begun && is_short() => Blame::Proxy,

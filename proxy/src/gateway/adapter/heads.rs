@@ -5,7 +5,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 
-use crate::gateway::head::{Edits, Head, Value, names_with};
+use crate::gateway::message::head::{Edits, Head, Value, names_with};
 use crate::upstream::Chosen;
 
 pub(super) struct RequestHead<'a> {

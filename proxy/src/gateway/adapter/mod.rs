@@ -8,8 +8,12 @@
 mod attempts;
 mod context;
 mod failure;
+pub mod header_case;
 mod heads;
 mod replies;
+pub mod request_stream;
+pub mod timeouts;
+pub mod tunnel;
 
 use std::any::Any;
 use std::os::fd::RawFd;
@@ -28,22 +32,26 @@ use pingora::protocols::http::v1::server::HttpSession;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
 use pingora::{Error, ErrorSource, ErrorType};
 
-use super::door::NO_TIMER;
-use super::gate::{ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Exchange, Gate, MAX_INTERIM, Step};
-use super::head::Conn;
-use super::http2;
-use super::parking::Parking;
-use super::patience::{self, Patience};
-use super::reply::Reply;
-use super::spelling::is_plain;
-use super::tunnel::{self, Tunnel};
-use super::watchdog::Watchdog;
 use crate::clock;
-use crate::pool::has_unread;
+use crate::gateway::adapter::context::Context;
+use crate::gateway::adapter::failure::{can_repeat, is_unanswered, refusal_of};
+use crate::gateway::adapter::header_case::is_plain;
+use crate::gateway::adapter::heads::{
+    OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops, give_host,
+};
+use crate::gateway::adapter::timeouts::Patience;
+use crate::gateway::adapter::tunnel::Tunnel;
+use crate::gateway::http2;
+use crate::gateway::listener::NO_TIMER;
+use crate::gateway::listener::deadlines::Watchdog;
+use crate::gateway::message::head::Conn;
+use crate::gateway::message::reply::Reply;
+use crate::gateway::router::hold_queue::Parking;
+use crate::gateway::router::{
+    ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Exchange, Gate, MAX_INTERIM, Step,
+};
+use crate::upstream::pool::has_unread;
 use crate::upstream::{self, Connect};
-use context::Context;
-use failure::{can_repeat, is_unanswered, refusal_of};
-use heads::{OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops, give_host};
 pub(super) use replies::refusal;
 
 /// Attempts for one request: pingora counts them all, and on each side a kept connection that was
@@ -432,7 +440,7 @@ impl ProxyHttp for Adapter {
                 .headers
                 .get(http::header::CONTENT_TYPE)
                 .map(http::HeaderValue::as_bytes);
-            let is_stream = patience::is_stream(
+            let is_stream = timeouts::is_stream(
                 content_type,
                 response.headers.contains_key(http::header::CONTENT_LENGTH),
             );

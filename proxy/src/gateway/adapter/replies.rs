@@ -6,13 +6,13 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 
-use super::Adapter;
-use super::heads::RequestHead;
 use crate::clock;
-use crate::gateway::gate::{Exchange, Gate, Step};
-use crate::gateway::head::Conn;
-use crate::gateway::reply::{Reply, wants_html};
-use crate::gateway::strict;
+use crate::gateway::adapter::Adapter;
+use crate::gateway::adapter::heads::RequestHead;
+use crate::gateway::message::head::Conn;
+use crate::gateway::message::reply::{Reply, wants_html};
+use crate::gateway::message::validate;
+use crate::gateway::router::{Exchange, Gate, Step};
 
 impl Adapter {
     /// Writes an answer of ours to the client.
@@ -56,7 +56,7 @@ pub(in crate::gateway) fn refusal(
     let (exchange, step) = gate.request(&head, conn, clock::mono());
     let reply = match step {
         Step::Reply(reply) | Step::Hold(reply) => reply,
-        Step::Forward => strict::NO_TARGET,
+        Step::Forward => validate::NO_TARGET,
     };
     (exchange, reply, wants_html(&head))
 }

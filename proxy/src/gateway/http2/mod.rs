@@ -31,18 +31,18 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
-use super::adapter::{self, Adapter};
-use super::door::{Ending, attended};
-use super::gate::{End, Gate, Sketch};
-use super::head::Conn;
-use super::patience::{Patience, STEP, within};
-use super::refusal::Refusal;
-use super::reply::Reply;
-use super::watchdog::Watchdog;
 use crate::clock;
-use crate::drain::Drains;
-use frames::{Resets, Seen, Watched};
-use session::StreamSession;
+use crate::gateway::adapter::timeouts::{Patience, STEP, within};
+use crate::gateway::adapter::{self, Adapter};
+use crate::gateway::http2::frames::{Resets, Seen, Watched};
+use crate::gateway::http2::session::StreamSession;
+use crate::gateway::listener::deadlines::Watchdog;
+use crate::gateway::listener::{Ending, attended};
+use crate::gateway::message::head::Conn;
+use crate::gateway::message::reply::Reply;
+use crate::gateway::router::{End, Gate, Sketch};
+use crate::shared::drain::Drains;
+use crate::shared::refusals::Refusal;
 
 /// Bytes of a request body that a client may send before a backend has taken any of them. With a
 /// round trip of 100 ms an upload reaches 10 MB a second.

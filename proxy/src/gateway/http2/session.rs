@@ -28,10 +28,10 @@ use pingora::protocols::http::custom::server::Session;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr};
 
-use super::frames::Seen;
+use crate::gateway::adapter::timeouts::{Patience, within};
+use crate::gateway::http2::frames::Seen;
 use crate::gateway::lane::date;
-use crate::gateway::pace::Pace;
-use crate::gateway::patience::{Patience, within};
+use crate::gateway::lane::min_rate::Pace;
 
 /// Bytes of a request body that are kept for another attempt, as many as the engine keeps itself.
 const REPLAY: usize = 64 << 10;

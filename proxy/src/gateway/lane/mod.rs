@@ -7,7 +7,7 @@
 //! ```
 //!
 //! Decisions, evidence, failover, headers of ours and log lines are the [`Gate`]'s, as for the
-//! other engine; deadlines are the [`Watchdog`](super::watchdog)'s. Here is only what moves bytes:
+//! other engine; deadlines are the [`Watchdog`](crate::gateway::listener::deadlines)'s. Here is only what moves bytes:
 //! which requests are plain (`request`), where a body ends (`framing`), heads made of the lines
 //! that came (`lines`, `response`), bodies with one buffer each way (`relay`), and the order of it
 //! all (`transaction`).
@@ -21,15 +21,18 @@
 //! Beside what it gives up, it costs about half of the proxy engine's CPU for a request:
 //! `docs/PERFORMANCE.md`.
 
-pub(super) mod date;
-pub(super) mod framing;
-pub mod inspect;
-mod lines;
-pub(super) mod relay;
+pub(in crate::gateway) mod body_decoder;
+pub(in crate::gateway) mod body_relay;
+pub(in crate::gateway) mod date;
+pub mod fuzz_api;
+mod header_lines;
+pub mod min_rate;
+pub mod prewarm;
+pub mod read_buffer;
 mod request;
 mod response;
-pub(super) mod transaction;
-mod warm;
+pub(in crate::gateway) mod transaction;
+pub mod write_buffer;
 
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -41,23 +44,23 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
-use super::buffer::{Buffer, Size};
-use super::door::Connections;
-use super::gate::{Exchange, Gate, Step};
-use super::reply::Reply;
-use super::watchdog::Watched;
 use crate::clock;
-use crate::drain::Drains;
-use relay::Caller;
-use request::{Asked, Parsed, Request};
-use transaction::{After, Transaction};
-pub use warm::warm;
+use crate::gateway::lane::body_relay::Caller;
+pub use crate::gateway::lane::prewarm::warm;
+use crate::gateway::lane::read_buffer::{Buffer, Size};
+use crate::gateway::lane::request::{Asked, Parsed, Request};
+use crate::gateway::lane::transaction::{After, Transaction};
+use crate::gateway::listener::Connections;
+use crate::gateway::listener::deadlines::Watched;
+use crate::gateway::message::reply::Reply;
+use crate::gateway::router::{Exchange, Gate, Step};
+use crate::shared::drain::Drains;
 
 /// Bytes of the largest head that the lane takes.
 pub const LARGEST_HEAD: usize = Size::LargeHead.bytes();
 /// How long a client may go on sending after its last answer, when it did not say that it would
 /// close.
-pub(super) const FAREWELL: Duration = Duration::from_secs(1);
+pub(in crate::gateway) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the lane can serve a client on.
 pub trait LaneStream: AsyncRead + AsyncWrite + Unpin + Send {}

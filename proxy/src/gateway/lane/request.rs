@@ -8,11 +8,11 @@ use std::mem::MaybeUninit;
 
 use http::{HeaderName, Method};
 
-use super::lines::{Lines, Splice};
-use super::{Declined, LARGEST_HEAD};
-use crate::gateway::fields::Fields;
-use crate::gateway::head::Head;
-use crate::gateway::scratch::Scratch;
+use crate::gateway::lane::header_lines::{Lines, Splice};
+use crate::gateway::lane::write_buffer::Scratch;
+use crate::gateway::lane::{Declined, LARGEST_HEAD};
+use crate::gateway::message::fields::Fields;
+use crate::gateway::message::head::Head;
 
 /// Fields that a request of the lane may have.
 const MAX_FIELDS: usize = 64;

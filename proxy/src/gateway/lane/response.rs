@@ -9,13 +9,13 @@ use std::mem::MaybeUninit;
 
 use http::HeaderName;
 
-use super::date;
-use super::framing::Body;
-use super::lines::{Lines, MAX_LINES, Splice};
-use super::request::Parsed;
-use crate::gateway::gate::{Exchange, Gate};
-use crate::gateway::patience::is_stream;
-use crate::gateway::scratch::Scratch;
+use crate::gateway::adapter::timeouts::is_stream;
+use crate::gateway::lane::body_decoder::Body;
+use crate::gateway::lane::date;
+use crate::gateway::lane::header_lines::{Lines, MAX_LINES, Splice};
+use crate::gateway::lane::request::Parsed;
+use crate::gateway::lane::write_buffer::Scratch;
+use crate::gateway::router::{Exchange, Gate};
 
 /// What an answer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,21 +13,21 @@ use cutover_core::{FailureKind, Mono};
 use http::Method;
 use tokio::net::TcpStream;
 
-use super::framing::{Body, Left};
-use super::relay::{Broken, Caller, Download, Upload, pending, write_all};
-use super::request::{Asked, Parsed, Request};
-use super::response::{self, Sending};
-use super::{FAREWELL, Lane, LaneStream, date};
 use crate::clock::mono as now;
-use crate::drain::Ended;
-use crate::gateway::buffer::{Buffer, Size};
-use crate::gateway::gate::{
+use crate::gateway::lane::body_decoder::{Body, Left};
+use crate::gateway::lane::body_relay::{Broken, Caller, Download, Upload, pending, write_all};
+use crate::gateway::lane::read_buffer::{Buffer, Size};
+use crate::gateway::lane::request::{Asked, Parsed, Request};
+use crate::gateway::lane::response::{self, Sending};
+use crate::gateway::lane::write_buffer::Scratch;
+use crate::gateway::lane::{FAREWELL, Lane, LaneStream, date};
+use crate::gateway::listener::deadlines::Watched;
+use crate::gateway::message::reply::{Reply, wants_html};
+use crate::gateway::router::{
     ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Exchange, Failure, MAX_INTERIM, Sent, is_safe,
 };
-use crate::gateway::reply::{Reply, wants_html};
-use crate::gateway::scratch::Scratch;
-use crate::gateway::watchdog::Watched;
-use crate::shortage;
+use crate::shared::drain::Ended;
+use crate::upstream::fd_exhaustion;
 use crate::upstream::{Chosen, Connect, Server};
 
 /// What becomes of the client's connection.
@@ -290,7 +290,7 @@ impl<'a> Transaction<'a> {
             Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
                 Poll::Ready(Err(Broken::Backend(FailureKind::Timeout)))
             }
-            Poll::Ready(Err(error)) if shortage::is_noted(&error) => {
+            Poll::Ready(Err(error)) if fd_exhaustion::is_noted(&error) => {
                 Poll::Ready(Err(Broken::Shortage))
             }
             Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Backend(FailureKind::Connect))),

@@ -1,0 +1,449 @@
+//! Maintenance: what an operator keeps out for a while, of everything or of one rollout, and the
+//! timer that ends it.
+//!
+//! The first step of the order of decision, and the only one that answers a request instead of
+//! sending it somewhere. A [`Window`] is somebody's word, with a reason and perhaps an end; a
+//! [`Restriction`] is what is left of it for the data path. A window of one rollout and one of
+//! everything do not overrule each other: the stricter holds.
+//!
+//! The end is kept twice: on the monotonic clock for the running process, on the wall clock for
+//! records and for the next process, which must find the same end. A window whose rollout
+//! left the file stays, as a latch does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::control::plane::Actor;
+use crate::guard::seconds;
+use crate::time::{Mono, Now, Wall};
+
+/// What is kept out. Ordered: the later, the stricter.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Maintenance {
+    /// Nothing.
+    #[default]
+    Off,
+    /// Whatever may change something: every method but GET, HEAD and OPTIONS.
+    ReadOnly,
+    /// Everything, for so long that clients need not notice: requests wait for the end.
+    Hold,
+    /// Everything.
+    Full,
+}
+
+impl Maintenance {
+    /// All modes, the mildest first.
+    pub const ALL: [Self; 4] = [Self::Off, Self::ReadOnly, Self::Hold, Self::Full];
+
+    /// The name in commands, `status`, metrics and records.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::ReadOnly => "read-only",
+            Self::Hold => "hold",
+            Self::Full => "full",
+        }
+    }
+
+    /// The mode of this name.
+    pub fn of_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|mode| mode.name() == name)
+    }
+
+    /// What happens to a request under this mode; `reads` is whether its method changes nothing.
+    pub const fn treats(self, reads: bool) -> Treatment {
+        match self {
+            Self::Off => Treatment::Pass,
+            Self::ReadOnly if reads => Treatment::Pass,
+            Self::ReadOnly | Self::Full => Treatment::Refuse,
+            Self::Hold => Treatment::Hold,
+        }
+    }
+
+    /// What it means for clients, as the end of a sentence.
+    const fn meaning(self) -> &'static str {
+        match self {
+            Self::Off => "requests pass",
+            Self::ReadOnly => "methods other than GET, HEAD and OPTIONS get 503",
+            Self::Hold => "requests wait",
+            Self::Full => "every request gets 503",
+        }
+    }
+}
+
+/// What maintenance does to one request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Treatment {
+    /// It is decided as always.
+    Pass,
+    /// It waits for the end of the mode.
+    Hold,
+    /// It gets an answer that says to come back later.
+    Refuse,
+}
+
+/// What the data path needs to know of maintenance.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restriction {
+    /// The mode in force.
+    pub mode: Maintenance,
+    /// When it ends by itself, as far as known.
+    pub until: Option<Mono>,
+}
+
+impl Restriction {
+    /// The stricter of the two; of equals the one that ends later.
+    pub fn stricter(self, other: Self) -> Self {
+        // An open end is the latest.
+        let rank = |restriction: &Self| {
+            (
+                restriction.mode,
+                restriction.until.is_none(),
+                restriction.until,
+            )
+        };
+        if rank(&other) > rank(&self) {
+            other
+        } else {
+            self
+        }
+    }
+
+    /// How long it still lasts, as far as known.
+    pub fn remaining(&self, now: Mono) -> Option<Duration> {
+        self.until.map(|until| until.since(now))
+    }
+}
+
+/// A mode that somebody set, as it is told and made durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// What is kept out; never [`Maintenance::Off`].
+    pub mode: Maintenance,
+    /// Since when.
+    pub since: Wall,
+    /// When it ends by itself.
+    pub until: Option<Wall>,
+    /// Who set it.
+    pub actor: Actor,
+    /// Why.
+    pub reason: String,
+}
+
+impl Window {
+    /// What it is, as the end of a sentence.
+    pub(crate) fn sentence(&self) -> String {
+        let lasts = self.until.map_or_else(String::new, |until| {
+            format!(" for {}", lasting(length(self.since, until)))
+        });
+        format!(
+            "maintenance is {}{lasts} by {}, {}: {}",
+            self.mode.name(),
+            self.actor.name,
+            self.mode.meaning(),
+            self.reason
+        )
+    }
+}
+
+/// Whom a window concerns: one rollout, or everything, requests that match no rollout included.
+pub type Scope = Option<Arc<str>>;
+
+/// What stands for everything where the name of a rollout is expected. No rollout can have it.
+pub const EVERYTHING: &str = "*";
+
+/// A scope as records write it.
+pub fn scope_name(scope: &Scope) -> Arc<str> {
+    scope.clone().unwrap_or_else(|| EVERYTHING.into())
+}
+
+/// A scope as a sentence begins with it.
+pub(crate) fn subject(scope: &Scope) -> &str {
+    scope.as_deref().unwrap_or(EVERYONE)
+}
+
+/// How a sentence names everything.
+const EVERYONE: &str = "all rollouts";
+
+/// All windows and their timers. Owned by the control plane.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Windows {
+    everything: Option<Timed>,
+    rollouts: BTreeMap<Arc<str>, Timed>,
+}
+
+#[derive(Clone, Debug)]
+struct Timed {
+    window: Window,
+    /// The end on the clock of this process; unknown until the first reading of it.
+    ends: Option<Mono>,
+}
+
+impl Timed {
+    fn restriction(&self) -> Restriction {
+        Restriction {
+            mode: self.window.mode,
+            until: self.ends,
+        }
+    }
+
+    fn is_over(&self, now: Mono) -> bool {
+        self.ends.is_some_and(|ends| ends <= now)
+    }
+}
+
+impl Windows {
+    /// What was saved. The timers run from [`Windows::resume`] on.
+    pub(crate) fn restore(saved: impl IntoIterator<Item = (Scope, Window)>) -> Self {
+        let mut windows = Self::default();
+        saved
+            .into_iter()
+            .for_each(|(scope, window)| windows.begin(scope, window, None));
+        windows
+    }
+
+    /// The first reading of the clock: ends what was over while no process ran, and says what that
+    /// was.
+    pub(crate) fn resume(&mut self, now: Now) -> Vec<(Scope, Window)> {
+        for timed in self.everything.iter_mut().chain(self.rollouts.values_mut()) {
+            timed.ends = timed.window.until.map(|until| {
+                // A wall clock that was set back while no process ran does not make a window longer
+                // than it was meant.
+                now.mono
+                    .forward(length(now.wall, until).min(length(timed.window.since, until)))
+            });
+        }
+        self.expire(now.mono)
+    }
+
+    /// Ends what is over, and says what that was.
+    pub(crate) fn expire(&mut self, now: Mono) -> Vec<(Scope, Window)> {
+        let everything = self
+            .everything
+            .take_if(|timed| timed.is_over(now))
+            .map(|timed| (None, timed.window));
+        let rollouts = self
+            .rollouts
+            .extract_if(.., |_, timed| timed.is_over(now))
+            .map(|(id, timed)| (Some(id), timed.window));
+        everything.into_iter().chain(rollouts).collect()
+    }
+
+    /// Begins a window, in place of the one there was.
+    pub(crate) fn begin(&mut self, scope: Scope, window: Window, ends: Option<Mono>) {
+        let timed = Timed { window, ends };
+        match scope {
+            None => self.everything = Some(timed),
+            Some(id) => drop(self.rollouts.insert(id, timed)),
+        }
+    }
+
+    /// Ends a window, if there is one.
+    pub(crate) fn end(&mut self, scope: &Scope) -> Option<Window> {
+        let timed = match scope {
+            None => self.everything.take(),
+            Some(id) => self.rollouts.remove(id),
+        };
+        timed.map(|timed| timed.window)
+    }
+
+    /// Whether a rollout has a window of its own.
+    pub(crate) fn has(&self, rollout: &str) -> bool {
+        self.rollouts.contains_key(rollout)
+    }
+
+    /// What is in force for a rollout, or for requests that match none.
+    pub(crate) fn restriction(&self, rollout: Option<&str>) -> Restriction {
+        let everything = self
+            .everything
+            .as_ref()
+            .map(Timed::restriction)
+            .unwrap_or_default();
+        let own = rollout
+            .and_then(|id| self.rollouts.get(id))
+            .map(Timed::restriction)
+            .unwrap_or_default();
+        own.stricter(everything)
+    }
+
+    /// The window that is in force for a rollout, or for requests that match none, and whether it
+    /// concerns everything.
+    pub(crate) fn governing(&self, rollout: Option<&str>) -> Option<(&Window, bool)> {
+        let own = rollout
+            .and_then(|id| self.rollouts.get(id))
+            .map(|timed| (timed, false));
+        let everything = self.everything.as_ref().map(|timed| (timed, true));
+        let in_force = self.restriction(rollout);
+        own.into_iter()
+            .chain(everything)
+            .find(|(timed, _)| timed.restriction() == in_force)
+            .map(|(timed, of_everything)| (&timed.window, of_everything))
+    }
+
+    /// All of them, as they are made durable.
+    pub(crate) fn standings(&self) -> Vec<(Scope, Window)> {
+        let everything = self
+            .everything
+            .iter()
+            .map(|timed| (None, timed.window.clone()));
+        everything
+            .chain(
+                self.rollouts
+                    .iter()
+                    .map(|(id, timed)| (Some(Arc::clone(id)), timed.window.clone())),
+            )
+            .collect()
+    }
+
+    /// What stays closed although this scope has just been opened, as the end of a sentence; empty
+    /// when nothing does.
+    pub(crate) fn what_stays(&self, opened: &Scope) -> String {
+        let told = |id: &str, timed: &Timed| {
+            format!(
+                "{id} stay{} {}",
+                if id == EVERYONE { "" } else { "s" },
+                timed.window.mode.name()
+            )
+        };
+        let stay: Vec<String> = match opened {
+            None => self
+                .rollouts
+                .iter()
+                .map(|(id, timed)| told(id, timed))
+                .collect(),
+            Some(_) => self
+                .everything
+                .iter()
+                .map(|timed| told(EVERYONE, timed))
+                .collect(),
+        };
+        if stay.is_empty() {
+            String::new()
+        } else {
+            format!("; {}", stay.join(", "))
+        }
+    }
+}
+
+/// The time from one moment on the wall to another; zero when the second is earlier.
+pub(crate) fn length(from: Wall, to: Wall) -> Duration {
+    Duration::from_millis(
+        u64::try_from(to.as_millis().saturating_sub(from.as_millis())).unwrap_or_default(),
+    )
+}
+
+/// The moment `duration` after another.
+pub(crate) fn after(from: Wall, duration: Duration) -> Wall {
+    Wall::from_millis(
+        from.as_millis()
+            .saturating_add(i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)),
+    )
+}
+
+/// A duration for people, in the largest unit that divides it: `2 h`, `10 min`, `90 s`.
+pub fn lasting(duration: Duration) -> String {
+    match duration.as_secs() {
+        whole if duration.subsec_nanos() != 0 || whole == 0 => seconds(duration),
+        whole if whole % 3_600 == 0 => format!("{} h", whole / 3_600),
+        whole if whole % 60 == 0 => format!("{} min", whole / 60),
+        whole => format!("{whole} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn window(mode: Maintenance, until: Option<i64>) -> Window {
+        Window {
+            mode,
+            since: Wall::from_millis(1_000),
+            until: until.map(Wall::from_millis),
+            actor: Actor::file(),
+            reason: "CHG-7".to_owned(),
+        }
+    }
+
+    fn at(mono_s: u64, wall_ms: i64) -> Now {
+        Now {
+            mono: Mono::from_micros(mono_s * 1_000_000),
+            wall: Wall::from_millis(wall_ms),
+        }
+    }
+
+    #[test]
+    fn only_reading_passes_read_only_and_nothing_passes_the_others() {
+        for (mode, reading, writing) in [
+            (Maintenance::Off, Treatment::Pass, Treatment::Pass),
+            (Maintenance::ReadOnly, Treatment::Pass, Treatment::Refuse),
+            (Maintenance::Hold, Treatment::Hold, Treatment::Hold),
+            (Maintenance::Full, Treatment::Refuse, Treatment::Refuse),
+        ] {
+            assert_eq!(
+                (mode.treats(true), mode.treats(false)),
+                (reading, writing),
+                "{}",
+                mode.name()
+            );
+            assert_eq!(Maintenance::of_name(mode.name()), Some(mode));
+        }
+        assert_eq!(Maintenance::of_name("readonly"), None);
+    }
+
+    #[test]
+    fn the_stricter_holds_and_of_equals_the_later_end() {
+        let restriction = |mode, until: Option<u64>| Restriction {
+            mode,
+            until: until.map(Mono::from_micros),
+        };
+        let ordered = [
+            Restriction::default(),
+            restriction(Maintenance::ReadOnly, Some(9)),
+            restriction(Maintenance::ReadOnly, None),
+            restriction(Maintenance::Hold, Some(1)),
+            restriction(Maintenance::Hold, Some(2)),
+            restriction(Maintenance::Full, Some(1)),
+        ];
+        for (milder, stricter) in ordered.iter().zip(&ordered[1..]) {
+            assert_eq!(
+                (milder.stricter(*stricter), stricter.stricter(*milder)),
+                (*stricter, *stricter)
+            );
+        }
+    }
+
+    #[test]
+    fn a_restored_window_ends_when_it_was_meant_to_and_never_later_than_it_was_long() {
+        let saved = || [(None, window(Maintenance::Full, Some(61_000)))];
+        let mut windows = Windows::restore(saved());
+        assert_eq!(windows.resume(at(0, 31_000)), []);
+        assert_eq!(
+            windows.restriction(None).remaining(Mono::default()),
+            Some(Duration::from_secs(30))
+        );
+        assert_eq!(windows.expire(Mono::from_micros(29_999_999)), []);
+        assert_eq!(windows.expire(Mono::from_micros(30_000_000)).len(), 1);
+
+        assert_eq!(
+            Windows::restore(saved()).resume(at(0, 61_000)).len(),
+            1,
+            "it was over before the start"
+        );
+
+        let mut set_back = Windows::restore(saved());
+        assert_eq!(set_back.resume(at(0, -1_000_000_000)), []);
+        assert_eq!(
+            set_back.restriction(None).remaining(Mono::default()),
+            Some(Duration::from_secs(60))
+        );
+    }
+
+    #[test]
+    fn a_duration_is_told_in_the_largest_unit_that_fits() {
+        for (seconds, text) in [(7_200, "2 h"), (600, "10 min"), (90, "90 s"), (0, "0 s")] {
+            assert_eq!(lasting(Duration::from_secs(seconds)), text);
+        }
+        assert_eq!(lasting(Duration::from_millis(1_500)), "1500 ms");
+    }
+}

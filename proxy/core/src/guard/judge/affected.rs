@@ -1,0 +1,131 @@
+//! Who was hurt by new, for a while: how many users and networks, and whether one of them did it
+//! alone.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::stats::users::{Class, Crowd, Witness};
+use crate::time::Mono;
+
+/// For how long a witness is remembered. Evidence that took longer to gather is rare and slow; a
+/// verdict then rests on the newer part of it.
+const MEMORY: Duration = Duration::from_secs(600);
+/// How many witnesses of one class are remembered at most.
+const MOST: usize = 2_048;
+/// With more users or networks than this on new, none of them may decide alone.
+const FEW: f64 = 4.0;
+
+/// The witnesses of one rollout by class.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Hurt([VecDeque<Witness>; Class::COUNT]);
+
+/// What the witnesses of one class since a moment amount to.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Summary {
+    /// Different users.
+    pub(super) users: usize,
+    /// Different networks.
+    pub(super) networks: usize,
+    /// The part of the user with the most, `0..=1`.
+    pub(super) top_user: f64,
+    /// The part of the network with the most, `0..=1`.
+    pub(super) top_network: f64,
+    /// The path with more than four fifths of the failures, and its part.
+    pub(super) path: Option<(Box<str>, f64)>,
+}
+
+impl Hurt {
+    /// Takes new witnesses and forgets old ones.
+    pub(super) fn add(&mut self, witnesses: &[Witness], now: Mono) {
+        for witness in witnesses {
+            let class = &mut self.0[witness.class.index()];
+            if class.len() == MOST {
+                class.pop_front();
+            }
+            class.push_back(witness.clone());
+        }
+        for class in &mut self.0 {
+            while class
+                .pop_front_if(|witness| now.since(witness.at) > MEMORY)
+                .is_some()
+            {}
+        }
+    }
+
+    pub(super) fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// `only_compared` leaves out users whom neither the hash nor chance placed.
+    pub(super) fn summary(&self, class: Class, since: Mono, only_compared: bool) -> Summary {
+        // Witnesses of several threads come a little out of order.
+        let since = since.back(Duration::from_millis(5));
+        let all: Vec<&Witness> = self.0[class.index()]
+            .iter()
+            .filter(|witness| witness.at >= since && (witness.is_compared || !only_compared))
+            .collect();
+        let top_user = top(all.iter().map(|witness| witness.who.user));
+        let top_network = top(all.iter().map(|witness| witness.who.network));
+        let top_path = top(all.iter().filter_map(|witness| witness.path.clone()));
+        let part = |count: usize| {
+            if all.is_empty() {
+                0.0
+            } else {
+                count as f64 / all.len() as f64
+            }
+        };
+        Summary {
+            users: all
+                .iter()
+                .map(|witness| witness.who.user)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            networks: all
+                .iter()
+                .map(|witness| witness.who.network)
+                .collect::<BTreeSet<_>>()
+                .len(),
+            top_user: top_user.map_or(0.0, |(_, count)| part(count)),
+            top_network: top_network.map_or(0.0, |(_, count)| part(count)),
+            path: top_path
+                .map(|(path, count)| (path, part(count)))
+                .filter(|(_, part)| *part > 0.8),
+        }
+    }
+}
+
+fn top<T: Ord>(all: impl Iterator<Item = T>) -> Option<(T, usize)> {
+    let mut counts = BTreeMap::<T, usize>::new();
+    for one in all {
+        *counts.entry(one).or_default() += 1;
+    }
+    counts.into_iter().max_by_key(|(_, count)| *count)
+}
+
+/// How many users and networks must be hurt, of those that new has served in the last minute.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct Needed {
+    pub(super) users: usize,
+    pub(super) networks: usize,
+    /// Whether the case must stand without the user with the most bad events.
+    pub(super) without_top_user: bool,
+    /// Whether the case must stand without the network with the most bad events.
+    pub(super) without_top_network: bool,
+}
+
+impl Needed {
+    pub(super) fn of(crowd: &Crowd, min_users: u32) -> Self {
+        let at_most = |wanted: usize, seen: f64| wanted.min(seen.round().max(1.0) as usize);
+        Self {
+            users: at_most(min_users as usize, crowd.users_60s),
+            networks: at_most(2, crowd.networks_60s),
+            without_top_user: crowd.users_60s.round() > FEW,
+            without_top_network: crowd.networks_60s.round() > FEW,
+        }
+    }
+}
+
+/// Whether so many networks are served that one of them may not weigh as much as it likes.
+pub(super) fn are_many(networks: f64) -> bool {
+    networks.round() > FEW
+}

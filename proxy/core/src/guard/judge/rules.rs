@@ -1,0 +1,407 @@
+//! A rule of the guard as the judge keeps it: its detectors, what they count, and the limits in
+//! force.
+
+use crate::guard::detector::{Detector, Tally, Test, log_mean};
+use crate::guard::judge::ladder::LADDER;
+use crate::guard::judge::trials::Users;
+use crate::guard::judge::usual_rate::Ever;
+use crate::guard::judge::{Observed, Waited, log_threshold};
+use crate::guard::{Answer, GuardSettings, LatencyPoint, Rule};
+use crate::percent::Ratio;
+use crate::stats::outcome::FailureKind;
+use crate::stats::users::Class;
+use crate::time::Mono;
+
+/// With fewer requests on new than this, the part of new in a tick is mostly chance, so a
+/// comparison takes several ticks as one ...
+const MIN_COMPARED: u64 = 8;
+/// ... but not more than these.
+const MAX_PENDING_TICKS: u32 = 4;
+/// A limit becomes another one when what is in force moves by this part.
+const LIMIT_MOVES: f64 = 0.25;
+/// So many times as often as on legacy may happen what a limit is about, where it has become a
+/// comparison.
+const TOLERATED_OF_LIMIT: f64 = 2.0;
+/// For so many ticks at least new has to be slower: a machine that stalls makes everything slow
+/// that is under way, and by accident more on one side.
+const SLOW_TICKS: f64 = 8.0;
+/// The same of the tail, in which a stall weighs more and the time between stalls less.
+const SLOW_TAIL_TICKS: f64 = 16.0;
+
+/// The limits of a latency watched on the request path, by their index in
+/// [`crate::stats::users::Aims::slow`].
+pub(super) const fn slow_index(point: LatencyPoint) -> u8 {
+    match point {
+        LatencyPoint::P50 => LADDER.len() as u8,
+        LatencyPoint::P95 => LADDER.len() as u8 + 1,
+        LatencyPoint::P99 => LADDER.len() as u8 + 2,
+        LatencyPoint::Mean => LADDER.len() as u8 + 3,
+    }
+}
+
+#[derive(Clone, Debug)]
+pub(super) struct RuleState {
+    pub(super) rule: Rule,
+    pub(super) parts: Vec<Part>,
+    /// A comparison that has to be sure, too, where legacy has any of what the limit is about.
+    pub(super) versus: Option<Part>,
+    pub(super) waiting_since: Option<Mono>,
+    pub(super) held_since: Option<Mono>,
+    pub(super) held_said: bool,
+    pub(super) last: Answer,
+    /// Why the last look did not trip although the evidence is there.
+    pub(super) remark: Option<String>,
+}
+
+/// One detector of a rule, and what it counts.
+#[derive(Clone, Debug)]
+pub(super) struct Part {
+    pub(super) source: Source,
+    pub(super) detector: Detector,
+    /// Stands in while there is no legacy to compare with.
+    pub(super) alone: Option<Detector>,
+    pub(super) seen: Tally,
+    /// What is counted but not yet folded: comparisons wait until new has a few requests.
+    pub(super) pending: Tally,
+    pub(super) pending_ticks: u32,
+    /// Users as trials: of each comparison, and of a limit that has become one.
+    pub(super) users: Option<Users>,
+    /// Of a limit: the one of the file, and how legacy stands to it as ever.
+    pub(super) limit: Option<(f64, Ever)>,
+    /// After which raise the limit in force was made.
+    pub(super) followed_at: Option<Option<Mono>>,
+}
+
+/// What a detector counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    Bad(Class),
+    Waited,
+    WaitedCompared,
+    Values(Class),
+    /// The latencies of both sides in the tick.
+    Means,
+}
+
+/// The most that a tick may add to the evidence of a rule.
+pub(crate) fn most_at_once(rule: Rule, log_threshold: f64) -> f64 {
+    if matches!(rule, Rule::Latency(..) | Rule::LatencyVsLegacy(_)) {
+        log_threshold / SLOW_TICKS
+    } else {
+        f64::INFINITY
+    }
+}
+
+impl Source {
+    /// Whether only a request that did not fail can show what is counted.
+    pub(super) fn is_of_served(self) -> bool {
+        match self {
+            Self::Bad(class) | Self::Values(class) => class != Class::Failure,
+            Self::Means => true,
+            Self::Waited | Self::WaitedCompared => false,
+        }
+    }
+
+    /// The counts of this source since the start; what was tried is requests, or in a comparison
+    /// the appearances of users.
+    pub(super) fn tally(self, observed: &Observed<'_>, compares: bool) -> Tally {
+        // A limit goes over all of new; legacy is only looked at as far as it is like new.
+        let (new, legacy) = (
+            if compares {
+                &observed.compared.new
+            } else {
+                &observed.totals.new
+            },
+            &observed.compared.legacy,
+        );
+        let (of_new, of_legacy) = (&new.latencies, &legacy.latencies);
+        let (new, legacy) = (&new.counts, &legacy.counts);
+        let class = match self {
+            Self::Bad(class) | Self::Values(class) => class,
+            Self::Waited | Self::WaitedCompared | Self::Means => return Tally::default(),
+        };
+        let of = |all: fn(&crate::stats::window::Counts) -> u64| (all(new), all(legacy));
+        let (all_x, all_y) = match class {
+            Class::Failure => of(crate::stats::window::Counts::failed),
+            Class::ClientError => of(|counts| counts.client_errors),
+            Class::Abort => of(|counts| counts.aborts),
+            Class::Redirects | Class::Slow(_) => {
+                (new.counted[class.index()], legacy.counted[class.index()])
+            }
+        };
+        let (all_n, all_m) = match class {
+            Class::Failure | Class::ClientError | Class::Redirects => {
+                (new.requests, legacy.requests)
+            }
+            // Those who gave up are not among the requests.
+            Class::Abort => (new.requests + new.aborts, legacy.requests + legacy.aborts),
+            Class::Slow(_) => (of_new.total(), of_legacy.total()),
+        };
+        let connects = if class == Class::Failure {
+            new.failures[FailureKind::Connect.index()]
+        } else {
+            0
+        };
+        // Sides are compared by users, so that a busy one of them does not make the other side look
+        // bad.
+        let (n, m) = if compares {
+            (new.appearances, legacy.appearances)
+        } else {
+            (all_n, all_m)
+        };
+        Tally {
+            n,
+            x: new.counted[class.index()],
+            m,
+            y: legacy.counted[class.index()],
+            all_x,
+            all_y,
+            all_n,
+            all_m,
+            connects,
+        }
+    }
+}
+
+/// Waiting requests as a tally. A limit and a comparison differ in whose requests they are.
+pub(super) fn waited(new: Waited, legacy: Waited) -> Tally {
+    Tally {
+        n: new.started,
+        x: new.hung,
+        m: legacy.started,
+        y: legacy.hung,
+        all_x: new.hung,
+        all_y: legacy.hung,
+        all_n: new.started,
+        all_m: legacy.started,
+        connects: 0,
+    }
+}
+
+/// A rule with its limits, as one process says it to another.
+pub(super) fn key_of(rule: Rule) -> String {
+    format!("{rule:?}")
+}
+
+impl RuleState {
+    pub(super) fn new(rule: Rule, settings: &GuardSettings, share: f64, now: Mono) -> Self {
+        let part = |source, test| Part {
+            source,
+            detector: Detector::new(test, now).at_most(most_at_once(rule, log_threshold(settings))),
+            alone: None,
+            seen: Tally::default(),
+            pending: Tally::default(),
+            pending_ticks: 0,
+            users: None,
+            limit: None,
+            followed_at: None,
+        };
+        let limit = |source, limit: f64| {
+            vec![Part {
+                limit: Some((limit, Ever::default())),
+                ..part(source, Test::absolute(limit))
+            }]
+        };
+        let compare = |class: Class, tolerated: f64, above| {
+            let users = Users::new(class.index(), tolerated, above, share);
+            Part {
+                users: Some(users),
+                ..part(Source::Bad(class), Test::relative(tolerated))
+            }
+        };
+        let relative = |class, ratio: Ratio| vec![compare(class, ratio.factor(), None)];
+        let parts = match rule {
+            Rule::ErrorsMax(max) => limit(Source::Bad(Class::Failure), max.fraction()),
+            Rule::ErrorsVsLegacy(ratio) => relative(Class::Failure, ratio),
+            Rule::ClientErrorsVsLegacy(ratio) => relative(Class::ClientError, ratio),
+            Rule::AbortsVsLegacy(ratio) => relative(Class::Abort, ratio),
+            Rule::RedirectsVsLegacy(ratio) => relative(Class::Redirects, ratio),
+            Rule::Latency(LatencyPoint::Mean, limit_us) => vec![part(
+                Source::Values(Class::Slow(slow_index(LatencyPoint::Mean))),
+                Test::mean(limit_us as f64),
+            )],
+            Rule::Latency(point, _) => limit(
+                Source::Bad(Class::Slow(slow_index(point))),
+                point.slower_share(),
+            ),
+            Rule::LatencyVsLegacy(_) => {
+                let steps = LADDER.iter().enumerate().map(|(step, slower)| {
+                    let part = compare(Class::Slow(step as u8), 1.0, Some(*slower));
+                    let most = log_threshold(settings)
+                        / if *slower < 0.05 {
+                            SLOW_TAIL_TICKS
+                        } else {
+                            SLOW_TICKS
+                        };
+                    Part {
+                        detector: part.detector.at_most(most),
+                        ..part
+                    }
+                });
+                steps
+                    .chain([part(Source::Means, Test::mean_vs_legacy())])
+                    .collect()
+            }
+            Rule::Hang(_) => limit(Source::Waited, settings.hang_limit()),
+            Rule::Health(_) | Rule::Dead(_) => Vec::new(),
+        };
+        let versus = matches!(rule, Rule::Hang(_))
+            .then(|| part(Source::WaitedCompared, Test::relative(TOLERATED_OF_LIMIT)));
+        Self {
+            rule,
+            parts,
+            versus,
+            waiting_since: None,
+            held_since: None,
+            held_said: false,
+            last: Answer::Pass,
+            remark: None,
+        }
+    }
+
+    pub(super) fn compares(&self) -> bool {
+        self.rule.compares()
+    }
+
+    /// Whether it is about latencies and compares, so that it waits until new is warm.
+    pub(super) fn waits_for_warmth(&self) -> bool {
+        matches!(self.rule, Rule::LatencyVsLegacy(_))
+    }
+
+    /// The users of its parts, where they have to hold, too.
+    pub(super) fn users(&self) -> impl Iterator<Item = &Users> + Clone {
+        self.parts.iter().filter_map(|part| part.users.as_ref())
+    }
+
+    /// The rules that look at each failure, and not only at ticks.
+    pub(super) fn looks_between_ticks(&self) -> bool {
+        matches!(self.rule, Rule::ErrorsMax(_) | Rule::Dead(_))
+    }
+
+    /// All blocks of its users begin anew with this share.
+    pub(super) fn begin_users(&mut self, share: f64) {
+        self.parts
+            .iter_mut()
+            .filter_map(|part| part.users.as_mut())
+            .for_each(|users| users.begin(share));
+    }
+
+    pub(super) fn log_evidence(&self) -> f64 {
+        log_mean(self.parts.iter().map(|part| part.in_force().log_evidence()))
+    }
+
+    pub(super) fn log_accusation(&self) -> f64 {
+        self.parts
+            .iter()
+            .map(|part| part.in_force().log_accusation())
+            .fold(0.0, f64::max)
+    }
+
+    pub(super) fn strongest(&self) -> Option<&Part> {
+        self.parts.iter().max_by(|a, b| {
+            a.in_force()
+                .log_evidence()
+                .total_cmp(&b.in_force().log_evidence())
+        })
+    }
+
+    pub(super) fn restart(&mut self, now: Mono) {
+        for part in self.parts.iter_mut().chain(&mut self.versus) {
+            (part.pending, part.pending_ticks) = (Tally::default(), 0);
+            part.detector.restart(now);
+            if let Some(alone) = &mut part.alone {
+                alone.restart(now);
+            }
+        }
+        self.waiting_since = None;
+        self.held_since = None;
+        self.last = Answer::Pass;
+        self.remark = None;
+    }
+}
+
+impl Part {
+    pub(super) fn is_relative(&self) -> bool {
+        matches!(
+            self.detector.test(),
+            Test::Relative { .. } | Test::MeanVsLegacy { .. }
+        )
+    }
+
+    /// Whether the limit in force is above the one of the file, because legacy has never met that.
+    pub(super) fn is_lenient(&self) -> bool {
+        matches!((self.detector.test(), &self.limit), (Test::Absolute { limit, .. }, Some((of_file, _))) if *limit > *of_file * (1.0 + 1e-9))
+    }
+
+    /// Takes how legacy fared in this tick, and puts the limit in force that follows from how it
+    /// fares as ever.
+    pub(super) fn follow_legacy(
+        &mut self,
+        (tried, bad): (u64, u64),
+        is_shared: bool,
+        share: f64,
+        raised_at: Option<Mono>,
+        now: Mono,
+    ) {
+        let Some((of_file, ever)) = &mut self.limit else {
+            return;
+        };
+        let has_ended = ever.tick(tried, bad, is_shared, now);
+        if !has_ended && self.followed_at == Some(raised_at) {
+            return;
+        }
+        self.followed_at = Some(raised_at);
+        let Test::Absolute { limit, .. } = self.detector.test() else {
+            return;
+        };
+        let wanted = ever.limit(*of_file, raised_at, now);
+        if (wanted / limit - 1.0).abs() <= LIMIT_MOVES && (wanted > *of_file) == (*limit > *of_file)
+        {
+            return;
+        }
+        self.detector = self.detector.with(Test::absolute(wanted), now);
+        self.users = match self.source {
+            Source::Bad(class) if wanted > *of_file => {
+                Some(Users::new(class.index(), TOLERATED_OF_LIMIT, None, share))
+            }
+            _ => None,
+        };
+    }
+
+    pub(super) fn in_force(&self) -> &Detector {
+        self.alone.as_ref().unwrap_or(&self.detector)
+    }
+
+    /// Folds what one tick brought, and begins the next.
+    pub(super) fn tick(&mut self, tally: &Tally, now: Mono) {
+        if self.is_relative() && self.alone.is_none() {
+            self.pending = self.pending.plus(tally);
+            self.pending_ticks += 1;
+            if self.pending.n < MIN_COMPARED && self.pending_ticks < MAX_PENDING_TICKS {
+                return;
+            }
+            self.pending_ticks = 0;
+            let pending = std::mem::take(&mut self.pending);
+            self.detector.fold(&pending, now);
+            return;
+        }
+        self.fold(tally, now);
+    }
+
+    pub(super) fn fold(&mut self, tally: &Tally, now: Mono) {
+        self.alone
+            .as_mut()
+            .unwrap_or(&mut self.detector)
+            .fold(tally, now);
+    }
+
+    /// The "+ 1" of the next tick; while a comparison waits, its tick goes on.
+    pub(super) fn begin_tick(&mut self) {
+        if self.pending_ticks == 0 {
+            self.alone
+                .as_mut()
+                .unwrap_or(&mut self.detector)
+                .begin_tick();
+        }
+    }
+}

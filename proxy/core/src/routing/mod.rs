@@ -1,0 +1,5 @@
+//! Which side a request goes to: the matching rollout, the bucket of its user, and the share.
+
+pub mod bucket;
+pub mod routes;
+pub mod split;

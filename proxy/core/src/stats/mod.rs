@@ -1,0 +1,6 @@
+//! What the guard counts: outcomes, latencies, windows of them, and users.
+
+pub mod histogram;
+pub mod outcome;
+pub mod users;
+pub mod window;

@@ -1,0 +1,1085 @@
+//! Who was hurt: the request path's part of the judge, written by all request threads, read by the
+//! control plane.
+//!
+//! Statistics over requests can be fooled by one client. So of each user only so many bad events
+//! count in ten seconds, and of each client network too; both numbers come from what an average
+//! user or network does ([`fair_share`]), so that few users with many requests are not muted. What
+//! is counted is remembered for a while as a [`Witness`], so that a verdict can say how many users
+//! were hurt and whether one of them, or one network, did it alone.
+//!
+//! What bad events are compared with counts users, too: [`Counted::is_appearance`] is a user seen
+//! for the first time in a tick. A crawler that sends a thousand requests a second to one side is
+//! four appearances a second, and does not make the other side's rate of failures look large.
+//!
+//! The judge also takes users as trials: of each running block of time it wants to know how many
+//! users were served, how many had something bad happen, and for how many their first answer was
+//! bad. A user is told apart by a stamp, the time of the last appearance or of the last bad event.
+//! One table serves both sides: with one for each, the fuller table would lose more users to
+//! collisions, and which side a user is on would no longer be independent of being counted.
+//!
+//! A success costs a few loads of shared, rarely written words (the failing streak, the slowest
+//! latency nobody asks about) and one of the user's cell; its store when the user appears. Only bad
+//! or slow events touch more. Tables are found by hash and may collide: a collision loses an event,
+//! never invents one.
+//!
+//! Deliberately absent: user keys. A user is 32 bits of hash here and in everything made of it.
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "the one part of the core that request threads share; held for a push or a swap"
+)]
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::{OnceLock, PoisonError};
+use std::time::Duration;
+
+use crate::side::{PerSide, Side};
+use crate::stats::outcome::{Ending, Outcome};
+use crate::time::Mono;
+
+/// How often the guard looks, and the unit of time in the tables.
+pub const TICK: Duration = Duration::from_millis(250);
+
+/// For how long a user's bad event stands for all of that user's bad events.
+pub const USER_PERIOD: Duration = Duration::from_secs(10);
+
+/// How many users of one network may count in [`USER_PERIOD`] at least.
+pub const NETWORK_USERS: u16 = 4;
+
+/// The network share that caps nothing.
+pub const NO_CAP: u16 = u16::MAX;
+
+/// How many blocks of time run side by side.
+pub const BLOCKS: usize = 3;
+
+/// So many redirects in a row, and nothing else, are one bad event of a user.
+pub const REDIRECTS_IN_A_ROW: u16 = 5;
+
+/// Redirects further apart than this are not in a row.
+const REDIRECTS_WITHIN: Duration = Duration::from_secs(60);
+
+const PERIOD_TICKS: u16 = (USER_PERIOD.as_millis() / TICK.as_millis()) as u16;
+const REDIRECT_TICKS: u16 = (REDIRECTS_WITHIN.as_millis() / TICK.as_millis()) as u16;
+/// Stamps are forgotten after this many ticks: twice the longest block.
+const STAMP_TICKS: u16 = 4_096;
+const USERS: usize = 1 << 16;
+const NETWORKS: usize = 1 << 14;
+/// How many witnesses of one class are kept between two looks of the control plane; further ones
+/// are counted only.
+const WITNESSES_PER_LOOK: u32 = 256;
+
+/// How many latency limits are watched on each side.
+pub const LIMITS: usize = 9;
+
+/// A kind of bad event that counts once per user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// The request failed by the backend's fault.
+    Failure,
+    /// A 4xx answer.
+    ClientError,
+    /// The client gave up.
+    Abort,
+    /// The user gets nothing but redirects: [`REDIRECTS_IN_A_ROW`] of them.
+    Redirects,
+    /// Slower than the latency limit with this index, below [`LIMITS`].
+    Slow(u8),
+}
+
+impl Class {
+    /// How many classes there are.
+    pub const COUNT: usize = 4 + LIMITS;
+
+    /// The place of this class in arrays of counts.
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Failure => 0,
+            Self::ClientError => 1,
+            Self::Abort => 2,
+            Self::Redirects => 3,
+            Self::Slow(limit) => 4 + limit as usize,
+        }
+    }
+}
+
+/// In what one ended request counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// The classes in which it counts, by [`Class::index`].
+    classes: u16,
+    /// The classes in which it is bad, whether it counts or not.
+    bad: u16,
+    /// In how many of the running blocks it is the user's first bad event, the shortest block
+    /// first; two bits for each class.
+    affected: u32,
+    /// In how many of the running blocks it is the user's first answer, the shortest block first.
+    first: u8,
+    is_appearance: bool,
+}
+
+impl Counted {
+    /// Whether the user had not been seen in this tick before.
+    pub const fn is_appearance(self) -> bool {
+        self.is_appearance
+    }
+
+    /// In how many of the running blocks this is the user's first answer, the shortest block first.
+    pub const fn first_in(self) -> usize {
+        self.first as usize
+    }
+
+    /// In how many of the running blocks this is the user's first bad event of a class, the
+    /// shortest block first.
+    pub const fn affected_in(self, class: usize) -> usize {
+        (self.affected >> (2 * class) & 3) as usize
+    }
+
+    fn add(&mut self, class: Class) {
+        self.classes |= 1 << class.index();
+    }
+
+    fn is_bad(&mut self, class: Class, affected: usize) {
+        self.bad |= 1 << class.index();
+        self.affected |= (affected as u32) << (2 * class.index());
+    }
+
+    /// Whether it counts in nothing.
+    pub const fn is_empty(self) -> bool {
+        self.classes == 0 && !self.is_appearance && self.bad == 0
+    }
+
+    /// Whether it counts in any class of bad events.
+    pub const fn is_bad_anywhere(self) -> bool {
+        self.classes != 0
+    }
+
+    /// Whether anything of it concerns users as trials.
+    pub const fn is_of_users(self) -> bool {
+        self.first != 0 || self.affected != 0
+    }
+
+    /// Whether it counts in this class.
+    pub const fn has(self, class: Class) -> bool {
+        self.classes & (1 << class.index()) != 0
+    }
+
+    /// The indexes of the classes in which it counts.
+    pub fn indexes(self) -> impl Iterator<Item = usize> {
+        ones(self.classes)
+    }
+
+    /// The indexes of the classes in which it is bad, whether it counts or not.
+    pub fn bad_indexes(self) -> impl Iterator<Item = usize> {
+        ones(self.bad)
+    }
+}
+
+fn ones(mut left: u16) -> impl Iterator<Item = usize> {
+    std::iter::from_fn(move || {
+        let index = (left != 0).then(|| left.trailing_zeros() as usize)?;
+        left &= left - 1;
+        Some(index)
+    })
+}
+
+/// The one who sent a request, as far as the judge cares. Both are hashes that the shell mixes
+/// well.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Who {
+    /// Of the user key, or of the client's address where there is no key.
+    pub user: u32,
+    /// Of the client's network: /24 or /48.
+    pub network: u32,
+}
+
+/// A bad event on new that counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Witness {
+    /// Of what kind.
+    pub class: Class,
+    /// Who was hurt.
+    pub who: Who,
+    /// When.
+    pub at: Mono,
+    /// What was asked for; failures only.
+    pub path: Option<Box<str>>,
+    /// Whether the user was placed by the hash or by chance, and so is compared with legacy's.
+    pub is_compared: bool,
+}
+
+/// How many different users and networks new has served lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Crowd {
+    /// Users in the last ten seconds.
+    pub users_10s: f64,
+    /// Users in the last minute.
+    pub users_60s: f64,
+    /// Client networks in the last ten seconds.
+    pub networks_10s: f64,
+    /// Client networks in the last minute.
+    pub networks_60s: f64,
+}
+
+impl Crowd {
+    /// Whether one more user or network may change what is asked of a case against new.
+    pub fn is_small(&self) -> bool {
+        self.users_60s < 8.0 || self.networks_60s < 8.0
+    }
+}
+
+/// What a crowd was when it was counted last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LastCrowd {
+    crowd: Crowd,
+    newcomers: u32,
+}
+
+impl LastCrowd {
+    /// Counts once more if that `is_due`; and while there are few, for then how many matters to who
+    /// may trip a rule, as soon as somebody has come.
+    pub fn look(&mut self, watch: &Watch, is_due: bool, now: Mono) -> Option<Crowd> {
+        // Read before the tables: whoever comes meanwhile is counted now or at the next look.
+        let newcomers = watch.newcomers.load(Ordering::Acquire);
+        if is_due || self.crowd.is_small() && newcomers != self.newcomers {
+            *self = Self {
+                crowd: watch.crowd(now),
+                newcomers,
+            };
+            return Some(self.crowd);
+        }
+        None
+    }
+}
+
+/// What the control plane wants to be watched in one rollout. Written by it alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aims {
+    /// Outcomes of requests that were decided under another epoch are evidence on nobody: a
+    /// re-armed rollout is not judged by what its old self left behind.
+    pub epoch: u64,
+    /// Latency limits in microseconds; `u64::MAX` is none.
+    pub slow: PerSide<[u64; LIMITS]>,
+    /// How often one user and one network count in [`USER_PERIOD`], by class.
+    pub shares: [(u16, u16); Class::COUNT],
+    /// When the running blocks began, the shortest first.
+    pub blocks: [Mono; BLOCKS],
+}
+
+impl Default for Aims {
+    fn default() -> Self {
+        Self {
+            epoch: 0,
+            slow: PerSide::from_fn(|_| [u64::MAX; LIMITS]),
+            shares: [(1, NO_CAP); Class::COUNT],
+            blocks: [Mono::default(); BLOCKS],
+        }
+    }
+}
+
+/// How often one of `population` members may count in [`USER_PERIOD`]: four times what an average
+/// member would at the rate that matters, at least `least`. Anything less would mute a rollout of
+/// few busy users; anything more would let one of many decide.
+pub fn fair_share(rate: f64, requests: f64, population: f64, least: u16) -> u16 {
+    let share = 4.0 * rate * requests / population.max(1.0);
+    // A saturating cast: no share is above what sixteen bits hold.
+    (share.ceil() as u16).clamp(least, NO_CAP - 1)
+}
+
+/// The shared words of one rollout.
+#[expect(
+    clippy::disallowed_types,
+    reason = "the one part of the core that request threads share; held for a push or a swap"
+)]
+#[derive(Debug)]
+pub struct Watch {
+    epoch: AtomicU64,
+    /// When the running blocks began, as stamps: sixteen bits each, the shortest block lowest.
+    blocks: AtomicU64,
+    sides: PerSide<Sheet>,
+    shares: [AtomicU32; Class::COUNT],
+    /// In which tick a user of either side was seen last, and on which side; zero is never.
+    seen: Box<[AtomicU16]>,
+    /// In which tick something bad of a class happened to a user of either side last; zero is
+    /// never.
+    affected: [OnceLock<Box<[AtomicU16]>>; Class::COUNT],
+    /// The redirects that a user got in a row, and in which tick the first of them was.
+    redirects: OnceLock<Box<[AtomicU32]>>,
+    /// In which tick anybody was redirected last; zero is never.
+    redirected: AtomicU16,
+    /// In which tick a network of new was seen last.
+    networks: Box<[AtomicU16]>,
+    /// The tick after the last one in which somebody was seen on new, and what it was when a look
+    /// at the tables found them empty: a rollout that rests is not looked through again and again.
+    newest: AtomicU32,
+    empty_at: AtomicU32,
+    /// How often somebody came to new who had not been there lately. Whoever looks sees by it
+    /// whether there is anybody to count.
+    newcomers: AtomicU32,
+    witnesses: Mutex<Vec<Witness>>,
+    kept: [AtomicU32; Class::COUNT],
+}
+
+/// What one side has of its own.
+#[derive(Debug)]
+struct Sheet {
+    floor: AtomicU64,
+    slow: [AtomicU64; LIMITS],
+    streak: AtomicU32,
+    users: [OnceLock<Box<[AtomicU32]>>; Class::COUNT],
+    networks: [OnceLock<Box<[AtomicU32]>>; Class::COUNT],
+}
+
+#[expect(
+    clippy::disallowed_types,
+    reason = "the one part of the core that request threads share; held for a push or a swap"
+)]
+impl Default for Watch {
+    fn default() -> Self {
+        let stamps = |cells: usize| (0..cells).map(|_| AtomicU16::default()).collect();
+        let sheet = |_| Sheet {
+            floor: AtomicU64::new(u64::MAX),
+            slow: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
+            streak: AtomicU32::default(),
+            users: Default::default(),
+            networks: Default::default(),
+        };
+        let watch = Self {
+            epoch: AtomicU64::default(),
+            blocks: AtomicU64::default(),
+            seen: stamps(USERS),
+            affected: Default::default(),
+            redirects: OnceLock::default(),
+            redirected: AtomicU16::default(),
+            sides: PerSide::from_fn(sheet),
+            shares: Default::default(),
+            networks: stamps(NETWORKS),
+            newest: AtomicU32::default(),
+            empty_at: AtomicU32::default(),
+            newcomers: AtomicU32::default(),
+            witnesses: Mutex::default(),
+            kept: Default::default(),
+        };
+        watch.aim(&Aims::default());
+        watch
+    }
+}
+
+impl Watch {
+    /// Takes the end of one request on `side`, and says in which classes it counts.
+    #[inline]
+    pub fn see(&self, side: Side, ending: &Ending, who: Who, path: &str, at: Mono) -> Counted {
+        if !ending.evidence.counts() {
+            return Counted::default();
+        }
+        let sheet = &self.sides[side];
+        let is_slow = ending
+            .latency_us
+            .is_some_and(|latency_us| latency_us > sheet.floor.load(Ordering::Relaxed));
+        if ending.outcome == Outcome::Ignored {
+            return Counted::default();
+        }
+        let mut counted = Counted::default();
+        let now = stamp_of(at);
+        let seen = &self.seen[who.user as usize % USERS];
+        let stamp = now << 1 | u16::from(side == Side::New);
+        let was = seen.load(Ordering::Relaxed);
+        if was != stamp {
+            seen.store(stamp, Ordering::Relaxed);
+            counted.is_appearance = true;
+            counted.first = self.first_in(was >> 1, now);
+            if side == Side::New {
+                self.comes(was, now, who, at);
+            }
+        }
+        let is_redirect = ending.outcome == Outcome::Success
+            && matches!(ending.status, Some(300..=303 | 305..=399));
+        if is_redirect || self.redirected.load(Ordering::Relaxed) != 0 {
+            self.see_redirect(is_redirect, side, ending, who, path, at, &mut counted);
+        }
+        if ending.outcome == Outcome::Success {
+            if sheet.streak.load(Ordering::Relaxed) != 0 {
+                sheet.streak.store(0, Ordering::Relaxed);
+            }
+            if !is_slow {
+                return counted;
+            }
+        }
+        self.see_bad(side, ending, is_slow, who, path, at, &mut counted);
+        counted
+    }
+
+    /// Somebody appears on new.
+    fn comes(&self, was: u16, now: u16, who: Who, at: Mono) {
+        let network = &self.networks[who.network as usize % NETWORKS];
+        let network_was = network.load(Ordering::Relaxed);
+        network.store(now, Ordering::Relaxed);
+        let tick = (tick_of(at) as u32).wrapping_add(1);
+        if self.newest.load(Ordering::Relaxed) < tick {
+            self.newest.store(tick, Ordering::Relaxed);
+        }
+        // Last: whoever sees it sees what was stored before.
+        if was & 1 == 0 || !is_recent(was >> 1, now) || !is_recent(network_was, now) {
+            self.newcomers.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// In how many of the running blocks a stamp is from before their begin, the shortest block
+    /// first.
+    #[inline]
+    fn first_in(&self, was: u16, now: u16) -> u8 {
+        let blocks = self.blocks.load(Ordering::Relaxed);
+        let was_before = if was == 0 { u16::MAX } else { age(now, was) };
+        let precedes = |block: usize| was_before > age(now, (blocks >> (16 * block)) as u16);
+        // Longer blocks began no later than shorter ones, and most users come again within the
+        // shortest.
+        if !precedes(0) {
+            return 0;
+        }
+        1 + (1..BLOCKS).take_while(|block| precedes(*block)).count() as u8
+    }
+
+    /// Whether an outcome decided under `epoch` still counts.
+    #[inline]
+    pub fn is_of(&self, epoch: u64) -> bool {
+        self.epoch.load(Ordering::Relaxed) == epoch
+    }
+
+    /// Counts the redirects that each user gets in a row; anything else ends the row.
+    #[cold]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of `see` and what it has found so far"
+    )]
+    fn see_redirect(
+        &self,
+        is_redirect: bool,
+        side: Side,
+        ending: &Ending,
+        who: Who,
+        path: &str,
+        at: Mono,
+        counted: &mut Counted,
+    ) {
+        let now = stamp_of(at);
+        let last = self.redirected.load(Ordering::Relaxed);
+        if is_redirect && last != now {
+            self.redirected.store(now, Ordering::Relaxed);
+        } else if !is_redirect && age(now, last) > REDIRECT_TICKS {
+            // Rows from before are too old to go on.
+            self.redirected.store(0, Ordering::Relaxed);
+            return;
+        }
+        let table = self
+            .redirects
+            .get_or_init(|| (0..USERS).map(|_| AtomicU32::default()).collect());
+        let cell = &table[who.user as usize % USERS];
+        let was = cell.load(Ordering::Relaxed);
+        let (start, row) = ((was >> 16) as u16, was as u16);
+        if !is_redirect {
+            if row != 0 {
+                cell.store(0, Ordering::Relaxed);
+            }
+            return;
+        }
+        let next = if row == 0 || age(now, start) > REDIRECT_TICKS {
+            u32::from(now) << 16 | 1
+        } else {
+            was + 1
+        };
+        if next as u16 >= REDIRECTS_IN_A_ROW {
+            cell.store(0, Ordering::Relaxed);
+            self.hurts(Class::Redirects, side, ending, who, path, at, counted);
+        } else {
+            cell.store(next, Ordering::Relaxed);
+        }
+    }
+
+    /// Something bad has happened to a user.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of `see` and what it has found so far"
+    )]
+    fn hurts(
+        &self,
+        class: Class,
+        side: Side,
+        ending: &Ending,
+        who: Who,
+        path: &str,
+        at: Mono,
+        counted: &mut Counted,
+    ) {
+        let now = stamp_of(at);
+        let stamps = self.affected[class.index()]
+            .get_or_init(|| (0..USERS).map(|_| AtomicU16::default()).collect());
+        let was = &stamps[who.user as usize % USERS];
+        counted.is_bad(
+            class,
+            usize::from(self.first_in(was.load(Ordering::Relaxed), now)),
+        );
+        was.store(now, Ordering::Relaxed);
+        if self.admit(side, class, who, at) {
+            counted.add(class);
+            if side == Side::New {
+                let path = matches!(class, Class::Failure | Class::Redirects).then(|| place(path));
+                self.keep(Witness {
+                    class,
+                    who,
+                    at,
+                    path,
+                    is_compared: ending.evidence.is_compared(),
+                });
+            }
+        }
+    }
+
+    #[cold]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "the arguments of `see` and what it has found so far"
+    )]
+    fn see_bad(
+        &self,
+        side: Side,
+        ending: &Ending,
+        is_slow: bool,
+        who: Who,
+        path: &str,
+        at: Mono,
+        counted: &mut Counted,
+    ) {
+        let sheet = &self.sides[side];
+        let class = match ending.outcome {
+            Outcome::Failure(_) => {
+                sheet.streak.fetch_add(1, Ordering::Relaxed);
+                Some(Class::Failure)
+            }
+            Outcome::ClientError => {
+                sheet.streak.store(0, Ordering::Relaxed);
+                Some(Class::ClientError)
+            }
+            Outcome::Aborted => Some(Class::Abort),
+            Outcome::Success => None,
+            Outcome::Ignored => return,
+        };
+        if let Some(class) = class {
+            self.hurts(class, side, ending, who, path, at, counted);
+        }
+        // An abort has no answer, so it is in no latency.
+        if is_slow && class != Some(Class::Abort) {
+            for (limit, slow) in sheet.slow.iter().enumerate() {
+                if ending
+                    .latency_us
+                    .is_some_and(|latency_us| latency_us > slow.load(Ordering::Relaxed))
+                {
+                    self.hurts(
+                        Class::Slow(limit as u8),
+                        side,
+                        ending,
+                        who,
+                        path,
+                        at,
+                        counted,
+                    );
+                }
+            }
+        }
+    }
+
+    /// Whether this bad event of this user counts, and from now on that it has.
+    fn admit(&self, side: Side, class: Class, who: Who, at: Mono) -> bool {
+        let shares = self.shares[class.index()].load(Ordering::Relaxed);
+        let (of_user, of_network) = (shares as u16, (shares >> 16) as u16);
+        let now = tick_of(at) as u16;
+        let sheet = &self.sides[side];
+        let table = |tables: &[OnceLock<Box<[AtomicU32]>>; Class::COUNT],
+                     len: usize,
+                     hash: u32,
+                     most: u16| {
+            let table = tables[class.index()]
+                .get_or_init(|| (0..len).map(|_| AtomicU32::default()).collect());
+            take(&table[hash as usize % len], now, most)
+        };
+        table(&sheet.users, USERS, who.user, of_user)
+            && (of_network == NO_CAP || table(&sheet.networks, NETWORKS, who.network, of_network))
+    }
+
+    fn keep(&self, witness: Witness) {
+        if self.kept[witness.class.index()].fetch_add(1, Ordering::Relaxed) < WITNESSES_PER_LOOK {
+            self.witnesses
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(witness);
+        }
+    }
+
+    /// Sets what is watched from now on.
+    pub fn aim(&self, aims: &Aims) {
+        self.epoch.store(aims.epoch, Ordering::Relaxed);
+        let blocks = aims
+            .blocks
+            .iter()
+            .rev()
+            .fold(0u64, |all, begun| all << 16 | u64::from(stamp_of(*begun)));
+        self.blocks.store(blocks, Ordering::Relaxed);
+        for (cell, &(of_user, of_network)) in self.shares.iter().zip(&aims.shares) {
+            cell.store(
+                u32::from(of_user.max(1)) | u32::from(of_network) << 16,
+                Ordering::Relaxed,
+            );
+        }
+        for side in Side::BOTH {
+            let sheet = &self.sides[side];
+            for (cell, &limit) in sheet.slow.iter().zip(&aims.slow[side]) {
+                cell.store(limit, Ordering::Relaxed);
+            }
+            sheet.floor.store(
+                aims.slow[side].iter().copied().min().unwrap_or(u64::MAX),
+                Ordering::Relaxed,
+            );
+        }
+    }
+
+    /// Whether so many networks are served that they are told apart rather than users.
+    #[inline]
+    pub fn tells_networks_apart(&self) -> bool {
+        (self.shares[Class::Failure.index()].load(Ordering::Relaxed) >> 16) as u16 != NO_CAP
+    }
+
+    /// How many failures each side has had since its last success.
+    pub fn streaks(&self) -> PerSide<u32> {
+        PerSide::from_fn(|side| self.sides[side].streak.load(Ordering::Relaxed))
+    }
+
+    /// Takes what has been witnessed since the last call.
+    pub fn drain(&self) -> Vec<Witness> {
+        for kept in &self.kept {
+            kept.store(0, Ordering::Relaxed);
+        }
+        std::mem::take(
+            &mut *self
+                .witnesses
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        )
+    }
+
+    /// Counts whom new has served lately. Looks through two tables, so for once a second and not
+    /// for each tick, unless nobody came since they were found empty: see [`LastCrowd`].
+    pub fn crowd(&self, now: Mono) -> Crowd {
+        let newest = self.newest.load(Ordering::Relaxed);
+        if newest == self.empty_at.load(Ordering::Relaxed) {
+            return Crowd::default();
+        }
+        let now = stamp_of(now);
+        // A network's stamp has no bit for the side: all of them are new's.
+        let count = |cells: &[AtomicU16], bits: u16| {
+            let (mut in_10s, mut in_60s, mut any) = (0usize, 0usize, false);
+            for cell in cells {
+                let stamp = cell.load(Ordering::Relaxed);
+                // Nearly all of them are, where there are few users.
+                if stamp == 0 {
+                    continue;
+                }
+                let age = age(now, stamp >> bits);
+                let is_of_new = bits == 0 || stamp & 1 == 1;
+                in_60s += usize::from(is_of_new && age <= 6 * PERIOD_TICKS);
+                in_10s += usize::from(is_of_new && age <= PERIOD_TICKS);
+                if age > STAMP_TICKS {
+                    // Cleared before the bits of a stamp come round and make it look young.
+                    let _ = cell.compare_exchange(stamp, 0, Ordering::Relaxed, Ordering::Relaxed);
+                } else {
+                    any |= is_of_new;
+                }
+            }
+            // Linear counting (Whang, Vander-Zanden, Taylor 1990): how many there are when so many
+            // of the cells are taken.
+            let cells = cells.len() as f64;
+            (
+                [in_10s, in_60s]
+                    .map(|taken| -cells * (1.0 - (taken as f64).min(cells - 1.0) / cells).ln()),
+                any,
+            )
+        };
+        let (([users_10s, users_60s], any_user), ([networks_10s, networks_60s], any_network)) =
+            (count(&self.seen, 1), count(&self.networks, 0));
+        if !any_user && !any_network {
+            self.empty_at.store(newest, Ordering::Relaxed);
+        }
+        Crowd {
+            users_10s,
+            users_60s,
+            networks_10s,
+            networks_60s,
+        }
+    }
+}
+
+/// How many bits of a tick a stamp has: some two hours.
+const STAMP_BITS: u32 = 15;
+const STAMP_MASK: u16 = (1 << STAMP_BITS) - 1;
+
+/// A tick as the tables keep it. Zero is "never".
+fn stamp_of(at: Mono) -> u16 {
+    (tick_of(at) as u16 & STAMP_MASK).max(1)
+}
+
+/// The ticks from one stamp to a later one. Requests are stamped with a time just before they end,
+/// and other threads go on: a stamp that is a little ahead is from now.
+const fn age(now: u16, stamp: u16) -> u16 {
+    let ticks = now.wrapping_sub(stamp) & STAMP_MASK;
+    if ticks > STAMP_MASK - 1_000 { 0 } else { ticks }
+}
+
+/// Whether a cell of a table was stamped in the last [`USER_PERIOD`].
+fn is_recent(stamp: u16, now: u16) -> bool {
+    stamp != 0 && age(now, stamp) <= PERIOD_TICKS
+}
+
+/// The tick that a moment lies in.
+pub fn tick_of(at: Mono) -> u64 {
+    at.as_micros() / TICK.as_micros() as u64
+}
+
+/// Counts one more in a cell of (start of its period, count), unless it holds `most` already.
+fn take(cell: &AtomicU32, now: u16, most: u16) -> bool {
+    let mut was = cell.load(Ordering::Relaxed);
+    loop {
+        let (start, count) = ((was >> 16) as u16, was as u16);
+        let next = if count == 0 || now.wrapping_sub(start) >= PERIOD_TICKS {
+            u32::from(now) << 16 | 1
+        } else if count < most {
+            was + 1
+        } else {
+            return false;
+        };
+        match cell.compare_exchange_weak(was, next, Ordering::Relaxed, Ordering::Relaxed) {
+            Ok(_) => return true,
+            Err(found) => was = found,
+        }
+    }
+}
+
+/// A path as a place in the program: at most three segments, with what looks like an id left out.
+fn place(path: &str) -> Box<str> {
+    let path = path.split(['?', '#']).next().unwrap_or_default();
+    let mut place = String::new();
+    for segment in path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .take(3)
+    {
+        place.push('/');
+        let is_id = segment.len() > 40
+            || segment
+                .bytes()
+                .any(|byte| byte.is_ascii_digit() || byte.is_ascii_control());
+        place.push_str(if is_id { "*" } else { segment });
+    }
+    if place.is_empty() {
+        place.push('/');
+    }
+    place.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::outcome::FailureKind;
+
+    fn failure() -> Ending {
+        Ending {
+            outcome: Outcome::Failure(FailureKind::Status),
+            status: Some(500),
+            latency_us: Some(10),
+            evidence: crate::stats::outcome::Evidence::Compared,
+        }
+    }
+
+    fn success(latency_us: u64) -> Ending {
+        Ending {
+            outcome: Outcome::Success,
+            status: Some(200),
+            latency_us: Some(latency_us),
+            evidence: crate::stats::outcome::Evidence::Compared,
+        }
+    }
+
+    fn user(number: u32) -> Who {
+        let hash = crate::routing::bucket::murmur3_x86_32(&number.to_le_bytes());
+        Who {
+            user: hash,
+            network: crate::routing::bucket::murmur3_x86_32(&(number / 4).to_le_bytes()),
+        }
+    }
+
+    fn at(millis: u64) -> Mono {
+        Mono::from_micros(millis * 1_000)
+    }
+
+    #[test]
+    fn a_user_counts_once_in_ten_seconds() {
+        let watch = Watch::default();
+        let counted: Vec<bool> = (0..60)
+            .map(|second| {
+                watch
+                    .see(Side::New, &failure(), user(1), "/", at(second * 500))
+                    .has(Class::Failure)
+            })
+            .collect();
+        let at_which: Vec<usize> = (0..60).filter(|second| counted[*second]).collect();
+        assert_eq!(at_which, [0, 20, 40], "every ten seconds of thirty");
+        assert!(
+            watch
+                .see(Side::New, &failure(), user(2), "/", at(29_900))
+                .has(Class::Failure),
+            "somebody else counts at once"
+        );
+        assert!(
+            watch
+                .see(Side::Legacy, &failure(), user(1), "/", at(29_900))
+                .has(Class::Failure),
+            "and so does the other side"
+        );
+    }
+
+    #[test]
+    fn a_network_counts_for_four_users() {
+        let watch = Watch::default();
+        watch.aim(&Aims {
+            shares: [(1, NETWORK_USERS); Class::COUNT],
+            ..Aims::default()
+        });
+        let from_one_address = |number: u32| Who {
+            user: user(number).user,
+            network: 7,
+        };
+        let counted = (0..5_000)
+            .filter(|number| {
+                watch
+                    .see(
+                        Side::New,
+                        &failure(),
+                        from_one_address(*number),
+                        "/",
+                        at(100),
+                    )
+                    .has(Class::Failure)
+            })
+            .count();
+        assert_eq!(counted, 4);
+    }
+
+    #[test]
+    fn a_busy_user_among_few_may_count_more_often() {
+        assert_eq!(fair_share(0.01, 500.0, 450.0, 1), 1, "many users");
+        assert_eq!(
+            fair_share(0.01, 10_000.0, 50.0, 1),
+            8,
+            "fifty users with two hundred requests each: up to four times the limit of one per \
+             cent"
+        );
+        assert_eq!(
+            fair_share(0.5, 120.0, 10.0, 1),
+            24,
+            "a median is above its limit for half of the requests"
+        );
+        assert_eq!(fair_share(1.0, f64::INFINITY, 0.0, 1), NO_CAP - 1);
+    }
+
+    #[test]
+    fn a_success_that_is_not_slow_counts_nowhere_and_ends_a_streak() {
+        let watch = Watch::default();
+        for number in 0..7 {
+            watch.see(Side::New, &failure(), user(number), "/", at(1));
+        }
+        assert_eq!(watch.streaks(), PerSide { legacy: 0, new: 7 });
+        assert_eq!(
+            watch
+                .see(Side::New, &success(5), user(1), "/", at(2))
+                .indexes()
+                .count(),
+            0
+        );
+        assert_eq!(watch.streaks().new, 0);
+    }
+
+    #[test]
+    fn slow_requests_count_at_each_limit_they_are_above() {
+        let watch = Watch::default();
+        let mut aims = Aims::default();
+        (aims.slow.new[0], aims.slow.new[1], aims.slow.new[3]) = (100, 200, 150);
+        watch.aim(&aims);
+        let counted = watch.see(Side::New, &success(180), user(1), "/", at(1));
+        assert_eq!(
+            counted.indexes().collect::<Vec<_>>(),
+            [Class::Slow(0).index(), Class::Slow(3).index()]
+        );
+        assert_eq!(
+            watch
+                .see(Side::New, &success(100), user(2), "/", at(1))
+                .indexes()
+                .count(),
+            0,
+            "at the limit is not above it"
+        );
+        assert_eq!(
+            watch
+                .see(Side::Legacy, &success(180), user(1), "/", at(1))
+                .indexes()
+                .count(),
+            0,
+            "limits are those of a side"
+        );
+    }
+
+    #[test]
+    fn a_crowd_is_counted_again_when_it_is_due_or_somebody_has_come() {
+        let (watch, mut last) = (Watch::default(), LastCrowd::default());
+        assert_eq!(last.look(&watch, false, at(1_000)), None, "nobody has come");
+        for number in 0..3 {
+            watch.see(Side::New, &failure(), user(number * 4), "/", at(1_000));
+        }
+        let users = |crowd: Option<Crowd>| crowd.map(|crowd| crowd.users_10s.round());
+        assert_eq!(users(last.look(&watch, false, at(1_001))), Some(3.0));
+        watch.see(Side::New, &failure(), user(0), "/", at(1_500));
+        watch.see(Side::Legacy, &failure(), user(40), "/", at(1_500));
+        assert_eq!(
+            last.look(&watch, false, at(1_501)),
+            None,
+            "all of them were there"
+        );
+        assert_eq!(users(last.look(&watch, true, at(1_502))), Some(3.0));
+        watch.see(Side::New, &failure(), user(0), "/", at(30_000));
+        assert_eq!(
+            users(last.look(&watch, false, at(30_001))),
+            Some(1.0),
+            "one has come back"
+        );
+        for number in 0..40 {
+            watch.see(Side::New, &failure(), user(number * 4), "/", at(31_000));
+        }
+        assert!(
+            last.look(&watch, false, at(31_001))
+                .is_some_and(|crowd| !crowd.is_small())
+        );
+        watch.see(Side::New, &failure(), user(400), "/", at(31_002));
+        assert_eq!(
+            last.look(&watch, false, at(31_003)),
+            None,
+            "one more among many is counted in its time"
+        );
+    }
+
+    #[test]
+    fn the_census_counts_users_and_networks_and_forgets_them() {
+        let watch = Watch::default();
+        for number in 0..300 {
+            watch.see(Side::New, &success(5), user(number), "/", at(1_000));
+            watch.see(Side::New, &success(5), user(number), "/", at(1_100));
+        }
+        let crowd = watch.crowd(at(2_000));
+        assert!(
+            (crowd.users_60s / 300.0 - 1.0).abs() < 0.1
+                && (crowd.users_10s / 300.0 - 1.0).abs() < 0.1,
+            "{crowd:?}"
+        );
+        assert!((crowd.networks_60s / 75.0 - 1.0).abs() < 0.1, "{crowd:?}");
+        let later = watch.crowd(at(30_000));
+        assert!(
+            later.users_10s == 0.0 && later.users_60s > 250.0,
+            "{later:?}"
+        );
+        assert_eq!(watch.crowd(at(90_000)).users_60s, 0.0);
+        watch.see(Side::New, &success(5), user(1), "/", at(91_000));
+        assert!(
+            watch.crowd(at(91_000)).users_60s > 0.9,
+            "whoever comes after the tables were found empty counts"
+        );
+    }
+
+    #[test]
+    fn a_large_crowd_is_estimated() {
+        let watch = Watch::default();
+        for number in 0..100_000 {
+            watch.see(Side::New, &success(5), user(number), "/", at(1_000));
+        }
+        let crowd = watch.crowd(at(2_000));
+        assert!(
+            (crowd.users_10s / 100_000.0 - 1.0).abs() < 0.05,
+            "{crowd:?}"
+        );
+    }
+
+    #[test]
+    fn a_user_appears_once_in_a_tick_however_many_requests_there_are() {
+        let watch = Watch::default();
+        let appearances = |side, millis: u64| {
+            (0..1_000)
+                .filter(|_| {
+                    watch
+                        .see(side, &success(5), user(1), "/", at(millis))
+                        .is_appearance()
+                })
+                .count()
+        };
+        assert_eq!(
+            [
+                appearances(Side::New, 1_000),
+                appearances(Side::New, 1_200),
+                appearances(Side::New, 1_250),
+                appearances(Side::Legacy, 1_250)
+            ],
+            [1, 0, 1, 1]
+        );
+    }
+
+    #[test]
+    fn witnesses_are_those_that_counted_and_few_enough_to_carry() {
+        let watch = Watch::default();
+        for number in 0..10_000 {
+            watch.see(
+                Side::New,
+                &failure(),
+                user(number),
+                "/api/orders/123?x=1",
+                at(1),
+            );
+            watch.see(
+                Side::Legacy,
+                &failure(),
+                user(number),
+                "/api/orders/123?x=1",
+                at(1),
+            );
+        }
+        let witnesses = watch.drain();
+        assert_eq!(witnesses.len(), WITNESSES_PER_LOOK as usize);
+        assert_eq!(witnesses[0].path.as_deref(), Some("/api/orders/*"));
+        assert!(watch.drain().is_empty());
+    }
+
+    #[test]
+    fn what_is_no_evidence_leaves_no_trace() {
+        let watch = Watch::default();
+        let ignored = [
+            Ending {
+                evidence: crate::stats::outcome::Evidence::None,
+                ..failure()
+            },
+            Ending {
+                outcome: Outcome::Ignored,
+                ..failure()
+            },
+        ];
+        for ending in ignored {
+            assert!(
+                watch
+                    .see(Side::New, &ending, user(1), "/", at(1))
+                    .is_empty()
+            );
+        }
+        assert_eq!(watch.streaks().new, 0);
+        assert!(watch.drain().is_empty());
+    }
+}

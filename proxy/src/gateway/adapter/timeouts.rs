@@ -1,0 +1,180 @@
+//! How long one request waits for its backend and for the rest of its body.
+//!
+//! The proxy engine has one limit for every read from a backend. An answer needs three: until its
+//! header, between the parts of its body, and within a stream. So the engine's limit is off, and
+//! these deadlines are looked at wherever the engine listens to the client meanwhile: the client's
+//! stream then fails, and the adapter knows that the backend was late. The deadlines watch makes
+//! sure that somebody looks, and that time in which the process stood still counts for nobody.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cutover_core::Mono;
+
+use crate::gateway::listener::deadlines::Watchdog;
+use crate::gateway::message::head::Conn;
+
+/// The waits of one request. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Patience {
+    conn: Arc<Conn>,
+    watchdog: Arc<Watchdog>,
+}
+
+impl Patience {
+    /// Creates the waits of the request that `conn` serves. `watchdog` has to watch `conn`.
+    pub fn new(conn: Arc<Conn>, watchdog: Arc<Watchdog>) -> Self {
+        Self { conn, watchdog }
+    }
+
+    /// Expects something of the backend within `limit`.
+    pub fn await_answer(&self, limit: Duration) {
+        self.conn.answer.begin(self.watchdog.due(limit), limit);
+    }
+
+    /// Lets the backend have its whole limit again, if something is expected of it.
+    pub fn answer_moved(&self) {
+        if let Some(limit) = self.conn.answer.limit() {
+            self.await_answer(limit);
+        }
+    }
+
+    /// Expects nothing of the backend any longer.
+    pub fn answer_ended(&self) {
+        self.conn.answer.end();
+        self.conn.taking.end();
+        self.conn.set_client_behind(false);
+        self.conn.set_upstream(-1);
+    }
+
+    /// Expects the backend to take a part of an upload within `limit`.
+    pub fn await_taking(&self, limit: Duration) {
+        self.conn.taking.begin(self.watchdog.due(limit), limit);
+    }
+
+    /// Notes that the backend has taken all that has come of the upload.
+    pub fn has_taken(&self) {
+        self.conn.taking.end();
+    }
+
+    /// Notes whether the client is awaited to read. While it is, the backend is not late;
+    /// afterwards it has its whole limit again.
+    pub fn client_is_behind(&self, is_behind: bool) {
+        if self.conn.is_client_behind() != is_behind {
+            self.conn.set_client_behind(is_behind);
+        }
+        if !is_behind {
+            self.answer_moved();
+        }
+    }
+
+    /// Whether the backend has let its deadline pass.
+    pub fn is_answer_late(&self) -> bool {
+        self.conn.is_answer_late(self.watchdog.now_us())
+    }
+
+    /// Expects more of the request body within `limit`.
+    pub fn await_body(&self, limit: Duration) {
+        self.conn.body.begin(self.watchdog.due(limit), limit);
+    }
+
+    /// Notes that more of the request body has come, or its end.
+    pub fn body_came(&self) {
+        self.conn.body.end();
+    }
+
+    /// The time of the deadlines watch, which stands still with the process.
+    pub fn now(&self) -> Mono {
+        Mono::from_micros(self.watchdog.now_us())
+    }
+
+    /// Whether more of the request body is expected.
+    pub fn is_body_awaited(&self) -> bool {
+        self.conn.body.limit().is_some()
+    }
+
+    /// Whether the client has let the deadline for its body pass.
+    pub fn is_body_late(&self) -> bool {
+        self.conn.body.is_over(self.watchdog.now_us())
+    }
+}
+
+/// The part of a limit that a standstill of the process can take: it is one step, however long it
+/// lasts.
+pub(in crate::gateway) const STEP: Duration = Duration::from_millis(500);
+
+/// Waits for `future` within `limit`. `None` when it has not come. Time in which the process stood
+/// still does not count, because the timer is set again step by step.
+pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut left = limit;
+    while !left.is_zero() {
+        let step = left.min(STEP);
+        if let Ok(output) = tokio::time::timeout(step, future.as_mut()).await {
+            return Some(output);
+        }
+        left -= step;
+    }
+    None
+}
+
+/// The kinds of answers whose parts may be far apart: streams that last as long as their readers.
+const STREAMS: [&[u8]; 6] = [
+    b"text/event-stream",
+    b"application/grpc",
+    b"application/x-ndjson",
+    b"application/jsonl",
+    b"application/json-seq",
+    b"multipart/x-mixed-replace",
+];
+
+/// Whether an answer is a stream: its content type is one of a stream, and it has no length.
+pub fn is_stream(content_type: Option<&[u8]>, has_length: bool) -> bool {
+    let begins_with = |name: &[u8], kind: &[u8]| {
+        kind.get(..name.len())
+            .is_some_and(|begin| begin.eq_ignore_ascii_case(name))
+    };
+    // Types of gRPC go on with a plus sign, all others end or have parameters.
+    let ends = |name: &[u8], kind: &[u8]| {
+        matches!(
+            kind.get(name.len()),
+            None | Some(b';' | b' ' | b'\t' | b'+' | b'-')
+        )
+    };
+    !has_length
+        && content_type.is_some_and(|kind| {
+            STREAMS
+                .iter()
+                .any(|name| begins_with(name, kind) && ends(name, kind))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_a_stream_by_its_type_and_without_a_length() {
+        for (kind, has_length, stream) in [
+            ("text/event-stream", false, true),
+            ("Text/Event-Stream; charset=utf-8", false, true),
+            ("text/event-stream", true, false),
+            ("application/grpc", false, true),
+            ("application/grpc+proto", false, true),
+            ("application/grpc-web", false, true),
+            ("application/x-ndjson", false, true),
+            ("multipart/x-mixed-replace; boundary=frame", false, true),
+            ("text/event-streams", false, false),
+            ("application/json", false, false),
+            ("", false, false),
+        ] {
+            assert_eq!(
+                is_stream(Some(kind.as_bytes()), has_length),
+                stream,
+                "{kind}"
+            );
+        }
+        assert!(!is_stream(None, false));
+    }
+}

@@ -1,0 +1,483 @@
+//! Bodies on their way: one to the backend, one to the client, each with one buffer, so that
+//! whoever is slow slows the other down.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use cutover_core::FailureKind;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use crate::clock;
+use crate::gateway::lane::body_decoder::Left;
+use crate::gateway::lane::min_rate::Pace;
+use crate::gateway::lane::read_buffer::{Buffer, Size};
+use crate::gateway::lane::{Lane, LaneStream};
+use crate::gateway::listener::deadlines::{Alarm, Watched};
+use crate::gateway::router::{Blame, Failure};
+
+/// Why a transaction does not go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::gateway) enum Broken {
+    /// The client went away.
+    ClientGone,
+    /// The client was too slow.
+    ClientSlow,
+    /// The backend failed so.
+    Backend(FailureKind),
+    /// It was sent away.
+    SentAway,
+    /// There is no file or memory for a connection.
+    Shortage,
+}
+
+impl Broken {
+    /// As the gate has it. After the answer has begun all that is the backend's is a cut.
+    pub(super) fn failure(self, answer_begun: bool) -> Failure {
+        match self {
+            Self::ClientGone => Failure {
+                blame: Blame::Client,
+                kind: FailureKind::Reset,
+            },
+            Self::ClientSlow => Failure {
+                blame: Blame::Client,
+                kind: FailureKind::Timeout,
+            },
+            Self::Backend(_) if answer_begun => Failure {
+                blame: Blame::Backend,
+                kind: FailureKind::Truncated,
+            },
+            Self::Backend(kind) => Failure {
+                blame: Blame::Backend,
+                kind,
+            },
+            Self::SentAway => Failure {
+                blame: Blame::Proxy,
+                kind: FailureKind::Reset,
+            },
+            Self::Shortage => Failure {
+                blame: Blame::Proxy,
+                kind: FailureKind::Connect,
+            },
+        }
+    }
+}
+
+/// Nothing came, and what the watchdog says of it: whoever is waited for is late.
+pub(super) fn pending<T>(watched: &Watched, late: Broken) -> Poll<Result<T, Broken>> {
+    match watched.alarm() {
+        None => Poll::Pending,
+        Some(Alarm::Overdue) => Poll::Ready(Err(late)),
+        Some(Alarm::SentAway) => Poll::Ready(Err(Broken::SentAway)),
+    }
+}
+
+/// Writes all of these bytes.
+pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(
+    to: &mut W,
+    mut bytes: &[u8],
+    watched: &Watched,
+    gone: Broken,
+    late: Broken,
+) -> Result<(), Broken> {
+    std::future::poll_fn(|cx| {
+        while !bytes.is_empty() {
+            match Pin::new(&mut *to).poll_write(cx, bytes) {
+                Poll::Ready(Ok(written)) if written > 0 => bytes = &bytes[written..],
+                Poll::Ready(_) => return Poll::Ready(Err(gone)),
+                Poll::Pending => return pending(watched, late),
+            }
+        }
+        match Pin::new(&mut *to).poll_flush(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(gone)),
+            Poll::Pending => pending(watched, late),
+        }
+    })
+    .await
+}
+
+/// Writes what is in a buffer, as far as it goes.
+fn poll_drain<W: AsyncWrite + Unpin>(
+    buffer: &mut Buffer,
+    to: &mut W,
+    cx: &mut Context<'_>,
+) -> Poll<io::Result<()>> {
+    while !buffer.is_empty() {
+        let written = ready!(Pin::new(&mut *to).poll_write(cx, buffer.filled()))?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        buffer.consume(written);
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// The rest of a request body, of which the head's buffer did not have all.
+#[derive(Debug)]
+pub(super) struct Upload {
+    left: u64,
+    /// What was read and not written yet.
+    buffer: Option<Buffer>,
+    /// Bytes read so far, with those in the head's buffer.
+    pub(super) read: u64,
+    pace: Pace,
+    /// Whether the backend takes no more of it.
+    is_refused: bool,
+}
+
+impl Upload {
+    /// Of which `read` bytes have been read and `left` have not.
+    pub(super) fn new(read: u64, left: u64) -> Self {
+        Self {
+            left,
+            buffer: None,
+            read,
+            pace: Pace::default(),
+            is_refused: false,
+        }
+    }
+
+    /// Whether the backend has all of it.
+    pub(super) fn is_over(&self) -> bool {
+        self.left == 0 && self.buffer.is_none() && !self.is_refused
+    }
+
+    /// Whether there is nothing more to do for it.
+    pub(super) fn is_done(&self) -> bool {
+        self.is_over() || self.is_refused
+    }
+
+    /// Whether the client has sent all of it: what comes now is something else.
+    pub(super) fn is_read(&self) -> bool {
+        self.left == 0
+    }
+
+    /// The backend takes no more of it; it may have answered before.
+    pub(super) fn refuse(&mut self) {
+        self.is_refused = true;
+        self.buffer = None;
+    }
+
+    /// Another attempt begins, at which the same bytes are sent.
+    pub(super) fn begin_again(&mut self) {
+        self.is_refused = false;
+    }
+
+    /// Whether the client is waited for, and not the backend.
+    pub(super) fn waits_for_the_client(&self) -> bool {
+        self.buffer.is_none() && !self.is_done()
+    }
+
+    /// Moves what can be moved. Says when all is with the backend. Whoever is waited for has its
+    /// time, a backend `patience`, unless `None`: then the answer that is under way says how long
+    /// anybody waits.
+    pub(super) fn poll<S: AsyncRead + Unpin>(
+        &mut self,
+        client: &mut S,
+        backend: &mut TcpStream,
+        (lane, watched): (&Lane, &Watched),
+        patience: Option<Duration>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if let Some(buffer) = &mut self.buffer {
+                match poll_drain(buffer, backend, cx) {
+                    Poll::Pending => return Poll::Pending,
+                    // Its answer, if there is one, is heard first.
+                    Poll::Ready(Err(_)) => {
+                        self.refuse();
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(Ok(())) => self.buffer = None,
+                }
+                if patience.is_some() {
+                    watched.within(lane.body_idle);
+                }
+            }
+            if self.left == 0 {
+                return Poll::Ready(Ok(()));
+            }
+            let mut buffer = Buffer::new(Size::Body);
+            match buffer.poll_fill(client, usize::try_from(self.left).unwrap_or(usize::MAX), cx) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(Ok(read)) if read > 0 => {
+                    self.read += read as u64;
+                    self.left -= read as u64;
+                    if self.left > 0 && !self.pace.is_kept(self.read, clock::mono()) {
+                        return Poll::Ready(Err(Broken::ClientSlow));
+                    }
+                    self.buffer = Some(buffer);
+                    if let Some(patience) = patience {
+                        watched.within(patience);
+                    }
+                }
+                Poll::Ready(_) => return Poll::Ready(Err(Broken::ClientGone)),
+            }
+        }
+    }
+}
+
+/// What of an answer's body has not been written yet.
+#[derive(Debug)]
+pub(super) struct Download {
+    pub(super) left: Left,
+    /// Whether chunks are made of it.
+    in_chunks: bool,
+    buffer: Option<Buffer>,
+    is_read: bool,
+    /// Bytes of the body itself that were written or are about to be.
+    pub(super) payload: u64,
+    /// Whether there were bytes after its end.
+    pub(super) has_more: bool,
+}
+
+/// Room for the size of a chunk before its bytes, and after them for their end and the last chunk.
+const CHUNK_HEAD: usize = 10;
+const CHUNK_TAIL: usize = 2;
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+impl Download {
+    /// All of a body.
+    pub(super) fn new(left: Left, in_chunks: bool) -> Self {
+        let is_read = left.is_nothing();
+        Self {
+            left,
+            in_chunks,
+            buffer: None,
+            is_read,
+            payload: 0,
+            has_more: false,
+        }
+    }
+
+    /// Whether all of it has been read.
+    pub(super) fn is_read(&self) -> bool {
+        self.is_read
+    }
+
+    /// Takes what came with the head, and appends what goes on of it.
+    pub(super) fn begin(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<(), Broken> {
+        if self.is_read {
+            self.has_more = !bytes.is_empty();
+            return Ok(());
+        }
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        let fed = self
+            .left
+            .feed(bytes)
+            .ok_or(Broken::Backend(FailureKind::Truncated))?;
+        self.payload += fed.payload;
+        if self.in_chunks {
+            chunk_head(fed.kept, |head| out.extend_from_slice(head));
+        }
+        out.extend_from_slice(&bytes[..fed.kept]);
+        if self.in_chunks {
+            out.extend_from_slice(b"\r\n");
+        }
+        self.end(fed.is_over, fed.used < bytes.len(), |end| {
+            out.extend_from_slice(end);
+        });
+        Ok(())
+    }
+
+    fn end(&mut self, is_over: bool, has_more: bool, write: impl FnOnce(&[u8])) {
+        if is_over {
+            self.is_read = true;
+            self.has_more = has_more;
+            write(self.left.end());
+        }
+    }
+
+    /// Whether the client is waited for, and not the backend.
+    pub(super) fn waits_for_the_client(&self) -> bool {
+        self.buffer.is_some()
+    }
+
+    /// Moves what can be moved. Says when the client has all of it. `late` is who is to blame if
+    /// the backend says nothing in time.
+    pub(super) fn poll<S: LaneStream>(
+        &mut self,
+        backend: &mut TcpStream,
+        client: &mut S,
+        (lane, watched): (&Lane, &Watched),
+        (patience, late): (Duration, Broken),
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), Broken>> {
+        loop {
+            if let Some(buffer) = &mut self.buffer {
+                match poll_drain(buffer, client, cx) {
+                    Poll::Pending => return pending(watched, Broken::ClientSlow),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
+                    Poll::Ready(Ok(())) => self.buffer = None,
+                }
+                watched.within(patience);
+            }
+            if self.is_read {
+                return match Pin::new(&mut *client).poll_flush(cx) {
+                    Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
+                    Poll::Pending => pending(watched, Broken::ClientSlow),
+                };
+            }
+            let mut buffer = Buffer::new(Size::Body);
+            if self.in_chunks {
+                buffer.begin_at(CHUNK_HEAD);
+            }
+            match buffer.poll_fill(
+                backend,
+                Size::Body.bytes() - CHUNK_HEAD - CHUNK_TAIL - LAST_CHUNK.len(),
+                cx,
+            ) {
+                Poll::Pending => {
+                    // What was written must not wait for what comes.
+                    return match Pin::new(&mut *client).poll_flush(cx) {
+                        Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
+                        Poll::Ready(Ok(())) | Poll::Pending => pending(watched, late),
+                    };
+                }
+                Poll::Ready(Ok(0)) if matches!(self.left, Left::Close) => {
+                    self.is_read = true;
+                    if self.in_chunks {
+                        let _ = buffer.extend(LAST_CHUNK);
+                    }
+                }
+                Poll::Ready(Ok(read)) if read > 0 => self.take(&mut buffer)?,
+                Poll::Ready(_) => return Poll::Ready(Err(Broken::Backend(FailureKind::Truncated))),
+            }
+            watched.within(lane.write);
+            self.buffer = Some(buffer);
+        }
+    }
+
+    fn take(&mut self, buffer: &mut Buffer) -> Result<(), Broken> {
+        let fed = self
+            .left
+            .feed(buffer.filled_mut())
+            .ok_or(Broken::Backend(FailureKind::Truncated))?;
+        self.payload += fed.payload;
+        let has_more = fed.used < buffer.len();
+        buffer.truncate(fed.kept);
+        if self.in_chunks {
+            chunk_head(fed.kept, |head| buffer.prepend(head));
+            // There is room, since less was read.
+            let _ = buffer.extend(b"\r\n");
+        }
+        self.end(fed.is_over, has_more, |end| {
+            let _ = buffer.extend(end);
+        });
+        Ok(())
+    }
+}
+
+/// The line before a chunk of so many bytes.
+fn chunk_head(bytes: usize, write: impl FnOnce(&[u8])) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let mut line = [0; CHUNK_HEAD];
+    let mut at = CHUNK_HEAD - 2;
+    line[at..].copy_from_slice(b"\r\n");
+    let mut left = bytes;
+    while at > 0 {
+        at -= 1;
+        line[at] = DIGITS[left & 0xf];
+        left >>= 4;
+        if left == 0 {
+            break;
+        }
+    }
+    write(&line[at..]);
+}
+
+/// The client of a request.
+pub(super) struct Caller<'a, S> {
+    /// Its connection.
+    pub(super) stream: &'a mut S,
+    /// What it has said before its turn.
+    pub(super) ahead: &'a mut Option<Buffer>,
+}
+
+impl<S: AsyncRead + Unpin> Caller<'_, S> {
+    /// Looks whether it has gone, and keeps what it says before its turn, as far as there is room.
+    pub(super) fn look(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
+        let mut buffer = self.ahead.take().unwrap_or_else(|| Buffer::new(Size::Head));
+        let is_gone = loop {
+            if buffer.is_full() {
+                break false;
+            }
+            match buffer.poll_fill(self.stream, usize::MAX, cx) {
+                Poll::Ready(Ok(read)) if read > 0 => {}
+                Poll::Ready(_) => break true,
+                Poll::Pending => break false,
+            }
+        };
+        if !buffer.is_empty() {
+            *self.ahead = Some(buffer);
+        }
+        if is_gone {
+            Err(Broken::ClientGone)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gateway::lane::body_decoder::Body;
+
+    #[test]
+    fn a_chunk_says_its_size_in_hexadecimal() {
+        for (bytes, line) in [
+            (1, "1\r\n"),
+            (0xabc, "abc\r\n"),
+            (0xffff_ffff, "ffffffff\r\n"),
+        ] {
+            chunk_head(bytes, |head| assert_eq!(head, line.as_bytes()));
+        }
+    }
+
+    #[test]
+    fn what_came_with_the_head_is_a_part_of_the_body() {
+        for (body, in_chunks, bytes, goes_on, is_read, has_more) in [
+            (
+                Body::Length(2),
+                false,
+                &b"okmore"[..],
+                &b"ok"[..],
+                true,
+                true,
+            ),
+            (Body::Length(4), false, b"ok", b"ok", false, false),
+            (Body::Length(0), false, b"", b"", true, false),
+            (Body::Length(0), false, b"more", b"", true, true),
+            (Body::Close, true, b"ok", b"2\r\nok\r\n", false, false),
+            (Body::Close, true, b"", b"", false, false),
+            (
+                Body::Chunked,
+                false,
+                b"2\r\nok\r\n0\r\na: b\r\n\r\n",
+                b"2\r\nok\r\n0\r\n\r\n",
+                true,
+                false,
+            ),
+        ] {
+            let (mut download, mut out) = (Download::new(Left::new(body), in_chunks), Vec::new());
+            assert_eq!(download.begin(&mut bytes.to_vec(), &mut out), Ok(()));
+            assert_eq!(
+                (&out[..], download.is_read(), download.has_more),
+                (goes_on, is_read, has_more),
+                "{body:?} {bytes:?}"
+            );
+        }
+        let mut download = Download::new(Left::new(Body::Chunked), false);
+        assert_eq!(
+            download.begin(&mut b"nonsense".to_vec(), &mut Vec::new()),
+            Err(Broken::Backend(FailureKind::Truncated))
+        );
+    }
+}

@@ -1,0 +1,10 @@
+//! What the gateway understands of a message, whichever engine moves its bytes.
+
+pub mod fields;
+pub mod forward;
+pub mod head;
+pub mod identity;
+pub mod reply;
+pub mod screen;
+pub mod trace;
+pub mod validate;

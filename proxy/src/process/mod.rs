@@ -1,0 +1,5 @@
+//! The process among others: its sockets, systemd, and the upgrade to a new program.
+
+pub mod sockets;
+pub mod systemd;
+pub mod upgrade;

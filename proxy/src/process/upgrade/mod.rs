@@ -1,0 +1,479 @@
+//! A new process takes over from this one, without a gap: who does what when. The words are in
+//! `handover`.
+//!
+//! The old process starts the program found at its own path, so a replaced binary is taken. It
+//! pauses its file, saves everything, lets go of the state directory and passes on its sockets and
+//! its evidence. Until the new process says that it is ready nothing is lost: if it fails, dies or
+//! is silent for a minute, the old one takes everything back and goes on.
+//!
+//! From then on both serve, and obey one latch: what the new process has in force holds in the old
+//! one, too, and what the old one's judge finds in its remaining requests rolls back in both. When
+//! the new process dies after that the old one goes on with its drain: it does not own the state
+//! any more.
+//!
+//! Deliberately absent: a socket in the file system to rendezvous at. Whoever binds it first would
+//! be given the listeners.
+
+pub mod protocol;
+
+use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use cutover_core::Lead;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use crate::clock;
+use crate::process::sockets::{Given, Socket};
+use crate::process::upgrade::protocol::{Offer, PROTOCOL, Word};
+use crate::reload::WatchHandle;
+use crate::shared::control_handle::{ControlHandle, Estate, Tripped};
+use crate::shared::published::Published;
+
+/// The argument that makes a process take over from the one that starts it.
+pub const ARGUMENT: &str = "--take-over";
+/// How long the other process may be silent until it is ready.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program of this process, as it was started.
+#[derive(Clone, Debug)]
+pub struct Program {
+    path: PathBuf,
+    arguments: Vec<OsString>,
+}
+
+impl Program {
+    /// To be asked at the start, before anybody changes the working directory. The name is kept and
+    /// not what it points to, so that a link that is turned to another version is followed.
+    pub fn of_this_process() -> Self {
+        let mut arguments = std::env::args_os();
+        let name = PathBuf::from(arguments.next().unwrap_or_default());
+        // A name without a slash is looked for in PATH, now and then.
+        let path = if name.components().count() > 1 {
+            std::path::absolute(&name).unwrap_or(name)
+        } else {
+            name
+        };
+        Self {
+            path,
+            arguments: arguments.filter(|argument| argument != ARGUMENT).collect(),
+        }
+    }
+
+    fn start(&self, theirs: UnixStream) -> io::Result<Child> {
+        let mut command = Command::new(&self.path);
+        command
+            .args(&self.arguments)
+            .arg(ARGUMENT)
+            .stdin(Stdio::from(OwnedFd::from(theirs)));
+        // What systemd says to one process by its number is not meant for another.
+        for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
+            command.env_remove(name);
+        }
+        command.spawn().map_err(|error| {
+            io::Error::new(error.kind(), format!("{}: {error}", self.path.display()))
+        })
+    }
+}
+
+/// What a process has that another takes over.
+#[derive(Debug)]
+pub struct Holdings {
+    /// To the control loop.
+    pub control: ControlHandle,
+    /// To the watched file.
+    pub watch: WatchHandle,
+    /// While true nobody is accepted on the admin port: who connects waits for the process that
+    /// will own the state, and cannot be told something that is forgotten.
+    pub close_admin: watch::Sender<bool>,
+    /// The listening sockets.
+    pub sockets: Vec<Socket>,
+}
+
+/// How it ended.
+#[derive(Debug)]
+pub enum Outcome {
+    /// The new process serves.
+    TookOver {
+        /// Its number.
+        pid: u32,
+    },
+    /// It does not, and this process goes on as before.
+    Failed {
+        /// Why.
+        why: String,
+    },
+}
+
+/// A new process that is about to take over.
+#[derive(Debug)]
+pub struct Succession(Arc<Mutex<Child>>);
+
+impl Succession {
+    /// Starts the program. `report` is told how it ended, from a thread of its own.
+    ///
+    /// # Errors
+    /// When the program or a thread cannot be started; nothing has changed then.
+    pub fn begin(
+        program: &Program,
+        mut holdings: Holdings,
+        report: impl FnOnce(Outcome) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_read_timeout(Some(PATIENCE))?;
+        ours.set_write_timeout(Some(PATIENCE))?;
+        let child = program.start(theirs)?;
+        let pid = child.id();
+        tracing::info!(pid, program = %program.path.display(), "upgrade: a new process has been started, and is to take over");
+        let child = Arc::new(Mutex::new(child));
+        let watched = Arc::clone(&child);
+        std::thread::Builder::new()
+            .name("succession".to_owned())
+            .spawn(move || match negotiate(&ours, &mut holdings) {
+                Ok(()) => {
+                    report(Outcome::TookOver { pid });
+                    follow(&ours, &holdings.control);
+                }
+                Err(failure) => report(Outcome::Failed {
+                    why: undo(failure, &watched, &holdings),
+                }),
+            })?;
+        Ok(Self(child))
+    }
+
+    /// Ends the new process: this one is to stop, and nothing is to be left.
+    pub fn abandon(&self) {
+        let _ = self.0.lock().kill();
+    }
+}
+
+/// Why the new process does not serve.
+struct Failure {
+    why: String,
+    is_handed_over: bool,
+}
+
+/// From the start of the new process until it serves.
+fn negotiate(stream: &UnixStream, holdings: &mut Holdings) -> Result<(), Failure> {
+    let before = |why: String| Failure {
+        why,
+        is_handed_over: false,
+    };
+    match hear(stream).map_err(before)? {
+        Word::Hello {
+            protocol: PROTOCOL,
+            version,
+        } => tracing::info!(version, "upgrade: the new process has read its file"),
+        Word::Hello { protocol, version } => {
+            return Err(before(format!(
+                "version {version} speaks protocol {protocol} for this, and this process \
+                 {PROTOCOL}: stop and start it instead"
+            )));
+        }
+        other => return Err(before(unexpected(&other))),
+    }
+    holdings.close_admin.send_replace(true);
+    holdings.watch.pause_blocking();
+    let (trips, told) = mpsc::unbounded_channel();
+    let estate = match holdings.control.hand_over_blocking(trips) {
+        Ok(Ok(estate)) => estate,
+        Ok(Err(why)) => return Err(before(why)),
+        Err(gone) => return Err(before(gone.to_string())),
+    };
+    offer(stream, holdings, &estate, told).map_err(|why| Failure {
+        why,
+        is_handed_over: true,
+    })
+}
+
+fn offer(
+    stream: &UnixStream,
+    holdings: &mut Holdings,
+    estate: &Estate,
+    told: mpsc::UnboundedReceiver<Tripped>,
+) -> Result<(), String> {
+    let text = |error: io::Error| error.to_string();
+    let sockets = holdings
+        .sockets
+        .iter()
+        .map(|socket| (socket.purpose, socket.configured))
+        .collect();
+    let offer = Offer {
+        clock_us: clock::mono().as_micros(),
+        sockets,
+        estate: protocol::estate_of(estate),
+    };
+    protocol::say(stream, &Word::Offer(offer)).map_err(text)?;
+    protocol::pass(stream, &holdings.sockets).map_err(text)?;
+    // A copy that stays open would let clients connect to a port that nobody serves any more.
+    holdings.sockets.clear();
+    let speaking = stream.try_clone().map_err(text)?;
+    std::thread::Builder::new()
+        .name("succession-out".to_owned())
+        .spawn(move || tell(&speaking, told))
+        .map_err(text)?;
+    match hear(stream)? {
+        Word::Ready => {}
+        other => return Err(unexpected(&other)),
+    }
+    match hear(stream)? {
+        Word::Lead {
+            acknowledged,
+            rollouts,
+            maintenance,
+        } => {
+            let lead = protocol::restore_lead(rollouts, &maintenance).map_err(text)?;
+            holdings
+                .control
+                .follow_blocking(lead, acknowledged)
+                .map_err(|gone| gone.to_string())?;
+        }
+        other => return Err(unexpected(&other)),
+    }
+    stream.set_read_timeout(None).map_err(text)
+}
+
+fn hear(stream: &UnixStream) -> Result<Word, String> {
+    protocol::hear(stream).map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
+            format!("it was silent for {PATIENCE:?}")
+        }
+        io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset => String::new(),
+        _ => error.to_string(),
+    })
+}
+
+fn unexpected(word: &Word) -> String {
+    match word {
+        Word::Failed { why } => why.clone(),
+        other => format!("it said something unexpected: {other:?}"),
+    }
+}
+
+/// Takes back what was handed over, after the end of the new process, and says why it failed.
+fn undo(failure: Failure, child: &Mutex<Child>, holdings: &Holdings) -> String {
+    let ended = {
+        let mut child = child.lock();
+        let _ = child.kill();
+        child.wait()
+    };
+    if failure.is_handed_over {
+        // Fails only when this process goes down itself.
+        let _ = holdings.control.take_back_blocking();
+    }
+    holdings.watch.resume();
+    holdings.close_admin.send_replace(false);
+    match ended {
+        Ok(status) if failure.why.is_empty() => format!("it ended before it was ready: {status}"),
+        Ok(_) | Err(_) => failure.why,
+    }
+}
+
+/// Tells the new process of rollbacks.
+fn tell(stream: &UnixStream, mut trips: mpsc::UnboundedReceiver<Tripped>) {
+    while let Some(tripped) = trips.blocking_recv() {
+        tracing::info!(
+            rollout = tripped.rollout,
+            "upgrade: the new process is told of this rollback"
+        );
+        if protocol::say(stream, &Word::of_trip(&tripped)).is_err() {
+            return;
+        }
+    }
+}
+
+/// Follows the new process as long as both live.
+fn follow(stream: &UnixStream, control: &ControlHandle) {
+    while let Ok(Word::Lead {
+        acknowledged,
+        rollouts,
+        maintenance,
+    }) = protocol::hear(stream)
+    {
+        let Ok(lead) = protocol::restore_lead(rollouts, &maintenance) else {
+            break;
+        };
+        if control.follow_blocking(lead, acknowledged).is_err() {
+            return;
+        }
+    }
+    tracing::error!(
+        "upgrade: the new process says nothing any more; this one goes on with its drain, and \
+         leaves the state to whoever comes next"
+    );
+}
+
+/// The end of a process that takes over.
+#[derive(Debug)]
+pub struct Heir(UnixStream);
+
+/// What a process takes over.
+#[derive(Debug)]
+pub struct Inheritance {
+    /// The listening sockets.
+    pub sockets: Given,
+    /// What is known of each rollout.
+    pub estate: Estate,
+}
+
+impl Heir {
+    /// The pair of sockets that the process before this one put in place of standard input.
+    ///
+    /// # Errors
+    /// When it is none: somebody has typed an argument that is not for people.
+    pub fn from_stdin() -> io::Result<Self> {
+        let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
+        let refuse = |_| {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "no process to take over from is at standard input; for an upgrade send SIGUSR2 \
+                 to the running process",
+            )
+        };
+        stream.peer_addr().map_err(refuse)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(Self(stream))
+    }
+
+    /// The same end once more.
+    ///
+    /// # Errors
+    /// When the process has too many open files.
+    pub fn again(&self) -> io::Result<Self> {
+        self.0.try_clone().map(Self)
+    }
+
+    /// Asks for everything. From here on the state directory is free, and nobody else writes.
+    ///
+    /// # Errors
+    /// When the other process is gone or says something else.
+    pub fn ask(&self) -> io::Result<Inheritance> {
+        protocol::say(
+            &self.0,
+            &Word::Hello {
+                protocol: PROTOCOL,
+                version: env!("CARGO_PKG_VERSION").to_owned(),
+            },
+        )?;
+        let Offer {
+            clock_us,
+            sockets,
+            estate,
+        } = match protocol::hear(&self.0)? {
+            Word::Offer(offer) => offer,
+            other => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    unexpected(&other),
+                ));
+            }
+        };
+        let sockets = protocol::receive(&self.0, &sockets)?;
+        let estate = protocol::restore_estate(estate)?;
+        let goes_on = clock::go_on_from(cutover_core::Mono::from_micros(clock_us));
+        if !goes_on {
+            tracing::warn!(
+                "the clock of the process before this one cannot be gone on with: its evidence is \
+                 left behind"
+            );
+        }
+        Ok(Inheritance {
+            sockets: Given::ByProcess(sockets),
+            estate: if goes_on { estate } else { Estate::new() },
+        })
+    }
+
+    /// Tells the other process that it has to go on alone.
+    pub fn fail(&self, why: &str) {
+        let _ = protocol::say(
+            &self.0,
+            &Word::Failed {
+                why: why.to_owned(),
+            },
+        );
+    }
+
+    /// Tells the other process to drain, and obeys one latch with it from now on.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn ready(
+        self,
+        control: ControlHandle,
+        published: Arc<Published>,
+    ) -> io::Result<Predecessor> {
+        let predecessor = Predecessor(Arc::new(AtomicBool::new(true)));
+        let is_alive = Arc::clone(&predecessor.0);
+        self.0.set_read_timeout(None)?;
+        let speaking = self.0.try_clone()?;
+        let (acknowledge, acknowledged) = watch::channel(0);
+        let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+        std::thread::Builder::new()
+            .name("succession-out".to_owned())
+            .spawn(move || runtime.block_on(lead(&speaking, &published, acknowledged)))?;
+        std::thread::Builder::new()
+            .name("succession".to_owned())
+            .spawn(move || {
+                while let Ok(Word::Tripped {
+                    rollout,
+                    trip,
+                    actor,
+                    source,
+                    reason,
+                }) = protocol::hear(&self.0)
+                {
+                    let adopted = protocol::restore_trip(rollout, *trip, actor, &source, reason)
+                        .map(|tripped| control.adopt_blocking(tripped));
+                    if !matches!(adopted, Ok(Ok(()))) {
+                        break;
+                    }
+                    acknowledge.send_modify(|count| *count += 1);
+                }
+                is_alive.store(false, Ordering::Release);
+                tracing::info!("upgrade: the process before this one has ended");
+            })?;
+        Ok(predecessor)
+    }
+}
+
+/// Tells the process before this one what is in force, at each change, until it is gone.
+async fn lead(stream: &UnixStream, published: &Published, mut acknowledged: watch::Receiver<u64>) {
+    let mut changes = published.changes();
+    let mut said = protocol::say(stream, &Word::Ready);
+    loop {
+        // The count first: what it counts is in what is loaded after it.
+        let count = *acknowledged.borrow_and_update();
+        changes.borrow_and_update();
+        said = said.and_then(|()| {
+            protocol::say(
+                stream,
+                &Word::of_lead(&Lead::of(&published.load().split), count),
+            )
+        });
+        if said.is_err() {
+            return;
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            changed = acknowledged.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// The process before this one, which may still be serving.
+#[derive(Clone, Debug)]
+pub struct Predecessor(Arc<AtomicBool>);
+
+impl Predecessor {
+    /// Whether it still lives.
+    pub fn is_alive(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,823 @@
+//! The watched file: what operators edit becomes settings, or a clear "no".
+//!
+//! The poll is the truth, notify is the wake-up: once a second, and whenever anything happens in a
+//! directory that matters, the same function compares contents. So it works on network
+//! file systems, in containers and when the kernel's queue overflows; and it follows atomic saves,
+//! renames and the `..data` swap of a configuration map, because directories are watched and not
+//! files.
+//!
+//! A change is taken when its files have rested, since a file written in place may be caught
+//! half-way (`rest` says how long). A list has no syntax that shows a cut, so it rests longer, and
+//! longest if it would take users away. While it rests, the list that was accepted last stands for
+//! it: an edit of the main file need not wait for the writer of a list. A file that does not parse
+//! gets a longer second look before it is called broken. A broken file changes nothing: the last
+//! good one stays in force.
+//!
+//! This thread is the only reader and writer of the file; reading may block (network file systems),
+//! and must not hold up the control loop.
+
+pub mod source;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::time::Duration;
+
+use cutover_config::{Listen, Settings, Traces};
+use cutover_core::{Actor, Mono, Percent, Rate};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::oneshot;
+
+use crate::clock;
+use crate::process::systemd;
+use crate::reload::source::{SetError, Sights, Source, SourceError};
+use crate::shared::control_handle::{Applied, ControlHandle, Gone, IfRevision, Refusal};
+use crate::shared::published::Common;
+use crate::shared::settling::{self, Resting, Sight};
+use crate::state::last_good::Kept;
+use crate::state::writer::Disk;
+
+/// How often contents are compared without being told.
+const POLL: Duration = Duration::from_secs(1);
+/// How long to rest after a look that found nothing: something else in the directory is busy.
+const BREATHER: Duration = Duration::from_millis(5);
+/// How long a broken file must stand before it is called broken.
+const SETTLE_BROKEN: Duration = Duration::from_millis(200);
+/// Files that rest are looked at after this many times as long as a look takes: a long list must
+/// not keep a core busy.
+const LOOK_SHARE: u32 = 4;
+/// How often files that change while they are read are read in a row.
+const TAKES: usize = 5;
+/// How long a change of a percentage waits for somebody else who writes the file.
+const SET_PATIENCE: Duration = Duration::from_secs(3);
+
+/// Sends wishes to the watching thread. It ends when the last clone is gone and the process stops.
+#[derive(Clone, Debug)]
+pub struct WatchHandle(Sender<Wish>);
+
+#[derive(Debug)]
+enum Wish {
+    /// Something may have changed.
+    Look,
+    /// Somebody wants the file read now.
+    Reload(Reload),
+    /// Somebody wants a percentage in the file.
+    Set(Set),
+    /// Another process follows the file for the time being.
+    Pause(std::sync::mpsc::Sender<()>),
+    /// Not any more.
+    Resume,
+    /// The process goes down.
+    Stop,
+}
+
+#[derive(Debug)]
+struct Reload {
+    actor: Actor,
+    reason: String,
+    if_revision: IfRevision,
+    reply: oneshot::Sender<Result<Applied, ReloadError>>,
+}
+
+/// Why a reload that was asked for changed nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    /// The problems of the file, as text.
+    #[error("{0}")]
+    Rejected(String),
+    /// Somebody else was faster.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+#[derive(Debug)]
+struct Set {
+    rollout: String,
+    percent: Percent,
+    dry_run: bool,
+    actor: Actor,
+    reason: String,
+    if_revision: IfRevision,
+    reply: oneshot::Sender<Result<Applied, SetError>>,
+}
+
+impl WatchHandle {
+    /// Reads the file now, changed or not, and returns when it is in force. Files that are being
+    /// written are waited for, at most [`settling::MOST`].
+    ///
+    /// # Errors
+    /// [`ReloadError`]; or that the process is going down.
+    pub async fn reload(
+        &self,
+        actor: Actor,
+        reason: String,
+        if_revision: IfRevision,
+    ) -> Result<Result<Applied, ReloadError>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Wish::Reload(Reload {
+                actor,
+                reason,
+                if_revision,
+                reply,
+            }))
+            .map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Reads the file now and returns when that is done, from a thread outside any runtime: for
+    /// signals.
+    pub fn reload_blocking(&self) {
+        let (reply, answer) = oneshot::channel();
+        let _ = self.0.send(Wish::Reload(Reload {
+            actor: Actor::file(),
+            reason: String::new(),
+            if_revision: None,
+            reply,
+        }));
+        let _ = answer.blocking_recv();
+    }
+
+    /// Leaves the file alone until [`WatchHandle::resume`], and returns when what had begun is
+    /// done. From a thread outside any runtime.
+    pub fn pause_blocking(&self) {
+        let (done, is_done) = channel();
+        let _ = self.0.send(Wish::Pause(done));
+        let _ = is_done.recv();
+    }
+
+    /// Follows the file again.
+    pub fn resume(&self) {
+        let _ = self.0.send(Wish::Resume);
+    }
+
+    /// Writes a percentage into the file and puts it in force.
+    ///
+    /// # Errors
+    /// Why the file was not changed; or that the process is going down.
+    pub async fn set_percent(
+        &self,
+        rollout: String,
+        percent: Percent,
+        dry_run: bool,
+        (actor, reason): (Actor, String),
+        if_revision: IfRevision,
+    ) -> Result<Result<Applied, SetError>, Gone> {
+        let (reply, answer) = oneshot::channel();
+        self.0
+            .send(Wish::Set(Set {
+                rollout,
+                percent,
+                dry_run,
+                actor,
+                reason,
+                if_revision,
+                reply,
+            }))
+            .map_err(|_| Gone)?;
+        answer.await.map_err(|_| Gone)
+    }
+
+    /// Ends the thread.
+    pub fn stop(&self) {
+        let _ = self.0.send(Wish::Stop);
+    }
+}
+
+/// Starts the watching thread for a source whose settings are in force as `common`.
+/// `state_is_given` says that the state directory does not come from the file.
+///
+/// # Errors
+/// When the thread cannot be started.
+pub fn start(
+    source: Source,
+    common: Arc<Common>,
+    state_is_given: bool,
+    control: ControlHandle,
+    disk: Disk,
+) -> std::io::Result<(WatchHandle, std::thread::JoinHandle<()>)> {
+    let (sender, wishes) = channel();
+    let wake = sender.clone();
+    let look_wanted = Arc::new(AtomicBool::new(false));
+    let wanted = Arc::clone(&look_wanted);
+    // Without notify the poll alone does the work, a little later.
+    let on_event = move |event: notify::Result<notify::Event>| {
+        // One look answers any number of events: a busy log beside the file must not fill the
+        // queue.
+        if !event.is_ok_and(|event| is_a_reading(&event)) && !wanted.swap(true, Ordering::AcqRel) {
+            drop(wake.send(Wish::Look));
+        }
+    };
+    let watcher = notify::recommended_watcher(on_event).map_err(|error| tracing::warn!(%error, "file events are not available; the file is compared every second")).ok();
+    let running = common.settings.clone();
+    // What was read is in force; if it was the last good file, this one is read once more.
+    let done = source.is_accepted().then(|| source.accepted_fingerprint());
+    let watch = Watch {
+        source,
+        look_wanted,
+        running,
+        common,
+        state_is_given,
+        control,
+        disk,
+        watcher,
+        watched: BTreeSet::new(),
+        resting: BTreeMap::new(),
+        done,
+        asked: None,
+        next_look: None,
+        waits_for_text: false,
+        is_resting: false,
+        waited_for: BTreeSet::new(),
+        told: Vec::new(),
+        reloads: VecDeque::new(),
+    };
+    let thread = std::thread::Builder::new()
+        .name("watch".to_owned())
+        .spawn(move || watch.run(&wishes))?;
+    Ok((WatchHandle(sender), thread))
+}
+
+/// Whether an event tells only that somebody read: our own comparisons would wake us for ever.
+/// Everything else is a reason to look, errors and overflows included.
+fn is_a_reading(event: &notify::Event) -> bool {
+    use notify::event::{AccessKind, AccessMode, EventKind};
+    matches!(
+        event.kind,
+        EventKind::Access(
+            AccessKind::Open(_) | AccessKind::Read | AccessKind::Close(AccessMode::Read)
+        )
+    ) && !event.need_rescan()
+}
+
+/// Waits for the end of a pause; breaks when the process goes down. Whoever wants something
+/// meanwhile is told that nobody is here.
+fn pause(wishes: &Receiver<Wish>) -> ControlFlow<()> {
+    loop {
+        match wishes.recv() {
+            Ok(Wish::Resume) => return ControlFlow::Continue(()),
+            Ok(Wish::Stop) | Err(_) => return ControlFlow::Break(()),
+            Ok(Wish::Look | Wish::Reload(_) | Wish::Set(_) | Wish::Pause(_)) => {}
+        }
+    }
+}
+
+/// What a reading is of: the fingerprint of all files, with the content that stands for what is
+/// held.
+type Key = [u8; 32];
+
+/// What a look has led to.
+enum Looked {
+    /// Nothing has changed, or nothing that was not told of before.
+    Nothing,
+    /// Something has changed and must rest.
+    Waits,
+    /// A reading is in force, or was refused.
+    Took(Result<Applied, String>),
+}
+
+/// A reload that somebody waits for.
+struct Pending {
+    reload: Reload,
+    since: Mono,
+    has_begun: bool,
+    /// What came of it, while lists still rest.
+    came_to: Option<Result<Applied, String>>,
+}
+
+struct Watch {
+    source: Source,
+    /// A look has been asked for by an event and has not begun.
+    look_wanted: Arc<AtomicBool>,
+    /// The settings the process was started with: what needs a restart keeps these values.
+    running: Settings,
+    common: Arc<Common>,
+    state_is_given: bool,
+    control: ControlHandle,
+    disk: Disk,
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    /// Files that differ from what is in force, by path.
+    resting: BTreeMap<String, Resting>,
+    /// What was put in force or refused last.
+    done: Option<Key>,
+    /// How long a reading has to rest by what it says.
+    asked: Option<(Key, Duration)>,
+    /// While something rests: when it is looked at again.
+    next_look: Option<Mono>,
+    /// Whether the main file or an include rests.
+    waits_for_text: bool,
+    /// Whether anything that has changed has not rested yet.
+    is_resting: bool,
+    /// The paths that are waited for, and longer than people would notice.
+    waited_for: BTreeSet<String>,
+    /// The files that people were told about because they are being written.
+    told: Vec<String>,
+    reloads: VecDeque<Pending>,
+}
+
+impl Watch {
+    fn run(mut self, wishes: &Receiver<Wish>) {
+        self.follow_directories();
+        // What was saved before the directories were watched told nobody.
+        if self.look_around().is_err() {
+            return;
+        }
+        loop {
+            let patience = self
+                .next_look
+                .map_or(POLL, |next| next.since(clock::mono()));
+            let wish = match wishes.recv_timeout(patience) {
+                Ok(wish) => wish,
+                Err(RecvTimeoutError::Timeout) => Wish::Look,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let done = match wish {
+                // Whoever writes a long list wakes us with every block; one look answers many.
+                Wish::Look if self.next_look.is_some_and(|next| clock::mono() < next) => {
+                    self.look_wanted.store(false, Ordering::Release);
+                    continue;
+                }
+                Wish::Look => self.look_around(),
+                Wish::Reload(reload) => {
+                    self.reloads.push_back(Pending {
+                        reload,
+                        since: clock::mono(),
+                        has_begun: false,
+                        came_to: None,
+                    });
+                    self.look_around()
+                }
+                Wish::Set(set) => self.set(set),
+                Wish::Pause(done) => {
+                    let _ = done.send(());
+                    if pause(wishes).is_break() {
+                        return;
+                    }
+                    self.look_around()
+                }
+                Wish::Resume => Ok(()),
+                Wish::Stop => return,
+            };
+            if let Err(Gone) = done {
+                return;
+            }
+            self.follow_directories();
+        }
+    }
+
+    /// Looks, for the reload that has waited longest or for nobody, and answers it if all is done.
+    fn look_around(&mut self) -> Result<(), Gone> {
+        loop {
+            let Some(mut pending) = self.reloads.pop_front() else {
+                return self.look(&Actor::file(), "").map(drop);
+            };
+            if let Err(refusal) = self
+                .control
+                .reserve_blocking(pending.reload.if_revision.clone())?
+            {
+                let _ = pending.reload.reply.send(Err(refusal.into()));
+                continue;
+            }
+            // Even what is known already is put in force again.
+            if !std::mem::replace(&mut pending.has_begun, true) {
+                self.done = None;
+            }
+            let looked = self.look(&pending.reload.actor, &pending.reload.reason)?;
+            self.control.release_blocking()?;
+            let is_late = clock::mono().since(pending.since) > settling::MOST;
+            let came_to = match (looked, pending.came_to.take()) {
+                (Looked::Took(came_to), _) | (_, Some(came_to)) => Some(came_to),
+                (Looked::Nothing, None) => {
+                    Some(self.take(&pending.reload.actor, &pending.reload.reason)?)
+                }
+                (Looked::Waits, None) if is_late => Some(Err(format!(
+                    "error: {}: it does not stop changing\n",
+                    self.source.path().display()
+                ))),
+                (Looked::Waits, None) => None,
+            };
+            match came_to {
+                Some(came_to) if !self.is_resting || is_late || came_to.is_err() => {
+                    let _ = pending
+                        .reload
+                        .reply
+                        .send(came_to.map_err(ReloadError::Rejected));
+                }
+                came_to => {
+                    // From here on somebody else's change is nothing that this reload overwrites.
+                    let if_revision = if came_to.is_some() {
+                        None
+                    } else {
+                        pending.reload.if_revision
+                    };
+                    self.reloads.push_front(Pending {
+                        came_to,
+                        reload: Reload {
+                            if_revision,
+                            ..pending.reload
+                        },
+                        ..pending
+                    });
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    /// Takes the file if its content changed and has rested.
+    fn look(&mut self, actor: &Actor, reason: &str) -> Result<Looked, Gone> {
+        self.look_wanted.store(false, Ordering::Release);
+        let began = clock::mono();
+        let sights = self.source.look();
+        let looked = self.decide(sights, actor, reason)?;
+        let now = clock::mono();
+        let is_waiting = self.is_resting || matches!(looked, Looked::Waits);
+        self.next_look = is_waiting
+            .then(|| now.forward(settling::SHORT.max(now.since(began) * LOOK_SHARE).min(POLL)));
+        if !is_waiting && matches!(looked, Looked::Nothing) {
+            std::thread::sleep(BREATHER);
+        }
+        self.tell_of_waiting()?;
+        Ok(looked)
+    }
+
+    fn decide(&mut self, sights: Sights, actor: &Actor, reason: &str) -> Result<Looked, Gone> {
+        let now = clock::mono();
+        let accepted = self.source.accepted();
+        let differs = |path: &String, sight: &Sight| {
+            accepted
+                .get(path)
+                .is_none_or(|accepted| accepted.content != sight.content)
+        };
+        self.resting
+            .retain(|path, _| sights.get(path).is_some_and(|sight| differs(path, sight)));
+        for (path, sight) in sights.iter().filter(|(path, sight)| differs(path, sight)) {
+            match self.resting.get_mut(path) {
+                Some(resting) => resting.look(sight.clone(), now),
+                None => drop(
+                    self.resting
+                        .insert(path.clone(), Resting::new(sight.clone(), now)),
+                ),
+            }
+        }
+        let unrested: Vec<String> = self
+            .resting
+            .iter()
+            .filter(|(path, resting)| !resting.has_rested(self.least(path, resting), now))
+            .map(|(path, _)| path.clone())
+            .collect();
+        let held = self
+            .source
+            .holdable(unrested.iter().filter(|path| !self.source.has_syntax(path)));
+        self.waits_for_text = unrested.iter().any(|path| self.source.has_syntax(path));
+        self.waited_for = unrested
+            .iter()
+            .filter(|path| {
+                self.resting.get(*path).is_some_and(|resting| {
+                    resting.needed(self.least(path, resting)) > SETTLE_BROKEN
+                })
+            })
+            .cloned()
+            .collect();
+        self.is_resting = !unrested.is_empty();
+        let key = self.source.fingerprint_of(&sights, &held);
+        if self.done.as_ref() == Some(&key) {
+            return Ok(Looked::Nothing);
+        }
+        // A list that was never in force can only be waited for.
+        if unrested.iter().any(|path| !held.contains_key(path)) {
+            self.waits_for_text = true;
+            return Ok(Looked::Waits);
+        }
+        if let Some(least) = self
+            .asked
+            .as_ref()
+            .filter(|(asked, _)| *asked == key)
+            .map(|(_, least)| *least)
+            && !self.has_rested(least, &held, now)
+        {
+            self.wait_for_all(least, now);
+            return Ok(Looked::Waits);
+        }
+        self.source.hold(held.clone());
+        let (least, loaded) = match self.source.load() {
+            Ok((settings, text)) => (self.least_of(&settings), Ok((settings, text))),
+            Err(error) => (SETTLE_BROKEN, Err(error)),
+        };
+        if loaded
+            .as_ref()
+            .is_ok_and(|(_, text)| !self.source.has_read(&sights, text))
+        {
+            self.wait_for_all(settling::SHORT, now);
+            return Ok(Looked::Waits);
+        }
+        // What the text names only now rests from now on.
+        let drawn_in: Vec<(String, Sight)> = self
+            .source
+            .sights()
+            .iter()
+            .map(|(path, sight)| (path.clone(), sight.clone()))
+            .collect();
+        let mut is_new = false;
+        for (path, sight) in drawn_in {
+            let is_known = self
+                .source
+                .accepted()
+                .get(&path)
+                .is_some_and(|accepted| accepted.content == sight.content)
+                || self.resting.contains_key(&path);
+            if !is_known && loaded.is_ok() {
+                is_new = true;
+                self.resting.insert(path, Resting::new(sight, now));
+            }
+        }
+        let key = self.source.fingerprint_read();
+        if is_new || !self.has_rested(least, &held, now) {
+            self.wait_for_all(least, now);
+            self.asked = Some((key, least));
+            return Ok(Looked::Waits);
+        }
+        self.done = Some(key);
+        let took = match loaded {
+            Ok((settings, text)) => Ok(self.put_in_force(settings, &text, actor, reason)?),
+            Err(error) => Err(self.reject(&error)?),
+        };
+        let accepted = self.source.accepted();
+        self.resting.retain(|path, resting| {
+            accepted
+                .get(path)
+                .is_none_or(|accepted| accepted.content != resting.sight().content)
+        });
+        Ok(Looked::Took(took))
+    }
+
+    /// Waits until everything that has changed has rested that long.
+    fn wait_for_all(&mut self, least: Duration, now: Mono) {
+        (self.waits_for_text, self.is_resting) = (true, true);
+        if least > SETTLE_BROKEN {
+            let unrested = self
+                .resting
+                .iter()
+                .filter(|(_, resting)| !resting.has_rested(least, now));
+            self.waited_for
+                .extend(unrested.map(|(path, _)| path.clone()));
+        }
+    }
+
+    /// The least rest of a file by how it came.
+    fn least(&self, path: &str, resting: &Resting) -> Duration {
+        let (before, sight) = (self.source.accepted().get(path), resting.sight());
+        if !self.source.has_syntax(path) {
+            return sight.rest_after(before);
+        }
+        // Texts end with a line break, unless people leave it out; a cut rarely does.
+        let is_cut = !sight.ends_with_line && before.is_none_or(|before| before.ends_with_line);
+        if is_cut && sight.size > 0 && !sight.came_whole(before) {
+            settling::LONG
+        } else {
+            settling::SHORT
+        }
+    }
+
+    /// The least rest of a reading by what it would take away: users of a list, and rollouts.
+    fn least_of(&self, settings: &Settings) -> Duration {
+        let running = &self.common.settings;
+        let mut least = settling::SHORT;
+        for before in &running.rollouts {
+            match settings
+                .rollouts
+                .iter()
+                .find(|rollout| rollout.id == before.id)
+            {
+                None => least = least.max(settling::LONG),
+                Some(now)
+                    if now.always_legacy.len() < before.always_legacy.len()
+                        || now.always_new.len() < before.always_new.len() =>
+                {
+                    least = settling::SHORTER;
+                }
+                Some(_) => {}
+            }
+        }
+        least
+    }
+
+    /// Whether everything that has changed and is not held has rested that long. Rollouts that a
+    /// renamed file leaves out were left out on purpose.
+    fn has_rested(&self, least: Duration, held: &Kept, now: Mono) -> bool {
+        let accepted = self.source.accepted();
+        let least_of = |path: &String, resting: &Resting| {
+            if least == settling::LONG && resting.sight().came_whole(accepted.get(path)) {
+                settling::SHORT
+            } else {
+                least
+            }
+        };
+        self.resting
+            .iter()
+            .filter(|(path, _)| !held.contains_key(*path))
+            .all(|(path, resting)| resting.has_rested(least_of(path, resting), now))
+    }
+
+    /// Tells people which files are waited for, when that has changed. The short rest is not told.
+    fn tell_of_waiting(&mut self) -> Result<(), Gone> {
+        let waited: Vec<String> = self
+            .waited_for
+            .iter()
+            .map(|path| self.name_of(path))
+            .collect();
+        if waited == self.told {
+            return Ok(());
+        }
+        for file in waited.iter().filter(|file| !self.told.contains(file)) {
+            tracing::info!(
+                file,
+                "a file has changed and may still be being written; what was read before stays in \
+                 force until it has rested"
+            );
+        }
+        for file in self.told.iter().filter(|file| !waited.contains(file)) {
+            tracing::info!(file, "a file has rested");
+        }
+        self.told.clone_from(&waited);
+        self.control.waiting_blocking(waited)
+    }
+
+    fn name_of(&self, path: &str) -> String {
+        if path.is_empty() {
+            self.source.path().display().to_string()
+        } else {
+            path.to_owned()
+        }
+    }
+
+    /// Reads the file and puts it in force, or tells what is wrong with it. A list that has changed
+    /// is held.
+    fn take(&mut self, actor: &Actor, reason: &str) -> Result<Result<Applied, String>, Gone> {
+        let mut loaded;
+        let mut tries = 0;
+        loop {
+            let (accepted, sights) = (self.source.accepted(), self.source.look());
+            let changed = sights
+                .iter()
+                .filter(|(path, sight)| {
+                    accepted
+                        .get(*path)
+                        .is_some_and(|accepted| accepted.content != sight.content)
+                })
+                .map(|(path, _)| path);
+            let held = self
+                .source
+                .holdable(changed.filter(|path| !self.source.has_syntax(path)));
+            self.source.hold(held);
+            loaded = self.source.load();
+            tries += 1;
+            // A list may begin to change between the look and the reading: then it is held, too.
+            if loaded
+                .as_ref()
+                .map_or(true, |(_, text)| self.source.has_read(&sights, text))
+                || tries >= TAKES
+            {
+                break;
+            }
+        }
+        self.done = Some(self.source.fingerprint_read());
+        match loaded {
+            Ok((settings, text)) => self.put_in_force(settings, &text, actor, reason).map(Ok),
+            Err(error) => self.reject(&error).map(Err),
+        }
+    }
+
+    fn set(&mut self, set: Set) -> Result<(), Gone> {
+        let Set {
+            rollout,
+            percent,
+            dry_run,
+            actor,
+            reason,
+            if_revision,
+            reply,
+        } = set;
+        // What somebody else saved meanwhile comes first and under its own name.
+        let began = clock::mono();
+        loop {
+            self.look_around()?;
+            if !self.waits_for_text || clock::mono().since(began) >= SET_PATIENCE {
+                break;
+            }
+            std::thread::sleep(settling::SHORT);
+        }
+        let answer = if self.waits_for_text {
+            Err(SetError::BeingWritten {
+                path: self.source.path().display().to_string(),
+            })
+        } else {
+            // From the comparison until the change is in force nobody else with a revision gets
+            // through.
+            match self.control.reserve_blocking(if_revision)? {
+                Ok(()) => self.edit(&rollout, percent, dry_run, &actor, &reason)?,
+                Err(refusal) => Err(refusal.into()),
+            }
+        };
+        self.control.release_blocking()?;
+        let _ = reply.send(answer);
+        Ok(())
+    }
+
+    /// Writes a percentage into the file and puts it in force.
+    fn edit(
+        &mut self,
+        rollout: &str,
+        percent: Percent,
+        dry_run: bool,
+        actor: &Actor,
+        reason: &str,
+    ) -> Result<Result<Applied, SetError>, Gone> {
+        // The edit is made beside the watched source, so that a change nobody has taken yet still
+        // counts as one.
+        match self.source.beside().set_percent(rollout, percent, dry_run) {
+            Ok(_) if dry_run => Ok(Ok(Applied {
+                revision: 0,
+                durable: true,
+            })),
+            Ok(_) => Ok(self
+                .take(actor, reason)?
+                .map_err(SetError::ChangedMeanwhile)),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn put_in_force(
+        &mut self,
+        mut settings: Settings,
+        text: &str,
+        actor: &Actor,
+        reason: &str,
+    ) -> Result<Applied, Gone> {
+        if self.state_is_given {
+            settings.state = self.running.state.clone();
+        }
+        let restart_needed = settings.restart_needed(&self.running);
+        // Pairs come and go while the ports stay: `certificates` follows what is published.
+        let certificates = std::mem::take(&mut settings.listen.certificates);
+        settings.listen = Listen {
+            certificates,
+            ..self.running.listen.clone()
+        };
+        settings.admin = self.running.admin.clone();
+        settings.state = self.running.state.clone();
+        settings.log.format = self.running.log.format;
+        settings.log.file = self.running.log.file.clone();
+        // Only how many are sampled may change; without the table none are.
+        settings.traces = self.running.traces.clone().map(|running| Traces {
+            sample: settings.traces.map_or(Rate::NONE, |traces| traces.sample),
+            ..running
+        });
+        let common = Arc::new(Common::new(settings, Some(&self.common)));
+        let applied = self.control.settings_blocking(
+            Arc::clone(&common),
+            restart_needed,
+            actor.clone(),
+            reason.to_owned(),
+        )?;
+        self.common = common;
+        self.disk.keep_last_good(self.source.accept(text));
+        systemd::accepted();
+        Ok(applied)
+    }
+
+    /// Tells people of a reading that cannot be used, and returns what is wrong with it.
+    fn reject(&self, error: &SourceError) -> Result<String, Gone> {
+        let problems = error.render(false);
+        systemd::rejected(&problems);
+        self.control.rejected_blocking(problems.clone())?;
+        Ok(problems)
+    }
+
+    /// Watches the directories that matter now. A directory that cannot be watched is left to the
+    /// poll.
+    fn follow_directories(&mut self) {
+        let Some(watcher) = &mut self.watcher else {
+            return;
+        };
+        let wanted = self.source.directories();
+        for gone in self.watched.difference(&wanted) {
+            let _ = watcher.unwatch(gone);
+        }
+        let mut watched = BTreeSet::new();
+        for directory in wanted {
+            if self.watched.contains(&directory)
+                || watcher
+                    .watch(&directory, RecursiveMode::NonRecursive)
+                    .is_ok()
+            {
+                watched.insert(directory);
+            }
+        }
+        self.watched = watched;
+    }
+}

@@ -1,0 +1,815 @@
+//! The files behind a configuration: reading them, telling whether they changed, and editing a
+//! percentage in them.
+//!
+//! A [`Source`] knows the main file and everything its last reading touched (includes, lists,
+//! patterns), so that a poll can tell "nothing changed" by content alone. Whether something changed
+//! is never told by times of modification: they lie on network file systems and in containers.
+//!
+//! A list that is being written is held: the configuration is read with the content that was
+//! accepted last, which `last_good` keeps. So a change beside it need not wait for it.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
+use std::fs;
+use std::io::Read;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use cutover_config::{Loader, Problems, Settings};
+use cutover_core::Percent;
+use sha2::{Digest, Sha256};
+
+use crate::shared::control_handle::Refusal;
+use crate::shared::settling::Sight;
+use crate::state::last_good::{self, Kept, LastGood};
+use crate::state::status_file;
+
+/// The largest file that is read, in bytes. `cutover_config` has the limit of each kind of file,
+/// and a message that is located; this one keeps a wrong file out of memory.
+const MAX_FILE: u64 = 64 * 1024 * 1024;
+
+/// How often a file that draws in something else at each reading is read. What is left then shows
+/// as a change at the next look.
+const READINGS: usize = 3;
+
+/// The main file and what it drew in when it was last read.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    touched: Touched,
+    /// The fingerprint just before the last reading. Taken before and not after, so that a file
+    /// saved meanwhile still counts as changed.
+    read_at: [u8; 32],
+    /// What was seen just before the last reading, by path; the main file is under the empty path.
+    sights: BTreeMap<String, Sight>,
+    /// What the last reading read, by path, without what was held; the main file is not in it.
+    texts: BTreeMap<String, String>,
+    /// What is in force, by path; the main file is under the empty path.
+    accepted: BTreeMap<String, Sight>,
+    /// The content that stands for a file.
+    held: Kept,
+    /// The state directory, once it is known: where the content of what is held is.
+    state: Option<PathBuf>,
+}
+
+/// What a look saw, by path; the main file is under the empty path.
+pub type Sights = BTreeMap<String, Sight>;
+
+/// What one reading touched.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Touched {
+    files: BTreeSet<String>,
+    /// Those of the files that have the syntax of the main file.
+    includes: BTreeSet<String>,
+    patterns: BTreeSet<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The main file cannot be read.
+    #[error("{path}: {reason}")]
+    Unreadable {
+        /// Its path.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// It says something that cannot be used.
+    #[error("{0}")]
+    Problems(Problems),
+}
+
+impl SourceError {
+    /// The whole message, with colours for a terminal if wanted.
+    pub fn render(&self, color: bool) -> String {
+        match self {
+            Self::Unreadable { .. } => format!("error: {self}\n"),
+            Self::Problems(problems) => problems.render(color),
+        }
+    }
+}
+
+/// Why a percentage was not changed in the file.
+#[derive(Debug, thiserror::Error)]
+pub enum SetError {
+    /// The file as it is now has problems; they come first.
+    #[error("the file has problems of its own; mend them first:\n{0}")]
+    Broken(SourceError),
+    /// The rollout does not stand in the file.
+    #[error("no rollout has the id `{id}`; there are: {known}")]
+    Unknown {
+        /// The id asked for.
+        id: String,
+        /// The ids there are.
+        known: String,
+    },
+    /// The rollout's percentage cannot be set.
+    #[error("{0}")]
+    Edit(cutover_config::EditError),
+    /// The file would have problems with the new percentage.
+    #[error("the file would not be valid with this percentage:\n{0}")]
+    Rejected(SourceError),
+    /// Somebody writes the file.
+    #[error("{path} is being written by somebody else; the percentage was not changed")]
+    BeingWritten {
+        /// The main file.
+        path: String,
+    },
+    /// Somebody else was faster.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// Somebody saved a broken file at the same moment.
+    #[error("the percentage was written, but the file cannot be used now:\n{0}")]
+    ChangedMeanwhile(String),
+    /// The file cannot be written, as with a mounted configuration map.
+    #[error("{path} cannot be written ({error}): change it where it comes from")]
+    Unwritable {
+        /// The file that holds the rollout.
+        path: String,
+        /// Why.
+        error: std::io::Error,
+    },
+}
+
+impl Source {
+    /// The configuration in this file. Nothing is read yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self {
+            path: path.into(),
+            touched: Touched::default(),
+            read_at: [0; 32],
+            sights: Sights::new(),
+            texts: BTreeMap::new(),
+            accepted: Sights::new(),
+            held: Kept::new(),
+            state: None,
+        }
+    }
+
+    /// Another reader of the same file, which holds what this one holds.
+    pub fn beside(&self) -> Self {
+        Self {
+            held: self.held.clone(),
+            state: self.state.clone(),
+            ..Self::new(&self.path)
+        }
+    }
+
+    /// Names the state directory: held content is read from there.
+    pub fn keep_in(&mut self, state: &Path) {
+        self.state = Some(state.to_owned());
+    }
+
+    /// Reads these files as they were kept, until something else is held.
+    pub fn hold(&mut self, held: Kept) {
+        self.held = held;
+    }
+
+    /// What is held: the files that are not read as they are now.
+    pub fn held(&self) -> &Kept {
+        &self.held
+    }
+
+    /// What is in force, by path.
+    pub fn accepted(&self) -> &Sights {
+        &self.accepted
+    }
+
+    /// Whether the main file as it was read is in force.
+    pub fn is_accepted(&self) -> bool {
+        self.accepted.contains_key("")
+    }
+
+    /// The fingerprint of what is in force.
+    pub fn accepted_fingerprint(&self) -> [u8; 32] {
+        self.fingerprint_of(&self.accepted, &Kept::new())
+    }
+
+    /// Whether a cut of this file may show: the main file and includes have a syntax.
+    pub fn has_syntax(&self, path: &str) -> bool {
+        path.is_empty() || self.touched.includes.contains(path)
+    }
+
+    /// The content that stands for these files while they are held. Left out is what was never in
+    /// force, and what is not kept.
+    pub fn holdable<'a>(&self, paths: impl Iterator<Item = &'a String>) -> Kept {
+        let is_kept = |digest: &[u8; 32]| {
+            self.state
+                .as_ref()
+                .is_some_and(|state| last_good::path_of(state, digest).is_file())
+        };
+        paths
+            .filter_map(|path| Some((path.clone(), self.accepted.get(path)?.content)))
+            .filter(|(_, digest)| is_kept(digest))
+            .collect()
+    }
+
+    /// Says that the last reading is in force, and returns what is to be kept of it.
+    pub fn accept(&mut self, main: &str) -> LastGood {
+        let text = self.self_contained(main);
+        let mut files = std::mem::take(&mut self.texts);
+        let sights = std::mem::take(&mut self.sights);
+        for (path, sight) in sights {
+            let read = if path.is_empty() {
+                Some(main)
+            } else {
+                files.get(&path).map(String::as_str)
+            };
+            // What was written between the look and the reading shows as a change at the next look.
+            if read.is_some_and(|read| Sha256::digest(read)[..] == sight.content) {
+                self.accepted.insert(path, sight);
+            }
+        }
+        let Touched {
+            files: touched,
+            includes,
+            ..
+        } = &self.touched;
+        self.accepted
+            .retain(|path, _| path.is_empty() || touched.contains(path));
+        files.retain(|path, _| !includes.contains(path));
+        let unchanged = self
+            .held
+            .iter()
+            .filter(|(path, _)| touched.contains(*path) && !includes.contains(*path))
+            .map(|(path, digest)| (path.clone(), *digest));
+        LastGood {
+            text,
+            files,
+            unchanged: unchanged.collect(),
+        }
+    }
+
+    /// The main file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads and parses everything.
+    ///
+    /// # Errors
+    /// When the main file cannot be read, or anything in it or drawn in by it cannot be used.
+    pub fn load(&mut self) -> Result<(Settings, String), SourceError> {
+        // What a file draws in is known only once it is read: then once more, so that the
+        // fingerprint is over all of it.
+        for _ in 0..READINGS {
+            self.sights = self.look();
+            self.read_at = self.fingerprint_of(&self.sights, &Kept::new());
+            let drawn_in = self.touched.clone();
+            let loaded = self.load_once();
+            if self.touched == drawn_in {
+                return loaded;
+            }
+        }
+        self.load_once()
+    }
+
+    /// The fingerprint of what the last [`Source::load`] read, with what was held.
+    pub fn fingerprint_read(&self) -> [u8; 32] {
+        self.fingerprint_of(&self.sights, &self.held)
+    }
+
+    /// Whether the last [`Source::load`] read what a look has seen. A list may change between the
+    /// two, and what was read then has not rested. A file that the look did not know counts as
+    /// seen.
+    pub fn has_read(&self, seen: &Sights, main: &str) -> bool {
+        let is_main_seen = seen
+            .get("")
+            .is_some_and(|sight| Sha256::digest(main)[..] == sight.content);
+        is_main_seen
+            && self.texts.iter().all(|(path, text)| {
+                seen.get(path)
+                    .is_none_or(|sight| Sha256::digest(text)[..] == sight.content)
+            })
+    }
+
+    /// What was seen just before the last [`Source::load`] that is not accepted.
+    pub fn sights(&self) -> &Sights {
+        &self.sights
+    }
+
+    /// Whether anything differs from what the last [`Source::load`] found.
+    pub fn has_changed(&self) -> bool {
+        self.fingerprint() != self.read_at
+    }
+
+    fn load_once(&mut self) -> Result<(Settings, String), SourceError> {
+        let name = self.path.display().to_string();
+        let text = read_regular(&self.path).map_err(|reason| SourceError::Unreadable {
+            path: name.clone(),
+            reason,
+        })?;
+        let parsed = self.parse(&name, &text);
+        if parsed.is_err() {
+            self.texts.clear();
+        }
+        Ok((parsed?, text))
+    }
+
+    /// Parses a text as if it stood in the main file.
+    ///
+    /// # Errors
+    /// When anything in it or drawn in by it cannot be used.
+    pub fn parse(&mut self, name: &str, text: &str) -> Result<Settings, SourceError> {
+        let files = self.files();
+        let parsed = cutover_config::parse(name, text, &files);
+        self.touched = files.touched.into_inner();
+        self.texts = files.texts.into_inner();
+        parsed.map_err(SourceError::Problems)
+    }
+
+    /// What everything that the last reading touched is now. What is held is looked at where it is.
+    pub fn look(&self) -> Sights {
+        let base = self.base();
+        let sight = |path: &Path| {
+            let read = read_regular(path);
+            Sight::of(
+                path,
+                read.as_ref().map(String::as_bytes).map_err(String::as_str),
+            )
+        };
+        let files = self
+            .touched
+            .files
+            .iter()
+            .map(|file| (file.clone(), sight(&base.join(file))));
+        files.chain([(String::new(), sight(&self.path))]).collect()
+    }
+
+    /// A hash over everything the last reading touched, as it is now. What cannot be read counts as
+    /// such.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint_of(&self.look(), &Kept::new())
+    }
+
+    /// The same for a look that has been taken, for what patterns find now, and with the content
+    /// that stands for what is held.
+    pub fn fingerprint_of(&self, sights: &Sights, held: &Kept) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let mut add = |what: &str, content: &[u8]| {
+            for part in [what.as_bytes(), content] {
+                hash.update((part.len() as u64).to_le_bytes());
+                hash.update(part);
+            }
+        };
+        for (path, sight) in sights {
+            add(path, held.get(path).unwrap_or(&sight.content));
+        }
+        let files = self.files();
+        for pattern in &self.touched.patterns {
+            add(
+                pattern,
+                files
+                    .glob(pattern)
+                    .map_or_else(|reason| format!("-{reason}"), |found| found.join("\n"))
+                    .as_bytes(),
+            );
+        }
+        hash.finalize().into()
+    }
+
+    fn files(&self) -> Files {
+        let held = self
+            .state
+            .iter()
+            .flat_map(|state| {
+                self.held
+                    .iter()
+                    .map(|(path, digest)| (path.clone(), (state.clone(), *digest)))
+            })
+            .collect();
+        Files {
+            base: self.base(),
+            held,
+            touched: RefCell::default(),
+            texts: RefCell::default(),
+        }
+    }
+
+    /// The files of the last reading, the main file among them, that are mount points of their own:
+    /// single files bound into a container. A mount holds on to the file it was made of, so a file
+    /// that is renamed into its place outside never shows here.
+    pub fn mounted_alone(&self) -> Vec<PathBuf> {
+        let mounts = mount_points(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
+        let base = self.base();
+        let files = self
+            .touched
+            .files
+            .iter()
+            .map(|file| base.join(file))
+            .chain([self.path.clone()]);
+        files
+            .filter(|file| fs::canonicalize(file).is_ok_and(|file| mounts.contains(&file)))
+            .collect()
+    }
+
+    /// The directories in which a change may show: of every file touched and, where they are links,
+    /// of what they lead to.
+    pub fn directories(&self) -> BTreeSet<PathBuf> {
+        let base = self.base();
+        let files = self
+            .touched
+            .files
+            .iter()
+            .chain(&self.touched.patterns)
+            .map(|file| base.join(file))
+            .chain([self.path.clone()]);
+        let with_targets =
+            files.flat_map(|file| fs::canonicalize(&file).ok().into_iter().chain([file]));
+        with_targets
+            .filter_map(|file| {
+                file.parent().map(|parent| {
+                    if parent.as_os_str().is_empty() {
+                        PathBuf::from(".")
+                    } else {
+                        parent.to_owned()
+                    }
+                })
+            })
+            .filter(|directory| directory.is_dir())
+            .collect()
+    }
+
+    /// Writes a new percentage into the file that holds the rollout, keeping everything else, and
+    /// returns the settings that are then in it. A file that is a link is changed where it leads.
+    ///
+    /// # Errors
+    /// When the file is not usable as it is or would not be with the new percentage, or cannot be
+    /// written. It is unchanged then.
+    pub fn set_percent(
+        &mut self,
+        rollout: &str,
+        percent: Percent,
+        dry_run: bool,
+    ) -> Result<(Settings, String), SetError> {
+        let (settings, main) = self.load().map_err(SetError::Broken)?;
+        let Some(file) = settings.rollout_files.get(rollout) else {
+            let known = settings
+                .rollouts
+                .iter()
+                .map(|rollout| &*rollout.id)
+                .collect::<Vec<_>>()
+                .join(", ");
+            return Err(SetError::Unknown {
+                id: rollout.to_owned(),
+                known,
+            });
+        };
+        let main_name = self.path.display().to_string();
+        let in_main = *file == main_name;
+        let path = if in_main {
+            self.path.clone()
+        } else {
+            self.base().join(file)
+        };
+        let before = if in_main {
+            main.clone()
+        } else {
+            read_regular(&path).map_err(|reason| {
+                SetError::Broken(SourceError::Unreadable {
+                    path: file.clone(),
+                    reason,
+                })
+            })?
+        };
+        let after =
+            cutover_config::set_percent(&before, rollout, percent).map_err(SetError::Edit)?;
+        if in_main {
+            self.parse(&main_name, &after).map_err(SetError::Rejected)?;
+        }
+        if dry_run {
+            return Ok((settings, main));
+        }
+        let target = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
+        status_file::replace(&target, after.as_bytes()).map_err(|error| SetError::Unwritable {
+            path: path.display().to_string(),
+            error,
+        })?;
+        self.load().map_err(SetError::Rejected)
+    }
+
+    /// The main text with its includes drawn in, so that it stands alone.
+    pub fn self_contained(&self, main: &str) -> String {
+        let Ok(mut document) = main.parse::<toml_edit::DocumentMut>() else {
+            return main.to_owned();
+        };
+        if document.remove("include").is_none() {
+            return main.to_owned();
+        }
+        let files = self.files();
+        let included = self.touched.includes.iter().filter_map(|file| {
+            self.texts
+                .get(file)
+                .cloned()
+                .or_else(|| files.read(file).ok())
+        });
+        // An included file holds nothing but `[[rollout]]` blocks, so it may simply follow.
+        std::iter::once(document.to_string())
+            .chain(included)
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    /// The folder of the main file, where relative paths begin.
+    pub fn base(&self) -> PathBuf {
+        self.path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+            .to_owned()
+    }
+}
+
+/// The mount points in a `mountinfo`: the fifth field of each line, with its octal escapes read.
+fn mount_points(mountinfo: &str) -> BTreeSet<PathBuf> {
+    mountinfo
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| PathBuf::from(OsString::from_vec(unescaped(field))))
+        .collect()
+}
+
+fn unescaped(field: &str) -> Vec<u8> {
+    let (mut bytes, mut rest) = (Vec::new(), field.as_bytes());
+    while let [first, others @ ..] = rest {
+        let escaped = others
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|octal| u8::from_str_radix(std::str::from_utf8(octal).ok()?, 8).ok());
+        bytes.push(escaped.unwrap_or(*first));
+        rest = if escaped.is_some() {
+            &others[3..]
+        } else {
+            others
+        };
+    }
+    bytes
+}
+
+/// Reads files beside the main one, and remembers which.
+struct Files {
+    base: PathBuf,
+    /// By path: the state directory and the content there that stands for the file.
+    held: BTreeMap<String, (PathBuf, [u8; 32])>,
+    touched: RefCell<Touched>,
+    texts: RefCell<BTreeMap<String, String>>,
+}
+
+impl Loader for Files {
+    fn read(&self, path: &str) -> Result<String, String> {
+        self.touched.borrow_mut().files.insert(path.to_owned());
+        if let Some((state, digest)) = self.held.get(path) {
+            // Never what is there now: that may be half of it.
+            return last_good::content(state, digest).ok_or_else(|| {
+                "it is being written, and what was read before cannot be read from the state \
+                 directory"
+                    .to_owned()
+            });
+        }
+        let text = read_regular(&self.base.join(path))?;
+        self.texts
+            .borrow_mut()
+            .insert(path.to_owned(), text.clone());
+        Ok(text)
+    }
+
+    fn include(&self, path: &str) -> Result<String, String> {
+        self.touched.borrow_mut().includes.insert(path.to_owned());
+        self.read(path)
+    }
+
+    /// Patterns have `*` in their last part only: one directory, names by prefix and suffix.
+    fn glob(&self, pattern: &str) -> Result<Vec<String>, String> {
+        self.touched
+            .borrow_mut()
+            .patterns
+            .insert(pattern.to_owned());
+        let (directory, name) = pattern
+            .rsplit_once('/')
+            .map_or(("", pattern), |(directory, name)| (directory, name));
+        if directory.contains('*') {
+            return Err("`*` may stand in the file name only".to_owned());
+        }
+        let Some((prefix, suffix)) = name.split_once('*') else {
+            return Ok(vec![pattern.to_owned()]);
+        };
+        if suffix.contains('*') {
+            return Err("only one `*` may stand in a pattern".to_owned());
+        }
+        let entries = match fs::read_dir(self.base.join(directory)) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error.to_string()),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let name = entry
+                .map_err(|error| error.to_string())?
+                .file_name()
+                .to_string_lossy()
+                .into_owned();
+            let hidden = name.starts_with('.');
+            if !hidden
+                && name.len() >= prefix.len() + suffix.len()
+                && name.starts_with(prefix)
+                && name.ends_with(suffix)
+            {
+                found.push(if directory.is_empty() {
+                    name
+                } else {
+                    format!("{directory}/{name}")
+                });
+            }
+        }
+        found.sort_unstable();
+        Ok(found)
+    }
+
+    fn env(&self, name: &str) -> Option<String> {
+        std::env::var(name).ok()
+    }
+}
+
+/// Reads a regular file of bounded size as UTF-8. A pipe or device is refused before it is opened:
+/// it could block for ever.
+fn read_regular(path: &Path) -> Result<String, String> {
+    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
+    if metadata.is_dir() {
+        return Err("is a directory, not a file".to_owned());
+    }
+    if !metadata.is_file() {
+        return Err("is not a regular file".to_owned());
+    }
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(|error| error.to_string())?;
+    file.take(MAX_FILE + 1)
+        .read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(format!("is larger than {} MiB", MAX_FILE / 1024 / 1024));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        format!(
+            "is not UTF-8 text: byte {} is out of place",
+            error.utf8_error().valid_up_to()
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKENDS: &str = "[backend.legacy]\nservers = [\"127.0.0.1:1\"]\n[backend.new]\nservers \
+                            = [\"127.0.0.1:2\"]\n";
+
+    fn rollout(id: &str, percent: &str) -> String {
+        format!(
+            "[[rollout]]\nid = \"{id}\"\nmatch = {{ path = \"/{id}\" }}\npercent = {percent} # \
+             keep me\nkey = [\"header:x-user-id\"]\n"
+        )
+    }
+
+    #[test]
+    fn a_fingerprint_changes_with_anything_the_file_draws_in() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("rollouts")).expect("a directory");
+        fs::write(
+            at("cutover.toml"),
+            format!("include = [\"rollouts/*.toml\"]\n{BACKENDS}"),
+        )
+        .expect("written");
+        fs::write(
+            at("rollouts/a.toml"),
+            format!(
+                "{}always_new = [\"file:../users.txt\"]\n",
+                rollout("a", "5")
+            ),
+        )
+        .expect("written");
+        fs::write(at("users.txt"), "ana\n").expect("written");
+        fs::write(at("rollouts/users.txt"), "ana\n").expect("written");
+        let mut source = Source::new(at("cutover.toml"));
+        let _ = source.load();
+        let mut seen = vec![source.fingerprint()];
+        assert_eq!(source.fingerprint(), seen[0]);
+        fs::write(at("rollouts/a.toml"), rollout("a", "6")).expect("written");
+        seen.push(source.fingerprint());
+        fs::write(at("rollouts/b.toml"), rollout("b", "6")).expect("written");
+        seen.push(source.fingerprint());
+        fs::remove_file(at("cutover.toml")).expect("removed");
+        seen.push(source.fingerprint());
+        let distinct: BTreeSet<[u8; 32]> = seen.iter().copied().collect();
+        assert_eq!(distinct.len(), seen.len());
+    }
+
+    #[test]
+    fn a_change_while_or_right_after_reading_still_shows() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::write(
+            at("cutover.toml"),
+            format!("include = [\"*.inc.toml\"]\n{BACKENDS}"),
+        )
+        .expect("written");
+        fs::write(at("a.inc.toml"), rollout("a", "5")).expect("written");
+        let mut source = Source::new(at("cutover.toml"));
+        source.load().unwrap_or_else(|error| panic!("{error}"));
+        assert!(
+            !source.has_changed(),
+            "what an include says is part of the first reading"
+        );
+        fs::write(at("a.inc.toml"), rollout("a", "6")).expect("written");
+        assert!(source.has_changed());
+        assert!(source.has_changed(), "looking is not reading");
+        source.load().unwrap_or_else(|error| panic!("{error}"));
+        assert!(!source.has_changed());
+        fs::write(at("cutover.toml"), "broken").expect("written");
+        assert!(
+            source.load().is_err() && !source.has_changed(),
+            "a broken file is read once"
+        );
+    }
+
+    #[test]
+    fn a_percentage_is_set_where_the_rollout_stands() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let at = |name: &str| directory.path().join(name);
+        fs::create_dir(at("rollouts")).expect("a directory");
+        fs::write(
+            at("cutover.toml"),
+            format!(
+                "include = [\"rollouts/*.toml\"]\n{BACKENDS}{}",
+                rollout("main", "5")
+            ),
+        )
+        .expect("written");
+        fs::write(at("rollouts/a.toml"), rollout("a", "5")).expect("written");
+        let mut source = Source::new(at("cutover.toml"));
+        let percent = Percent::parse("12.5").expect("a percentage");
+        for (id, file) in [("main", "cutover.toml"), ("a", "rollouts/a.toml")] {
+            let before = fs::read_to_string(at(file)).expect("text");
+            source.set_percent(id, percent, true).expect("a dry run");
+            assert_eq!(fs::read_to_string(at(file)).expect("text"), before);
+            let (settings, _) = source.set_percent(id, percent, false).expect("set");
+            assert!(
+                settings
+                    .rollouts
+                    .iter()
+                    .any(|rollout| &*rollout.id == id && rollout.percent == percent)
+            );
+            assert_eq!(
+                fs::read_to_string(at(file)).expect("text"),
+                before.replace("percent = 5 ", "percent = 12.5 ")
+            );
+        }
+        assert!(matches!(
+            source.set_percent("nobody", percent, false),
+            Err(SetError::Unknown { .. })
+        ));
+        let standalone =
+            source.self_contained(&fs::read_to_string(at("cutover.toml")).expect("text"));
+        let alone = Source::new(at("alone.toml"))
+            .parse("alone.toml", &standalone)
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(alone.rollouts.len(), 2);
+    }
+
+    #[test]
+    fn mount_points_of_single_files_are_found_by_their_escaped_paths() {
+        let mountinfo = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n41 36 \
+                         8:1 /srv/a /etc/cutover/cutover.toml ro - ext4 /dev/sda1 rw\n42 36 8:1 / \
+                         /a\\040b\\134\\303\\244 rw - ext4 /dev/sda1 rw\nodd\n";
+        let expected = ["/mnt2", "/etc/cutover/cutover.toml", "/a b\\\u{e4}"].map(PathBuf::from);
+        assert_eq!(mount_points(mountinfo), BTreeSet::from(expected));
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(
+            directory.path().join("cutover.toml"),
+            format!("{BACKENDS}{}", rollout("a", "5")),
+        )
+        .expect("written");
+        let mut source = Source::new(directory.path().join("cutover.toml"));
+        source.load().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(source.mounted_alone(), Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn what_is_no_readable_text_is_told_apart() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().join("cutover.toml");
+        let problem = |path: &Path| {
+            Source::new(path)
+                .load()
+                .expect_err("not usable")
+                .to_string()
+        };
+        assert!(problem(&path).contains("No such file"));
+        assert!(problem(directory.path()).contains("is a directory"));
+        assert!(problem(Path::new("/dev/null")).contains("not a regular file"));
+        fs::write(&path, [b'a', 0xff, 0xfe]).expect("written");
+        assert!(problem(&path).contains("is not UTF-8 text: byte 1"));
+    }
+}

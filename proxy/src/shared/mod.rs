@@ -1,0 +1,12 @@
+//! What two rooms use to meet. Each file says who writes it and who reads it.
+
+pub mod certificates;
+pub mod control_handle;
+pub mod drain;
+pub mod failover_budget;
+pub mod prewarm;
+pub mod published;
+pub mod readiness;
+pub mod recorder;
+pub mod refusals;
+pub mod settling;

@@ -1,0 +1,7 @@
+//! What is durable: the state directory, and the one thread that writes it.
+
+pub mod journal;
+pub mod last_good;
+pub mod regular_file;
+pub mod status_file;
+pub mod writer;

@@ -1,0 +1,95 @@
+//! Asks a backend whether it can take users, before they are sent there: the health check that the
+//! file names, or else a connection (with its TLS and HTTP/2 handshake). Any server will do.
+
+use std::fmt;
+use std::sync::Arc;
+
+use cutover_core::Side;
+use cutover_core::simulation::ASK_PATIENCE;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+
+use crate::upstream::Backend;
+use crate::upstream::health::Prober;
+
+/// Servers of a backend that are asked at once.
+const MAX_SERVERS: usize = 8;
+
+/// Asks, and hears the answers.
+pub struct Questions {
+    prober: Arc<Prober>,
+    answers: mpsc::UnboundedSender<Answer>,
+    heard: mpsc::UnboundedReceiver<Answer>,
+}
+
+impl fmt::Debug for Questions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Questions").finish_non_exhaustive()
+    }
+}
+
+/// Whether a backend can take users.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    /// The rollout for which it was asked.
+    pub rollout: Arc<str>,
+    /// The side.
+    pub side: Side,
+    /// Whether it can.
+    pub is_good: bool,
+}
+
+impl Questions {
+    /// Nothing is asked yet.
+    pub fn new() -> Self {
+        let (answers, heard) = mpsc::unbounded_channel();
+        Self {
+            prober: Arc::default(),
+            answers,
+            heard,
+        }
+    }
+
+    /// Asks a backend for a rollout. The answer comes within a quarter of a second.
+    pub fn ask(&self, rollout: Arc<str>, side: Side, backend: Arc<Backend>) {
+        let (prober, answers) = (Arc::clone(&self.prober), self.answers.clone());
+        tokio::spawn(async move {
+            let is_good = tokio::time::timeout(ASK_PATIENCE, any_answers(&prober, &backend))
+                .await
+                .unwrap_or(false);
+            // Nobody listens when the process ends.
+            let _ = answers.send(Answer {
+                rollout,
+                side,
+                is_good,
+            });
+        });
+    }
+
+    /// The next answer.
+    pub async fn next(&mut self) -> Option<Answer> {
+        self.heard.recv().await
+    }
+}
+
+impl Default for Questions {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+async fn any_answers(prober: &Prober, backend: &Backend) -> bool {
+    let servers = backend.servers();
+    let mut asked: FuturesUnordered<_> = servers
+        .iter()
+        .take(MAX_SERVERS)
+        .map(|server| prober.is_answered(backend, server))
+        .collect();
+    while let Some(is_good) = asked.next().await {
+        if is_good {
+            return true;
+        }
+    }
+    false
+}
