@@ -18,7 +18,6 @@ pub mod simulation;
 pub mod stats;
 pub mod time;
 
-pub use control::maintenance::{Maintenance, Restriction, Treatment};
 pub use control::plane::{
     Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Source,
 };
@@ -27,6 +26,7 @@ pub use guard::judge::{Judge, Observed, Waited};
 pub use guard::{Guard, GuardSettings, Mode, Rule, SharedCause, Verdict};
 pub use percent::{Percent, Rate, Ratio};
 pub use routing::bucket::{BUCKETS, Bucket, Salt};
+pub use routing::restriction::{Maintenance, Restriction, Treatment};
 pub use routing::split::{
     Anonymous, Ask, Decision, Failover, Key, KeySource, KeyStep, Lead, LedRollout, Match, Reason,
     RolloutRule, RolloutSplit, Split, UserKey, UserList,

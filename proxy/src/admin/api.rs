@@ -17,8 +17,8 @@ use crate::admin::auth::{Caller, Operator, Viewer};
 use crate::admin::error::ApiError;
 use crate::admin::{Admin, HISTORIES, HISTORY_PATIENCE};
 use crate::gateway::explain::Question;
-use crate::reload::ReloadError;
 use crate::shared::control_handle::{Applied, IfRevision, MaintenanceWish, Refusal};
+use crate::shared::reload_handle::ReloadError;
 use crate::state::journal::{self, Page, Verified};
 use crate::status::Status;
 

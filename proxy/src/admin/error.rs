@@ -7,8 +7,8 @@ use axum::response::{IntoResponse, Response};
 use cutover_core::CommandError;
 use serde_json::json;
 
-use crate::reload::source::SetError;
 use crate::shared::control_handle::{Gone, Refusal};
+use crate::shared::reload_handle::SetError;
 
 /// An error as the API tells it.
 #[derive(Debug)]

@@ -37,14 +37,14 @@ use tokio::sync::{Semaphore, watch};
 
 use crate::admin::auth::Auth;
 use crate::admin::error::ApiError;
-use crate::gateway::listener::Connections;
-use crate::reload::WatchHandle;
 use crate::shared::certificates::Certificates;
+use crate::shared::connections::Connections;
 use crate::shared::control_handle::ControlHandle;
 use crate::shared::drain::Drains;
 use crate::shared::published::Published;
 use crate::shared::readiness::Readiness;
 use crate::shared::refusals::Refusals;
+use crate::shared::reload_handle::ReloadHandle;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::traces::Traces;
 
@@ -59,7 +59,7 @@ pub struct Admin {
     /// To the control loop.
     pub control: ControlHandle,
     /// To the watched file.
-    pub watch: WatchHandle,
+    pub watch: ReloadHandle,
     /// What is in force, for `explain`.
     pub published: Arc<Published>,
     /// Client connections.

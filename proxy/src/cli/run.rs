@@ -11,12 +11,12 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::assemble::{Origin, Running, Start, StartError};
 use crate::cli::{FILE, Failed, note};
-use crate::gateway::listener::client_stream::MOST_LINGERING;
 use crate::process::sockets::Given;
 use crate::process::systemd;
 use crate::process::upgrade::{Heir, Outcome, Program, Succession};
-use crate::reload::WatchHandle;
 use crate::reload::source::Source;
+use crate::shared::connections::MOST_LINGERING;
+use crate::shared::reload_handle::ReloadHandle;
 use crate::telemetry::event_log::EventLog;
 
 /// `cutover run`
@@ -307,7 +307,7 @@ fn serve(
 }
 
 /// Reads the file on a thread of its own, so that a slow one holds up no other signal.
-fn reload(watch: WatchHandle) {
+fn reload(watch: ReloadHandle) {
     systemd::reloading();
     let reload = move || {
         watch.reload_blocking();

@@ -23,169 +23,43 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use cutover_config::{Listen, Settings, Traces};
 use cutover_core::{Actor, Mono, Percent, Rate};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
-use tokio::sync::oneshot;
 
 use crate::clock;
 use crate::process::systemd;
-use crate::reload::source::{SetError, Sights, Source, SourceError};
-use crate::shared::control_handle::{Applied, ControlHandle, Gone, IfRevision, Refusal};
+use crate::reload::source::{Sights, Source, SourceError};
+use crate::shared::control_handle::{Applied, ControlHandle, Gone};
 use crate::shared::published::Common;
+use crate::shared::reload_handle::{
+    FileRequest, ReloadError, ReloadHandle, ReloadRequest, SetError, SetRequest,
+};
 use crate::shared::settling::{self, Resting, Sight};
 use crate::state::last_good::Kept;
 use crate::state::writer::Disk;
 
 /// How often contents are compared without being told.
 const POLL: Duration = Duration::from_secs(1);
+
 /// How long to rest after a look that found nothing: something else in the directory is busy.
 const BREATHER: Duration = Duration::from_millis(5);
+
 /// How long a broken file must stand before it is called broken.
 const SETTLE_BROKEN: Duration = Duration::from_millis(200);
+
 /// Files that rest are looked at after this many times as long as a look takes: a long list must
 /// not keep a core busy.
 const LOOK_SHARE: u32 = 4;
+
 /// How often files that change while they are read are read in a row.
 const TAKES: usize = 5;
+
 /// How long a change of a percentage waits for somebody else who writes the file.
 const SET_PATIENCE: Duration = Duration::from_secs(3);
-
-/// Sends wishes to the watching thread. It ends when the last clone is gone and the process stops.
-#[derive(Clone, Debug)]
-pub struct WatchHandle(Sender<Wish>);
-
-#[derive(Debug)]
-enum Wish {
-    /// Something may have changed.
-    Look,
-    /// Somebody wants the file read now.
-    Reload(Reload),
-    /// Somebody wants a percentage in the file.
-    Set(Set),
-    /// Another process follows the file for the time being.
-    Pause(std::sync::mpsc::Sender<()>),
-    /// Not any more.
-    Resume,
-    /// The process goes down.
-    Stop,
-}
-
-#[derive(Debug)]
-struct Reload {
-    actor: Actor,
-    reason: String,
-    if_revision: IfRevision,
-    reply: oneshot::Sender<Result<Applied, ReloadError>>,
-}
-
-/// Why a reload that was asked for changed nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum ReloadError {
-    /// The problems of the file, as text.
-    #[error("{0}")]
-    Rejected(String),
-    /// Somebody else was faster.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-}
-
-#[derive(Debug)]
-struct Set {
-    rollout: String,
-    percent: Percent,
-    dry_run: bool,
-    actor: Actor,
-    reason: String,
-    if_revision: IfRevision,
-    reply: oneshot::Sender<Result<Applied, SetError>>,
-}
-
-impl WatchHandle {
-    /// Reads the file now, changed or not, and returns when it is in force. Files that are being
-    /// written are waited for, at most [`settling::MOST`].
-    ///
-    /// # Errors
-    /// [`ReloadError`]; or that the process is going down.
-    pub async fn reload(
-        &self,
-        actor: Actor,
-        reason: String,
-        if_revision: IfRevision,
-    ) -> Result<Result<Applied, ReloadError>, Gone> {
-        let (reply, answer) = oneshot::channel();
-        self.0
-            .send(Wish::Reload(Reload {
-                actor,
-                reason,
-                if_revision,
-                reply,
-            }))
-            .map_err(|_| Gone)?;
-        answer.await.map_err(|_| Gone)
-    }
-
-    /// Reads the file now and returns when that is done, from a thread outside any runtime: for
-    /// signals.
-    pub fn reload_blocking(&self) {
-        let (reply, answer) = oneshot::channel();
-        let _ = self.0.send(Wish::Reload(Reload {
-            actor: Actor::file(),
-            reason: String::new(),
-            if_revision: None,
-            reply,
-        }));
-        let _ = answer.blocking_recv();
-    }
-
-    /// Leaves the file alone until [`WatchHandle::resume`], and returns when what had begun is
-    /// done. From a thread outside any runtime.
-    pub fn pause_blocking(&self) {
-        let (done, is_done) = channel();
-        let _ = self.0.send(Wish::Pause(done));
-        let _ = is_done.recv();
-    }
-
-    /// Follows the file again.
-    pub fn resume(&self) {
-        let _ = self.0.send(Wish::Resume);
-    }
-
-    /// Writes a percentage into the file and puts it in force.
-    ///
-    /// # Errors
-    /// Why the file was not changed; or that the process is going down.
-    pub async fn set_percent(
-        &self,
-        rollout: String,
-        percent: Percent,
-        dry_run: bool,
-        (actor, reason): (Actor, String),
-        if_revision: IfRevision,
-    ) -> Result<Result<Applied, SetError>, Gone> {
-        let (reply, answer) = oneshot::channel();
-        self.0
-            .send(Wish::Set(Set {
-                rollout,
-                percent,
-                dry_run,
-                actor,
-                reason,
-                if_revision,
-                reply,
-            }))
-            .map_err(|_| Gone)?;
-        answer.await.map_err(|_| Gone)
-    }
-
-    /// Ends the thread.
-    pub fn stop(&self) {
-        let _ = self.0.send(Wish::Stop);
-    }
-}
 
 /// Starts the watching thread for a source whose settings are in force as `common`.
 /// `state_is_given` says that the state directory does not come from the file.
@@ -198,7 +72,7 @@ pub fn start(
     state_is_given: bool,
     control: ControlHandle,
     disk: Disk,
-) -> std::io::Result<(WatchHandle, std::thread::JoinHandle<()>)> {
+) -> std::io::Result<(ReloadHandle, std::thread::JoinHandle<()>)> {
     let (sender, wishes) = channel();
     let wake = sender.clone();
     let look_wanted = Arc::new(AtomicBool::new(false));
@@ -208,7 +82,7 @@ pub fn start(
         // One look answers any number of events: a busy log beside the file must not fill the
         // queue.
         if !event.is_ok_and(|event| is_a_reading(&event)) && !wanted.swap(true, Ordering::AcqRel) {
-            drop(wake.send(Wish::Look));
+            drop(wake.send(FileRequest::Look));
         }
     };
     let watcher = notify::recommended_watcher(on_event).map_err(|error| tracing::warn!(%error, "file events are not available; the file is compared every second")).ok();
@@ -238,7 +112,7 @@ pub fn start(
     let thread = std::thread::Builder::new()
         .name("watch".to_owned())
         .spawn(move || watch.run(&wishes))?;
-    Ok((WatchHandle(sender), thread))
+    Ok((ReloadHandle::new(sender), thread))
 }
 
 /// Whether an event tells only that somebody read: our own comparisons would wake us for ever.
@@ -255,12 +129,17 @@ fn is_a_reading(event: &notify::Event) -> bool {
 
 /// Waits for the end of a pause; breaks when the process goes down. Whoever wants something
 /// meanwhile is told that nobody is here.
-fn pause(wishes: &Receiver<Wish>) -> ControlFlow<()> {
+fn pause(wishes: &Receiver<FileRequest>) -> ControlFlow<()> {
     loop {
         match wishes.recv() {
-            Ok(Wish::Resume) => return ControlFlow::Continue(()),
-            Ok(Wish::Stop) | Err(_) => return ControlFlow::Break(()),
-            Ok(Wish::Look | Wish::Reload(_) | Wish::Set(_) | Wish::Pause(_)) => {}
+            Ok(FileRequest::Resume) => return ControlFlow::Continue(()),
+            Ok(FileRequest::Stop) | Err(_) => return ControlFlow::Break(()),
+            Ok(
+                FileRequest::Look
+                | FileRequest::Reload(_)
+                | FileRequest::Set(_)
+                | FileRequest::Pause(_),
+            ) => {}
         }
     }
 }
@@ -281,7 +160,7 @@ enum Looked {
 
 /// A reload that somebody waits for.
 struct Pending {
-    reload: Reload,
+    reload: ReloadRequest,
     since: Mono,
     has_begun: bool,
     /// What came of it, while lists still rest.
@@ -320,7 +199,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn run(mut self, wishes: &Receiver<Wish>) {
+    fn run(mut self, wishes: &Receiver<FileRequest>) {
         self.follow_directories();
         // What was saved before the directories were watched told nobody.
         if self.look_around().is_err() {
@@ -332,17 +211,17 @@ impl Watch {
                 .map_or(POLL, |next| next.since(clock::mono()));
             let wish = match wishes.recv_timeout(patience) {
                 Ok(wish) => wish,
-                Err(RecvTimeoutError::Timeout) => Wish::Look,
+                Err(RecvTimeoutError::Timeout) => FileRequest::Look,
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let done = match wish {
                 // Whoever writes a long list wakes us with every block; one look answers many.
-                Wish::Look if self.next_look.is_some_and(|next| clock::mono() < next) => {
+                FileRequest::Look if self.next_look.is_some_and(|next| clock::mono() < next) => {
                     self.look_wanted.store(false, Ordering::Release);
                     continue;
                 }
-                Wish::Look => self.look_around(),
-                Wish::Reload(reload) => {
+                FileRequest::Look => self.look_around(),
+                FileRequest::Reload(reload) => {
                     self.reloads.push_back(Pending {
                         reload,
                         since: clock::mono(),
@@ -351,16 +230,16 @@ impl Watch {
                     });
                     self.look_around()
                 }
-                Wish::Set(set) => self.set(set),
-                Wish::Pause(done) => {
+                FileRequest::Set(set) => self.set(set),
+                FileRequest::Pause(done) => {
                     let _ = done.send(());
                     if pause(wishes).is_break() {
                         return;
                     }
                     self.look_around()
                 }
-                Wish::Resume => Ok(()),
-                Wish::Stop => return,
+                FileRequest::Resume => Ok(()),
+                FileRequest::Stop => return,
             };
             if let Err(Gone) = done {
                 return;
@@ -416,7 +295,7 @@ impl Watch {
                     };
                     self.reloads.push_front(Pending {
                         came_to,
-                        reload: Reload {
+                        reload: ReloadRequest {
                             if_revision,
                             ..pending.reload
                         },
@@ -692,8 +571,8 @@ impl Watch {
         }
     }
 
-    fn set(&mut self, set: Set) -> Result<(), Gone> {
-        let Set {
+    fn set(&mut self, set: SetRequest) -> Result<(), Gone> {
+        let SetRequest {
             rollout,
             percent,
             dry_run,

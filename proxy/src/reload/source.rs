@@ -20,7 +20,7 @@ use cutover_config::{Loader, Problems, Settings};
 use cutover_core::Percent;
 use sha2::{Digest, Sha256};
 
-use crate::shared::control_handle::Refusal;
+use crate::shared::reload_handle::SetError;
 use crate::shared::settling::Sight;
 use crate::state::last_good::{self, Kept, LastGood};
 use crate::state::status_file;
@@ -89,48 +89,6 @@ impl SourceError {
             Self::Problems(problems) => problems.render(color),
         }
     }
-}
-
-/// Why a percentage was not changed in the file.
-#[derive(Debug, thiserror::Error)]
-pub enum SetError {
-    /// The file as it is now has problems; they come first.
-    #[error("the file has problems of its own; mend them first:\n{0}")]
-    Broken(SourceError),
-    /// The rollout does not stand in the file.
-    #[error("no rollout has the id `{id}`; there are: {known}")]
-    Unknown {
-        /// The id asked for.
-        id: String,
-        /// The ids there are.
-        known: String,
-    },
-    /// The rollout's percentage cannot be set.
-    #[error("{0}")]
-    Edit(cutover_config::EditError),
-    /// The file would have problems with the new percentage.
-    #[error("the file would not be valid with this percentage:\n{0}")]
-    Rejected(SourceError),
-    /// Somebody writes the file.
-    #[error("{path} is being written by somebody else; the percentage was not changed")]
-    BeingWritten {
-        /// The main file.
-        path: String,
-    },
-    /// Somebody else was faster.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// Somebody saved a broken file at the same moment.
-    #[error("the percentage was written, but the file cannot be used now:\n{0}")]
-    ChangedMeanwhile(String),
-    /// The file cannot be written, as with a mounted configuration map.
-    #[error("{path} cannot be written ({error}): change it where it comes from")]
-    Unwritable {
-        /// The file that holds the rollout.
-        path: String,
-        /// Why.
-        error: std::io::Error,
-    },
 }
 
 impl Source {
@@ -444,7 +402,9 @@ impl Source {
         percent: Percent,
         dry_run: bool,
     ) -> Result<(Settings, String), SetError> {
-        let (settings, main) = self.load().map_err(SetError::Broken)?;
+        let (settings, main) = self
+            .load()
+            .map_err(|error| SetError::Broken(error.to_string()))?;
         let Some(file) = settings.rollout_files.get(rollout) else {
             let known = settings
                 .rollouts
@@ -468,16 +428,18 @@ impl Source {
             main.clone()
         } else {
             read_regular(&path).map_err(|reason| {
-                SetError::Broken(SourceError::Unreadable {
+                let error = SourceError::Unreadable {
                     path: file.clone(),
                     reason,
-                })
+                };
+                SetError::Broken(error.to_string())
             })?
         };
         let after =
             cutover_config::set_percent(&before, rollout, percent).map_err(SetError::Edit)?;
         if in_main {
-            self.parse(&main_name, &after).map_err(SetError::Rejected)?;
+            self.parse(&main_name, &after)
+                .map_err(|error| SetError::Rejected(error.to_string()))?;
         }
         if dry_run {
             return Ok((settings, main));
@@ -487,7 +449,8 @@ impl Source {
             path: path.display().to_string(),
             error,
         })?;
-        self.load().map_err(SetError::Rejected)
+        self.load()
+            .map_err(|error| SetError::Rejected(error.to_string()))
     }
 
     /// The main text with its includes drawn in, so that it stands alone.

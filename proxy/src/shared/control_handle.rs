@@ -10,7 +10,7 @@ use cutover_core::{Actor, Command, CommandError, Lead, Maintenance, Trip};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::shared::published::Common;
-use crate::status::Report;
+use crate::shared::report::Report;
 
 /// How many messages may wait. Senders wait for room; the data path never sends.
 const QUEUE: usize = 64;

@@ -1,6 +1,7 @@
 //! What two rooms use to meet. Each file says who writes it and who reads it.
 
 pub mod certificates;
+pub mod connections;
 pub mod control_handle;
 pub mod drain;
 pub mod failover_budget;
@@ -9,4 +10,6 @@ pub mod published;
 pub mod readiness;
 pub mod recorder;
 pub mod refusals;
+pub mod reload_handle;
+pub mod report;
 pub mod settling;

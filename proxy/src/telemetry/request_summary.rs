@@ -32,3 +32,42 @@ pub struct Ended {
     /// The client's address.
     pub client: IpAddr,
 }
+
+/// What moves the bytes of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// Pingora's HTTP proxy.
+    #[default]
+    Proxy,
+    /// The fast lane.
+    Lane,
+}
+
+impl Engine {
+    /// The name used in the access log.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Proxy => "proxy",
+            Self::Lane => "lane",
+        }
+    }
+}
+
+/// The id of a request.
+#[derive(Clone, Debug)]
+pub enum RequestId {
+    /// One of ours.
+    Ours([u8; 32]),
+    /// That of a trusted proxy.
+    Theirs(Box<[u8]>),
+}
+
+impl RequestId {
+    /// Its text.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::Ours(id) => id,
+            Self::Theirs(id) => id,
+        }
+    }
+}

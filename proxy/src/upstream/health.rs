@@ -24,7 +24,6 @@ use tokio::sync::watch;
 use tokio::task::AbortHandle;
 
 use crate::clock;
-use crate::shared::published::Published;
 use crate::upstream::{Backend, Server};
 
 /// How often it is looked whether there are servers to check that nobody checks, and whether names
@@ -36,13 +35,13 @@ const RESOLVE: Duration = Duration::from_secs(5);
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 const MOST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Checks and resolves for whatever is published, from a thread of its own, until `stopped` turns
+/// Checks the servers and resolves the names of the present `backends`, from a thread of its own, until `stopped` turns
 /// true.
 ///
 /// # Errors
 /// When the system refuses the thread.
 pub fn start(
-    published: Arc<Published>,
+    backends: impl Fn() -> Vec<Arc<Backend>> + Clone + Send + Sync + 'static,
     mut stopped: watch::Receiver<bool>,
 ) -> io::Result<JoinHandle<()>> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -53,14 +52,14 @@ pub fn start(
         .name("health".to_owned())
         .spawn(move || {
             runtime.block_on(async move {
-                tokio::spawn(resolve(Arc::clone(&published)));
+                tokio::spawn(resolve(backends.clone()));
                 let connector = Arc::new(Connector::new(None));
                 let mut checks: HashMap<usize, AbortHandle> = HashMap::new();
                 let mut looks = tokio::time::interval(LOOK);
                 loop {
                     tokio::select! {
                         _ = stopped.wait_for(|stopped| *stopped) => return,
-                        _ = looks.tick() => keep_up(&published, &connector, &mut checks),
+                        _ = looks.tick() => keep_up(&backends(), &connector, &mut checks),
                     }
                 }
             });
@@ -71,16 +70,13 @@ pub fn start(
 
 /// A check for each server that is to be checked, and none for any other.
 fn keep_up(
-    published: &Published,
+    backends: &[Arc<Backend>],
     connector: &Arc<Connector>,
     checks: &mut HashMap<usize, AbortHandle>,
 ) {
-    let snapshot = published.load();
     let mut wanted = HashMap::new();
-    for backend in snapshot
-        .common
-        .backends
-        .values()
+    for backend in backends
+        .iter()
         .filter(|backend| backend.settings().health.is_some())
     {
         for server in &*backend.servers() {
@@ -207,16 +203,14 @@ fn fresh_peer(server: &Server) -> HttpPeer {
     peer
 }
 
-async fn resolve(published: Arc<Published>) {
+async fn resolve(backends: impl Fn() -> Vec<Arc<Backend>>) {
     let mut complained: HashMap<String, String> = HashMap::new();
     loop {
         tokio::time::sleep(RESOLVE).await;
-        let snapshot = published.load();
+        let backends = backends();
         let looked_up = tokio::task::spawn_blocking(move || {
-            snapshot
-                .common
-                .backends
-                .values()
+            backends
+                .iter()
                 .flat_map(|backend| backend.resolve())
                 .collect::<HashMap<String, String>>()
         });

@@ -1,5 +1,6 @@
 //! Which side a request goes to: the matching rollout, the bucket of its user, and the share.
 
 pub mod bucket;
+pub mod restriction;
 pub mod routes;
 pub mod split;

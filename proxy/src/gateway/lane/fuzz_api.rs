@@ -1,11 +1,11 @@
 //! What the lane makes of bytes, without a connection: for fuzz targets and tests, which are to see
 //! what a backend or a client would.
 
-use crate::gateway::lane::Declined;
 use crate::gateway::lane::body_decoder::{Body, Left};
 use crate::gateway::lane::request::{self, Parsed};
 use crate::gateway::lane::response;
 use crate::gateway::message::fields::Fields;
+use crate::shared::connections::Declined;
 
 /// What becomes of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]

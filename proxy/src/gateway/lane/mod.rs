@@ -37,7 +37,6 @@ pub mod write_buffer;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -50,94 +49,23 @@ pub use crate::gateway::lane::prewarm::warm;
 use crate::gateway::lane::read_buffer::{Buffer, Size};
 use crate::gateway::lane::request::{Asked, Parsed, Request};
 use crate::gateway::lane::transaction::{After, Transaction};
-use crate::gateway::listener::Connections;
 use crate::gateway::listener::deadlines::Watched;
 use crate::gateway::message::reply::Reply;
 use crate::gateway::router::{Exchange, Gate, Step};
+use crate::shared::connections::{Connections, Declined};
 use crate::shared::drain::Drains;
 
 /// Bytes of the largest head that the lane takes.
 pub const LARGEST_HEAD: usize = Size::LargeHead.bytes();
+
 /// How long a client may go on sending after its last answer, when it did not say that it would
 /// close.
 pub(in crate::gateway) const FAREWELL: Duration = Duration::from_secs(1);
 
 /// What the lane can serve a client on.
 pub trait LaneStream: AsyncRead + AsyncWrite + Unpin + Send {}
+
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> LaneStream for T {}
-
-/// Why a request is left to the proxy engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Declined {
-    /// The head is not plain, or large.
-    Head,
-    /// It is not HTTP/1.1.
-    Version,
-    /// The method is not one of the usual ones.
-    Method,
-    /// The target is not a path in plain characters.
-    Target,
-    /// There is not exactly one plain `Host`.
-    Host,
-    /// The body is not framed by one length.
-    Framing,
-    /// Fields are for the next hop only.
-    HopByHop,
-    /// It may become, or be answered by, something that lasts.
-    Lasts,
-    /// A body where none is usual: it could not be sent twice.
-    Body,
-    /// A backend speaks TLS or HTTP/2.
-    Backend,
-    /// Maintenance holds it.
-    Held,
-}
-
-impl Declined {
-    /// All of them.
-    pub const ALL: [Self; 11] = [
-        Self::Head,
-        Self::Version,
-        Self::Method,
-        Self::Target,
-        Self::Host,
-        Self::Framing,
-        Self::HopByHop,
-        Self::Lasts,
-        Self::Body,
-        Self::Backend,
-        Self::Held,
-    ];
-
-    /// The name used in metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Head => "head",
-            Self::Version => "version",
-            Self::Method => "method",
-            Self::Target => "target",
-            Self::Host => "host",
-            Self::Framing => "framing",
-            Self::HopByHop => "hop_by_hop",
-            Self::Lasts => "lasts",
-            Self::Body => "body",
-            Self::Backend => "backend",
-            Self::Held => "held",
-        }
-    }
-}
-
-/// How many requests were declined, by reason. Counted in one place for all threads, since such a
-/// request is slow anyway.
-#[derive(Debug, Default)]
-pub struct Declines([AtomicU64; Declined::ALL.len()]);
-
-impl Declines {
-    /// For this reason.
-    pub fn count(&self, why: Declined) -> u64 {
-        self.0[why as usize].load(Ordering::Relaxed)
-    }
-}
 
 /// The lane. One per process.
 #[derive(Debug)]
@@ -215,7 +143,7 @@ impl Lane {
                 match self.look(came.filled(), watched) {
                     Parsed::Partial => {}
                     Parsed::Declined(why) => {
-                        self.connections.declines().0[why as usize].fetch_add(1, Ordering::Relaxed);
+                        self.connections.declines().add(why);
                         return Exit::Declined(came);
                     }
                     Parsed::Whole((exchange, asked, request, refusal)) => {

@@ -8,11 +8,12 @@ use std::mem::MaybeUninit;
 
 use http::{HeaderName, Method};
 
+use crate::gateway::lane::LARGEST_HEAD;
 use crate::gateway::lane::header_lines::{Lines, Splice};
 use crate::gateway::lane::write_buffer::Scratch;
-use crate::gateway::lane::{Declined, LARGEST_HEAD};
 use crate::gateway::message::fields::Fields;
 use crate::gateway::message::head::Head;
+use crate::shared::connections::Declined;
 
 /// Fields that a request of the lane may have.
 const MAX_FIELDS: usize = 64;

@@ -24,9 +24,10 @@ use crate::gateway::lane::{FAREWELL, Lane, LaneStream, date};
 use crate::gateway::listener::deadlines::Watched;
 use crate::gateway::message::reply::{Reply, wants_html};
 use crate::gateway::router::{
-    ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Engine, Exchange, Failure, MAX_INTERIM, Sent, is_safe,
+    ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Exchange, Failure, MAX_INTERIM, Sent, is_safe,
 };
 use crate::shared::drain::Ended;
+use crate::telemetry::request_summary::Engine;
 use crate::upstream::fd_exhaustion;
 use crate::upstream::{Chosen, Connect, Server};
 

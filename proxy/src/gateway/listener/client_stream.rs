@@ -9,7 +9,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -23,6 +22,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufWriter, R
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 
+use crate::shared::connections::{Lingering, MOST_LINGERING};
 use crate::upstream::pool::{Unread, unread};
 
 /// Bytes that pingora may write before they are sent, so that a head and a short body leave
@@ -31,8 +31,7 @@ const WRITE_BUFFER: usize = 1_460;
 
 /// How long a client may go on sending after pingora has closed its connection.
 const LINGER: Duration = Duration::from_secs(2);
-/// How many clients may do so at once. Where there are more, somebody is up to something.
-pub const MOST_LINGERING: usize = 1_024;
+
 /// How many of these may be clients of whom nothing is unread: their answers are lost only if they
 /// go on sending.
 const MOST_SILENT: usize = MOST_LINGERING / 2;
@@ -187,11 +186,6 @@ impl Drop for Lent {
     }
 }
 
-/// How many clients are let finish at present.
-pub fn lingering() -> usize {
-    LINGERING.load(Ordering::Relaxed)
-}
-
 /// Ends our side, and throws away what the client still sends, for a while.
 async fn linger(mut socket: TcpStream, _place: Lingering) {
     let until_its_end = async {
@@ -202,26 +196,6 @@ async fn linger(mut socket: TcpStream, _place: Lingering) {
     };
     // Whoever sends for longer has had its time.
     let _ = tokio::time::timeout(LINGER, until_its_end).await;
-}
-
-/// One of the connections that are ending. They count as open no more, so there is a limit of their
-/// own.
-struct Lingering;
-
-static LINGERING: AtomicUsize = AtomicUsize::new(0);
-
-impl Lingering {
-    fn enter(most: usize) -> Option<Self> {
-        let place = LINGERING.fetch_add(1, Ordering::Relaxed) < most;
-        // Without a place it leaves at once.
-        Some(Self).filter(|_| place)
-    }
-}
-
-impl Drop for Lingering {
-    fn drop(&mut self) {
-        LINGERING.fetch_sub(1, Ordering::Relaxed);
-    }
 }
 
 impl AsyncRead for Lent {
@@ -289,6 +263,7 @@ impl UniqueID for Lent {
 }
 
 impl Ssl for Lent {}
+
 impl Peek for Lent {}
 
 impl GetTimingDigest for Lent {

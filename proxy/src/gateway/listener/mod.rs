@@ -23,7 +23,7 @@ use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -49,57 +49,15 @@ use crate::gateway::lane::body_relay::{Broken, write_all};
 use crate::gateway::lane::read_buffer::Buffer;
 use crate::gateway::lane::transaction::write_reply;
 use crate::gateway::lane::write_buffer::Scratch;
-use crate::gateway::lane::{self, Declines, Exit, Lane, begins, fills};
+use crate::gateway::lane::{self, Exit, Lane, begins, fills};
 use crate::gateway::listener::client_stream::{Client, Lent};
 use crate::gateway::listener::deadlines::{Alarm, Watchdog, Watched};
 use crate::gateway::message::head::Conn;
 use crate::gateway::message::reply::Reply;
 use crate::gateway::message::screen::{self, Passed, Screen, Screened};
 use crate::gateway::router::{End, Gate, is_trusted};
+use crate::shared::connections::{Connections, OpenConnection};
 use crate::shared::drain::{Drains, Ended};
-
-/// Client connections: how many are open, how many were turned away, and what of theirs was not the
-/// lane's.
-#[derive(Debug, Default)]
-pub struct Connections {
-    open: AtomicUsize,
-    refused: AtomicU64,
-    declines: Declines,
-}
-
-impl Connections {
-    /// Open connections.
-    pub fn open(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
-    }
-
-    /// Connections closed at once because `max_connections` were open.
-    pub fn refused(&self) -> u64 {
-        self.refused.load(Ordering::Relaxed)
-    }
-
-    /// Requests that the lane left to the proxy engine.
-    pub fn declines(&self) -> &Declines {
-        &self.declines
-    }
-
-    fn enter(self: &Arc<Self>, max: usize) -> Option<OpenConnection> {
-        if self.open.fetch_add(1, Ordering::Relaxed) >= max {
-            self.open.fetch_sub(1, Ordering::Relaxed);
-            self.refused.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        Some(OpenConnection(Arc::clone(self)))
-    }
-}
-
-struct OpenConnection(Arc<Connections>);
-
-impl Drop for OpenConnection {
-    fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
-    }
-}
 
 /// How clients begin on a port.
 pub enum Entrance {

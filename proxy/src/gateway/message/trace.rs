@@ -10,12 +10,10 @@
 //!
 //! Source: W3C Trace Context, Level 1 (versions above 00 are read as 00, as it asks).
 
-use std::net::SocketAddr;
-
-use cutover_core::{FailureKind, Mono, Side};
 use rand::Rng;
 
 use crate::gateway::message::fields::Fields;
+use crate::telemetry::traces::{Spans, hex_digits, new_span};
 
 /// The context of one request, and what we add to it.
 #[derive(Debug)]
@@ -32,34 +30,6 @@ pub struct Trace {
     pub is_orphaned: bool,
     /// What we say about it; `None` where it is not sampled.
     pub spans: Option<Box<Spans>>,
-}
-
-/// The spans of one request: ours, and one for each attempt.
-#[derive(Clone, Debug, Default)]
-pub struct Spans {
-    /// The id of ours.
-    pub id: u64,
-    /// In order.
-    pub attempts: Vec<Attempt>,
-}
-
-/// One attempt at a server.
-#[derive(Clone, Debug)]
-pub struct Attempt {
-    /// The id of its span.
-    pub id: u64,
-    /// The side that was asked.
-    pub side: Side,
-    /// The server that was asked.
-    pub server: SocketAddr,
-    /// When it was chosen.
-    pub began: Mono,
-    /// When the attempt was over; `None` while it is not.
-    pub ended: Option<Mono>,
-    /// What the server answered, if it did.
-    pub status: Option<u16>,
-    /// How it failed, if it did.
-    pub failure: Option<FailureKind>,
 }
 
 impl Trace {
@@ -103,41 +73,6 @@ impl Trace {
             )),
             (None, Some(span)) => Some(header(self.id, span, false)),
             (None, None) => None,
-        }
-    }
-}
-
-impl Spans {
-    /// The next attempt begins.
-    pub fn attempt(&mut self, side: Side, server: SocketAddr, now: Mono) {
-        self.ended(None, now);
-        self.attempts.push(Attempt {
-            id: new_span(&mut rand::rng()),
-            side,
-            server,
-            began: now,
-            ended: None,
-            status: None,
-            failure: None,
-        });
-    }
-
-    /// The server has answered.
-    pub fn answered(&mut self, status: u16) {
-        if let Some(attempt) = self.attempts.last_mut() {
-            attempt.status = Some(status);
-        }
-    }
-
-    /// The present attempt is over, if one is under way.
-    pub fn ended(&mut self, failure: Option<FailureKind>, now: Mono) {
-        if let Some(attempt) = self
-            .attempts
-            .last_mut()
-            .filter(|attempt| attempt.ended.is_none())
-        {
-            attempt.ended = Some(now);
-            attempt.failure = failure.or(attempt.failure);
         }
     }
 }
@@ -188,10 +123,6 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-fn new_span(random: &mut impl Rng) -> u64 {
-    random.random::<u64>() | 1
-}
-
 /// The text of a `traceparent`.
 pub type TraceParent = [u8; 55];
 
@@ -203,36 +134,14 @@ fn header(id: u128, span: u64, is_sampled: bool) -> TraceParent {
     text
 }
 
-/// Both digits of each byte.
-const PAIRS: [[u8; 2]; 256] = {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut pairs = [[0; 2]; 256];
-    let mut byte = 0;
-    while byte < 256 {
-        pairs[byte] = [DIGITS[byte >> 4], DIGITS[byte & 0xf]];
-        byte += 1;
-    }
-    pairs
-};
-
-/// A number in 32 hexadecimal digits.
-pub fn hex_digits(number: u128) -> [u8; 32] {
-    let mut digits = [0; 32];
-    for (pair, byte) in digits
-        .as_chunks_mut::<2>()
-        .0
-        .iter_mut()
-        .zip(number.to_be_bytes())
-    {
-        *pair = PAIRS[usize::from(byte)];
-    }
-    digits
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::gateway::router::tests::TestHead;
+    use cutover_core::FailureKind;
+    use cutover_core::Mono;
+    use cutover_core::Side;
+    use std::net::SocketAddr;
 
     const SENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 

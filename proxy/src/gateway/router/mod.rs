@@ -48,16 +48,16 @@ use crate::gateway::message::forward;
 use crate::gateway::message::head::{Conn, Edits, Head, Value};
 use crate::gateway::message::identity::{self, Identity, MINTED_COOKIE};
 use crate::gateway::message::reply::Reply;
-use crate::gateway::message::trace::{Trace, hex_digits};
+use crate::gateway::message::trace::Trace;
 use crate::gateway::message::validate;
 use crate::gateway::router::hold_queue::Unparked;
 use crate::shared::failover_budget::Saving;
 use crate::shared::published::{Published, Snapshot};
 use crate::shared::recorder::{Halted, Held, InFlight, Origin, Recorder, UNMATCHED};
 use crate::shared::refusals::{Refusal, Refusals};
-use crate::telemetry::access_log::{AccessLog, Line, User};
-use crate::telemetry::request_summary::Ended;
-use crate::telemetry::traces::{Finished, Traces};
+use crate::telemetry::access_log::{AccessLog, Line, Refused, User};
+use crate::telemetry::request_summary::{Ended, Engine, RequestId};
+use crate::telemetry::traces::{Finished, Traces, hex_digits};
 use crate::upstream::Backend;
 
 /// When to ask again where maintenance has no end yet, in seconds.
@@ -65,6 +65,7 @@ const RETRY_AFTER: u32 = 30;
 
 /// Attempts on one side: a server of the backend, and one more.
 pub const ATTEMPTS_ON_A_SIDE: u8 = 2;
+
 /// Interim answers that a backend may send before its answer.
 pub const MAX_INTERIM: u8 = 32;
 
@@ -269,26 +270,6 @@ pub struct End {
     pub engine: Engine,
 }
 
-/// What moves the bytes of a request.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Engine {
-    /// Pingora's HTTP proxy.
-    #[default]
-    Proxy,
-    /// The fast lane.
-    Lane,
-}
-
-impl Engine {
-    /// The name used in the access log.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Proxy => "proxy",
-            Self::Lane => "lane",
-        }
-    }
-}
-
 impl Exchange {
     /// Where the request goes.
     pub fn backend(&self) -> &Arc<Backend> {
@@ -444,7 +425,7 @@ impl Gate {
         let request_id = fields
             .request_id
             .filter(|_| conn.trusted)
-            .map_or_else(|| RequestId::new(&trace), |id| RequestId::Theirs(id.into()));
+            .map_or_else(|| new_request_id(&trace), |id| RequestId::Theirs(id.into()));
         let mut exchange = Exchange {
             rollout: None,
             decision: None,
@@ -1068,7 +1049,7 @@ impl Gate {
             return;
         }
         let trace = Trace::of(&Fields::default(), false, None);
-        let (request_id, total) = (RequestId::new(&trace), now.since(began));
+        let (request_id, total) = (new_request_id(&trace), now.since(began));
         let ended = Ended {
             at: crate::clock::wall(),
             total,
@@ -1095,7 +1076,7 @@ impl Gate {
             trace: trace.id,
             span: None,
             user: None,
-            refused: Some(Box::new(*reply)),
+            refused: Some(Box::new(told(reply))),
         });
     }
 
@@ -1222,7 +1203,7 @@ impl Gate {
                 trace,
                 span,
                 user: exchange.user,
-                refused: exchange.refused,
+                refused: exchange.refused.map(|reply| Box::new(told(&reply))),
             });
         }
     }
@@ -1374,32 +1355,22 @@ fn hex(number: u128) -> String {
     format!("{number:032x}")
 }
 
-/// The id of a request.
-#[derive(Clone, Debug)]
-pub enum RequestId {
-    /// One of ours.
-    Ours([u8; 32]),
-    /// That of a trusted proxy.
-    Theirs(Box<[u8]>),
+/// Returns what the access log says of a refused request.
+fn told(reply: &Reply) -> Refused {
+    Refused {
+        code: reply.code,
+        sentence: reply.sentence(),
+    }
 }
 
-impl RequestId {
-    /// 128 random bits in hex: the id of the trace where it begins here, so that one id finds both.
-    fn new(trace: &Trace) -> Self {
-        Self::Ours(hex_digits(if trace.parent.is_none() {
-            trace.id
-        } else {
-            rand::rng().random()
-        }))
-    }
-
-    /// Its text.
-    pub fn as_bytes(&self) -> &[u8] {
-        match self {
-            Self::Ours(id) => id,
-            Self::Theirs(id) => id,
-        }
-    }
+/// Makes the id of a request: 128 random bits in hexadecimal digits. It is the id of the trace where
+/// that begins here, so that one id finds both.
+fn new_request_id(trace: &Trace) -> RequestId {
+    RequestId::Ours(hex_digits(if trace.parent.is_none() {
+        trace.id
+    } else {
+        rand::rng().random()
+    }))
 }
 
 /// Whether the client came over TLS, as far as we or a trusted proxy know.

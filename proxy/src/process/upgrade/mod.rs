@@ -33,9 +33,9 @@ use tokio::sync::{mpsc, watch};
 use crate::clock;
 use crate::process::sockets::{Given, Socket};
 use crate::process::upgrade::protocol::{Offer, PROTOCOL, Word};
-use crate::reload::WatchHandle;
 use crate::shared::control_handle::{ControlHandle, Estate, Tripped};
 use crate::shared::published::Published;
+use crate::shared::reload_handle::ReloadHandle;
 
 /// The argument that makes a process take over from the one that starts it.
 pub const ARGUMENT: &str = "--take-over";
@@ -89,7 +89,7 @@ pub struct Holdings {
     /// To the control loop.
     pub control: ControlHandle,
     /// To the watched file.
-    pub watch: WatchHandle,
+    pub watch: ReloadHandle,
     /// While true nobody is accepted on the admin port: who connects waits for the process that
     /// will own the state, and cannot be told something that is forgotten.
     pub close_admin: watch::Sender<bool>,

@@ -7,6 +7,7 @@
 
 mod render;
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::SocketAddr;
@@ -23,9 +24,7 @@ use rand::Rng;
 use crate::telemetry::access_log::render::Renderer;
 use siphasher::sip::SipHasher24;
 
-use crate::gateway::message::reply::Reply;
-use crate::gateway::router::{Engine, RequestId};
-use crate::telemetry::request_summary::Ended;
+use crate::telemetry::request_summary::{Ended, Engine, RequestId};
 
 /// How many lines may wait.
 const QUEUE: usize = 16_384;
@@ -63,6 +62,15 @@ struct Shared {
     reopen: AtomicBool,
 }
 
+/// Why a request was refused before anything was decided on it.
+#[derive(Clone, Debug)]
+pub struct Refused {
+    /// A stable word for programs.
+    pub code: &'static str,
+    /// A sentence for people.
+    pub sentence: Cow<'static, str>,
+}
+
 /// The facts of one request.
 #[derive(Debug)]
 pub struct Line {
@@ -94,7 +102,7 @@ pub struct Line {
     pub user: Option<User>,
     /// The answer to a request that was refused. Such a request has a line even where only errors
     /// have one.
-    pub refused: Option<Box<Reply>>,
+    pub refused: Option<Box<Refused>>,
 }
 
 /// A user as a line says it.

@@ -9,8 +9,8 @@ use cutover_config::LogFormat;
 use cutover_core::{Maintenance, Outcome, Wall};
 
 use crate::clock;
-use crate::gateway::message::trace::hex_digits;
 use crate::telemetry::access_log::{Line, User};
+use crate::telemetry::traces::hex_digits;
 
 /// What lines have in common, kept from one to the next.
 pub(super) struct Renderer {
@@ -180,9 +180,9 @@ impl Renderer {
                 error
                     .into_iter()
                     .for_each(|error| object.word("error.kind", error));
-                if let Some(reply) = &line.refused {
-                    object.word("cutover.refused", reply.code);
-                    object.text("error.message", &reply.sentence());
+                if let Some(refused) = &line.refused {
+                    object.word("cutover.refused", refused.code);
+                    object.text("error.message", &refused.sentence);
                 }
                 hash.into_iter()
                     .for_each(|hash| object.hex("user.hash", u128::from(hash), 16));
@@ -236,7 +236,10 @@ impl Renderer {
                         .unwrap_or_default(),
                     line.refused
                         .as_ref()
-                        .map(|reply| format!(" refused={} why={:?}", reply.code, reply.sentence()))
+                        .map(|refused| format!(
+                            " refused={} why={:?}",
+                            refused.code, refused.sentence
+                        ))
                         .unwrap_or_default(),
                     line.ended
                         .moved

@@ -23,15 +23,14 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, TextEncoder};
 
 use crate::clock;
-use crate::gateway::lane::Declined;
-use crate::gateway::listener::Connections;
-use crate::gateway::listener::client_stream::lingering;
 use crate::shared::certificates::Certificates;
+use crate::shared::connections::{Connections, Declined, lingering};
 use crate::shared::drain::{Drains, Ended};
 use crate::shared::failover_budget::Saving;
 use crate::shared::recorder::{Halted, SlotTotals};
 use crate::shared::refusals::{Refusal, Refusals};
-use crate::status::{MaintenanceStatus, Report};
+use crate::shared::report::Report;
+use crate::status::MaintenanceStatus;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::metrics::names::Name;
 use crate::telemetry::traces::Traces;

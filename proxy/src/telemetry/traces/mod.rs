@@ -7,6 +7,7 @@
 
 #[cfg(feature = "otlp")]
 mod otlp;
+mod spans;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,8 +16,8 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use cutover_config::Traces as Settings;
 use cutover_core::Mono;
 
-use crate::gateway::message::trace::Spans;
 use crate::telemetry::request_summary::Ended;
+pub use spans::{Attempt, Spans, hex_digits, new_span};
 
 /// Whether this program can export at all.
 pub const CAN_EXPORT: bool = cfg!(feature = "otlp");

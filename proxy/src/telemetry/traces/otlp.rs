@@ -21,8 +21,8 @@ use opentelemetry_otlp::{Protocol, WithExportConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanEvents, SpanExporter as _, SpanLinks};
 
+use super::Attempt;
 use crate::clock;
-use crate::gateway::message::trace::Attempt;
 use crate::telemetry::traces::{Counts, Finished};
 
 /// Requests in a batch.

@@ -23,7 +23,11 @@
 
 mod affected;
 mod blame;
+mod finding;
+mod handover;
+mod intake;
 mod ladder;
+mod observed;
 mod rules;
 mod targets;
 pub(crate) mod trials;
@@ -34,195 +38,45 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::guard::availability::{Vital, Word};
-use crate::guard::detector::{Detector, Test};
+use crate::guard::detector::Test;
 use crate::guard::{GuardSettings, Rule, Verdict};
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
 use crate::stats::histogram::lowest_of;
-use crate::stats::users::{Aims, Class, Crowd, TICK, USER_PERIOD, Witness};
-use crate::stats::window::{CoarseLatencies, Counts, Span, Totals, Trials};
+use crate::stats::users::{Aims, Crowd, TICK};
+use crate::stats::window::{CoarseLatencies, Counts, Span, Trials};
 use crate::time::Mono;
 
 use crate::guard::judge::affected::Hurt;
 use crate::guard::judge::ladder::Ladder;
-use crate::guard::judge::rules::{Part, RuleState, Source, key_of, waited};
+use crate::guard::judge::rules::{RuleState, Source, waited};
 use crate::guard::judge::targets::Baseline;
 use crate::guard::judge::trials::Blocks;
+pub use finding::{Case, Finding, TripNumbers};
+pub use handover::{Heritage, PartHeritage};
+pub use intake::Recent;
+pub use observed::{Observed, Waited};
 pub(crate) use rules::most_at_once;
 
 /// Without a request for so long, legacy is no control group any more.
 const ALONE_AFTER: Duration = Duration::from_secs(10);
+
 /// A shared cause is over when nothing has spoken of it for this long.
 pub const SHARED_LASTS: Duration = Duration::from_secs(60);
+
 /// So many failures of new in a row, and it is good to know how legacy fares.
 const SUSPICIOUS_STREAK: u32 = 2;
+
 /// After a changed share sides are not compared for so long: new opens connections and fills
 /// caches, and fast answers of the new users come before their slow ones.
 const GRACE: Duration = Duration::from_secs(2);
+
 /// A legacy that fails this part of its users, and more, is nothing to compare other answers with.
 const NO_YARDSTICK: f64 = 0.2;
+
 /// A latency is slower than legacy's only by at least so much, in microseconds: between fractions
 /// of a millisecond no user can tell.
 const SLOWER_BY_US: u64 = 2_000;
-
-/// Requests that reached the age at which an unanswered one hangs.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Waited {
-    /// How many reached it, answered or not.
-    pub started: u64,
-    /// How many of them have no answer yet.
-    pub hung: u64,
-    /// From how many different places they come, at least: a place is one of sixteen groups of
-    /// networks, or of users when there are few networks.
-    pub places: u32,
-    /// The part of the place with the most of them, `0..=1`.
-    pub top_place: f64,
-}
-
-/// What the shell saw of one rollout since it looked last.
-#[derive(Clone, Copy, Debug)]
-pub struct Observed<'a> {
-    /// Everything counted since the start, by side.
-    pub totals: &'a PerSide<Totals>,
-    /// Of users whom the hash or chance placed: the sides are compared by them.
-    pub compared: &'a PerSide<Totals>,
-    /// Failures since the last success.
-    pub streaks: PerSide<u32>,
-    /// Whether the side has a server that requests are sent to.
-    pub available: PerSide<bool>,
-    /// Whether a health check of the side has passed within its last two intervals.
-    pub passes_checks: PerSide<bool>,
-    /// Requests that reached the age of the hang rule since the last tick.
-    pub waited: PerSide<Waited>,
-    /// The same of users who are compared.
-    pub waited_compared: PerSide<Waited>,
-    /// Bad events on new that counted since the last look.
-    pub witnesses: &'a [Witness],
-    /// Whom new has served lately; `None` when nobody counted them for this look.
-    pub crowd: Option<Crowd>,
-}
-
-impl<'a> Observed<'a> {
-    /// Totals and nothing else: backends are there, nobody hangs, nobody was asked who they are,
-    /// and all users are compared.
-    pub fn of(totals: &'a PerSide<Totals>) -> Self {
-        Self {
-            totals,
-            compared: totals,
-            streaks: PerSide { legacy: 0, new: 0 },
-            available: PerSide {
-                legacy: true,
-                new: true,
-            },
-            passes_checks: PerSide {
-                legacy: false,
-                new: false,
-            },
-            waited: PerSide::default(),
-            waited_compared: PerSide::default(),
-            witnesses: &[],
-            crowd: None,
-        }
-    }
-}
-
-/// The last minute of both sides, this tick included, and the latencies of the last tick as
-/// counters and how many fell into each.
-#[derive(Clone, Copy, Debug)]
-pub struct Recent<'a> {
-    /// Of all evidence.
-    pub all: PerSide<&'a Span>,
-    /// Of users who are compared.
-    pub compared: PerSide<&'a Span>,
-    /// The tick's latencies of new, of all evidence.
-    pub last_of_new: &'a [(u16, u64)],
-    /// The tick's latencies of users who are compared.
-    pub last_compared: PerSide<&'a [(u16, u64)]>,
-}
-
-/// What a look finds, beyond "carry on".
-#[derive(Clone, Debug, PartialEq)]
-pub enum Finding {
-    /// New is worse.
-    Worse(Case),
-    /// New is bad, and legacy is, too.
-    Shared(Case),
-    /// The same as before.
-    StillShared,
-    /// The evidence is strong, but it is that of too few.
-    Held(Case),
-}
-
-/// A rule and what it has to say.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Case {
-    /// The rule.
-    pub rule: Rule,
-    /// Its numbers, as a person says them.
-    pub sentence: String,
-    /// Its numbers.
-    pub numbers: PerSide<TripNumbers>,
-    /// Since when its evidence has grown, if it is known how legacy fared before: then legacy has
-    /// changed since.
-    pub legacy_changed_since: Option<Mono>,
-}
-
-/// The counts of one side that forced a trip.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct TripNumbers {
-    /// Requests that count.
-    pub requests: u64,
-    /// Failures among them.
-    pub failed: u64,
-    /// 4xx answers among them.
-    pub client_errors: u64,
-    /// Clients that gave up.
-    pub aborts: u64,
-    /// p95 latency in microseconds.
-    pub p95_us: Option<u64>,
-}
-
-impl TripNumbers {
-    pub(crate) fn of(span: &Span) -> Self {
-        let counts = &span.counts;
-        Self {
-            requests: counts.requests,
-            failed: counts.failed(),
-            client_errors: counts.client_errors,
-            aborts: counts.aborts,
-            p95_us: span.latencies.quantile(0.95),
-        }
-    }
-}
-
-/// What a judge knows, for another process that goes on with it. Times are those of the clock that
-/// both share.
-///
-/// Left out: who was hurt and whom new serves, since each process hashes users with a key of its
-/// own; and the windows of the last minute.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heritage {
-    /// The evidence of each rule, by the rule with its limits: evidence on another limit is none.
-    pub rules: Vec<(String, Vec<PartHeritage>)>,
-    /// Sides are compared from then on.
-    pub compares_from: Option<Mono>,
-    /// Latencies are compared from then on.
-    pub warm_until: Option<Mono>,
-    /// What is known of legacy's rates over the last hours, by the rule with its limits: when each
-    /// block ended, and the rate in it.
-    pub ever: Vec<(String, Vec<(Mono, f64)>)>,
-    /// Whether there was no legacy to compare with.
-    pub alone: bool,
-}
-
-/// The evidence of one part of a rule.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct PartHeritage {
-    /// [`Detector::numbers`].
-    pub evidence: Vec<f64>,
-    /// The limit, and the evidence, of what stands in while there is no legacy.
-    pub alone: Option<(f64, Vec<f64>)>,
-}
 
 /// The judge of one rollout.
 #[derive(Clone, Debug)]
@@ -316,73 +170,6 @@ impl Judge {
             started: is_new_slot,
             looked_at: now,
             hung: PerSide::default(),
-        }
-    }
-
-    /// What it knows, for another process.
-    pub fn heritage(&self) -> Heritage {
-        let part = |part: &Part| PartHeritage {
-            evidence: part.detector.numbers(),
-            alone: part.alone.as_ref().and_then(|alone| match alone.test() {
-                Test::Absolute { limit, .. } => Some((*limit, alone.numbers())),
-                Test::Relative { .. } | Test::Mean { .. } | Test::MeanVsLegacy { .. } => None,
-            }),
-        };
-        let rules = self
-            .rules
-            .iter()
-            .map(|state| (key_of(state.rule), state.parts.iter().map(part).collect()))
-            .collect();
-        let known = |state: &RuleState| {
-            Some((
-                key_of(state.rule),
-                state.parts.first()?.limit.as_ref()?.1.known(),
-            ))
-        };
-        let ever = self.rules.iter().filter_map(known).collect();
-        Heritage {
-            rules,
-            compares_from: self.compares_from,
-            warm_until: self.warm_until,
-            ever,
-            alone: self.alone,
-        }
-    }
-
-    /// Goes on with what another process knew. Only for a judge that has seen nothing.
-    pub fn inherit(&mut self, heritage: &Heritage, now: Mono) {
-        self.compares_from = heritage.compares_from;
-        self.warm_until = heritage.warm_until;
-        self.alone = heritage.alone;
-        // Nobody has seen legacy for a while: it has to come first.
-        self.legacy_seen = heritage.alone.then(Mono::default);
-        for state in &mut self.rules {
-            let key = key_of(state.rule);
-            let known = heritage.ever.iter().find(|(rule, _)| *rule == key);
-            if let (Some((_, known)), Some((_, ever))) = (
-                known,
-                state.parts.first_mut().and_then(|part| part.limit.as_mut()),
-            ) {
-                ever.take_up(known);
-                // The evidence that follows is on the limit that was in force there.
-                state.parts[0].follow_legacy((0, 0), false, self.share, self.raised_at, now);
-            }
-            let Some((_, parts)) = heritage
-                .rules
-                .iter()
-                .find(|(rule, parts)| *rule == key && parts.len() == state.parts.len())
-            else {
-                continue;
-            };
-            for (part, heritage) in state.parts.iter_mut().zip(parts) {
-                part.detector.take_up(&heritage.evidence);
-                part.alone = heritage.alone.as_ref().map(|(limit, evidence)| {
-                    let mut alone = Detector::new(Test::absolute(*limit), now)
-                        .at_most(most_at_once(state.rule, self.log_threshold));
-                    alone.take_up(evidence);
-                    alone
-                });
-            }
         }
     }
 
@@ -629,41 +416,6 @@ impl Judge {
         finding
     }
 
-    /// The part of legacy's users in this tick who got an answer that was no failure. 1 without
-    /// users.
-    fn served_part(&mut self, observed: &Observed<'_>) -> f64 {
-        let counts = &observed.compared.legacy.counts;
-        let total = (counts.appearances, counts.counted[Class::Failure.index()]);
-        let before = std::mem::replace(&mut self.failures_seen, total);
-        let (appeared, failed) = (
-            total.0.saturating_sub(before.0),
-            total.1.saturating_sub(before.1),
-        );
-        1.0 - failed as f64 / appeared.max(failed).max(1) as f64
-    }
-
-    /// Comparisons begin with the share that is in force when the pause after its change is over;
-    /// those of latencies when new is warm.
-    fn begin_comparisons(&mut self, now: Mono) {
-        let is_over = |from: &mut Option<Mono>| from.take_if(|from| now >= *from).is_some();
-        let (settled, warm) = (
-            is_over(&mut self.compares_from),
-            is_over(&mut self.warm_until),
-        );
-        if settled {
-            self.blocks = Blocks::new(now);
-        }
-        for rule in &mut self.rules {
-            let is_latency = rule.waits_for_warmth();
-            if is_latency && warm {
-                rule.restart(now);
-            }
-            if settled || is_latency && warm {
-                rule.begin_users(self.share);
-            }
-        }
-    }
-
     /// Looks at failures only, between ticks, because one has just happened.
     pub fn wake(
         &mut self,
@@ -687,112 +439,6 @@ impl Judge {
             }
         }
         self.find(observed, recent, now, true)
-    }
-
-    /// Keeps up with what is counted while nobody is judged.
-    pub fn skip(&mut self, observed: &Observed<'_>, recent: &Recent<'_>, now: Mono) {
-        self.take_in(observed, now);
-        self.control_group(observed, now);
-        self.ladder.tick(recent.last_compared.legacy, now);
-        self.blocks.tick(now);
-        self.trials_seen = observed.compared.map(|totals| totals.trials.clone());
-        self.latencies_seen = observed.compared.map(|totals| totals.of_users);
-        self.served_part(observed);
-        for part in self
-            .rules
-            .iter_mut()
-            .flat_map(|rule| rule.parts.iter_mut().chain(&mut rule.versus))
-        {
-            part.seen = part.source.tally(observed, part.is_relative());
-        }
-        self.started = true;
-        self.aim(recent, now);
-    }
-
-    fn take_in(&mut self, observed: &Observed<'_>, now: Mono) {
-        self.looked_at = now;
-        if observed.waited.new.hung > 0 {
-            self.hung = observed.waited;
-        }
-        self.hurt.add(observed.witnesses, now);
-        self.crowd = observed.crowd.unwrap_or(self.crowd);
-        let counts = &observed.totals.legacy.counts;
-        if !self.started {
-            self.legacy
-                .begin(counts.requests - counts.failed(), counts.failed());
-        }
-        self.legacy.see(
-            counts.requests - counts.failed(),
-            counts.failed(),
-            observed.available.legacy,
-            observed.passes_checks.legacy,
-            now,
-        );
-        let before = std::mem::replace(&mut self.legacy_counts, *counts);
-        if self.started {
-            let (good, bad) = counts.since(&before).users_fared();
-            // One place may be one user.
-            let hung = if observed.waited.legacy.places > 1 {
-                observed.waited.legacy.hung
-            } else {
-                0
-            };
-            self.legacy.users_fared(good, bad + hung, now);
-        }
-        if observed.streaks.new < self.streak || observed.streaks.new == 0 {
-            self.streak_since = now;
-        }
-        if observed.streaks.new == 0 {
-            self.legacy_at_streak = None;
-        } else if self.legacy_at_streak.is_none() || observed.streaks.new < self.streak {
-            self.legacy_at_streak = Some((counts.requests, counts.failed()));
-        }
-        self.streak = observed.streaks.new;
-        match (observed.available.new, self.down_since) {
-            (true, _) => self.down_since = None,
-            (false, None) => self.down_since = Some(now),
-            (false, Some(_)) => {}
-        }
-        let served = observed.totals.new.counts.requests;
-        if self
-            .requests
-            .back()
-            .is_none_or(|(at, _)| now.since(*at) >= TICK)
-        {
-            self.requests.push_back((now, served));
-        }
-        while self.requests.len() > 1 && now.since(self.requests[0].0) > USER_PERIOD {
-            self.requests.pop_front();
-        }
-    }
-
-    /// Notices when legacy stops being there to compare with, and when it comes back.
-    fn control_group(&mut self, observed: &Observed<'_>, now: Mono) {
-        let total = observed.compared.legacy.counts.requests;
-        if std::mem::replace(&mut self.legacy_requests, total) != total
-            || self.legacy_seen.is_none()
-        {
-            self.legacy_seen = Some(now);
-        }
-        let alone = self
-            .legacy_seen
-            .is_some_and(|seen| now.since(seen) > ALONE_AFTER);
-        if alone == self.alone {
-            return;
-        }
-        self.alone = alone;
-        let baseline = self.baseline.as_ref().filter(|_| alone);
-        for rule in self.rules.iter_mut().filter(|rule| rule.compares()) {
-            for part in &mut rule.parts {
-                part.alone = baseline
-                    .filter(|_| !matches!(part.source, Source::Means))
-                    .map(|baseline| {
-                        Detector::new(Test::absolute(baseline.limit(rule.rule, part.source)), now)
-                            .at_most(most_at_once(rule.rule, self.log_threshold))
-                    });
-                part.detector.restart(now);
-            }
-        }
     }
 
     /// What every rule says now, for people.

@@ -7,15 +7,22 @@
 //! Deliberately absent: extraction of the user key from a request (the gateway's `identity`), and
 //! chance: a random bucket is an argument.
 
-use std::collections::HashSet;
+mod key;
+mod rule;
+mod successor;
+
+pub(crate) use rule::without_root;
 use std::sync::Arc;
 
-use crate::control::maintenance::Restriction;
 use crate::percent::Percent;
-use crate::routing::bucket::{Bucket, Salt};
+use crate::routing::bucket::Bucket;
+use crate::routing::restriction::Restriction;
 use crate::routing::routes::Routes;
 use crate::side::{PerSide, Side};
 use crate::stats::outcome::Evidence;
+pub use key::{Anonymous, Key, KeySource, KeyStep, UserKey, UserList};
+pub use rule::{Failover, Match, RolloutRule};
+pub use successor::{Lead, LedRollout};
 
 /// What the data path needs of all rollouts, in file order.
 #[derive(Clone, Debug, Default)]
@@ -60,44 +67,6 @@ impl Split {
             }
         }
         self
-    }
-}
-
-/// What another process has in force that serves the same users and leads.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Lead {
-    /// Each of its rollouts.
-    pub rollouts: Vec<LedRollout>,
-    /// What is kept out of requests that match no rollout.
-    pub maintenance: Restriction,
-}
-
-/// What another process has in force for one rollout.
-#[derive(Clone, Debug, PartialEq)]
-pub struct LedRollout {
-    /// Its id.
-    pub id: Arc<str>,
-    /// The effective share of users on new.
-    pub percent: Percent,
-    /// Whether it is rolled back.
-    pub latched: bool,
-    /// What is kept out of its requests.
-    pub maintenance: Restriction,
-}
-
-impl Lead {
-    /// What this split means for a process that follows.
-    pub fn of(split: &Split) -> Self {
-        let rollouts = split.rollouts.iter().map(|rollout| LedRollout {
-            id: Arc::clone(&rollout.rule.id),
-            percent: rollout.percent,
-            latched: rollout.latched,
-            maintenance: rollout.maintenance,
-        });
-        Self {
-            rollouts: rollouts.collect(),
-            maintenance: split.maintenance,
-        }
     }
 }
 
@@ -152,276 +121,6 @@ pub enum Spill {
     WithoutServer,
     /// Now: legacy has servers, but they do not answer.
     Now,
-}
-
-/// The part of a rollout that only a changed file changes.
-#[derive(Clone, Debug)]
-pub struct RolloutRule {
-    /// The id of the rollout.
-    pub id: Arc<str>,
-    /// Its place in the recorder, the same for as long as the process lives.
-    pub slot: usize,
-    /// Which requests it takes.
-    pub matches: Match,
-    /// The salt of its hash.
-    pub salt: Salt,
-    /// Where the user key comes from; the first source that is not empty wins.
-    pub keys: Vec<Key>,
-    /// What happens to a request without a key.
-    pub anonymous: Anonymous,
-    /// Users on new whatever their bucket, unless rolled back.
-    pub always_new: UserList,
-    /// Users on legacy whatever their bucket.
-    pub always_legacy: UserList,
-    /// Names of the backends of the two sides.
-    pub backends: PerSide<Arc<str>>,
-    /// Whether a request that fails on new is answered by legacy.
-    pub failover: Failover,
-    /// Path prefixes, in the form of [`Match::path`], below which a file that is missing on one
-    /// side is fetched from the other.
-    pub fallback_on_404: Vec<Box<str>>,
-}
-
-impl RolloutRule {
-    /// Whether a file missing at this normalised path is fetched from the other side.
-    pub fn falls_back(&self, path: &str) -> bool {
-        self.fallback_on_404
-            .iter()
-            .any(|prefix| is_below(prefix, path))
-    }
-}
-
-/// Which requests that fail on new are answered by legacy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Failover {
-    /// None.
-    Off,
-    /// Those of which nothing was sent: the connection could not be made.
-    Connect,
-    /// These, and those that change nothing (GET, HEAD, OPTIONS) if the failure shows before the
-    /// response header or is one (5xx).
-    #[default]
-    Safe,
-}
-
-impl Failover {
-    /// The name the file uses.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Connect => "connect",
-            Self::Safe => "safe",
-        }
-    }
-}
-
-/// Whether a normalised path is the prefix or below it, by whole segments.
-fn is_below(prefix: &str, path: &str) -> bool {
-    prefix == "/"
-        || path
-            .strip_prefix(prefix)
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-}
-
-/// Which requests a rollout takes. Each part is optional; an absent one accepts everything.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Match {
-    /// Lower-case host without port, or `*.example.org` for any name below it.
-    pub host: Option<Box<str>>,
-    /// Path prefix by whole segments, beginning with `/` and without a closing one: `/shop` takes
-    /// `/shop` and `/shop/1`, not `/shopping`.
-    pub path: Option<Box<str>>,
-    /// Upper-case methods; empty takes all.
-    pub methods: Vec<Box<str>>,
-}
-
-impl Match {
-    /// Whether a request is taken. `host` has no port and may end in the dot of a full name, `path`
-    /// is normalised and has no query.
-    pub fn accepts(&self, host: &str, path: &str, method: &str) -> bool {
-        self.accepts_host(host)
-            && self.accepts_path(path)
-            && (self.methods.is_empty()
-                || self.methods.iter().any(|accepted| &**accepted == method))
-    }
-
-    fn accepts_host(&self, host: &str) -> bool {
-        let host = without_root(host);
-        match self.host.as_deref() {
-            None => true,
-            Some(wanted) => match wanted.strip_prefix('*') {
-                None => wanted.eq_ignore_ascii_case(host),
-                Some(suffix) => {
-                    let Some(at) = host.len().checked_sub(suffix.len()) else {
-                        return false;
-                    };
-                    at > 0 && host.as_bytes()[at..].eq_ignore_ascii_case(suffix.as_bytes())
-                }
-            },
-        }
-    }
-
-    fn accepts_path(&self, path: &str) -> bool {
-        match self.path.as_deref() {
-            None | Some("" | "/") => true,
-            Some(prefix) => is_below(prefix, path),
-        }
-    }
-}
-
-/// A host without the dot that a full name may end in: `shop.example.` is `shop.example`.
-pub(crate) fn without_root(host: &str) -> &str {
-    host.strip_suffix('.').unwrap_or(host)
-}
-
-/// A place where the user key may be found in a request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum KeySource {
-    /// A request header, lower case.
-    Header(Box<str>),
-    /// A cookie.
-    Cookie(Box<str>),
-    /// A claim of the bearer token, read without verifying its signature: for bucketing only.
-    Jwt(Box<str>),
-    /// A query parameter.
-    Query(Box<str>),
-    /// The N-th path segment, counted from 1.
-    Path(usize),
-    /// The client's address.
-    Ip,
-}
-
-impl KeySource {
-    /// The source as the file writes it, such as `header:x-user-id`.
-    pub fn text(&self) -> String {
-        match self {
-            Self::Header(name) => format!("header:{name}"),
-            Self::Cookie(name) => format!("cookie:{name}"),
-            Self::Jwt(claim) => format!("jwt:{claim}"),
-            Self::Query(name) => format!("query:{name}"),
-            Self::Path(segment) => format!("path:{segment}"),
-            Self::Ip => "ip".to_owned(),
-        }
-    }
-}
-
-/// One step in reading what a source has found.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum KeyStep {
-    /// Percent-decodes. A plus sign stays one, and what is no escape stays as it is.
-    Decode,
-    /// Writes ASCII letters in lower case.
-    Lower,
-    /// Removes ASCII white space at both ends.
-    Trim,
-    /// Decodes base64 of either alphabet, with or without padding. Anything else counts as no key.
-    Base64,
-}
-
-impl KeyStep {
-    /// Every step.
-    pub const ALL: [Self; 4] = [Self::Decode, Self::Lower, Self::Trim, Self::Base64];
-
-    /// The step as the file writes it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Decode => "decode",
-            Self::Lower => "lower",
-            Self::Trim => "trim",
-            Self::Base64 => "base64",
-        }
-    }
-}
-
-/// Where a user key may be found, and how what stands there is read.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
-    /// The place.
-    pub source: KeySource,
-    /// The steps of reading, in order.
-    pub steps: Vec<KeyStep>,
-}
-
-impl Key {
-    /// The key as the file writes it, such as `cookie:uid|decode|lower`.
-    pub fn text(&self) -> String {
-        self.steps
-            .iter()
-            .fold(self.source.text(), |text, step| text + "|" + step.name())
-    }
-}
-
-impl From<KeySource> for Key {
-    fn from(source: KeySource) -> Self {
-        Self {
-            source,
-            steps: Vec::new(),
-        }
-    }
-}
-
-/// What happens to a request without a user key.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub enum Anonymous {
-    /// Goes to legacy.
-    #[default]
-    Legacy,
-    /// Gets an id in a cookie and is bucketed by it, this very request included.
-    Cookie,
-    /// Is decided by chance, request by request.
-    Random,
-}
-
-/// User keys named by the operator. The map hashes in memory only, with fixed seeds: its order and
-/// output are never seen.
-#[derive(Clone, Debug)]
-pub struct UserList(HashSet<Box<[u8]>, ahash::RandomState>);
-
-impl UserList {
-    /// A list of these keys.
-    pub fn new<K: AsRef<[u8]>>(keys: impl IntoIterator<Item = K>) -> Self {
-        let mut list = HashSet::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
-        list.extend(keys.into_iter().map(|key| key.as_ref().into()));
-        Self(list)
-    }
-
-    /// Whether the key is named.
-    pub fn contains(&self, key: &[u8]) -> bool {
-        !self.0.is_empty() && self.0.contains(key)
-    }
-
-    /// How many keys are named.
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    /// Whether nobody is named.
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl Default for UserList {
-    fn default() -> Self {
-        Self::new(std::iter::empty::<&[u8]>())
-    }
-}
-
-impl PartialEq for UserList {
-    fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
-    }
-}
-
-/// Who asks.
-#[derive(Clone, Copy, Debug)]
-pub enum UserKey<'a> {
-    /// A key that the request carries, or one minted for it just now.
-    Known(&'a [u8]),
-    /// No key, and chance decides: a bucket drawn by the shell.
-    Random(Bucket),
-    /// No key.
-    None,
 }
 
 /// One request, as far as the decision is concerned.
@@ -577,6 +276,7 @@ pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use crate::Salt;
 
     pub(crate) fn rule(matches: Match) -> RolloutRule {
         RolloutRule {

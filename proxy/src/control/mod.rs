@@ -16,6 +16,8 @@
 //! A raise waits for its persistence, at most two seconds. If the disk cannot take it, the smaller
 //! exposure stays in force and the raise is published as soon as the state is durable.
 
+pub mod report;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
@@ -37,11 +39,13 @@ use crate::shared::drain::Drains;
 use crate::shared::prewarm::WarmUp;
 use crate::shared::published::{Common, Published, Snapshot};
 use crate::shared::recorder::{self, Reader, SlotTotals, UNMATCHED, WAIT_TICKS, slot_of};
+use crate::shared::report::{Measured, Report};
 use crate::state::journal::Record;
 use crate::state::writer::Disk;
-use crate::status::{ConfigStatus, Measured, Report, Status, recent_quantiles, status_of};
+use crate::status::{ConfigStatus, Status};
 use crate::upstream::Backend;
 use crate::upstream::probe::{Answer, Questions};
+use report::{recent_quantiles, status_of};
 
 /// The shortest time between two looks.
 const LOOK_PAUSE: Duration = WAKE_PAUSE;

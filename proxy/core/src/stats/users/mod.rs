@@ -24,6 +24,11 @@
 //!
 //! Deliberately absent: user keys. A user is 32 bits of hash here and in everything made of it.
 
+mod class;
+mod limits;
+mod population;
+mod stamp;
+
 #[expect(
     clippy::disallowed_types,
     reason = "the one part of the core that request threads share; held for a push or a swap"
@@ -36,6 +41,11 @@ use std::time::Duration;
 use crate::side::{PerSide, Side};
 use crate::stats::outcome::{Ending, Outcome};
 use crate::time::Mono;
+pub use class::{Class, Counted};
+pub use limits::Aims;
+pub use population::{Crowd, LastCrowd, fair_share};
+pub use stamp::tick_of;
+use stamp::{age, is_recent, place, stamp_of, take};
 
 /// How often the guard looks, and the unit of time in the tables.
 pub const TICK: Duration = Duration::from_millis(250);
@@ -59,128 +69,22 @@ pub const REDIRECTS_IN_A_ROW: u16 = 5;
 const REDIRECTS_WITHIN: Duration = Duration::from_secs(60);
 
 const PERIOD_TICKS: u16 = (USER_PERIOD.as_millis() / TICK.as_millis()) as u16;
+
 const REDIRECT_TICKS: u16 = (REDIRECTS_WITHIN.as_millis() / TICK.as_millis()) as u16;
+
 /// Stamps are forgotten after this many ticks: twice the longest block.
 const STAMP_TICKS: u16 = 4_096;
+
 const USERS: usize = 1 << 16;
+
 const NETWORKS: usize = 1 << 14;
+
 /// How many witnesses of one class are kept between two looks of the control plane; further ones
 /// are counted only.
 const WITNESSES_PER_LOOK: u32 = 256;
 
 /// How many latency limits are watched on each side.
 pub const LIMITS: usize = 9;
-
-/// A kind of bad event that counts once per user.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Class {
-    /// The request failed by the backend's fault.
-    Failure,
-    /// A 4xx answer.
-    ClientError,
-    /// The client gave up.
-    Abort,
-    /// The user gets nothing but redirects: [`REDIRECTS_IN_A_ROW`] of them.
-    Redirects,
-    /// Slower than the latency limit with this index, below [`LIMITS`].
-    Slow(u8),
-}
-
-impl Class {
-    /// How many classes there are.
-    pub const COUNT: usize = 4 + LIMITS;
-
-    /// The place of this class in arrays of counts.
-    pub const fn index(self) -> usize {
-        match self {
-            Self::Failure => 0,
-            Self::ClientError => 1,
-            Self::Abort => 2,
-            Self::Redirects => 3,
-            Self::Slow(limit) => 4 + limit as usize,
-        }
-    }
-}
-
-/// In what one ended request counts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
-    /// The classes in which it counts, by [`Class::index`].
-    classes: u16,
-    /// The classes in which it is bad, whether it counts or not.
-    bad: u16,
-    /// In how many of the running blocks it is the user's first bad event, the shortest block
-    /// first; two bits for each class.
-    affected: u32,
-    /// In how many of the running blocks it is the user's first answer, the shortest block first.
-    first: u8,
-    is_appearance: bool,
-}
-
-impl Counted {
-    /// Whether the user had not been seen in this tick before.
-    pub const fn is_appearance(self) -> bool {
-        self.is_appearance
-    }
-
-    /// In how many of the running blocks this is the user's first answer, the shortest block first.
-    pub const fn first_in(self) -> usize {
-        self.first as usize
-    }
-
-    /// In how many of the running blocks this is the user's first bad event of a class, the
-    /// shortest block first.
-    pub const fn affected_in(self, class: usize) -> usize {
-        (self.affected >> (2 * class) & 3) as usize
-    }
-
-    fn add(&mut self, class: Class) {
-        self.classes |= 1 << class.index();
-    }
-
-    fn is_bad(&mut self, class: Class, affected: usize) {
-        self.bad |= 1 << class.index();
-        self.affected |= (affected as u32) << (2 * class.index());
-    }
-
-    /// Whether it counts in nothing.
-    pub const fn is_empty(self) -> bool {
-        self.classes == 0 && !self.is_appearance && self.bad == 0
-    }
-
-    /// Whether it counts in any class of bad events.
-    pub const fn is_bad_anywhere(self) -> bool {
-        self.classes != 0
-    }
-
-    /// Whether anything of it concerns users as trials.
-    pub const fn is_of_users(self) -> bool {
-        self.first != 0 || self.affected != 0
-    }
-
-    /// Whether it counts in this class.
-    pub const fn has(self, class: Class) -> bool {
-        self.classes & (1 << class.index()) != 0
-    }
-
-    /// The indexes of the classes in which it counts.
-    pub fn indexes(self) -> impl Iterator<Item = usize> {
-        ones(self.classes)
-    }
-
-    /// The indexes of the classes in which it is bad, whether it counts or not.
-    pub fn bad_indexes(self) -> impl Iterator<Item = usize> {
-        ones(self.bad)
-    }
-}
-
-fn ones(mut left: u16) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let index = (left != 0).then(|| left.trailing_zeros() as usize)?;
-        left &= left - 1;
-        Some(index)
-    })
-}
 
 /// The one who sent a request, as far as the judge cares. Both are hashes that the shell mixes
 /// well.
@@ -205,84 +109,6 @@ pub struct Witness {
     pub path: Option<Box<str>>,
     /// Whether the user was placed by the hash or by chance, and so is compared with legacy's.
     pub is_compared: bool,
-}
-
-/// How many different users and networks new has served lately.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Crowd {
-    /// Users in the last ten seconds.
-    pub users_10s: f64,
-    /// Users in the last minute.
-    pub users_60s: f64,
-    /// Client networks in the last ten seconds.
-    pub networks_10s: f64,
-    /// Client networks in the last minute.
-    pub networks_60s: f64,
-}
-
-impl Crowd {
-    /// Whether one more user or network may change what is asked of a case against new.
-    pub fn is_small(&self) -> bool {
-        self.users_60s < 8.0 || self.networks_60s < 8.0
-    }
-}
-
-/// What a crowd was when it was counted last.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LastCrowd {
-    crowd: Crowd,
-    newcomers: u32,
-}
-
-impl LastCrowd {
-    /// Counts once more if that `is_due`; and while there are few, for then how many matters to who
-    /// may trip a rule, as soon as somebody has come.
-    pub fn look(&mut self, watch: &Watch, is_due: bool, now: Mono) -> Option<Crowd> {
-        // Read before the tables: whoever comes meanwhile is counted now or at the next look.
-        let newcomers = watch.newcomers.load(Ordering::Acquire);
-        if is_due || self.crowd.is_small() && newcomers != self.newcomers {
-            *self = Self {
-                crowd: watch.crowd(now),
-                newcomers,
-            };
-            return Some(self.crowd);
-        }
-        None
-    }
-}
-
-/// What the control plane wants to be watched in one rollout. Written by it alone.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Aims {
-    /// Outcomes of requests that were decided under another epoch are evidence on nobody: a
-    /// re-armed rollout is not judged by what its old self left behind.
-    pub epoch: u64,
-    /// Latency limits in microseconds; `u64::MAX` is none.
-    pub slow: PerSide<[u64; LIMITS]>,
-    /// How often one user and one network count in [`USER_PERIOD`], by class.
-    pub shares: [(u16, u16); Class::COUNT],
-    /// When the running blocks began, the shortest first.
-    pub blocks: [Mono; BLOCKS],
-}
-
-impl Default for Aims {
-    fn default() -> Self {
-        Self {
-            epoch: 0,
-            slow: PerSide::from_fn(|_| [u64::MAX; LIMITS]),
-            shares: [(1, NO_CAP); Class::COUNT],
-            blocks: [Mono::default(); BLOCKS],
-        }
-    }
-}
-
-/// How often one of `population` members may count in [`USER_PERIOD`]: four times what an average
-/// member would at the rate that matters, at least `least`. Anything less would mute a rollout of
-/// few busy users; anything more would let one of many decide.
-pub fn fair_share(rate: f64, requests: f64, population: f64, least: u16) -> u16 {
-    let share = 4.0 * rate * requests / population.max(1.0);
-    // A saturating cast: no share is above what sixteen bits hold.
-    (share.ceil() as u16).clamp(least, NO_CAP - 1)
 }
 
 /// The shared words of one rollout.
@@ -613,39 +439,6 @@ impl Watch {
         }
     }
 
-    /// Sets what is watched from now on.
-    pub fn aim(&self, aims: &Aims) {
-        self.epoch.store(aims.epoch, Ordering::Relaxed);
-        let blocks = aims
-            .blocks
-            .iter()
-            .rev()
-            .fold(0u64, |all, begun| all << 16 | u64::from(stamp_of(*begun)));
-        self.blocks.store(blocks, Ordering::Relaxed);
-        for (cell, &(of_user, of_network)) in self.shares.iter().zip(&aims.shares) {
-            cell.store(
-                u32::from(of_user.max(1)) | u32::from(of_network) << 16,
-                Ordering::Relaxed,
-            );
-        }
-        for side in Side::BOTH {
-            let sheet = &self.sides[side];
-            for (cell, &limit) in sheet.slow.iter().zip(&aims.slow[side]) {
-                cell.store(limit, Ordering::Relaxed);
-            }
-            sheet.floor.store(
-                aims.slow[side].iter().copied().min().unwrap_or(u64::MAX),
-                Ordering::Relaxed,
-            );
-        }
-    }
-
-    /// Whether so many networks are served that they are told apart rather than users.
-    #[inline]
-    pub fn tells_networks_apart(&self) -> bool {
-        (self.shares[Class::Failure.index()].load(Ordering::Relaxed) >> 16) as u16 != NO_CAP
-    }
-
     /// How many failures each side has had since its last success.
     pub fn streaks(&self) -> PerSide<u32> {
         PerSide::from_fn(|side| self.sides[side].streak.load(Ordering::Relaxed))
@@ -663,123 +456,6 @@ impl Watch {
                 .unwrap_or_else(PoisonError::into_inner),
         )
     }
-
-    /// Counts whom new has served lately. Looks through two tables, so for once a second and not
-    /// for each tick, unless nobody came since they were found empty: see [`LastCrowd`].
-    pub fn crowd(&self, now: Mono) -> Crowd {
-        let newest = self.newest.load(Ordering::Relaxed);
-        if newest == self.empty_at.load(Ordering::Relaxed) {
-            return Crowd::default();
-        }
-        let now = stamp_of(now);
-        // A network's stamp has no bit for the side: all of them are new's.
-        let count = |cells: &[AtomicU16], bits: u16| {
-            let (mut in_10s, mut in_60s, mut any) = (0usize, 0usize, false);
-            for cell in cells {
-                let stamp = cell.load(Ordering::Relaxed);
-                // Nearly all of them are, where there are few users.
-                if stamp == 0 {
-                    continue;
-                }
-                let age = age(now, stamp >> bits);
-                let is_of_new = bits == 0 || stamp & 1 == 1;
-                in_60s += usize::from(is_of_new && age <= 6 * PERIOD_TICKS);
-                in_10s += usize::from(is_of_new && age <= PERIOD_TICKS);
-                if age > STAMP_TICKS {
-                    // Cleared before the bits of a stamp come round and make it look young.
-                    let _ = cell.compare_exchange(stamp, 0, Ordering::Relaxed, Ordering::Relaxed);
-                } else {
-                    any |= is_of_new;
-                }
-            }
-            // Linear counting (Whang, Vander-Zanden, Taylor 1990): how many there are when so many
-            // of the cells are taken.
-            let cells = cells.len() as f64;
-            (
-                [in_10s, in_60s]
-                    .map(|taken| -cells * (1.0 - (taken as f64).min(cells - 1.0) / cells).ln()),
-                any,
-            )
-        };
-        let (([users_10s, users_60s], any_user), ([networks_10s, networks_60s], any_network)) =
-            (count(&self.seen, 1), count(&self.networks, 0));
-        if !any_user && !any_network {
-            self.empty_at.store(newest, Ordering::Relaxed);
-        }
-        Crowd {
-            users_10s,
-            users_60s,
-            networks_10s,
-            networks_60s,
-        }
-    }
-}
-
-/// How many bits of a tick a stamp has: some two hours.
-const STAMP_BITS: u32 = 15;
-const STAMP_MASK: u16 = (1 << STAMP_BITS) - 1;
-
-/// A tick as the tables keep it. Zero is "never".
-fn stamp_of(at: Mono) -> u16 {
-    (tick_of(at) as u16 & STAMP_MASK).max(1)
-}
-
-/// The ticks from one stamp to a later one. Requests are stamped with a time just before they end,
-/// and other threads go on: a stamp that is a little ahead is from now.
-const fn age(now: u16, stamp: u16) -> u16 {
-    let ticks = now.wrapping_sub(stamp) & STAMP_MASK;
-    if ticks > STAMP_MASK - 1_000 { 0 } else { ticks }
-}
-
-/// Whether a cell of a table was stamped in the last [`USER_PERIOD`].
-fn is_recent(stamp: u16, now: u16) -> bool {
-    stamp != 0 && age(now, stamp) <= PERIOD_TICKS
-}
-
-/// The tick that a moment lies in.
-pub fn tick_of(at: Mono) -> u64 {
-    at.as_micros() / TICK.as_micros() as u64
-}
-
-/// Counts one more in a cell of (start of its period, count), unless it holds `most` already.
-fn take(cell: &AtomicU32, now: u16, most: u16) -> bool {
-    let mut was = cell.load(Ordering::Relaxed);
-    loop {
-        let (start, count) = ((was >> 16) as u16, was as u16);
-        let next = if count == 0 || now.wrapping_sub(start) >= PERIOD_TICKS {
-            u32::from(now) << 16 | 1
-        } else if count < most {
-            was + 1
-        } else {
-            return false;
-        };
-        match cell.compare_exchange_weak(was, next, Ordering::Relaxed, Ordering::Relaxed) {
-            Ok(_) => return true,
-            Err(found) => was = found,
-        }
-    }
-}
-
-/// A path as a place in the program: at most three segments, with what looks like an id left out.
-fn place(path: &str) -> Box<str> {
-    let path = path.split(['?', '#']).next().unwrap_or_default();
-    let mut place = String::new();
-    for segment in path
-        .split('/')
-        .filter(|segment| !segment.is_empty())
-        .take(3)
-    {
-        place.push('/');
-        let is_id = segment.len() > 40
-            || segment
-                .bytes()
-                .any(|byte| byte.is_ascii_digit() || byte.is_ascii_control());
-        place.push_str(if is_id { "*" } else { segment });
-    }
-    if place.is_empty() {
-        place.push('/');
-    }
-    place.into()
 }
 
 #[cfg(test)]

@@ -38,24 +38,25 @@ use crate::control::Control;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
 use crate::gateway::lane::Lane;
 use crate::gateway::listener::accept::Acceptor;
-use crate::gateway::listener::client_stream::lingering;
 use crate::gateway::listener::deadlines::Watchdog;
-use crate::gateway::listener::{self, Connections, Door, Ending, Entrance};
+use crate::gateway::listener::{self, Door, Ending, Entrance};
 use crate::gateway::prewarm::Stoker;
 use crate::gateway::router::hold_queue::{Parking, ParkingLimits};
 use crate::gateway::router::{Gate, Limits};
 use crate::process::sockets::{Given, Purpose, Socket};
 use crate::process::systemd;
 use crate::process::upgrade::{Heir, Holdings, Inheritance, Predecessor};
+use crate::reload;
 use crate::reload::source::{Source, SourceError};
-use crate::reload::{self as file_watch, WatchHandle};
 use crate::shared::certificates::{Certificates, Unusable};
+use crate::shared::connections::{Connections, lingering};
 use crate::shared::control_handle::ControlHandle;
 use crate::shared::drain::Drains;
 use crate::shared::prewarm::WarmUp;
 use crate::shared::published::{Common, Published, Snapshot};
 use crate::shared::readiness::Readiness;
 use crate::shared::recorder::recorder;
+use crate::shared::reload_handle::ReloadHandle;
 use crate::shared::settling;
 use crate::state::journal;
 use crate::state::last_good;
@@ -193,7 +194,7 @@ pub struct Running {
     /// To the control loop.
     pub control: ControlHandle,
     /// To the watched file.
-    pub watch: WatchHandle,
+    pub watch: ReloadHandle,
     /// To the file of the access log.
     pub access_log: Reopener,
     traces: Traces,
@@ -423,7 +424,7 @@ impl Start {
                     control_loop.run(inbox, control_stopped).await;
                 });
             })?;
-        let (watch_handle, watch_thread) = file_watch::start(
+        let (watch_handle, watch_thread) = reload::start(
             source,
             Arc::clone(&common),
             state.is_some(),
@@ -433,8 +434,11 @@ impl Start {
         let (stop_certificates, certificates_stopped) = mpsc::channel();
         let certificates_thread =
             certificates.follow(base, Arc::clone(&published), certificates_stopped)?;
-        let health_thread =
-            crate::upstream::health::start(Arc::clone(&published), stopped.clone())?;
+        let health_thread = {
+            let published = Arc::clone(&published);
+            let backends = move || published.load().common.backends.values().cloned().collect();
+            crate::upstream::health::start(backends, stopped.clone())?
+        };
 
         let limits = Limits {
             max_header_bytes: settings.listen.max_header_bytes,

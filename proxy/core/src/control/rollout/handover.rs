@@ -1,0 +1,66 @@
+//! What a rollout hands over to the process that takes over.
+
+use super::trip::{Cause, Latch, Trip};
+use super::{Phase, Rollout, Shared};
+use crate::control::aftermath::Aftermath;
+use crate::guard::judge::Heritage as JudgeHeritage;
+use crate::percent::Percent;
+use crate::time::Mono;
+
+/// What a rollout knows beside its standing, for another process that goes on with it. Times are
+/// those of the clock that both share.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Heritage {
+    /// The evidence of its judge.
+    pub judge: JudgeHeritage,
+    /// The share that was in force.
+    pub share: Percent,
+    /// When it was raised last.
+    pub raised_at: Option<Mono>,
+    /// The share that a shared cause froze, when that was last spoken of, and why.
+    pub frozen: Option<(Percent, Mono, String)>,
+}
+
+impl Rollout {
+    /// What it knows beside its standing, for another process.
+    pub fn heritage(&self) -> Heritage {
+        let frozen = self
+            .shared
+            .as_ref()
+            .map(|shared| (shared.frozen, shared.last, shared.sentence.clone()));
+        Heritage {
+            judge: self.judge.heritage(),
+            share: self.effective(),
+            raised_at: self.raised_at,
+            frozen,
+        }
+    }
+
+    /// Goes on with what another process knew of it.
+    pub(crate) fn inherit(&mut self, heritage: Heritage, now: Mono) {
+        self.raised_at = heritage.raised_at;
+        self.judge.was_raised(heritage.raised_at);
+        self.judge.inherit(&heritage.judge, now);
+        if self.latch().is_some() {
+            return;
+        }
+        self.shared = heritage.frozen.map(|(frozen, last, sentence)| Shared {
+            frozen,
+            last,
+            sentence,
+        });
+        // A file that was changed between the two processes.
+        self.share_changed(heritage.share, now);
+    }
+
+    /// Latches for a trip of another process, with its cause.
+    pub(crate) fn adopt(&mut self, trip: Trip, now: Mono) {
+        self.aftermath =
+            matches!(trip.cause, Cause::Guard { .. }).then(|| Aftermath::restored(now));
+        self.phase = Phase::RolledBack(Latch {
+            generation: self.settings.generation,
+            trip,
+        });
+        (self.shared, self.stranded) = (None, None);
+    }
+}

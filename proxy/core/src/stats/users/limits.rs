@@ -1,0 +1,62 @@
+//! The limits that the judge sets for the request path.
+
+use super::class::Class;
+use super::stamp::stamp_of;
+use super::{BLOCKS, LIMITS, NO_CAP, Watch};
+use crate::side::{PerSide, Side};
+use crate::time::Mono;
+use std::sync::atomic::Ordering;
+
+/// What the control plane wants to be watched in one rollout. Written by it alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Aims {
+    /// Outcomes of requests that were decided under another epoch are evidence on nobody: a
+    /// re-armed rollout is not judged by what its old self left behind.
+    pub epoch: u64,
+    /// Latency limits in microseconds; `u64::MAX` is none.
+    pub slow: PerSide<[u64; LIMITS]>,
+    /// How often one user and one network count in [`USER_PERIOD`], by class.
+    pub shares: [(u16, u16); Class::COUNT],
+    /// When the running blocks began, the shortest first.
+    pub blocks: [Mono; BLOCKS],
+}
+
+impl Default for Aims {
+    fn default() -> Self {
+        Self {
+            epoch: 0,
+            slow: PerSide::from_fn(|_| [u64::MAX; LIMITS]),
+            shares: [(1, NO_CAP); Class::COUNT],
+            blocks: [Mono::default(); BLOCKS],
+        }
+    }
+}
+
+impl Watch {
+    /// Sets what is watched from now on.
+    pub fn aim(&self, aims: &Aims) {
+        self.epoch.store(aims.epoch, Ordering::Relaxed);
+        let blocks = aims
+            .blocks
+            .iter()
+            .rev()
+            .fold(0u64, |all, begun| all << 16 | u64::from(stamp_of(*begun)));
+        self.blocks.store(blocks, Ordering::Relaxed);
+        for (cell, &(of_user, of_network)) in self.shares.iter().zip(&aims.shares) {
+            cell.store(
+                u32::from(of_user.max(1)) | u32::from(of_network) << 16,
+                Ordering::Relaxed,
+            );
+        }
+        for side in Side::BOTH {
+            let sheet = &self.sides[side];
+            for (cell, &limit) in sheet.slow.iter().zip(&aims.slow[side]) {
+                cell.store(limit, Ordering::Relaxed);
+            }
+            sheet.floor.store(
+                aims.slow[side].iter().copied().min().unwrap_or(u64::MAX),
+                Ordering::Relaxed,
+            );
+        }
+    }
+}

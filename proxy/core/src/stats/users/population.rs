@@ -1,0 +1,118 @@
+//! How many users and networks there are.
+
+use super::class::Class;
+use super::stamp::{age, stamp_of};
+use super::{NO_CAP, PERIOD_TICKS, STAMP_TICKS, Watch};
+use crate::time::Mono;
+use std::sync::atomic::{AtomicU16, Ordering};
+
+/// How many different users and networks new has served lately.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Crowd {
+    /// Users in the last ten seconds.
+    pub users_10s: f64,
+    /// Users in the last minute.
+    pub users_60s: f64,
+    /// Client networks in the last ten seconds.
+    pub networks_10s: f64,
+    /// Client networks in the last minute.
+    pub networks_60s: f64,
+}
+
+impl Crowd {
+    /// Whether one more user or network may change what is asked of a case against new.
+    pub fn is_small(&self) -> bool {
+        self.users_60s < 8.0 || self.networks_60s < 8.0
+    }
+}
+
+/// What a crowd was when it was counted last.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LastCrowd {
+    pub(super) crowd: Crowd,
+    pub(super) newcomers: u32,
+}
+
+impl LastCrowd {
+    /// Counts once more if that `is_due`; and while there are few, for then how many matters to who
+    /// may trip a rule, as soon as somebody has come.
+    pub fn look(&mut self, watch: &Watch, is_due: bool, now: Mono) -> Option<Crowd> {
+        // Read before the tables: whoever comes meanwhile is counted now or at the next look.
+        let newcomers = watch.newcomers.load(Ordering::Acquire);
+        if is_due || self.crowd.is_small() && newcomers != self.newcomers {
+            *self = Self {
+                crowd: watch.crowd(now),
+                newcomers,
+            };
+            return Some(self.crowd);
+        }
+        None
+    }
+}
+
+/// How often one of `population` members may count in [`USER_PERIOD`]: four times what an average
+/// member would at the rate that matters, at least `least`. Anything less would mute a rollout of
+/// few busy users; anything more would let one of many decide.
+pub fn fair_share(rate: f64, requests: f64, population: f64, least: u16) -> u16 {
+    let share = 4.0 * rate * requests / population.max(1.0);
+    // A saturating cast: no share is above what sixteen bits hold.
+    (share.ceil() as u16).clamp(least, NO_CAP - 1)
+}
+
+impl Watch {
+    /// Counts whom new has served lately. Looks through two tables, so for once a second and not
+    /// for each tick, unless nobody came since they were found empty: see [`LastCrowd`].
+    pub fn crowd(&self, now: Mono) -> Crowd {
+        let newest = self.newest.load(Ordering::Relaxed);
+        if newest == self.empty_at.load(Ordering::Relaxed) {
+            return Crowd::default();
+        }
+        let now = stamp_of(now);
+        // A network's stamp has no bit for the side: all of them are new's.
+        let count = |cells: &[AtomicU16], bits: u16| {
+            let (mut in_10s, mut in_60s, mut any) = (0usize, 0usize, false);
+            for cell in cells {
+                let stamp = cell.load(Ordering::Relaxed);
+                // Nearly all of them are, where there are few users.
+                if stamp == 0 {
+                    continue;
+                }
+                let age = age(now, stamp >> bits);
+                let is_of_new = bits == 0 || stamp & 1 == 1;
+                in_60s += usize::from(is_of_new && age <= 6 * PERIOD_TICKS);
+                in_10s += usize::from(is_of_new && age <= PERIOD_TICKS);
+                if age > STAMP_TICKS {
+                    // Cleared before the bits of a stamp come round and make it look young.
+                    let _ = cell.compare_exchange(stamp, 0, Ordering::Relaxed, Ordering::Relaxed);
+                } else {
+                    any |= is_of_new;
+                }
+            }
+            // Linear counting (Whang, Vander-Zanden, Taylor 1990): how many there are when so many
+            // of the cells are taken.
+            let cells = cells.len() as f64;
+            (
+                [in_10s, in_60s]
+                    .map(|taken| -cells * (1.0 - (taken as f64).min(cells - 1.0) / cells).ln()),
+                any,
+            )
+        };
+        let (([users_10s, users_60s], any_user), ([networks_10s, networks_60s], any_network)) =
+            (count(&self.seen, 1), count(&self.networks, 0));
+        if !any_user && !any_network {
+            self.empty_at.store(newest, Ordering::Relaxed);
+        }
+        Crowd {
+            users_10s,
+            users_60s,
+            networks_10s,
+            networks_60s,
+        }
+    }
+
+    /// Whether so many networks are served that they are told apart rather than users.
+    #[inline]
+    pub fn tells_networks_apart(&self) -> bool {
+        (self.shares[Class::Failure.index()].load(Ordering::Relaxed) >> 16) as u16 != NO_CAP
+    }
+}

@@ -1,0 +1,159 @@
+//! Counts of client connections, and of requests that the lane left to the proxy engine. The
+//! listener and the lane write them; the metrics and the end of the process read them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Client connections: how many are open, how many were turned away, and what of theirs was not the
+/// lane's.
+#[derive(Debug, Default)]
+pub struct Connections {
+    open: AtomicUsize,
+    refused: AtomicU64,
+    declines: Declines,
+}
+
+impl Connections {
+    /// Open connections.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// Connections closed at once because `max_connections` were open.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// Requests that the lane left to the proxy engine.
+    pub fn declines(&self) -> &Declines {
+        &self.declines
+    }
+
+    /// Counts a connection as open, or as refused if `max` connections are open already.
+    pub fn enter(self: &Arc<Self>, max: usize) -> Option<OpenConnection> {
+        if self.open.fetch_add(1, Ordering::Relaxed) >= max {
+            self.open.fetch_sub(1, Ordering::Relaxed);
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(OpenConnection(Arc::clone(self)))
+    }
+}
+
+/// An open connection. It is counted until it is dropped.
+#[derive(Debug)]
+pub struct OpenConnection(Arc<Connections>);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Why a request is left to the proxy engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declined {
+    /// The head is not plain, or large.
+    Head,
+    /// It is not HTTP/1.1.
+    Version,
+    /// The method is not one of the usual ones.
+    Method,
+    /// The target is not a path in plain characters.
+    Target,
+    /// There is not exactly one plain `Host`.
+    Host,
+    /// The body is not framed by one length.
+    Framing,
+    /// Fields are for the next hop only.
+    HopByHop,
+    /// It may become, or be answered by, something that lasts.
+    Lasts,
+    /// A body where none is usual: it could not be sent twice.
+    Body,
+    /// A backend speaks TLS or HTTP/2.
+    Backend,
+    /// Maintenance holds it.
+    Held,
+}
+
+impl Declined {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Head,
+        Self::Version,
+        Self::Method,
+        Self::Target,
+        Self::Host,
+        Self::Framing,
+        Self::HopByHop,
+        Self::Lasts,
+        Self::Body,
+        Self::Backend,
+        Self::Held,
+    ];
+
+    /// The name used in metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Head => "head",
+            Self::Version => "version",
+            Self::Method => "method",
+            Self::Target => "target",
+            Self::Host => "host",
+            Self::Framing => "framing",
+            Self::HopByHop => "hop_by_hop",
+            Self::Lasts => "lasts",
+            Self::Body => "body",
+            Self::Backend => "backend",
+            Self::Held => "held",
+        }
+    }
+}
+
+/// How many requests were declined, by reason. Counted in one place for all threads, since such a
+/// request is slow anyway.
+#[derive(Debug, Default)]
+pub struct Declines([AtomicU64; Declined::ALL.len()]);
+
+impl Declines {
+    /// Counts one request as declined.
+    pub fn add(&self, why: Declined) {
+        self.0[why as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns how many requests were declined for this reason.
+    pub fn count(&self, why: Declined) -> u64 {
+        self.0[why as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// How many clients may do so at once. Where there are more, somebody is up to something.
+pub const MOST_LINGERING: usize = 1_024;
+
+/// How many clients are let finish at present.
+pub fn lingering() -> usize {
+    LINGERING.load(Ordering::Relaxed)
+}
+
+/// One of the connections that are ending. They count as open no more, so there is a limit of their
+/// own.
+#[derive(Debug)]
+pub struct Lingering;
+
+static LINGERING: AtomicUsize = AtomicUsize::new(0);
+
+impl Lingering {
+    /// Returns a place, or `None` if as many as `most` are taken.
+    pub fn enter(most: usize) -> Option<Self> {
+        let place = LINGERING.fetch_add(1, Ordering::Relaxed) < most;
+        // Without a place it leaves at once.
+        Some(Self).filter(|_| place)
+    }
+}
+
+impl Drop for Lingering {
+    fn drop(&mut self) {
+        LINGERING.fetch_sub(1, Ordering::Relaxed);
+    }
+}
