@@ -16,10 +16,11 @@
 //! This thread is the only reader and writer of the file; reading may block (network file systems),
 //! and must not hold up the control loop.
 
+mod requests;
+mod settle;
 pub mod source;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,7 +28,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use cutover_config::{Listen, Settings, Traces};
-use cutover_core::{Actor, Mono, Percent, Rate};
+use cutover_core::{Actor, Mono, Rate};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 use crate::clock;
@@ -35,12 +36,11 @@ use crate::process::systemd;
 use crate::reload::source::{Sights, Source, SourceError};
 use crate::shared::control_handle::{Applied, ControlHandle, Gone};
 use crate::shared::published::Common;
-use crate::shared::reload_handle::{
-    FileRequest, ReloadError, ReloadHandle, ReloadRequest, SetError, SetRequest,
-};
+use crate::shared::reload_handle::{FileRequest, ReloadError, ReloadHandle, ReloadRequest};
 use crate::shared::settling::{self, Resting, Sight};
-use crate::state::last_good::Kept;
 use crate::state::writer::Disk;
+use requests::{Pending, pause};
+use settle::LOOK_SHARE;
 
 /// How often contents are compared without being told.
 const POLL: Duration = Duration::from_secs(1);
@@ -51,15 +51,8 @@ const BREATHER: Duration = Duration::from_millis(5);
 /// How long a broken file must stand before it is called broken.
 const SETTLE_BROKEN: Duration = Duration::from_millis(200);
 
-/// Files that rest are looked at after this many times as long as a look takes: a long list must
-/// not keep a core busy.
-const LOOK_SHARE: u32 = 4;
-
 /// How often files that change while they are read are read in a row.
 const TAKES: usize = 5;
-
-/// How long a change of a percentage waits for somebody else who writes the file.
-const SET_PATIENCE: Duration = Duration::from_secs(3);
 
 /// Starts the watching thread for a source whose settings are in force as `common`.
 /// `state_is_given` says that the state directory does not come from the file.
@@ -127,23 +120,6 @@ fn is_a_reading(event: &notify::Event) -> bool {
     ) && !event.need_rescan()
 }
 
-/// Waits for the end of a pause; breaks when the process goes down. Whoever wants something
-/// meanwhile is told that nobody is here.
-fn pause(wishes: &Receiver<FileRequest>) -> ControlFlow<()> {
-    loop {
-        match wishes.recv() {
-            Ok(FileRequest::Resume) => return ControlFlow::Continue(()),
-            Ok(FileRequest::Stop) | Err(_) => return ControlFlow::Break(()),
-            Ok(
-                FileRequest::Look
-                | FileRequest::Reload(_)
-                | FileRequest::Set(_)
-                | FileRequest::Pause(_),
-            ) => {}
-        }
-    }
-}
-
 /// What a reading is of: the fingerprint of all files, with the content that stands for what is
 /// held.
 type Key = [u8; 32];
@@ -156,15 +132,6 @@ enum Looked {
     Waits,
     /// A reading is in force, or was refused.
     Took(Result<Applied, String>),
-}
-
-/// A reload that somebody waits for.
-struct Pending {
-    reload: ReloadRequest,
-    since: Mono,
-    has_begun: bool,
-    /// What came of it, while lists still rest.
-    came_to: Option<Result<Applied, String>>,
 }
 
 struct Watch {
@@ -432,202 +399,6 @@ impl Watch {
                 .is_none_or(|accepted| accepted.content != resting.sight().content)
         });
         Ok(Looked::Took(took))
-    }
-
-    /// Waits until everything that has changed has rested that long.
-    fn wait_for_all(&mut self, least: Duration, now: Mono) {
-        (self.waits_for_text, self.is_resting) = (true, true);
-        if least > SETTLE_BROKEN {
-            let unrested = self
-                .resting
-                .iter()
-                .filter(|(_, resting)| !resting.has_rested(least, now));
-            self.waited_for
-                .extend(unrested.map(|(path, _)| path.clone()));
-        }
-    }
-
-    /// The least rest of a file by how it came.
-    fn least(&self, path: &str, resting: &Resting) -> Duration {
-        let (before, sight) = (self.source.accepted().get(path), resting.sight());
-        if !self.source.has_syntax(path) {
-            return sight.rest_after(before);
-        }
-        // Texts end with a line break, unless people leave it out; a cut rarely does.
-        let is_cut = !sight.ends_with_line && before.is_none_or(|before| before.ends_with_line);
-        if is_cut && sight.size > 0 && !sight.came_whole(before) {
-            settling::LONG
-        } else {
-            settling::SHORT
-        }
-    }
-
-    /// The least rest of a reading by what it would take away: users of a list, and rollouts.
-    fn least_of(&self, settings: &Settings) -> Duration {
-        let running = &self.common.settings;
-        let mut least = settling::SHORT;
-        for before in &running.rollouts {
-            match settings
-                .rollouts
-                .iter()
-                .find(|rollout| rollout.id == before.id)
-            {
-                None => least = least.max(settling::LONG),
-                Some(now)
-                    if now.always_legacy.len() < before.always_legacy.len()
-                        || now.always_new.len() < before.always_new.len() =>
-                {
-                    least = settling::SHORTER;
-                }
-                Some(_) => {}
-            }
-        }
-        least
-    }
-
-    /// Whether everything that has changed and is not held has rested that long. Rollouts that a
-    /// renamed file leaves out were left out on purpose.
-    fn has_rested(&self, least: Duration, held: &Kept, now: Mono) -> bool {
-        let accepted = self.source.accepted();
-        let least_of = |path: &String, resting: &Resting| {
-            if least == settling::LONG && resting.sight().came_whole(accepted.get(path)) {
-                settling::SHORT
-            } else {
-                least
-            }
-        };
-        self.resting
-            .iter()
-            .filter(|(path, _)| !held.contains_key(*path))
-            .all(|(path, resting)| resting.has_rested(least_of(path, resting), now))
-    }
-
-    /// Tells people which files are waited for, when that has changed. The short rest is not told.
-    fn tell_of_waiting(&mut self) -> Result<(), Gone> {
-        let waited: Vec<String> = self
-            .waited_for
-            .iter()
-            .map(|path| self.name_of(path))
-            .collect();
-        if waited == self.told {
-            return Ok(());
-        }
-        for file in waited.iter().filter(|file| !self.told.contains(file)) {
-            tracing::info!(
-                file,
-                "a file has changed and may still be being written; what was read before stays in \
-                 force until it has rested"
-            );
-        }
-        for file in self.told.iter().filter(|file| !waited.contains(file)) {
-            tracing::info!(file, "a file has rested");
-        }
-        self.told.clone_from(&waited);
-        self.control.waiting_blocking(waited)
-    }
-
-    fn name_of(&self, path: &str) -> String {
-        if path.is_empty() {
-            self.source.path().display().to_string()
-        } else {
-            path.to_owned()
-        }
-    }
-
-    /// Reads the file and puts it in force, or tells what is wrong with it. A list that has changed
-    /// is held.
-    fn take(&mut self, actor: &Actor, reason: &str) -> Result<Result<Applied, String>, Gone> {
-        let mut loaded;
-        let mut tries = 0;
-        loop {
-            let (accepted, sights) = (self.source.accepted(), self.source.look());
-            let changed = sights
-                .iter()
-                .filter(|(path, sight)| {
-                    accepted
-                        .get(*path)
-                        .is_some_and(|accepted| accepted.content != sight.content)
-                })
-                .map(|(path, _)| path);
-            let held = self
-                .source
-                .holdable(changed.filter(|path| !self.source.has_syntax(path)));
-            self.source.hold(held);
-            loaded = self.source.load();
-            tries += 1;
-            // A list may begin to change between the look and the reading: then it is held, too.
-            if loaded
-                .as_ref()
-                .map_or(true, |(_, text)| self.source.has_read(&sights, text))
-                || tries >= TAKES
-            {
-                break;
-            }
-        }
-        self.done = Some(self.source.fingerprint_read());
-        match loaded {
-            Ok((settings, text)) => self.put_in_force(settings, &text, actor, reason).map(Ok),
-            Err(error) => self.reject(&error).map(Err),
-        }
-    }
-
-    fn set(&mut self, set: SetRequest) -> Result<(), Gone> {
-        let SetRequest {
-            rollout,
-            percent,
-            dry_run,
-            actor,
-            reason,
-            if_revision,
-            reply,
-        } = set;
-        // What somebody else saved meanwhile comes first and under its own name.
-        let began = clock::mono();
-        loop {
-            self.look_around()?;
-            if !self.waits_for_text || clock::mono().since(began) >= SET_PATIENCE {
-                break;
-            }
-            std::thread::sleep(settling::SHORT);
-        }
-        let answer = if self.waits_for_text {
-            Err(SetError::BeingWritten {
-                path: self.source.path().display().to_string(),
-            })
-        } else {
-            // From the comparison until the change is in force nobody else with a revision gets
-            // through.
-            match self.control.reserve_blocking(if_revision)? {
-                Ok(()) => self.edit(&rollout, percent, dry_run, &actor, &reason)?,
-                Err(refusal) => Err(refusal.into()),
-            }
-        };
-        self.control.release_blocking()?;
-        let _ = reply.send(answer);
-        Ok(())
-    }
-
-    /// Writes a percentage into the file and puts it in force.
-    fn edit(
-        &mut self,
-        rollout: &str,
-        percent: Percent,
-        dry_run: bool,
-        actor: &Actor,
-        reason: &str,
-    ) -> Result<Result<Applied, SetError>, Gone> {
-        // The edit is made beside the watched source, so that a change nobody has taken yet still
-        // counts as one.
-        match self.source.beside().set_percent(rollout, percent, dry_run) {
-            Ok(_) if dry_run => Ok(Ok(Applied {
-                revision: 0,
-                durable: true,
-            })),
-            Ok(_) => Ok(self
-                .take(actor, reason)?
-                .map_err(SetError::ChangedMeanwhile)),
-            Err(error) => Ok(Err(error)),
-        }
     }
 
     fn put_in_force(

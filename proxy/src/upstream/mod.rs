@@ -18,38 +18,33 @@ pub mod fd_exhaustion;
 pub mod health;
 pub mod pool;
 pub mod probe;
+mod server;
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cutover_config::{Backend as BackendSettings, Server as ServerSettings};
 use cutover_core::Mono;
-use pingora::listeners::ALPN;
 use pingora::protocols::tls::CaType;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::{WrappedX509, parse_x509};
 use sha2::{Digest, Sha256};
 
-use crate::upstream::pool::Pool;
+pub use server::{Chosen, Connect, Server, make_fresh};
+use server::{EJECTED_FOR, FAILURES_TO_EJECT, MAX_EJECTIONS, Traffic, micros};
 
-/// So many requests in a row without an answer send a server out.
-const FAILURES_TO_EJECT: u32 = 5;
-/// For how long, the first time; twice as long the second, and so on.
-const EJECTED_FOR: Duration = Duration::from_secs(10);
-/// At most so many times as long.
-const MAX_EJECTIONS: u32 = 30;
 /// Streams at once on one HTTP/2 connection to a server; more open another connection.
 const MAX_STREAMS: usize = 100;
+
 /// Bytes of an answer over HTTP/2 that wait for a client to read them.
 pub const STREAM_WINDOW: u32 = 512 << 10;
+
 /// The same for all streams of a connection: as many as there may be at once, so that clients who
 /// do not read hold up nobody else.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
-/// Keeps connections that are not to be kept apart from the others.
-const FRESH: u64 = 2;
+
 /// Where the count of departures begins in the number that keeps connections apart.
 const DEPARTURES: u32 = 3;
 
@@ -65,208 +60,6 @@ pub struct Backend {
     unresolved: AtomicUsize,
     next: AtomicUsize,
     traffic: Arc<Traffic>,
-}
-
-/// Attempts at a backend; goes on when the file changes it.
-#[derive(Debug, Default)]
-struct Traffic {
-    /// Under way.
-    active: AtomicUsize,
-    /// How they got their connection.
-    connects: [AtomicU64; Connect::ALL.len()],
-}
-
-/// How an attempt got its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Connect {
-    /// It was made.
-    New,
-    /// It was in the pool.
-    Reused,
-    /// It did not.
-    Failed,
-}
-
-impl Connect {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::New, Self::Reused, Self::Failed];
-
-    /// The name used in metrics.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::New => "new",
-            Self::Reused => "reused",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// One address of a backend, and what is known of it.
-#[derive(Debug)]
-pub struct Server {
-    peer: HttpPeer,
-    address: SocketAddr,
-    /// As the file names it.
-    name: String,
-    in_flight: AtomicUsize,
-    traffic: Arc<Traffic>,
-    /// Connections of the lane that rest. Those of the proxy engine are its own.
-    pool: ArcSwap<Pool>,
-    /// How often the connections of HTTP/2 that were open were left.
-    departures: AtomicU64,
-    /// Whether its checks pass. Without checks they do.
-    passes_checks: AtomicBool,
-    /// When a check passed last, in microseconds of the process; zero is never.
-    check_passed_us: AtomicU64,
-    /// Requests in a row that got no answer.
-    failures: AtomicU32,
-    ejections: AtomicU32,
-    /// In microseconds of the process; zero is never.
-    ejected_until_us: AtomicU64,
-    /// When it came back last; zero is never.
-    back_since_us: AtomicU64,
-}
-
-/// A server chosen for one attempt. Dropping it ends the attempt.
-#[derive(Debug)]
-pub struct Chosen {
-    server: Arc<Server>,
-}
-
-impl Chosen {
-    fn new(server: &Arc<Server>) -> Self {
-        server.in_flight.fetch_add(1, Ordering::Relaxed);
-        server.traffic.active.fetch_add(1, Ordering::Relaxed);
-        Self {
-            server: Arc::clone(server),
-        }
-    }
-
-    /// The server.
-    pub fn server(&self) -> &Arc<Server> {
-        &self.server
-    }
-}
-
-impl Drop for Chosen {
-    fn drop(&mut self) {
-        self.server.in_flight.fetch_sub(1, Ordering::Relaxed);
-        self.server.traffic.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Server {
-    /// Its address.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// As the file names it, such as `shop.internal:3000`.
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Its host and port, as requests of our own name it.
-    pub fn host(&self) -> &str {
-        self.name.trim_start_matches("https://")
-    }
-
-    /// What pingora connects to.
-    pub fn peer(&self) -> &HttpPeer {
-        &self.peer
-    }
-
-    /// What pingora connects to for one attempt.
-    pub fn peer_for_attempt(&self) -> HttpPeer {
-        let mut peer = self.peer.clone();
-        peer.group_key ^= self.departures.load(Ordering::Relaxed) << DEPARTURES;
-        peer
-    }
-
-    /// Sends no more requests over the connections of HTTP/2 that are open now: one of them may be
-    /// dead. What is under way on them goes on.
-    pub fn leave_connections(&self) {
-        if self.peer.options.alpn != ALPN::H1 {
-            self.departures.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-
-    /// Connections of the lane that rest.
-    pub fn pool(&self) -> arc_swap::Guard<Arc<Pool>> {
-        self.pool.load()
-    }
-
-    /// Whether its checks pass.
-    pub fn passes_checks(&self) -> bool {
-        self.passes_checks.load(Ordering::Relaxed)
-    }
-
-    /// Whether it may be asked.
-    pub fn is_healthy(&self, now: Mono) -> bool {
-        self.passes_checks() && self.ejected_until_us.load(Ordering::Relaxed) <= micros(now)
-    }
-
-    /// The result of its checks has changed.
-    pub fn checked(&self, passes: bool, now: Mono) {
-        if !self.passes_checks.swap(passes, Ordering::Relaxed) && passes {
-            self.came_back(now);
-        }
-    }
-
-    /// A check has passed.
-    pub fn check_passed(&self, now: Mono) {
-        self.check_passed_us.store(micros(now), Ordering::Relaxed);
-    }
-
-    /// An attempt at it has its connection, or has none.
-    pub fn connected(&self, how: Connect) {
-        self.traffic.connects[how as usize].fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// It has answered, whatever it said.
-    pub fn answered(&self) {
-        if self.failures.load(Ordering::Relaxed) != 0 {
-            self.failures.store(0, Ordering::Relaxed);
-            self.ejections.store(0, Ordering::Relaxed);
-        }
-    }
-
-    fn came_back(&self, now: Mono) {
-        self.failures.store(0, Ordering::Relaxed);
-        self.back_since_us.store(micros(now), Ordering::Relaxed);
-    }
-
-    /// Between 0 and 1: how much of its share it gets while it warms up.
-    fn warmth(&self, slow_start: Duration, now: Mono) -> f64 {
-        // An ejection ends by itself; what comes back begins there.
-        let back = self
-            .back_since_us
-            .load(Ordering::Relaxed)
-            .max(self.ejected_until_us.load(Ordering::Relaxed));
-        if slow_start.is_zero() || back == 0 {
-            return 1.0;
-        }
-        (micros(now).saturating_sub(back) as f64 / slow_start.as_micros() as f64).clamp(0.05, 1.0)
-    }
-
-    /// What is known of a server holds for the one that takes its place in a changed file.
-    fn inherit(&self, before: &Self) {
-        for (to, from) in [
-            (&self.ejected_until_us, &before.ejected_until_us),
-            (&self.back_since_us, &before.back_since_us),
-        ] {
-            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-        for (to, from) in [
-            (&self.failures, &before.failures),
-            (&self.ejections, &before.ejections),
-        ] {
-            to.store(from.load(Ordering::Relaxed), Ordering::Relaxed);
-        }
-        self.passes_checks
-            .store(before.passes_checks(), Ordering::Relaxed);
-        self.pool.store(before.pool.load_full());
-    }
 }
 
 impl Backend {
@@ -557,17 +350,6 @@ fn group_of(authorities: &[Vec<u8>]) -> u64 {
         .fold(0, |group, byte| group << 8 | u64::from(*byte))
 }
 
-/// Makes a peer for one connection that is not a kept one, and is not kept. Where one kept
-/// connection was of no use, others are likely to be.
-pub fn make_fresh(peer: &mut HttpPeer) {
-    peer.group_key ^= FRESH;
-    peer.options.idle_timeout = Some(Duration::ZERO);
-}
-
-fn micros(at: Mono) -> u64 {
-    cutover_core::time::micros(at.since(Mono::default()))
-}
-
 /// The addresses of a name in one family, IPv4 where there is a choice: `localhost` is one server,
 /// not one per protocol.
 fn of_one_family(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
@@ -581,6 +363,7 @@ fn of_one_family(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn backend(servers: &[&str], more: &str) -> Backend {
         let listed: Vec<String> = servers.iter().map(|server| format!("{server:?}")).collect();
@@ -589,9 +372,12 @@ mod tests {
              [\"127.0.0.1:9\"]\n[[rollout]]\nid = \"a\"\npercent = 1\nkey = [\"cookie:a\"]\n",
             listed.join(", ")
         );
-        let settings =
-            cutover_config::parse("test.toml", &text, &crate::gateway::router::tests::NoFiles)
-                .unwrap_or_else(|problems| panic!("{problems}"));
+        let settings = cutover_config::parse(
+            "test.toml",
+            &text,
+            &crate::gateway::router::testing::NoFiles,
+        )
+        .unwrap_or_else(|problems| panic!("{problems}"));
         Backend::new(settings.backends[0].clone(), None)
     }
 

@@ -364,7 +364,7 @@ mod tests {
     use super::*;
     use crate::gateway::lane::body_decoder::Body;
     use crate::gateway::listener::deadlines::Watchdog;
-    use crate::gateway::router::tests::World;
+    use crate::gateway::router::testing::World;
     use std::net::IpAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 

@@ -285,7 +285,7 @@ impl Drop for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::router::tests::World;
+    use crate::gateway::router::testing::World;
     use std::future::Future;
     use std::net::{IpAddr, Ipv4Addr};
     use std::sync::atomic::AtomicUsize;

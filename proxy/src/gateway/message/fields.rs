@@ -134,7 +134,7 @@ fn is_lookalike(name: &[u8], key_headers: &[HeaderName]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::router::tests::TestHead;
+    use crate::gateway::router::testing::TestHead;
 
     fn head(headers: &[(&str, &str)]) -> TestHead {
         headers

@@ -151,7 +151,7 @@ pub fn without_port(host: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::router::tests::TestHead;
+    use crate::gateway::router::testing::TestHead;
 
     fn client(peer: &str, trusted: bool, forwarded: &[&str]) -> String {
         let conn = Conn::new(peer.parse().expect("an address"), trusted, false);

@@ -247,7 +247,7 @@ fn decode_bytes(text: &[u8], plus_is_space: bool) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::router::tests::TestHead;
+    use crate::gateway::router::testing::TestHead;
 
     fn keys(sources: &[KeySource]) -> Vec<PreparedKey> {
         sources

@@ -190,7 +190,7 @@ pub fn wants_html(head: &impl Head) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::router::tests::TestHead;
+    use crate::gateway::router::testing::TestHead;
 
     #[test]
     fn a_browser_gets_a_page_and_a_program_gets_json() {

@@ -137,7 +137,7 @@ fn header(id: u128, span: u64, is_sampled: bool) -> TraceParent {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::router::tests::TestHead;
+    use crate::gateway::router::testing::TestHead;
     use cutover_core::FailureKind;
     use cutover_core::Mono;
     use cutover_core::Side;

@@ -263,7 +263,7 @@ impl Attendant {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::router::tests::World;
+    use crate::gateway::router::testing::World;
     use std::sync::Mutex;
     use std::sync::PoisonError;
     use tokio::task::{JoinHandle, yield_now};

@@ -6,6 +6,10 @@
 //!
 //! *Not here.* Which requests are valid is decided by the router, as for HTTP/1.1.
 
+mod cookies;
+mod progress;
+mod replay;
+
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,10 +18,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use cutover_core::Mono;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::header::{CONNECTION, CONTENT_LENGTH, COOKIE, DATE, HOST, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONNECTION, CONTENT_LENGTH, DATE, HOST, TRANSFER_ENCODING, UPGRADE};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
@@ -28,13 +31,13 @@ use pingora::protocols::http::custom::server::Session;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr};
 
-use crate::gateway::adapter::timeouts::{Patience, within};
+use crate::gateway::adapter::timeouts::Patience;
 use crate::gateway::http2::frames::Seen;
 use crate::gateway::lane::date;
 use crate::gateway::lane::min_rate::Pace;
-
-/// Bytes of a request body that are kept for another attempt, as many as the engine keeps itself.
-const REPLAY: usize = 64 << 10;
+use cookies::join_cookies;
+use progress::{Progress, send_all};
+use replay::{REPLAY, Replay};
 
 /// A request of HTTP/2 and its answer.
 pub(super) struct StreamSession {
@@ -56,39 +59,6 @@ pub(super) struct StreamSession {
     write_timeout: Option<Duration>,
     drain_timeout: Option<Duration>,
     digest: Arc<Digest>,
-}
-
-/// The beginning of a body, for another attempt.
-#[derive(Debug, Default)]
-enum Replay {
-    /// Nothing is kept.
-    #[default]
-    Off,
-    /// All that has come.
-    Kept(BytesMut),
-    /// More has come than is kept.
-    Truncated,
-}
-
-/// How far a DATA frame has come that the library does not show yet: a frame may be as large as a
-/// slow client sends in minutes.
-#[derive(Debug)]
-struct Progress {
-    seen: Arc<Seen>,
-    stream: u32,
-    partial: u64,
-    pace: Pace,
-}
-
-impl Progress {
-    /// Whether bytes have come since the last call, at no less than the least pace. `read` is how
-    /// many bytes of the body have been read.
-    fn is_made(&mut self, read: usize, now: Mono) -> bool {
-        let partial = self.seen.partial_data(self.stream);
-        let has_moved = partial > self.partial;
-        self.partial = partial;
-        has_moved && self.pace.is_kept(read as u64 + partial, now)
-    }
 }
 
 impl StreamSession {
@@ -279,72 +249,9 @@ impl StreamSession {
     }
 }
 
-/// Sends a part of a body as far as the client's windows allow. Each step of it may take `limit`.
-async fn send_all(
-    send: &mut SendStream<Bytes>,
-    mut data: Bytes,
-    end: bool,
-    limit: Duration,
-) -> Result<()> {
-    while !data.is_empty() {
-        send.reserve_capacity(data.len());
-        let room = match within(limit, poll_fn(|cx| send.poll_capacity(cx))).await {
-            Some(Some(room)) => room.or_err(
-                ErrorType::WriteError,
-                "while waiting for the client to read",
-            )?,
-            Some(None) => {
-                return Error::e_explain(ErrorType::WriteError, "the client has ended the stream");
-            }
-            None => return Error::e_explain(ErrorType::WriteTimedout, "the client does not read"),
-        };
-        let part = data.split_to(room.min(data.len()));
-        let is_last = data.is_empty() && end;
-        send.send_data(part, is_last)
-            .or_err(ErrorType::WriteError, "while writing an answer")?;
-        if is_last {
-            return Ok(());
-        }
-    }
-    if end {
-        send.send_data(data, true)
-            .or_err(ErrorType::WriteError, "while ending an answer")
-    } else {
-        Ok(())
-    }
-}
-
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
-/// Joins the cookie fields of a request into one (RFC 9113, section 8.2.3): servers of HTTP/1.1 may
-/// read a second one as a part of the first.
-fn join_cookies(headers: &mut HeaderMap) {
-    if headers.get_all(COOKIE).iter().nth(1).is_none() {
-        return;
-    }
-    let tidy = |crumb: &'_ HeaderValue| crumb.as_bytes().trim_ascii().to_vec();
-    let without_end = |mut crumb: Vec<u8>| {
-        while crumb
-            .last()
-            .is_some_and(|byte| *byte == b';' || byte.is_ascii_whitespace())
-        {
-            crumb.pop();
-        }
-        crumb
-    };
-    let crumbs: Vec<Vec<u8>> = headers
-        .get_all(COOKIE)
-        .iter()
-        .map(tidy)
-        .map(without_end)
-        .filter(|crumb| !crumb.is_empty())
-        .collect();
-    // What was valid in parts is valid when it is joined by valid bytes.
-    if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
-        headers.insert(COOKIE, joined);
-    }
-}
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
 
 #[async_trait]
 impl Session for StreamSession {
@@ -600,32 +507,5 @@ impl Session for StreamSession {
 
     fn restore_custom_message_writer(&mut self, _: Box<dyn CustomMessageWrite>) -> Result<()> {
         Ok(())
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn cookie_fields_are_joined_into_one_and_a_single_one_stays() {
-        for (fields, joined) in [
-            (&["a=1"][..], "a=1"),
-            (&["a=1", "b=2"], "a=1; b=2"),
-            (&["a=1; b=2", "c=3", ""], "a=1; b=2; c=3"),
-            (&["a=1;", " b=2 ", "c=3; "], "a=1; b=2; c=3"),
-            (&[""], ""),
-        ] {
-            let mut headers = HeaderMap::new();
-            for field in fields {
-                headers.append(COOKIE, HeaderValue::from_static(field));
-            }
-            join_cookies(&mut headers);
-            assert_eq!(
-                headers.get_all(COOKIE).iter().collect::<Vec<_>>(),
-                [joined],
-                "{fields:?}"
-            );
-        }
     }
 }

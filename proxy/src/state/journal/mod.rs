@@ -12,128 +12,32 @@
 //! line: a new file continues the chain, and its first line carries the hash of the last line of
 //! the file before.
 
-use std::collections::VecDeque;
+mod read;
+mod record;
+mod verify;
+
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io::{self, BufRead, Read, Seek, SeekFrom, Write};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use cutover_core::control::maintenance::EVERYTHING;
-use cutover_core::control::plane::{Announcement, Change};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::clock;
 use crate::state::regular_file;
-use crate::status::{TripStatus, percent};
+use read::end_of;
+pub use read::{MAX_PAGE, MAX_PAGE_BYTES, Page, newest, page};
+pub use record::Record;
+pub use verify::{Verified, verify, verify_in};
 
 /// The name of the file in the state directory.
 pub const NAME: &str = "journal.jsonl";
-/// How many bytes are read at a time.
-const BLOCK: u64 = 64 * 1024;
+
 /// The longest line that is read as a record, in bytes. A rollback with the minute before it has
 /// tens of thousands.
 const MAX_LINE: usize = 4 * 1024 * 1024;
-/// The most records of one page.
-pub const MAX_PAGE: usize = 1_000;
-/// The most bytes of the records of one page, as they are in the file.
-pub const MAX_PAGE_BYTES: usize = 8 * 1024 * 1024;
+
 /// What stands for the line before the first.
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
-
-/// One line.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Record {
-    /// When, RFC 3339.
-    pub at: String,
-    /// Which rollout; `*` for a change that concerns all of them.
-    pub rollout: String,
-    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`,
-    /// `shared_cause`, `shared_cause_ended`, held, maintenance.
-    pub change: String,
-    /// Who.
-    pub actor: String,
-    /// Through which door: file, cli, ui, api, guard, start, timer.
-    pub source: String,
-    /// Why.
-    pub reason: String,
-    /// All of it in one sentence.
-    pub sentence: String,
-    /// The share of users on new from then on; of a change to one rollout.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub effective_percent: Option<f64>,
-    /// The share asked for before, for a changed percentage.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub from_percent: Option<f64>,
-    /// The share asked for from then on, for a changed percentage.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub to_percent: Option<f64>,
-    /// What forced a rollback.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub trip: Option<TripStatus>,
-    /// The mode from then on, for a changed maintenance.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub maintenance: Option<String>,
-    /// When it ends by itself, RFC 3339.
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub until: Option<String>,
-    /// SHA-256 of the line before, in hex.
-    #[serde(default)]
-    pub previous: String,
-}
-
-impl Record {
-    /// The record of an announcement; its place in the chain comes when it is appended.
-    pub fn new(announcement: &Announcement) -> Self {
-        let mut record = Self {
-            at: clock::rfc3339(announcement.at),
-            rollout: announcement.rollout.to_string(),
-            change: announcement.change.name().to_owned(),
-            actor: announcement.actor.name.clone(),
-            source: announcement.actor.source.name().to_owned(),
-            reason: announcement.reason.clone(),
-            sentence: announcement.sentence.clone(),
-            effective_percent: announcement.effective.map(percent),
-            from_percent: None,
-            to_percent: None,
-            trip: None,
-            maintenance: None,
-            until: None,
-            previous: String::new(),
-        };
-        match &announcement.change {
-            Change::Percent { from, to } => {
-                (record.from_percent, record.to_percent) =
-                    (Some(percent(*from)), Some(percent(*to)));
-            }
-            Change::RolledBack(trip) => record.trip = Some(TripStatus::new(trip)),
-            Change::Maintenance { mode, until } => {
-                (record.maintenance, record.until) =
-                    (Some(mode.name().to_owned()), until.map(clock::rfc3339));
-            }
-            Change::Started
-            | Change::Added
-            | Change::Removed
-            | Change::Settings
-            | Change::Rearmed
-            | Change::DryRunBreach
-            | Change::SharedCause
-            | Change::SharedCauseEnded
-            | Change::NoRefuge
-            | Change::NoRefugeEnded
-            | Change::Spilled
-            | Change::SpillEnded
-            | Change::LegacyOverloaded
-            | Change::Held => {}
-        }
-        record
-    }
-
-    /// Whether it tells of this rollout; what concerns all tells of each.
-    pub fn tells_of(&self, rollout: &str) -> bool {
-        self.rollout == rollout || self.rollout == EVERYTHING
-    }
-}
 
 /// The journal, open for appending.
 #[derive(Debug)]
@@ -273,45 +177,6 @@ fn open_at(path: &Path) -> io::Result<(File, Metadata, Option<String>, u64)> {
     Ok((file, metadata, last, len - whole))
 }
 
-/// Where the last whole line of a file ends, and its hash. Reads from the end, in blocks.
-fn end_of(file: &mut (impl Read + Seek), len: u64) -> io::Result<(u64, Option<String>)> {
-    let whole = last_byte(file, len, |byte| byte == b'\n')?.map_or(0, |at| at + 1);
-    let Some(end) = last_byte(file, whole, |byte| !byte.is_ascii_whitespace())?.map(|at| at + 1)
-    else {
-        return Ok((whole, None));
-    };
-    let start = last_byte(file, end, |byte| byte == b'\n')?.map_or(0, |at| at + 1);
-    file.seek(SeekFrom::Start(start))?;
-    let (mut hash, mut left, mut block) = (Sha256::new(), end - start, vec![0; BLOCK as usize]);
-    while left > 0 {
-        let part = &mut block[..left.min(BLOCK) as usize];
-        file.read_exact(part)?;
-        hash.update(&*part);
-        left -= part.len() as u64;
-    }
-    Ok((whole, Some(format!("{:x}", hash.finalize()))))
-}
-
-/// The last place before `end` that has such a byte.
-fn last_byte(
-    file: &mut (impl Read + Seek),
-    end: u64,
-    is_it: impl Fn(u8) -> bool,
-) -> io::Result<Option<u64>> {
-    let (mut end, mut block) = (end, vec![0; BLOCK as usize]);
-    while end > 0 {
-        let start = end.saturating_sub(BLOCK);
-        let part = &mut block[..(end - start) as usize];
-        file.seek(SeekFrom::Start(start))?;
-        file.read_exact(part)?;
-        if let Some(at) = part.iter().rposition(|byte| is_it(*byte)) {
-            return Ok(Some(start + at as u64));
-        }
-        end = start;
-    }
-    Ok(None)
-}
-
 /// Where the journal of a state directory is.
 pub fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
@@ -341,273 +206,6 @@ pub fn moved_away(directory: &Path) -> Option<(PathBuf, String)> {
     })
 }
 
-/// The newest records of a journal, and how the part of the chain stands that was read for them.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Page {
-    /// The newest first.
-    pub records: Vec<Record>,
-    /// What is wrong with the chain, if anything.
-    pub problem: Option<String>,
-    /// How many lines were read.
-    pub lines: u64,
-    /// Whether that were all lines.
-    pub is_whole: bool,
-    /// The hash of the last line of the file before, if this one does not begin the chain. Known
-    /// when the first line was read.
-    pub continues: Option<String>,
-}
-
-/// Reads the newest records from the end of a file of this length: of one rollout, or all of them;
-/// at most so many, and with at most so many bytes.
-///
-/// # Errors
-/// Any failure of the file system.
-pub fn page(
-    file: impl Read + Seek,
-    len: u64,
-    rollout: Option<&str>,
-    limit: usize,
-    bytes: usize,
-) -> io::Result<Page> {
-    let mut lines = FromEnd {
-        file,
-        start: len,
-        pending: VecDeque::new(),
-        is_torn: true,
-    };
-    let (mut page, mut left) = (Page::default(), bytes);
-    // What the line after this one says its hash is.
-    let mut expected: Option<String> = None;
-    loop {
-        let is_full = page.records.len() >= limit;
-        let Some(line) = lines.next()? else { break };
-        let place = lines.start + lines.pending.len() as u64;
-        if expected
-            .take()
-            .is_some_and(|expected| expected != hash(&line))
-            && page.problem.is_none()
-        {
-            page.problem = Some(format!(
-                "the line at byte {place} is not the one that the line after it names: a line was \
-                 changed or taken out here"
-            ));
-        }
-        if is_full {
-            // It was read only to hold it against the oldest of the page.
-            return Ok(Page {
-                continues: None,
-                ..page
-            });
-        }
-        page.lines += 1;
-        match serde_json::from_slice::<Brief>(&line) {
-            Ok(brief) => expected = Some(brief.previous.clone()),
-            Err(error) => {
-                page.problem = page
-                    .problem
-                    .or_else(|| Some(format!("the line at byte {place}: {error}")));
-            }
-        }
-        page.continues.clone_from(&expected);
-        let concerns = serde_json::from_slice::<Brief>(&line).is_ok_and(|brief| {
-            rollout.is_none_or(|rollout| brief.rollout == rollout || brief.rollout == EVERYTHING)
-        });
-        if !concerns {
-            continue;
-        }
-        match left.checked_sub(line.len()) {
-            Some(less) => left = less,
-            // At least one record is given out, however long it is.
-            None if !page.records.is_empty() => {
-                return Ok(Page {
-                    continues: None,
-                    ..page
-                });
-            }
-            None => left = 0,
-        }
-        match serde_json::from_slice::<Record>(&line) {
-            Ok(record) => page.records.push(record),
-            Err(error) => {
-                page.problem = page
-                    .problem
-                    .or_else(|| Some(format!("the line at byte {place}: {error}")));
-            }
-        }
-    }
-    page.is_whole = true;
-    page.continues = page
-        .continues
-        .filter(|previous| previous != GENESIS && !previous.is_empty());
-    Ok(page)
-}
-
-/// What the chain needs of a line.
-#[derive(Deserialize)]
-struct Brief {
-    rollout: String,
-    #[serde(default)]
-    previous: String,
-}
-
-/// The lines of a file from its end.
-struct FromEnd<F> {
-    file: F,
-    /// Everything from here on has been read.
-    start: u64,
-    /// What has been read and not been given out.
-    pending: VecDeque<u8>,
-    /// Whether what is pending may be a torn last line, which is nobody's.
-    is_torn: bool,
-}
-
-impl<F: Read + Seek> FromEnd<F> {
-    /// The line before the one that was given out last, without its line break. Blank lines are
-    /// left out, and so is a last line without a line break: it is being written.
-    fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
-        let mut searched = 0;
-        loop {
-            let unsearched = self.pending.len() - searched;
-            if let Some(at) = self
-                .pending
-                .iter()
-                .take(unsearched)
-                .rposition(|byte| *byte == b'\n')
-            {
-                let line: Vec<u8> = self.pending.split_off(at + 1).into();
-                self.pending.pop_back();
-                searched = 0;
-                if !std::mem::replace(&mut self.is_torn, false) && !line.trim_ascii().is_empty() {
-                    return Ok(Some(line));
-                }
-                continue;
-            }
-            searched = self.pending.len();
-            if self.start == 0 {
-                let line: Vec<u8> = std::mem::take(&mut self.pending).into();
-                return Ok(Some(line).filter(|line| !self.is_torn && !line.trim_ascii().is_empty()));
-            }
-            if self.pending.len() > MAX_LINE {
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    format!(
-                        "a line before byte {} has more than {MAX_LINE} bytes",
-                        self.start + self.pending.len() as u64
-                    ),
-                ));
-            }
-            let start = self.start.saturating_sub(BLOCK);
-            let mut block = vec![0; (self.start - start) as usize];
-            self.file.seek(SeekFrom::Start(start))?;
-            self.file.read_exact(&mut block)?;
-            self.start = start;
-            for byte in block.into_iter().rev() {
-                self.pending.push_front(byte);
-            }
-        }
-    }
-}
-
-/// How the whole chain stands.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Verified {
-    /// The first thing that is wrong with it, if anything.
-    pub problem: Option<String>,
-    /// How many lines it has.
-    pub lines: u64,
-    /// The hash of the last line of the file before, if this one does not begin the chain.
-    pub continues: Option<String>,
-}
-
-/// Goes through a whole journal line by line, in bounded memory.
-///
-/// # Errors
-/// Any failure of the file system.
-pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
-    let mut verified = Verified::default();
-    let (mut line, mut number, mut last) = (Vec::new(), 0, None);
-    loop {
-        line.clear();
-        number += 1;
-        if file
-            .by_ref()
-            .take(MAX_LINE as u64 + 1)
-            .read_until(b'\n', &mut line)?
-            == 0
-        {
-            return Ok(verified);
-        }
-        let problem = if line.len() > MAX_LINE {
-            Some(format!(
-                "line {number}: it has more than {MAX_LINE} bytes, so the lines after it were not \
-                 read"
-            ))
-        } else if line.pop_if(|byte| *byte == b'\n').is_none() {
-            // It is being written.
-            return Ok(verified);
-        } else if line.trim_ascii().is_empty() {
-            continue;
-        } else {
-            verified.lines += 1;
-            match (serde_json::from_slice::<Record>(&line), &last) {
-                (Err(error), _) => Some(format!("line {number}: {error}")),
-                (Ok(record), None) => {
-                    verified.continues = Some(record.previous)
-                        .filter(|previous| previous != GENESIS && !previous.is_empty());
-                    None
-                }
-                (Ok(record), Some(last)) if record.previous != *last => Some(format!(
-                    "line {number}: its `previous` is not the hash of the line before: a line was \
-                     changed or taken out here"
-                )),
-                (Ok(_), Some(_)) => None,
-            }
-        };
-        let ends = line.len() > MAX_LINE;
-        last = Some(hash(&line));
-        verified.problem = verified.problem.or(problem);
-        if ends {
-            return Ok(verified);
-        }
-    }
-}
-
-/// The newest records of a state directory, as [`page`] reads them. No journal is an empty one.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn newest(
-    directory: &Path,
-    rollout: Option<&str>,
-    limit: usize,
-    bytes: usize,
-) -> io::Result<Page> {
-    match File::open(path(directory)) {
-        Ok(file) => {
-            let len = file.metadata()?.len();
-            page(file, len, rollout, limit, bytes)
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Page {
-            is_whole: true,
-            ..Page::default()
-        }),
-        Err(error) => Err(error),
-    }
-}
-
-/// How the whole chain of a state directory stands, as [`verify`] says it. No journal is an empty
-/// one.
-///
-/// # Errors
-/// When the file cannot be read.
-pub fn verify_in(directory: &Path) -> io::Result<Verified> {
-    match regular_file::open_to_read(&path(directory)) {
-        Ok(file) => verify(io::BufReader::with_capacity(BLOCK as usize, file)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Verified::default()),
-        Err(error) => Err(error),
-    }
-}
-
 fn hash(line: &[u8]) -> String {
     format!("{:x}", Sha256::digest(line))
 }
@@ -615,6 +213,9 @@ fn hash(line: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::journal::read::BLOCK;
+    use cutover_core::control::maintenance::EVERYTHING;
+    use std::io::Read;
 
     /// All records in order, and what is wrong with the chain, if anything: by both ways of
     /// reading.

@@ -9,17 +9,22 @@
 //!
 //! Deliberately absent: `pattern`. What a string means is parsed by `lower`, into types.
 
+mod path;
+mod wording;
+
 use std::ops::Range;
 use std::sync::Arc;
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use crate::duration::{DURATION_SHAPE, SIZE_SHAPE};
 use crate::error::{Report, Source};
-use crate::schema::{self, DURATION_PATTERN, RATE_PATTERN, SIZE_PATTERN};
+use crate::schema::{self};
 use crate::text::{self, nearest};
+use path::Path;
+pub(crate) use path::rollout_context;
+use wording::{example, expected, heading_with, kind, retype, words};
 
 /// What a rate looks like, for messages.
 pub(crate) const RATE_SHAPE: &str = "a percentage such as \"1%\" or \"0.05%\"";
@@ -344,78 +349,6 @@ impl Shape<'_> {
     }
 }
 
-/// Where in the file a key stands, as messages begin with it: `listen.http[1]: `, `rollout
-/// "checkout": guard.window: `.
-#[derive(Clone, Debug, Default)]
-struct Path {
-    context: String,
-    keys: String,
-    /// The same as a table heading, without ids and numbers.
-    heading: String,
-}
-
-impl Path {
-    fn child(&self, name: &str) -> Self {
-        let join = |parent: &str| {
-            if parent.is_empty() {
-                text::key(name)
-            } else {
-                format!("{parent}.{}", text::key(name))
-            }
-        };
-        Self {
-            context: self.context.clone(),
-            keys: join(&self.keys),
-            heading: join(&self.heading),
-        }
-    }
-
-    fn item(&self, index: usize, item: &DeValue<'_>) -> Self {
-        if self.heading == "rollout" {
-            let id = item.get("id").and_then(|id| id.get_ref().as_str());
-            return Self {
-                context: rollout_context(id, index),
-                keys: String::new(),
-                heading: self.heading.clone(),
-            };
-        }
-        Self {
-            keys: format!("{}[{}]", self.keys, index + 1),
-            ..self.clone()
-        }
-    }
-
-    /// The last key, as a hint repeats it.
-    fn key(&self) -> &str {
-        let key = self.keys.rsplit('.').next().unwrap_or_default();
-        key.split('[').next().unwrap_or_default()
-    }
-
-    fn heading(&self) -> &str {
-        &self.heading
-    }
-}
-
-impl std::fmt::Display for Path {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(&self.context)?;
-        if self.keys.is_empty() {
-            Ok(())
-        } else {
-            write!(f, "{}: ", self.keys)
-        }
-    }
-}
-
-/// How messages begin that speak of a rollout: by its id, or else by its number in the file,
-/// counted from 1.
-pub(crate) fn rollout_context(id: Option<&str>, index: usize) -> String {
-    match id {
-        Some(id) => format!("rollout {}: ", text::quote(id)),
-        None => format!("rollout[{}]: ", index + 1),
-    }
-}
-
 fn property<'s>(schema: &'s Value, name: &str) -> Option<&'s Value> {
     schema["properties"].get(name).or_else(|| {
         schema
@@ -440,39 +373,6 @@ fn is_supported(schema: &Value) -> bool {
         .is_some_and(|text| text.ends_with("ot supported yet."))
 }
 
-/// The table that has this key, as its heading, and whether it is a list of tables: the outermost
-/// that fits.
-fn heading_with(root: &Value, name: &str) -> Option<(String, bool)> {
-    let mut level: Vec<(String, bool, &Value)> = vec![(String::new(), false, root)];
-    while !level.is_empty() {
-        let mut next = Vec::new();
-        for (heading, is_list, schema) in level {
-            let properties: Option<&Map<String, Value>> = schema["properties"].as_object();
-            if !heading.is_empty()
-                && properties.is_some_and(|properties| properties.contains_key(name))
-            {
-                return Some((heading, is_list));
-            }
-            for (key, property) in properties.into_iter().flatten() {
-                let heading = if heading.is_empty() {
-                    key.clone()
-                } else {
-                    format!("{heading}.{key}")
-                };
-                next.push((heading.clone(), false, property));
-                next.push((heading.clone(), true, &property["items"]));
-                next.push((
-                    format!("{heading}.NAME"),
-                    false,
-                    &property["additionalProperties"],
-                ));
-            }
-        }
-        level = next;
-    }
-    None
-}
-
 fn is(schema: &Value, name: &str) -> bool {
     match &schema["type"] {
         Value::String(only) => only == name,
@@ -488,148 +388,4 @@ fn within(number: f64, schema: &Value) -> bool {
         .is_none_or(|least| number >= least);
     let at_most = schema["maximum"].as_f64().is_none_or(|most| number <= most);
     number.is_finite() && at_least && at_most
-}
-
-fn words(schema: &Value) -> Vec<&str> {
-    schema["oneOf"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(|variant| variant["const"].as_str())
-        .collect()
-}
-
-/// The words to choose from, without those that do nothing yet.
-fn offered(schema: &Value) -> Vec<&str> {
-    schema["oneOf"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter(|variant| is_supported(variant))
-        .filter_map(|variant| variant["const"].as_str())
-        .collect()
-}
-
-/// What a value must be, in words.
-fn expected(schema: &Value) -> String {
-    if !words(schema).is_empty() {
-        return text::either(&offered(schema));
-    }
-    let range = match (&schema["minimum"], &schema["maximum"]) {
-        (Value::Null, _) => String::new(),
-        (least, Value::Null) => format!(" of at least {least}"),
-        (least, most) => format!(" from {least} to {most}"),
-    };
-    match schema["pattern"].as_str() {
-        Some(DURATION_PATTERN) => DURATION_SHAPE.to_owned(),
-        Some(SIZE_PATTERN) => SIZE_SHAPE.to_owned(),
-        Some(RATE_PATTERN) => RATE_SHAPE.to_owned(),
-        _ => format!("{}{range}", kind(schema)),
-    }
-}
-
-/// What type a value must have, in words.
-fn kind(schema: &Value) -> &'static str {
-    if is(schema, "boolean") && !schema["type"].is_string() {
-        return if is(schema, "object") {
-            "a table or false"
-        } else {
-            "a whole number or false"
-        };
-    }
-    match schema["type"].as_str() {
-        Some("boolean") => "true or false",
-        Some("integer") => "a whole number",
-        Some("number") => "a number",
-        Some("array") if is(&schema["items"], "object") => "a list of tables",
-        Some("array") if is(&schema["items"], "string") => "a list of strings",
-        Some("array") => "a list",
-        Some("object") => "a table",
-        _ => "a string",
-    }
-}
-
-/// What to type for a value of the wrong type: the same value in the right form where that can be
-/// told, or else an example.
-fn retype(found: &DeValue<'_>, schema: &Value, key: &str) -> Option<String> {
-    let written = match found {
-        DeValue::String(text) if is(schema, "array") && is(&schema["items"], "string") => {
-            Some(format!("[{text:?}]"))
-        }
-        DeValue::String(text) if is(schema, "number") || is(schema, "integer") => {
-            let number = text.trim().trim_end_matches('%').trim_end();
-            number
-                .parse::<f64>()
-                .ok()
-                .filter(|number| within(*number, schema))
-                .map(|_| number.to_owned())
-        }
-        DeValue::String(text) if is(schema, "boolean") => match text.as_ref() {
-            "true" | "yes" | "on" => Some("true".to_owned()),
-            "false" | "no" | "off" => Some("false".to_owned()),
-            _ => None,
-        },
-        DeValue::Integer(number) if is(schema, "string") => {
-            Some(match schema["pattern"].as_str() {
-                Some(DURATION_PATTERN) => format!("\"{number}s\" for seconds"),
-                Some(RATE_PATTERN) => format!("\"{number}%\""),
-                _ => format!("\"{number}\""),
-            })
-        }
-        DeValue::Float(number) if schema["pattern"] == RATE_PATTERN => {
-            Some(format!("\"{number}%\""))
-        }
-        DeValue::Table(_) if is(schema, "array") && is(&schema["items"], "object") => {
-            return Some(format!("write [[{key}]] with two brackets"));
-        }
-        DeValue::Array(items)
-            if is(schema, "object")
-                && items.iter().all(|item| item.get_ref().is_table())
-                && !items.is_empty() =>
-        {
-            return Some(format!("write [{key}] with one bracket, and only once"));
-        }
-        DeValue::String(_)
-        | DeValue::Integer(_)
-        | DeValue::Float(_)
-        | DeValue::Boolean(_)
-        | DeValue::Datetime(_)
-        | DeValue::Array(_)
-        | DeValue::Table(_) => None,
-    };
-    match written {
-        Some(written) => Some(format!("write {key} = {written}")),
-        None if schema.get("examples").is_some() || schema.get("default").is_some() => {
-            Some(format!("write {key} = {}", example(schema)))
-        }
-        None if is(schema, "object") && keys(schema).next().is_some() => Some(format!(
-            "the keys of {key} are {}",
-            text::list(keys(schema))
-        )),
-        None => None,
-    }
-}
-
-/// A value to copy, as TOML.
-fn example(schema: &Value) -> String {
-    let value = schema["examples"].get(0).or_else(|| schema.get("default"));
-    value.map_or_else(|| "...".to_owned(), toml_of)
-}
-
-fn toml_of(value: &Value) -> String {
-    match value {
-        Value::Array(items) => format!(
-            "[{}]",
-            items.iter().map(toml_of).collect::<Vec<_>>().join(", ")
-        ),
-        Value::Object(object) => format!(
-            "{{ {} }}",
-            object
-                .iter()
-                .map(|(key, value)| format!("{key} = {}", toml_of(value)))
-                .collect::<Vec<_>>()
-                .join(", ")
-        ),
-        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => value.to_string(),
-    }
 }

@@ -8,15 +8,15 @@
 //! A list that is being written is held: the configuration is read with the content that was
 //! accepted last, which `last_good` keeps. So a change beside it need not wait for it.
 
+mod error;
+mod files;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::ffi::OsString;
 use std::fs;
-use std::io::Read;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-use cutover_config::{Loader, Problems, Settings};
+use cutover_config::{Loader, Settings};
 use cutover_core::Percent;
 use sha2::{Digest, Sha256};
 
@@ -24,10 +24,8 @@ use crate::shared::reload_handle::SetError;
 use crate::shared::settling::Sight;
 use crate::state::last_good::{self, Kept, LastGood};
 use crate::state::status_file;
-
-/// The largest file that is read, in bytes. `cutover_config` has the limit of each kind of file,
-/// and a message that is located; this one keeps a wrong file out of memory.
-const MAX_FILE: u64 = 64 * 1024 * 1024;
+pub use error::SourceError;
+use files::{Files, Touched, mount_points, read_regular};
 
 /// How often a file that draws in something else at each reading is read. What is left then shows
 /// as a change at the next look.
@@ -55,41 +53,6 @@ pub struct Source {
 
 /// What a look saw, by path; the main file is under the empty path.
 pub type Sights = BTreeMap<String, Sight>;
-
-/// What one reading touched.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Touched {
-    files: BTreeSet<String>,
-    /// Those of the files that have the syntax of the main file.
-    includes: BTreeSet<String>,
-    patterns: BTreeSet<String>,
-}
-
-/// Why there is no configuration.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum SourceError {
-    /// The main file cannot be read.
-    #[error("{path}: {reason}")]
-    Unreadable {
-        /// Its path.
-        path: String,
-        /// Why.
-        reason: String,
-    },
-    /// It says something that cannot be used.
-    #[error("{0}")]
-    Problems(Problems),
-}
-
-impl SourceError {
-    /// The whole message, with colours for a terminal if wanted.
-    pub fn render(&self, color: bool) -> String {
-        match self {
-            Self::Unreadable { .. } => format!("error: {self}\n"),
-            Self::Problems(problems) => problems.render(color),
-        }
-    }
-}
 
 impl Source {
     /// The configuration in this file. Nothing is read yet.
@@ -483,142 +446,6 @@ impl Source {
             .unwrap_or(Path::new("."))
             .to_owned()
     }
-}
-
-/// The mount points in a `mountinfo`: the fifth field of each line, with its octal escapes read.
-fn mount_points(mountinfo: &str) -> BTreeSet<PathBuf> {
-    mountinfo
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| PathBuf::from(OsString::from_vec(unescaped(field))))
-        .collect()
-}
-
-fn unescaped(field: &str) -> Vec<u8> {
-    let (mut bytes, mut rest) = (Vec::new(), field.as_bytes());
-    while let [first, others @ ..] = rest {
-        let escaped = others
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|octal| u8::from_str_radix(std::str::from_utf8(octal).ok()?, 8).ok());
-        bytes.push(escaped.unwrap_or(*first));
-        rest = if escaped.is_some() {
-            &others[3..]
-        } else {
-            others
-        };
-    }
-    bytes
-}
-
-/// Reads files beside the main one, and remembers which.
-struct Files {
-    base: PathBuf,
-    /// By path: the state directory and the content there that stands for the file.
-    held: BTreeMap<String, (PathBuf, [u8; 32])>,
-    touched: RefCell<Touched>,
-    texts: RefCell<BTreeMap<String, String>>,
-}
-
-impl Loader for Files {
-    fn read(&self, path: &str) -> Result<String, String> {
-        self.touched.borrow_mut().files.insert(path.to_owned());
-        if let Some((state, digest)) = self.held.get(path) {
-            // Never what is there now: that may be half of it.
-            return last_good::content(state, digest).ok_or_else(|| {
-                "it is being written, and what was read before cannot be read from the state \
-                 directory"
-                    .to_owned()
-            });
-        }
-        let text = read_regular(&self.base.join(path))?;
-        self.texts
-            .borrow_mut()
-            .insert(path.to_owned(), text.clone());
-        Ok(text)
-    }
-
-    fn include(&self, path: &str) -> Result<String, String> {
-        self.touched.borrow_mut().includes.insert(path.to_owned());
-        self.read(path)
-    }
-
-    /// Patterns have `*` in their last part only: one directory, names by prefix and suffix.
-    fn glob(&self, pattern: &str) -> Result<Vec<String>, String> {
-        self.touched
-            .borrow_mut()
-            .patterns
-            .insert(pattern.to_owned());
-        let (directory, name) = pattern
-            .rsplit_once('/')
-            .map_or(("", pattern), |(directory, name)| (directory, name));
-        if directory.contains('*') {
-            return Err("`*` may stand in the file name only".to_owned());
-        }
-        let Some((prefix, suffix)) = name.split_once('*') else {
-            return Ok(vec![pattern.to_owned()]);
-        };
-        if suffix.contains('*') {
-            return Err("only one `*` may stand in a pattern".to_owned());
-        }
-        let entries = match fs::read_dir(self.base.join(directory)) {
-            Ok(entries) => entries,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(error) => return Err(error.to_string()),
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let name = entry
-                .map_err(|error| error.to_string())?
-                .file_name()
-                .to_string_lossy()
-                .into_owned();
-            let hidden = name.starts_with('.');
-            if !hidden
-                && name.len() >= prefix.len() + suffix.len()
-                && name.starts_with(prefix)
-                && name.ends_with(suffix)
-            {
-                found.push(if directory.is_empty() {
-                    name
-                } else {
-                    format!("{directory}/{name}")
-                });
-            }
-        }
-        found.sort_unstable();
-        Ok(found)
-    }
-
-    fn env(&self, name: &str) -> Option<String> {
-        std::env::var(name).ok()
-    }
-}
-
-/// Reads a regular file of bounded size as UTF-8. A pipe or device is refused before it is opened:
-/// it could block for ever.
-fn read_regular(path: &Path) -> Result<String, String> {
-    let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
-    if metadata.is_dir() {
-        return Err("is a directory, not a file".to_owned());
-    }
-    if !metadata.is_file() {
-        return Err("is not a regular file".to_owned());
-    }
-    let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(|error| error.to_string())?;
-    file.take(MAX_FILE + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| error.to_string())?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(format!("is larger than {} MiB", MAX_FILE / 1024 / 1024));
-    }
-    String::from_utf8(bytes).map_err(|error| {
-        format!(
-            "is not UTF-8 text: byte {} is out of place",
-            error.utf8_error().valid_up_to()
-        )
-    })
 }
 
 #[cfg(test)]

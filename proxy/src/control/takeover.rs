@@ -1,0 +1,128 @@
+//! Hands over to another process, and follows it.
+
+use super::{Control, PERSIST_TIMEOUT};
+use crate::clock;
+use crate::shared::control_handle::{Estate, Tripped};
+use cutover_core::control::plane::Change;
+use cutover_core::{Actor, Announcement, Command, Event, Lead, Source};
+use tokio::sync::mpsc;
+
+/// Which process decides what is in force.
+#[derive(Debug)]
+pub(super) enum Role {
+    /// This one.
+    Leads,
+    /// Another one, or soon.
+    Follows {
+        /// To the other one.
+        trips: mpsc::UnboundedSender<Tripped>,
+        /// How many rollbacks it has been told of.
+        told: u64,
+        /// How many of them it has heard of.
+        heard: u64,
+        /// What it has in force; `None` as long as it is not ready.
+        lead: Option<Lead>,
+    },
+}
+
+impl Control {
+    /// Saves everything and lets another process have the state directory.
+    pub(super) async fn hand_over(
+        &mut self,
+        trips: mpsc::UnboundedSender<Tripped>,
+    ) -> Result<Estate, String> {
+        if self.held.is_some() || !self.disk.is_durable() {
+            return Err(
+                "the state cannot be written, and the new process would begin with an older one"
+                    .to_owned(),
+            );
+        }
+        if !matches!(
+            tokio::time::timeout(PERSIST_TIMEOUT, self.disk.let_go()).await,
+            Ok(Ok(true))
+        ) {
+            self.disk.take_back();
+            return Err("the state cannot be written in time".to_owned());
+        }
+        self.role = Role::Follows {
+            trips,
+            told: 0,
+            heard: 0,
+            lead: None,
+        };
+        Ok(self.plane.heritage())
+    }
+
+    /// Puts in force what the process that has taken over has in force.
+    pub(super) fn follow(&mut self, new_lead: Lead, acknowledged: u64) {
+        let Role::Follows {
+            told, heard, lead, ..
+        } = &mut self.role
+        else {
+            return;
+        };
+        *heard = acknowledged;
+        let knows_all = acknowledged >= *told;
+        *lead = Some(new_lead.clone());
+        let now = clock::now();
+        let actor = || Actor {
+            name: "the new process".to_owned(),
+            source: Source::Start,
+        };
+        for led in &new_lead.rollouts {
+            let Some(is_latched) = self
+                .plane
+                .rollout(&led.id)
+                .map(|rollout| rollout.latch().is_some())
+            else {
+                continue;
+            };
+            let command = match (led.latched, is_latched) {
+                (true, false) => Command::Rollback { force: true },
+                // A latch that the other one does not know of yet is not lifted by what it said
+                // before.
+                (false, true) if knows_all => Command::Rearm,
+                (true, true) | (false, _) => continue,
+            };
+            tracing::info!(rollout = %led.id, latched = led.latched, "the latch of the new process holds here, too");
+            // What it asks for is told and saved by the other process.
+            let _ = self.plane.on(
+                Event::Command {
+                    rollout: &led.id,
+                    command,
+                    actor: actor(),
+                    reason: "it leads".to_owned(),
+                },
+                now,
+            );
+        }
+        self.aim();
+        self.publish(self.plane.split());
+    }
+
+    /// Tells the process that takes over of a rollback that was decided here.
+    pub(super) fn pass_on(&mut self, announcement: &Announcement) {
+        if let (Role::Follows { trips, told, .. }, Change::RolledBack(trip)) =
+            (&mut self.role, &announcement.change)
+        {
+            let (rollout, actor, reason) = (
+                announcement.rollout.to_string(),
+                announcement.actor.clone(),
+                announcement.reason.clone(),
+            );
+            *told += 1;
+            let _ = trips.send(Tripped {
+                rollout,
+                trip: trip.clone(),
+                actor,
+                reason,
+            });
+        }
+    }
+
+    /// Whether the process that has taken over has not heard yet of all it was told, or one that
+    /// was to take over has not given back yet what it is not to have.
+    pub(super) fn has_somebody_to_hear(&self) -> bool {
+        matches!(&self.role, Role::Follows { told, heard, lead, .. } if lead.is_none() || heard < told)
+    }
+}

@@ -1,0 +1,256 @@
+//! One request on the lane, from its decision to its end.
+//!
+//! Attempts, in this order and at most two on a side: another server of the backend when a
+//! connection could not be made; the same request once more when a kept connection broke before the
+//! first byte of the answer and it changes nothing; then the other side, if the gate says so. The
+//! buffer with the head is kept until the end, since each attempt may need it.
+
+mod answer;
+mod attempt;
+
+use std::time::Duration;
+
+use cutover_core::FailureKind;
+use http::Method;
+
+use crate::clock::mono as now;
+use crate::gateway::lane::body_relay::{Broken, Caller, Upload, write_all};
+use crate::gateway::lane::read_buffer::Buffer;
+use crate::gateway::lane::request::{Asked, Request};
+use crate::gateway::lane::write_buffer::Scratch;
+use crate::gateway::lane::{FAREWELL, Lane, LaneStream, date};
+use crate::gateway::listener::deadlines::Watched;
+use crate::gateway::message::reply::{Reply, wants_html};
+use crate::gateway::router::{Blame, End, Exchange, Failure};
+use crate::shared::drain::Ended;
+use crate::telemetry::request_summary::Engine;
+use crate::upstream::Chosen;
+use attempt::Attempt;
+
+/// What becomes of the client's connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum After {
+    /// It waits for the next request.
+    Keep,
+    /// It ends.
+    Close,
+    /// It ends after what the client still sends has been read, for so long at most.
+    Linger(Duration),
+    /// It breaks off.
+    Cut,
+}
+
+/// One request.
+pub(super) struct Transaction<'a> {
+    lane: &'a Lane,
+    watched: &'a Watched,
+    exchange: Exchange,
+    asked: Asked,
+    request: Request,
+    /// The bytes of its head, and what came of the body with it.
+    came: Buffer,
+    upload: Upload,
+    end: End,
+    chosen: Option<Chosen>,
+    attempts_on_this_side: u8,
+    /// Whether a kept connection has been of no use: others are likely to be.
+    needs_a_fresh_one: bool,
+    /// Whether a server has seen something of the request.
+    something_sent: bool,
+    /// Whether something of the final answer may have been written to the client.
+    answer_begun: bool,
+    interim: u8,
+}
+
+impl<'a> Transaction<'a> {
+    /// Of a request whose head this buffer begins with. What follows the request in it goes to
+    /// `ahead`.
+    pub(super) fn new(
+        lane: &'a Lane,
+        watched: &'a Watched,
+        exchange: Exchange,
+        asked: Asked,
+        request: Request,
+        mut came: Buffer,
+        ahead: &mut Option<Buffer>,
+    ) -> Self {
+        let body = ((came.len() - request.head) as u64).min(asked.body);
+        let used = request.head + body as usize;
+        if came.len() > used {
+            *ahead = Buffer::of(&came.filled()[used..]);
+            debug_assert!(ahead.is_some(), "it came in a buffer");
+            came.truncate(used);
+        }
+        Self {
+            lane,
+            watched,
+            exchange,
+            asked,
+            request,
+            came,
+            upload: Upload::new(body, asked.body - body),
+            end: End {
+                engine: Engine::Lane,
+                ..End::default()
+            },
+            chosen: None,
+            attempts_on_this_side: 0,
+            needs_a_fresh_one: false,
+            something_sent: false,
+            answer_begun: false,
+            interim: 0,
+        }
+    }
+
+    /// Serves it.
+    pub(super) async fn run<S: LaneStream>(&mut self, client: &mut Caller<'_, S>) -> After {
+        let began = self.exchange.started();
+        if self.asked.body == 0 {
+            self.lane.gate.sent(&mut self.exchange, began);
+        }
+        match self.exchange.stays_on_new() {
+            Some((slot, revision)) => self.watched.conn().stay.on_new(slot, revision),
+            None => self.watched.conn().stay.over(),
+        }
+        let mut began = Some(began);
+        let after = loop {
+            match self.attempt(client, began.take()).await {
+                Ok(Attempt::Again) => {}
+                Ok(Attempt::Answered { keeps }) => {
+                    break self.after_answer(keeps, client.ahead.is_some());
+                }
+                Err(failure) => break self.fail(client.stream, failure).await,
+            }
+        };
+        self.leave();
+        after
+    }
+
+    /// It is nowhere in particular any more; an order to leave that came meanwhile was for what has
+    /// ended.
+    fn leave(&self) {
+        self.watched.conn().stay.over();
+        self.watched.conn().heard();
+    }
+
+    /// It is over, however it was.
+    pub(super) fn done(self) {
+        let end = End {
+            bytes_in: self.upload.read,
+            ..self.end
+        };
+        self.lane.gate.done(
+            self.exchange,
+            self.request.of(self.came.filled()).path_sent(),
+            end,
+            now,
+        );
+    }
+
+    fn after_answer(&self, keeps: bool, has_more: bool) -> After {
+        if keeps {
+            After::Keep
+        } else if self.asked.body > 0 && !self.upload.is_over() {
+            After::Linger(self.lane.body_idle)
+        } else if self.asked.keeps || has_more {
+            After::Linger(FAREWELL)
+        } else {
+            After::Close
+        }
+    }
+
+    /// It failed, for good.
+    async fn fail<S: LaneStream>(&mut self, client: &mut S, failure: Failure) -> After {
+        let is_sent_away = failure.blame == Blame::Proxy && failure.kind == FailureKind::Reset;
+        if is_sent_away {
+            self.watched.conn().heard();
+            self.lane.drains.count(Ended::Stream);
+        }
+        let reply = self.lane.gate.failed(&mut self.exchange, failure, None);
+        let is_gone = failure.blame == Blame::Client && failure.kind == FailureKind::Reset;
+        if self.answer_begun || is_gone || is_sent_away {
+            return After::Cut;
+        }
+        self.reply(client, reply).await
+    }
+
+    /// Writes an answer of ours.
+    pub(super) async fn reply<S: LaneStream>(&mut self, client: &mut S, reply: Reply) -> After {
+        // The request body may not have been read: what follows on this connection could be
+        // mistaken for a request.
+        let keeps = reply.retry_after.is_some()
+            && self.asked.body == 0
+            && self.asked.keeps
+            && !self.lane.is_closing();
+        let (body, content_type) = reply.body(wants_html(&self.request.of(self.came.filled())));
+        let mut out = Scratch::new();
+        write_reply(
+            &reply,
+            content_type,
+            body.as_bytes(),
+            keeps,
+            *self.exchange.method() == Method::HEAD,
+            &mut out,
+        );
+        self.watched.within(self.lane.write);
+        if write_all(
+            client,
+            &out,
+            self.watched,
+            Broken::ClientGone,
+            Broken::ClientSlow,
+        )
+        .await
+        .is_err()
+        {
+            return After::Cut;
+        }
+        self.end.status = Some(reply.status.as_u16());
+        self.end.bytes_out = if *self.exchange.method() == Method::HEAD {
+            0
+        } else {
+            body.len() as u64
+        };
+        self.after_answer(keeps, false)
+    }
+}
+
+pub(in crate::gateway) fn write_reply(
+    reply: &Reply,
+    content_type: &str,
+    body: &[u8],
+    keeps: bool,
+    head_only: bool,
+    out: &mut Vec<u8>,
+) {
+    let mut number = itoa::Buffer::new();
+    let mut add = |part: &[u8]| out.extend_from_slice(part);
+    add(b"HTTP/1.1 ");
+    add(reply.status.as_str().as_bytes());
+    add(b" ");
+    add(reply
+        .status
+        .canonical_reason()
+        .unwrap_or("Error")
+        .as_bytes());
+    add(b"\r\nContent-Type: ");
+    add(content_type.as_bytes());
+    add(b"\r\nContent-Length: ");
+    add(number.format(body.len()).as_bytes());
+    add(b"\r\nCache-Control: no-store\r\n");
+    if let Some(seconds) = reply.retry_after {
+        add(b"Retry-After: ");
+        add(number.format(seconds).as_bytes());
+        add(b"\r\n");
+    }
+    add(b"Date: ");
+    date::with(|date| add(date));
+    add(if keeps {
+        b"\r\n\r\n"
+    } else {
+        b"\r\nConnection: close\r\n\r\n"
+    });
+    if !head_only {
+        add(body);
+    }
+}

@@ -1,0 +1,370 @@
+//! Reads the counters of all threads for the control loop.
+
+use super::maintenance::Halted;
+use super::shard::{PLACES, Seen, Shard, WAIT_CELLS, WAIT_TICKS, add_news};
+use super::{Registry, slot_of};
+use crate::shared::failover_budget::Ration;
+use cutover_core::stats::users::{LastCrowd, tick_of};
+use cutover_core::stats::window::Totals;
+use cutover_core::{Crowd, Mono, Observed, PerSide, Reason, Side, Waited, Watch, Witness};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Arc, PoisonError};
+use tokio::sync::Notify;
+
+/// Everything a slot has counted, as the reader last saw it.
+#[derive(Clone, Debug, Default)]
+pub struct SlotTotals {
+    /// Outcomes, for the guard and the metrics.
+    pub totals: PerSide<Totals>,
+    /// Those of users whom the hash or chance placed: the sides are compared by them.
+    pub compared: PerSide<Totals>,
+    /// Decisions by [`Reason::index`], both sides together.
+    pub reasons: [u64; Reason::COUNT],
+    /// Requests that have started and not finished.
+    pub in_flight: PerSide<u64>,
+    /// Open WebSockets.
+    pub websockets: PerSide<u64>,
+    /// What became of failing requests that could be saved, in the order of
+    /// [`Saving::ALL`](crate::shared::failover_budget::Saving::ALL).
+    pub savings: [u64; 3],
+    /// What maintenance did to requests, by [`Halted::index`].
+    pub halted: [u64; Halted::COUNT],
+}
+
+impl SlotTotals {
+    /// How many requests are parked.
+    pub fn parked(&self) -> u64 {
+        let count = |halted: Halted| self.halted[halted.index()];
+        count(Halted::Held)
+            .saturating_sub(count(Halted::Released) + count(Halted::Expired) + count(Halted::Left))
+    }
+}
+
+/// What one look sees of a slot, beside its totals.
+#[derive(Debug, Default)]
+pub struct Look {
+    pub(super) streaks: PerSide<u32>,
+    pub(super) waited: PerSide<Waited>,
+    pub(super) waited_compared: PerSide<Waited>,
+    pub(super) witnesses: Vec<Witness>,
+    pub(super) crowd: Option<Crowd>,
+}
+
+impl Look {
+    /// The same for the judge.
+    pub fn observed<'a>(
+        &'a self,
+        totals: &'a PerSide<Totals>,
+        compared: &'a PerSide<Totals>,
+        available: PerSide<bool>,
+        passes_checks: PerSide<bool>,
+    ) -> Observed<'a> {
+        Observed {
+            totals,
+            compared,
+            streaks: self.streaks,
+            available,
+            passes_checks,
+            waited: self.waited,
+            waited_compared: self.waited_compared,
+            witnesses: &self.witnesses,
+            crowd: self.crowd,
+        }
+    }
+}
+
+/// The reading half: sums the shards of all threads. Owned by the control plane.
+#[derive(Debug)]
+pub struct Reader {
+    pub(super) registry: Arc<Registry>,
+    pub(super) known: Vec<Known>,
+    pub(super) slots: Vec<Slot>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slot {
+    pub(super) sum: SlotTotals,
+    pub(super) started: PerSide<u64>,
+    pub(super) finished: PerSide<u64>,
+    /// Of users who are not compared, and of those who are.
+    pub(super) waits: [PerSide<Waits>; 2],
+    pub(super) crowd: LastCrowd,
+    pub(super) ration: Ration,
+}
+
+/// What the reader knows of the ring of waiting requests of one side.
+#[derive(Clone, Debug)]
+pub(super) struct Waits {
+    /// Of threads that have ended.
+    pub(super) retired_begun: Box<[u16]>,
+    pub(super) retired_ended: Box<[u16]>,
+    /// What had begun, and what still waited, when a cell was read last: a round of the ring ago.
+    pub(super) begun: Box<[u16]>,
+    pub(super) stuck: Box<[u16]>,
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        let cells = || vec![0; WAIT_CELLS].into_boxed_slice();
+        Self {
+            retired_begun: cells(),
+            retired_ended: cells(),
+            begun: cells(),
+            stuck: cells(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Known {
+    pub(super) slot: usize,
+    pub(super) is_compared: bool,
+    pub(super) shards: Arc<PerSide<Shard>>,
+    pub(super) seen: PerSide<Seen>,
+}
+
+impl Reader {
+    /// Adds what has been counted since the last call.
+    pub fn read(&mut self) {
+        self.add_all(true);
+        let Self {
+            registry,
+            known,
+            slots,
+        } = self;
+        // A shard that only we still hold belonged to a thread that has ended: nobody can write it
+        // any more (`get_mut` makes its last writes visible). It is let go once all it
+        // counted is in the sums; a thread that ended since the look above is let go at the next
+        // read.
+        known.retain_mut(|known| {
+            let Some(shards) = Arc::get_mut(&mut known.shards) else {
+                return true;
+            };
+            let keep =
+                shards.legacy.differs(&known.seen.legacy) || shards.new.differs(&known.seen.new);
+            if !keep {
+                for side in Side::BOTH {
+                    slots[known.slot].waits[usize::from(known.is_compared)][side]
+                        .retire(&shards[side]);
+                }
+            }
+            keep
+        });
+        for (at, slot) in slots.iter_mut().enumerate() {
+            let shared = registry.shared(at);
+            slot.sum.savings = shared.rescue.counts();
+            slot.sum.websockets =
+                PerSide::from_fn(|side| shared.websockets[side].load(Ordering::Relaxed));
+            // Started is summed with finished of the same pass, but other threads go on meanwhile:
+            // never below zero.
+            slot.sum.in_flight =
+                PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
+        }
+    }
+
+    /// The same for counts only: latencies stay where they were. Cheap enough for every failure.
+    pub fn read_counts(&mut self) {
+        self.add_all(false);
+    }
+
+    pub(super) fn add_all(&mut self, with_latencies: bool) {
+        for registered in self
+            .registry
+            .shards
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain(..)
+        {
+            self.known.push(Known {
+                slot: registered.slot,
+                is_compared: registered.is_compared,
+                shards: registered.shards,
+                seen: PerSide::default(),
+            });
+        }
+        for known in &mut self.known {
+            if self.slots.len() <= known.slot {
+                self.slots.resize_with(known.slot + 1, Slot::default);
+            }
+            let slot = &mut self.slots[known.slot];
+            for side in Side::BOTH {
+                add_news(
+                    &known.shards[side],
+                    &mut known.seen[side],
+                    slot,
+                    (side, known.is_compared),
+                    with_latencies,
+                );
+            }
+        }
+    }
+
+    /// The bell that each failure on new rings.
+    pub fn failed(&self) -> Arc<Notify> {
+        Arc::clone(&self.registry.failed)
+    }
+
+    /// The watch of a slot.
+    pub fn watch(&self, slot: usize) -> Arc<Watch> {
+        self.registry.watch(slot)
+    }
+
+    /// Hands out the permits to save failing requests until the next tick.
+    pub fn hand_out_permits(&mut self, now: Mono) {
+        for (at, slot) in self.slots.iter_mut().enumerate() {
+            slot.ration
+                .hand_out(&self.registry.shared(at).rescue, slot.started.new, now);
+        }
+    }
+
+    /// What is seen of a slot beside its totals. At a tick, `aged` are the ticks whose requests
+    /// have now reached the age at which they hang.
+    pub fn look(&mut self, slot: usize, now: Mono, aged: Option<Range<u64>>) -> Look {
+        let watch = self.registry.watch(slot);
+        let known = self.slots.get_mut(slot);
+        // Once a second, and not for all slots at once.
+        let is_due = aged.is_some() && (tick_of(now) as usize + slot).is_multiple_of(4);
+        let crowd = match known {
+            Some(slot) => slot.crowd.look(&watch, is_due, now),
+            None => is_due.then(|| watch.crowd(now)),
+        };
+        let (waited, waited_compared) = aged
+            .filter(|ticks| !ticks.is_empty())
+            .map(|ticks| self.waited(slot, ticks))
+            .unwrap_or_default();
+        Look {
+            streaks: watch.streaks(),
+            witnesses: watch.drain(),
+            crowd,
+            waited,
+            waited_compared,
+        }
+    }
+
+    /// The requests that began to wait in these ticks, and those of them that still wait: of all
+    /// users, and of those who are compared. Each tick is to be asked for once, within a round of
+    /// the ring.
+    pub(super) fn waited(
+        &mut self,
+        slot: usize,
+        ticks: Range<u64>,
+    ) -> (PerSide<Waited>, PerSide<Waited>) {
+        let compared = self.places(slot, ticks.clone(), true);
+        let apart = self.places(slot, ticks, false);
+        let all = PerSide::from_fn(|side| compared[side].plus(&apart[side]).waited());
+        (all, compared.map(Places::waited))
+    }
+
+    pub(super) fn places(
+        &mut self,
+        slot: usize,
+        ticks: Range<u64>,
+        is_compared: bool,
+    ) -> PerSide<Places> {
+        let Some(sums) = self.slots.get_mut(slot) else {
+            return PerSide::default();
+        };
+        let shards: Vec<&PerSide<Shard>> = self
+            .known
+            .iter()
+            .filter(|known| known.slot == slot && known.is_compared == is_compared)
+            .map(|known| &*known.shards)
+            .collect();
+        PerSide::from_fn(|side| {
+            let waits = &mut sums.waits[usize::from(is_compared)][side];
+            let mut places = Places::default();
+            for tick in ticks.clone() {
+                for (place, hung) in places.hung.iter_mut().enumerate() {
+                    let cell = tick as usize % WAIT_TICKS * PLACES + place;
+                    let sum = |cells: fn(&Shard) -> &[AtomicU16], retired: u16| {
+                        shards.iter().fold(retired, |sum, shards| {
+                            sum.wrapping_add(cells(&shards[side])[cell].load(Ordering::Relaxed))
+                        })
+                    };
+                    // Ended before begun, so that a request between the two reads counts as waiting
+                    // and not as minus one.
+                    let ended = sum(|shard| &shard.waits_ended, waits.retired_ended[cell]);
+                    let begun = sum(|shard| &shard.waits_begun, waits.retired_begun[cell]);
+                    let waiting = begun.wrapping_sub(ended);
+                    let news = begun.wrapping_sub(std::mem::replace(&mut waits.begun[cell], begun));
+                    places.started += u64::from(news);
+                    *hung += u64::from(
+                        waiting
+                            .saturating_sub(std::mem::replace(&mut waits.stuck[cell], waiting))
+                            .min(news),
+                    );
+                }
+            }
+            places
+        })
+    }
+
+    /// The sums of one slot as of the last [`Reader::read`]; `None` before its first request.
+    pub fn slot(&self, slot: usize) -> Option<&SlotTotals> {
+        self.slots.get(slot).map(|slot| &slot.sum)
+    }
+
+    /// The totals of all rollouts by control-plane slot, for a tick, and those of users who are
+    /// compared.
+    pub fn rollouts(&self) -> impl ExactSizeIterator<Item = (&PerSide<Totals>, &PerSide<Totals>)> {
+        self.slots
+            .iter()
+            .skip(slot_of(0))
+            .map(|slot| (&slot.sum.totals, &slot.sum.compared))
+    }
+
+    /// Requests in flight over all slots and sides.
+    pub fn in_flight(&self) -> u64 {
+        self.slots
+            .iter()
+            .map(|slot| slot.sum.in_flight.legacy + slot.sum.in_flight.new)
+            .sum()
+    }
+}
+
+/// Waiting requests by the place they come from.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Places {
+    pub(super) started: u64,
+    pub(super) hung: [u64; PLACES],
+}
+
+impl Places {
+    pub(super) fn plus(&self, other: &Self) -> Self {
+        Self {
+            started: self.started + other.started,
+            hung: std::array::from_fn(|place| self.hung[place] + other.hung[place]),
+        }
+    }
+
+    pub(super) fn waited(&self) -> Waited {
+        let hung: u64 = self.hung.iter().sum();
+        let top = self.hung.iter().max().copied().unwrap_or_default();
+        let top_place = if hung == 0 {
+            0.0
+        } else {
+            top as f64 / hung as f64
+        };
+        Waited {
+            started: self.started,
+            hung,
+            places: self.hung.iter().filter(|count| **count > 0).count() as u32,
+            top_place,
+        }
+    }
+}
+
+impl Waits {
+    /// Takes over what a thread that has ended had counted.
+    pub(super) fn retire(&mut self, shard: &Shard) {
+        for (retired, cells) in [
+            (&mut self.retired_begun, &shard.waits_begun),
+            (&mut self.retired_ended, &shard.waits_ended),
+        ] {
+            for (sum, cell) in retired.iter_mut().zip(cells) {
+                *sum = sum.wrapping_add(cell.load(Ordering::Relaxed));
+            }
+        }
+    }
+}
