@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use cutover::assemble::{Origin as Begin, Start};
-use cutover::gateway::router::Gate;
+use cutover::gateway::router::Router;
 use cutover::shared::recorder::{Look, Origin, Reader, Recorder, recorder, slot_of};
 use cutover_benches::fixture;
 use cutover_core::guard::LatencyPoint;
@@ -212,7 +212,9 @@ fn tick_at(reader: &mut Reader, plane: &mut ControlPlane, now: Now) -> Vec<Effec
         .collect();
     let effects = plane.on(Event::Tick(&observed), now).unwrap_or_default();
     for rollout in plane.rollouts() {
-        reader.watch(slot_of(rollout.slot())).aim(rollout.aims());
+        reader
+            .watch(slot_of(rollout.slot()))
+            .set_tracker_limits(rollout.tracker_limits());
     }
     effects
 }
@@ -264,21 +266,21 @@ fn tick(criterion: &mut Criterion) {
         });
 }
 
-/// One request through the whole gate. The copy of the headers that it edits is the engine's work
+/// One request through the whole router. The copy of the headers that it edits is the engine's work
 /// and not timed.
-fn gate(criterion: &mut Criterion) {
-    let (gate, _reader) = fixture::gate();
-    passes(criterion, "request_edits_answered_done", &gate);
+fn router(criterion: &mut Criterion) {
+    let (router, _reader) = fixture::router();
+    passes(criterion, "request_edits_answered_done", &router);
 }
 
 /// The same with an access log, as a thread of requests sees it: its own part, and now and then the
 /// writer's on the same core.
 fn gate_logged(criterion: &mut Criterion) {
-    let (gate, _reader, _) = fixture::gate_logging();
-    passes(criterion, "with_an_access_log", &gate);
+    let (router, _reader, _) = fixture::gate_logging();
+    passes(criterion, "with_an_access_log", &router);
 }
 
-fn passes(criterion: &mut Criterion, name: &str, gate: &Gate) {
+fn passes(criterion: &mut Criterion, name: &str, router: &Router) {
     let conn = fixture::conn();
     let heads: Vec<fixture::MemoryHead> = fixture::users(fixture::REQUESTING)
         .iter()
@@ -286,7 +288,7 @@ fn passes(criterion: &mut Criterion, name: &str, gate: &Gate) {
         .collect();
     let mut heads = heads.iter().cycle();
     criterion
-        .benchmark_group("gate")
+        .benchmark_group("router")
         .bench_function(name, |bencher| {
             bencher.iter_batched(
                 || {
@@ -294,7 +296,7 @@ fn passes(criterion: &mut Criterion, name: &str, gate: &Gate) {
                     (head, head.copied())
                 },
                 |(head, mut edits)| {
-                    fixture::pass(gate, &conn, head, &mut edits);
+                    fixture::pass(router, &conn, head, &mut edits);
                     edits
                 },
                 BatchSize::SmallInput,
@@ -330,5 +332,5 @@ fn scrape(criterion: &mut Criterion) {
     running.stop(Duration::ZERO, Duration::from_secs(1), || true);
 }
 
-criterion_group!(engine, decide, record, tick, gate, gate_logged, scrape);
+criterion_group!(engine, decide, record, tick, router, gate_logged, scrape);
 criterion_main!(engine);

@@ -20,10 +20,10 @@ use std::sync::Arc;
 use cutover::control::report::{recent_quantiles, status_of};
 use cutover::gateway::message::head::Conn;
 use cutover::gateway::message::identity::identify;
-use cutover::gateway::router::Gate;
+use cutover::gateway::router::Router;
 use cutover::shared::certificates::Certificates;
 use cutover::shared::connections::Connections;
-use cutover::shared::drain::Drains;
+use cutover::shared::drain::DrainSignal;
 use cutover::shared::published::{Common, PreparedKey};
 use cutover::shared::recorder::{Look, Origin, Reader, Recorder, SlotTotals, recorder, slot_of};
 use cutover::shared::refusals::Refusals;
@@ -202,40 +202,40 @@ fn record(counting: Counting) -> Counting {
     counting
 }
 
-// ---- the whole gate
+// ---- the whole router
 
 struct Passes {
-    gate: Gate,
+    router: Router,
     reader: Reader,
     conn: Conn,
     heads: Vec<(MemoryHead, HeaderMap)>,
 }
 
 fn passes() -> Passes {
-    let (gate, reader) = fixture::gate();
+    let (router, reader) = fixture::router();
     let heads = users()
         .iter()
         .map(|user| MemoryHead::of_user(user))
         .map(|head| (head.clone(), head.copied()))
         .collect();
     let mut passes = Passes {
-        gate,
+        router,
         reader,
         conn: fixture::conn(),
         heads,
     };
     // The first request of a thread makes its counters.
     let (head, mut edits) = (MemoryHead::of_user("first"), HeaderMap::new());
-    fixture::pass(&passes.gate, &passes.conn, &head, &mut edits);
+    fixture::pass(&passes.router, &passes.conn, &head, &mut edits);
     passes.reader.read();
     passes
 }
 
 #[library_benchmark(config = limit(REQUESTS, 10_900, 117_000))]
 #[bench::request(passes())]
-fn gate(mut passes: Passes) -> Passes {
+fn router(mut passes: Passes) -> Passes {
     for (head, edits) in &mut passes.heads {
-        fixture::pass(&passes.gate, &passes.conn, head, edits);
+        fixture::pass(&passes.router, &passes.conn, head, edits);
     }
     passes
 }
@@ -408,7 +408,7 @@ fn render_metrics(report: Report) -> (Report, Vec<u8>) {
         &Connections::default(),
         &Refusals::default(),
         &Certificates::default(),
-        &Drains::default(),
+        &DrainSignal::default(),
         &AccessLog::off(),
         &Traces::default(),
     );
@@ -417,7 +417,7 @@ fn render_metrics(report: Report) -> (Report, Vec<u8>) {
 
 library_benchmark_group!(
     name = request_path,
-    benchmarks = [decide, extract_key, record, gate]
+    benchmarks = [decide, extract_key, record, router]
 );
 library_benchmark_group!(
     name = control,

@@ -3,7 +3,7 @@
 //!
 //! Users have keys as long as a UUID, there are ten thousand of them, and each request is of
 //! another one: a single key would sit in the first-level cache and teach the branch predictor.
-//! Rollouts are built from the core's types; only the gate reads a file, because its settings,
+//! Rollouts are built from the core's types; only the router reads a file, because its settings,
 //! limits and backends come from one.
 
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cutover::gateway::message::head::{Conn, Head};
-use cutover::gateway::router::{End, Gate, Limits, Step};
+use cutover::gateway::router::{End, Limits, Router, Step};
 use cutover::shared::published::{Common, Published, Snapshot};
 use cutover::shared::recorder::{Origin, Reader, recorder};
 use cutover::telemetry::access_log::{AccessLog, Out};
@@ -24,8 +24,8 @@ use cutover_core::routing::bucket::murmur3_x86_32;
 use cutover_core::routing::split::decide;
 use cutover_core::{
     Anonymous, Ask, ControlPlane, Decision, Ending, Event, Failover, FailureKind, GuardSettings,
-    KeySource, Match, Mono, Now, Outcome, PerSide, Percent, RolloutSettings, Split, UserKey,
-    UserList, Who,
+    KeySource, Match, Mono, Now, Outcome, PerSide, Percent, Requester, RolloutSettings, Split,
+    UserKey, UserList,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
@@ -33,7 +33,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 pub const USERS: usize = 10_000;
 /// The path of a request that the third rollout takes.
 pub const PATH: &str = "/checkout/basket/items";
-/// How many headers the gate adds to a request at most; an adapter makes room for them.
+/// How many headers the router adds to a request at most; an adapter makes room for them.
 const OUR_HEADERS: usize = 9;
 /// The host of a request.
 pub const HOST: &str = "shop.example";
@@ -165,7 +165,7 @@ pub fn decide_one(
 pub fn origin(user: u32) -> Origin<'static> {
     let user = murmur3_x86_32(&user.to_le_bytes());
     Origin {
-        who: Who {
+        who: Requester {
             user,
             network: user >> 2,
         },
@@ -265,8 +265,8 @@ pub fn settings(text: &str) -> Settings {
         .unwrap_or_else(|problems| panic!("the file of the benchmark is not valid: {problems}"))
 }
 
-/// A gate with three rollouts of which the third takes [`PATH`], without an access log.
-pub fn gate() -> (Gate, Reader) {
+/// A router with three rollouts of which the third takes [`PATH`], without an access log.
+pub fn router() -> (Router, Reader) {
     gate_with(AccessLog::off())
 }
 
@@ -275,7 +275,7 @@ pub fn gate() -> (Gate, Reader) {
 ///
 /// # Panics
 /// When the system refuses the thread.
-pub fn gate_logging() -> (Gate, Reader, Arc<AtomicU64>) {
+pub fn gate_logging() -> (Router, Reader, Arc<AtomicU64>) {
     struct Nowhere(Arc<AtomicU64>);
     impl std::io::Write for Nowhere {
         fn write(&mut self, text: &[u8]) -> std::io::Result<usize> {
@@ -293,11 +293,11 @@ pub fn gate_logging() -> (Gate, Reader, Arc<AtomicU64>) {
         [7; 16],
     )
     .expect("a thread starts");
-    let (gate, reader) = gate_with(log);
-    (gate, reader, bytes)
+    let (router, reader) = gate_with(log);
+    (router, reader, bytes)
 }
 
-fn gate_with(access_log: AccessLog) -> (Gate, Reader) {
+fn gate_with(access_log: AccessLog) -> (Router, Reader) {
     let settings = settings(FILE);
     let limits = Limits {
         max_header_bytes: settings.listen.max_header_bytes,
@@ -311,7 +311,7 @@ fn gate_with(access_log: AccessLog) -> (Gate, Reader) {
     )));
     let (recorder, reader) = recorder();
     (
-        Gate::new(published, recorder, access_log, Traces::default(), limits),
+        Router::new(published, recorder, access_log, Traces::default(), limits),
         reader,
     )
 }
@@ -435,20 +435,20 @@ impl Head for MemoryHead {
     }
 }
 
-/// One request through the whole gate, from its head to its counters. The backend answers after 20
+/// One request through the whole router, from its head to its counters. The backend answers after 20
 /// ms on the clock that is passed in.
 ///
 /// # Panics
-/// When the gate would not forward it: then the figure would be of something else.
-pub fn pass(gate: &Gate, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) {
+/// When the router would not forward it: then the figure would be of something else.
+pub fn pass(router: &Router, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) {
     let started = Mono::from_micros(1_000_000);
-    let (mut exchange, step) = gate.request(head, conn, started);
+    let (mut exchange, step) = router.request(head, conn, started);
     assert_eq!(step, Step::Forward);
-    gate.edits(&exchange, head, conn, edits);
+    router.edits(&exchange, head, conn, edits);
     let ended = started.forward(Duration::from_millis(20));
-    gate.answered(&mut exchange, 200, None, head.path(), true, ended);
-    gate.client_edits(&exchange, edits);
-    gate.done(
+    router.answered(&mut exchange, 200, None, head.path(), true, ended);
+    router.client_edits(&exchange, edits);
+    router.done(
         exchange,
         head.path(),
         End {
@@ -508,10 +508,10 @@ mod tests {
 
     #[test]
     fn a_pass_is_counted_on_the_side_that_the_backend_is_told() {
-        let (gate, mut reader) = gate();
+        let (router, mut reader) = router();
         let head = MemoryHead::of_user("somebody");
         let mut edits = head.copied();
-        pass(&gate, &conn(), &head, &mut edits);
+        pass(&router, &conn(), &head, &mut edits);
         reader.read();
         let told = edits
             .get("x-cutover-backend")

@@ -67,7 +67,7 @@ fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_roll
         }
     });
     assert_eq!((ending, whole), (0, 0));
-    // What goes wrong is remembered: tables for its kind the first time, then a witness at most,
+    // What goes wrong is remembered: tables for its kind the first time, then a bad_event at most,
     // and of one user only one.
     let (_, first) = counted(|| {
         bad.iter()
@@ -83,7 +83,7 @@ fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_roll
 
 #[test]
 fn the_allocations_of_a_whole_pass_are_known() {
-    let (gate, _reader) = fixture::gate();
+    let (router, _reader) = fixture::router();
     let conn = fixture::conn();
     let users = fixture::users(fixture::REQUESTING);
     let passes: Vec<u64> = users
@@ -91,7 +91,7 @@ fn the_allocations_of_a_whole_pass_are_known() {
         .map(|user| {
             let head = fixture::MemoryHead::of_user(user);
             let mut edits = head.copied();
-            counted(|| fixture::pass(&gate, &conn, &head, &mut edits)).1
+            counted(|| fixture::pass(&router, &conn, &head, &mut edits)).1
         })
         .collect();
     // Not through the print macros: the harness would keep the figure to itself.
@@ -102,7 +102,7 @@ fn the_allocations_of_a_whole_pass_are_known() {
     );
     writeln!(
         std::io::stderr(),
-        "allocations of one request through the whole gate: {least} to {most} ({first} for the \
+        "allocations of one request through the whole router: {least} to {most} ({first} for the \
          first of a thread)"
     )
     .expect("standard error takes a line");

@@ -19,7 +19,7 @@ pub mod stats;
 pub mod time;
 
 pub use control::plane::{
-    Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Source,
+    Actor, Announcement, Command, CommandError, ControlPlane, Effect, Event, Via,
 };
 pub use control::rollout::{Cause, Latch, Phase, Rollout, RolloutSettings, Trip};
 pub use guard::judge::{Judge, Observed, Waited};
@@ -34,6 +34,8 @@ pub use routing::split::{
 pub use side::{PerSide, Side};
 pub use stats::histogram::Latencies;
 pub use stats::outcome::{Ending, Evidence, FailureKind, Outcome};
-pub use stats::users::{Aims, Class, Counted, Crowd, TICK, Watch, Who, Witness};
+pub use stats::users::{
+    BadEvent, Class, Counted, Population, Requester, TICK, TrackerLimits, UserTracker,
+};
 pub use stats::window::{Span, Totals, Window};
 pub use time::{Mono, Now, Wall};

@@ -10,8 +10,8 @@ use cutover_core::control::plane::{Change, Restored};
 use cutover_core::guard::detector::{Detector, Tally, Test};
 use cutover_core::simulation::{Chance, Fault, FaultKind, Noticed, Traffic, World, notice};
 use cutover_core::{
-    Actor, Class, Command, ControlPlane, Event, FailureKind, Mono, Now, Observed, PerSide, Percent,
-    Rule, SharedCause, Side, Totals, Who, Witness,
+    Actor, BadEvent, Class, Command, ControlPlane, Event, FailureKind, Mono, Now, Observed,
+    PerSide, Percent, Requester, Rule, SharedCause, Side, Totals,
 };
 use proptest::prelude::*;
 
@@ -610,19 +610,19 @@ fn a_trip_remembers_the_minute_before_it() {
 /// decide; real failures still do.
 #[test]
 fn denial_of_rollout_does_not_work() {
-    let one_id = |_: u32| Who {
+    let one_id = |_: u32| Requester {
         user: 7_777_777,
         network: 42,
     };
-    let ids_of_one_address = |n: u32| Who {
+    let ids_of_one_address = |n: u32| Requester {
         user: n.wrapping_mul(2_654_435_761),
         network: 42,
     };
-    let dual_stack = |n: u32| Who {
+    let dual_stack = |n: u32| Requester {
         user: n.wrapping_mul(2_654_435_761),
         network: 42 + n % 2,
     };
-    let attacks: [(&str, &dyn Fn(u32) -> Who); 3] = [
+    let attacks: [(&str, &dyn Fn(u32) -> Requester); 3] = [
         ("one id", &one_id),
         ("5,000 ids of one address", &ids_of_one_address),
         ("ids of two networks", &dual_stack),
@@ -675,7 +675,7 @@ fn a_crawler_on_one_side_does_not_make_the_other_look_bad() {
         let mut world = World::new(scenario);
         for _ in 0..30 * 240 {
             world.crawls(
-                Who {
+                Requester {
                     user: 31_337,
                     network: 5,
                 },
@@ -699,7 +699,7 @@ fn a_crawler_on_one_side_does_not_make_the_other_look_bad() {
         let mut waited = Duration::ZERO;
         while !world.is_rolled_back() {
             world.crawls(
-                Who {
+                Requester {
                     user: 31_337,
                     network: 5,
                 },
@@ -724,7 +724,7 @@ fn add(
     failed: u64,
     who: &mut u32,
     at: Mono,
-    witnesses: &mut Vec<Witness>,
+    bad_events: &mut Vec<BadEvent>,
 ) {
     let counts = &mut totals[side].counts;
     counts.requests += requests;
@@ -733,9 +733,9 @@ fn add(
     counts.counted[Class::Failure.index()] += failed;
     for _ in 0..if side == Side::New { failed } else { 0 } {
         *who += 1;
-        witnesses.push(Witness {
+        bad_events.push(BadEvent {
             class: Class::Failure,
-            who: Who {
+            who: Requester {
                 user: *who,
                 network: *who,
             },
@@ -768,10 +768,10 @@ proptest! {
             let most = (n * y).checked_div(m).unwrap_or_default();
             let x = (most as f64 * of_new) as u64;
             now.mono = now.mono.forward(if in_between { Duration::from_millis(20) } else { Duration::from_millis(250) });
-            let mut witnesses = Vec::new();
-            add(&mut totals, Side::New, n, x, &mut who, now.mono, &mut witnesses);
-            add(&mut totals, Side::Legacy, m, y, &mut who, now.mono, &mut witnesses);
-            let observed = [Observed { witnesses: &witnesses, ..Observed::of(&totals) }];
+            let mut bad_events = Vec::new();
+            add(&mut totals, Side::New, n, x, &mut who, now.mono, &mut bad_events);
+            add(&mut totals, Side::Legacy, m, y, &mut who, now.mono, &mut bad_events);
+            let observed = [Observed { bad_events: &bad_events, ..Observed::of(&totals) }];
             let event = if in_between { Event::Failure(&observed) } else { Event::Tick(&observed) };
             plane.on(event, now).expect("looks are never refused");
             let latch = plane.rollouts()[0].latch().map(|latch| latch.trip.sentence.clone());

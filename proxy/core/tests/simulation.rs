@@ -8,8 +8,8 @@ use cutover_core::guard::Rule;
 use cutover_core::{
     Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event,
     Failover, FailureKind, GuardSettings, KeySource, Lead, Maintenance, Match, Mode, Mono, Now,
-    Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Source, Totals,
-    UserList, Wall,
+    Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Totals, UserList, Via,
+    Wall,
 };
 use proptest::prelude::*;
 
@@ -53,7 +53,7 @@ fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
 fn cli() -> Actor {
     Actor {
         name: "ana".to_owned(),
-        source: Source::Cli,
+        source: Via::Cli,
     }
 }
 

@@ -40,7 +40,7 @@ use crate::admin::error::ApiError;
 use crate::shared::certificates::Certificates;
 use crate::shared::connections::Connections;
 use crate::shared::control_handle::ControlHandle;
-use crate::shared::drain::Drains;
+use crate::shared::drain::DrainSignal;
 use crate::shared::published::Published;
 use crate::shared::readiness::Readiness;
 use crate::shared::refusals::Refusals;
@@ -69,7 +69,7 @@ pub struct Admin {
     /// The certificates that clients see.
     pub certificates: Certificates,
     /// What was sent away, for the metrics.
-    pub drains: Drains,
+    pub drains: DrainSignal,
     /// The access log, for its drops.
     pub access_log: AccessLog,
     /// The spans, for their counts.

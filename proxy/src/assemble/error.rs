@@ -37,7 +37,7 @@ pub enum StartError {
     },
     /// The process before this one does not let it take over.
     #[error("cannot take over: {0}")]
-    Succession(io::Error),
+    Upgrade(io::Error),
     /// A certificate cannot be used.
     #[error("{0}")]
     Certificate(#[from] Unusable),

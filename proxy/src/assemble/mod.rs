@@ -7,7 +7,7 @@
 //! So the sockets are ours and are handed over.
 //!
 //! A start may get its sockets from systemd, or sockets, clock and evidence from the process before
-//! it (`succession`); then it reads the file first, and the state only when that process has let go
+//! it (`upgrade`); then it reads the file first, and the state only when that process has let go
 //! of it.
 //!
 //! Stop: readiness falls, clients are told to come on another connection -> the listeners close,
@@ -37,25 +37,25 @@ use crate::clock;
 use crate::control::Control;
 use crate::gateway::adapter::{Adapter, MAX_ATTEMPTS};
 use crate::gateway::lane::Lane;
-use crate::gateway::listener::accept::Acceptor;
-use crate::gateway::listener::deadlines::Watchdog;
-use crate::gateway::listener::{self, Door, Ending, Entrance};
-use crate::gateway::prewarm::Stoker;
-use crate::gateway::router::hold_queue::{Parking, ParkingLimits};
-use crate::gateway::router::{Gate, Limits};
+use crate::gateway::listener::accept::AcceptLoop;
+use crate::gateway::listener::deadlines::Deadlines;
+use crate::gateway::listener::{self, Listener, Protocol, Shutdown};
+use crate::gateway::prewarm::Prewarmer;
+use crate::gateway::router::hold_queue::{HoldLimits, HoldQueue};
+use crate::gateway::router::{Limits, Router};
 use crate::process::sockets::{Given, Purpose, Socket};
 use crate::process::systemd;
-use crate::process::upgrade::{Heir, Inheritance};
+use crate::process::upgrade::{Inherited, Successor};
 use crate::reload;
 use crate::shared::certificates::Certificates;
 use crate::shared::connections::Connections;
 use crate::shared::control_handle::ControlHandle;
-use crate::shared::drain::Drains;
-use crate::shared::prewarm::WarmUp;
+use crate::shared::drain::DrainSignal;
+use crate::shared::prewarm::Prewarm;
 use crate::shared::published::{Common, Published, Snapshot};
 use crate::shared::readiness::Readiness;
 use crate::shared::recorder::recorder;
-use crate::state::writer::Disk;
+use crate::state::writer::StateWriter;
 use crate::status::ConfigStatus;
 use crate::telemetry::access_log::{AccessLog, Out};
 use crate::telemetry::traces::Traces;
@@ -85,7 +85,7 @@ pub enum Origin {
     /// Nothing but, perhaps, sockets.
     Sockets(Given),
     /// A process that is to be taken over from.
-    Process(Heir),
+    Process(Successor),
 }
 
 impl Default for Origin {
@@ -144,22 +144,22 @@ impl Start {
         // Nothing of this process has read the clock before this, since it goes on from the other
         // one's.
         let (
-            heir,
-            Inheritance {
+            successor,
+            Inherited {
                 sockets: mut given,
-                estate,
+                handover,
             },
         ) = match self.origin {
             Origin::Sockets(given) => (
                 None,
-                Inheritance {
+                Inherited {
                     sockets: given,
-                    estate: BTreeMap::new(),
+                    handover: BTreeMap::new(),
                 },
             ),
-            Origin::Process(heir) => {
-                let inheritance = heir.ask().map_err(StartError::Succession)?;
-                (Some(heir), inheritance)
+            Origin::Process(successor) => {
+                let inheritance = successor.ask().map_err(StartError::Upgrade)?;
+                (Some(successor), inheritance)
             }
         };
         let (ownership, restored) = open_state(&directory).map_err(|error| StartError::State {
@@ -197,10 +197,15 @@ impl Start {
         let base = source.base();
 
         let mut plane = ControlPlane::new(restored);
-        plane.inherit(estate);
+        plane.inherit(handover);
         let actor = Actor {
-            name: if heir.is_some() { "upgrade" } else { "start" }.to_owned(),
-            source: cutover_core::Source::Start,
+            name: if successor.is_some() {
+                "upgrade"
+            } else {
+                "start"
+            }
+            .to_owned(),
+            source: cutover_core::Via::Start,
         };
         // Settings are never refused.
         let effects = plane
@@ -231,7 +236,7 @@ impl Start {
             None,
         )));
         let (recorder, reader) = recorder();
-        let (disk, disk_thread) = Disk::start(directory.clone(), ownership)?;
+        let (disk, disk_thread) = StateWriter::start(directory.clone(), ownership)?;
         let accepted = source.accept(&text);
         if let Some(problems) = &problems {
             systemd::rejected(problems);
@@ -270,8 +275,8 @@ impl Start {
             restart_needed: Vec::new(),
             waiting_for: Vec::new(),
         };
-        let drains = Drains::default();
-        let (warm_up, wishes) = WarmUp::new();
+        let drains = DrainSignal::default();
+        let (prewarm, wishes) = Prewarm::new();
         let mut control_loop = Control::new(
             plane,
             reader,
@@ -279,7 +284,7 @@ impl Start {
             Arc::clone(&common),
             disk.clone(),
             config,
-            (drains.clone(), warm_up.clone()),
+            (drains.clone(), prewarm.clone()),
         );
         let control_runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -313,7 +318,7 @@ impl Start {
             max_header_bytes: settings.listen.max_header_bytes,
             max_body: settings.listen.max_body,
         };
-        let gate = Arc::new(Gate::new(
+        let router = Arc::new(Router::new(
             Arc::clone(&published),
             recorder,
             access_log.clone(),
@@ -330,74 +335,74 @@ impl Start {
             .enable_all()
             .build()?;
         let (stop_accepting, accepting) = watch::channel(false);
-        let (parking, attendant) = Parking::new(Arc::clone(&published), ParkingLimits::default());
-        runtime.spawn(attendant.work());
-        let ending: Arc<Ending> = Arc::default();
+        let (hold_queue, releaser) = HoldQueue::new(Arc::clone(&published), HoldLimits::default());
+        runtime.spawn(releaser.work());
+        let ending: Arc<Shutdown> = Arc::default();
         let conf = ServerConf {
             threads,
             max_retries: MAX_ATTEMPTS,
             upstream_keepalive_pool_size: POOL_PER_THREAD,
             ..ServerConf::default()
         };
-        let watchdog = Arc::new(Watchdog::new(&published.load()));
+        let deadlines = Arc::new(Deadlines::new(&published.load()));
         let proxy = Arc::new(pingora::proxy::http_proxy(
             &Arc::new(conf),
             Adapter::new(
-                Arc::clone(&gate),
-                parking,
-                Arc::clone(&watchdog),
+                Arc::clone(&router),
+                hold_queue,
+                Arc::clone(&deadlines),
                 &settings.listen,
             ),
         ));
         let lane = (settings.listen.engine == Engine::Auto).then(|| {
             Arc::new(Lane::new(
-                Arc::clone(&gate),
+                Arc::clone(&router),
                 drains.clone(),
                 Arc::clone(&connections),
                 ending.closing.subscribe(),
                 &settings.listen,
             ))
         });
-        runtime.spawn(Stoker::new(wishes).work(Arc::clone(&proxy), lane.is_some()));
+        runtime.spawn(Prewarmer::new(wishes).work(Arc::clone(&proxy), lane.is_some()));
         let in_use = published.load().new_in_use();
-        runtime.spawn(async move { warm_up.warm(in_use).await });
-        runtime.spawn(Arc::clone(&watchdog).work(
+        runtime.spawn(async move { prewarm.warm(in_use).await });
+        runtime.spawn(Arc::clone(&deadlines).work(
             Arc::clone(&published),
             drains.clone(),
             ending.dismissed.subscribe(),
         ));
-        let refusals = Arc::clone(gate.refusals());
+        let refusals = Arc::clone(router.refusals());
         let shared = listener::Shared {
             proxy,
-            gate,
+            router,
             lane,
             connections: Arc::clone(&connections),
             ending: Arc::clone(&ending),
             drains: drains.clone(),
-            watchdog,
+            deadlines,
         };
-        let mut doors = 0;
-        let mut open = |entrance, sockets: &[Socket]| -> io::Result<()> {
-            let door = Arc::new(Door::new(&shared, entrance, &settings.listen));
+        let mut listeners = 0;
+        let mut open = |protocol, sockets: &[Socket]| -> io::Result<()> {
+            let listener = Arc::new(Listener::new(&shared, protocol, &settings.listen));
             let _inside = runtime.enter();
             for socket in sockets {
                 runtime.spawn(
-                    Acceptor::new(socket.again()?.listener)?
-                        .work(Arc::clone(&door), accepting.clone()),
+                    AcceptLoop::new(socket.again()?.listener)?
+                        .work(Arc::clone(&listener), accepting.clone()),
                 );
-                doors += 1;
+                listeners += 1;
             }
             Ok(())
         };
         open(
-            Entrance::Plain {
+            Protocol::Plain {
                 h2c: settings.listen.h2c,
             },
             &http_sockets,
         )?;
         if !https.is_empty() {
             open(
-                Entrance::Tls(TlsAcceptor::from_server_config(Arc::new(
+                Protocol::Tls(TlsAcceptor::from_server_config(Arc::new(
                     certificates.server_config()?,
                 ))),
                 &https_sockets,
@@ -427,8 +432,8 @@ impl Start {
             close_admin.subscribe(),
             stopped,
         )?;
-        let predecessor = heir
-            .map(|heir| heir.ready(control.clone(), published))
+        let predecessor = successor
+            .map(|successor| successor.ready(control.clone(), published))
             .transpose()?;
         let threads = [
             control_thread,
@@ -458,7 +463,7 @@ impl Start {
             drains,
             close_admin,
             ending,
-            doors,
+            listeners,
             stop_certificates,
             runtime,
             threads,

@@ -3,7 +3,7 @@
 use super::error::StartError;
 use super::running::START_LOOK;
 use crate::clock;
-use crate::reload::source::{Source, SourceError};
+use crate::reload::source::{ConfigSource, SourceError};
 use crate::shared::settling;
 use crate::state::journal;
 use crate::state::last_good;
@@ -22,19 +22,19 @@ pub(super) struct Loaded {
     /// The state directory that it names, or in which it was found.
     pub(super) directory: PathBuf,
     pub(super) text: String,
-    pub(super) source: Source,
+    pub(super) source: ConfigSource,
     /// Why the file itself was not used.
     pub(super) problems: Option<String>,
 }
 
 /// Reads the file once no list in it is being written: at the start there is nothing that could
 /// stand for half a list. It is read after [`rest::MOST`] in any case.
-pub(super) fn load_rested(file: &Path) -> (Source, Result<(Settings, String), SourceError>) {
+pub(super) fn load_rested(file: &Path) -> (ConfigSource, Result<(Settings, String), SourceError>) {
     // Counted and not timed: a process that takes over must not have read the clock yet.
     let mut looks = settling::MOST.as_millis() / START_LOOK.as_millis();
     let mut told = false;
     loop {
-        let mut source = Source::new(file);
+        let mut source = ConfigSource::new(file);
         let loaded = source.load();
         let now = clock::wall();
         let fresh = source.sights().iter().find(|(path, sight)| {
@@ -59,7 +59,7 @@ pub(super) fn load_rested(file: &Path) -> (Source, Result<(Settings, String), So
 
 /// The last accepted file, for a start with a broken one.
 pub(super) fn last_good(
-    source: Source,
+    source: ConfigSource,
     error: SourceError,
     state: Option<&Path>,
 ) -> Result<Loaded, StartError> {

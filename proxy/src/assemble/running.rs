@@ -1,12 +1,12 @@
 //! A running proxy, and how it stops.
 
 use crate::clock;
-use crate::gateway::listener::Ending;
+use crate::gateway::listener::Shutdown;
 use crate::process::sockets::Socket;
 use crate::process::upgrade::{Holdings, Predecessor};
 use crate::shared::connections::{Connections, lingering};
 use crate::shared::control_handle::ControlHandle;
-use crate::shared::drain::Drains;
+use crate::shared::drain::DrainSignal;
 use crate::shared::readiness::Readiness;
 use crate::shared::reload_handle::ReloadHandle;
 use crate::telemetry::access_log::Reopener;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 /// How long WebSockets may take to end when the process does.
-pub(super) const FAREWELL: Duration = Duration::from_millis(1_500);
+pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
 /// How often a stopping process looks whether it is idle.
 pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(10);
@@ -52,10 +52,10 @@ pub struct Running {
     pub(super) connections: Arc<Connections>,
     pub(super) stop_accepting: watch::Sender<bool>,
     pub(super) stop: watch::Sender<bool>,
-    pub(super) drains: Drains,
+    pub(super) drains: DrainSignal,
     pub(super) close_admin: watch::Sender<bool>,
-    pub(super) ending: Arc<Ending>,
-    pub(super) doors: usize,
+    pub(super) ending: Arc<Shutdown>,
+    pub(super) listeners: usize,
     pub(super) stop_certificates: mpsc::Sender<()>,
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) threads: Vec<JoinHandle<()>>,
@@ -86,9 +86,9 @@ impl Running {
     }
 
     /// Whether no client is there and none will be. In this order: who has been accepted is counted
-    /// before its door is closed.
+    /// before its listener is closed.
     pub(super) fn has_nobody(&self) -> bool {
-        self.ending.closed_doors.load(Ordering::Acquire) == self.doors
+        self.ending.closed_listeners.load(Ordering::Acquire) == self.listeners
             && self.connections.open() == 0
     }
 
@@ -144,10 +144,10 @@ impl Running {
         if cut > 0 {
             // Whoever can be told that this is the end is told.
             self.drains.order_all();
-            wait(FAREWELL, &|| false, || self.connections.open() == 0);
+            wait(CLOSE_TIMEOUT, &|| false, || self.connections.open() == 0);
         }
         // Whoever still sends would lose an answer that is under way.
-        wait(FAREWELL, &|| false, || lingering() == 0);
+        wait(CLOSE_TIMEOUT, &|| false, || lingering() == 0);
         self.runtime.shutdown_timeout(Duration::from_millis(100));
         self.watch.stop();
         // The admin answered until here: whoever waits for readiness to fall has seen it fall.

@@ -11,7 +11,7 @@ use cutover_core::{Anonymous, BUCKETS, Key, KeySource, Mode, Percent, RolloutSet
 use serde_json::json;
 
 use crate::cli::{Failed, file_or_default, note, out};
-use crate::reload::source::Source;
+use crate::reload::source::ConfigSource;
 use crate::shared::certificates::Certificates;
 use crate::status::percent;
 use crate::telemetry::traces;
@@ -50,7 +50,7 @@ pub(super) struct Diff {
 /// Reads a file as a reload does. Problems end the command with 2.
 pub(super) fn load(file: &Path) -> Result<Settings, Failed> {
     let color = std::io::stderr().is_terminal();
-    Source::new(file)
+    ConfigSource::new(file)
         .load()
         .map(|(settings, _)| settings)
         .map_err(|error| Failed::usage(error.render(color)))
@@ -59,7 +59,7 @@ pub(super) fn load(file: &Path) -> Result<Settings, Failed> {
 impl Check {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
         let file = file_or_default(self.file);
-        let mut source = Source::new(&file);
+        let mut source = ConfigSource::new(&file);
         let (settings, _) = source
             .load()
             .map_err(|error| Failed::usage(error.render(std::io::stderr().is_terminal())))?;
@@ -67,8 +67,11 @@ impl Check {
             note(&format!("warning: {warning}"));
         }
         // As a start does: a reload would keep the ones before.
-        Certificates::load(&Source::new(&file).base(), &settings.listen.certificates)
-            .map_err(|error| Failed::usage(format!("error: {error}")))?;
+        Certificates::load(
+            &ConfigSource::new(&file).base(),
+            &settings.listen.certificates,
+        )
+        .map_err(|error| Failed::usage(format!("error: {error}")))?;
         let traffic = Traffic {
             rps: self.rps,
             users: self.users,

@@ -13,7 +13,7 @@ use crate::admin::api::{history_of, lasting, question};
 use crate::cli::client::encoded;
 use crate::cli::{AdminAddress, Failed, file, note, out};
 use crate::clock;
-use crate::reload::source::Source;
+use crate::reload::source::ConfigSource;
 use crate::state::journal::{self, Record};
 use crate::status::{RolloutStatus, SideStatus};
 
@@ -360,7 +360,7 @@ impl Set {
         let Some(file) = &self.config else {
             return self.why.act(&self.rollout, "set", Some(self.percent));
         };
-        Source::new(file)
+        ConfigSource::new(file)
             .set_percent(&self.rollout, self.percent, self.why.dry_run)
             .map_err(|error| Failed::usage(error.to_string()))?;
         let done = if self.why.dry_run {

@@ -11,8 +11,8 @@ use std::time::Duration;
 use cutover_core::control::plane::Change;
 use cutover_core::control::plane::Restored;
 use cutover_core::{
-    Actor, Class, Command, ControlPlane, Effect, Event, FailureKind, Mono, Now, Observed, PerSide,
-    Percent, RolloutSettings, Side, TICK, Totals, Wall, Who, Witness,
+    Actor, BadEvent, Class, Command, ControlPlane, Effect, Event, FailureKind, Mono, Now, Observed,
+    PerSide, Percent, Requester, RolloutSettings, Side, TICK, Totals, Wall,
 };
 use serde_json::Value;
 
@@ -153,7 +153,7 @@ pub fn judge(recording: &Recording, rollout: &RolloutSettings) -> Story {
         };
         story.covers += passed;
         story.looks += 1;
-        let mut witnesses = Vec::new();
+        let mut bad_events = Vec::new();
         for (side, numbers) in [(Side::Legacy, tick.legacy), (Side::New, tick.new)] {
             let [
                 requests,
@@ -178,9 +178,9 @@ pub fn judge(recording: &Recording, rollout: &RolloutSettings) -> Story {
                 counts.counted[class.index()] += count;
                 for _ in 0..if side == Side::New { count.min(100) } else { 0 } {
                     users = users.wrapping_add(1);
-                    witnesses.push(Witness {
+                    bad_events.push(BadEvent {
                         class,
-                        who: Who {
+                        who: Requester {
                             user: users,
                             network: users,
                         },
@@ -192,7 +192,7 @@ pub fn judge(recording: &Recording, rollout: &RolloutSettings) -> Story {
             }
         }
         let observed = [Observed {
-            witnesses: &witnesses,
+            bad_events: &bad_events,
             ..Observed::of(&totals)
         }];
         for effect in plane.on(Event::Tick(&observed), now).unwrap_or_default() {

@@ -13,8 +13,8 @@ use crate::assemble::{Origin, Running, Start, StartError};
 use crate::cli::{FILE, Failed, note};
 use crate::process::sockets::Given;
 use crate::process::systemd;
-use crate::process::upgrade::{Heir, Outcome, Program, Succession};
-use crate::reload::source::Source;
+use crate::process::upgrade::{Outcome, Program, Successor, Upgrade};
+use crate::reload::source::ConfigSource;
 use crate::shared::connections::MOST_LINGERING;
 use crate::shared::reload_handle::ReloadHandle;
 use crate::telemetry::event_log::EventLog;
@@ -75,16 +75,16 @@ impl Run {
         let given = Given::by_systemd()
             .map_err(|error| Failed::new(format!("cannot use what systemd passes: {error}")))?;
         let program = Program::of_this_process();
-        let heir = if self.take_over {
-            Some(Heir::from_stdin()?)
+        let successor = if self.take_over {
+            Some(Successor::from_stdin()?)
         } else {
             None
         };
         // Before the first file is read: a signal that nobody handles ends the process, and a long
         // list takes seconds.
         let (sender, signals) = signals()?;
-        let origin = match &heir {
-            Some(heir) => Origin::Process(heir.again()?),
+        let origin = match &successor {
+            Some(successor) => Origin::Process(successor.again()?),
             None => Origin::Sockets(given),
         };
         let start = Start {
@@ -116,11 +116,11 @@ impl Run {
             }
         };
         let Started { running, event_log } = started.inspect_err(|failed| {
-            if let Some(heir) = &heir {
-                heir.fail(&failed.message);
+            if let Some(successor) = &successor {
+                successor.fail(&failed.message);
             }
         })?;
-        drop(heir);
+        drop(successor);
         // What came during the start is done now.
         for signal in early {
             let _ = sender.send(signal);
@@ -191,7 +191,7 @@ struct Started {
 /// Reads the file, opens the log, and starts everything.
 fn begin(start: Start, state: Option<&Path>) -> Result<Started, Failed> {
     // The format stands in the file; a file that cannot be read is told in the end anyway.
-    let settings = Source::new(&start.file)
+    let settings = ConfigSource::new(&start.file)
         .load()
         .ok()
         .map(|(settings, _)| settings);
@@ -250,13 +250,13 @@ fn serve(
     program: &Program,
     lead: Duration,
 ) -> End {
-    let mut succession: Option<Succession> = None;
+    let mut upgrade: Option<Upgrade> = None;
     loop {
         match signals.recv() {
             Ok(Signal::Started(_)) => {}
             Ok(Signal::Reload) => reload(running.watch.clone()),
             Ok(Signal::Reopen) => running.access_log.reopen(),
-            Ok(Signal::Upgrade) if succession.is_some() => {
+            Ok(Signal::Upgrade) if upgrade.is_some() => {
                 tracing::warn!("upgrade refused: one is under way");
             }
             Ok(Signal::Upgrade) if running.has_predecessor() => tracing::warn!(
@@ -268,16 +268,16 @@ fn serve(
                 let report = move |outcome| drop(sender.send(Signal::Upgraded(outcome)));
                 match running
                     .holdings()
-                    .and_then(|holdings| Succession::begin(program, holdings, report))
+                    .and_then(|holdings| Upgrade::begin(program, holdings, report))
                 {
-                    Ok(begun) => succession = Some(begun),
+                    Ok(begun) => upgrade = Some(begun),
                     Err(error) => {
                         tracing::error!(%error, "upgrade failed: the new process cannot be started; this one goes on");
                     }
                 }
             }
             Ok(Signal::Upgraded(Outcome::Failed { why })) => {
-                succession = None;
+                upgrade = None;
                 tracing::error!(why, "upgrade failed: this process goes on as before");
             }
             Ok(Signal::Upgraded(Outcome::TookOver { pid })) => {
@@ -289,9 +289,9 @@ fn serve(
                 return End::Succeeded;
             }
             Ok(signal @ (Signal::Stop | Signal::Interrupt)) => {
-                if let Some(succession) = &succession {
+                if let Some(upgrade) = &upgrade {
                     tracing::warn!("upgrade given up: this process is to stop");
-                    succession.abandon();
+                    upgrade.abandon();
                 }
                 return End::Stop {
                     lead: if matches!(signal, Signal::Stop) {

@@ -126,7 +126,7 @@ impl Control {
         let cold = self.cold(&split);
         if !cold.is_empty() {
             self.publish(split.clone().capped_by(&self.published.load().split));
-            self.warm_up.warm(cold).await;
+            self.prewarm.warm(cold).await;
         }
         self.publish(split);
     }

@@ -29,7 +29,7 @@ impl Control {
                     reason,
                 };
                 let effects = self.plane.on(event, clock::now()).unwrap_or_default();
-                self.aim();
+                self.set_tracker_limits();
                 let durable = self.carry_out(effects).await;
                 self.accepted(restart_needed);
                 self.journal_written().await;
@@ -183,7 +183,7 @@ impl Control {
             return Err(Refusal::HandingOver);
         }
         let effects = self.plane.on(event, clock::now())?;
-        self.aim();
+        self.set_tracker_limits();
         let durable = self.carry_out(effects).await;
         self.journal_written().await;
         Ok(Applied {

@@ -9,7 +9,7 @@
 //! A failure on new is looked at as soon as it happens, at most every 2 ms: a dead backend must not
 //! go on until the next tick.
 //!
-//! While another process takes over (see `succession`) this loop follows: it judges what is left of
+//! While another process takes over (see `upgrade`) this loop follows: it judges what is left of
 //! its requests and tells of each rollback, but what is in force is what the other one says, and
 //! nothing is written here.
 //!
@@ -33,13 +33,13 @@ use tokio::time::MissedTickBehavior;
 
 use crate::clock;
 use crate::shared::control_handle::{Applied, IfRevision, Message, Refusal};
-use crate::shared::drain::Drains;
-use crate::shared::prewarm::WarmUp;
+use crate::shared::drain::DrainSignal;
+use crate::shared::prewarm::Prewarm;
 use crate::shared::published::{Common, Published};
 use crate::shared::recorder::Reader;
-use crate::state::writer::Disk;
+use crate::state::writer::StateWriter;
 use crate::status::ConfigStatus;
-use crate::upstream::probe::Questions;
+use crate::upstream::probe::Probes;
 use observe::Standstill;
 use takeover::Role;
 
@@ -63,7 +63,7 @@ pub struct Control {
     reader: Reader,
     published: Arc<Published>,
     common: Arc<Common>,
-    disk: Disk,
+    disk: StateWriter,
     config: ConfigStatus,
     rollbacks: BTreeMap<(Arc<str>, String), u64>,
     /// A split that waits for its persistence.
@@ -73,15 +73,15 @@ pub struct Control {
     /// When the last tick was, and the last standstill of the process.
     ticked: Mono,
     standstill: Option<Standstill>,
-    drains: Drains,
-    warm_up: WarmUp,
+    drains: DrainSignal,
+    prewarm: Prewarm,
     /// What is still on new of rolled back rollouts leaves then: when, which, and what began
     /// before which revision.
     leaving: Vec<(Mono, Arc<str>, u64)>,
     role: Role,
     /// Somebody who has named the present revision is changing the file.
     is_reserved: bool,
-    questions: Questions,
+    questions: Probes,
     /// Commands that wait until legacy has said whether it can take users.
     waiting: Vec<Waiting>,
 }
@@ -106,13 +106,13 @@ impl Control {
         reader: Reader,
         published: Arc<Published>,
         common: Arc<Common>,
-        disk: Disk,
+        disk: StateWriter,
         config: ConfigStatus,
-        (drains, warm_up): (Drains, WarmUp),
+        (drains, prewarm): (DrainSignal, Prewarm),
     ) -> Self {
         Self {
             drains,
-            warm_up,
+            prewarm,
             leaving: Vec::new(),
             plane,
             reader,
@@ -127,7 +127,7 @@ impl Control {
             standstill: None,
             role: Role::Leads,
             is_reserved: false,
-            questions: Questions::new(),
+            questions: Probes::new(),
             waiting: Vec::new(),
         }
     }

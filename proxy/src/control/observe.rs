@@ -179,7 +179,7 @@ impl Control {
         }
     }
 
-    /// Shows the plane what has been counted, and hands what it aims at to the request path.
+    /// Shows the plane what has been counted, and hands what it tracker_limits at to the request path.
     pub(super) fn judge(&mut self, look: Look<'_>) -> Vec<Effect> {
         let now = clock::now();
         let seen = self.see(now.mono, matches!(look, Look::Tick));
@@ -210,7 +210,7 @@ impl Control {
         };
         // Looks are never refused.
         let effects = self.plane.on(event, now).unwrap_or_default();
-        self.aim();
+        self.set_tracker_limits();
         effects
     }
 
@@ -281,11 +281,11 @@ impl Control {
     }
 
     /// Before anything is published: a re-armed rollout is to be judged by its first request.
-    pub(super) fn aim(&self) {
+    pub(super) fn set_tracker_limits(&self) {
         for rollout in self.plane.rollouts() {
             self.reader
                 .watch(slot_of(rollout.slot()))
-                .aim(rollout.aims());
+                .set_tracker_limits(rollout.tracker_limits());
         }
     }
 }

@@ -2,9 +2,9 @@
 
 use super::{Control, PERSIST_TIMEOUT};
 use crate::clock;
-use crate::shared::control_handle::{Estate, Tripped};
+use crate::shared::control_handle::{Handovers, Tripped};
 use cutover_core::control::plane::Change;
-use cutover_core::{Actor, Announcement, Command, Event, Lead, Source};
+use cutover_core::{Actor, Announcement, Command, Event, Lead, Via};
 use tokio::sync::mpsc;
 
 /// Which process decides what is in force.
@@ -30,7 +30,7 @@ impl Control {
     pub(super) async fn hand_over(
         &mut self,
         trips: mpsc::UnboundedSender<Tripped>,
-    ) -> Result<Estate, String> {
+    ) -> Result<Handovers, String> {
         if self.held.is_some() || !self.disk.is_durable() {
             return Err(
                 "the state cannot be written, and the new process would begin with an older one"
@@ -50,7 +50,7 @@ impl Control {
             heard: 0,
             lead: None,
         };
-        Ok(self.plane.heritage())
+        Ok(self.plane.handover())
     }
 
     /// Puts in force what the process that has taken over has in force.
@@ -67,7 +67,7 @@ impl Control {
         let now = clock::now();
         let actor = || Actor {
             name: "the new process".to_owned(),
-            source: Source::Start,
+            source: Via::Start,
         };
         for led in &new_lead.rollouts {
             let Some(is_latched) = self
@@ -96,7 +96,7 @@ impl Control {
                 now,
             );
         }
-        self.aim();
+        self.set_tracker_limits();
         self.publish(self.plane.split());
     }
 

@@ -22,7 +22,7 @@ use tokio::task::JoinSet;
 use crate::gateway::adapter::Adapter;
 use crate::gateway::lane::warm;
 use crate::gateway::message::head::Conn;
-use crate::shared::prewarm::Wishes;
+use crate::shared::prewarm::PrewarmRequests;
 use crate::upstream::Server;
 
 /// Connections for each server of a backend.
@@ -34,13 +34,13 @@ const MOST: Duration = Duration::from_secs(10);
 /// Of an answer that nobody reads.
 const BUFFER: usize = 4 * 1024;
 
-/// Carries out what a [`WarmUp`](crate::shared::prewarm::WarmUp) asks for.
+/// Carries out what a [`Prewarm`](crate::shared::prewarm::Prewarm) asks for.
 #[derive(Debug)]
-pub struct Stoker(Wishes);
+pub struct Prewarmer(PrewarmRequests);
 
-impl Stoker {
+impl Prewarmer {
     /// For these.
-    pub fn new(wishes: Wishes) -> Self {
+    pub fn new(wishes: PrewarmRequests) -> Self {
         Self(wishes)
     }
 

@@ -33,12 +33,12 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 
 use crate::clock;
 use crate::process::systemd;
-use crate::reload::source::{Sights, Source, SourceError};
+use crate::reload::source::{ConfigSource, Fingerprints, SourceError};
 use crate::shared::control_handle::{Applied, ControlHandle, Gone};
 use crate::shared::published::Common;
 use crate::shared::reload_handle::{FileRequest, ReloadError, ReloadHandle, ReloadRequest};
-use crate::shared::settling::{self, Resting, Sight};
-use crate::state::writer::Disk;
+use crate::shared::settling::{self, Fingerprint, Settling};
+use crate::state::writer::StateWriter;
 use requests::{Pending, pause};
 use settle::LOOK_SHARE;
 
@@ -60,11 +60,11 @@ const TAKES: usize = 5;
 /// # Errors
 /// When the thread cannot be started.
 pub fn start(
-    source: Source,
+    source: ConfigSource,
     common: Arc<Common>,
     state_is_given: bool,
     control: ControlHandle,
-    disk: Disk,
+    disk: StateWriter,
 ) -> std::io::Result<(ReloadHandle, std::thread::JoinHandle<()>)> {
     let (sender, wishes) = channel();
     let wake = sender.clone();
@@ -135,7 +135,7 @@ enum Looked {
 }
 
 struct Watch {
-    source: Source,
+    source: ConfigSource,
     /// A look has been asked for by an event and has not begun.
     look_wanted: Arc<AtomicBool>,
     /// The settings the process was started with: what needs a restart keeps these values.
@@ -143,11 +143,11 @@ struct Watch {
     common: Arc<Common>,
     state_is_given: bool,
     control: ControlHandle,
-    disk: Disk,
+    disk: StateWriter,
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
     /// Files that differ from what is in force, by path.
-    resting: BTreeMap<String, Resting>,
+    resting: BTreeMap<String, Settling>,
     /// What was put in force or refused last.
     done: Option<Key>,
     /// How long a reading has to rest by what it says.
@@ -291,10 +291,15 @@ impl Watch {
         Ok(looked)
     }
 
-    fn decide(&mut self, sights: Sights, actor: &Actor, reason: &str) -> Result<Looked, Gone> {
+    fn decide(
+        &mut self,
+        sights: Fingerprints,
+        actor: &Actor,
+        reason: &str,
+    ) -> Result<Looked, Gone> {
         let now = clock::mono();
         let accepted = self.source.accepted();
-        let differs = |path: &String, sight: &Sight| {
+        let differs = |path: &String, sight: &Fingerprint| {
             accepted
                 .get(path)
                 .is_none_or(|accepted| accepted.content != sight.content)
@@ -306,7 +311,7 @@ impl Watch {
                 Some(resting) => resting.look(sight.clone(), now),
                 None => drop(
                     self.resting
-                        .insert(path.clone(), Resting::new(sight.clone(), now)),
+                        .insert(path.clone(), Settling::new(sight.clone(), now)),
                 ),
             }
         }
@@ -362,7 +367,7 @@ impl Watch {
             return Ok(Looked::Waits);
         }
         // What the text names only now rests from now on.
-        let drawn_in: Vec<(String, Sight)> = self
+        let drawn_in: Vec<(String, Fingerprint)> = self
             .source
             .sights()
             .iter()
@@ -378,7 +383,7 @@ impl Watch {
                 || self.resting.contains_key(&path);
             if !is_known && loaded.is_ok() {
                 is_new = true;
-                self.resting.insert(path, Resting::new(sight, now));
+                self.resting.insert(path, Settling::new(sight, now));
             }
         }
         let key = self.source.fingerprint_read();

@@ -2,7 +2,7 @@
 
 use super::{SETTLE_BROKEN, Watch};
 use crate::shared::control_handle::Gone;
-use crate::shared::settling::{self, Resting};
+use crate::shared::settling::{self, Settling};
 use crate::state::last_good::Kept;
 use cutover_config::Settings;
 use cutover_core::Mono;
@@ -27,7 +27,7 @@ impl Watch {
     }
 
     /// The least rest of a file by how it came.
-    pub(super) fn least(&self, path: &str, resting: &Resting) -> Duration {
+    pub(super) fn least(&self, path: &str, resting: &Settling) -> Duration {
         let (before, sight) = (self.source.accepted().get(path), resting.sight());
         if !self.source.has_syntax(path) {
             return sight.rest_after(before);
@@ -68,7 +68,7 @@ impl Watch {
     /// renamed file leaves out were left out on purpose.
     pub(super) fn has_rested(&self, least: Duration, held: &Kept, now: Mono) -> bool {
         let accepted = self.source.accepted();
-        let least_of = |path: &String, resting: &Resting| {
+        let least_of = |path: &String, resting: &Settling| {
             if least == settling::LONG && resting.sight().came_whole(accepted.get(path)) {
                 settling::SHORT
             } else {

@@ -32,7 +32,7 @@ use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
 
 use crate::clock;
 use crate::shared::published::Published;
-use crate::shared::settling::{Resting, Sight};
+use crate::shared::settling::{Fingerprint, Settling};
 
 /// How often files are looked at.
 const LOOK: Duration = Duration::from_secs(1);
@@ -61,7 +61,7 @@ struct Pair {
     of: Certificate,
     fingerprint: [u8; 32],
     /// What was seen of both files.
-    sights: [Sight; 2],
+    sights: [Fingerprint; 2],
     key: Arc<CertifiedKey>,
     names: Vec<String>,
     expires_ms: i64,
@@ -357,7 +357,7 @@ enum Found {
 }
 
 /// Pairs whose files have changed, and since when both have rested.
-type Rests = Vec<(Certificate, [Resting; 2])>;
+type Rests = Vec<(Certificate, [Settling; 2])>;
 
 /// Whether the files of a pair have rested: until they can be taken for whole, or be called broken.
 fn have_rested(
@@ -374,7 +374,7 @@ fn have_rested(
         .unwrap_or_else(|| {
             rests.push((
                 of.clone(),
-                files.sights.clone().map(|sight| Resting::new(sight, now)),
+                files.sights.clone().map(|sight| Settling::new(sight, now)),
             ));
             rests.len() - 1
         });
@@ -390,7 +390,7 @@ fn have_rested(
 /// The content of both files, and a hash over it.
 struct Files {
     fingerprint: [u8; 32],
-    sights: [Sight; 2],
+    sights: [Fingerprint; 2],
     cert: Vec<u8>,
     key: Vec<u8>,
 }
@@ -405,8 +405,8 @@ fn read(base: &Path, of: &Certificate) -> Result<Files, String> {
     digest.update(&cert);
     digest.update(&key);
     let sights = [
-        Sight::of(&base.join(&of.cert), Ok(&cert)),
-        Sight::of(&base.join(&of.key), Ok(&key)),
+        Fingerprint::of(&base.join(&of.cert), Ok(&cert)),
+        Fingerprint::of(&base.join(&of.key), Ok(&key)),
     ];
     Ok(Files {
         fingerprint: digest.finalize().into(),

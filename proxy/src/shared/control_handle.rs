@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use cutover_core::control::rollout::Heritage;
+use cutover_core::control::rollout::Handover;
 use cutover_core::{Actor, Command, CommandError, Lead, Maintenance, Trip};
 use tokio::sync::{mpsc, oneshot};
 
@@ -97,7 +97,7 @@ pub enum Message {
         trips: mpsc::UnboundedSender<Tripped>,
         /// What the other process needs to know beside the saved state; or why this is no time for
         /// it.
-        reply: oneshot::Sender<Result<Estate, String>>,
+        reply: oneshot::Sender<Result<Handovers, String>>,
     },
     /// The other process has failed: all is as before.
     TakeBack,
@@ -118,7 +118,7 @@ pub enum Message {
 }
 
 /// What each rollout knows beside its saved standing.
-pub type Estate = BTreeMap<Arc<str>, Heritage>;
+pub type Handovers = BTreeMap<Arc<str>, Handover>;
 
 /// A rollback that one process tells another of.
 #[derive(Clone, Debug)]
@@ -349,7 +349,7 @@ impl ControlHandle {
     pub fn hand_over_blocking(
         &self,
         trips: mpsc::UnboundedSender<Tripped>,
-    ) -> Result<Result<Estate, String>, Gone> {
+    ) -> Result<Result<Handovers, String>, Gone> {
         let (reply, answer) = oneshot::channel();
         self.0
             .blocking_send(Message::HandOver { trips, reply })

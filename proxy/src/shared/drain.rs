@@ -1,7 +1,7 @@
 //! What outlives a request follows a rollback: WebSockets and streams that are still on new some
 //! time after it are told to end.
 //!
-//! Every connection carries a [`Stay`]: which rollout its present request is on new for, and since
+//! Every connection carries a [`DrainMarker`]: which rollout its present request is on new for, and since
 //! which revision. The control loop sends one word when the time is up, and whoever carries a stay
 //! looks whether it is meant. A request that comes and goes pays two stores for it; requests of a
 //! later revision (a tester's, or after re-arming) stay.
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 /// To all connections. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub struct Drains(Arc<Inner>);
+pub struct DrainSignal(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
@@ -32,14 +32,14 @@ enum Order {
 
 /// What was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ended {
+pub enum Drained {
     /// A WebSocket.
     WebSocket,
     /// Anything else that was still being answered.
     Stream,
 }
 
-impl Ended {
+impl Drained {
     /// All, in the order of their counts.
     pub const ALL: [Self; 2] = [Self::WebSocket, Self::Stream];
 
@@ -52,7 +52,7 @@ impl Ended {
     }
 }
 
-impl Drains {
+impl DrainSignal {
     /// Sends away what is on new in this slot since before a revision.
     pub fn order(&self, slot: usize, before: u64) {
         self.0.orders.send_modify(|orders| {
@@ -68,18 +68,18 @@ impl Drains {
     }
 
     /// For one connection.
-    pub fn listen(&self) -> Listener {
+    pub fn listen(&self) -> DrainReceiver {
         let mut orders = self.0.orders.subscribe();
         orders.mark_unchanged();
-        Listener(orders)
+        DrainReceiver(orders)
     }
 
     /// Counts one that was ended.
-    pub fn count(&self, ended: Ended) {
+    pub fn count(&self, ended: Drained) {
         self.0.counts[ended as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many were ended, in the order of [`Ended::ALL`].
+    /// How many were ended, in the order of [`Drained::ALL`].
     pub fn counts(&self) -> [u64; 2] {
         std::array::from_fn(|at| self.0.counts[at].load(Ordering::Relaxed))
     }
@@ -87,9 +87,9 @@ impl Drains {
 
 /// Hears orders.
 #[derive(Clone, Debug)]
-pub struct Listener(watch::Receiver<Vec<Order>>);
+pub struct DrainReceiver(watch::Receiver<Vec<Order>>);
 
-impl Listener {
+impl DrainReceiver {
     /// Returns when an order has come. Cancel safe.
     pub async fn come(&mut self) {
         if self.0.changed().await.is_err() {
@@ -99,12 +99,12 @@ impl Listener {
     }
 
     /// Whether any order means this stay.
-    pub fn means(&self, stay: &Stay) -> bool {
+    pub fn means(&self, stay: &DrainMarker) -> bool {
         self.0.borrow().iter().any(|order| stay.is_meant(*order))
     }
 
     /// Returns when an order has come that this stay has to follow. Cancel safe.
-    pub async fn sent_away(&mut self, stay: &Stay) {
+    pub async fn sent_away(&mut self, stay: &DrainMarker) {
         loop {
             self.come().await;
             if self.means(stay) {
@@ -116,12 +116,12 @@ impl Listener {
 
 /// Where the present request of a connection, or of a stream, is.
 #[derive(Debug, Default)]
-pub struct Stay(AtomicU64);
+pub struct DrainMarker(AtomicU64);
 
 /// A revision and a slot in one word: slots are counted from one, so zero is no stay.
 const SLOT_BITS: u32 = 16;
 
-impl Stay {
+impl DrainMarker {
     /// On new, in this slot, decided under this revision.
     pub fn on_new(&self, slot: usize, revision: u64) {
         self.0.store(
@@ -152,7 +152,7 @@ mod tests {
     use std::future::Future;
     use std::task::{Context, Poll, Waker};
 
-    fn is_sent_away(listener: &mut Listener, stay: &Stay) -> bool {
+    fn is_sent_away(listener: &mut DrainReceiver, stay: &DrainMarker) -> bool {
         let mut waiting = Box::pin(listener.sent_away(stay));
         waiting
             .as_mut()
@@ -162,12 +162,12 @@ mod tests {
 
     #[test]
     fn only_those_who_were_on_new_of_this_rollout_before_the_rollback_have_to_leave() {
-        let drains = Drains::default();
-        let stays: Vec<Stay> = (0..4).map(|_| Stay::default()).collect();
+        let drains = DrainSignal::default();
+        let stays: Vec<DrainMarker> = (0..4).map(|_| DrainMarker::default()).collect();
         stays[0].on_new(1, 6);
         stays[1].on_new(1, 7);
         stays[2].on_new(2, 6);
-        let mut listeners: Vec<Listener> = stays.iter().map(|_| drains.listen()).collect();
+        let mut listeners: Vec<DrainReceiver> = stays.iter().map(|_| drains.listen()).collect();
         drains.order(1, 7);
         let leave: Vec<bool> = listeners
             .iter_mut()

@@ -20,7 +20,7 @@ const AT_LEAST: u64 = 10;
 
 /// What became of a request that failed on new and could have been saved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Saving {
+pub enum FailoverResult {
     /// Legacy answered it.
     Saved,
     /// Legacy failed, too.
@@ -29,7 +29,7 @@ pub enum Saving {
     Denied,
 }
 
-impl Saving {
+impl FailoverResult {
     /// All, in the order of their counts.
     pub const ALL: [Self; 3] = [Self::Saved, Self::Failed, Self::Denied];
 
@@ -45,13 +45,13 @@ impl Saving {
 
 /// The permits and counts of one rollout, shared by all request threads.
 #[derive(Debug)]
-pub struct Rescue {
+pub struct FailoverBudget {
     permits: AtomicI64,
     taken: AtomicU64,
     counts: [AtomicU64; 3],
 }
 
-impl Default for Rescue {
+impl Default for FailoverBudget {
     fn default() -> Self {
         Self {
             permits: AtomicI64::new(AT_LEAST as i64),
@@ -61,24 +61,24 @@ impl Default for Rescue {
     }
 }
 
-impl Rescue {
+impl FailoverBudget {
     /// Takes a permit. Without one the failure has to be shown, and is counted as denied.
     pub fn permit(&self) -> bool {
         let has_one = self.permits.fetch_sub(1, Ordering::Relaxed) > 0;
         if has_one {
             self.taken.fetch_add(1, Ordering::Relaxed);
         } else {
-            self.count(Saving::Denied);
+            self.count(FailoverResult::Denied);
         }
         has_one
     }
 
     /// Counts what became of a request.
-    pub fn count(&self, saving: Saving) {
+    pub fn count(&self, saving: FailoverResult) {
         self.counts[saving as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The counts so far, in the order of [`Saving::ALL`].
+    /// The counts so far, in the order of [`FailoverResult::ALL`].
     pub fn counts(&self) -> [u64; 3] {
         std::array::from_fn(|at| self.counts[at].load(Ordering::Relaxed))
     }
@@ -86,14 +86,14 @@ impl Rescue {
 
 /// What the control loop remembers to hand out permits of one rollout.
 #[derive(Clone, Debug, Default)]
-pub struct Ration {
+pub struct BudgetRefill {
     /// Requests on new and permits taken so far, at the ticks of the last ten seconds.
     seen: VecDeque<(Mono, u64, u64)>,
 }
 
-impl Ration {
+impl BudgetRefill {
     /// Hands out the permits until the next tick. `requests` is how many new has been asked so far.
-    pub fn hand_out(&mut self, rescue: &Rescue, requests: u64, now: Mono) {
+    pub fn hand_out(&mut self, rescue: &FailoverBudget, requests: u64, now: Mono) {
         let taken = rescue.taken.load(Ordering::Relaxed);
         while self.seen.len() > 1
             && self
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn at_most_a_fifth_of_news_requests_in_any_ten_seconds_are_saved() {
-        let (rescue, mut ration) = (Rescue::default(), Ration::default());
+        let (rescue, mut ration) = (FailoverBudget::default(), BudgetRefill::default());
         let tick = Duration::from_millis(250);
         let mut now = Mono::default();
         let mut requests = 0;
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn where_there_are_few_requests_a_few_are_saved_all_the_same() {
-        let (rescue, mut ration) = (Rescue::default(), Ration::default());
+        let (rescue, mut ration) = (FailoverBudget::default(), BudgetRefill::default());
         assert!((0..AT_LEAST).all(|_| rescue.permit()) && !rescue.permit());
         ration.hand_out(&rescue, 12, Mono::default());
         assert!(!rescue.permit(), "the first ones are in the ration");

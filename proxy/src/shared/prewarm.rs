@@ -14,20 +14,20 @@ const WAIT: Duration = Duration::from_millis(100);
 
 /// Asks for warm-ups. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct WarmUp(mpsc::UnboundedSender<Wish>);
+pub struct Prewarm(mpsc::UnboundedSender<PrewarmRequest>);
 
 /// Backends, and whom to tell when they are warm.
-pub type Wish = (Vec<Arc<Backend>>, oneshot::Sender<()>);
+pub type PrewarmRequest = (Vec<Arc<Backend>>, oneshot::Sender<()>);
 
 /// What has been asked for.
 #[derive(Debug)]
-pub struct Wishes(mpsc::UnboundedReceiver<Wish>);
+pub struct PrewarmRequests(mpsc::UnboundedReceiver<PrewarmRequest>);
 
-impl WarmUp {
+impl Prewarm {
     /// The two ends.
-    pub fn new() -> (Self, Wishes) {
+    pub fn new() -> (Self, PrewarmRequests) {
         let (wishes, wished) = mpsc::unbounded_channel();
-        (Self(wishes), Wishes(wished))
+        (Self(wishes), PrewarmRequests(wished))
     }
 
     /// Has these warmed up, and returns when that is done, after 100 ms at the latest.
@@ -44,9 +44,9 @@ impl WarmUp {
     }
 }
 
-impl Wishes {
+impl PrewarmRequests {
     /// The next one; `None` when nobody can ask any more.
-    pub async fn next(&mut self) -> Option<Wish> {
+    pub async fn next(&mut self) -> Option<PrewarmRequest> {
         self.0.recv().await
     }
 }

@@ -31,7 +31,7 @@ const PAUSES: u32 = 4;
 
 /// What one look saw of a file.
 #[derive(Clone, Debug)]
-pub struct Sight {
+pub struct Fingerprint {
     /// SHA-256 of the content, or of the reason why it cannot be read.
     pub content: [u8; 32],
     /// How many bytes it has; 0 if it cannot be read.
@@ -50,7 +50,7 @@ pub struct Sight {
     target: Option<PathBuf>,
 }
 
-impl Sight {
+impl Fingerprint {
     /// Notes what was read from a path.
     pub fn of(path: &Path, read: Result<&[u8], &str>) -> Self {
         let metadata = std::fs::metadata(path).ok();
@@ -114,16 +114,16 @@ impl Sight {
 
 /// A file that has changed, and since when it has rested.
 #[derive(Debug)]
-pub struct Resting {
-    sight: Sight,
+pub struct Settling {
+    sight: Fingerprint,
     since: Mono,
     content_since: Mono,
     longest_pause: Duration,
 }
 
-impl Resting {
+impl Settling {
     /// Begins with the first look that saw the change.
-    pub fn new(sight: Sight, now: Mono) -> Self {
+    pub fn new(sight: Fingerprint, now: Mono) -> Self {
         Self {
             sight,
             since: now,
@@ -133,7 +133,7 @@ impl Resting {
     }
 
     /// Notes another look.
-    pub fn look(&mut self, sight: Sight, now: Mono) {
+    pub fn look(&mut self, sight: Fingerprint, now: Mono) {
         if !self.sight.is_like(&sight) {
             self.longest_pause = self.longest_pause.max(now.since(self.since));
             self.since = now;
@@ -145,7 +145,7 @@ impl Resting {
     }
 
     /// What the last look saw.
-    pub fn sight(&self) -> &Sight {
+    pub fn sight(&self) -> &Fingerprint {
         &self.sight
     }
 
@@ -168,9 +168,9 @@ mod tests {
     use std::io::Write;
     use std::os::unix::fs::symlink;
 
-    fn look(path: &Path) -> Sight {
+    fn look(path: &Path) -> Fingerprint {
         let read = fs::read(path).map_err(|error| error.to_string());
-        Sight::of(path, read.as_deref().map_err(String::as_str))
+        Fingerprint::of(path, read.as_deref().map_err(String::as_str))
     }
 
     fn at(millis: u64) -> Mono {
@@ -186,7 +186,7 @@ mod tests {
             file.write_all(b"user\n").expect("written");
             look(&path)
         };
-        let mut resting = Resting::new(write(), at(0));
+        let mut resting = Settling::new(write(), at(0));
         assert!(!resting.has_rested(LONG, at(999)) && resting.has_rested(LONG, at(1_000)));
         resting.look(write(), at(60));
         assert_eq!(resting.needed(SHORT), Duration::from_millis(240));
@@ -210,7 +210,7 @@ mod tests {
         let path = directory.path().join("list");
         fs::write(&path, "ana\n").expect("written");
         let mut sight = look(&path);
-        let mut resting = Resting::new(sight.clone(), at(0));
+        let mut resting = Settling::new(sight.clone(), at(0));
         for second in 1..10 {
             sight.modified.0 += 1;
             resting.look(sight.clone(), at(second * 1_000));

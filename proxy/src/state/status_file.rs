@@ -12,9 +12,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use cutover_core::control::maintenance::{Scope, Window};
+use cutover_core::control::maintenance::{MaintenanceWindow, Scope};
 use cutover_core::control::plane::{Restored, Standing, Standings};
-use cutover_core::{Actor, Cause, Latch, Maintenance, PerSide, Percent, Phase, Source, Trip, Wall};
+use cutover_core::{Actor, Cause, Latch, Maintenance, PerSide, Percent, Phase, Trip, Via, Wall};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -190,12 +190,12 @@ fn standing(state: RolloutState) -> Result<Standing, String> {
     })
 }
 
-fn window(state: MaintenanceState) -> Result<(Scope, Window), String> {
+fn window(state: MaintenanceState) -> Result<(Scope, MaintenanceWindow), String> {
     let mode = Maintenance::of_name(&state.mode)
         .filter(|mode| *mode != Maintenance::Off)
         .ok_or_else(|| format!("{:?} is no mode of maintenance", state.mode))?;
     let source =
-        Source::of_name(&state.source).ok_or_else(|| format!("{:?} is no source", state.source))?;
+        Via::of_name(&state.source).ok_or_else(|| format!("{:?} is no source", state.source))?;
     let actor = Actor {
         name: state.actor,
         source,
@@ -203,7 +203,7 @@ fn window(state: MaintenanceState) -> Result<(Scope, Window), String> {
     let until = state.until.as_deref().map(moment).transpose()?;
     Ok((
         state.rollout.map(Arc::from),
-        Window {
+        MaintenanceWindow {
             mode,
             since: moment(&state.since)?,
             until,
@@ -396,13 +396,13 @@ mod tests {
                 phase: latch(Cause::State),
             },
         ];
-        let window = |mode, until: Option<i64>| Window {
+        let window = |mode, until: Option<i64>| MaintenanceWindow {
             mode,
             since: Wall::from_millis(1_795_169_730_000),
             until: until.map(Wall::from_millis),
             actor: Actor {
                 name: "ana".to_owned(),
-                source: Source::Cli,
+                source: Via::Cli,
             },
             reason: "CHG-8".to_owned(),
         };

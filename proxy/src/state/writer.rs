@@ -107,7 +107,7 @@ impl Ownership {
 
 /// Sends work to the disk thread.
 #[derive(Clone, Debug)]
-pub struct Disk {
+pub struct StateWriter {
     sender: Sender<Job>,
     durable: Arc<AtomicBool>,
     journal_note: Arc<Mutex<Option<String>>>,
@@ -123,7 +123,7 @@ enum Job {
     TakeBack,
 }
 
-impl Disk {
+impl StateWriter {
     /// Starts the thread. It ends, everything written or given up, when the last clone is gone.
     ///
     /// # Errors

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use cutover_core::control::maintenance::{Window, lasting};
+use cutover_core::control::maintenance::{MaintenanceWindow, lasting};
 use cutover_core::control::rollout::RECENT;
 use cutover_core::guard::{millis, share};
 use cutover_core::{Maintenance, Percent, Span};
@@ -99,7 +99,11 @@ pub struct MaintenanceStatus {
 
 impl MaintenanceStatus {
     /// Mirrors a maintenance window. `remaining` is the time until it expires.
-    pub fn new(window: &Window, of_everything: bool, remaining: Option<Duration>) -> Self {
+    pub fn new(
+        window: &MaintenanceWindow,
+        of_everything: bool,
+        remaining: Option<Duration>,
+    ) -> Self {
         Self {
             mode: window.mode.name().to_owned(),
             scope: if of_everything { "all" } else { "rollout" }.to_owned(),

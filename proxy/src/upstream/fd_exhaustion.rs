@@ -19,12 +19,12 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// Lines that are written now and then, however often there is a reason.
 #[derive(Debug, Default)]
-pub struct Seldom {
+pub struct LogLimit {
     /// Microseconds and one; 0 before the first line.
     said: AtomicU64,
 }
 
-impl Seldom {
+impl LogLimit {
     /// With nothing said so far.
     pub const fn new() -> Self {
         Self {
@@ -50,7 +50,7 @@ impl Seldom {
 /// files or memory: no backend can help that, and none is to blame. Says so in the log now and
 /// then.
 pub fn is_noted(error: &io::Error) -> bool {
-    static SELDOM: Seldom = Seldom::new();
+    static SELDOM: LogLimit = LogLimit::new();
     let is_ours = matches!(
         error.raw_os_error().map(Errno::from_raw),
         Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOBUFS | Errno::ENOMEM)
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn a_line_is_due_at_first_and_then_every_ten_seconds() {
-        let (seldom, at) = (Seldom::new(), |seconds: u64| {
+        let (seldom, at) = (LogLimit::new(), |seconds: u64| {
             Mono::from_micros(seconds * 1_000_000)
         });
         let due: Vec<bool> = [0, 0, 9, 10, 11, 19, 20]

@@ -27,16 +27,16 @@ const PLACES: usize = 512;
 /// The resting connections to one server.
 #[derive(Debug, Default)]
 pub struct Pool {
-    shelves: [Mutex<Vec<Resting>>; SHELVES],
+    shelves: [Mutex<Vec<Settling>>; SHELVES],
 }
 
 #[derive(Debug)]
-struct Resting {
+struct Settling {
     stream: TcpStream,
     since: Mono,
 }
 
-impl Resting {
+impl Settling {
     /// Whether nothing has come. Its end would have come, too.
     fn is_silent(&self) -> bool {
         !has_unread(self.stream.as_raw_fd())
@@ -96,7 +96,7 @@ impl Pool {
     pub fn put(&self, stream: TcpStream, now: Mono) {
         let mut shelf = self.shelves[own()].lock();
         if shelf.len() < PLACES {
-            shelf.push(Resting { stream, since: now });
+            shelf.push(Settling { stream, since: now });
         }
     }
 
@@ -104,7 +104,7 @@ impl Pool {
     pub fn tidy(&self, longest: Duration, now: Mono) {
         for shelf in &self.shelves {
             let mut shelf = shelf.lock();
-            let gone: Vec<Resting> = shelf
+            let gone: Vec<Settling> = shelf
                 .extract_if(.., |resting| {
                     resting.has_rested(longest, now) || !resting.is_silent()
                 })

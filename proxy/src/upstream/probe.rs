@@ -17,15 +17,15 @@ use crate::upstream::health::Prober;
 const MAX_SERVERS: usize = 8;
 
 /// Asks, and hears the answers.
-pub struct Questions {
+pub struct Probes {
     prober: Arc<Prober>,
     answers: mpsc::UnboundedSender<Answer>,
     heard: mpsc::UnboundedReceiver<Answer>,
 }
 
-impl fmt::Debug for Questions {
+impl fmt::Debug for Probes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Questions").finish_non_exhaustive()
+        f.debug_struct("Probes").finish_non_exhaustive()
     }
 }
 
@@ -40,7 +40,7 @@ pub struct Answer {
     pub is_good: bool,
 }
 
-impl Questions {
+impl Probes {
     /// Nothing is asked yet.
     pub fn new() -> Self {
         let (answers, heard) = mpsc::unbounded_channel();
@@ -73,7 +73,7 @@ impl Questions {
     }
 }
 
-impl Default for Questions {
+impl Default for Probes {
     fn default() -> Self {
         Self::new()
     }

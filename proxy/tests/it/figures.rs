@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use cutover::admin;
-use cutover::gateway::router::hold_queue::ParkingLimits;
+use cutover::gateway::router::hold_queue::HoldLimits;
 use cutover::shared::settling;
 use cutover::state::journal;
 use cutover_config::{Loader, MAX_CA, MAX_FILE, MAX_LIST, Settings};
@@ -134,8 +134,8 @@ fn every_figure_of_the_table_of_limits_is_what_the_program_does() {
         format!("{} for a whole head", human(listen.header_timeout)),
     );
     let (least, span) = (
-        constant("proxy/src/gateway/pace.rs", "LEAST"),
-        seconds("proxy/src/gateway/pace.rs", "SPAN"),
+        constant("proxy/src/gateway/lane/min_rate.rs", "LEAST"),
+        seconds("proxy/src/gateway/lane/min_rate.rs", "SPAN"),
     );
     let per_second = least / 10;
     assert_eq!(span, "10 s", "the pace is said per second over this span");
@@ -188,15 +188,18 @@ fn every_figure_of_the_table_of_limits_is_what_the_program_does() {
 #[test]
 fn every_sentence_with_a_limit_is_what_the_program_does() {
     let readme = read("README.md");
-    let parking = ParkingLimits::default();
+    let parking = HoldLimits::default();
     let (upstream, health, rescue) = (
-        "proxy/src/upstream.rs",
-        "proxy/src/health.rs",
-        "proxy/src/rescue.rs",
+        "proxy/src/upstream/mod.rs",
+        "proxy/src/upstream/health.rs",
+        "proxy/src/shared/failover_budget.rs",
     );
-    let (watch, lane) = ("proxy/src/watch.rs", "proxy/src/gateway/lane/request.rs");
-    let batch = constant("proxy/src/gateway/parking.rs", "BATCH");
-    let a_second = batch * 1_000_000 / constant("proxy/src/gateway/parking.rs", "PAUSE");
+    let (watch, lane) = (
+        "proxy/src/reload/mod.rs",
+        "proxy/src/gateway/lane/request.rs",
+    );
+    let batch = constant("proxy/src/gateway/router/hold_queue.rs", "BATCH");
+    let a_second = batch * 1_000_000 / constant("proxy/src/gateway/router/hold_queue.rs", "PAUSE");
     assert_eq!(
         (
             constant(rescue, "ONE_OF"),
@@ -212,7 +215,10 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         ),
         (5, 10_000_000)
     );
-    assert_eq!(constant("proxy/src/gateway/watchdog.rs", "MOST"), 250_000);
+    assert_eq!(
+        constant("proxy/src/gateway/listener/deadlines.rs", "MOST"),
+        250_000
+    );
     let backend = &defaults().backends[0];
     assert_eq!(
         (backend.stream_idle_timeout, backend.body_pause_timeout),
@@ -220,7 +226,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
     );
     let (http2, session) = (
         "proxy/src/gateway/http2/mod.rs",
-        "proxy/src/gateway/http2/session.rs",
+        "proxy/src/gateway/http2/session/mod.rs",
     );
     let sentences = [
         format!(
@@ -274,7 +280,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         "At most a fifth of new's requests of the last ten seconds, and ten where there were only \
          a few"
             .to_owned(),
-        "Who hangs up frees the place within a quarter of a second".to_owned(),
+        "A client that hangs up frees the place within a quarter of a second".to_owned(),
         format!(
             "heads above 16 KiB or {} fields",
             constant(lane, "MAX_FIELDS")
@@ -314,7 +320,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         format!(
             "grows to {} times the longest pause between two writes, up to {}",
             ["no", "one", "two", "three", "four"]
-                [usize::try_from(constant("proxy/src/rest.rs", "PAUSES")).unwrap()],
+                [usize::try_from(constant("proxy/src/shared/settling.rs", "PAUSES")).unwrap()],
             human(settling::MOST)
         ),
     ];
@@ -337,7 +343,7 @@ fn a_file_beyond_its_limit_is_refused_and_the_limit_is_told() {
     let at = |name: &str| directory.path().join(name);
     let minimal = read("config/examples/minimal.toml");
     let problem = || {
-        cutover::reload::source::Source::new(at("cutover.toml"))
+        cutover::reload::source::ConfigSource::new(at("cutover.toml"))
             .load()
             .map(drop)
             .map_err(|error| error.render(false))

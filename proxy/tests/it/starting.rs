@@ -85,9 +85,9 @@ fn begun(world: &World) -> Child {
 
 /// A process that another one has started: a test that fails leaves it no more than one that
 /// passes.
-struct Heir(u64);
+struct Successor(u64);
 
-impl Drop for Heir {
+impl Drop for Successor {
     fn drop(&mut self) {
         let _ = Command::new("kill")
             .args(["-KILL", &self.0.to_string()])
@@ -107,7 +107,7 @@ fn a_signal_during_the_start_is_obeyed_after_it() {
             log_line(&mut log, "the file is in force");
         }
         if signal == "-USR2" {
-            let _heir = Heir(
+            let _heir = Successor(
                 log_line(
                     &mut log,
                     "upgrade: the new process has taken over; requests in flight may finish here",
@@ -298,7 +298,7 @@ fn a_signal_to_the_old_process_after_an_upgrade_ends_neither() {
         (process.rollout()["new"]["in_flight"] == 1).then_some(())
     });
     process.signal("-USR2");
-    let _heir = Heir(
+    let _heir = Successor(
         log_line(
             &mut process.log,
             "upgrade: the new process has taken over; requests in flight may finish here",

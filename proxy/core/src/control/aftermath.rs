@@ -9,7 +9,7 @@
 use std::time::Duration;
 
 use crate::control::rollout::Judgement;
-use crate::guard::availability::Vital;
+use crate::guard::availability::Availability;
 use crate::guard::{millis, seconds, share};
 use crate::side::{PerSide, Side};
 use crate::stats::histogram::lowest_of;
@@ -48,7 +48,7 @@ pub(crate) struct Aftermath {
     spills: u32,
     /// Users are not spilled again before this.
     stays_until: Option<Mono>,
-    new: Vital,
+    new: Availability,
 }
 
 /// One side before the rollback.
@@ -83,7 +83,7 @@ impl Aftermath {
             is_spilled: false,
             spills: 0,
             stays_until: None,
-            new: Vital::default(),
+            new: Availability::default(),
         }
     }
 
@@ -120,7 +120,7 @@ impl Aftermath {
     /// Takes what both sides did in one tick, and legacy's latencies.
     pub(crate) fn watch(
         &mut self,
-        legacy: &mut Vital,
+        legacy: &mut Availability,
         counts: PerSide<&Counts>,
         latencies: &[(u16, u64)],
         now: Mono,
@@ -281,7 +281,7 @@ mod tests {
             },
             at(100),
         );
-        let mut vital = Vital::default();
+        let mut vital = Availability::default();
         vital.see(10, 0, true, false, at(100));
         assert!(
             aftermath
@@ -339,7 +339,7 @@ mod tests {
             },
             at(100),
         );
-        let mut vital = Vital::default();
+        let mut vital = Availability::default();
         vital.see(10, 0, true, false, at(100));
         let tick =
             |latency_us: u64| [(crate::stats::histogram::index_of(latency_us) as u16, 200u64)];
@@ -380,7 +380,7 @@ mod tests {
             },
             at(100),
         );
-        let (mut vital, none) = (Vital::default(), Counts::default());
+        let (mut vital, none) = (Availability::default(), Counts::default());
         vital.see(10, 0, true, false, at(100));
         assert!(
             aftermath
@@ -471,7 +471,7 @@ mod tests {
             },
             at(100),
         );
-        let (mut vital, none) = (Vital::default(), Counts::default());
+        let (mut vital, none) = (Availability::default(), Counts::default());
         vital.see(10, 0, true, false, at(100));
         let mut moved = Vec::new();
         for quarter in 400..1_000 {
@@ -524,7 +524,7 @@ mod tests {
             },
             at(100),
         );
-        let (mut vital, none) = (Vital::default(), Counts::default());
+        let (mut vital, none) = (Availability::default(), Counts::default());
         vital.see(10, 0, true, false, at(100));
         let mut tries = 0;
         for quarter in 400..1_200 {

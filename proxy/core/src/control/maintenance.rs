@@ -2,7 +2,7 @@
 //! timer that ends it.
 //!
 //! The first step of the order of decision, and the only one that answers a request instead of
-//! sending it somewhere. A [`Window`] is somebody's word, with a reason and perhaps an end; a
+//! sending it somewhere. A [`MaintenanceWindow`] is somebody's word, with a reason and perhaps an end; a
 //! [`Restriction`] is what is left of it for the data path. A window of one rollout and one of
 //! everything do not overrule each other: the stricter holds.
 //!
@@ -21,7 +21,7 @@ use crate::time::{Mono, Now, Wall};
 
 /// A mode that somebody set, as it is told and made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Window {
+pub struct MaintenanceWindow {
     /// What is kept out; never [`Maintenance::Off`].
     pub mode: Maintenance,
     /// Since when.
@@ -34,7 +34,7 @@ pub struct Window {
     pub reason: String,
 }
 
-impl Window {
+impl MaintenanceWindow {
     /// What it is, as the end of a sentence.
     pub(crate) fn sentence(&self) -> String {
         let lasts = self.until.map_or_else(String::new, |until| {
@@ -78,7 +78,7 @@ pub(crate) struct Windows {
 
 #[derive(Clone, Debug)]
 struct Timed {
-    window: Window,
+    window: MaintenanceWindow,
     /// The end on the clock of this process; unknown until the first reading of it.
     ends: Option<Mono>,
 }
@@ -98,7 +98,7 @@ impl Timed {
 
 impl Windows {
     /// What was saved. The timers run from [`Windows::resume`] on.
-    pub(crate) fn restore(saved: impl IntoIterator<Item = (Scope, Window)>) -> Self {
+    pub(crate) fn restore(saved: impl IntoIterator<Item = (Scope, MaintenanceWindow)>) -> Self {
         let mut windows = Self::default();
         saved
             .into_iter()
@@ -108,7 +108,7 @@ impl Windows {
 
     /// The first reading of the clock: ends what was over while no process ran, and says what that
     /// was.
-    pub(crate) fn resume(&mut self, now: Now) -> Vec<(Scope, Window)> {
+    pub(crate) fn resume(&mut self, now: Now) -> Vec<(Scope, MaintenanceWindow)> {
         for timed in self.everything.iter_mut().chain(self.rollouts.values_mut()) {
             timed.ends = timed.window.until.map(|until| {
                 // A wall clock that was set back while no process ran does not make a window longer
@@ -121,7 +121,7 @@ impl Windows {
     }
 
     /// Ends what is over, and says what that was.
-    pub(crate) fn expire(&mut self, now: Mono) -> Vec<(Scope, Window)> {
+    pub(crate) fn expire(&mut self, now: Mono) -> Vec<(Scope, MaintenanceWindow)> {
         let everything = self
             .everything
             .take_if(|timed| timed.is_over(now))
@@ -134,7 +134,7 @@ impl Windows {
     }
 
     /// Begins a window, in place of the one there was.
-    pub(crate) fn begin(&mut self, scope: Scope, window: Window, ends: Option<Mono>) {
+    pub(crate) fn begin(&mut self, scope: Scope, window: MaintenanceWindow, ends: Option<Mono>) {
         let timed = Timed { window, ends };
         match scope {
             None => self.everything = Some(timed),
@@ -143,7 +143,7 @@ impl Windows {
     }
 
     /// Ends a window, if there is one.
-    pub(crate) fn end(&mut self, scope: &Scope) -> Option<Window> {
+    pub(crate) fn end(&mut self, scope: &Scope) -> Option<MaintenanceWindow> {
         let timed = match scope {
             None => self.everything.take(),
             Some(id) => self.rollouts.remove(id),
@@ -172,7 +172,7 @@ impl Windows {
 
     /// The window that is in force for a rollout, or for requests that match none, and whether it
     /// concerns everything.
-    pub(crate) fn governing(&self, rollout: Option<&str>) -> Option<(&Window, bool)> {
+    pub(crate) fn governing(&self, rollout: Option<&str>) -> Option<(&MaintenanceWindow, bool)> {
         let own = rollout
             .and_then(|id| self.rollouts.get(id))
             .map(|timed| (timed, false));
@@ -185,7 +185,7 @@ impl Windows {
     }
 
     /// All of them, as they are made durable.
-    pub(crate) fn standings(&self) -> Vec<(Scope, Window)> {
+    pub(crate) fn standings(&self) -> Vec<(Scope, MaintenanceWindow)> {
         let everything = self
             .everything
             .iter()
@@ -259,8 +259,8 @@ mod tests {
     use super::*;
     use crate::Treatment;
 
-    fn window(mode: Maintenance, until: Option<i64>) -> Window {
-        Window {
+    fn window(mode: Maintenance, until: Option<i64>) -> MaintenanceWindow {
+        MaintenanceWindow {
             mode,
             since: Wall::from_millis(1_000),
             until: until.map(Wall::from_millis),

@@ -2,7 +2,7 @@
 //!
 //! Three things tell. Users' requests do, while there are any. Health checks do, where the file has
 //! them. And the backend can be asked: [`Effect::Ask`](crate::control::plane::Effect::Ask) lets the shell
-//! send one check, or make one connection, and [`Vital::answered`] takes the result.
+//! send one check, or make one connection, and [`Availability::answered`] takes the result.
 //!
 //! A good answer to a user within the last second is enough, so a rollback onto a legacy that
 //! serves users waits for nothing. Otherwise an answer to a question decides, and only then a
@@ -44,7 +44,7 @@ const FAILURES_PER_GOOD: f64 = 4.0;
 
 /// What is known of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Vital {
+pub struct Availability {
     /// Whether it has a server that requests are sent to.
     has_server: bool,
     /// Whether a health check has passed within the last two intervals.
@@ -79,7 +79,7 @@ pub enum Word {
     Unknown,
 }
 
-impl Vital {
+impl Availability {
     /// Takes what was counted of requests of users since the start, and what the shell knows of its
     /// servers.
     pub fn see(
@@ -272,8 +272,8 @@ mod tests {
     }
 
     /// A backend with a server, as of a moment.
-    fn seen(good: u64, failed: u64, millis: u64) -> Vital {
-        let mut vital = Vital::default();
+    fn seen(good: u64, failed: u64, millis: u64) -> Availability {
+        let mut vital = Availability::default();
         vital.see(good, failed, true, false, at(millis));
         vital
     }
@@ -338,7 +338,7 @@ mod tests {
     fn a_backend_that_fails_four_of_five_users_can_take_nobody_whatever_it_says_when_asked() {
         let mut vital = seen(5, 0, 0);
         let mut at_millis = 0;
-        let mut fare = |vital: &mut Vital, good: u64, failed: u64, ticks: u64| {
+        let mut fare = |vital: &mut Availability, good: u64, failed: u64, ticks: u64| {
             for _ in 0..ticks {
                 at_millis += 250;
                 vital.users_fared(good, failed, at(at_millis));

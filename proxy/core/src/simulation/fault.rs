@@ -3,7 +3,7 @@
 use super::traffic::Traffic;
 use crate::control::rollout::RolloutSettings;
 use crate::side::Side;
-use crate::stats::users::Who;
+use crate::stats::users::Requester;
 use std::time::Duration;
 
 /// Something that goes wrong.
@@ -45,7 +45,7 @@ pub enum FaultKind {
 /// One user who fails, whatever the backend.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Noise {
-    pub(super) who: Who,
+    pub(super) who: Requester,
     pub(super) side: Side,
     pub(super) left: u32,
 }

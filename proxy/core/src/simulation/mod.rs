@@ -1,7 +1,7 @@
 //! The real control plane on virtual time, with made-up traffic: what would this guard do?
 //!
 //! Requests come one by one (Poisson arrivals, users drawn from a population, evenly or by an
-//! activity of their own), are routed by the real hash, counted by the real [`Watch`], and judged
+//! activity of their own), are routed by the real hash, counted by the real [`UserTracker`], and judged
 //! by the real [`ControlPlane`]: nothing of the engine is imitated. All chance comes from one seed,
 //! so every run can be had again. `cutover simulate`, the forecast of `cutover check` and the long
 //! runs of the tests use it.

@@ -7,7 +7,7 @@ use super::{POLL, POLLERS};
 use crate::routing::split::{Ask, Decision, UserKey, decide};
 use crate::side::{PerSide, Side};
 use crate::stats::outcome::{Ending, FailureKind, Outcome};
-use crate::stats::users::Who;
+use crate::stats::users::Requester;
 use crate::time::micros;
 
 impl World {
@@ -180,7 +180,7 @@ impl World {
     }
 
     /// Counts the end of a request. Says whether it failed on new.
-    pub(super) fn end(&mut self, side: Side, ending: &Ending, who: Who) -> bool {
+    pub(super) fn end(&mut self, side: Side, ending: &Ending, who: Requester) -> bool {
         let path = PATHS[self.chance.below(PATHS.len() as u32) as usize];
         let counted = self.watch.see(side, ending, who, path, self.now.mono);
         self.totals[0][side].record(ending, counted);

@@ -1,7 +1,7 @@
 //! Simulated users and the load that they make.
 
 use super::chance::Chance;
-use crate::stats::users::Who;
+use crate::stats::users::Requester;
 
 /// Healthy traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,7 +87,7 @@ impl Traffic {
 #[derive(Clone, Debug)]
 pub(super) struct User {
     pub(super) key: Vec<u8>,
-    pub(super) who: Who,
+    pub(super) who: Requester,
     pub(super) is_listed: bool,
     pub(super) is_persistent: bool,
     pub(super) is_slow: bool,

@@ -14,7 +14,7 @@ use crate::routing::bucket::murmur3_x86_32;
 use crate::routing::split::{Split, UserKey};
 use crate::side::{PerSide, Side};
 use crate::stats::outcome::{Ending, Evidence, FailureKind, Outcome};
-use crate::stats::users::{LastCrowd, TICK, Watch, Who, tick_of};
+use crate::stats::users::{LastPopulation, Requester, TICK, UserTracker, tick_of};
 use crate::stats::window::Totals;
 use crate::time::{Mono, Now, Wall, micros};
 use std::collections::VecDeque;
@@ -27,7 +27,7 @@ pub struct World {
     pub(super) chance: Chance,
     pub(super) plane: ControlPlane,
     pub(super) split: Split,
-    pub(super) watch: Watch,
+    pub(super) watch: UserTracker,
     pub(super) totals: Vec<PerSide<Totals>>,
     pub(super) users: Vec<User>,
     /// Draws a user by activity.
@@ -35,7 +35,7 @@ pub struct World {
     pub(super) latencies: Vec<f32>,
     pub(super) now: Now,
     pub(super) last_look: Mono,
-    pub(super) hanging: VecDeque<(Mono, Side, Who, Evidence)>,
+    pub(super) hanging: VecDeque<(Mono, Side, Requester, Evidence)>,
     pub(super) started: VecDeque<PerSide<u64>>,
     pub(super) hang_ticks: Option<usize>,
     pub(super) noise: Vec<Noise>,
@@ -45,7 +45,7 @@ pub struct World {
     pub(super) asked: Vec<(Mono, Side)>,
     pub(super) compared: Vec<PerSide<Totals>>,
     pub(super) compared_started: VecDeque<PerSide<u64>>,
-    pub(super) crowd: LastCrowd,
+    pub(super) population: LastPopulation,
     pub(super) on_new: (u64, u64),
     pub(super) tripped: Option<(Mono, (u64, u64))>,
 }
@@ -60,7 +60,7 @@ impl World {
                 let key = format!("u{number}").into_bytes();
                 let network = murmur3_x86_32(&(number % traffic.networks.max(1)).to_le_bytes());
                 let user = murmur3_x86_32(&[&key[..], b"/who"].concat());
-                let who = Who { user, network };
+                let who = Requester { user, network };
                 let is_listed = scenario.settings.always_new.contains(&key);
                 User {
                     key,
@@ -95,7 +95,7 @@ impl World {
         let mut world = Self {
             plane: ControlPlane::new(Restored::Fresh),
             split: Split::default(),
-            watch: Watch::default(),
+            watch: UserTracker::default(),
             totals: vec![PerSide::default()],
             compared: vec![PerSide::default()],
             compared_started: VecDeque::new(),
@@ -113,7 +113,7 @@ impl World {
             started: VecDeque::new(),
             hang_ticks,
             noise: Vec::new(),
-            crowd: LastCrowd::default(),
+            population: LastPopulation::default(),
             on_new: (0, 0),
             tripped: None,
             chance,
@@ -176,7 +176,7 @@ impl World {
         let id = self.scenario.settings.id.clone();
         let actor = Actor {
             name: "simulation".to_owned(),
-            source: crate::control::plane::Source::Cli,
+            source: crate::control::plane::Via::Cli,
         };
         let effects = self.plane.on(
             Event::Command {
@@ -210,7 +210,7 @@ impl World {
     }
 
     /// A client that makes a request fail on purpose.
-    pub fn fails_on_purpose(&mut self, who: Who, side: Side) {
+    pub fn fails_on_purpose(&mut self, who: Requester, side: Side) {
         let ending = Ending {
             outcome: Outcome::Failure(FailureKind::Status),
             status: Some(500),
@@ -221,7 +221,7 @@ impl World {
     }
 
     /// One user who sends many requests at once; all of them are answered well.
-    pub fn crawls(&mut self, who: Who, side: Side, requests: u32) {
+    pub fn crawls(&mut self, who: Requester, side: Side, requests: u32) {
         let ending = Ending {
             outcome: Outcome::Success,
             status: Some(200),
@@ -308,14 +308,14 @@ impl World {
             }
         }
         if let Some(rollout) = self.plane.rollouts().first() {
-            self.watch.aim(rollout.aims());
+            self.watch.set_tracker_limits(rollout.tracker_limits());
         }
         said
     }
 
     pub(super) fn look(&mut self, look: Look) -> Vec<Announcement> {
         self.last_look = self.now.mono;
-        let witnesses = self.watch.drain();
+        let bad_events = self.watch.drain();
         let available = PerSide::from_fn(|side| !self.is_down(side));
         let is_tick = look == Look::Tick;
         let (waited, waited_compared) = if is_tick {
@@ -324,7 +324,7 @@ impl World {
             Default::default()
         };
         let is_due = is_tick && tick_of(self.now.mono).is_multiple_of(4);
-        let crowd = self.crowd.look(&self.watch, is_due, self.now.mono);
+        let population = self.population.look(&self.watch, is_due, self.now.mono);
         let (totals, compared) = (
             std::mem::take(&mut self.totals),
             std::mem::take(&mut self.compared),
@@ -342,8 +342,8 @@ impl World {
             passes_checks,
             waited,
             waited_compared,
-            witnesses: &witnesses,
-            crowd,
+            bad_events: &bad_events,
+            population,
         }];
         let id = self.scenario.settings.id.clone();
         let event = match look {
@@ -391,7 +391,7 @@ impl World {
         let compared_began = self.compared_started.pop_front().unwrap_or_default();
         let older_than = TICK * ticks as u32;
         let of_age = |at: Mono| (older_than..older_than + TICK).contains(&self.now.mono.since(at));
-        let mut waiting: Vec<(Side, Who, bool)> = self
+        let mut waiting: Vec<(Side, Requester, bool)> = self
             .hanging
             .iter()
             .filter(|(at, ..)| of_age(*at))

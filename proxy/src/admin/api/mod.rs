@@ -11,7 +11,7 @@ use axum::Json;
 use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
-use cutover_core::{Actor, CommandError, Source};
+use cutover_core::{Actor, CommandError, Via};
 use serde::Serialize;
 
 use crate::admin::Admin;
@@ -79,11 +79,7 @@ fn actor_of(caller: Caller, said: Option<String>) -> Actor {
         .filter(|name| !name.is_empty());
     Actor {
         name: caller.name.or(said).unwrap_or_else(|| "local".to_owned()),
-        source: if caller.is_cli {
-            Source::Cli
-        } else {
-            Source::Api
-        },
+        source: if caller.is_cli { Via::Cli } else { Via::Api },
     }
 }
 

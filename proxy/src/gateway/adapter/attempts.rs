@@ -23,7 +23,7 @@ impl Adapter {
         let is_backends = failure.blame == Blame::Backend;
         // A kept connection of HTTP/2 has ended before a stream was opened on it: nothing was sent.
         if is_backends && failure::was_kept(&error) && context.takes_one_more_attempt() {
-            context.attempt_failed(&self.gate, failure);
+            context.attempt_failed(&self.router, failure);
             error.set_retry(true);
             return error;
         }
@@ -33,7 +33,7 @@ impl Adapter {
         if is_backends && error.etype() != &ErrorType::ConnectionClosed {
             context.connected(Connect::Failed);
         }
-        context.attempt_failed(&self.gate, failure);
+        context.attempt_failed(&self.router, failure);
         let Some(exchange) = &mut context.exchange else {
             return error;
         };
@@ -46,7 +46,7 @@ impl Adapter {
             true => Sent::Gone,
         };
         let rescued = !another
-            && self.gate.rescue(
+            && self.router.rescue(
                 exchange,
                 failure,
                 session.req_header().uri.path(),
@@ -94,7 +94,7 @@ impl Adapter {
             error.set_retry(false);
         }
         let failure = context.failure_of(&error);
-        context.attempt_failed(&self.gate, failure);
+        context.attempt_failed(&self.router, failure);
         if error.retry() || failure.blame != Blame::Backend || context.answer_begun {
             return error;
         }
@@ -107,7 +107,7 @@ impl Adapter {
             return error;
         };
         if may_repeat
-            && self.gate.rescue(
+            && self.router.rescue(
                 exchange,
                 failure,
                 session.req_header().uri.path(),
@@ -131,7 +131,7 @@ impl Adapter {
     ) -> Box<Error> {
         let failure = failure_of(&error, false);
         let is_whole = can_repeat(session);
-        context.attempt_failed(&self.gate, failure);
+        context.attempt_failed(&self.router, failure);
         if is_whole && context.takes_one_more_attempt() {
             error.set_retry(true);
             return error;
@@ -145,7 +145,7 @@ impl Adapter {
         }
         context.server_failed();
         if let Some(exchange) = context.exchange.as_mut().filter(|_| is_whole)
-            && self.gate.rescue(
+            && self.router.rescue(
                 exchange,
                 failure,
                 session.req_header().uri.path(),

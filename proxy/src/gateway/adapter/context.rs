@@ -9,20 +9,20 @@ use pingora::Error;
 use crate::clock;
 use crate::gateway::adapter::MAX_UNPROCESSED;
 use crate::gateway::adapter::failure::{failure_of, was_not_taken_again};
-use crate::gateway::adapter::timeouts::Patience;
+use crate::gateway::adapter::timeouts::RequestTimeouts;
 use crate::gateway::adapter::tunnel::Tunnel;
 use crate::gateway::lane::min_rate::Pace;
 use crate::gateway::message::head::Conn;
-use crate::gateway::router::{Blame, End, Exchange, Failure, Gate};
+use crate::gateway::router::{Blame, End, Exchange, Failure, Router};
 use crate::upstream::{Chosen, Connect};
 
 /// What pingora carries for us through one request.
 #[derive(Default)]
 pub struct Context {
     pub(super) conn: Option<Arc<Conn>>,
-    pub(super) patience: Option<Patience>,
+    pub(super) patience: Option<RequestTimeouts>,
     /// For a request that is dropped before its end.
-    pub(super) gate: Option<Arc<Gate>>,
+    pub(super) router: Option<Arc<Router>>,
     pub(super) path: Box<str>,
     pub(super) exchange: Option<Exchange>,
     /// When the request was decided, until its first attempt begins.
@@ -60,7 +60,7 @@ impl Drop for Context {
     /// A request whose future is dropped has no other end: its client's connection has gone, it was
     /// sent away, or its backend takes no more of an upload.
     fn drop(&mut self) {
-        let (Some(mut exchange), Some(gate)) = (self.exchange.take(), self.gate.take()) else {
+        let (Some(mut exchange), Some(router)) = (self.exchange.take(), self.router.take()) else {
             return;
         };
         let is_sent_away = self.conn.as_ref().is_some_and(|conn| conn.is_sent_away());
@@ -77,8 +77,8 @@ impl Drop for Context {
                 kind: FailureKind::Reset,
             }
         };
-        gate.failed(&mut exchange, failure, None);
-        gate.done(
+        router.failed(&mut exchange, failure, None);
+        router.done(
             exchange,
             &self.path,
             End {
@@ -111,17 +111,20 @@ impl Context {
 
     /// Something of the answer has come, or an upload goes on beside it.
     pub(super) fn answer_moved(&self) {
-        self.patience.iter().for_each(Patience::answer_moved);
+        self.patience.iter().for_each(RequestTimeouts::answer_moved);
     }
 
     /// Nothing of the answer is awaited any longer.
     pub(super) fn answer_ended(&self) {
-        self.patience.iter().for_each(Patience::answer_ended);
+        self.patience.iter().for_each(RequestTimeouts::answer_ended);
     }
 
     /// Whether the answer is late, which ends the wait for it.
     pub(super) fn is_answer_late(&mut self) -> bool {
-        self.is_late = self.patience.as_ref().is_some_and(Patience::is_answer_late);
+        self.is_late = self
+            .patience
+            .as_ref()
+            .is_some_and(RequestTimeouts::is_answer_late);
         if let Some(conn) = self.conn.as_ref().filter(|_| self.is_late) {
             // The end of its backend's socket has been heard.
             conn.head_came();
@@ -171,13 +174,13 @@ impl Context {
     }
 
     /// An attempt at this server begins.
-    pub(super) fn attempt(&mut self, gate: &Gate, chosen: Chosen, now: Mono) {
+    pub(super) fn attempt(&mut self, router: &Router, chosen: Chosen, now: Mono) {
         let address = chosen.server().address();
         self.end.server = Some(address);
         self.end.attempts = self.end.attempts.saturating_add(1);
         self.attempts_on_this_side += u8::from(!self.was_stale);
         if let Some(exchange) = &mut self.exchange {
-            gate.attempt(exchange, address, now);
+            router.attempt(exchange, address, now);
         }
         self.chosen = Some(chosen);
     }
@@ -196,14 +199,14 @@ impl Context {
 
     /// The present attempt is over without an answer, or with half of one. What a client or a drain
     /// has ended is no failure of the server.
-    pub(super) fn attempt_failed(&mut self, gate: &Gate, failure: Failure) {
+    pub(super) fn attempt_failed(&mut self, router: &Router, failure: Failure) {
         let is_drained = self
             .tunnel
             .as_ref()
             .is_some_and(|tunnel| tunnel.is_drained());
         let kind = Some(failure.kind).filter(|_| failure.blame == Blame::Backend && !is_drained);
         if let Some(exchange) = &mut self.exchange {
-            gate.attempt_ended(exchange, kind, clock::mono());
+            router.attempt_ended(exchange, kind, clock::mono());
         }
     }
 

@@ -1,4 +1,4 @@
-//! Pingora's heads as the gate sees them, and its edits on them.
+//! Pingora's heads as the router sees them, and its edits on them.
 
 use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -149,7 +149,7 @@ pub(super) fn drop_hops(response: &mut ResponseHeader) {
     }
 }
 
-/// How many headers the gate sets at most.
+/// How many headers the router sets at most.
 pub(super) const OUR_HEADERS: usize = 9;
 
 /// Edits on pingora's heads. They fail only on header names and values that are not valid, which

@@ -1,9 +1,9 @@
-//! Pingora's phases, translated to the gate. With `spelling` and `tunnel` the only room that names
+//! Pingora's phases, translated to the router. With `spelling` and `tunnel` the only room that names
 //! pingora's request types; it decides nothing.
 //!
 //! Attempts, in this order and at most two on a side: another server of the backend when a
 //! connection could not be made; the same request once more when a kept connection broke before the
-//! first byte; then the other side, if the gate says so.
+//! first byte; then the other side, if the router says so.
 
 mod attempts;
 mod context;
@@ -39,16 +39,16 @@ use crate::gateway::adapter::header_case::is_plain;
 use crate::gateway::adapter::heads::{
     OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops, give_host,
 };
-use crate::gateway::adapter::timeouts::Patience;
+use crate::gateway::adapter::timeouts::RequestTimeouts;
 use crate::gateway::adapter::tunnel::Tunnel;
 use crate::gateway::http2;
 use crate::gateway::listener::NO_TIMER;
-use crate::gateway::listener::deadlines::Watchdog;
+use crate::gateway::listener::deadlines::Deadlines;
 use crate::gateway::message::head::Conn;
 use crate::gateway::message::reply::Reply;
-use crate::gateway::router::hold_queue::Parking;
+use crate::gateway::router::hold_queue::HoldQueue;
 use crate::gateway::router::{
-    ATTEMPTS_ON_A_SIDE, Answer, Blame, End, Exchange, Gate, MAX_INTERIM, Step,
+    ATTEMPTS_ON_A_SIDE, AfterResponse, Blame, End, Exchange, MAX_INTERIM, Router, Step,
 };
 use crate::upstream::pool::has_unread;
 use crate::upstream::{self, Connect};
@@ -62,9 +62,9 @@ const MAX_UNPROCESSED: u8 = 3;
 
 /// The proxy application. One per process.
 pub struct Adapter {
-    gate: Arc<Gate>,
-    parking: Parking,
-    watchdog: Arc<Watchdog>,
+    router: Arc<Router>,
+    hold_queue: HoldQueue,
+    deadlines: Arc<Deadlines>,
     timeouts: ClientTimeouts,
     max_body: u64,
 }
@@ -79,11 +79,11 @@ pub struct ClientTimeouts {
 }
 
 impl Adapter {
-    /// An adapter to this gate.
+    /// An adapter to this router.
     pub fn new(
-        gate: Arc<Gate>,
-        parking: Parking,
-        watchdog: Arc<Watchdog>,
+        router: Arc<Router>,
+        hold_queue: HoldQueue,
+        deadlines: Arc<Deadlines>,
         listen: &cutover_config::Listen,
     ) -> Self {
         let timeouts = ClientTimeouts {
@@ -91,9 +91,9 @@ impl Adapter {
             write: listen.write_timeout,
         };
         Self {
-            gate,
-            parking,
-            watchdog,
+            router,
+            hold_queue,
+            deadlines,
             timeouts,
             max_body: listen.max_body,
         }
@@ -128,11 +128,14 @@ impl ProxyHttp for Adapter {
         context: &mut Box<Context>,
     ) -> Result<bool> {
         let Some(conn) = context.conn.clone().or_else(http2::conn_of_task) else {
-            return Error::e_explain(ErrorType::InternalError, "the door gave no connection");
+            return Error::e_explain(ErrorType::InternalError, "the listener gave no connection");
         };
         context.conn = Some(Arc::clone(&conn));
-        context.patience = Some(Patience::new(Arc::clone(&conn), Arc::clone(&self.watchdog)));
-        context.gate = Some(Arc::clone(&self.gate));
+        context.patience = Some(RequestTimeouts::new(
+            Arc::clone(&conn),
+            Arc::clone(&self.deadlines),
+        ));
+        context.router = Some(Arc::clone(&self.router));
         context.path = session.req_header().uri.path().into();
         if conn.warms.is_some() {
             return Ok(false);
@@ -154,7 +157,7 @@ impl ProxyHttp for Adapter {
             .map(HttpSession::get_headers_raw_bytes)
             .unwrap_or_default();
         let mut now = clock::mono();
-        let (mut exchange, mut step) = self.gate.request(
+        let (mut exchange, mut step) = self.router.request(
             &RequestHead {
                 head: session.req_header(),
                 raw: &raw,
@@ -168,9 +171,9 @@ impl ProxyHttp for Adapter {
                 .and_then(|digest| digest.socket_digest.clone());
             let tcp_state = || Some(socket.as_ref()?.tcp_info()?.tcpi_state);
             (exchange, step) = self
-                .parking
+                .hold_queue
                 .hold(
-                    &self.gate,
+                    &self.router,
                     exchange,
                     &RequestHead {
                         head: session.req_header(),
@@ -183,7 +186,7 @@ impl ProxyHttp for Adapter {
             now = clock::mono();
         }
         if is_bodiless {
-            self.gate.sent(&mut exchange, now);
+            self.router.sent(&mut exchange, now);
         } else if !context.is_call {
             // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a
             // body.
@@ -248,7 +251,7 @@ impl ProxyHttp for Adapter {
                 conn.tunnel.store(context.tunnel.clone());
             }
         }
-        context.attempt(&self.gate, chosen, now);
+        context.attempt(&self.router, chosen, now);
         Ok(peer)
     }
 
@@ -322,7 +325,7 @@ impl ProxyHttp for Adapter {
                 RequestHeader::from(http::Request::new(()).into_parts().0),
             ));
             parts.headers.reserve(OUR_HEADERS);
-            self.gate.edits(exchange, &head, conn, &mut parts.headers);
+            self.router.edits(exchange, &head, conn, &mut parts.headers);
             *upstream = RequestHeader::from(parts);
             return Ok(());
         }
@@ -330,7 +333,7 @@ impl ProxyHttp for Adapter {
             head: upstream,
             failed: None,
         };
-        self.gate.edits(exchange, &head, conn, &mut edits);
+        self.router.edits(exchange, &head, conn, &mut edits);
         edits.failed.map_or(Ok(()), Err)
     }
 
@@ -345,7 +348,7 @@ impl ProxyHttp for Adapter {
         let now = context
             .patience
             .as_ref()
-            .map_or_else(clock::mono, Patience::now);
+            .map_or_else(clock::mono, RequestTimeouts::now);
         if context.is_paced && !end_of_stream && !context.pace.is_kept(context.body_bytes, now) {
             return Err(Error::explain(
                 ErrorType::ReadTimedout,
@@ -388,7 +391,7 @@ impl ProxyHttp for Adapter {
                 .as_mut()
                 .filter(|exchange| !exchange.is_sent())
             {
-                self.gate.sent(exchange, clock::mono());
+                self.router.sent(exchange, clock::mono());
                 let limit = exchange.backend().settings().response_timeout;
                 if !context.is_call && !context.answer_begun {
                     context.await_answer(limit);
@@ -415,7 +418,7 @@ impl ProxyHttp for Adapter {
                 tunnel.open();
             }
             if let Some(exchange) = &mut context.exchange {
-                self.gate.is_a_websocket(exchange);
+                self.router.is_a_websocket(exchange);
             }
         } else if response.status.is_informational() {
             context.interim = context.interim.saturating_add(1);
@@ -455,14 +458,14 @@ impl ProxyHttp for Adapter {
                 .outcome_header()
                 .and_then(|name| response.headers.get(name))
                 .map(http::HeaderValue::as_bytes);
-            if self.gate.answered(
+            if self.router.answered(
                 exchange,
                 response.status.as_u16(),
                 said,
                 session.req_header().uri.path(),
                 can_repeat,
                 clock::mono(),
-            ) == Answer::AskOtherSide
+            ) == AfterResponse::AskOtherSide
             {
                 context.turn_to_the_other_side();
                 context.asks_other_side = true;
@@ -477,7 +480,7 @@ impl ProxyHttp for Adapter {
             }
             context.is_grpc = exchange.may_last() && tunnel::is_grpc(&response.headers);
             if let (true, Some(code)) = (context.is_grpc, response.headers.get("grpc-status")) {
-                self.gate.grpc_status(exchange, code.as_bytes());
+                self.router.grpc_status(exchange, code.as_bytes());
             }
         }
         context.answer_begun = true;
@@ -510,7 +513,7 @@ impl ProxyHttp for Adapter {
             &mut context.exchange,
             trailers.get("grpc-status"),
         ) {
-            self.gate.grpc_status(exchange, code.as_bytes());
+            self.router.grpc_status(exchange, code.as_bytes());
         }
         Ok(())
     }
@@ -544,7 +547,7 @@ impl ProxyHttp for Adapter {
             head: response,
             failed: None,
         };
-        self.gate.client_edits(exchange, &mut edits);
+        self.router.client_edits(exchange, &mut edits);
         edits.failed.map_or(Ok(()), Err)
     }
 
@@ -599,10 +602,10 @@ impl ProxyHttp for Adapter {
         }
         let reply = match &mut context.exchange {
             Some(exchange) if context.is_not_processed => {
-                self.gate
+                self.router
                     .failed(exchange, failure, Some(Reply::NOT_PROCESSED))
             }
-            Some(exchange) => self.gate.failed(exchange, failure, refusal_of(error)),
+            Some(exchange) => self.router.failed(exchange, failure, refusal_of(error)),
             None => Reply::INTERNAL,
         };
         let client_is_gone = failure.blame == Blame::Client
@@ -668,7 +671,7 @@ impl ProxyHttp for Adapter {
             session.body_bytes_read() as u64,
             session.body_bytes_sent() as u64,
         );
-        self.gate.done(
+        self.router.done(
             exchange,
             session.req_header().uri.path(),
             End {

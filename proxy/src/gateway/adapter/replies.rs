@@ -12,7 +12,7 @@ use crate::gateway::adapter::heads::RequestHead;
 use crate::gateway::message::head::Conn;
 use crate::gateway::message::reply::{Reply, wants_html};
 use crate::gateway::message::validate;
-use crate::gateway::router::{Exchange, Gate, Step};
+use crate::gateway::router::{Exchange, Router, Step};
 
 impl Adapter {
     /// Writes an answer of ours to the client.
@@ -46,14 +46,14 @@ impl Adapter {
     }
 }
 
-/// What the gate answers to a request that the engine must not see, and whether as HTML.
+/// What the router answers to a request that the engine must not see, and whether as HTML.
 pub(in crate::gateway) fn refusal(
-    gate: &Gate,
+    router: &Router,
     head: &RequestHeader,
     conn: &Conn,
 ) -> (Exchange, Reply, bool) {
     let head = RequestHead { head, raw: b"" };
-    let (exchange, step) = gate.request(&head, conn, clock::mono());
+    let (exchange, step) = router.request(&head, conn, clock::mono());
     let reply = match step {
         Step::Reply(reply) | Step::Hold(reply) => reply,
         Step::Forward => validate::NO_TARGET,

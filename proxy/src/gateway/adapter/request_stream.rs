@@ -1,7 +1,7 @@
 //! The part of a client's stream that is one request of HTTP/1, as the proxy engine reads it.
 //!
 //! The engine reads as far as it can and loses what follows a request: it answers one of two
-//! requests that were sent at once, and closes. A [`Turn`] ends where its request ends. What the
+//! requests that were sent at once, and closes. A [`RequestStream`] ends where its request ends. What the
 //! client sends behind that is kept for the next request, and the client is heard when it goes
 //! away.
 //!
@@ -31,8 +31,8 @@ use pingora::protocols::{
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::oneshot;
 
-use crate::gateway::adapter::timeouts::Patience;
-use crate::gateway::lane::body_decoder::Left;
+use crate::gateway::adapter::timeouts::RequestTimeouts;
+use crate::gateway::lane::body_decoder::BodyDecoder;
 use crate::gateway::lane::read_buffer::{Buffer, Size};
 use crate::gateway::message::head::Conn;
 
@@ -61,19 +61,19 @@ pub fn is_malformed_chunk(error: &pingora::Error) -> bool {
 
 /// A client's stream, for as long as one request lasts.
 #[derive(Debug)]
-pub struct Turn {
+pub struct RequestStream {
     /// Until it is given back.
     stream: Option<Stream>,
     conn: Arc<Conn>,
-    patience: Patience,
+    patience: RequestTimeouts,
     /// What is left of the body; nothing when all of it has been read.
-    left: Option<Left>,
+    left: Option<BodyDecoder>,
     /// The end of a chunked body that has not been passed on yet.
     owed: &'static [u8],
     /// Whether the client asks for another protocol, which begins where the request ends.
     upgrades: bool,
     /// What the client has said behind the request.
-    ahead: Option<Buffer>,
+    pipelined: Option<Buffer>,
     /// Where the stream goes if the engine drops it with the request read as a whole.
     dropped: Option<oneshot::Sender<Returned>>,
 }
@@ -81,7 +81,7 @@ pub struct Turn {
 /// A client's stream as it was lent, and what has been read behind the request.
 pub type Returned = (Stream, Option<Buffer>);
 
-impl Drop for Turn {
+impl Drop for RequestStream {
     fn drop(&mut self) {
         if let (Some(stream), Some(dropped)) = (
             self.stream
@@ -90,12 +90,12 @@ impl Drop for Turn {
             self.dropped.take(),
         ) {
             // Without anybody who takes it, it ends here.
-            let _ = dropped.send((stream, self.ahead.take()));
+            let _ = dropped.send((stream, self.pipelined.take()));
         }
     }
 }
 
-impl Turn {
+impl RequestStream {
     /// Creates the turn of a request of which `left` has not come yet, and behind which `ahead`
     /// has. `patience` has its deadlines.
     ///
@@ -105,10 +105,10 @@ impl Turn {
     pub(in crate::gateway) fn new(
         stream: Stream,
         conn: Arc<Conn>,
-        patience: Patience,
-        left: Option<Left>,
+        patience: RequestTimeouts,
+        left: Option<BodyDecoder>,
         upgrades: bool,
-        ahead: Option<Buffer>,
+        pipelined: Option<Buffer>,
     ) -> (Self, oneshot::Receiver<Returned>) {
         let (dropped, returned) = oneshot::channel();
         (
@@ -119,7 +119,7 @@ impl Turn {
                 left,
                 owed: b"",
                 upgrades,
-                ahead,
+                pipelined,
                 dropped: Some(dropped),
             },
             returned,
@@ -129,7 +129,7 @@ impl Turn {
     /// Ends a turn. `None` if the stream is no turn.
     pub fn end(stream: Stream) -> Option<Returned> {
         let mut turn = stream.into_any().downcast::<Self>().ok()?;
-        Some((turn.stream.take()?, turn.ahead.take()))
+        Some((turn.stream.take()?, turn.pipelined.take()))
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
@@ -158,7 +158,9 @@ impl Turn {
     /// of the stream.
     fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
-            let buffer = self.ahead.get_or_insert_with(|| Buffer::new(Size::Head));
+            let buffer = self
+                .pipelined
+                .get_or_insert_with(|| Buffer::new(Size::Head));
             if buffer.is_full() {
                 return Poll::Pending;
             }
@@ -166,7 +168,7 @@ impl Turn {
                 return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
             };
             let polled = buffer.poll_fill(stream, usize::MAX, cx);
-            self.ahead.take_if(|buffer| buffer.is_empty());
+            self.pipelined.take_if(|buffer| buffer.is_empty());
             if ready!(polled)? == 0 {
                 return Poll::Ready(Ok(()));
             }
@@ -183,7 +185,7 @@ impl Turn {
             .feed(came)
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, MalformedChunk))?;
         if fed.used < came.len() {
-            self.ahead = Some(Buffer::of(&came[fed.used..]).ok_or(io::ErrorKind::OutOfMemory)?);
+            self.pipelined = Some(Buffer::of(&came[fed.used..]).ok_or(io::ErrorKind::OutOfMemory)?);
         }
         room.set_filled(from + fed.kept);
         if fed.is_over {
@@ -194,7 +196,7 @@ impl Turn {
     }
 }
 
-impl AsyncRead for Turn {
+impl AsyncRead for RequestStream {
     /// The engine listens to the client while it waits for the backend, so this is where it hears
     /// that the backend is late.
     fn poll_read(
@@ -214,7 +216,7 @@ impl AsyncRead for Turn {
     }
 }
 
-impl Turn {
+impl RequestStream {
     /// Reads more of the request; behind it, waits for the end of the stream.
     fn poll_request(
         &mut self,
@@ -233,17 +235,17 @@ impl Turn {
                 return Poll::Ready(Ok(()));
             }
             match &this.left {
-                None if this.has_switched() => match &mut this.ahead {
+                None if this.has_switched() => match &mut this.pipelined {
                     Some(buffer) => {
                         let bytes = buffer.len().min(room.remaining());
                         room.put_slice(&buffer.filled()[..bytes]);
                         buffer.consume(bytes);
-                        this.ahead.take_if(|buffer| buffer.is_empty());
+                        this.pipelined.take_if(|buffer| buffer.is_empty());
                     }
                     None => return this.stream()?.poll_read(cx, room),
                 },
                 None => return this.poll_behind(cx),
-                Some(Left::Length(most)) => {
+                Some(BodyDecoder::Length(most)) => {
                     let most = usize::try_from(*most)
                         .unwrap_or(usize::MAX)
                         .min(room.remaining());
@@ -262,7 +264,7 @@ impl Turn {
                     room.advance(read);
                     this.feed(room, from)?;
                 }
-                Some(Left::Chunked(_) | Left::Close) => {
+                Some(BodyDecoder::Chunked(_) | BodyDecoder::Close) => {
                     ready!(this.stream()?.poll_read(cx, room))?;
                     if room.filled().len() == from {
                         return Poll::Ready(Ok(()));
@@ -274,7 +276,7 @@ impl Turn {
     }
 }
 
-impl AsyncWrite for Turn {
+impl AsyncWrite for RequestStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -313,7 +315,7 @@ impl AsyncWrite for Turn {
 }
 
 #[async_trait]
-impl Shutdown for Turn {
+impl Shutdown for RequestStream {
     async fn shutdown(&mut self) {
         if let Some(stream) = &mut self.stream {
             stream.shutdown().await;
@@ -321,13 +323,13 @@ impl Shutdown for Turn {
     }
 }
 
-impl UniqueID for Turn {
+impl UniqueID for RequestStream {
     fn id(&self) -> UniqueIDType {
         self.stream.as_ref().map_or(-1, |stream| stream.id())
     }
 }
 
-impl Ssl for Turn {
+impl Ssl for RequestStream {
     fn get_ssl_digest(&self) -> Option<Arc<SslDigest>> {
         self.stream.as_ref()?.get_ssl_digest()
     }
@@ -337,9 +339,9 @@ impl Ssl for Turn {
     }
 }
 
-impl Peek for Turn {}
+impl Peek for RequestStream {}
 
-impl GetTimingDigest for Turn {
+impl GetTimingDigest for RequestStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         self.stream
             .as_ref()
@@ -347,13 +349,13 @@ impl GetTimingDigest for Turn {
     }
 }
 
-impl GetProxyDigest for Turn {
+impl GetProxyDigest for RequestStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         self.stream.as_ref()?.get_proxy_digest()
     }
 }
 
-impl GetSocketDigest for Turn {
+impl GetSocketDigest for RequestStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         self.stream.as_ref()?.get_socket_digest()
     }
@@ -363,7 +365,7 @@ impl GetSocketDigest for Turn {
 mod tests {
     use super::*;
     use crate::gateway::lane::body_decoder::Body;
-    use crate::gateway::listener::deadlines::Watchdog;
+    use crate::gateway::listener::deadlines::Deadlines;
     use crate::gateway::router::testing::World;
     use std::net::IpAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -375,24 +377,24 @@ mod tests {
     fn turn_of(
         stream: Stream,
         conn: Arc<Conn>,
-        left: Option<Left>,
+        left: Option<BodyDecoder>,
         upgrades: bool,
-        ahead: Option<Buffer>,
-    ) -> Turn {
-        let watchdog = Arc::new(Watchdog::new(&World::new().published.load()));
-        Turn::new(
+        pipelined: Option<Buffer>,
+    ) -> RequestStream {
+        let deadlines = Arc::new(Deadlines::new(&World::new().published.load()));
+        RequestStream::new(
             stream,
             Arc::clone(&conn),
-            Patience::new(conn, watchdog),
+            RequestTimeouts::new(conn, deadlines),
             left,
             upgrades,
-            ahead,
+            pipelined,
         )
         .0
     }
 
     /// Whether a read finds nothing at present.
-    fn has_nothing(turn: &mut Turn) -> bool {
+    fn has_nothing(turn: &mut RequestStream) -> bool {
         let mut room = [0; 64];
         Pin::new(turn)
             .poll_read(
@@ -418,7 +420,13 @@ mod tests {
             let _ = client.write_all(&came).await;
             let _ = stays.await;
         });
-        let mut turn = turn_of(Box::new(ours), conn(), Some(Left::new(body)), false, None);
+        let mut turn = turn_of(
+            Box::new(ours),
+            conn(),
+            Some(BodyDecoder::new(body)),
+            false,
+            None,
+        );
         let mut out = Vec::new();
         let mut part = vec![0; room];
         while turn.left.is_some() || !turn.owed.is_empty() {
@@ -433,8 +441,8 @@ mod tests {
             has_nothing(&mut turn),
             "nothing may be read behind the message"
         );
-        let (mut stream, ahead) = Turn::end(Box::new(turn)).expect("a turn");
-        let mut behind = ahead
+        let (mut stream, pipelined) = RequestStream::end(Box::new(turn)).expect("a turn");
+        let mut behind = pipelined
             .map(|buffer| buffer.filled().to_vec())
             .unwrap_or_default();
         drop(leave);

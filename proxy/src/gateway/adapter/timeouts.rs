@@ -12,25 +12,25 @@ use std::time::Duration;
 
 use cutover_core::Mono;
 
-use crate::gateway::listener::deadlines::Watchdog;
+use crate::gateway::listener::deadlines::Deadlines;
 use crate::gateway::message::head::Conn;
 
 /// The waits of one request. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Patience {
+pub struct RequestTimeouts {
     conn: Arc<Conn>,
-    watchdog: Arc<Watchdog>,
+    deadlines: Arc<Deadlines>,
 }
 
-impl Patience {
-    /// Creates the waits of the request that `conn` serves. `watchdog` has to watch `conn`.
-    pub fn new(conn: Arc<Conn>, watchdog: Arc<Watchdog>) -> Self {
-        Self { conn, watchdog }
+impl RequestTimeouts {
+    /// Creates the waits of the request that `conn` serves. `deadlines` has to watch `conn`.
+    pub fn new(conn: Arc<Conn>, deadlines: Arc<Deadlines>) -> Self {
+        Self { conn, deadlines }
     }
 
     /// Expects something of the backend within `limit`.
     pub fn await_answer(&self, limit: Duration) {
-        self.conn.answer.begin(self.watchdog.due(limit), limit);
+        self.conn.answer.begin(self.deadlines.due(limit), limit);
     }
 
     /// Lets the backend have its whole limit again, if something is expected of it.
@@ -50,7 +50,7 @@ impl Patience {
 
     /// Expects the backend to take a part of an upload within `limit`.
     pub fn await_taking(&self, limit: Duration) {
-        self.conn.taking.begin(self.watchdog.due(limit), limit);
+        self.conn.taking.begin(self.deadlines.due(limit), limit);
     }
 
     /// Notes that the backend has taken all that has come of the upload.
@@ -71,12 +71,12 @@ impl Patience {
 
     /// Whether the backend has let its deadline pass.
     pub fn is_answer_late(&self) -> bool {
-        self.conn.is_answer_late(self.watchdog.now_us())
+        self.conn.is_answer_late(self.deadlines.now_us())
     }
 
     /// Expects more of the request body within `limit`.
     pub fn await_body(&self, limit: Duration) {
-        self.conn.body.begin(self.watchdog.due(limit), limit);
+        self.conn.body.begin(self.deadlines.due(limit), limit);
     }
 
     /// Notes that more of the request body has come, or its end.
@@ -86,7 +86,7 @@ impl Patience {
 
     /// The time of the deadlines watch, which stands still with the process.
     pub fn now(&self) -> Mono {
-        Mono::from_micros(self.watchdog.now_us())
+        Mono::from_micros(self.deadlines.now_us())
     }
 
     /// Whether more of the request body is expected.
@@ -96,7 +96,7 @@ impl Patience {
 
     /// Whether the client has let the deadline for its body pass.
     pub fn is_body_late(&self) -> bool {
-        self.conn.body.is_over(self.watchdog.now_us())
+        self.conn.body.is_over(self.deadlines.now_us())
     }
 }
 

@@ -39,7 +39,7 @@ use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
-use crate::shared::drain::Ended;
+use crate::shared::drain::Drained;
 
 /// What is added to the deadline of a gRPC call.
 const GRPC_GRACE: Duration = Duration::from_secs(1);
@@ -49,7 +49,7 @@ const GROUP: u64 = 1;
 /// One upgrade on its way to being a tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
-    kind: Ended,
+    kind: Drained,
     /// How long both sides may be silent.
     idle: Duration,
     is_open: AtomicBool,
@@ -70,14 +70,14 @@ impl Tunnel {
             .filter(|_| head.version == Version::HTTP_11);
         let kind = match upgrade {
             Some(upgrade) if upgrade.as_bytes().eq_ignore_ascii_case(b"websocket") => {
-                Ended::WebSocket
+                Drained::WebSocket
             }
             _ if head
                 .headers
                 .get(http::header::ACCEPT)
                 .is_some_and(|accept| accept == "text/event-stream") =>
             {
-                Ended::Stream
+                Drained::Stream
             }
             Some(_) | None => return None,
         };
@@ -99,7 +99,7 @@ impl Tunnel {
     }
 
     /// What it is.
-    pub fn kind(&self) -> Ended {
+    pub fn kind(&self) -> Drained {
         self.kind
     }
 
@@ -236,10 +236,10 @@ impl AsyncRead for Socket {
             return Poll::Pending;
         }
         let is_drained = self.drained.as_mut().poll(context).is_ready();
-        if is_drained && (self.tunnel.kind == Ended::Stream || self.frames.is_between()) {
+        if is_drained && (self.tunnel.kind == Drained::Stream || self.frames.is_between()) {
             let farewell = self
                 .farewell
-                .unwrap_or(if self.tunnel.kind == Ended::WebSocket {
+                .unwrap_or(if self.tunnel.kind == Drained::WebSocket {
                     CLOSE
                 } else {
                     &[]
@@ -252,7 +252,7 @@ impl AsyncRead for Socket {
         let filled = buffer.filled().len();
         if let Poll::Ready(read) = Pin::new(&mut self.tcp).poll_read(context, buffer) {
             self.has_spoken();
-            if self.tunnel.kind == Ended::WebSocket {
+            if self.tunnel.kind == Drained::WebSocket {
                 self.frames.pass(&buffer.filled()[filled..]);
             }
             return Poll::Ready(read);

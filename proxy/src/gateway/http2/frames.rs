@@ -61,7 +61,7 @@ impl Seen {
 
 /// A connection's socket, or TLS above it, whose frames are watched.
 #[derive(Debug)]
-pub(super) struct Watched<T> {
+pub(super) struct FrameWatcher<T> {
     inner: T,
     incoming: Frames,
     outgoing: Frames,
@@ -70,7 +70,7 @@ pub(super) struct Watched<T> {
     resets: mpsc::Sender<(u32, u32)>,
 }
 
-impl<T> Watched<T> {
+impl<T> FrameWatcher<T> {
     /// Watches `inner`, from which nothing has been read yet.
     pub(super) fn new(inner: T, seen: Arc<Seen>) -> (Self, Resets) {
         let incoming = Frames {
@@ -207,7 +207,7 @@ impl Frames {
     }
 }
 
-impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
+impl<T: AsyncRead + Unpin> AsyncRead for FrameWatcher<T> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -220,7 +220,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Watched<T> {
     }
 }
 
-impl<T: AsyncWrite + Unpin> AsyncWrite for Watched<T> {
+impl<T: AsyncWrite + Unpin> AsyncWrite for FrameWatcher<T> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -291,7 +291,7 @@ mod tests {
         bytes.extend(frame(6, 0, 0, &[0; 8]));
         for size in [1, 2, 7, 1_000] {
             let seen = Arc::new(Seen::default());
-            let (mut watched, _resets) = Watched::new(tokio::io::empty(), Arc::clone(&seen));
+            let (mut watched, _resets) = FrameWatcher::new(tokio::io::empty(), Arc::clone(&seen));
             let mut at = 0;
             for part in bytes.chunks(size) {
                 watched.came(part);
@@ -308,7 +308,7 @@ mod tests {
     #[test]
     fn a_header_block_in_one_frame_is_closed_and_the_next_is_numbered_anew() {
         let seen = Arc::new(Seen::default());
-        let (mut watched, _resets) = Watched::new(tokio::io::empty(), Arc::clone(&seen));
+        let (mut watched, _resets) = FrameWatcher::new(tokio::io::empty(), Arc::clone(&seen));
         watched.incoming.skip = 0;
         watched.came(&frame(HEADERS, END_HEADERS, 1, b"all"));
         assert_eq!(seen.open_block(), None);
@@ -322,7 +322,7 @@ mod tests {
     #[test]
     fn the_bytes_of_an_unfinished_data_frame_are_counted_for_its_stream() {
         let seen = Arc::new(Seen::default());
-        let (mut watched, _resets) = Watched::new(tokio::io::empty(), Arc::clone(&seen));
+        let (mut watched, _resets) = FrameWatcher::new(tokio::io::empty(), Arc::clone(&seen));
         watched.incoming.skip = 0;
         let bytes = frame(DATA, 0, 7, b"0123456789");
         watched.came(&bytes[..HEADER + 4]);
@@ -335,7 +335,8 @@ mod tests {
     fn a_reset_that_we_send_is_seen_with_its_code() {
         for size in [1, 3, 100] {
             let seen = Arc::new(Seen::default());
-            let (mut watched, mut resets) = Watched::new(tokio::io::empty(), Arc::clone(&seen));
+            let (mut watched, mut resets) =
+                FrameWatcher::new(tokio::io::empty(), Arc::clone(&seen));
             let mut bytes = frame(HEADERS, END_HEADERS, 1, b"answer");
             bytes.extend(frame(RST_STREAM, 0, 9, &7_u32.to_be_bytes()));
             bytes.extend(frame(DATA, 1, 1, b"body"));

@@ -32,16 +32,16 @@ use tokio::task::JoinSet;
 use tokio::time::{Sleep, sleep, timeout};
 
 use crate::clock;
-use crate::gateway::adapter::timeouts::{Patience, STEP, within};
+use crate::gateway::adapter::timeouts::{RequestTimeouts, STEP, within};
 use crate::gateway::adapter::{self, Adapter};
-use crate::gateway::http2::frames::{Resets, Seen, Watched};
+use crate::gateway::http2::frames::{FrameWatcher, Resets, Seen};
 use crate::gateway::http2::session::StreamSession;
-use crate::gateway::listener::deadlines::Watchdog;
-use crate::gateway::listener::{Ending, attended};
+use crate::gateway::listener::deadlines::Deadlines;
+use crate::gateway::listener::{Shutdown, attended};
 use crate::gateway::message::head::Conn;
 use crate::gateway::message::reply::Reply;
-use crate::gateway::router::{End, Gate, Sketch};
-use crate::shared::drain::Drains;
+use crate::gateway::router::{End, Router, Sketch};
+use crate::shared::drain::DrainSignal;
 use crate::shared::refusals::Refusal;
 
 /// Bytes of a request body that a client may send before a backend has taken any of them. With a
@@ -66,16 +66,16 @@ const TOO_MANY_STREAMS: Reply = Reply::refused(
     "the connection has as many streams as it may have at once",
 );
 /// How long a client may take to hear that its connection ends.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Serves connections of HTTP/2. One for each kind of port.
 pub struct Http2 {
     proxy: Arc<HttpProxy<Adapter>>,
-    gate: Arc<Gate>,
-    drains: Drains,
-    ending: Arc<Ending>,
+    router: Arc<Router>,
+    drains: DrainSignal,
+    ending: Arc<Shutdown>,
     closing: watch::Receiver<bool>,
-    watchdog: Arc<Watchdog>,
+    deadlines: Arc<Deadlines>,
     options: Builder,
     header_timeout: Duration,
     keepalive_timeout: Duration,
@@ -92,7 +92,7 @@ type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Er
 enum Event {
     Accepted(Accepted),
     /// A stream has ended.
-    Ended(u32),
+    Drained(u32),
     /// Our side has reset a stream, with this code.
     Reset(u32, u32),
     /// The process drains: clients are told to come on another connection.
@@ -109,10 +109,10 @@ impl Http2 {
     /// Creates what serves connections with these limits.
     pub fn new(
         proxy: Arc<HttpProxy<Adapter>>,
-        gate: Arc<Gate>,
-        drains: Drains,
-        ending: Arc<Ending>,
-        watchdog: Arc<Watchdog>,
+        router: Arc<Router>,
+        drains: DrainSignal,
+        ending: Arc<Shutdown>,
+        deadlines: Arc<Deadlines>,
         listen: &cutover_config::Listen,
     ) -> Self {
         let mut options = Builder::new();
@@ -124,11 +124,11 @@ impl Http2 {
             .max_header_list_size(u32::try_from(listen.max_header_bytes).unwrap_or(u32::MAX));
         Self {
             proxy,
-            gate,
+            router,
             drains,
             closing: ending.closing.subscribe(),
             ending,
-            watchdog,
+            deadlines,
             options,
             header_timeout: listen.header_timeout,
             keepalive_timeout: listen.keepalive_timeout,
@@ -145,7 +145,7 @@ impl Http2 {
             socket_digest: stream.get_socket_digest(),
         });
         let seen = Arc::new(Seen::default());
-        let (watched, resets) = Watched::new(stream, Arc::clone(&seen));
+        let (watched, resets) = FrameWatcher::new(stream, Arc::clone(&seen));
         let handshake = self.options.handshake(watched);
         let Some(Ok(h2)) = within(self.header_timeout, handshake).await else {
             return;
@@ -173,7 +173,7 @@ struct Live {
     digest: Arc<Digest>,
     seen: Arc<Seen>,
     resets: Resets,
-    h2: Connection<Watched<Stream>, Bytes>,
+    h2: Connection<FrameWatcher<Stream>, Bytes>,
     /// The streams under way, each of which ends with its number.
     streams: JoinSet<u32>,
     taken: HashSet<u32>,
@@ -205,7 +205,7 @@ impl Live {
                 _ = dismissed.wait_for(|dismissed| *dismissed), if !is_dismissed => Event::Dismissed,
                 accepted = self.h2.accept() => Event::Accepted(accepted),
                 Some((stream, code)) = self.resets.recv() => Event::Reset(stream, code),
-                Some(Ok(stream)) = self.streams.join_next(), if !has_none => Event::Ended(stream),
+                Some(Ok(stream)) = self.streams.join_next(), if !has_none => Event::Drained(stream),
                 () = head.late(&self.seen, self.common.header_timeout) => Event::LateHead,
                 () = &mut idle, if has_none => Event::Idle,
             };
@@ -213,7 +213,7 @@ impl Live {
                 Event::Accepted(Some(Ok((request, respond)))) => self.take(request, respond),
                 // The library has said GOAWAY already.
                 Event::Accepted(None | Some(Err(_))) => return,
-                Event::Ended(stream) => drop(self.taken.remove(&stream)),
+                Event::Drained(stream) => drop(self.taken.remove(&stream)),
                 Event::Reset(stream, code) => self.has_reset(stream, code),
                 Event::Closing => self.end_gracefully(),
                 Event::Dismissed => is_dismissed = true,
@@ -236,7 +236,7 @@ impl Live {
             }
             let limit = match (self.is_ending, self.h2.has_streams()) {
                 (false, _) => self.common.keepalive_timeout,
-                (true, false) => FAREWELL,
+                (true, false) => CLOSE_TIMEOUT,
                 // The client has not read all of an answer.
                 (true, true) => self.common.write_timeout,
             };
@@ -258,7 +258,7 @@ impl Live {
             });
             return;
         }
-        let patience = Patience::new(Arc::clone(&conn), Arc::clone(&common.watchdog));
+        let patience = RequestTimeouts::new(Arc::clone(&conn), Arc::clone(&common.deadlines));
         let session = StreamSession::new(
             request,
             respond,
@@ -268,7 +268,7 @@ impl Live {
         );
         let of_stream = Arc::clone(&conn);
         let serving = async move {
-            let watched = Arc::clone(&common.watchdog).watch(of_stream).await;
+            let watched = Arc::clone(&common.deadlines).watch(of_stream).await;
             let session = ServerSession::new_custom(Box::new(session));
             attended(
                 common.proxy.process_new_http(session, &common.closing),
@@ -281,7 +281,7 @@ impl Live {
         self.streams.spawn(CONN.scope(conn, serving));
     }
 
-    /// Tells the gate of a stream that the library has refused. Nothing of its request is known but
+    /// Tells the router of a stream that the library has refused. Nothing of its request is known but
     /// that it came.
     fn has_reset(&mut self, stream: u32, code: u32) {
         let reply = match Reason::from(code) {
@@ -291,7 +291,7 @@ impl Live {
             _ => return,
         };
         let now = clock::mono();
-        self.common.gate.refused(
+        self.common.router.refused(
             Sketch::default(),
             &self.conn,
             &reply,
@@ -313,7 +313,7 @@ impl Live {
     /// Ends the connection now: GOAWAY with the last stream that was taken, and the end of TLS.
     async fn finish(mut self, reason: Reason) {
         self.h2.abrupt_shutdown(reason);
-        let _ = timeout(FAREWELL, poll_fn(|cx| self.h2.poll_closed(cx))).await;
+        let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.h2.poll_closed(cx))).await;
     }
 }
 
@@ -369,7 +369,7 @@ impl Http2 {
         conn: &Conn,
     ) {
         let head = RequestHeader::from(request.into_parts().0);
-        let (exchange, reply, is_html) = adapter::refusal(&self.gate, &head, conn);
+        let (exchange, reply, is_html) = adapter::refusal(&self.router, &head, conn);
         let (body, content_type) = reply.body(is_html);
         let answer = Response::builder()
             .status(reply.status)
@@ -396,7 +396,8 @@ impl Http2 {
             bytes_out,
             ..End::default()
         };
-        self.gate.done(exchange, head.uri.path(), end, clock::mono);
+        self.router
+            .done(exchange, head.uri.path(), end, clock::mono);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Where a body ends, while its bytes pass by.
 //!
-//! Chunks of an answer are passed on as they are, checked byte by byte: line ends in both bytes,
+//! ChunkedDecoder of an answer are passed on as they are, checked byte by byte: line ends in both bytes,
 //! sizes in at most fifteen digits. What only some programs read, and those not alike, is cut out
 //! where it stands: extensions of chunks, and trailers, which would tell a client anything after
 //! the answer was judged. The bytes that stay are a whole chunked body.
@@ -18,34 +18,34 @@ pub(in crate::gateway) enum Body {
 
 /// What is left of a body.
 #[derive(Debug)]
-pub(in crate::gateway) enum Left {
+pub(in crate::gateway) enum BodyDecoder {
     /// So many bytes.
     Length(u64),
     /// As the chunks say.
-    Chunked(Chunks),
+    Chunked(ChunkedDecoder),
     /// Until the connection ends.
     Close,
 }
 
 /// What of some bytes belongs to a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::gateway) struct Fed {
+pub(in crate::gateway) struct Decoded {
     /// So many are read, from the first on.
     pub(in crate::gateway) used: usize,
     /// So many are left of these, and go on. They stand at the front.
     pub(in crate::gateway) kept: usize,
     /// So many of these are the message's own, without its framing.
     pub(in crate::gateway) payload: u64,
-    /// Whether the body is over; [`Left::end`] goes on after what is kept.
+    /// Whether the body is over; [`BodyDecoder::end`] goes on after what is kept.
     pub(in crate::gateway) is_over: bool,
 }
 
-impl Left {
+impl BodyDecoder {
     /// All of a body.
     pub(in crate::gateway) fn new(body: Body) -> Self {
         match body {
             Body::Length(bytes) => Self::Length(bytes),
-            Body::Chunked => Self::Chunked(Chunks::default()),
+            Body::Chunked => Self::Chunked(ChunkedDecoder::default()),
             Body::Close => Self::Close,
         }
     }
@@ -57,14 +57,14 @@ impl Left {
 
     /// Reads the next bytes, and moves together what goes on. `None` when they are no body of this
     /// kind.
-    pub(in crate::gateway) fn feed(&mut self, bytes: &mut [u8]) -> Option<Fed> {
+    pub(in crate::gateway) fn feed(&mut self, bytes: &mut [u8]) -> Option<Decoded> {
         match self {
             Self::Length(left) => {
                 let used = usize::try_from(*left)
                     .unwrap_or(usize::MAX)
                     .min(bytes.len());
                 *left -= used as u64;
-                Some(Fed {
+                Some(Decoded {
                     used,
                     kept: used,
                     payload: used as u64,
@@ -72,7 +72,7 @@ impl Left {
                 })
             }
             Self::Chunked(chunks) => chunks.feed(bytes),
-            Self::Close => Some(Fed {
+            Self::Close => Some(Decoded {
                 used: bytes.len(),
                 kept: bytes.len(),
                 payload: bytes.len() as u64,
@@ -91,7 +91,7 @@ impl Left {
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Place {
+enum ChunkState {
     /// Before the first digit of a size.
     #[default]
     Size,
@@ -113,8 +113,8 @@ enum Place {
 
 /// Finds the end of a chunked body (RFC 9112, 7.1).
 #[derive(Debug, Default)]
-pub(in crate::gateway) struct Chunks {
-    place: Place,
+pub(in crate::gateway) struct ChunkedDecoder {
+    place: ChunkState,
     left: u64,
     digits: u8,
     line: u16,
@@ -125,11 +125,11 @@ const MAX_DIGITS: u8 = 15;
 /// Bytes of one extension, and of all trailers.
 const MAX_LINE: u16 = 16 << 10;
 
-impl Chunks {
-    fn feed(&mut self, bytes: &mut [u8]) -> Option<Fed> {
+impl ChunkedDecoder {
+    fn feed(&mut self, bytes: &mut [u8]) -> Option<Decoded> {
         let (mut at, mut kept, mut payload) = (0, 0, 0);
         while let Some(&byte) = bytes.get(at) {
-            if self.place == Place::Payload {
+            if self.place == ChunkState::Payload {
                 let here = usize::try_from(self.left)
                     .unwrap_or(usize::MAX)
                     .min(bytes.len() - at);
@@ -141,7 +141,7 @@ impl Chunks {
                 at += here;
                 kept += here;
                 if self.left == 0 {
-                    self.place = Place::PayloadEnd;
+                    self.place = ChunkState::PayloadEnd;
                 }
                 continue;
             }
@@ -149,8 +149,8 @@ impl Chunks {
             let before = self.place;
             self.place = self.next(byte)?;
             match (before, self.place) {
-                (_, Place::End) => {
-                    return Some(Fed {
+                (_, ChunkState::End) => {
+                    return Some(Decoded {
                         used: at,
                         kept,
                         payload,
@@ -160,20 +160,20 @@ impl Chunks {
                 // The line of the last chunk is the last that stays.
                 (
                     _,
-                    Place::Space
-                    | Place::Extension
-                    | Place::InTrailer
-                    | Place::TrailerEnd
-                    | Place::LastEnd,
+                    ChunkState::Space
+                    | ChunkState::Extension
+                    | ChunkState::InTrailer
+                    | ChunkState::TrailerEnd
+                    | ChunkState::LastEnd,
                 )
-                | (Place::TrailerEnd, _) => {}
+                | (ChunkState::TrailerEnd, _) => {}
                 _ => {
                     bytes[kept] = byte;
                     kept += 1;
                 }
             }
         }
-        Some(Fed {
+        Some(Decoded {
             used: bytes.len(),
             kept,
             payload,
@@ -181,55 +181,59 @@ impl Chunks {
         })
     }
 
-    fn next(&mut self, byte: u8) -> Option<Place> {
+    fn next(&mut self, byte: u8) -> Option<ChunkState> {
         Some(match (self.place, byte) {
-            (Place::Size | Place::Digits, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
+            (ChunkState::Size | ChunkState::Digits, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => {
                 self.digits += 1;
                 if self.digits > MAX_DIGITS {
                     return None;
                 }
                 self.left = self.left << 4 | u64::from(char::from(byte).to_digit(16)?);
-                Place::Digits
+                ChunkState::Digits
             }
-            (Place::Digits | Place::Space | Place::Extension, b'\r') => Place::SizeEnd,
-            (Place::Digits | Place::Space, b';') => Place::Extension,
-            (Place::Extension, byte) if byte.is_ascii_control() && byte != b'\t' => return None,
-            (Place::Digits | Place::Space, b' ' | b'\t') => {
+            (ChunkState::Digits | ChunkState::Space | ChunkState::Extension, b'\r') => {
+                ChunkState::SizeEnd
+            }
+            (ChunkState::Digits | ChunkState::Space, b';') => ChunkState::Extension,
+            (ChunkState::Extension, byte) if byte.is_ascii_control() && byte != b'\t' => {
+                return None;
+            }
+            (ChunkState::Digits | ChunkState::Space, b' ' | b'\t') => {
                 self.line += 1;
                 if self.line > MAX_LINE {
                     return None;
                 }
-                Place::Space
+                ChunkState::Space
             }
-            (Place::Extension, _) => {
+            (ChunkState::Extension, _) => {
                 self.line += 1;
                 if self.line > MAX_LINE {
                     return None;
                 }
-                Place::Extension
+                ChunkState::Extension
             }
-            (Place::SizeEnd, b'\n') => {
+            (ChunkState::SizeEnd, b'\n') => {
                 (self.digits, self.line) = (0, 0);
                 if self.left > 0 {
-                    Place::Payload
+                    ChunkState::Payload
                 } else {
-                    Place::Trailer
+                    ChunkState::Trailer
                 }
             }
-            (Place::PayloadEnd, b'\r') => Place::PayloadEndFeed,
-            (Place::PayloadEndFeed, b'\n') => Place::Size,
-            (Place::Trailer, b'\r') => Place::LastEnd,
-            (Place::LastEnd, b'\n') => Place::End,
-            (Place::InTrailer, b'\r') => Place::TrailerEnd,
-            (Place::TrailerEnd, b'\n') => Place::Trailer,
-            (Place::Trailer | Place::InTrailer, byte)
+            (ChunkState::PayloadEnd, b'\r') => ChunkState::PayloadEndFeed,
+            (ChunkState::PayloadEndFeed, b'\n') => ChunkState::Size,
+            (ChunkState::Trailer, b'\r') => ChunkState::LastEnd,
+            (ChunkState::LastEnd, b'\n') => ChunkState::End,
+            (ChunkState::InTrailer, b'\r') => ChunkState::TrailerEnd,
+            (ChunkState::TrailerEnd, b'\n') => ChunkState::Trailer,
+            (ChunkState::Trailer | ChunkState::InTrailer, byte)
                 if !byte.is_ascii_control() || byte == b'\t' =>
             {
                 self.line += 1;
                 if self.line > MAX_LINE {
                     return None;
                 }
-                Place::InTrailer
+                ChunkState::InTrailer
             }
             _ => return None,
         })
@@ -244,7 +248,7 @@ mod tests {
     /// What goes on of a chunked body that comes in these parts, its payload, and how much was not
     /// read.
     fn relayed(parts: &[&[u8]]) -> Option<(Vec<u8>, u64, usize)> {
-        let (mut left, mut out, mut payload) = (Left::new(Body::Chunked), Vec::new(), 0);
+        let (mut left, mut out, mut payload) = (BodyDecoder::new(Body::Chunked), Vec::new(), 0);
         for (number, part) in parts.iter().enumerate() {
             let mut part = part.to_vec();
             let fed = left.feed(&mut part)?;
@@ -316,7 +320,7 @@ mod tests {
             b"0\r\na: \x0b\r\n\r\n",
         ] {
             assert_eq!(
-                Left::new(Body::Chunked).feed(&mut bad.to_vec()),
+                BodyDecoder::new(Body::Chunked).feed(&mut bad.to_vec()),
                 None,
                 "{:?}",
                 String::from_utf8_lossy(bad)
@@ -326,10 +330,10 @@ mod tests {
 
     #[test]
     fn a_length_is_a_length() {
-        let mut left = Left::new(Body::Length(5));
+        let mut left = BodyDecoder::new(Body::Length(5));
         assert_eq!(
             left.feed(&mut b"abc".to_vec()),
-            Some(Fed {
+            Some(Decoded {
                 used: 3,
                 kept: 3,
                 payload: 3,
@@ -338,14 +342,17 @@ mod tests {
         );
         assert_eq!(
             left.feed(&mut b"defg".to_vec()),
-            Some(Fed {
+            Some(Decoded {
                 used: 2,
                 kept: 2,
                 payload: 2,
                 is_over: true
             })
         );
-        assert!(Left::new(Body::Length(0)).is_nothing() && !Left::new(Body::Chunked).is_nothing());
+        assert!(
+            BodyDecoder::new(Body::Length(0)).is_nothing()
+                && !BodyDecoder::new(Body::Chunked).is_nothing()
+        );
     }
 
     proptest! {

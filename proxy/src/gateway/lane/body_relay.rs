@@ -11,16 +11,16 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::clock;
-use crate::gateway::lane::body_decoder::Left;
+use crate::gateway::lane::body_decoder::BodyDecoder;
 use crate::gateway::lane::min_rate::Pace;
 use crate::gateway::lane::read_buffer::{Buffer, Size};
 use crate::gateway::lane::{Lane, LaneStream};
-use crate::gateway::listener::deadlines::{Alarm, Watched};
+use crate::gateway::listener::deadlines::{Alarm, Deadline};
 use crate::gateway::router::{Blame, Failure};
 
 /// Why a transaction does not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::gateway) enum Broken {
+pub(in crate::gateway) enum RelayError {
     /// The client went away.
     ClientGone,
     /// The client was too slow.
@@ -33,8 +33,8 @@ pub(in crate::gateway) enum Broken {
     Shortage,
 }
 
-impl Broken {
-    /// As the gate has it. After the answer has begun all that is the backend's is a cut.
+impl RelayError {
+    /// As the router has it. After the answer has begun all that is the backend's is a cut.
     pub(super) fn failure(self, answer_begun: bool) -> Failure {
         match self {
             Self::ClientGone => Failure {
@@ -65,12 +65,12 @@ impl Broken {
     }
 }
 
-/// Nothing came, and what the watchdog says of it: whoever is waited for is late.
-pub(super) fn pending<T>(watched: &Watched, late: Broken) -> Poll<Result<T, Broken>> {
+/// Nothing came, and what the deadlines says of it: whoever is waited for is late.
+pub(super) fn pending<T>(watched: &Deadline, late: RelayError) -> Poll<Result<T, RelayError>> {
     match watched.alarm() {
         None => Poll::Pending,
         Some(Alarm::Overdue) => Poll::Ready(Err(late)),
-        Some(Alarm::SentAway) => Poll::Ready(Err(Broken::SentAway)),
+        Some(Alarm::SentAway) => Poll::Ready(Err(RelayError::SentAway)),
     }
 }
 
@@ -78,10 +78,10 @@ pub(super) fn pending<T>(watched: &Watched, late: Broken) -> Poll<Result<T, Brok
 pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(
     to: &mut W,
     mut bytes: &[u8],
-    watched: &Watched,
-    gone: Broken,
-    late: Broken,
-) -> Result<(), Broken> {
+    watched: &Deadline,
+    gone: RelayError,
+    late: RelayError,
+) -> Result<(), RelayError> {
     std::future::poll_fn(|cx| {
         while !bytes.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, bytes) {
@@ -178,10 +178,10 @@ impl Upload {
         &mut self,
         client: &mut S,
         backend: &mut TcpStream,
-        (lane, watched): (&Lane, &Watched),
+        (lane, watched): (&Lane, &Deadline),
         patience: Option<Duration>,
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), RelayError>> {
         loop {
             if let Some(buffer) = &mut self.buffer {
                 match poll_drain(buffer, backend, cx) {
@@ -207,14 +207,14 @@ impl Upload {
                     self.read += read as u64;
                     self.left -= read as u64;
                     if self.left > 0 && !self.pace.is_kept(self.read, clock::mono()) {
-                        return Poll::Ready(Err(Broken::ClientSlow));
+                        return Poll::Ready(Err(RelayError::ClientSlow));
                     }
                     self.buffer = Some(buffer);
                     if let Some(patience) = patience {
                         watched.within(patience);
                     }
                 }
-                Poll::Ready(_) => return Poll::Ready(Err(Broken::ClientGone)),
+                Poll::Ready(_) => return Poll::Ready(Err(RelayError::ClientGone)),
             }
         }
     }
@@ -223,7 +223,7 @@ impl Upload {
 /// What of an answer's body has not been written yet.
 #[derive(Debug)]
 pub(super) struct Download {
-    pub(super) left: Left,
+    pub(super) left: BodyDecoder,
     /// Whether chunks are made of it.
     in_chunks: bool,
     buffer: Option<Buffer>,
@@ -241,7 +241,7 @@ const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 impl Download {
     /// All of a body.
-    pub(super) fn new(left: Left, in_chunks: bool) -> Self {
+    pub(super) fn new(left: BodyDecoder, in_chunks: bool) -> Self {
         let is_read = left.is_nothing();
         Self {
             left,
@@ -259,7 +259,7 @@ impl Download {
     }
 
     /// Takes what came with the head, and appends what goes on of it.
-    pub(super) fn begin(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<(), Broken> {
+    pub(super) fn begin(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<(), RelayError> {
         if self.is_read {
             self.has_more = !bytes.is_empty();
             return Ok(());
@@ -270,7 +270,7 @@ impl Download {
         let fed = self
             .left
             .feed(bytes)
-            .ok_or(Broken::Backend(FailureKind::Truncated))?;
+            .ok_or(RelayError::Backend(FailureKind::Truncated))?;
         self.payload += fed.payload;
         if self.in_chunks {
             chunk_head(fed.kept, |head| out.extend_from_slice(head));
@@ -304,15 +304,15 @@ impl Download {
         &mut self,
         backend: &mut TcpStream,
         client: &mut S,
-        (lane, watched): (&Lane, &Watched),
-        (patience, late): (Duration, Broken),
+        (lane, watched): (&Lane, &Deadline),
+        (patience, late): (Duration, RelayError),
         cx: &mut Context<'_>,
-    ) -> Poll<Result<(), Broken>> {
+    ) -> Poll<Result<(), RelayError>> {
         loop {
             if let Some(buffer) = &mut self.buffer {
                 match poll_drain(buffer, client, cx) {
-                    Poll::Pending => return pending(watched, Broken::ClientSlow),
-                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Broken::ClientGone)),
+                    Poll::Pending => return pending(watched, RelayError::ClientSlow),
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(RelayError::ClientGone)),
                     Poll::Ready(Ok(())) => self.buffer = None,
                 }
                 watched.within(patience);
@@ -320,8 +320,8 @@ impl Download {
             if self.is_read {
                 return match Pin::new(&mut *client).poll_flush(cx) {
                     Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-                    Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
-                    Poll::Pending => pending(watched, Broken::ClientSlow),
+                    Poll::Ready(Err(_)) => Poll::Ready(Err(RelayError::ClientGone)),
+                    Poll::Pending => pending(watched, RelayError::ClientSlow),
                 };
             }
             let mut buffer = Buffer::new(Size::Body);
@@ -336,29 +336,31 @@ impl Download {
                 Poll::Pending => {
                     // What was written must not wait for what comes.
                     return match Pin::new(&mut *client).poll_flush(cx) {
-                        Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::ClientGone)),
+                        Poll::Ready(Err(_)) => Poll::Ready(Err(RelayError::ClientGone)),
                         Poll::Ready(Ok(())) | Poll::Pending => pending(watched, late),
                     };
                 }
-                Poll::Ready(Ok(0)) if matches!(self.left, Left::Close) => {
+                Poll::Ready(Ok(0)) if matches!(self.left, BodyDecoder::Close) => {
                     self.is_read = true;
                     if self.in_chunks {
                         let _ = buffer.extend(LAST_CHUNK);
                     }
                 }
                 Poll::Ready(Ok(read)) if read > 0 => self.take(&mut buffer)?,
-                Poll::Ready(_) => return Poll::Ready(Err(Broken::Backend(FailureKind::Truncated))),
+                Poll::Ready(_) => {
+                    return Poll::Ready(Err(RelayError::Backend(FailureKind::Truncated)));
+                }
             }
             watched.within(lane.write);
             self.buffer = Some(buffer);
         }
     }
 
-    fn take(&mut self, buffer: &mut Buffer) -> Result<(), Broken> {
+    fn take(&mut self, buffer: &mut Buffer) -> Result<(), RelayError> {
         let fed = self
             .left
             .feed(buffer.filled_mut())
-            .ok_or(Broken::Backend(FailureKind::Truncated))?;
+            .ok_or(RelayError::Backend(FailureKind::Truncated))?;
         self.payload += fed.payload;
         let has_more = fed.used < buffer.len();
         buffer.truncate(fed.kept);
@@ -393,17 +395,20 @@ fn chunk_head(bytes: usize, write: impl FnOnce(&[u8])) {
 }
 
 /// The client of a request.
-pub(super) struct Caller<'a, S> {
+pub(super) struct ClientSide<'a, S> {
     /// Its connection.
     pub(super) stream: &'a mut S,
     /// What it has said before its turn.
-    pub(super) ahead: &'a mut Option<Buffer>,
+    pub(super) pipelined: &'a mut Option<Buffer>,
 }
 
-impl<S: AsyncRead + Unpin> Caller<'_, S> {
+impl<S: AsyncRead + Unpin> ClientSide<'_, S> {
     /// Looks whether it has gone, and keeps what it says before its turn, as far as there is room.
-    pub(super) fn look(&mut self, cx: &mut Context<'_>) -> Result<(), Broken> {
-        let mut buffer = self.ahead.take().unwrap_or_else(|| Buffer::new(Size::Head));
+    pub(super) fn look(&mut self, cx: &mut Context<'_>) -> Result<(), RelayError> {
+        let mut buffer = self
+            .pipelined
+            .take()
+            .unwrap_or_else(|| Buffer::new(Size::Head));
         let is_gone = loop {
             if buffer.is_full() {
                 break false;
@@ -415,10 +420,10 @@ impl<S: AsyncRead + Unpin> Caller<'_, S> {
             }
         };
         if !buffer.is_empty() {
-            *self.ahead = Some(buffer);
+            *self.pipelined = Some(buffer);
         }
         if is_gone {
-            Err(Broken::ClientGone)
+            Err(RelayError::ClientGone)
         } else {
             Ok(())
         }
@@ -466,7 +471,8 @@ mod tests {
                 false,
             ),
         ] {
-            let (mut download, mut out) = (Download::new(Left::new(body), in_chunks), Vec::new());
+            let (mut download, mut out) =
+                (Download::new(BodyDecoder::new(body), in_chunks), Vec::new());
             assert_eq!(download.begin(&mut bytes.to_vec(), &mut out), Ok(()));
             assert_eq!(
                 (&out[..], download.is_read(), download.has_more),
@@ -474,10 +480,10 @@ mod tests {
                 "{body:?} {bytes:?}"
             );
         }
-        let mut download = Download::new(Left::new(Body::Chunked), false);
+        let mut download = Download::new(BodyDecoder::new(Body::Chunked), false);
         assert_eq!(
             download.begin(&mut b"nonsense".to_vec(), &mut Vec::new()),
-            Err(Broken::Backend(FailureKind::Truncated))
+            Err(RelayError::Backend(FailureKind::Truncated))
         );
     }
 }

@@ -1,7 +1,7 @@
 //! What the lane makes of bytes, without a connection: for fuzz targets and tests, which are to see
 //! what a backend or a client would.
 
-use crate::gateway::lane::body_decoder::{Body, Left};
+use crate::gateway::lane::body_decoder::{Body, BodyDecoder};
 use crate::gateway::lane::request::{self, Parsed};
 use crate::gateway::lane::response;
 use crate::gateway::message::fields::Fields;
@@ -33,14 +33,14 @@ pub fn request(bytes: &[u8]) -> Request {
         Parsed::Declined(why) => return Request::Declined(why),
     };
     let head = request.of(bytes);
-    match head.asked(&Fields::of(&head, &[])) {
+    match head.facts(&Fields::of(&head, &[])) {
         Err(why) => Request::Declined(why),
-        Ok(asked) => {
+        Ok(facts) => {
             let mut form = Vec::new();
             head.write(&mut form, |splice| splice.drop_named(b"connection"));
             Request::Taken {
                 head: request.head,
-                body: asked.body,
+                body: facts.body,
                 form,
             }
         }
@@ -82,9 +82,9 @@ pub fn response(parts: &[&[u8]], to_head: bool) -> Response {
     };
     let (mut form, mut body) = (Vec::new(), Vec::new());
     answer.write_interim(first, None, &mut form);
-    let mut left = Left::new(answer.says.body);
+    let mut left = BodyDecoder::new(answer.response_head.body);
     let (mut is_over, mut is_body) = (left.is_nothing(), true);
-    for part in std::iter::once(&first[answer.says.head..]).chain(others.iter().copied()) {
+    for part in std::iter::once(&first[answer.response_head.head..]).chain(others.iter().copied()) {
         if is_over || part.is_empty() {
             continue;
         }
@@ -100,10 +100,10 @@ pub fn response(parts: &[&[u8]], to_head: bool) -> Response {
         }
     }
     Response::Whole {
-        status: answer.says.status,
+        status: answer.response_head.status,
         form,
         body: is_body.then_some(body),
         is_over,
-        is_kept: answer.says.keeps && answer.says.body != Body::Close,
+        is_kept: answer.response_head.keeps && answer.response_head.body != Body::Close,
     }
 }

@@ -6,8 +6,8 @@
 //!          '- Transaction: a server -> a kept or new connection -> head and body up -> the answer's head -> its body down
 //! ```
 //!
-//! Decisions, evidence, failover, headers of ours and log lines are the [`Gate`]'s, as for the
-//! other engine; deadlines are the [`Watchdog`](crate::gateway::listener::deadlines)'s. Here is only what moves bytes:
+//! Decisions, evidence, failover, headers of ours and log lines are the [`Router`]'s, as for the
+//! other engine; deadlines are the [`Deadlines`](crate::gateway::listener::deadlines)'s. Here is only what moves bytes:
 //! which requests are plain (`request`), where a body ends (`framing`), heads made of the lines
 //! that came (`lines`, `response`), bodies with one buffer each way (`relay`), and the order of it
 //! all (`transaction`).
@@ -44,23 +44,23 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::gateway::lane::body_relay::Caller;
+use crate::gateway::lane::body_relay::ClientSide;
 pub use crate::gateway::lane::prewarm::warm;
 use crate::gateway::lane::read_buffer::{Buffer, Size};
-use crate::gateway::lane::request::{Asked, Parsed, Request};
+use crate::gateway::lane::request::{Parsed, Request, RequestFacts};
 use crate::gateway::lane::transaction::{After, Transaction};
-use crate::gateway::listener::deadlines::Watched;
+use crate::gateway::listener::deadlines::Deadline;
 use crate::gateway::message::reply::Reply;
-use crate::gateway::router::{Exchange, Gate, Step};
+use crate::gateway::router::{Exchange, Router, Step};
 use crate::shared::connections::{Connections, Declined};
-use crate::shared::drain::Drains;
+use crate::shared::drain::DrainSignal;
 
 /// Bytes of the largest head that the lane takes.
 pub const LARGEST_HEAD: usize = Size::LargeHead.bytes();
 
 /// How long a client may go on sending after its last answer, when it did not say that it would
 /// close.
-pub(in crate::gateway) const FAREWELL: Duration = Duration::from_secs(1);
+pub(in crate::gateway) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What the lane can serve a client on.
 pub trait LaneStream: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -70,8 +70,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin + Send> LaneStream for T {}
 /// The lane. One per process.
 #[derive(Debug)]
 pub struct Lane {
-    gate: Arc<Gate>,
-    drains: Drains,
+    router: Arc<Router>,
+    drains: DrainSignal,
     connections: Arc<Connections>,
     closing: watch::Receiver<bool>,
     header: Duration,
@@ -90,19 +90,19 @@ pub enum Exit {
 }
 
 /// What is known of a request that the lane takes: where it goes, or what we answer.
-type Decided = (Exchange, Asked, Request, Option<Reply>);
+type Decided = (Exchange, RequestFacts, Request, Option<Reply>);
 
 impl Lane {
-    /// A lane to this gate. From `closing` on clients are told to come on another connection.
+    /// A lane to this router. From `closing` on clients are told to come on another connection.
     pub fn new(
-        gate: Arc<Gate>,
-        drains: Drains,
+        router: Arc<Router>,
+        drains: DrainSignal,
         connections: Arc<Connections>,
         closing: watch::Receiver<bool>,
         listen: &cutover_config::Listen,
     ) -> Self {
         Self {
-            gate,
+            router,
             drains,
             connections,
             closing,
@@ -118,18 +118,18 @@ impl Lane {
         self.closing.has_changed().unwrap_or(true)
     }
 
-    /// Serves a client as far as its requests are plain. What the watchdog has been told last holds
+    /// Serves a client as far as its requests are plain. What the deadlines has been told last holds
     /// for the first byte of the first request, and if `is_first` for its whole head.
     /// `ahead` is what the client has said before its turn.
     pub async fn serve<S: LaneStream>(
         &self,
         client: &mut S,
-        watched: &Watched,
+        watched: &Deadline,
         mut is_first: bool,
-        mut ahead: Option<Buffer>,
+        mut pipelined: Option<Buffer>,
     ) -> Exit {
         loop {
-            let mut came = match ahead.take() {
+            let mut head_bytes = match pipelined.take() {
                 Some(buffer) => buffer,
                 None => match begins(client, watched).await {
                     Some(buffer) => buffer,
@@ -140,34 +140,40 @@ impl Lane {
                 watched.within(self.header);
             }
             let (mut transaction, refusal) = loop {
-                match self.look(came.filled(), watched) {
+                match self.look(head_bytes.filled(), watched) {
                     Parsed::Partial => {}
                     Parsed::Declined(why) => {
                         self.connections.declines().add(why);
-                        return Exit::Declined(came);
+                        return Exit::Declined(head_bytes);
                     }
-                    Parsed::Whole((exchange, asked, request, refusal)) => {
+                    Parsed::Whole((exchange, facts, request, refusal)) => {
                         break (
                             Transaction::new(
-                                self, watched, exchange, asked, request, came, &mut ahead,
+                                self,
+                                watched,
+                                exchange,
+                                facts,
+                                request,
+                                head_bytes,
+                                &mut pipelined,
                             ),
                             refusal,
                         );
                     }
                 }
-                if came.is_full() {
-                    came = came.moved_to(Size::LargeHead);
+                if head_bytes.is_full() {
+                    head_bytes = head_bytes.moved_to(Size::LargeHead);
                 }
-                if !fills(client, &mut came, watched).await {
+                if !fills(client, &mut head_bytes, watched).await {
                     return Exit::Closed;
                 }
             };
             let after = match refusal {
                 None => {
                     transaction
-                        .run(&mut Caller {
+                        .run(&mut ClientSide {
                             stream: &mut *client,
-                            ahead: &mut ahead,
+                            pipelined: &mut pipelined,
                         })
                         .await
                 }
@@ -179,7 +185,7 @@ impl Lane {
                 After::Close => {
                     // Below TLS there is nothing to say that the end of the connection does not.
                     if watched.conn().tls {
-                        end(client, watched, FAREWELL).await;
+                        end(client, watched, CLOSE_TIMEOUT).await;
                     }
                     return Exit::Closed;
                 }
@@ -193,33 +199,35 @@ impl Lane {
     }
 
     /// Parses and decides, in one go.
-    fn look(&self, bytes: &[u8], watched: &Watched) -> Parsed<Decided> {
+    fn look(&self, bytes: &[u8], watched: &Deadline) -> Parsed<Decided> {
         let request = match request::parse(bytes) {
             Parsed::Whole(request) => request,
             Parsed::Partial => return Parsed::Partial,
             Parsed::Declined(why) => return Parsed::Declined(why),
         };
         let head = request.of(bytes);
-        let look = self.gate.look(&head);
-        let asked = match head.asked(&look.fields) {
-            Ok(asked) => asked,
+        let look = self.router.look(&head);
+        let facts = match head.facts(&look.fields) {
+            Ok(facts) => facts,
             Err(why) => return Parsed::Declined(why),
         };
-        let (mut exchange, step) = self.gate.decide(look, &head, watched.conn(), clock::mono());
+        let (mut exchange, step) = self
+            .router
+            .decide(look, &head, watched.conn(), clock::mono());
         match step {
             Step::Forward if !exchange.is_plain() => Parsed::Declined(Declined::Backend),
             Step::Forward => {
-                self.gate.begin(&mut exchange);
-                Parsed::Whole((exchange, asked, request, None))
+                self.router.begin(&mut exchange);
+                Parsed::Whole((exchange, facts, request, None))
             }
             Step::Hold(_) => Parsed::Declined(Declined::Held),
-            Step::Reply(reply) => Parsed::Whole((exchange, asked, request, Some(reply))),
+            Step::Reply(reply) => Parsed::Whole((exchange, facts, request, Some(reply))),
         }
     }
 }
 
 /// Waits for the first bytes of a request. `None` when there will be none, or the wait was ended.
-pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Watched) -> Option<Buffer> {
+pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Deadline) -> Option<Buffer> {
     poll_fn(|cx| {
         let mut buffer = Buffer::new(Size::Head);
         match buffer.poll_fill(client, usize::MAX, cx) {
@@ -239,7 +247,7 @@ pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Watched) -> 
 pub async fn fills<S: AsyncRead + Unpin>(
     client: &mut S,
     buffer: &mut Buffer,
-    watched: &Watched,
+    watched: &Deadline,
 ) -> bool {
     poll_fn(|cx| match buffer.poll_fill(client, usize::MAX, cx) {
         Poll::Ready(read) => Poll::Ready(read.is_ok_and(|read| read > 0)),
@@ -250,7 +258,7 @@ pub async fn fills<S: AsyncRead + Unpin>(
 }
 
 /// Ends our side, within this time.
-async fn end<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
+async fn end<S: LaneStream>(client: &mut S, watched: &Deadline, most: Duration) {
     watched.within(most);
     let _ = poll_fn(|cx| match Pin::new(&mut *client).poll_shutdown(cx) {
         Poll::Pending if watched.alarm().is_some() => Poll::Ready(Ok(())),
@@ -261,7 +269,7 @@ async fn end<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
 
 /// Ends our side, and reads what the client still sends for a while: a connection that is closed
 /// with bytes unread is reset, and the client may lose its answer.
-pub async fn linger<S: LaneStream>(client: &mut S, watched: &Watched, most: Duration) {
+pub async fn linger<S: LaneStream>(client: &mut S, watched: &Deadline, most: Duration) {
     end(client, watched, most).await;
     let _ = poll_fn(|cx| {
         loop {

@@ -6,7 +6,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use crate::clock;
-use crate::gateway::lane::body_decoder::Left;
+use crate::gateway::lane::body_decoder::BodyDecoder;
 use crate::gateway::lane::read_buffer::{Buffer, Size};
 use crate::gateway::lane::request::Parsed;
 use crate::gateway::lane::response::{Answer, parse};
@@ -35,20 +35,22 @@ pub async fn warm(server: &Server, path: &str, connect_timeout: Duration) {
 /// Reads an answer, and says whether the connection can be used again.
 async fn reads_to_the_end(stream: &mut TcpStream) -> bool {
     let mut buffer = Buffer::new(Size::LargeHead);
-    let says = loop {
+    let response_head = loop {
         if buffer.is_full() || !fills(stream, &mut buffer).await {
             return false;
         }
         match parse(buffer.filled(), false) {
-            Some(Parsed::Whole(Answer { says, .. })) if says.status >= 200 && says.keeps => {
-                break says;
+            Some(Parsed::Whole(Answer { response_head, .. }))
+                if response_head.status >= 200 && response_head.keeps =>
+            {
+                break response_head;
             }
             Some(Parsed::Partial) => {}
             Some(_) | None => return false,
         }
     };
-    buffer.consume(says.head);
-    let mut left = Left::new(says.body);
+    buffer.consume(response_head.head);
+    let mut left = BodyDecoder::new(response_head.body);
     if left.is_nothing() {
         return buffer.is_empty();
     }

@@ -1,4 +1,4 @@
-//! Which requests the lane takes, and their heads as the gate sees them.
+//! Which requests the lane takes, and their heads as the router sees them.
 //!
 //! The grammar is narrow on purpose: what is not the plainest HTTP/1.1 goes to the proxy engine
 //! with every byte that came, and that engine knows what to make of it. So nothing here is lenient,
@@ -50,7 +50,7 @@ pub(super) enum Parsed<T> {
 
 /// What the transaction has to know of a request beside its head.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Asked {
+pub(super) struct RequestFacts {
     /// Bytes of the body.
     pub(super) body: u64,
     /// Whether the client would have the connection kept.
@@ -135,7 +135,7 @@ fn is_plain(target: &[u8]) -> bool {
 
 impl<'a> RequestHead<'a> {
     /// What the transaction has to know, or why it is not the lane's.
-    pub(super) fn asked(self, fields: &Fields<'_>) -> Result<Asked, Declined> {
+    pub(super) fn facts(self, fields: &Fields<'_>) -> Result<RequestFacts, Declined> {
         if fields.hosts != 1 || fields.host.is_none_or(|host| host.contains(&b'@')) {
             return Err(Declined::Host);
         }
@@ -169,7 +169,7 @@ impl<'a> RequestHead<'a> {
         {
             return Err(Declined::Body);
         }
-        Ok(Asked { body, keeps })
+        Ok(RequestFacts { body, keeps })
     }
 
     fn text(self, from: usize, to: usize) -> &'a str {
@@ -257,7 +257,7 @@ mod tests {
         match parse(request.as_bytes()) {
             Parsed::Whole(read) => {
                 let head = read.of(request.as_bytes());
-                head.asked(&Fields::of(&head, &[])).err()
+                head.facts(&Fields::of(&head, &[])).err()
             }
             Parsed::Declined(why) => Some(why),
             Parsed::Partial => panic!("half a head: {request:?}"),

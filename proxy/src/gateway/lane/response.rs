@@ -15,7 +15,7 @@ use crate::gateway::lane::date;
 use crate::gateway::lane::header_lines::{Lines, MAX_LINES, Splice};
 use crate::gateway::lane::request::Parsed;
 use crate::gateway::lane::write_buffer::Scratch;
-use crate::gateway::router::{Exchange, Gate};
+use crate::gateway::router::{Exchange, Router};
 
 /// What an answer says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ enum Framing {
 /// The head of an answer: where everything stands in the bytes that came.
 #[derive(Debug)]
 pub(super) struct Answer {
-    pub(super) says: Answered,
+    pub(super) response_head: Answered,
     lines: Lines,
     reason: (usize, usize),
 }
@@ -73,7 +73,7 @@ pub(super) fn parse(bytes: &[u8], to_head: bool) -> Option<Parsed<Answer>> {
         .code
         .filter(|status| (100..1000).contains(status))?;
     let lines = Lines::read(bytes, response.headers, true);
-    let says = answered(
+    let response_head = answered(
         &bytes[..head],
         &lines,
         status,
@@ -88,7 +88,7 @@ pub(super) fn parse(bytes: &[u8], to_head: bool) -> Option<Parsed<Answer>> {
             (at, at + reason.len())
         });
     Some(Parsed::Whole(Answer {
-        says,
+        response_head,
         lines,
         reason,
     }))
@@ -209,7 +209,7 @@ impl Answer {
         &self,
         bytes: &[u8],
         sending: Sending,
-        gate: &Gate,
+        router: &Router,
         exchange: &Exchange,
         out: &mut Vec<u8>,
     ) {
@@ -217,8 +217,8 @@ impl Answer {
             if sending.in_chunks {
                 splice.add("Transfer-Encoding", b"chunked");
             }
-            gate.client_edits(exchange, splice);
-            if !self.says.has_date {
+            router.client_edits(exchange, splice);
+            if !self.response_head.has_date {
                 date::with(|date| splice.add("Date", date));
             }
             if !sending.keeps {
@@ -234,7 +234,7 @@ impl Answer {
 
     /// Whether its parts may be far apart, as those of an event stream are.
     pub(super) fn is_stream(&self, bytes: &[u8]) -> bool {
-        !matches!(self.says.body, Body::Length(_))
+        !matches!(self.response_head.body, Body::Length(_))
             && is_stream(self.lines.values(bytes, "content-type").next(), false)
     }
 
@@ -254,16 +254,20 @@ impl Answer {
 
     fn splice(&self, bytes: &[u8], out: &mut Vec<u8>, edit: impl FnOnce(&mut Splice<'_>)) {
         out.extend_from_slice(b"HTTP/1.1 ");
-        out.extend_from_slice(itoa::Buffer::new().format(self.says.status).as_bytes());
+        out.extend_from_slice(
+            itoa::Buffer::new()
+                .format(self.response_head.status)
+                .as_bytes(),
+        );
         out.push(b' ');
         out.extend_from_slice(bytes.get(self.reason.0..self.reason.1).unwrap_or_default());
         out.extend_from_slice(b"\r\n");
         let mut added = Scratch::new();
         let mut splice = Splice::new(bytes, &self.lines, &mut added);
-        if self.says.has_hops {
+        if self.response_head.has_hops {
             self.drop_hops(bytes, &mut splice);
         }
-        match self.says.framing {
+        match self.response_head.framing {
             Framing::Stays => {}
             Framing::OverridesLength => splice.drop_named(b"content-length"),
             Framing::Forbidden => {
@@ -315,12 +319,12 @@ impl Answer {
 mod tests {
     use super::*;
 
-    fn says(fields: &str, status: u16, to_head: bool) -> Option<(Body, bool)> {
+    fn response_head(fields: &str, status: u16, to_head: bool) -> Option<(Body, bool)> {
         let bytes = format!("HTTP/1.1 {status} X\r\n{fields}\r\nbody");
         match parse(bytes.as_bytes(), to_head) {
             Some(Parsed::Whole(answer)) => {
-                assert_eq!(answer.says.head, bytes.len() - 4);
-                Some((answer.says.body, answer.says.keeps))
+                assert_eq!(answer.response_head.head, bytes.len() - 4);
+                Some((answer.response_head.body, answer.response_head.keeps))
             }
             Some(other) => panic!("{other:?}"),
             None => None,
@@ -391,7 +395,7 @@ mod tests {
             ),
         ] {
             assert_eq!(
-                says(fields, status, to_head),
+                response_head(fields, status, to_head),
                 Some((body, keeps)),
                 "{fields:?} {status}"
             );
@@ -403,10 +407,10 @@ mod tests {
             "content-length: \r\n",
             "transfer-encoding: gzip, chunked\r\n",
         ] {
-            assert_eq!(says(bad, 200, false), None, "{bad:?}");
+            assert_eq!(response_head(bad, 200, false), None, "{bad:?}");
         }
         assert_eq!(
-            says(
+            response_head(
                 "transfer-encoding: chunked\r\ntransfer-encoding: chunked\r\n",
                 200,
                 false
@@ -414,7 +418,7 @@ mod tests {
             None
         );
         assert_eq!(
-            says("content-length: 5, 6\r\n", 200, true),
+            response_head("content-length: 5, 6\r\n", 200, true),
             None,
             "though nothing is framed by it"
         );
@@ -432,7 +436,7 @@ mod tests {
             ),
         ] {
             let bytes = format!("HTTP/1.0 200 OK\r\ncontent-length: 1\r\n{fields}\r\n");
-            let kept = matches!(parse(bytes.as_bytes(), false), Some(Parsed::Whole(answer)) if answer.says.keeps);
+            let kept = matches!(parse(bytes.as_bytes(), false), Some(Parsed::Whole(answer)) if answer.response_head.keeps);
             assert_eq!(kept, keeps, "{fields:?}");
         }
     }

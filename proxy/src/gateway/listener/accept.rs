@@ -14,8 +14,8 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::clock;
-use crate::gateway::listener::Door;
-use crate::upstream::fd_exhaustion::Seldom;
+use crate::gateway::listener::Listener;
+use crate::upstream::fd_exhaustion::LogLimit;
 
 /// How many clients may wait to be accepted. The system has a limit of its own
 /// (`net.core.somaxconn`), which is meant to be the one that counts.
@@ -24,13 +24,13 @@ const QUEUE: i32 = 65_535;
 /// ends meanwhile gives some back.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A socket that listens, for clients of a door.
+/// A socket that listens, for clients of a listener.
 #[derive(Debug)]
-pub struct Acceptor {
+pub struct AcceptLoop {
     listener: TcpListener,
 }
 
-impl Acceptor {
+impl AcceptLoop {
     /// Of this socket, which listens already. In the runtime that is to serve its clients.
     ///
     /// # Errors
@@ -46,8 +46,8 @@ impl Acceptor {
     }
 
     /// Accepts until `stop` turns true.
-    pub async fn work(self, door: Arc<Door>, mut stop: watch::Receiver<bool>) {
-        let said = Seldom::new();
+    pub async fn work(self, listener: Arc<Listener>, mut stop: watch::Receiver<bool>) {
+        let said = LogLimit::new();
         // A sender that is gone is the end of the process.
         let mut stopped = pin!(async move { drop(stop.wait_for(|stop| *stop).await) });
         loop {
@@ -61,7 +61,7 @@ impl Acceptor {
                     // Small answers must not wait for each other. A socket that does not know it is
                     // as good.
                     let _ = socket.set_nodelay(true);
-                    door.admit(socket, peer.ip());
+                    listener.admit(socket, peer.ip());
                 }
                 Err(error) if has_left(&error) => {}
                 Err(error) => {
@@ -73,7 +73,7 @@ impl Acceptor {
             }
         }
         drop(self.listener);
-        door.closed().await;
+        listener.closed().await;
     }
 }
 
@@ -95,7 +95,7 @@ mod tests {
     #[tokio::test]
     async fn hundreds_of_clients_may_wait_until_they_are_accepted() {
         let acceptor =
-            Acceptor::new(Socket::bind("127.0.0.1:0").expect("a port")).expect("no error");
+            AcceptLoop::new(Socket::bind("127.0.0.1:0").expect("a port")).expect("no error");
         let address = acceptor.listener.local_addr().expect("an address");
         // Whoever finds the queue full gets no answer, and tries again after a second.
         let waiting = |_| {

@@ -49,7 +49,7 @@ impl Client {
     /// For pingora to serve a request on.
     pub fn lend(self) -> Stream {
         match self {
-            Self::Bare(socket) => Box::new(Lent::new(socket)),
+            Self::Bare(socket) => Box::new(LentStream::new(socket)),
             Self::Above(stream) => stream,
         }
     }
@@ -59,12 +59,12 @@ impl Client {
     pub fn back(stream: Stream) -> Option<Self> {
         if !stream
             .as_any()
-            .downcast_ref::<Lent>()
-            .is_some_and(Lent::is_empty)
+            .downcast_ref::<LentStream>()
+            .is_some_and(LentStream::is_empty)
         {
             return Some(Self::Above(stream));
         }
-        let mut lent = stream.into_any().downcast::<Lent>().ok()?;
+        let mut lent = stream.into_any().downcast::<LentStream>().ok()?;
         lent.socket
             .take()
             .map(|socket| Self::Bare(socket.into_inner()))
@@ -114,7 +114,7 @@ impl AsyncWrite for Client {
 
 /// A socket with what pingora asks of a stream.
 #[derive(Debug)]
-pub struct Lent {
+pub struct LentStream {
     /// Until it is given back.
     socket: Option<BufWriter<TcpStream>>,
     /// What was read to learn what the client speaks, and is to be read again.
@@ -124,7 +124,7 @@ pub struct Lent {
     digest: Arc<SocketDigest>,
 }
 
-impl Lent {
+impl LentStream {
     /// Of this socket.
     pub fn new(socket: TcpStream) -> Self {
         Self::begun(socket, Vec::new())
@@ -157,7 +157,7 @@ impl Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for LentStream {
     /// Pingora closes whatever the client still sends: unread bytes would make a reset of it, which
     /// may reach the client before the answers that are under way.
     fn drop(&mut self) {
@@ -198,7 +198,7 @@ async fn linger(mut socket: TcpStream, _place: Lingering) {
     let _ = tokio::time::timeout(LINGER, until_its_end).await;
 }
 
-impl AsyncRead for Lent {
+impl AsyncRead for LentStream {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -214,7 +214,7 @@ impl AsyncRead for Lent {
     }
 }
 
-impl AsyncWrite for Lent {
+impl AsyncWrite for LentStream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -247,14 +247,14 @@ impl AsyncWrite for Lent {
 }
 
 #[async_trait]
-impl Shutdown for Lent {
+impl Shutdown for LentStream {
     async fn shutdown(&mut self) {
         // Whoever has gone already need not be told.
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
 
-impl UniqueID for Lent {
+impl UniqueID for LentStream {
     fn id(&self) -> UniqueIDType {
         self.socket
             .as_ref()
@@ -262,23 +262,23 @@ impl UniqueID for Lent {
     }
 }
 
-impl Ssl for Lent {}
+impl Ssl for LentStream {}
 
-impl Peek for Lent {}
+impl Peek for LentStream {}
 
-impl GetTimingDigest for Lent {
+impl GetTimingDigest for LentStream {
     fn get_timing_digest(&self) -> Vec<Option<TimingDigest>> {
         Vec::new()
     }
 }
 
-impl GetProxyDigest for Lent {
+impl GetProxyDigest for LentStream {
     fn get_proxy_digest(&self) -> Option<Arc<ProxyDigest>> {
         None
     }
 }
 
-impl GetSocketDigest for Lent {
+impl GetSocketDigest for LentStream {
     fn get_socket_digest(&self) -> Option<Arc<SocketDigest>> {
         Some(Arc::clone(&self.digest))
     }
@@ -339,7 +339,7 @@ mod tests {
         theirs.write_all(b"E / HTTP/1.1").await.expect("no error");
         theirs.shutdown().await.expect("no error");
         let Some(Client::Above(mut lent)) =
-            Client::back(Box::new(Lent::begun(ours, b"PUR".to_vec())))
+            Client::back(Box::new(LentStream::begun(ours, b"PUR".to_vec())))
         else {
             panic!("there are bytes to be read")
         };

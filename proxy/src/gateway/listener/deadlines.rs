@@ -25,7 +25,7 @@ use tokio::time::sleep;
 
 use crate::clock;
 use crate::gateway::message::head::Conn;
-use crate::shared::drain::Drains;
+use crate::shared::drain::DrainSignal;
 use crate::shared::published::{Published, Snapshot};
 
 /// Looks within the shortest limit.
@@ -42,7 +42,7 @@ const TIDY: Duration = Duration::from_secs(1);
 
 /// Watches all connections. One per process.
 #[derive(Debug)]
-pub struct Watchdog {
+pub struct Deadlines {
     /// The time of the last look, in microseconds of a clock that stops with the process.
     now_us: AtomicU64,
     /// Between two looks.
@@ -73,7 +73,7 @@ impl Entries {
     }
 }
 
-impl Watchdog {
+impl Deadlines {
     /// One for this configuration.
     pub fn new(snapshot: &Snapshot) -> Self {
         let now_us = AtomicU64::new(clock::mono().as_micros());
@@ -89,7 +89,7 @@ impl Watchdog {
     pub async fn work(
         self: Arc<Self>,
         published: Arc<Published>,
-        drains: Drains,
+        drains: DrainSignal,
         mut dismissed: watch::Receiver<bool>,
     ) {
         let mut orders = drains.listen();
@@ -170,7 +170,7 @@ impl Watchdog {
     }
 
     /// Watches a connection, from the task that serves it, until what this returns is dropped.
-    pub async fn watch(self: Arc<Self>, conn: Arc<Conn>) -> Watched {
+    pub async fn watch(self: Arc<Self>, conn: Arc<Conn>) -> Deadline {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
         let entry = Entry {
             conn: Arc::clone(&conn),
@@ -189,7 +189,7 @@ impl Watchdog {
                 }
             }
         };
-        Watched {
+        Deadline {
             dog: self,
             conn,
             at,
@@ -223,8 +223,8 @@ fn step(snapshot: &Snapshot) -> Duration {
 
 /// A connection that is watched.
 #[derive(Debug)]
-pub struct Watched {
-    dog: Arc<Watchdog>,
+pub struct Deadline {
+    dog: Arc<Deadlines>,
     conn: Arc<Conn>,
     at: usize,
 }
@@ -238,7 +238,7 @@ pub enum Alarm {
     SentAway,
 }
 
-impl Watched {
+impl Deadline {
     /// The connection.
     pub fn conn(&self) -> &Arc<Conn> {
         &self.conn
@@ -270,7 +270,7 @@ impl Watched {
     }
 }
 
-impl Drop for Watched {
+impl Drop for Deadline {
     fn drop(&mut self) {
         let gone = {
             let mut entries = self.dog.entries();
@@ -300,11 +300,11 @@ mod tests {
         }
     }
 
-    fn dog() -> Arc<Watchdog> {
-        Arc::new(Watchdog::new(&World::new().published.load()))
+    fn dog() -> Arc<Deadlines> {
+        Arc::new(Deadlines::new(&World::new().published.load()))
     }
 
-    fn watched(dog: &Arc<Watchdog>, bell: &Arc<Bell>) -> Watched {
+    fn watched(dog: &Arc<Deadlines>, bell: &Arc<Bell>) -> Deadline {
         let conn = Arc::new(Conn::new(IpAddr::V4(Ipv4Addr::LOCALHOST), false, false));
         let waker = Waker::from(Arc::clone(bell));
         match pin!(Arc::clone(dog).watch(conn)).poll(&mut Context::from_waker(&waker)) {

@@ -2,7 +2,7 @@
 //! request head.
 //!
 //! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a
-//! connection for hours; between requests it would register a timer for each. Here the watchdog
+//! connection for hours; between requests it would register a timer for each. Here the deadlines
 //! closes a connection whose first head is not whole within `header_timeout`, that is silent for
 //! `keepalive_timeout` between two requests, or whose later head is not whole within
 //! `header_timeout` of its first byte.
@@ -41,26 +41,26 @@ use tokio::sync::watch;
 
 use crate::clock;
 use crate::gateway::adapter::Adapter;
-use crate::gateway::adapter::request_stream::Turn;
-use crate::gateway::adapter::timeouts::{Patience, within};
+use crate::gateway::adapter::request_stream::RequestStream;
+use crate::gateway::adapter::timeouts::{RequestTimeouts, within};
 use crate::gateway::http2::Http2;
-use crate::gateway::lane::body_decoder::Left;
-use crate::gateway::lane::body_relay::{Broken, write_all};
+use crate::gateway::lane::body_decoder::BodyDecoder;
+use crate::gateway::lane::body_relay::{RelayError, write_all};
 use crate::gateway::lane::read_buffer::Buffer;
 use crate::gateway::lane::transaction::write_reply;
 use crate::gateway::lane::write_buffer::Scratch;
 use crate::gateway::lane::{self, Exit, Lane, begins, fills};
-use crate::gateway::listener::client_stream::{Client, Lent};
-use crate::gateway::listener::deadlines::{Alarm, Watchdog, Watched};
+use crate::gateway::listener::client_stream::{Client, LentStream};
+use crate::gateway::listener::deadlines::{Alarm, Deadline, Deadlines};
 use crate::gateway::message::head::Conn;
 use crate::gateway::message::reply::Reply;
 use crate::gateway::message::screen::{self, Passed, Screen, Screened};
-use crate::gateway::router::{End, Gate, is_trusted};
+use crate::gateway::router::{End, Router, is_trusted};
 use crate::shared::connections::{Connections, OpenConnection};
-use crate::shared::drain::{Drains, Ended};
+use crate::shared::drain::{DrainSignal, Drained};
 
 /// How clients begin on a port.
-pub enum Entrance {
+pub enum Protocol {
     /// Without TLS, in HTTP/1.1; with `h2c` also in HTTP/2, for clients that begin with its
     /// preface.
     Plain {
@@ -73,26 +73,26 @@ pub enum Entrance {
 
 /// The two steps of a drain, each of which turns true once.
 #[derive(Debug, Default)]
-pub struct Ending {
+pub struct Shutdown {
     /// Clients are told with every answer to come on another connection.
     pub closing: watch::Sender<bool>,
     /// Connections without a request are closed, once nobody is accepted any more.
     pub dismissed: watch::Sender<bool>,
     /// How many listening sockets accept nobody any more.
-    pub closed_doors: AtomicUsize,
+    pub closed_listeners: AtomicUsize,
 }
 
 /// What the connections of one kind of port go through.
-pub struct Door {
+pub struct Listener {
     proxy: Arc<HttpProxy<Adapter>>,
     lane: Option<Arc<Lane>>,
-    gate: Arc<Gate>,
-    entrance: Entrance,
+    router: Arc<Router>,
+    protocol: Protocol,
     connections: Arc<Connections>,
     closing: watch::Receiver<bool>,
-    drains: Drains,
-    ending: Arc<Ending>,
-    watchdog: Arc<Watchdog>,
+    drains: DrainSignal,
+    ending: Arc<Shutdown>,
+    deadlines: Arc<Deadlines>,
     max_connections: usize,
     trusted_proxies: Vec<ipnet::IpNet>,
     max_header_bytes: usize,
@@ -102,56 +102,56 @@ pub struct Door {
     http2: Arc<Http2>,
 }
 
-/// What all doors share.
+/// What all listeners share.
 #[derive(Clone)]
 pub struct Shared {
     /// What serves requests of every kind.
     pub proxy: Arc<HttpProxy<Adapter>>,
     /// What decides on them.
-    pub gate: Arc<Gate>,
+    pub router: Arc<Router>,
     /// What serves the plain ones, if there is one.
     pub lane: Option<Arc<Lane>>,
     /// Client connections.
     pub connections: Arc<Connections>,
     /// The end of the process.
-    pub ending: Arc<Ending>,
+    pub ending: Arc<Shutdown>,
     /// Who is sent away after a rollback.
-    pub drains: Drains,
+    pub drains: DrainSignal,
     /// Who waits for too long.
-    pub watchdog: Arc<Watchdog>,
+    pub deadlines: Arc<Deadlines>,
 }
 
-impl Door {
-    /// A door to what all doors share. From `closing` of the drain on clients are told to come on
+impl Listener {
+    /// A listener to what all listeners share. From `closing` of the drain on clients are told to come on
     /// another connection; who is sent away by `drains` leaves.
-    pub fn new(common: &Shared, entrance: Entrance, listen: &cutover_config::Listen) -> Self {
+    pub fn new(common: &Shared, protocol: Protocol, listen: &cutover_config::Listen) -> Self {
         let Shared {
             proxy,
-            gate,
+            router,
             lane,
             connections,
             ending,
             drains,
-            watchdog,
+            deadlines,
         } = common.clone();
         let http2 = Arc::new(Http2::new(
             Arc::clone(&proxy),
-            Arc::clone(&gate),
+            Arc::clone(&router),
             drains.clone(),
             Arc::clone(&ending),
-            Arc::clone(&watchdog),
+            Arc::clone(&deadlines),
             listen,
         ));
         Self {
             proxy,
             lane,
-            gate,
-            entrance,
+            router,
+            protocol,
             connections,
             closing: ending.closing.subscribe(),
             ending,
             drains,
-            watchdog,
+            deadlines,
             max_connections: listen.max_connections,
             trusted_proxies: listen.trusted_proxies.clone(),
             max_header_bytes: listen.max_header_bytes,
@@ -163,33 +163,33 @@ impl Door {
     }
 }
 
-impl Door {
+impl Listener {
     /// A client comes in, unless there are too many.
     pub fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
         let Some(open) = self.connections.enter(self.max_connections) else {
             return;
         };
-        let is_tls = matches!(self.entrance, Entrance::Tls(_));
+        let is_tls = matches!(self.protocol, Protocol::Tls(_));
         let conn = Arc::new(Conn::new(
             peer,
             is_trusted(&self.trusted_proxies, peer.to_canonical()),
             is_tls,
         ));
-        match self.entrance {
-            Entrance::Plain { h2c: false } => drop(tokio::spawn(Arc::clone(self).serve_http1(
+        match self.protocol {
+            Protocol::Plain { h2c: false } => drop(tokio::spawn(Arc::clone(self).serve_http1(
                 Client::Bare(socket),
                 conn,
                 open,
             ))),
-            Entrance::Plain { h2c: true } | Entrance::Tls(_) => drop(tokio::spawn(
+            Protocol::Plain { h2c: true } | Protocol::Tls(_) => drop(tokio::spawn(
                 Arc::clone(self).serve_greeted(socket, conn, open),
             )),
         }
     }
 
-    /// Called when a socket of this door accepts nobody any more.
+    /// Called when a socket of this listener accepts nobody any more.
     pub async fn closed(&self) {
-        self.ending.closed_doors.fetch_add(1, Ordering::Release);
+        self.ending.closed_listeners.fetch_add(1, Ordering::Release);
         // A sender that is gone is the end of the process.
         let _ = self
             .ending
@@ -227,14 +227,15 @@ enum Speaks {
 /// What a client begins with that knows that we speak HTTP/2 (RFC 9113, 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-impl Door {
+impl Listener {
     /// The TLS handshake, or a look at the first bytes.
     async fn greet(&self, mut socket: TcpStream) -> Option<(Client, Speaks)> {
-        match &self.entrance {
-            Entrance::Tls(acceptor) => {
+        match &self.protocol {
+            Protocol::Tls(acceptor) => {
                 // Scanners and clients that do not like our certificate are everyday life, and no
                 // line in the log.
-                let tls: Stream = Box::new(acceptor.tls_handshake(Lent::new(socket)).await.ok()?);
+                let tls: Stream =
+                    Box::new(acceptor.tls_handshake(LentStream::new(socket)).await.ok()?);
                 let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) {
                     Speaks::Http2
                 } else {
@@ -242,7 +243,7 @@ impl Door {
                 };
                 Some((Client::Above(tls), speaks))
             }
-            Entrance::Plain { .. } => {
+            Protocol::Plain { .. } => {
                 let mut begun = [0; PREFACE.len()];
                 let mut known = socket.peek(&mut begun).await.ok()?;
                 if begun[..known] != PREFACE[..known] {
@@ -257,7 +258,7 @@ impl Door {
                         Ok(_) | Err(_) => return None,
                     }
                 }
-                let stream = Box::new(Lent::begun(socket, begun[..known].to_vec()));
+                let stream = Box::new(LentStream::begun(socket, begun[..known].to_vec()));
                 Some((
                     Client::Above(stream),
                     if begun == PREFACE {
@@ -276,13 +277,13 @@ struct Screening {
     /// The head, and what of the body came with it.
     prefix: BytesMut,
     /// What has not come yet of the body.
-    left: Option<Left>,
+    left: Option<BodyDecoder>,
     upgrades: bool,
     /// What came behind the request.
     behind: Option<Buffer>,
 }
 
-impl Door {
+impl Listener {
     /// One connection of HTTP/1.1: a request after the other, on the lane as long as they are
     /// plain.
     async fn serve_http1(
@@ -291,21 +292,21 @@ impl Door {
         conn: Arc<Conn>,
         _open: OpenConnection,
     ) {
-        let watched = Arc::clone(&self.watchdog).watch(conn).await;
+        let watched = Arc::clone(&self.deadlines).watch(conn).await;
         watched.within(self.header_timeout);
         let mut is_first = true;
         // What the client has said before its turn.
-        let mut ahead: Option<Buffer> = None;
+        let mut pipelined: Option<Buffer> = None;
         loop {
-            let begun = match (&self.lane, ahead.take()) {
-                (Some(lane), ahead) => {
-                    match lane.serve(&mut client, &watched, is_first, ahead).await {
+            let begun = match (&self.lane, pipelined.take()) {
+                (Some(lane), pipelined) => {
+                    match lane.serve(&mut client, &watched, is_first, pipelined).await {
                         Exit::Declined(begun) => begun,
                         Exit::Closed => return,
                     }
                 }
-                (None, ahead) => {
-                    let begun = match ahead {
+                (None, pipelined) => {
+                    let begun = match pipelined {
                         Some(begun) => begun,
                         None => match begins(&mut client, &watched).await {
                             Some(begun) => begun,
@@ -326,7 +327,7 @@ impl Door {
                 return;
             };
             client = returned;
-            ahead = behind;
+            pipelined = behind;
             // An order to leave was for the request that is over.
             watched.conn().heard();
             watched.within(self.keepalive_timeout);
@@ -338,7 +339,7 @@ impl Door {
     async fn serve_by_engine(
         &self,
         mut client: Client,
-        watched: &Watched,
+        watched: &Deadline,
         begun: Buffer,
     ) -> Option<(Client, Option<Buffer>)> {
         let Screening {
@@ -347,8 +348,9 @@ impl Door {
             upgrades,
             behind,
         } = self.screen(&mut client, watched, begun).await?;
-        let patience = Patience::new(Arc::clone(watched.conn()), Arc::clone(&self.watchdog));
-        let (turn, mut dropped) = Turn::new(
+        let patience =
+            RequestTimeouts::new(Arc::clone(watched.conn()), Arc::clone(&self.deadlines));
+        let (turn, mut dropped) = RequestStream::new(
             client.lend(),
             Arc::clone(watched.conn()),
             patience,
@@ -372,7 +374,7 @@ impl Door {
         .await?;
         let is_whole = watched.conn().take_answered_whole();
         let (mut stream, behind) = match served {
-            Some(reused) => Turn::end(reused.consume().0),
+            Some(reused) => RequestStream::end(reused.consume().0),
             None if is_whole => dropped.try_recv().ok(),
             None => None,
         }?;
@@ -387,13 +389,13 @@ impl Door {
     }
 }
 
-impl Door {
+impl Listener {
     /// Reads a head until it is whole, and gives what of its request has come the form that the
     /// engine takes. What is malformed is answered here; `None` is the end of the connection.
     async fn screen(
         &self,
         client: &mut Client,
-        watched: &Watched,
+        watched: &Deadline,
         mut came: Buffer,
     ) -> Option<Screening> {
         let began = clock::mono();
@@ -420,7 +422,7 @@ impl Door {
         let Passed {
             to, body, upgrades, ..
         } = passed;
-        let mut left = Some(Left::new(body)).filter(|left| !left.is_nothing());
+        let mut left = Some(BodyDecoder::new(body)).filter(|left| !left.is_nothing());
         let mut used = to;
         if let Some(some) = &mut left
             && came.len() > to
@@ -450,12 +452,12 @@ impl Door {
         })
     }
 
-    /// Answers a request that cannot be served, tells the gate, and ends the connection: where the
+    /// Answers a request that cannot be served, tells the router, and ends the connection: where the
     /// next request would begin is not known.
     async fn refuse<T>(
         &self,
         client: &mut Client,
-        watched: &Watched,
+        watched: &Deadline,
         came: Buffer,
         reply: Reply,
         began: Mono,
@@ -478,8 +480,8 @@ impl Door {
             client,
             &out,
             watched,
-            Broken::ClientGone,
-            Broken::ClientSlow,
+            RelayError::ClientGone,
+            RelayError::ClientSlow,
         )
         .await;
         drop(out);
@@ -489,7 +491,7 @@ impl Door {
         } else {
             body.len() as u64
         };
-        self.gate.refused(
+        self.router.refused(
             sketch,
             watched.conn(),
             &reply,
@@ -502,17 +504,17 @@ impl Door {
             clock::mono(),
         );
         if written.is_ok() {
-            lane::linger(client, watched, lane::FAREWELL).await;
+            lane::linger(client, watched, lane::CLOSE_TIMEOUT).await;
         }
         None
     }
 }
 
-/// Serves while the watchdog lets it. `None` when it was ended.
+/// Serves while the deadlines lets it. `None` when it was ended.
 pub(in crate::gateway) async fn attended<T>(
     mut serving: Pin<Box<dyn Future<Output = T> + Send + '_>>,
-    watched: &Watched,
-    drains: &Drains,
+    watched: &Deadline,
+    drains: &DrainSignal,
 ) -> Option<T> {
     poll_fn(|cx| {
         if let Poll::Ready(served) = serving.as_mut().poll(cx) {
@@ -524,7 +526,7 @@ pub(in crate::gateway) async fn attended<T>(
                 // upload. It hears that the backend's socket has ended.
                 Some(socket) => {
                     end_socket(socket);
-                    watched.within(FAREWELL);
+                    watched.within(CLOSE_TIMEOUT);
                     Poll::Pending
                 }
                 // It has been ended, and the engine has a moment to answer.
@@ -538,13 +540,13 @@ pub(in crate::gateway) async fn attended<T>(
                 let conn = watched.conn();
                 if let Some(tunnel) = conn.tunnel.load_full() {
                     conn.heard();
-                    watched.within(FAREWELL);
+                    watched.within(CLOSE_TIMEOUT);
                     drains.count(tunnel.kind());
                     tunnel.drain();
                     return Poll::Pending;
                 }
                 if conn.due_us() == 0 {
-                    drains.count(Ended::Stream);
+                    drains.count(Drained::Stream);
                 }
                 Poll::Ready(None)
             }
@@ -560,7 +562,7 @@ fn end_socket(socket: RawFd) {
 }
 
 /// How long a tunnel that is sent away may take to end.
-const FAREWELL: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Pingora's word for "kept, without a timer of its own": the watchdog is the timer.
+/// Pingora's word for "kept, without a timer of its own": the deadlines is the timer.
 pub(in crate::gateway) const NO_TIMER: Option<u64> = Some(0);

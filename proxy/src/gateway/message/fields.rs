@@ -1,4 +1,4 @@
-//! What the gate wants to know of the header fields of a request, found in one pass over them.
+//! What the router wants to know of the header fields of a request, found in one pass over them.
 //!
 //! Looking names up one by one costs a hash of the name each time, and most are not there. One pass
 //! that tells names apart by their length first costs a tenth of a dozen lookups, so every question

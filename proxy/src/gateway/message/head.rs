@@ -1,4 +1,4 @@
-//! What the gate may see of a message, and the edits it asks for. Two small traits, so that the
+//! What the router may see of a message, and the edits it asks for. Two small traits, so that the
 //! engine that moves bytes can change.
 
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,7 +12,7 @@ use cutover_core::time::micros;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use crate::gateway::adapter::tunnel::Tunnel;
-use crate::shared::drain::Stay;
+use crate::shared::drain::DrainMarker;
 use crate::upstream::Server;
 
 /// The head of a request as an engine holds it.
@@ -177,7 +177,7 @@ pub struct Conn {
     /// Whether it is encrypted.
     pub tls: bool,
     /// Where its present request is.
-    pub stay: Stay,
+    pub stay: DrainMarker,
     /// The tunnel that its present request has become, or the stream that it is.
     pub tunnel: ArcSwapOption<Tunnel>,
     /// The server that this connection warms up, if it is one of our own: it has no client.
@@ -211,7 +211,7 @@ impl Conn {
             peer_value,
             trusted,
             tls,
-            stay: Stay::default(),
+            stay: DrainMarker::default(),
             tunnel: ArcSwapOption::default(),
             warms: None,
             answer: Wait::default(),
@@ -247,7 +247,7 @@ impl Conn {
             peer_value: peer_value.clone(),
             trusted: *trusted,
             tls: *tls,
-            stay: Stay::default(),
+            stay: DrainMarker::default(),
             tunnel: ArcSwapOption::default(),
             warms: None,
             answer: Wait::default(),
@@ -277,7 +277,7 @@ impl Conn {
     }
 
     /// Until when something is awaited, in microseconds of the process; zero while nothing is, or
-    /// nothing that has a limit here. See [`Watchdog`](crate::gateway::listener::deadlines::Watchdog).
+    /// nothing that has a limit here. See [`Deadlines`](crate::gateway::listener::deadlines::Deadlines).
     pub(in crate::gateway) fn due_us(&self) -> u64 {
         self.due_us.load(Ordering::Relaxed)
     }

@@ -10,7 +10,7 @@
 //! scripts send them, and nginx and HAProxy forward them. The few that the engine's type for
 //! targets cannot hold are escaped, as browsers escape them.
 //!
-//! Deliberately absent: what the gate asks of every request on both engines, in `strict`. The
+//! Deliberately absent: what the router asks of every request on both engines, in `strict`. The
 //! lane's own grammar is narrower than these rules, so what it takes needs no screening.
 
 use std::borrow::Cow;
@@ -424,7 +424,7 @@ impl<'a> Fields<'a> {
 }
 
 /// Whether target and `Host` agree, as far as the engine asks for it. Whether there is a host at
-/// all is the gate's question.
+/// all is the router's question.
 fn check_host(target: &[u8], host: Option<&[u8]>) -> Result<(), Reply> {
     if host.is_some_and(|host| host.contains(&b'@')) {
         return Err(Reply::refused(

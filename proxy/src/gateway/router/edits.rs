@@ -1,13 +1,13 @@
 //! The headers that the router adds and removes.
 
-use super::Gate;
+use super::Router;
 use super::exchange::Exchange;
 use super::failover::Moved;
 use super::route::joined;
 use crate::gateway::message::forward;
 use crate::gateway::message::head::{Conn, Edits, Head, Value};
 
-impl Gate {
+impl Router {
     /// Headers to the backend: forged ones out, ours in.
     pub fn edits(
         &self,

@@ -3,12 +3,12 @@
 use super::exchange::Exchange;
 use super::failover::{Blame, Failure, Moved, Said};
 use super::route::new_request_id;
-use super::{Gate, Sketch, refuse};
+use super::{Router, Sketch, refuse};
 use crate::gateway::message::fields::Fields;
 use crate::gateway::message::head::Conn;
 use crate::gateway::message::reply::Reply;
 use crate::gateway::message::trace::Trace;
-use crate::shared::failover_budget::Saving;
+use crate::shared::failover_budget::FailoverResult;
 use crate::shared::recorder::{Origin, UNMATCHED};
 use crate::telemetry::access_log::{Line, Refused};
 use crate::telemetry::request_summary::{Ended, Engine};
@@ -93,7 +93,7 @@ pub(super) fn told(reply: &Reply) -> Refused {
     }
 }
 
-impl Gate {
+impl Router {
     /// The backend has switched protocols.
     pub fn is_a_websocket(&self, exchange: &mut Exchange) {
         if let Some(in_flight) = &mut exchange.in_flight {
@@ -240,9 +240,9 @@ impl Gate {
         if exchange.moved == Some(Moved::Failover) {
             let saved = !matches!(outcome, Outcome::Failure(_));
             self.recorder.rescue(exchange.slot()).count(if saved {
-                Saving::Saved
+                FailoverResult::Saved
             } else {
-                Saving::Failed
+                FailoverResult::Failed
             });
         }
         let ending = Ending {

@@ -8,7 +8,7 @@ use crate::shared::recorder::{Held, InFlight, UNMATCHED};
 use crate::telemetry::access_log::User;
 use crate::telemetry::request_summary::RequestId;
 use crate::upstream::Backend;
-use cutover_core::{Decision, Ending, Evidence, Maintenance, Mono, Reason, Side, Who};
+use cutover_core::{Decision, Ending, Evidence, Maintenance, Mono, Reason, Requester, Side};
 use http::{HeaderName, HeaderValue, Method};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ pub struct Exchange {
     /// Where a line may be written: the user, as it is to be said.
     pub(super) user: Option<User>,
     pub(super) in_flight: Option<InFlight>,
-    pub(super) who: Who,
+    pub(super) who: Requester,
     /// Whether the backend has all of the request.
     pub(super) is_sent: bool,
     /// Whether it has been moved to the side that was not decided.

@@ -2,7 +2,7 @@
 
 use super::ending::outcome;
 use super::exchange::Exchange;
-use super::{Gate, normalised};
+use super::{Router, normalised};
 use crate::shared::recorder::Origin;
 use cutover_core::{Ending, Evidence, Failover, FailureKind, Mono, Outcome, Side};
 use http::Method;
@@ -14,7 +14,7 @@ pub const ATTEMPTS_ON_A_SIDE: u8 = 2;
 
 /// What to do with an answer of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum AfterResponse {
     /// Give it to the client.
     Deliver,
     /// Throw it away and ask [`Exchange::backend`], which is the other side now.
@@ -99,7 +99,7 @@ pub fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
-impl Gate {
+impl Router {
     /// All of the request has been sent: from now on the backend makes the client wait.
     pub fn sent(&self, exchange: &mut Exchange, now: Mono) {
         exchange.is_sent = true;
@@ -121,9 +121,9 @@ impl Gate {
         path: &str,
         can_repeat: bool,
         now: Mono,
-    ) -> Answer {
+    ) -> AfterResponse {
         if status < 200 && status != 101 {
-            return Answer::Deliver;
+            return AfterResponse::Deliver;
         }
         exchange.answered.get_or_insert(now);
         exchange.status = Some(status);
@@ -156,9 +156,9 @@ impl Gate {
             _ => false,
         };
         if moves {
-            Answer::AskOtherSide
+            AfterResponse::AskOtherSide
         } else {
-            Answer::Deliver
+            AfterResponse::Deliver
         }
     }
 

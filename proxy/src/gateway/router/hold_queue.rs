@@ -2,7 +2,7 @@
 //! which they came.
 //!
 //! A request takes a place, stands in line and waits for its turn, its time limit or its client's
-//! hanging up, whichever is first. One task, the [`Attendant`], owns the line, so that there is
+//! hanging up, whichever is first. One task, the [`Releaser`], owns the line, so that there is
 //! an order and no lock: requests hand it the sending half of a channel, and it sends when their
 //! mode is over. It wakes by what is published and lets go in small batches: ten thousand
 //! requests at once would hit the backend harder than any client may.
@@ -24,7 +24,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::clock;
 use crate::gateway::message::head::{Conn, Head};
-use crate::gateway::router::{Exchange, Gate, Step};
+use crate::gateway::router::{Exchange, Router, Step};
 use crate::shared::published::{Published, Snapshot};
 
 /// How many are let go at once.
@@ -40,14 +40,14 @@ const CLOSED: [u8; 2] = [7, 8];
 
 /// How much may wait, and how long.
 #[derive(Clone, Copy, Debug)]
-pub struct ParkingLimits {
+pub struct HoldLimits {
     /// Requests at the same time, over all rollouts.
     pub places: usize,
     /// One request, over all its waits.
     pub longest: Duration,
 }
 
-impl Default for ParkingLimits {
+impl Default for HoldLimits {
     fn default() -> Self {
         Self {
             places: 10_000,
@@ -58,7 +58,7 @@ impl Default for ParkingLimits {
 
 /// How the wait of a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unparked {
+pub enum HoldOutcome {
     /// The mode is over and it is its turn.
     Released,
     /// It has waited as long as may be.
@@ -71,8 +71,8 @@ pub enum Unparked {
 
 /// The places. One set per process.
 #[derive(Debug)]
-pub struct Parking {
-    limits: ParkingLimits,
+pub struct HoldQueue {
+    limits: HoldLimits,
     taken: Arc<AtomicUsize>,
     line: mpsc::UnboundedSender<Waiting>,
 }
@@ -105,20 +105,20 @@ impl Waiting {
 
 /// A place, freed when it is dropped.
 #[derive(Debug)]
-pub struct Place<'a>(&'a Parking);
+pub struct HoldSlot<'a>(&'a HoldQueue);
 
-impl Drop for Place<'_> {
+impl Drop for HoldSlot<'_> {
     fn drop(&mut self) {
         self.0.taken.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-impl Parking {
+impl HoldQueue {
     /// Places, and who lets go from them.
-    pub fn new(published: Arc<Published>, limits: ParkingLimits) -> (Self, Attendant) {
+    pub fn new(published: Arc<Published>, limits: HoldLimits) -> (Self, Releaser) {
         let (line, arrivals) = mpsc::unbounded_channel();
         let taken: Arc<AtomicUsize> = Arc::default();
-        let attendant = Attendant {
+        let releaser = Releaser {
             published,
             arrivals,
             taken: Arc::clone(&taken),
@@ -130,24 +130,24 @@ impl Parking {
                 taken,
                 line,
             },
-            attendant,
+            releaser,
         )
     }
 
     /// A place, unless all are taken.
-    pub fn place(&self) -> Option<Place<'_>> {
+    pub fn place(&self) -> Option<HoldSlot<'_>> {
         let take = |taken: usize| (taken < self.limits.places).then_some(taken + 1);
         self.taken
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, take)
             .ok()
-            .map(|_| Place(self))
+            .map(|_| HoldSlot(self))
     }
 
-    /// Parks a request once, and says what the gate makes of it afterwards. `tcp_state` is that of
+    /// Parks a request once, and says what the router makes of it afterwards. `tcp_state` is that of
     /// the client's socket now, as the kernel numbers it.
     pub async fn hold(
         &self,
-        gate: &Gate,
+        router: &Router,
         mut exchange: Exchange,
         head: &(impl Head + Sync),
         conn: &Conn,
@@ -155,19 +155,19 @@ impl Parking {
     ) -> (Exchange, Step) {
         let has_left = || tcp_state().is_some_and(|state| CLOSED.contains(&state));
         let why = match self.place() {
-            None => Unparked::NoPlace,
+            None => HoldOutcome::NoPlace,
             Some(place) => {
-                gate.park(&mut exchange);
+                router.park(&mut exchange);
                 place
                     .wait(exchange.rollout().cloned(), exchange.parked(), has_left)
                     .await
             }
         };
-        gate.unparked(exchange, head, conn, why, clock::mono())
+        router.unparked(exchange, head, conn, why, clock::mono())
     }
 }
 
-impl Place<'_> {
+impl HoldSlot<'_> {
     /// Waits until the rollout is not held any more and it is this request's turn. `already` is how
     /// long it has waited before; `has_left` is asked from time to time.
     pub async fn wait(
@@ -175,11 +175,11 @@ impl Place<'_> {
         rollout: Option<Arc<str>>,
         already: Duration,
         has_left: impl Fn() -> bool,
-    ) -> Unparked {
+    ) -> HoldOutcome {
         let (go, mut turn) = oneshot::channel();
-        // An attendant who is gone: the process goes down, and nobody will be let go any more.
+        // An releaser who is gone: the process goes down, and nobody will be let go any more.
         if self.0.line.send(Waiting { rollout, go }).is_err() {
-            return Unparked::Expired;
+            return HoldOutcome::Expired;
         }
         let mut limit = std::pin::pin!(sleep(self.0.limits.longest.saturating_sub(already)));
         let mut looks = interval(LOOK);
@@ -187,10 +187,10 @@ impl Place<'_> {
         loop {
             tokio::select! {
                 biased;
-                let_go = &mut turn => return if let_go.is_ok() { Unparked::Released } else { Unparked::Expired },
-                () = &mut limit => return Unparked::Expired,
+                let_go = &mut turn => return if let_go.is_ok() { HoldOutcome::Released } else { HoldOutcome::Expired },
+                () = &mut limit => return HoldOutcome::Expired,
                 _ = looks.tick() => if has_left() {
-                    return Unparked::Left;
+                    return HoldOutcome::Left;
                 },
             }
         }
@@ -199,14 +199,14 @@ impl Place<'_> {
 
 /// Lets parked requests go. One per process, as a task beside the requests.
 #[derive(Debug)]
-pub struct Attendant {
+pub struct Releaser {
     published: Arc<Published>,
     arrivals: mpsc::UnboundedReceiver<Waiting>,
     taken: Arc<AtomicUsize>,
     line: VecDeque<Waiting>,
 }
 
-impl Attendant {
+impl Releaser {
     /// Works until the places are gone.
     pub async fn work(mut self) {
         let mut changes = self.published.changes();
@@ -268,45 +268,45 @@ mod tests {
     use std::sync::PoisonError;
     use tokio::task::{JoinHandle, yield_now};
 
-    const PATIENT: ParkingLimits = ParkingLimits {
+    const PATIENT: HoldLimits = HoldLimits {
         places: 10_000,
         longest: Duration::from_secs(30),
     };
 
-    /// Parking under a world whose maintenance is `hold` for everything.
+    /// HoldQueue under a world whose maintenance is `hold` for everything.
     struct Lot {
         world: World,
-        parking: Arc<Parking>,
+        hold_queue: Arc<HoldQueue>,
         released: Arc<Mutex<Vec<usize>>>,
     }
 
     impl Lot {
-        fn open(limits: ParkingLimits) -> Self {
+        fn open(limits: HoldLimits) -> Self {
             let mut world = World::new();
             world.maintain(None, Maintenance::Hold, None);
-            let (parking, attendant) = Parking::new(Arc::clone(&world.published), limits);
-            drop(tokio::spawn(attendant.work()));
+            let (hold_queue, releaser) = HoldQueue::new(Arc::clone(&world.published), limits);
+            drop(tokio::spawn(releaser.work()));
             Self {
                 world,
-                parking: Arc::new(parking),
+                hold_queue: Arc::new(hold_queue),
                 released: Arc::default(),
             }
         }
 
         /// Parks a request and returns when it is in line.
-        async fn park(&self, number: usize, rollout: Option<&str>) -> JoinHandle<Unparked> {
-            let (parking, released, rollout) = (
-                Arc::clone(&self.parking),
+        async fn park(&self, number: usize, rollout: Option<&str>) -> JoinHandle<HoldOutcome> {
+            let (hold_queue, released, rollout) = (
+                Arc::clone(&self.hold_queue),
                 Arc::clone(&self.released),
                 rollout.map(Arc::from),
             );
             let before = self.taken();
             let task = tokio::spawn(async move {
-                let Some(place) = parking.place() else {
-                    return Unparked::NoPlace;
+                let Some(place) = hold_queue.place() else {
+                    return HoldOutcome::NoPlace;
                 };
                 let why = place.wait(rollout, Duration::ZERO, || false).await;
-                if why == Unparked::Released {
+                if why == HoldOutcome::Released {
                     released
                         .lock()
                         .unwrap_or_else(PoisonError::into_inner)
@@ -321,7 +321,7 @@ mod tests {
         }
 
         fn taken(&self) -> usize {
-            self.parking.taken.load(Ordering::Acquire)
+            self.hold_queue.taken.load(Ordering::Acquire)
         }
 
         fn released(&self) -> Vec<usize> {
@@ -343,7 +343,7 @@ mod tests {
         assert_eq!((lot.taken(), lot.released()), (count, vec![]));
         lot.world.maintain(None, Maintenance::Off, None);
         for task in tasks {
-            assert_eq!(task.await.expect("no panic"), Unparked::Released);
+            assert_eq!(task.await.expect("no panic"), HoldOutcome::Released);
         }
         assert_eq!(lot.released(), (0..count).collect::<Vec<_>>());
         assert_eq!(lot.taken(), 0);
@@ -362,13 +362,13 @@ mod tests {
                 checkout.await.expect("no panic"),
                 unmatched.await.expect("no panic")
             ),
-            (Unparked::Released, Unparked::Released)
+            (HoldOutcome::Released, HoldOutcome::Released)
         );
         assert!(!mint.is_finished());
         lot.world.maintain(Some("mint"), Maintenance::Full, None);
         assert_eq!(
             mint.await.expect("no panic"),
-            Unparked::Released,
+            HoldOutcome::Released,
             "a stricter mode answers them"
         );
     }
@@ -379,66 +379,66 @@ mod tests {
         lot.world.maintain(None, Maintenance::Off, None);
         assert_eq!(
             lot.park(0, None).await.await.expect("no panic"),
-            Unparked::Released
+            HoldOutcome::Released
         );
         assert_eq!(
             lot.park(1, Some("left the file"))
                 .await
                 .await
                 .expect("no panic"),
-            Unparked::Released
+            HoldOutcome::Released
         );
     }
 
     #[tokio::test]
     async fn nobody_waits_longer_than_the_limit_over_all_waits() {
-        let lot = Lot::open(ParkingLimits {
+        let lot = Lot::open(HoldLimits {
             longest: Duration::from_millis(30),
             ..PATIENT
         });
         assert_eq!(
             lot.park(0, None).await.await.expect("no panic"),
-            Unparked::Expired
+            HoldOutcome::Expired
         );
-        let place = lot.parking.place().expect("a place");
+        let place = lot.hold_queue.place().expect("a place");
         assert_eq!(
             place.wait(None, Duration::from_millis(30), || false).await,
-            Unparked::Expired
+            HoldOutcome::Expired
         );
         assert_eq!(lot.taken(), 0);
     }
 
     #[tokio::test]
     async fn a_place_is_freed_by_whoever_leaves_and_no_more_are_given_than_there_are() {
-        let mut lot = Lot::open(ParkingLimits {
+        let mut lot = Lot::open(HoldLimits {
             places: 2,
             ..PATIENT
         });
         let (first, second) = (lot.park(0, None).await, lot.park(1, None).await);
         assert_eq!(
             lot.park(2, None).await.await.expect("no panic"),
-            Unparked::NoPlace
+            HoldOutcome::NoPlace
         );
         // The engine gave the request up.
         first.abort();
         assert!(first.await.is_err());
         let third = lot.park(3, None).await;
-        assert!(lot.parking.place().is_none());
+        assert!(lot.hold_queue.place().is_none());
         lot.world.maintain(None, Maintenance::Off, None);
         assert_eq!(
             (
                 second.await.expect("no panic"),
                 third.await.expect("no panic")
             ),
-            (Unparked::Released, Unparked::Released)
+            (HoldOutcome::Released, HoldOutcome::Released)
         );
         assert_eq!(lot.released(), [1, 3]);
 
         lot.world.maintain(None, Maintenance::Hold, None);
-        let place = lot.parking.place().expect("all are free again");
+        let place = lot.hold_queue.place().expect("all are free again");
         assert_eq!(
             place.wait(None, Duration::ZERO, || true).await,
-            Unparked::Left,
+            HoldOutcome::Left,
             "the client hung up"
         );
         assert_eq!(lot.taken(), 0);
@@ -448,13 +448,13 @@ mod tests {
     async fn who_has_left_does_not_fill_the_line() {
         let mut world = World::new();
         world.maintain(Some("checkout"), Maintenance::Hold, None);
-        let (parking, mut attendant) = Parking::new(Arc::clone(&world.published), PATIENT);
-        drop(parking);
+        let (hold_queue, mut releaser) = HoldQueue::new(Arc::clone(&world.published), PATIENT);
+        drop(hold_queue);
         for _ in 0..1_000 {
             let rollout = Some("checkout".into());
             let (go, _) = oneshot::channel();
-            attendant.take_in(Waiting { rollout, go }).await;
-            assert!(attendant.line.len() <= 2 * BATCH);
+            releaser.take_in(Waiting { rollout, go }).await;
+            assert!(releaser.line.len() <= 2 * BATCH);
         }
     }
 }

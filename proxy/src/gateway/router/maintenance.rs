@@ -2,10 +2,10 @@
 
 use super::exchange::Exchange;
 use super::failover::{Blame, Failure, is_safe};
-use super::{Gate, Step};
+use super::{Router, Step};
 use crate::gateway::message::head::{Conn, Head};
 use crate::gateway::message::reply::Reply;
-use crate::gateway::router::hold_queue::Unparked;
+use crate::gateway::router::hold_queue::HoldOutcome;
 use crate::shared::recorder::Halted;
 use cutover_core::{FailureKind, Maintenance, Mono, Treatment};
 use http::Method;
@@ -36,7 +36,7 @@ pub(super) fn closed_reply(exchange: &Exchange, now: Mono) -> Reply {
     Reply::maintenance(message, retry_after)
 }
 
-impl Gate {
+impl Router {
     /// What maintenance does to a request that no tester sent; nothing if it passes.
     pub(super) fn closed(
         &self,
@@ -72,21 +72,21 @@ impl Gate {
         mut exchange: Exchange,
         head: &impl Head,
         conn: &Conn,
-        why: Unparked,
+        why: HoldOutcome,
         now: Mono,
     ) -> (Exchange, Step) {
         let held = exchange.held.take();
         let ended = |how: Halted| held.into_iter().for_each(|held| held.end(how));
         match why {
-            Unparked::Released => {
+            HoldOutcome::Released => {
                 ended(Halted::Released);
                 let parked = exchange.parked + now.since(exchange.started);
                 let (anew, step) = self.request(head, conn, now);
                 return (Exchange { parked, ..anew }, step);
             }
-            Unparked::Expired => ended(Halted::Expired),
-            Unparked::NoPlace => self.recorder.halted(exchange.slot(), Halted::Refused),
-            Unparked::Left => {
+            HoldOutcome::Expired => ended(Halted::Expired),
+            HoldOutcome::NoPlace => self.recorder.halted(exchange.slot(), Halted::Refused),
+            HoldOutcome::Left => {
                 ended(Halted::Left);
                 exchange.failure = Some(Failure {
                     blame: Blame::Client,

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! request(head, conn, now) -> (Exchange, Step)      what one request remembers, and: forward it, answer it ourselves, or hold it; all three of
-//!   look(head) -> Look                              one pass over the fields, before anything is decided or counted: the lane may still decline
+//!   look(head) -> RequestView                              one pass over the fields, before anything is decided or counted: the lane may still decline
 //!   decide(look, head, conn, now) -> (Exchange, Step)
 //!   begin(x)                                        counted as in flight
 //! edits(x, head, conn, edits)                       headers to the backend
@@ -40,7 +40,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ahash::RandomState;
-use cutover_core::{Maintenance, Mono, Who};
+use cutover_core::{Maintenance, Mono, Requester};
 use http::Method;
 use rand::Rng;
 
@@ -58,16 +58,16 @@ use crate::telemetry::request_summary::RequestId;
 use crate::telemetry::traces::Traces;
 pub use ending::End;
 pub use exchange::Exchange;
-pub use failover::{ATTEMPTS_ON_A_SIDE, Answer, Blame, Failure, Moved, Sent, is_safe};
+pub use failover::{ATTEMPTS_ON_A_SIDE, AfterResponse, Blame, Failure, Moved, Sent, is_safe};
 pub use route::is_trusted;
 use route::new_request_id;
 
 /// Interim answers that a backend may send before its answer.
 pub const MAX_INTERIM: u8 = 32;
 
-/// The gate. One per process.
+/// The router. One per process.
 #[derive(Debug)]
-pub struct Gate {
+pub struct Router {
     published: Arc<Published>,
     recorder: Arc<Recorder>,
     access_log: AccessLog,
@@ -89,7 +89,7 @@ pub struct Limits {
 
 /// What is in force, and what the head of a request says, before anything is decided.
 #[derive(Debug)]
-pub struct Look<'a> {
+pub struct RequestView<'a> {
     snapshot: Arc<Snapshot>,
     /// What the head says.
     pub fields: Fields<'a>,
@@ -102,7 +102,7 @@ pub enum Step {
     Forward,
     /// Answer it.
     Reply(Reply),
-    /// Park it, and tell [`Gate::unparked`] how that ended. What cannot wait is answered.
+    /// Park it, and tell [`Router::unparked`] how that ended. What cannot wait is answered.
     Hold(Reply),
 }
 
@@ -124,8 +124,8 @@ impl Default for Sketch {
     }
 }
 
-impl Gate {
-    /// A gate that reads what is published and counts into the recorder.
+impl Router {
+    /// A router that reads what is published and counts into the recorder.
     pub fn new(
         published: Arc<Published>,
         recorder: Arc<Recorder>,
@@ -158,23 +158,23 @@ impl Gate {
         (exchange, step)
     }
 
-    /// The first part of [`Gate::request`]: what is in force, and what the head says.
-    pub fn look<'a>(&self, head: &'a impl Head) -> Look<'a> {
+    /// The first part of [`Router::request`]: what is in force, and what the head says.
+    pub fn look<'a>(&self, head: &'a impl Head) -> RequestView<'a> {
         let snapshot = self.published.load();
         let fields = Fields::of(head, &snapshot.common.key_headers);
-        Look { snapshot, fields }
+        RequestView { snapshot, fields }
     }
 
     /// The second: where it goes. Nothing is counted of a request that is forwarded, so that an
     /// engine may still leave it to another one.
     pub fn decide(
         &self,
-        look: Look<'_>,
+        look: RequestView<'_>,
         head: &impl Head,
         conn: &Conn,
         now: Mono,
     ) -> (Exchange, Step) {
-        let Look { snapshot, fields } = look;
+        let RequestView { snapshot, fields } = look;
         let common = Arc::clone(&snapshot.common);
         let client = forward::client_address(head, conn, |address| {
             is_trusted(&common.settings.listen.trusted_proxies, address)
@@ -205,7 +205,7 @@ impl Gate {
             method: head.method().clone(),
             user: None,
             in_flight: None,
-            who: Who::default(),
+            who: Requester::default(),
             is_sent: false,
             moved: None,
             failed_on_new: None,
@@ -281,7 +281,7 @@ mod tests {
     use super::*;
     use crate::gateway::message::head::Edits;
     use crate::gateway::router::ending::outcome;
-    use crate::gateway::router::hold_queue::Unparked;
+    use crate::gateway::router::hold_queue::HoldOutcome;
     use crate::shared::recorder::Halted;
     use crate::shared::recorder::UNMATCHED;
     use cutover_core::Decision;
@@ -295,18 +295,18 @@ mod tests {
 
     use std::time::Duration;
 
-    fn gate() -> (Gate, Reader) {
-        World::new().gate()
+    fn router() -> (Router, Reader) {
+        World::new().router()
     }
 
-    fn decision(gate: &Gate, head: &TestHead) -> Decision {
-        let (exchange, step) = gate.request(head, &conn(), Mono::default());
+    fn decision(router: &Router, head: &TestHead) -> Decision {
+        let (exchange, step) = router.request(head, &conn(), Mono::default());
         assert_eq!(step, Step::Forward);
         exchange.decision.expect("a rollout matched")
     }
 
-    fn refused(gate: &Gate, head: &TestHead) -> u16 {
-        match gate.request(head, &conn(), Mono::default()).1 {
+    fn refused(router: &Router, head: &TestHead) -> u16 {
+        match router.request(head, &conn(), Mono::default()).1 {
             Step::Forward | Step::Hold(_) => panic!("not refused"),
             Step::Reply(reply) => reply.status.as_u16(),
         }
@@ -314,13 +314,13 @@ mod tests {
 
     #[test]
     fn a_user_goes_to_the_side_of_the_bucket_and_the_backend_is_told() {
-        let (gate, _) = gate();
+        let (router, _) = router();
         let head = head("/checkout/1")
             .with("x-user-id", "user-1")
             .with("x-cutover-backend", "forged")
             .with("x-cutover-override", "new wrong")
             .with("x-forwarded-for", "6.6.6.6");
-        let (exchange, step) = gate.request(&head, &conn(), Mono::default());
+        let (exchange, step) = router.request(&head, &conn(), Mono::default());
         assert_eq!(step, Step::Forward);
         let bucket = cutover_core::Salt::new("checkout").bucket(b"user-1");
         let decision = exchange.decision.expect("a rollout matched");
@@ -333,7 +333,7 @@ mod tests {
         assert_eq!((decision.side, decision.reason), (side, Reason::Bucket));
         let mut edited = TestHead::get("/");
         edited.headers.clone_from(&head.headers);
-        gate.edits(&exchange, &head, &conn(), &mut edited);
+        router.edits(&exchange, &head, &conn(), &mut edited);
         let value = |name: &str| {
             edited
                 .first(&HeaderName::from_bytes(name.as_bytes()).expect("a name"))
@@ -355,15 +355,15 @@ mod tests {
 
     #[test]
     fn forged_headers_do_not_arrive_even_where_no_rollout_matches() {
-        let (gate, _) = gate();
+        let (router, _) = router();
         let head = head("/")
             .with("x-cutover-bucket", "1")
             .with("x-cutover-reason", "override");
-        let (exchange, step) = gate.request(&head, &conn(), Mono::default());
+        let (exchange, step) = router.request(&head, &conn(), Mono::default());
         assert_eq!((step, exchange.decision), (Step::Forward, None));
         let mut edited = TestHead::get("/");
         edited.headers.clone_from(&head.headers);
-        gate.edits(&exchange, &head, &conn(), &mut edited);
+        router.edits(&exchange, &head, &conn(), &mut edited);
         assert!(
             !edited
                 .headers
@@ -374,20 +374,23 @@ mod tests {
 
     #[test]
     fn a_tester_with_the_right_token_chooses_the_side() {
-        let (gate, _) = gate();
+        let (router, _) = router();
         for side in Side::BOTH {
             let right = head("/checkout")
                 .with("x-user-id", "u")
                 .with("x-cutover-override", &format!("{side} sesame"));
             assert_eq!(
-                (decision(&gate, &right).side, decision(&gate, &right).reason),
+                (
+                    decision(&router, &right).side,
+                    decision(&router, &right).reason
+                ),
                 (side, Reason::Override)
             );
         }
         for wrong in ["new wrong", "new", "sesame", "both sesame", "new sesame2"] {
             assert_eq!(
                 decision(
-                    &gate,
+                    &router,
                     &head("/checkout")
                         .with("x-user-id", "u")
                         .with("x-cutover-override", wrong)
@@ -401,10 +404,10 @@ mod tests {
 
     #[test]
     fn what_cannot_be_told_apart_is_refused() {
-        let (gate, _) = gate();
+        let (router, _) = router();
         assert_eq!(
             refused(
-                &gate,
+                &router,
                 &head("/checkout")
                     .with("x-user-id", "a")
                     .with("x-user-id", "b")
@@ -413,7 +416,7 @@ mod tests {
         );
         assert_eq!(
             refused(
-                &gate,
+                &router,
                 &head("/checkout")
                     .with("x-user-id", "a")
                     .with("connection", "close, X-User-ID")
@@ -421,12 +424,12 @@ mod tests {
             400
         );
         assert_eq!(
-            refused(&gate, &TestHead::get("/checkout").with("x-user-id", "a")),
+            refused(&router, &TestHead::get("/checkout").with("x-user-id", "a")),
             400
         );
         assert_eq!(
             refused(
-                &gate,
+                &router,
                 &head("/checkout")
                     .with("x-user-id", "a")
                     .with("content-length", "1025")
@@ -435,7 +438,7 @@ mod tests {
         );
         assert_eq!(
             refused(
-                &gate,
+                &router,
                 &head("/checkout").with("x-padding", &"p".repeat(1024))
             ),
             431
@@ -444,7 +447,7 @@ mod tests {
 
     #[test]
     fn a_rule_matches_the_path_that_the_backend_will_understand() {
-        let (gate, _) = gate();
+        let (router, _) = router();
         for path in [
             "/checkout",
             "/checkout/1",
@@ -454,7 +457,8 @@ mod tests {
             "/./checkout/",
         ] {
             assert!(
-                gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default())
+                router
+                    .request(&head(path).with("x-user-id", "u"), &conn(), Mono::default())
                     .0
                     .rollout
                     .is_some(),
@@ -463,7 +467,8 @@ mod tests {
         }
         for path in ["/checkouts", "/checkout/../other", "/", "/other%2fcheckout"] {
             assert!(
-                gate.request(&head(path).with("x-user-id", "u"), &conn(), Mono::default())
+                router
+                    .request(&head(path).with("x-user-id", "u"), &conn(), Mono::default())
                     .0
                     .rollout
                     .is_none(),
@@ -474,8 +479,8 @@ mod tests {
 
     #[test]
     fn a_user_without_a_key_gets_a_cookie_and_is_routed_by_it_at_once() {
-        let (gate, _) = gate();
-        let (exchange, _) = gate.request(&head("/mint"), &conn(), Mono::default());
+        let (router, _) = router();
+        let (exchange, _) = router.request(&head("/mint"), &conn(), Mono::default());
         let cookie = exchange.set_cookie.clone().expect("a cookie is minted");
         let cookie = cookie.to_str().expect("ASCII");
         assert!(
@@ -484,7 +489,7 @@ mod tests {
         );
         let first = exchange.decision.expect("decided");
         assert_eq!((first.side, first.reason), (Side::New, Reason::Bucket));
-        let again = gate
+        let again = router
             .request(
                 &head("/mint").with("cookie", cookie.split(';').next().expect("a pair")),
                 &conn(),
@@ -494,14 +499,14 @@ mod tests {
         assert_eq!(again.decision, Some(first));
         assert_eq!(again.set_cookie, None);
         let mut response = TestHead::get("/");
-        gate.client_edits(&exchange, &mut response);
+        router.client_edits(&exchange, &mut response);
         assert!(response.contains(&http::header::SET_COOKIE));
         assert_eq!(response.first(&forward::BACKEND), Some(&b"new"[..]));
     }
 
     #[test]
     fn blame_is_narrow() {
-        let (gate, mut reader) = gate();
+        let (router, mut reader) = router();
         let failure = |blame, kind| Some(Failure { blame, kind });
         for (status, failure, expected) in [
             (Some(200), None, Outcome::Success),
@@ -540,10 +545,10 @@ mod tests {
             (None, None, Outcome::Ignored),
         ] {
             let head = head("/checkout").with("x-user-id", "u");
-            let (mut exchange, _) = gate.request(&head, &conn(), Mono::default());
+            let (mut exchange, _) = router.request(&head, &conn(), Mono::default());
             if let Some(status) = status {
-                gate.answered(&mut exchange, 103, None, "/", false, Mono::from_micros(1));
-                gate.answered(
+                router.answered(&mut exchange, 103, None, "/", false, Mono::from_micros(1));
+                router.answered(
                     &mut exchange,
                     status,
                     None,
@@ -553,10 +558,10 @@ mod tests {
                 );
             }
             if let Some(failure) = failure {
-                gate.failed(&mut exchange, failure, None);
+                router.failed(&mut exchange, failure, None);
             }
             assert_eq!(outcome(&exchange), expected, "{status:?} {failure:?}");
-            gate.done(
+            router.done(
                 exchange,
                 "/",
                 End {
@@ -596,13 +601,13 @@ mod tests {
         );
     }
 
-    fn answered(gate: &Gate, head: &TestHead, now: Mono) -> Option<Reply> {
-        let (exchange, step) = gate.request(head, &conn(), now);
+    fn answered(router: &Router, head: &TestHead, now: Mono) -> Option<Reply> {
+        let (exchange, step) = router.request(head, &conn(), now);
         let reply = match step {
             Step::Forward => None,
             Step::Reply(reply) | Step::Hold(reply) => Some(reply),
         };
-        gate.done(
+        router.done(
             exchange,
             "/",
             End {
@@ -618,11 +623,11 @@ mod tests {
     fn read_only_refuses_whatever_may_change_something() {
         let mut world = World::new();
         world.maintain(Some("checkout"), Maintenance::ReadOnly, None);
-        let (gate, _) = world.gate();
+        let (router, _) = world.router();
         for method in [Method::GET, Method::HEAD, Method::OPTIONS] {
             assert_eq!(
                 answered(
-                    &gate,
+                    &router,
                     &head("/checkout").with("x-user-id", "u").method(method),
                     Mono::default()
                 ),
@@ -631,7 +636,7 @@ mod tests {
         }
         for method in [Method::POST, Method::PUT, Method::PATCH, Method::DELETE] {
             let reply = answered(
-                &gate,
+                &router,
                 &head("/checkout").with("x-user-id", "u").method(method),
                 Mono::default(),
             )
@@ -643,12 +648,16 @@ mod tests {
             assert!(reply.message.contains("read-only"), "{}", reply.message);
         }
         assert_eq!(
-            answered(&gate, &head("/mint").method(Method::POST), Mono::default()),
+            answered(
+                &router,
+                &head("/mint").method(Method::POST),
+                Mono::default()
+            ),
             None,
             "another rollout"
         );
         assert_eq!(
-            answered(&gate, &head("/").method(Method::POST), Mono::default()),
+            answered(&router, &head("/").method(Method::POST), Mono::default()),
             None,
             "no rollout"
         );
@@ -658,15 +667,15 @@ mod tests {
     fn everything_includes_requests_that_match_no_rollout() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Full, None);
-        let (gate, _) = world.gate();
+        let (router, _) = world.router();
         for path in ["/checkout", "/mint", "/"] {
             assert!(
-                answered(&gate, &head(path).with("x-user-id", "u"), Mono::default()).is_some(),
+                answered(&router, &head(path).with("x-user-id", "u"), Mono::default()).is_some(),
                 "{path}"
             );
         }
         assert_eq!(
-            refused(&gate, &TestHead::get("/")),
+            refused(&router, &TestHead::get("/")),
             400,
             "what is wrong whoever sent it is said first"
         );
@@ -676,7 +685,7 @@ mod tests {
     fn a_client_is_told_to_come_back_at_the_end_if_there_is_one() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Full, Some(Duration::from_secs(600)));
-        let (gate, _) = world.gate();
+        let (router, _) = world.router();
         for (at_us, seconds) in [
             (0, 600),
             (1, 600),
@@ -684,7 +693,7 @@ mod tests {
             (600_000_000, 1),
             (700_000_000, 1),
         ] {
-            let reply = answered(&gate, &head("/"), Mono::from_micros(at_us)).expect("refused");
+            let reply = answered(&router, &head("/"), Mono::from_micros(at_us)).expect("refused");
             assert_eq!(reply.retry_after, Some(seconds), "at {at_us} us");
         }
     }
@@ -694,7 +703,7 @@ mod tests {
         let mut world = World::new();
         for mode in [Maintenance::ReadOnly, Maintenance::Hold, Maintenance::Full] {
             world.maintain(None, mode, None);
-            let (gate, _) = world.gate();
+            let (router, _) = world.router();
             let post = |token: &str| {
                 head("/checkout")
                     .with("x-user-id", "u")
@@ -702,17 +711,17 @@ mod tests {
                     .method(Method::POST)
             };
             assert_eq!(
-                decision(&gate, &post("new sesame")).reason,
+                decision(&router, &post("new sesame")).reason,
                 Reason::Override
             );
             assert!(
-                answered(&gate, &post("new wrong"), Mono::default()).is_some(),
+                answered(&router, &post("new wrong"), Mono::default()).is_some(),
                 "{}",
                 mode.name()
             );
             assert_eq!(
                 answered(
-                    &gate,
+                    &router,
                     &head("/").with("x-cutover-override", "legacy sesame"),
                     Mono::default()
                 ),
@@ -726,10 +735,10 @@ mod tests {
     fn what_maintenance_answers_is_nobodys_request() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Full, None);
-        let (gate, mut reader) = world.gate();
+        let (router, mut reader) = world.router();
         for path in ["/checkout", "/checkout", "/"] {
             answered(
-                &gate,
+                &router,
                 &head(path).with("x-user-id", "u"),
                 Mono::from_micros(5),
             )
@@ -758,14 +767,14 @@ mod tests {
     fn a_parked_request_is_decided_anew_on_what_is_in_force_then() {
         let mut world = World::new();
         world.maintain(Some("checkout"), Maintenance::Hold, None);
-        let (gate, mut reader) = world.gate();
+        let (router, mut reader) = world.router();
         let head = head("/checkout")
             .with("x-user-id", "u")
             .method(Method::POST);
         let park = || {
-            let (mut exchange, step) = gate.request(&head, &conn(), Mono::from_micros(1_000));
+            let (mut exchange, step) = router.request(&head, &conn(), Mono::from_micros(1_000));
             assert!(matches!(step, Step::Hold(_)), "{step:?}");
-            gate.park(&mut exchange);
+            router.park(&mut exchange);
             exchange
         };
         let mut parked = |expected: u64| {
@@ -779,32 +788,33 @@ mod tests {
         let exchanges = [park(), park(), park(), park(), park()];
         parked(5);
         let [first, again, late, gone, cancelled] = exchanges;
-        let after =
-            |exchange, why| gate.unparked(exchange, &head, &conn(), why, Mono::from_micros(9_000));
+        let after = |exchange, why| {
+            router.unparked(exchange, &head, &conn(), why, Mono::from_micros(9_000))
+        };
 
-        let (again, step) = after(again, Unparked::Released);
+        let (again, step) = after(again, HoldOutcome::Released);
         assert!(
             matches!(step, Step::Hold(_)),
             "the mode is on again: {step:?}"
         );
         assert_eq!(again.parked(), Duration::from_millis(8));
-        let (late, step) = after(late, Unparked::Expired);
+        let (late, step) = after(late, HoldOutcome::Expired);
         let Step::Reply(reply) = step else {
             panic!("not answered: {step:?}")
         };
         assert_eq!((reply.status.as_u16(), reply.code), (503, "maintenance"));
-        let (gone, _) = after(gone, Unparked::Left);
+        let (gone, _) = after(gone, HoldOutcome::Left);
         assert_eq!(outcome(&gone), Outcome::Aborted);
         drop((late, gone, cancelled));
         parked(1);
 
         world.maintain(Some("checkout"), Maintenance::Off, None);
-        let (mut released, step) = after(first, Unparked::Released);
+        let (mut released, step) = after(first, HoldOutcome::Released);
         assert_eq!(
             (step, released.parked()),
             (Step::Forward, Duration::from_millis(8))
         );
-        gate.answered(
+        router.answered(
             &mut released,
             200,
             None,
@@ -812,7 +822,7 @@ mod tests {
             false,
             Mono::from_micros(10_000),
         );
-        gate.done(
+        router.done(
             released,
             "/checkout",
             End {
@@ -837,20 +847,20 @@ mod tests {
     fn a_request_without_a_place_is_refused_at_once() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Hold, Some(Duration::from_secs(12)));
-        let (gate, mut reader) = world.gate();
-        let (exchange, _) = gate.request(&head("/"), &conn(), Mono::default());
-        let (exchange, step) = gate.unparked(
+        let (router, mut reader) = world.router();
+        let (exchange, _) = router.request(&head("/"), &conn(), Mono::default());
+        let (exchange, step) = router.unparked(
             exchange,
             &head("/"),
             &conn(),
-            Unparked::NoPlace,
+            HoldOutcome::NoPlace,
             Mono::default(),
         );
         let Step::Reply(reply) = step else {
             panic!("not answered: {step:?}")
         };
         assert_eq!(reply.retry_after, Some(12));
-        gate.done(exchange, "/", End::default(), Mono::default);
+        router.done(exchange, "/", End::default(), Mono::default);
         reader.read();
         assert_eq!(
             reader.slot(UNMATCHED).expect("traffic").halted,

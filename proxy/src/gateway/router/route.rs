@@ -2,7 +2,7 @@
 
 use super::exchange::Exchange;
 use super::failover::{Blame, Failure};
-use super::{Gate, Step, normalised, refuse};
+use super::{Router, Step, normalised, refuse};
 use crate::gateway::message::fields::Fields;
 use crate::gateway::message::forward;
 use crate::gateway::message::head::{Conn, Head};
@@ -14,7 +14,7 @@ use crate::shared::refusals::Refusal;
 use crate::telemetry::request_summary::RequestId;
 use crate::telemetry::traces::hex_digits;
 use cutover_core::routing::split::decide;
-use cutover_core::{Anonymous, Ask, Bucket, FailureKind, Mono, PerSide, Side, UserKey, Who};
+use cutover_core::{Anonymous, Ask, Bucket, FailureKind, Mono, PerSide, Requester, Side, UserKey};
 use http::{HeaderName, HeaderValue};
 use rand::Rng;
 use sha2::{Digest, Sha256};
@@ -81,7 +81,7 @@ pub(super) fn hex(number: u128) -> String {
     format!("{number:032x}")
 }
 
-impl Gate {
+impl Router {
     /// The host that a request asks for, or what is wrong with the request whoever sent it.
     pub(super) fn host_of<'a>(
         &self,
@@ -212,12 +212,12 @@ impl Gate {
 
     /// Who asks: the user, or without a key the client's address; and the network, since made-up
     /// ids are cheap and addresses are not.
-    pub(super) fn who(&self, key: UserKey<'_>, client: IpAddr) -> Who {
+    pub(super) fn who(&self, key: UserKey<'_>, client: IpAddr) -> Requester {
         let user = match key {
             UserKey::Known(key) => self.hasher.hash_one(key),
             UserKey::Random(_) | UserKey::None => self.hasher.hash_one(client),
         };
-        Who {
+        Requester {
             user: user as u32,
             network: self.hasher.hash_one(forward::network_of(client)) as u32,
         }

@@ -1,6 +1,6 @@
 //! A request head, a configuration file and a published snapshot, for the tests of the gateway.
 
-use super::{Gate, Limits};
+use super::{Limits, Router};
 use crate::gateway::message::head::{Conn, Edits, Head, Value};
 use crate::shared::published::{Published, Snapshot};
 use crate::telemetry::access_log::AccessLog;
@@ -208,7 +208,7 @@ impl World {
         ));
     }
 
-    pub(crate) fn gate(&self) -> (Gate, Reader) {
+    pub(crate) fn router(&self) -> (Router, Reader) {
         let listen = &self.common.settings.listen;
         let limits = Limits {
             max_header_bytes: listen.max_header_bytes,
@@ -216,7 +216,7 @@ impl World {
         };
         let (recorder, reader) = recorder();
         (
-            Gate::new(
+            Router::new(
                 Arc::clone(&self.published),
                 recorder,
                 AccessLog::off(),

@@ -32,8 +32,8 @@ use tokio::sync::{mpsc, watch};
 
 use crate::clock;
 use crate::process::sockets::{Given, Socket};
-use crate::process::upgrade::protocol::{Offer, PROTOCOL, Word};
-use crate::shared::control_handle::{ControlHandle, Estate, Tripped};
+use crate::process::upgrade::protocol::{Message, Offer, PROTOCOL};
+use crate::shared::control_handle::{ControlHandle, Handovers, Tripped};
 use crate::shared::published::Published;
 use crate::shared::reload_handle::ReloadHandle;
 
@@ -114,9 +114,9 @@ pub enum Outcome {
 
 /// A new process that is about to take over.
 #[derive(Debug)]
-pub struct Succession(Arc<Mutex<Child>>);
+pub struct Upgrade(Arc<Mutex<Child>>);
 
-impl Succession {
+impl Upgrade {
     /// Starts the program. `report` is told how it ended, from a thread of its own.
     ///
     /// # Errors
@@ -135,7 +135,7 @@ impl Succession {
         let child = Arc::new(Mutex::new(child));
         let watched = Arc::clone(&child);
         std::thread::Builder::new()
-            .name("succession".to_owned())
+            .name("upgrade".to_owned())
             .spawn(move || match negotiate(&ours, &mut holdings) {
                 Ok(()) => {
                     report(Outcome::TookOver { pid });
@@ -167,11 +167,11 @@ fn negotiate(stream: &UnixStream, holdings: &mut Holdings) -> Result<(), Failure
         is_handed_over: false,
     };
     match hear(stream).map_err(before)? {
-        Word::Hello {
+        Message::Hello {
             protocol: PROTOCOL,
             version,
         } => tracing::info!(version, "upgrade: the new process has read its file"),
-        Word::Hello { protocol, version } => {
+        Message::Hello { protocol, version } => {
             return Err(before(format!(
                 "version {version} speaks protocol {protocol} for this, and this process \
                  {PROTOCOL}: stop and start it instead"
@@ -182,12 +182,12 @@ fn negotiate(stream: &UnixStream, holdings: &mut Holdings) -> Result<(), Failure
     holdings.close_admin.send_replace(true);
     holdings.watch.pause_blocking();
     let (trips, told) = mpsc::unbounded_channel();
-    let estate = match holdings.control.hand_over_blocking(trips) {
-        Ok(Ok(estate)) => estate,
+    let handover = match holdings.control.hand_over_blocking(trips) {
+        Ok(Ok(handover)) => handover,
         Ok(Err(why)) => return Err(before(why)),
         Err(gone) => return Err(before(gone.to_string())),
     };
-    offer(stream, holdings, &estate, told).map_err(|why| Failure {
+    offer(stream, holdings, &handover, told).map_err(|why| Failure {
         why,
         is_handed_over: true,
     })
@@ -196,7 +196,7 @@ fn negotiate(stream: &UnixStream, holdings: &mut Holdings) -> Result<(), Failure
 fn offer(
     stream: &UnixStream,
     holdings: &mut Holdings,
-    estate: &Estate,
+    handover: &Handovers,
     told: mpsc::UnboundedReceiver<Tripped>,
 ) -> Result<(), String> {
     let text = |error: io::Error| error.to_string();
@@ -208,23 +208,23 @@ fn offer(
     let offer = Offer {
         clock_us: clock::mono().as_micros(),
         sockets,
-        estate: protocol::estate_of(estate),
+        handover: protocol::estate_of(handover),
     };
-    protocol::say(stream, &Word::Offer(offer)).map_err(text)?;
+    protocol::say(stream, &Message::Offer(offer)).map_err(text)?;
     protocol::pass(stream, &holdings.sockets).map_err(text)?;
     // A copy that stays open would let clients connect to a port that nobody serves any more.
     holdings.sockets.clear();
     let speaking = stream.try_clone().map_err(text)?;
     std::thread::Builder::new()
-        .name("succession-out".to_owned())
+        .name("upgrade-out".to_owned())
         .spawn(move || tell(&speaking, told))
         .map_err(text)?;
     match hear(stream)? {
-        Word::Ready => {}
+        Message::Ready => {}
         other => return Err(unexpected(&other)),
     }
     match hear(stream)? {
-        Word::Lead {
+        Message::Lead {
             acknowledged,
             rollouts,
             maintenance,
@@ -240,7 +240,7 @@ fn offer(
     stream.set_read_timeout(None).map_err(text)
 }
 
-fn hear(stream: &UnixStream) -> Result<Word, String> {
+fn hear(stream: &UnixStream) -> Result<Message, String> {
     protocol::hear(stream).map_err(|error| match error.kind() {
         io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
             format!("it was silent for {PATIENCE:?}")
@@ -250,9 +250,9 @@ fn hear(stream: &UnixStream) -> Result<Word, String> {
     })
 }
 
-fn unexpected(word: &Word) -> String {
+fn unexpected(word: &Message) -> String {
     match word {
-        Word::Failed { why } => why.clone(),
+        Message::Failed { why } => why.clone(),
         other => format!("it said something unexpected: {other:?}"),
     }
 }
@@ -283,7 +283,7 @@ fn tell(stream: &UnixStream, mut trips: mpsc::UnboundedReceiver<Tripped>) {
             rollout = tripped.rollout,
             "upgrade: the new process is told of this rollback"
         );
-        if protocol::say(stream, &Word::of_trip(&tripped)).is_err() {
+        if protocol::say(stream, &Message::of_trip(&tripped)).is_err() {
             return;
         }
     }
@@ -291,7 +291,7 @@ fn tell(stream: &UnixStream, mut trips: mpsc::UnboundedReceiver<Tripped>) {
 
 /// Follows the new process as long as both live.
 fn follow(stream: &UnixStream, control: &ControlHandle) {
-    while let Ok(Word::Lead {
+    while let Ok(Message::Lead {
         acknowledged,
         rollouts,
         maintenance,
@@ -312,18 +312,18 @@ fn follow(stream: &UnixStream, control: &ControlHandle) {
 
 /// The end of a process that takes over.
 #[derive(Debug)]
-pub struct Heir(UnixStream);
+pub struct Successor(UnixStream);
 
 /// What a process takes over.
 #[derive(Debug)]
-pub struct Inheritance {
+pub struct Inherited {
     /// The listening sockets.
     pub sockets: Given,
     /// What is known of each rollout.
-    pub estate: Estate,
+    pub handover: Handovers,
 }
 
-impl Heir {
+impl Successor {
     /// The pair of sockets that the process before this one put in place of standard input.
     ///
     /// # Errors
@@ -354,10 +354,10 @@ impl Heir {
     ///
     /// # Errors
     /// When the other process is gone or says something else.
-    pub fn ask(&self) -> io::Result<Inheritance> {
+    pub fn ask(&self) -> io::Result<Inherited> {
         protocol::say(
             &self.0,
-            &Word::Hello {
+            &Message::Hello {
                 protocol: PROTOCOL,
                 version: env!("CARGO_PKG_VERSION").to_owned(),
             },
@@ -365,9 +365,9 @@ impl Heir {
         let Offer {
             clock_us,
             sockets,
-            estate,
+            handover,
         } = match protocol::hear(&self.0)? {
-            Word::Offer(offer) => offer,
+            Message::Offer(offer) => offer,
             other => {
                 return Err(io::Error::new(
                     io::ErrorKind::InvalidData,
@@ -376,7 +376,7 @@ impl Heir {
             }
         };
         let sockets = protocol::receive(&self.0, &sockets)?;
-        let estate = protocol::restore_estate(estate)?;
+        let handover = protocol::restore_handover(handover)?;
         let goes_on = clock::go_on_from(cutover_core::Mono::from_micros(clock_us));
         if !goes_on {
             tracing::warn!(
@@ -384,9 +384,9 @@ impl Heir {
                  left behind"
             );
         }
-        Ok(Inheritance {
+        Ok(Inherited {
             sockets: Given::ByProcess(sockets),
-            estate: if goes_on { estate } else { Estate::new() },
+            handover: if goes_on { handover } else { Handovers::new() },
         })
     }
 
@@ -394,7 +394,7 @@ impl Heir {
     pub fn fail(&self, why: &str) {
         let _ = protocol::say(
             &self.0,
-            &Word::Failed {
+            &Message::Failed {
                 why: why.to_owned(),
             },
         );
@@ -416,12 +416,12 @@ impl Heir {
         let (acknowledge, acknowledged) = watch::channel(0);
         let runtime = tokio::runtime::Builder::new_current_thread().build()?;
         std::thread::Builder::new()
-            .name("succession-out".to_owned())
+            .name("upgrade-out".to_owned())
             .spawn(move || runtime.block_on(lead(&speaking, &published, acknowledged)))?;
         std::thread::Builder::new()
-            .name("succession".to_owned())
+            .name("upgrade".to_owned())
             .spawn(move || {
-                while let Ok(Word::Tripped {
+                while let Ok(Message::Tripped {
                     rollout,
                     trip,
                     actor,
@@ -446,7 +446,7 @@ impl Heir {
 /// Tells the process before this one what is in force, at each change, until it is gone.
 async fn lead(stream: &UnixStream, published: &Published, mut acknowledged: watch::Receiver<u64>) {
     let mut changes = published.changes();
-    let mut said = protocol::say(stream, &Word::Ready);
+    let mut said = protocol::say(stream, &Message::Ready);
     loop {
         // The count first: what it counts is in what is loaded after it.
         let count = *acknowledged.borrow_and_update();
@@ -454,7 +454,7 @@ async fn lead(stream: &UnixStream, published: &Published, mut acknowledged: watc
         said = said.and_then(|()| {
             protocol::say(
                 stream,
-                &Word::of_lead(&Lead::of(&published.load().split), count),
+                &Message::of_lead(&Lead::of(&published.load().split), count),
             )
         });
         if said.is_err() {

@@ -13,7 +13,7 @@
 //! ```
 //!
 //! An old process of another version refuses at Hello, and goes on. This file knows the words; when
-//! they are said is in `succession`.
+//! they are said is in `upgrade`.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -23,9 +23,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
-use cutover_core::control::rollout::Heritage;
-use cutover_core::guard::judge::{Heritage as JudgeHeritage, PartHeritage};
-use cutover_core::{Actor, Lead, LedRollout, Maintenance, Mono, Percent, Restriction, Source};
+use cutover_core::control::rollout::Handover;
+use cutover_core::guard::judge::{Handover as JudgeHandover, PartHandover};
+use cutover_core::{Actor, Lead, LedRollout, Maintenance, Mono, Percent, Restriction, Via};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags,
@@ -33,7 +33,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 
 use crate::process::sockets::{Purpose, Socket};
-use crate::shared::control_handle::{Estate, Tripped};
+use crate::shared::control_handle::{Handovers, Tripped};
 use crate::state::status_file;
 use crate::status::TripStatus;
 
@@ -47,7 +47,7 @@ const AT_ONCE: usize = 64;
 /// What is said.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "word", rename_all = "snake_case")]
-pub enum Word {
+pub enum Message {
     /// The new process has read its file and wants to take over.
     Hello {
         /// [`PROTOCOL`].
@@ -66,7 +66,7 @@ pub enum Word {
     Ready,
     /// What the new process has in force.
     Lead {
-        /// How many words [`Word::Tripped`] are in it.
+        /// How many words [`Message::Tripped`] are in it.
         acknowledged: u64,
         /// By rollout.
         rollouts: Vec<Led>,
@@ -96,7 +96,8 @@ pub struct Offer {
     /// What the sockets that follow are for, in their order.
     pub sockets: Vec<(Purpose, SocketAddr)>,
     /// What is known of each rollout.
-    pub estate: Vec<Known>,
+    #[serde(rename = "estate")]
+    pub handover: Vec<Known>,
 }
 
 /// What is known of one rollout beside its saved standing.
@@ -161,19 +162,19 @@ fn share(thousandths: u32) -> io::Result<Percent> {
 }
 
 /// Writes down what is known of each rollout.
-pub fn estate_of(estate: &Estate) -> Vec<Known> {
-    let part = |part: &PartHeritage| (part.evidence.clone(), part.alone.clone());
-    let known = |(id, heritage): (&Arc<str>, &Heritage)| Known {
+pub fn estate_of(handover: &Handovers) -> Vec<Known> {
+    let part = |part: &PartHandover| (part.evidence.clone(), part.alone.clone());
+    let known = |(id, handover): (&Arc<str>, &Handover)| Known {
         rollout: id.to_string(),
-        share: heritage.share.thousandths(),
-        raised_at_us: heritage.raised_at.map(Mono::as_micros),
-        frozen: heritage
+        share: handover.share.thousandths(),
+        raised_at_us: handover.raised_at.map(Mono::as_micros),
+        frozen: handover
             .frozen
             .as_ref()
             .map(|(share, last, why)| (share.thousandths(), last.as_micros(), why.clone())),
-        compares_from_us: heritage.judge.compares_from.map(Mono::as_micros),
-        warm_until_us: heritage.judge.warm_until.map(Mono::as_micros),
-        ever: heritage
+        compares_from_us: handover.judge.compares_from.map(Mono::as_micros),
+        warm_until_us: handover.judge.warm_until.map(Mono::as_micros),
+        ever: handover
             .judge
             .ever
             .iter()
@@ -187,24 +188,24 @@ pub fn estate_of(estate: &Estate) -> Vec<Known> {
                 )
             })
             .collect(),
-        alone: heritage.judge.alone,
-        rules: heritage
+        alone: handover.judge.alone,
+        rules: handover
             .judge
             .rules
             .iter()
             .map(|(rule, parts)| (rule.clone(), parts.iter().map(part).collect()))
             .collect(),
     };
-    estate.iter().map(known).collect()
+    handover.iter().map(known).collect()
 }
 
 /// Reads it back.
 ///
 /// # Errors
 /// What of it is none.
-pub fn restore_estate(known: Vec<Known>) -> io::Result<Estate> {
+pub fn restore_handover(known: Vec<Known>) -> io::Result<Handovers> {
     let restore = |known: Known| {
-        let part = |(evidence, alone): KnownPart| PartHeritage { evidence, alone };
+        let part = |(evidence, alone): KnownPart| PartHandover { evidence, alone };
         let rules = known
             .rules
             .into_iter()
@@ -229,7 +230,7 @@ pub fn restore_estate(known: Vec<Known>) -> io::Result<Estate> {
                 )
             })
             .collect();
-        let judge = JudgeHeritage {
+        let judge = JudgeHandover {
             rules,
             compares_from: known.compares_from_us.map(Mono::from_micros),
             warm_until: known.warm_until_us.map(Mono::from_micros),
@@ -238,7 +239,7 @@ pub fn restore_estate(known: Vec<Known>) -> io::Result<Estate> {
         };
         Ok((
             Arc::from(known.rollout),
-            Heritage {
+            Handover {
                 judge,
                 share: share(known.share)?,
                 raised_at: known.raised_at_us.map(Mono::from_micros),
@@ -252,7 +253,7 @@ pub fn restore_estate(known: Vec<Known>) -> io::Result<Estate> {
         .collect::<io::Result<BTreeMap<_, _>>>()
 }
 
-impl Word {
+impl Message {
     /// What is in force, as a word.
     pub fn of_lead(lead: &Lead, acknowledged: u64) -> Self {
         let led = |led: &LedRollout| Led {
@@ -319,8 +320,7 @@ pub fn restore_trip(
     source: &str,
     reason: String,
 ) -> io::Result<Tripped> {
-    let source =
-        Source::of_name(source).ok_or_else(|| wrong(format!("{source:?} is no source")))?;
+    let source = Via::of_name(source).ok_or_else(|| wrong(format!("{source:?} is no source")))?;
     Ok(Tripped {
         rollout,
         trip: status_file::trip(trip).map_err(wrong)?,
@@ -336,7 +336,7 @@ pub fn restore_trip(
 ///
 /// # Errors
 /// When the other end is gone.
-pub fn say(mut stream: &UnixStream, word: &Word) -> io::Result<()> {
+pub fn say(mut stream: &UnixStream, word: &Message) -> io::Result<()> {
     let text = serde_json::to_vec(word)?;
     let length = u32::try_from(text.len())
         .map_err(|_| wrong(format!("a word of {} bytes is too long", text.len())))?;
@@ -349,7 +349,7 @@ pub fn say(mut stream: &UnixStream, word: &Word) -> io::Result<()> {
 /// # Errors
 /// `UnexpectedEof` when the other end is gone, `WouldBlock` when the time limit of the stream is
 /// over, `InvalidData` when it is no word.
-pub fn hear(mut stream: &UnixStream) -> io::Result<Word> {
+pub fn hear(mut stream: &UnixStream) -> io::Result<Message> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
     let length = u32::from_be_bytes(length) as usize;
@@ -446,17 +446,17 @@ mod tests {
             .collect();
         say(
             &here,
-            &Word::Offer(Offer {
+            &Message::Offer(Offer {
                 clock_us: 7,
                 sockets: wanted.clone(),
-                estate: Vec::new(),
+                handover: Vec::new(),
             }),
         )
         .expect("said");
         pass(&here, &sockets).expect("passed");
-        say(&here, &Word::Ready).expect("said");
+        say(&here, &Message::Ready).expect("said");
         drop((here, sockets, listener));
-        let Ok(Word::Offer(offer)) = hear(&there) else {
+        let Ok(Message::Offer(offer)) = hear(&there) else {
             panic!("no offer")
         };
         let received = receive(&there, &offer.sockets).expect("sockets");
@@ -471,7 +471,7 @@ mod tests {
                 .all(|socket| socket.listener.local_addr().ok() == Some(address)
                     && socket.purpose == Purpose::Admin)
         );
-        assert!(matches!(hear(&there), Ok(Word::Ready)));
+        assert!(matches!(hear(&there), Ok(Message::Ready)));
         assert_eq!(
             hear(&there).expect_err("the other end is gone").kind(),
             io::ErrorKind::UnexpectedEof
@@ -480,11 +480,11 @@ mod tests {
 
     #[test]
     fn what_one_process_knows_another_reads_as_it_was() {
-        let part = PartHeritage {
+        let part = PartHandover {
             evidence: vec![1.0, 0.1 + 0.2, -3.75],
             alone: Some((0.001, vec![2.5])),
         };
-        let judge = JudgeHeritage {
+        let judge = JudgeHandover {
             rules: vec![("ErrorsMax(Rate(1))".to_owned(), vec![part])],
             compares_from: Some(Mono::from_micros(9)),
             warm_until: Some(Mono::from_micros(12)),
@@ -492,17 +492,17 @@ mod tests {
             alone: true,
         };
         let percent = |text: &str| Percent::parse(text).expect("a percentage");
-        let heritage = Heritage {
+        let handover = Handover {
             judge,
             share: percent("12.5"),
             raised_at: Some(Mono::from_micros(5)),
             frozen: Some((percent("5"), Mono::from_micros(8), "both".to_owned())),
         };
-        let estate: Estate = [(Arc::from("checkout"), heritage)].into();
-        let text = serde_json::to_string(&estate_of(&estate)).expect("text");
+        let handover: Handovers = [(Arc::from("checkout"), handover)].into();
+        let text = serde_json::to_string(&estate_of(&handover)).expect("text");
         assert_eq!(
-            restore_estate(serde_json::from_str(&text).expect("known")).expect("an estate"),
-            estate
+            restore_handover(serde_json::from_str(&text).expect("known")).expect("an handover"),
+            handover
         );
     }
 
@@ -523,8 +523,8 @@ mod tests {
             }],
             maintenance: Restriction::default(),
         };
-        say(&here, &Word::of_lead(&lead, 3)).expect("said");
-        let Ok(Word::Lead {
+        say(&here, &Message::of_lead(&lead, 3)).expect("said");
+        let Ok(Message::Lead {
             acknowledged: 3,
             rollouts,
             maintenance,
@@ -547,8 +547,8 @@ mod tests {
             actor: Actor::guard(),
             reason: "a rule".to_owned(),
         };
-        say(&here, &Word::of_trip(&tripped)).expect("said");
-        let Ok(Word::Tripped {
+        say(&here, &Message::of_trip(&tripped)).expect("said");
+        let Ok(Message::Tripped {
             rollout,
             trip: told,
             actor,

@@ -1,7 +1,7 @@
 //! The files behind a configuration: reading them, telling whether they changed, and editing a
 //! percentage in them.
 //!
-//! A [`Source`] knows the main file and everything its last reading touched (includes, lists,
+//! A [`ConfigSource`] knows the main file and everything its last reading touched (includes, lists,
 //! patterns), so that a poll can tell "nothing changed" by content alone. Whether something changed
 //! is never told by times of modification: they lie on network file systems and in containers.
 //!
@@ -21,7 +21,7 @@ use cutover_core::Percent;
 use sha2::{Digest, Sha256};
 
 use crate::shared::reload_handle::SetError;
-use crate::shared::settling::Sight;
+use crate::shared::settling::Fingerprint;
 use crate::state::last_good::{self, Kept, LastGood};
 use crate::state::status_file;
 pub use error::SourceError;
@@ -33,18 +33,18 @@ const READINGS: usize = 3;
 
 /// The main file and what it drew in when it was last read.
 #[derive(Debug)]
-pub struct Source {
+pub struct ConfigSource {
     path: PathBuf,
     touched: Touched,
     /// The fingerprint just before the last reading. Taken before and not after, so that a file
     /// saved meanwhile still counts as changed.
     read_at: [u8; 32],
     /// What was seen just before the last reading, by path; the main file is under the empty path.
-    sights: BTreeMap<String, Sight>,
+    sights: BTreeMap<String, Fingerprint>,
     /// What the last reading read, by path, without what was held; the main file is not in it.
     texts: BTreeMap<String, String>,
     /// What is in force, by path; the main file is under the empty path.
-    accepted: BTreeMap<String, Sight>,
+    accepted: BTreeMap<String, Fingerprint>,
     /// The content that stands for a file.
     held: Kept,
     /// The state directory, once it is known: where the content of what is held is.
@@ -52,18 +52,18 @@ pub struct Source {
 }
 
 /// What a look saw, by path; the main file is under the empty path.
-pub type Sights = BTreeMap<String, Sight>;
+pub type Fingerprints = BTreeMap<String, Fingerprint>;
 
-impl Source {
+impl ConfigSource {
     /// The configuration in this file. Nothing is read yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
             touched: Touched::default(),
             read_at: [0; 32],
-            sights: Sights::new(),
+            sights: Fingerprints::new(),
             texts: BTreeMap::new(),
-            accepted: Sights::new(),
+            accepted: Fingerprints::new(),
             held: Kept::new(),
             state: None,
         }
@@ -94,7 +94,7 @@ impl Source {
     }
 
     /// What is in force, by path.
-    pub fn accepted(&self) -> &Sights {
+    pub fn accepted(&self) -> &Fingerprints {
         &self.accepted
     }
 
@@ -187,15 +187,15 @@ impl Source {
         self.load_once()
     }
 
-    /// The fingerprint of what the last [`Source::load`] read, with what was held.
+    /// The fingerprint of what the last [`ConfigSource::load`] read, with what was held.
     pub fn fingerprint_read(&self) -> [u8; 32] {
         self.fingerprint_of(&self.sights, &self.held)
     }
 
-    /// Whether the last [`Source::load`] read what a look has seen. A list may change between the
+    /// Whether the last [`ConfigSource::load`] read what a look has seen. A list may change between the
     /// two, and what was read then has not rested. A file that the look did not know counts as
     /// seen.
-    pub fn has_read(&self, seen: &Sights, main: &str) -> bool {
+    pub fn has_read(&self, seen: &Fingerprints, main: &str) -> bool {
         let is_main_seen = seen
             .get("")
             .is_some_and(|sight| Sha256::digest(main)[..] == sight.content);
@@ -206,12 +206,12 @@ impl Source {
             })
     }
 
-    /// What was seen just before the last [`Source::load`] that is not accepted.
-    pub fn sights(&self) -> &Sights {
+    /// What was seen just before the last [`ConfigSource::load`] that is not accepted.
+    pub fn sights(&self) -> &Fingerprints {
         &self.sights
     }
 
-    /// Whether anything differs from what the last [`Source::load`] found.
+    /// Whether anything differs from what the last [`ConfigSource::load`] found.
     pub fn has_changed(&self) -> bool {
         self.fingerprint() != self.read_at
     }
@@ -242,11 +242,11 @@ impl Source {
     }
 
     /// What everything that the last reading touched is now. What is held is looked at where it is.
-    pub fn look(&self) -> Sights {
+    pub fn look(&self) -> Fingerprints {
         let base = self.base();
         let sight = |path: &Path| {
             let read = read_regular(path);
-            Sight::of(
+            Fingerprint::of(
                 path,
                 read.as_ref().map(String::as_bytes).map_err(String::as_str),
             )
@@ -267,7 +267,7 @@ impl Source {
 
     /// The same for a look that has been taken, for what patterns find now, and with the content
     /// that stands for what is held.
-    pub fn fingerprint_of(&self, sights: &Sights, held: &Kept) -> [u8; 32] {
+    pub fn fingerprint_of(&self, sights: &Fingerprints, held: &Kept) -> [u8; 32] {
         let mut hash = Sha256::new();
         let mut add = |what: &str, content: &[u8]| {
             for part in [what.as_bytes(), content] {
@@ -482,7 +482,7 @@ mod tests {
         .expect("written");
         fs::write(at("users.txt"), "ana\n").expect("written");
         fs::write(at("rollouts/users.txt"), "ana\n").expect("written");
-        let mut source = Source::new(at("cutover.toml"));
+        let mut source = ConfigSource::new(at("cutover.toml"));
         let _ = source.load();
         let mut seen = vec![source.fingerprint()];
         assert_eq!(source.fingerprint(), seen[0]);
@@ -506,7 +506,7 @@ mod tests {
         )
         .expect("written");
         fs::write(at("a.inc.toml"), rollout("a", "5")).expect("written");
-        let mut source = Source::new(at("cutover.toml"));
+        let mut source = ConfigSource::new(at("cutover.toml"));
         source.load().unwrap_or_else(|error| panic!("{error}"));
         assert!(
             !source.has_changed(),
@@ -538,7 +538,7 @@ mod tests {
         )
         .expect("written");
         fs::write(at("rollouts/a.toml"), rollout("a", "5")).expect("written");
-        let mut source = Source::new(at("cutover.toml"));
+        let mut source = ConfigSource::new(at("cutover.toml"));
         let percent = Percent::parse("12.5").expect("a percentage");
         for (id, file) in [("main", "cutover.toml"), ("a", "rollouts/a.toml")] {
             let before = fs::read_to_string(at(file)).expect("text");
@@ -562,7 +562,7 @@ mod tests {
         ));
         let standalone =
             source.self_contained(&fs::read_to_string(at("cutover.toml")).expect("text"));
-        let alone = Source::new(at("alone.toml"))
+        let alone = ConfigSource::new(at("alone.toml"))
             .parse("alone.toml", &standalone)
             .unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(alone.rollouts.len(), 2);
@@ -581,7 +581,7 @@ mod tests {
             format!("{BACKENDS}{}", rollout("a", "5")),
         )
         .expect("written");
-        let mut source = Source::new(directory.path().join("cutover.toml"));
+        let mut source = ConfigSource::new(directory.path().join("cutover.toml"));
         source.load().unwrap_or_else(|error| panic!("{error}"));
         assert_eq!(source.mounted_alone(), Vec::<PathBuf>::new());
     }
@@ -591,7 +591,7 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("cutover.toml");
         let problem = |path: &Path| {
-            Source::new(path)
+            ConfigSource::new(path)
                 .load()
                 .expect_err("not usable")
                 .to_string()

@@ -4,7 +4,7 @@ use super::maintenance::Halted;
 use super::shard::{PLACES, WAIT_TICKS, bump, bump16};
 use super::{Origin, Recorder};
 use cutover_core::stats::users::tick_of;
-use cutover_core::{Ending, Evidence, Mono, PerSide, Side, Who};
+use cutover_core::{Ending, Evidence, Mono, PerSide, Requester, Side};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -73,7 +73,7 @@ impl InFlight {
     }
 
     /// Counts the request as waiting for an answer from now on: all of it has been sent.
-    pub fn waits(&mut self, who: Who, evidence: Evidence, at: Mono) {
+    pub fn waits(&mut self, who: Requester, evidence: Evidence, at: Mono) {
         if self.waiting.is_some() {
             return;
         }

@@ -14,7 +14,7 @@
 //! In flight is started minus finished. The two may be counted by different threads, since a task
 //! moves between them; each count still has one writer.
 //!
-//! Who was hurt is counted by the core's [`Watch`], one for each rollout, shared by all threads:
+//! Who was hurt is counted by the core's [`UserTracker`], one for each rollout, shared by all threads:
 //! bad and slow requests pay for it. A failure on new also rings a bell, so that the judge need not
 //! wait for its tick. Requests without an answer are counted by the tick in which they began to
 //! wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without looking at
@@ -31,10 +31,12 @@ use std::cell::{OnceCell, RefCell};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use cutover_core::{Ending, Evidence, Mono, Outcome, PerSide, Reason, Side, Watch, Who};
+use cutover_core::{
+    Ending, Evidence, Mono, Outcome, PerSide, Reason, Requester, Side, UserTracker,
+};
 use tokio::sync::Notify;
 
-use crate::shared::failover_budget::Rescue;
+use crate::shared::failover_budget::FailoverBudget;
 pub use in_flight::{Held, InFlight};
 pub use maintenance::Halted;
 pub use reader::{Look, Reader, SlotTotals};
@@ -69,13 +71,13 @@ struct Registry {
 /// What all threads share of a slot; a request that succeeds only reads it.
 #[derive(Clone, Debug, Default)]
 struct Shared {
-    watch: Arc<Watch>,
-    rescue: Arc<Rescue>,
+    watch: Arc<UserTracker>,
+    rescue: Arc<FailoverBudget>,
     websockets: Arc<PerSide<AtomicU64>>,
 }
 
 impl Registry {
-    fn watch(&self, slot: usize) -> Arc<Watch> {
+    fn watch(&self, slot: usize) -> Arc<UserTracker> {
         self.shared(slot).watch
     }
 
@@ -99,7 +101,7 @@ struct Registered {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
     /// Who sent it.
-    pub who: Who,
+    pub who: Requester,
     /// What was asked for.
     pub path: &'a str,
     /// The epoch of the rollout it was decided under.
@@ -133,8 +135,8 @@ struct Local {
     shards: Arc<PerSide<Shard>>,
     /// Of all other requests; made for the first of them.
     apart: OnceCell<Arc<PerSide<Shard>>>,
-    watch: Arc<Watch>,
-    rescue: Arc<Rescue>,
+    watch: Arc<UserTracker>,
+    rescue: Arc<FailoverBudget>,
     websockets: Arc<PerSide<AtomicU64>>,
 }
 
@@ -221,7 +223,7 @@ impl Recorder {
 
     /// The permits and counts of requests of a slot that legacy may save. Only for requests that
     /// have failed.
-    pub fn rescue(&self, slot: usize) -> Arc<Rescue> {
+    pub fn rescue(&self, slot: usize) -> Arc<FailoverBudget> {
         let mut found = None;
         self.with(slot, |local| found = Some(Arc::clone(&local.rescue)));
         found.unwrap_or_default()
@@ -377,7 +379,7 @@ mod tests {
         let mut waiting = Vec::new();
         for user in 0..40 {
             let mut in_flight = recorder.begin(1, Side::New, None);
-            in_flight.waits(Who { user, network: 0 }, Evidence::Compared, tick(7));
+            in_flight.waits(Requester { user, network: 0 }, Evidence::Compared, tick(7));
             if user % 4 == 0 {
                 in_flight.is_answered();
             }
@@ -399,7 +401,7 @@ mod tests {
         // A round of the ring later: those of before still wait, and are not told again.
         let mut late = recorder.begin(1, Side::New, None);
         late.waits(
-            Who {
+            Requester {
                 user: 1,
                 network: 0,
             },
@@ -418,7 +420,7 @@ mod tests {
             let recorder = Arc::clone(&recorder);
             std::thread::spawn(move || {
                 let mut in_flight = recorder.begin(1, Side::New, None);
-                in_flight.waits(Who { user, network: 0 }, Evidence::Compared, tick(3));
+                in_flight.waits(Requester { user, network: 0 }, Evidence::Compared, tick(3));
                 in_flight
             })
             .join()
@@ -441,10 +443,12 @@ mod tests {
         let (recorder, mut reader) = recorder();
         let failure = ending(Outcome::Failure(FailureKind::Status), 5);
         recorder.record(1, Side::New, &failure, &Origin::default());
-        reader.watch(1).aim(&cutover_core::Aims {
-            epoch: 1,
-            ..Default::default()
-        });
+        reader
+            .watch(1)
+            .set_tracker_limits(&cutover_core::TrackerLimits {
+                epoch: 1,
+                ..Default::default()
+            });
         recorder.record(1, Side::New, &failure, &Origin::default());
         recorder.record(
             1,
@@ -452,7 +456,7 @@ mod tests {
             &failure,
             &Origin {
                 epoch: 1,
-                who: Who {
+                who: Requester {
                     user: 9,
                     network: 9,
                 },
@@ -473,7 +477,7 @@ mod tests {
         fn the_recorder_counts_what_totals_mean(endings in proptest::collection::vec((0usize..10, 100u16..600, 0u64..70_000_000, 0usize..3), 0..200)) {
             let (recorder, mut reader) = recorder();
             let (mut expected, mut expected_compared) = (Totals::default(), Totals::default());
-            let watch = Watch::default();
+            let watch = UserTracker::default();
             for (outcome, status, latency_us, evidence) in endings {
                 let outcome = match outcome {
                     0 => Outcome::Success,
@@ -484,7 +488,7 @@ mod tests {
                 };
                 let evidence = [Evidence::None, Evidence::Limits, Evidence::Compared][evidence];
                 let ending = Ending { outcome, status: Some(status), latency_us: Some(latency_us), evidence };
-                let counted = watch.see(Side::New, &ending, Who::default(), "", Mono::default());
+                let counted = watch.see(Side::New, &ending, Requester::default(), "", Mono::default());
                 expected.record(&ending, counted);
                 if evidence.is_compared() {
                     expected_compared.record(&ending, counted);

@@ -3,10 +3,12 @@
 use super::maintenance::Halted;
 use super::shard::{PLACES, Seen, Shard, WAIT_CELLS, WAIT_TICKS, add_news};
 use super::{Registry, slot_of};
-use crate::shared::failover_budget::Ration;
-use cutover_core::stats::users::{LastCrowd, tick_of};
+use crate::shared::failover_budget::BudgetRefill;
+use cutover_core::stats::users::{LastPopulation, tick_of};
 use cutover_core::stats::window::Totals;
-use cutover_core::{Crowd, Mono, Observed, PerSide, Reason, Side, Waited, Watch, Witness};
+use cutover_core::{
+    BadEvent, Mono, Observed, PerSide, Population, Reason, Side, UserTracker, Waited,
+};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, PoisonError};
@@ -26,7 +28,7 @@ pub struct SlotTotals {
     /// Open WebSockets.
     pub websockets: PerSide<u64>,
     /// What became of failing requests that could be saved, in the order of
-    /// [`Saving::ALL`](crate::shared::failover_budget::Saving::ALL).
+    /// [`FailoverResult::ALL`](crate::shared::failover_budget::FailoverResult::ALL).
     pub savings: [u64; 3],
     /// What maintenance did to requests, by [`Halted::index`].
     pub halted: [u64; Halted::COUNT],
@@ -47,8 +49,8 @@ pub struct Look {
     pub(super) streaks: PerSide<u32>,
     pub(super) waited: PerSide<Waited>,
     pub(super) waited_compared: PerSide<Waited>,
-    pub(super) witnesses: Vec<Witness>,
-    pub(super) crowd: Option<Crowd>,
+    pub(super) bad_events: Vec<BadEvent>,
+    pub(super) population: Option<Population>,
 }
 
 impl Look {
@@ -68,8 +70,8 @@ impl Look {
             passes_checks,
             waited: self.waited,
             waited_compared: self.waited_compared,
-            witnesses: &self.witnesses,
-            crowd: self.crowd,
+            bad_events: &self.bad_events,
+            population: self.population,
         }
     }
 }
@@ -89,8 +91,8 @@ pub(super) struct Slot {
     pub(super) finished: PerSide<u64>,
     /// Of users who are not compared, and of those who are.
     pub(super) waits: [PerSide<Waits>; 2],
-    pub(super) crowd: LastCrowd,
-    pub(super) ration: Ration,
+    pub(super) population: LastPopulation,
+    pub(super) ration: BudgetRefill,
 }
 
 /// What the reader knows of the ring of waiting requests of one side.
@@ -206,7 +208,7 @@ impl Reader {
     }
 
     /// The watch of a slot.
-    pub fn watch(&self, slot: usize) -> Arc<Watch> {
+    pub fn watch(&self, slot: usize) -> Arc<UserTracker> {
         self.registry.watch(slot)
     }
 
@@ -225,9 +227,9 @@ impl Reader {
         let known = self.slots.get_mut(slot);
         // Once a second, and not for all slots at once.
         let is_due = aged.is_some() && (tick_of(now) as usize + slot).is_multiple_of(4);
-        let crowd = match known {
-            Some(slot) => slot.crowd.look(&watch, is_due, now),
-            None => is_due.then(|| watch.crowd(now)),
+        let population = match known {
+            Some(slot) => slot.population.look(&watch, is_due, now),
+            None => is_due.then(|| watch.population(now)),
         };
         let (waited, waited_compared) = aged
             .filter(|ticks| !ticks.is_empty())
@@ -235,8 +237,8 @@ impl Reader {
             .unwrap_or_default();
         Look {
             streaks: watch.streaks(),
-            witnesses: watch.drain(),
-            crowd,
+            bad_events: watch.drain(),
+            population,
             waited,
             waited_compared,
         }

@@ -637,10 +637,10 @@ mod tests {
                 Ok(())
             }
         }
-        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let router = Arc::new((Mutex::new(false), Condvar::new()));
         let (log, writer) = AccessLog::start(
             LogFormat::Text,
-            Out::to(Box::new(Stuck(Arc::clone(&gate)))),
+            Out::to(Box::new(Stuck(Arc::clone(&router)))),
             [7; 16],
         )
         .expect("a thread starts");
@@ -649,8 +649,8 @@ mod tests {
         }
         let dropped = log.dropped();
         assert!(dropped > 0 && dropped < 4 * QUEUE as u64, "{dropped}");
-        *gate.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        gate.1.notify_all();
+        *router.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        router.1.notify_all();
         drop(log);
         writer.join().expect("the writer ends");
     }

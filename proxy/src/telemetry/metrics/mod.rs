@@ -25,8 +25,8 @@ use prometheus::{Encoder, TextEncoder};
 use crate::clock;
 use crate::shared::certificates::Certificates;
 use crate::shared::connections::{Connections, Declined, lingering};
-use crate::shared::drain::{Drains, Ended};
-use crate::shared::failover_budget::Saving;
+use crate::shared::drain::{DrainSignal, Drained};
+use crate::shared::failover_budget::FailoverResult;
 use crate::shared::recorder::{Halted, SlotTotals};
 use crate::shared::refusals::{Refusal, Refusals};
 use crate::shared::report::Report;
@@ -52,7 +52,7 @@ pub fn render(
     connections: &Connections,
     refusals: &Refusals,
     certificates: &Certificates,
-    drains: &Drains,
+    drains: &DrainSignal,
     access_log: &AccessLog,
     traces: &Traces,
 ) -> prometheus::Result<Vec<u8>> {
@@ -154,7 +154,7 @@ pub fn render(
                 .map_or(0, |(_, _, count)| *count);
             families.add(names::ROLLBACKS, &[id, rule], Value::Counter(count));
         }
-        for (saving, count) in Saving::ALL.into_iter().zip(measured.totals.savings) {
+        for (saving, count) in FailoverResult::ALL.into_iter().zip(measured.totals.savings) {
             families.add(
                 names::FAILOVERS,
                 &[id, saving.name()],
@@ -223,7 +223,7 @@ pub fn render(
             Value::Gauge(f64::from(certificate.is_current)),
         );
     }
-    for (ended, count) in Ended::ALL.into_iter().zip(drains.counts()) {
+    for (ended, count) in Drained::ALL.into_iter().zip(drains.counts()) {
         families.add(names::DRAINED, &[ended.name()], Value::Counter(count));
     }
     families.add(

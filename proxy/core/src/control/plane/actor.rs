@@ -6,7 +6,7 @@ pub struct Actor {
     /// The name of a token, a user, or of the part of Cutover that acted.
     pub name: String,
     /// The door.
-    pub source: Source,
+    pub source: Via,
 }
 
 impl Actor {
@@ -14,7 +14,7 @@ impl Actor {
     pub fn guard() -> Self {
         Self {
             name: "guard".to_owned(),
-            source: Source::Guard,
+            source: Via::Guard,
         }
     }
 
@@ -22,7 +22,7 @@ impl Actor {
     pub fn timer() -> Self {
         Self {
             name: "timer".to_owned(),
-            source: Source::Timer,
+            source: Via::Timer,
         }
     }
 
@@ -30,14 +30,14 @@ impl Actor {
     pub fn file() -> Self {
         Self {
             name: "file".to_owned(),
-            source: Source::File,
+            source: Via::File,
         }
     }
 }
 
 /// The door through which a change came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum Via {
     /// The watched file.
     File,
     /// The command line.
@@ -54,7 +54,7 @@ pub enum Source {
     Timer,
 }
 
-impl Source {
+impl Via {
     /// All doors.
     pub const ALL: [Self; 7] = [
         Self::File,

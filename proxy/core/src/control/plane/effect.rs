@@ -1,7 +1,7 @@
 //! What the control plane wants done, in order.
 
 use super::actor::Actor;
-use crate::control::maintenance::{Scope, Window};
+use crate::control::maintenance::{MaintenanceWindow, Scope};
 use crate::control::rollout::{Phase, Trip};
 use crate::percent::Percent;
 use crate::routing::restriction::Maintenance;
@@ -35,7 +35,7 @@ pub struct Standings {
     /// Each rollout, those with a latch that left the file included.
     pub rollouts: Vec<Standing>,
     /// What is kept out, by whom it concerns.
-    pub maintenance: Vec<(Scope, Window)>,
+    pub maintenance: Vec<(Scope, MaintenanceWindow)>,
 }
 
 /// Where one rollout stands, as it is made durable.

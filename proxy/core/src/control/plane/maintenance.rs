@@ -4,7 +4,7 @@ use super::ControlPlane;
 use super::actor::Actor;
 use super::effect::{Announcement, Change, Effect};
 use super::error::CommandError;
-use crate::control::maintenance::{self as windows, Scope, Window};
+use crate::control::maintenance::{self as windows, MaintenanceWindow, Scope};
 use crate::control::rollout::Rollout;
 use crate::routing::restriction::Maintenance;
 use crate::time::Now;
@@ -47,7 +47,7 @@ impl ControlPlane {
             )
         } else {
             let until = lasts.map(|lasts| windows::after(now.wall, lasts));
-            let window = Window {
+            let window = MaintenanceWindow {
                 mode,
                 since: now.wall,
                 until,
@@ -80,11 +80,11 @@ impl ControlPlane {
 
     pub(super) fn tell_of_ends(
         &self,
-        over: Vec<(Scope, Window)>,
+        over: Vec<(Scope, MaintenanceWindow)>,
         why: &str,
         now: Now,
     ) -> Vec<Announcement> {
-        let tell = |(scope, window): (Scope, Window)| {
+        let tell = |(scope, window): (Scope, MaintenanceWindow)| {
             let lasted = window.until.map_or_else(String::new, |until| {
                 format!(
                     " after {}",
@@ -139,7 +139,7 @@ impl ControlPlane {
 
     /// The window that is in force for a rollout, or for requests that match none, and whether it
     /// concerns everything.
-    pub fn maintenance(&self, rollout: Option<&str>) -> Option<(&Window, bool)> {
+    pub fn maintenance(&self, rollout: Option<&str>) -> Option<(&MaintenanceWindow, bool)> {
         self.maintenance.governing(rollout)
     }
 }

@@ -25,12 +25,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::control::maintenance::Windows;
-use crate::control::rollout::{Cause, Heritage, Latch, Phase, Rollout};
+use crate::control::rollout::{Cause, Handover, Latch, Phase, Rollout};
 use crate::guard::availability::Word;
 use crate::routing::routes::Routes;
 use crate::routing::split::{RolloutSplit, Split};
 use crate::time::Now;
-pub use actor::{Actor, Source};
+pub use actor::{Actor, Via};
 pub use effect::{Announcement, Change, Effect, Restored, Standing, Standings};
 pub use error::CommandError;
 pub use event::{Command, Event};
@@ -50,7 +50,7 @@ pub struct ControlPlane {
     revision: u64,
     unreadable: Option<String>,
     /// What the process before this one knew of rollouts that have not arrived yet.
-    heritage: BTreeMap<Arc<str>, Heritage>,
+    handover: BTreeMap<Arc<str>, Handover>,
     started: bool,
 }
 
@@ -79,7 +79,7 @@ impl ControlPlane {
             maintenance,
             revision: 0,
             unreadable,
-            heritage: BTreeMap::new(),
+            handover: BTreeMap::new(),
             started: false,
             routes: Arc::default(),
         }
@@ -87,15 +87,15 @@ impl ControlPlane {
 
     /// Goes on with what the process before this one knew, beside the standings. Before the first
     /// settings.
-    pub fn inherit(&mut self, heritage: BTreeMap<Arc<str>, Heritage>) {
-        self.heritage = heritage;
+    pub fn inherit(&mut self, handover: BTreeMap<Arc<str>, Handover>) {
+        self.handover = handover;
     }
 
     /// What is known of each rollout beside its standing, for the process after this one.
-    pub fn heritage(&self) -> BTreeMap<Arc<str>, Heritage> {
+    pub fn handover(&self) -> BTreeMap<Arc<str>, Handover> {
         self.rollouts
             .iter()
-            .map(|rollout| (Arc::clone(rollout.id()), rollout.heritage()))
+            .map(|rollout| (Arc::clone(rollout.id()), rollout.handover()))
             .collect()
     }
 

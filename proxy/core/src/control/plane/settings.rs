@@ -153,7 +153,7 @@ impl ControlPlane {
         ));
         self.started = true;
         self.unreadable = None;
-        self.heritage.clear();
+        self.handover.clear();
         self.revision += 1;
         let mut effects = self.change_effects(&before);
         effects.extend(announcements.into_iter().map(Effect::Announce));
@@ -189,10 +189,10 @@ impl ControlPlane {
             }
             (Some(_) | None, _) => Phase::Holding,
         };
-        let heritage = self.heritage.remove(&settings.id);
+        let handover = self.handover.remove(&settings.id);
         let mut rollout = Rollout::new(settings, slot, phase, new_since);
-        if let Some(heritage) = heritage {
-            rollout.inherit(heritage, now.mono);
+        if let Some(handover) = handover {
+            rollout.inherit(handover, now.mono);
         }
         rollout
     }

@@ -3,16 +3,16 @@
 use super::trip::{Cause, Latch, Trip};
 use super::{Phase, Rollout, Shared};
 use crate::control::aftermath::Aftermath;
-use crate::guard::judge::Heritage as JudgeHeritage;
+use crate::guard::judge::Handover as JudgeHandover;
 use crate::percent::Percent;
 use crate::time::Mono;
 
 /// What a rollout knows beside its standing, for another process that goes on with it. Times are
 /// those of the clock that both share.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heritage {
+pub struct Handover {
     /// The evidence of its judge.
-    pub judge: JudgeHeritage,
+    pub judge: JudgeHandover,
     /// The share that was in force.
     pub share: Percent,
     /// When it was raised last.
@@ -23,13 +23,13 @@ pub struct Heritage {
 
 impl Rollout {
     /// What it knows beside its standing, for another process.
-    pub fn heritage(&self) -> Heritage {
+    pub fn handover(&self) -> Handover {
         let frozen = self
             .shared
             .as_ref()
             .map(|shared| (shared.frozen, shared.last, shared.sentence.clone()));
-        Heritage {
-            judge: self.judge.heritage(),
+        Handover {
+            judge: self.judge.handover(),
             share: self.effective(),
             raised_at: self.raised_at,
             frozen,
@@ -37,20 +37,20 @@ impl Rollout {
     }
 
     /// Goes on with what another process knew of it.
-    pub(crate) fn inherit(&mut self, heritage: Heritage, now: Mono) {
-        self.raised_at = heritage.raised_at;
-        self.judge.was_raised(heritage.raised_at);
-        self.judge.inherit(&heritage.judge, now);
+    pub(crate) fn inherit(&mut self, handover: Handover, now: Mono) {
+        self.raised_at = handover.raised_at;
+        self.judge.was_raised(handover.raised_at);
+        self.judge.inherit(&handover.judge, now);
         if self.latch().is_some() {
             return;
         }
-        self.shared = heritage.frozen.map(|(frozen, last, sentence)| Shared {
+        self.shared = handover.frozen.map(|(frozen, last, sentence)| Shared {
             frozen,
             last,
             sentence,
         });
         // A file that was changed between the two processes.
-        self.share_changed(heritage.share, now);
+        self.share_changed(handover.share, now);
     }
 
     /// Latches for a trip of another process, with its cause.

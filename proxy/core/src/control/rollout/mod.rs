@@ -29,7 +29,7 @@ use crate::routing::split::{RolloutRule, RolloutSplit, Spill};
 use crate::side::Side;
 use crate::stats::window::Window;
 use crate::time::{Mono, Now};
-pub use handover::Heritage;
+pub use handover::Handover;
 pub use judging::rule_of;
 use recent::Windows;
 pub use settings::RolloutSettings;
@@ -239,7 +239,7 @@ impl Rollout {
             percent: self.effective(),
             latched: self.latch().is_some(),
             spill,
-            epoch: self.aims().epoch,
+            epoch: self.tracker_limits().epoch,
             maintenance,
         }
     }

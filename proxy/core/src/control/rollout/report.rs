@@ -5,7 +5,7 @@ use super::{Phase, Rollout};
 use crate::guard::{Guard, Verdict};
 use crate::routing::split::RolloutRule;
 use crate::side::PerSide;
-use crate::stats::users::Aims;
+use crate::stats::users::TrackerLimits;
 use crate::stats::window::Span;
 use std::sync::Arc;
 
@@ -84,7 +84,7 @@ impl Rollout {
     }
 
     /// What the request path must watch for it.
-    pub fn aims(&self) -> &Aims {
-        self.judge.aims()
+    pub fn tracker_limits(&self) -> &TrackerLimits {
+        self.judge.tracker_limits()
     }
 }

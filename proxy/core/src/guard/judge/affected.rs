@@ -4,22 +4,22 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::stats::users::{Class, Crowd, Witness};
+use crate::stats::users::{BadEvent, Class, Population};
 use crate::time::Mono;
 
-/// For how long a witness is remembered. Evidence that took longer to gather is rare and slow; a
+/// For how long a bad_event is remembered. Evidence that took longer to gather is rare and slow; a
 /// verdict then rests on the newer part of it.
 const MEMORY: Duration = Duration::from_secs(600);
-/// How many witnesses of one class are remembered at most.
+/// How many bad_events of one class are remembered at most.
 const MOST: usize = 2_048;
 /// With more users or networks than this on new, none of them may decide alone.
 const FEW: f64 = 4.0;
 
-/// The witnesses of one rollout by class.
+/// The bad_events of one rollout by class.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Hurt([VecDeque<Witness>; Class::COUNT]);
+pub(super) struct AffectedUsers([VecDeque<BadEvent>; Class::COUNT]);
 
-/// What the witnesses of one class since a moment amount to.
+/// What the bad_events of one class since a moment amount to.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Summary {
     /// Different users.
@@ -34,19 +34,19 @@ pub(super) struct Summary {
     pub(super) path: Option<(Box<str>, f64)>,
 }
 
-impl Hurt {
-    /// Takes new witnesses and forgets old ones.
-    pub(super) fn add(&mut self, witnesses: &[Witness], now: Mono) {
-        for witness in witnesses {
-            let class = &mut self.0[witness.class.index()];
+impl AffectedUsers {
+    /// Takes new bad_events and forgets old ones.
+    pub(super) fn add(&mut self, bad_events: &[BadEvent], now: Mono) {
+        for bad_event in bad_events {
+            let class = &mut self.0[bad_event.class.index()];
             if class.len() == MOST {
                 class.pop_front();
             }
-            class.push_back(witness.clone());
+            class.push_back(bad_event.clone());
         }
         for class in &mut self.0 {
             while class
-                .pop_front_if(|witness| now.since(witness.at) > MEMORY)
+                .pop_front_if(|bad_event| now.since(bad_event.at) > MEMORY)
                 .is_some()
             {}
         }
@@ -60,13 +60,13 @@ impl Hurt {
     pub(super) fn summary(&self, class: Class, since: Mono, only_compared: bool) -> Summary {
         // Witnesses of several threads come a little out of order.
         let since = since.back(Duration::from_millis(5));
-        let all: Vec<&Witness> = self.0[class.index()]
+        let all: Vec<&BadEvent> = self.0[class.index()]
             .iter()
-            .filter(|witness| witness.at >= since && (witness.is_compared || !only_compared))
+            .filter(|bad_event| bad_event.at >= since && (bad_event.is_compared || !only_compared))
             .collect();
-        let top_user = top(all.iter().map(|witness| witness.who.user));
-        let top_network = top(all.iter().map(|witness| witness.who.network));
-        let top_path = top(all.iter().filter_map(|witness| witness.path.clone()));
+        let top_user = top(all.iter().map(|bad_event| bad_event.who.user));
+        let top_network = top(all.iter().map(|bad_event| bad_event.who.network));
+        let top_path = top(all.iter().filter_map(|bad_event| bad_event.path.clone()));
         let part = |count: usize| {
             if all.is_empty() {
                 0.0
@@ -77,12 +77,12 @@ impl Hurt {
         Summary {
             users: all
                 .iter()
-                .map(|witness| witness.who.user)
+                .map(|bad_event| bad_event.who.user)
                 .collect::<BTreeSet<_>>()
                 .len(),
             networks: all
                 .iter()
-                .map(|witness| witness.who.network)
+                .map(|bad_event| bad_event.who.network)
                 .collect::<BTreeSet<_>>()
                 .len(),
             top_user: top_user.map_or(0.0, |(_, count)| part(count)),
@@ -114,13 +114,13 @@ pub(super) struct Needed {
 }
 
 impl Needed {
-    pub(super) fn of(crowd: &Crowd, min_users: u32) -> Self {
+    pub(super) fn of(population: &Population, min_users: u32) -> Self {
         let at_most = |wanted: usize, seen: f64| wanted.min(seen.round().max(1.0) as usize);
         Self {
-            users: at_most(min_users as usize, crowd.users_60s),
-            networks: at_most(2, crowd.networks_60s),
-            without_top_user: crowd.users_60s.round() > FEW,
-            without_top_network: crowd.networks_60s.round() > FEW,
+            users: at_most(min_users as usize, population.users_60s),
+            networks: at_most(2, population.networks_60s),
+            without_top_user: population.users_60s.round() > FEW,
+            without_top_network: population.networks_60s.round() > FEW,
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::guard::detector::{Excursion, Test, log_mean};
 use crate::guard::judge::affected::{self, Needed};
-use crate::guard::judge::rules::{RuleState, Source};
+use crate::guard::judge::rules::{Counter, RuleState};
 use crate::guard::judge::{Finding, Judge, Observed, SHARED_LASTS, trials, wording};
 use crate::guard::{Answer, Rule, SharedCause};
 use crate::side::PerSide;
@@ -167,7 +167,7 @@ impl Judge {
                     return (self.of_shared(), None);
                 }
                 let summary = self.hurt.summary(Class::Failure, self.streak_since, false);
-                let needed = Needed::of(&self.crowd, self.settings.min_users);
+                let needed = Needed::of(&self.population, self.settings.min_users);
                 if let Some(remark) = wording::too_few(&summary, &needed) {
                     return (Answer::Held, Some(remark));
                 }
@@ -300,20 +300,20 @@ impl Judge {
     /// Whether the evidence falls with a single user or network, or comes from too few. `None` when
     /// it stands.
     pub(super) fn leans_on_few(&self, rule: &RuleState) -> Option<String> {
-        let needed = Needed::of(&self.crowd, self.settings.min_users);
+        let needed = Needed::of(&self.population, self.settings.min_users);
         let part = rule.strongest()?;
         let Excursion { since, tally } = part.in_force().excursion();
         let class = match part.source {
             // A client cannot make a connection to the backend fail.
-            Source::Bad(Class::Failure)
+            Counter::Bad(Class::Failure)
                 if tally.connects * 5 >= tally.all_x * 4 && tally.connects > 0 =>
             {
                 return None;
             }
-            Source::Bad(class) | Source::Values(class) => class,
+            Counter::Bad(class) | Counter::Values(class) => class,
             // Values do not say whose they are: those above legacy's p90 do.
-            Source::Means | Source::WaitedCompared => Class::Slow(1),
-            Source::Waited => {
+            Counter::Means | Counter::WaitedCompared => Class::Slow(1),
+            Counter::Waited => {
                 let waited = &self.hung.new;
                 let places = needed.networks.max(needed.users.min(2)) as u32;
                 return (waited.places < places
@@ -327,7 +327,7 @@ impl Judge {
         }
         let without = |share: fn(&affected::Summary) -> f64| {
             log_mean(rule.parts.iter().map(|part| {
-                let Source::Bad(class) = part.source else {
+                let Counter::Bad(class) = part.source else {
                     return part.in_force().log_evidence();
                 };
                 let share = share(&self.hurt.summary(

@@ -12,9 +12,9 @@ use crate::time::Mono;
 /// Left out: who was hurt and whom new serves, since each process hashes users with a key of its
 /// own; and the windows of the last minute.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Heritage {
+pub struct Handover {
     /// The evidence of each rule, by the rule with its limits: evidence on another limit is none.
-    pub rules: Vec<(String, Vec<PartHeritage>)>,
+    pub rules: Vec<(String, Vec<PartHandover>)>,
     /// Sides are compared from then on.
     pub compares_from: Option<Mono>,
     /// Latencies are compared from then on.
@@ -28,7 +28,7 @@ pub struct Heritage {
 
 /// The evidence of one part of a rule.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct PartHeritage {
+pub struct PartHandover {
     /// [`Detector::numbers`].
     pub evidence: Vec<f64>,
     /// The limit, and the evidence, of what stands in while there is no legacy.
@@ -37,8 +37,8 @@ pub struct PartHeritage {
 
 impl Judge {
     /// What it knows, for another process.
-    pub fn heritage(&self) -> Heritage {
-        let part = |part: &Part| PartHeritage {
+    pub fn handover(&self) -> Handover {
+        let part = |part: &Part| PartHandover {
             evidence: part.detector.numbers(),
             alone: part.alone.as_ref().and_then(|alone| match alone.test() {
                 Test::Absolute { limit, .. } => Some((*limit, alone.numbers())),
@@ -57,7 +57,7 @@ impl Judge {
             ))
         };
         let ever = self.rules.iter().filter_map(known).collect();
-        Heritage {
+        Handover {
             rules,
             compares_from: self.compares_from,
             warm_until: self.warm_until,
@@ -67,15 +67,15 @@ impl Judge {
     }
 
     /// Goes on with what another process knew. Only for a judge that has seen nothing.
-    pub fn inherit(&mut self, heritage: &Heritage, now: Mono) {
-        self.compares_from = heritage.compares_from;
-        self.warm_until = heritage.warm_until;
-        self.alone = heritage.alone;
+    pub fn inherit(&mut self, handover: &Handover, now: Mono) {
+        self.compares_from = handover.compares_from;
+        self.warm_until = handover.warm_until;
+        self.alone = handover.alone;
         // Nobody has seen legacy for a while: it has to come first.
-        self.legacy_seen = heritage.alone.then(Mono::default);
+        self.legacy_seen = handover.alone.then(Mono::default);
         for state in &mut self.rules {
             let key = key_of(state.rule);
-            let known = heritage.ever.iter().find(|(rule, _)| *rule == key);
+            let known = handover.ever.iter().find(|(rule, _)| *rule == key);
             if let (Some((_, known)), Some((_, ever))) = (
                 known,
                 state.parts.first_mut().and_then(|part| part.limit.as_mut()),
@@ -84,16 +84,16 @@ impl Judge {
                 // The evidence that follows is on the limit that was in force there.
                 state.parts[0].follow_legacy((0, 0), false, self.share, self.raised_at, now);
             }
-            let Some((_, parts)) = heritage
+            let Some((_, parts)) = handover
                 .rules
                 .iter()
                 .find(|(rule, parts)| *rule == key && parts.len() == state.parts.len())
             else {
                 continue;
             };
-            for (part, heritage) in state.parts.iter_mut().zip(parts) {
-                part.detector.take_up(&heritage.evidence);
-                part.alone = heritage.alone.as_ref().map(|(limit, evidence)| {
+            for (part, handover) in state.parts.iter_mut().zip(parts) {
+                part.detector.take_up(&handover.evidence);
+                part.alone = handover.alone.as_ref().map(|(limit, evidence)| {
                     let mut alone = Detector::new(Test::absolute(*limit), now)
                         .at_most(most_at_once(state.rule, self.log_threshold));
                     alone.take_up(evidence);

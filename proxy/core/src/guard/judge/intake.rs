@@ -4,7 +4,7 @@ use super::observed::Observed;
 use super::rules::most_at_once;
 use super::{ALONE_AFTER, Judge};
 use crate::guard::detector::{Detector, Test};
-use crate::guard::judge::rules::Source;
+use crate::guard::judge::rules::Counter;
 use crate::guard::judge::trials::Blocks;
 use crate::side::PerSide;
 use crate::stats::users::{Class, TICK, USER_PERIOD};
@@ -65,7 +65,7 @@ impl Judge {
             part.seen = part.source.tally(observed, part.is_relative());
         }
         self.started = true;
-        self.aim(recent, now);
+        self.set_tracker_limits(recent, now);
     }
 
     pub(super) fn take_in(&mut self, observed: &Observed<'_>, now: Mono) {
@@ -73,8 +73,8 @@ impl Judge {
         if observed.waited.new.hung > 0 {
             self.hung = observed.waited;
         }
-        self.hurt.add(observed.witnesses, now);
-        self.crowd = observed.crowd.unwrap_or(self.crowd);
+        self.hurt.add(observed.bad_events, now);
+        self.population = observed.population.unwrap_or(self.population);
         let counts = &observed.totals.legacy.counts;
         if !self.started {
             self.legacy
@@ -144,7 +144,7 @@ impl Judge {
         for rule in self.rules.iter_mut().filter(|rule| rule.compares()) {
             for part in &mut rule.parts {
                 part.alone = baseline
-                    .filter(|_| !matches!(part.source, Source::Means))
+                    .filter(|_| !matches!(part.source, Counter::Means))
                     .map(|baseline| {
                         Detector::new(Test::absolute(baseline.limit(rule.rule, part.source)), now)
                             .at_most(most_at_once(rule.rule, self.log_threshold))

@@ -9,7 +9,7 @@
 //!
 //! The way of one look: differences of cumulative counts -> detectors -> strong enough? -> enough
 //! users? -> legacy bad, too? -> [`Finding`]. What the look after it needs (latency limits made
-//! of legacy's last minutes, fair shares of users) goes to the request path as [`Aims`].
+//! of legacy's last minutes, fair shares of users) goes to the request path as [`TrackerLimits`].
 //!
 //! Sides are compared by users whom the hash or chance placed, since all others differ from them. A
 //! comparison also has to hold with users as trials. A limit that legacy itself has not met for
@@ -37,23 +37,23 @@ mod wording;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use crate::guard::availability::{Vital, Word};
+use crate::guard::availability::{Availability, Word};
 use crate::guard::detector::Test;
 use crate::guard::{GuardSettings, Rule, Verdict};
 use crate::percent::Percent;
 use crate::side::{PerSide, Side};
 use crate::stats::histogram::lowest_of;
-use crate::stats::users::{Aims, Crowd, TICK};
+use crate::stats::users::{Population, TICK, TrackerLimits};
 use crate::stats::window::{CoarseLatencies, Counts, Span, Trials};
 use crate::time::Mono;
 
-use crate::guard::judge::affected::Hurt;
+use crate::guard::judge::affected::AffectedUsers;
 use crate::guard::judge::ladder::Ladder;
-use crate::guard::judge::rules::{RuleState, Source, waited};
+use crate::guard::judge::rules::{Counter, RuleState, waited};
 use crate::guard::judge::targets::Baseline;
 use crate::guard::judge::trials::Blocks;
 pub use finding::{Case, Finding, TripNumbers};
-pub use handover::{Heritage, PartHeritage};
+pub use handover::{Handover, PartHandover};
 pub use intake::Recent;
 pub use observed::{Observed, Waited};
 pub(crate) use rules::most_at_once;
@@ -72,7 +72,7 @@ const SUSPICIOUS_STREAK: u32 = 2;
 const GRACE: Duration = Duration::from_secs(2);
 
 /// A legacy that fails this part of its users, and more, is nothing to compare other answers with.
-const NO_YARDSTICK: f64 = 0.2;
+const NO_REFERENCE: f64 = 0.2;
 
 /// A latency is slower than legacy's only by at least so much, in microseconds: between fractions
 /// of a millisecond no user can tell.
@@ -84,8 +84,8 @@ pub struct Judge {
     settings: GuardSettings,
     rules: Vec<RuleState>,
     log_threshold: f64,
-    hurt: Hurt,
-    crowd: Crowd,
+    hurt: AffectedUsers,
+    population: Population,
     /// New's requests at the ticks of the last ten seconds.
     requests: VecDeque<(Mono, u64)>,
     baseline: Option<Baseline>,
@@ -106,7 +106,7 @@ pub struct Judge {
     legacy_requests: u64,
     legacy_seen: Option<Mono>,
     alone: bool,
-    aims: Aims,
+    tracker_limits: TrackerLimits,
     aimed_at: Option<Mono>,
     down_since: Option<Mono>,
     streak: u32,
@@ -116,7 +116,7 @@ pub struct Judge {
     /// What was counted of legacy up to the last look.
     legacy_counts: Counts,
     /// What is known of legacy beside its counts.
-    legacy: Vital,
+    legacy: Availability,
     /// When both sides were last found bad at once.
     shared_at: Option<Mono>,
     started: bool,
@@ -147,19 +147,19 @@ impl Judge {
             trials_seen: PerSide::default(),
             latencies_seen: PerSide::default(),
             failures_seen: (0, 0),
-            legacy: Vital::default(),
+            legacy: Availability::default(),
             log_threshold: log_threshold(settings),
             rules,
             settings: settings.clone(),
-            hurt: Hurt::default(),
-            crowd: Crowd::default(),
+            hurt: AffectedUsers::default(),
+            population: Population::default(),
             requests: VecDeque::new(),
             baseline: None,
             compares_from: None,
             legacy_requests: 0,
             legacy_seen: None,
             alone: false,
-            aims: Aims::default(),
+            tracker_limits: TrackerLimits::default(),
             aimed_at: None,
             down_since: None,
             streak: 0,
@@ -206,7 +206,7 @@ impl Judge {
         self.streak = 0;
         self.streak_since = now;
         self.shared_at = None;
-        self.aims.epoch += 1;
+        self.tracker_limits.epoch += 1;
     }
 
     /// The share of users on new has changed, or is said for the first time. A raise brings users
@@ -256,7 +256,7 @@ impl Judge {
     }
 
     /// What is known of legacy.
-    pub fn legacy(&mut self) -> &mut Vital {
+    pub fn legacy(&mut self) -> &mut Availability {
         &mut self.legacy
     }
 
@@ -283,8 +283,8 @@ impl Judge {
     }
 
     /// What the request path must watch.
-    pub fn aims(&self) -> &Aims {
-        &self.aims
+    pub fn tracker_limits(&self) -> &TrackerLimits {
+        &self.tracker_limits
     }
 
     /// Looks at everything. Once for each tick; a late call is one longer tick.
@@ -330,13 +330,13 @@ impl Judge {
                     // Who gets an error cannot get a 4xx or a redirect as well. New's errors change
                     // nothing: nobody shall make it look slow by failing on purpose.
                     news.m = (news.m as f64 * served).round() as u64;
-                    rests |= served <= 1.0 - NO_YARDSTICK;
+                    rests |= served <= 1.0 - NO_REFERENCE;
                 }
                 if !was_started {
                     continue;
                 }
                 let of_legacy = match part.source {
-                    Source::Waited => (
+                    Counter::Waited => (
                         observed.waited_compared.legacy.started,
                         observed.waited_compared.legacy.hung,
                     ),
@@ -356,8 +356,8 @@ impl Judge {
                     );
                 }
                 match part.source {
-                    Source::Bad(_) => part.tick(&news, now),
-                    Source::Values(_) => part.detector.fold_values(
+                    Counter::Bad(_) => part.tick(&news, now),
+                    Counter::Values(_) => part.detector.fold_values(
                         recent
                             .last_of_new
                             .iter()
@@ -365,18 +365,18 @@ impl Judge {
                         &news,
                         now,
                     ),
-                    Source::Waited => part.fold(
+                    Counter::Waited => part.fold(
                         &waited(observed.waited.new, observed.waited_compared.legacy),
                         now,
                     ),
-                    Source::WaitedCompared => part.tick(
+                    Counter::WaitedCompared => part.tick(
                         &waited(
                             observed.waited_compared.new,
                             observed.waited_compared.legacy,
                         ),
                         now,
                     ),
-                    Source::Means => {
+                    Counter::Means => {
                         let Some(bound) = bound else { continue };
                         // What of legacy's a latency of new may be, at most, to be no slower.
                         let as_legacy = |latency_us: u64| {
@@ -407,7 +407,7 @@ impl Judge {
             }
         }
         let finding = self.find(observed, recent.all, now, false);
-        self.aim(recent, now);
+        self.set_tracker_limits(recent, now);
         for rule in &mut self.rules {
             for part in rule.parts.iter_mut().chain(&mut rule.versus) {
                 part.begin_tick();

@@ -1,7 +1,7 @@
 //! What the judge is told at a tick or a look.
 
 use crate::side::PerSide;
-use crate::stats::users::{Crowd, Witness};
+use crate::stats::users::{BadEvent, Population};
 use crate::stats::window::Totals;
 
 /// Requests that reached the age at which an unanswered one hangs.
@@ -36,9 +36,9 @@ pub struct Observed<'a> {
     /// The same of users who are compared.
     pub waited_compared: PerSide<Waited>,
     /// Bad events on new that counted since the last look.
-    pub witnesses: &'a [Witness],
+    pub bad_events: &'a [BadEvent],
     /// Whom new has served lately; `None` when nobody counted them for this look.
-    pub crowd: Option<Crowd>,
+    pub population: Option<Population>,
 }
 
 impl<'a> Observed<'a> {
@@ -59,8 +59,8 @@ impl<'a> Observed<'a> {
             },
             waited: PerSide::default(),
             waited_compared: PerSide::default(),
-            witnesses: &[],
-            crowd: None,
+            bad_events: &[],
+            population: None,
         }
     }
 }

@@ -29,7 +29,7 @@ const SLOW_TICKS: f64 = 8.0;
 const SLOW_TAIL_TICKS: f64 = 16.0;
 
 /// The limits of a latency watched on the request path, by their index in
-/// [`crate::stats::users::Aims::slow`].
+/// [`crate::stats::users::TrackerLimits::slow`].
 pub(super) const fn slow_index(point: LatencyPoint) -> u8 {
     match point {
         LatencyPoint::P50 => LADDER.len() as u8,
@@ -56,7 +56,7 @@ pub(super) struct RuleState {
 /// One detector of a rule, and what it counts.
 #[derive(Clone, Debug)]
 pub(super) struct Part {
-    pub(super) source: Source,
+    pub(super) source: Counter,
     pub(super) detector: Detector,
     /// Stands in while there is no legacy to compare with.
     pub(super) alone: Option<Detector>,
@@ -74,7 +74,7 @@ pub(super) struct Part {
 
 /// What a detector counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Source {
+pub(super) enum Counter {
     Bad(Class),
     Waited,
     WaitedCompared,
@@ -92,7 +92,7 @@ pub(crate) fn most_at_once(rule: Rule, log_threshold: f64) -> f64 {
     }
 }
 
-impl Source {
+impl Counter {
     /// Whether only a request that did not fail can show what is counted.
     pub(super) fn is_of_served(self) -> bool {
         match self {
@@ -206,22 +206,22 @@ impl RuleState {
             let users = Users::new(class.index(), tolerated, above, share);
             Part {
                 users: Some(users),
-                ..part(Source::Bad(class), Test::relative(tolerated))
+                ..part(Counter::Bad(class), Test::relative(tolerated))
             }
         };
         let relative = |class, ratio: Ratio| vec![compare(class, ratio.factor(), None)];
         let parts = match rule {
-            Rule::ErrorsMax(max) => limit(Source::Bad(Class::Failure), max.fraction()),
+            Rule::ErrorsMax(max) => limit(Counter::Bad(Class::Failure), max.fraction()),
             Rule::ErrorsVsLegacy(ratio) => relative(Class::Failure, ratio),
             Rule::ClientErrorsVsLegacy(ratio) => relative(Class::ClientError, ratio),
             Rule::AbortsVsLegacy(ratio) => relative(Class::Abort, ratio),
             Rule::RedirectsVsLegacy(ratio) => relative(Class::Redirects, ratio),
             Rule::Latency(LatencyPoint::Mean, limit_us) => vec![part(
-                Source::Values(Class::Slow(slow_index(LatencyPoint::Mean))),
+                Counter::Values(Class::Slow(slow_index(LatencyPoint::Mean))),
                 Test::mean(limit_us as f64),
             )],
             Rule::Latency(point, _) => limit(
-                Source::Bad(Class::Slow(slow_index(point))),
+                Counter::Bad(Class::Slow(slow_index(point))),
                 point.slower_share(),
             ),
             Rule::LatencyVsLegacy(_) => {
@@ -239,14 +239,14 @@ impl RuleState {
                     }
                 });
                 steps
-                    .chain([part(Source::Means, Test::mean_vs_legacy())])
+                    .chain([part(Counter::Means, Test::mean_vs_legacy())])
                     .collect()
             }
-            Rule::Hang(_) => limit(Source::Waited, settings.hang_limit()),
+            Rule::Hang(_) => limit(Counter::Waited, settings.hang_limit()),
             Rule::Health(_) | Rule::Dead(_) => Vec::new(),
         };
         let versus = matches!(rule, Rule::Hang(_))
-            .then(|| part(Source::WaitedCompared, Test::relative(TOLERATED_OF_LIMIT)));
+            .then(|| part(Counter::WaitedCompared, Test::relative(TOLERATED_OF_LIMIT)));
         Self {
             rule,
             parts,
@@ -361,7 +361,7 @@ impl Part {
         }
         self.detector = self.detector.with(Test::absolute(wanted), now);
         self.users = match self.source {
-            Source::Bad(class) if wanted > *of_file => {
+            Counter::Bad(class) if wanted > *of_file => {
                 Some(Users::new(class.index(), TOLERATED_OF_LIMIT, None, share))
             }
             _ => None,

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::guard::judge::ladder::LADDER;
-use crate::guard::judge::rules::{Source, slow_index};
+use crate::guard::judge::rules::{Counter, slow_index};
 use crate::guard::judge::{Judge, Recent, SLOWER_BY_US, affected};
 use crate::guard::{LatencyPoint, Rule};
 use crate::side::{PerSide, Side};
@@ -29,8 +29,8 @@ pub(super) struct Baseline {
 impl Baseline {
     /// The rate of counted bad events per appearance that new may have by this baseline: what
     /// legacy had, three standard errors up, times what the rule tolerates.
-    pub(super) fn limit(&self, rule: Rule, source: Source) -> f64 {
-        let (Source::Bad(class) | Source::Values(class)) = source else {
+    pub(super) fn limit(&self, rule: Rule, source: Counter) -> f64 {
+        let (Counter::Bad(class) | Counter::Values(class)) = source else {
             return 0.5;
         };
         let counts = &self.span.counts;
@@ -50,8 +50,8 @@ impl Baseline {
 
 impl Judge {
     /// Makes limits and shares for the request path from what is known now.
-    pub(super) fn aim(&mut self, recent: &Recent<'_>, now: Mono) {
-        self.aims.blocks = self.blocks.begun();
+    pub(super) fn set_tracker_limits(&mut self, recent: &Recent<'_>, now: Mono) {
+        self.tracker_limits.blocks = self.blocks.begun();
         if self.aimed_at.is_some_and(|at| now.since(at) < AIM_EVERY) {
             return;
         }
@@ -68,7 +68,7 @@ impl Judge {
             Some(baseline) if self.alone => baseline.limits,
             _ => self.ladder.limits(&legacy.latencies),
         };
-        self.aims.slow = PerSide::from_fn(|_| [u64::MAX; crate::stats::users::LIMITS]);
+        self.tracker_limits.slow = PerSide::from_fn(|_| [u64::MAX; crate::stats::users::LIMITS]);
         for rule in &self.settings.rules {
             match *rule {
                 Rule::LatencyVsLegacy(ratio) => {
@@ -77,14 +77,15 @@ impl Judge {
                         .enumerate()
                         .filter_map(|(step, limit)| Some((step, limit?)))
                     {
-                        self.aims.slow.legacy[step] = limit_us;
-                        self.aims.slow.new[step] = ((limit_us as f64 * ratio.factor()) as u64)
+                        self.tracker_limits.slow.legacy[step] = limit_us;
+                        self.tracker_limits.slow.new[step] = ((limit_us as f64 * ratio.factor())
+                            as u64)
                             .max(limit_us + SLOWER_BY_US);
                     }
                 }
                 Rule::Latency(point, limit_us) => {
                     for side in Side::BOTH {
-                        self.aims.slow[side][usize::from(slow_index(point))] = limit_us;
+                        self.tracker_limits.slow[side][usize::from(slow_index(point))] = limit_us;
                     }
                 }
                 _ => {}
@@ -95,19 +96,19 @@ impl Judge {
             .back()
             .map_or(0, |(_, last)| last - self.requests[0].1) as f64;
         let (counts, base) = (&legacy.counts, (legacy.counts.requests as f64).max(1.0));
-        let many_networks = affected::are_many(self.crowd.networks_60s);
+        let many_networks = affected::are_many(self.population.networks_60s);
         let share = |rate: f64| {
             let of_network = if many_networks {
-                fair_share(rate, requests, self.crowd.networks_10s, NETWORK_USERS)
+                fair_share(rate, requests, self.population.networks_10s, NETWORK_USERS)
             } else {
                 NO_CAP
             };
             (
-                fair_share(rate, requests, self.crowd.users_10s, 1),
+                fair_share(rate, requests, self.population.users_10s, 1),
                 of_network,
             )
         };
-        let shares = &mut self.aims.shares;
+        let shares = &mut self.tracker_limits.shares;
         shares[Class::Failure.index()] = share(
             self.settings
                 .hang_limit()

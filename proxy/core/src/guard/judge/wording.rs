@@ -4,7 +4,7 @@ use crate::guard::judge::affected::{Needed, Summary};
 use std::time::Duration;
 
 use crate::guard::judge::ladder::{LADDER, MIN_LADDER};
-use crate::guard::judge::rules::{Part, RuleState, Source};
+use crate::guard::judge::rules::{Counter, Part, RuleState};
 use crate::guard::judge::targets::Baseline;
 use crate::guard::judge::{Case, Judge, Test, TripNumbers};
 use crate::guard::{Answer, LatencyPoint, Rule, Verdict, millis, seconds, share};
@@ -110,23 +110,23 @@ impl Judge {
                     numbers.new.requests = excursion.tally.all_n;
                     numbers.legacy.requests = excursion.tally.all_m;
                     match part.source {
-                        Source::Bad(Class::Failure) => {
+                        Counter::Bad(Class::Failure) => {
                             (numbers.new.failed, numbers.legacy.failed) =
                                 (excursion.tally.all_x, excursion.tally.all_y);
                         }
-                        Source::Bad(Class::ClientError) => {
+                        Counter::Bad(Class::ClientError) => {
                             (numbers.new.client_errors, numbers.legacy.client_errors) =
                                 (excursion.tally.all_x, excursion.tally.all_y);
                         }
-                        Source::Bad(Class::Abort) => {
+                        Counter::Bad(Class::Abort) => {
                             (numbers.new.aborts, numbers.legacy.aborts) =
                                 (excursion.tally.all_x, excursion.tally.all_y);
                         }
-                        Source::Bad(Class::Redirects | Class::Slow(_))
-                        | Source::Values(_)
-                        | Source::Means
-                        | Source::Waited
-                        | Source::WaitedCompared => {}
+                        Counter::Bad(Class::Redirects | Class::Slow(_))
+                        | Counter::Values(_)
+                        | Counter::Means
+                        | Counter::Waited
+                        | Counter::WaitedCompared => {}
                     }
                     self.accusation(state.rule, part, recent, now)
                 }
@@ -171,11 +171,11 @@ impl Judge {
         })
     }
 
-    /// What a detector holds against new, since when, with whom as witnesses.
+    /// What a detector holds against new, since when, with whom as bad_events.
     fn accusation(&self, rule: Rule, part: &Part, recent: PerSide<&Span>, now: Mono) -> String {
         let excursion = part.in_force().excursion();
         let tally = &excursion.tally;
-        if part.source == Source::Means {
+        if part.source == Counter::Means {
             let mean = |span: &Span| span.mean_us().map_or_else(|| "unknown".to_owned(), millis);
             let means = format!(
                 "new took {} on average in the last minute, legacy {}",
@@ -184,11 +184,11 @@ impl Judge {
             );
             return format!("{means}, tolerated {} times", rule.ratio());
         }
-        let (Source::Bad(class) | Source::Values(class)) = part.source else {
+        let (Counter::Bad(class) | Counter::Values(class)) = part.source else {
             return String::new();
         };
         let summary = self.hurt.summary(class, excursion.since, rule.compares());
-        // A witness or two of the moment before may be among them.
+        // A bad_event or two of the moment before may be among them.
         let hurt = summary
             .users
             .min(usize::try_from(tally.all_x).unwrap_or(usize::MAX));
@@ -252,7 +252,7 @@ impl Judge {
                 )
             }
             (Rule::LatencyVsLegacy(ratio), Class::Slow(step)) => {
-                let limit_us = self.aims.slow.new[usize::from(step)];
+                let limit_us = self.tracker_limits.slow.new[usize::from(step)];
                 let point = LADDER
                     .get(usize::from(step))
                     .map_or(50.0, |slower| ((1.0 - slower) * 1e3).round() / 10.0);
@@ -384,11 +384,13 @@ impl Judge {
                 Some("no requests on new in the last minute".to_owned())
             }
             _ if !state.compares() => None,
-            Rule::LatencyVsLegacy(_) if self.aims.slow.new[0] == u64::MAX => Some(format!(
-                "legacy has {} latencies in the last minute, {MIN_LADDER} are needed to compare \
+            Rule::LatencyVsLegacy(_) if self.tracker_limits.slow.new[0] == u64::MAX => {
+                Some(format!(
+                    "legacy has {} latencies in the last minute, {MIN_LADDER} are needed to compare \
                  with",
-                recent.legacy.latencies.total()
-            )),
+                    recent.legacy.latencies.total()
+                ))
+            }
             Rule::LatencyVsLegacy(_) if self.warms_up().is_some() => self.warms_up().map(|left| {
                 let times = match (
                     recent.new.latencies.quantile(0.95),

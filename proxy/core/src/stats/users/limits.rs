@@ -2,14 +2,14 @@
 
 use super::class::Class;
 use super::stamp::stamp_of;
-use super::{BLOCKS, LIMITS, NO_CAP, Watch};
+use super::{BLOCKS, LIMITS, NO_CAP, UserTracker};
 use crate::side::{PerSide, Side};
 use crate::time::Mono;
 use std::sync::atomic::Ordering;
 
 /// What the control plane wants to be watched in one rollout. Written by it alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Aims {
+pub struct TrackerLimits {
     /// Outcomes of requests that were decided under another epoch are evidence on nobody: a
     /// re-armed rollout is not judged by what its old self left behind.
     pub epoch: u64,
@@ -21,7 +21,7 @@ pub struct Aims {
     pub blocks: [Mono; BLOCKS],
 }
 
-impl Default for Aims {
+impl Default for TrackerLimits {
     fn default() -> Self {
         Self {
             epoch: 0,
@@ -32,17 +32,17 @@ impl Default for Aims {
     }
 }
 
-impl Watch {
+impl UserTracker {
     /// Sets what is watched from now on.
-    pub fn aim(&self, aims: &Aims) {
-        self.epoch.store(aims.epoch, Ordering::Relaxed);
-        let blocks = aims
+    pub fn set_tracker_limits(&self, tracker_limits: &TrackerLimits) {
+        self.epoch.store(tracker_limits.epoch, Ordering::Relaxed);
+        let blocks = tracker_limits
             .blocks
             .iter()
             .rev()
             .fold(0u64, |all, begun| all << 16 | u64::from(stamp_of(*begun)));
         self.blocks.store(blocks, Ordering::Relaxed);
-        for (cell, &(of_user, of_network)) in self.shares.iter().zip(&aims.shares) {
+        for (cell, &(of_user, of_network)) in self.shares.iter().zip(&tracker_limits.shares) {
             cell.store(
                 u32::from(of_user.max(1)) | u32::from(of_network) << 16,
                 Ordering::Relaxed,
@@ -50,11 +50,15 @@ impl Watch {
         }
         for side in Side::BOTH {
             let sheet = &self.sides[side];
-            for (cell, &limit) in sheet.slow.iter().zip(&aims.slow[side]) {
+            for (cell, &limit) in sheet.slow.iter().zip(&tracker_limits.slow[side]) {
                 cell.store(limit, Ordering::Relaxed);
             }
             sheet.floor.store(
-                aims.slow[side].iter().copied().min().unwrap_or(u64::MAX),
+                tracker_limits.slow[side]
+                    .iter()
+                    .copied()
+                    .min()
+                    .unwrap_or(u64::MAX),
                 Ordering::Relaxed,
             );
         }

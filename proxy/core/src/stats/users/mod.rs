@@ -4,7 +4,7 @@
 //! Statistics over requests can be fooled by one client. So of each user only so many bad events
 //! count in ten seconds, and of each client network too; both numbers come from what an average
 //! user or network does ([`fair_share`]), so that few users with many requests are not muted. What
-//! is counted is remembered for a while as a [`Witness`], so that a verdict can say how many users
+//! is counted is remembered for a while as a [`BadEvent`], so that a verdict can say how many users
 //! were hurt and whether one of them, or one network, did it alone.
 //!
 //! What bad events are compared with counts users, too: [`Counted::is_appearance`] is a user seen
@@ -42,8 +42,8 @@ use crate::side::{PerSide, Side};
 use crate::stats::outcome::{Ending, Outcome};
 use crate::time::Mono;
 pub use class::{Class, Counted};
-pub use limits::Aims;
-pub use population::{Crowd, LastCrowd, fair_share};
+pub use limits::TrackerLimits;
+pub use population::{LastPopulation, Population, fair_share};
 pub use stamp::tick_of;
 use stamp::{age, is_recent, place, stamp_of, take};
 
@@ -79,9 +79,9 @@ const USERS: usize = 1 << 16;
 
 const NETWORKS: usize = 1 << 14;
 
-/// How many witnesses of one class are kept between two looks of the control plane; further ones
+/// How many bad_events of one class are kept between two looks of the control plane; further ones
 /// are counted only.
-const WITNESSES_PER_LOOK: u32 = 256;
+const BAD_EVENTS_PER_LOOK: u32 = 256;
 
 /// How many latency limits are watched on each side.
 pub const LIMITS: usize = 9;
@@ -89,7 +89,7 @@ pub const LIMITS: usize = 9;
 /// The one who sent a request, as far as the judge cares. Both are hashes that the shell mixes
 /// well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Who {
+pub struct Requester {
     /// Of the user key, or of the client's address where there is no key.
     pub user: u32,
     /// Of the client's network: /24 or /48.
@@ -98,11 +98,11 @@ pub struct Who {
 
 /// A bad event on new that counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Witness {
+pub struct BadEvent {
     /// Of what kind.
     pub class: Class,
     /// Who was hurt.
-    pub who: Who,
+    pub who: Requester,
     /// When.
     pub at: Mono,
     /// What was asked for; failures only.
@@ -117,11 +117,11 @@ pub struct Witness {
     reason = "the one part of the core that request threads share; held for a push or a swap"
 )]
 #[derive(Debug)]
-pub struct Watch {
+pub struct UserTracker {
     epoch: AtomicU64,
     /// When the running blocks began, as stamps: sixteen bits each, the shortest block lowest.
     blocks: AtomicU64,
-    sides: PerSide<Sheet>,
+    sides: PerSide<SideTables>,
     shares: [AtomicU32; Class::COUNT],
     /// In which tick a user of either side was seen last, and on which side; zero is never.
     seen: Box<[AtomicU16]>,
@@ -141,13 +141,13 @@ pub struct Watch {
     /// How often somebody came to new who had not been there lately. Whoever looks sees by it
     /// whether there is anybody to count.
     newcomers: AtomicU32,
-    witnesses: Mutex<Vec<Witness>>,
+    bad_events: Mutex<Vec<BadEvent>>,
     kept: [AtomicU32; Class::COUNT],
 }
 
 /// What one side has of its own.
 #[derive(Debug)]
-struct Sheet {
+struct SideTables {
     floor: AtomicU64,
     slow: [AtomicU64; LIMITS],
     streak: AtomicU32,
@@ -159,10 +159,10 @@ struct Sheet {
     clippy::disallowed_types,
     reason = "the one part of the core that request threads share; held for a push or a swap"
 )]
-impl Default for Watch {
+impl Default for UserTracker {
     fn default() -> Self {
         let stamps = |cells: usize| (0..cells).map(|_| AtomicU16::default()).collect();
-        let sheet = |_| Sheet {
+        let sheet = |_| SideTables {
             floor: AtomicU64::new(u64::MAX),
             slow: std::array::from_fn(|_| AtomicU64::new(u64::MAX)),
             streak: AtomicU32::default(),
@@ -182,18 +182,25 @@ impl Default for Watch {
             newest: AtomicU32::default(),
             empty_at: AtomicU32::default(),
             newcomers: AtomicU32::default(),
-            witnesses: Mutex::default(),
+            bad_events: Mutex::default(),
             kept: Default::default(),
         };
-        watch.aim(&Aims::default());
+        watch.set_tracker_limits(&TrackerLimits::default());
         watch
     }
 }
 
-impl Watch {
+impl UserTracker {
     /// Takes the end of one request on `side`, and says in which classes it counts.
     #[inline]
-    pub fn see(&self, side: Side, ending: &Ending, who: Who, path: &str, at: Mono) -> Counted {
+    pub fn see(
+        &self,
+        side: Side,
+        ending: &Ending,
+        who: Requester,
+        path: &str,
+        at: Mono,
+    ) -> Counted {
         if !ending.evidence.counts() {
             return Counted::default();
         }
@@ -235,7 +242,7 @@ impl Watch {
     }
 
     /// Somebody appears on new.
-    fn comes(&self, was: u16, now: u16, who: Who, at: Mono) {
+    fn comes(&self, was: u16, now: u16, who: Requester, at: Mono) {
         let network = &self.networks[who.network as usize % NETWORKS];
         let network_was = network.load(Ordering::Relaxed);
         network.store(now, Ordering::Relaxed);
@@ -281,7 +288,7 @@ impl Watch {
         is_redirect: bool,
         side: Side,
         ending: &Ending,
-        who: Who,
+        who: Requester,
         path: &str,
         at: Mono,
         counted: &mut Counted,
@@ -330,7 +337,7 @@ impl Watch {
         class: Class,
         side: Side,
         ending: &Ending,
-        who: Who,
+        who: Requester,
         path: &str,
         at: Mono,
         counted: &mut Counted,
@@ -348,7 +355,7 @@ impl Watch {
             counted.add(class);
             if side == Side::New {
                 let path = matches!(class, Class::Failure | Class::Redirects).then(|| place(path));
-                self.keep(Witness {
+                self.keep(BadEvent {
                     class,
                     who,
                     at,
@@ -369,7 +376,7 @@ impl Watch {
         side: Side,
         ending: &Ending,
         is_slow: bool,
-        who: Who,
+        who: Requester,
         path: &str,
         at: Mono,
         counted: &mut Counted,
@@ -413,7 +420,7 @@ impl Watch {
     }
 
     /// Whether this bad event of this user counts, and from now on that it has.
-    fn admit(&self, side: Side, class: Class, who: Who, at: Mono) -> bool {
+    fn admit(&self, side: Side, class: Class, who: Requester, at: Mono) -> bool {
         let shares = self.shares[class.index()].load(Ordering::Relaxed);
         let (of_user, of_network) = (shares as u16, (shares >> 16) as u16);
         let now = tick_of(at) as u16;
@@ -430,12 +437,13 @@ impl Watch {
             && (of_network == NO_CAP || table(&sheet.networks, NETWORKS, who.network, of_network))
     }
 
-    fn keep(&self, witness: Witness) {
-        if self.kept[witness.class.index()].fetch_add(1, Ordering::Relaxed) < WITNESSES_PER_LOOK {
-            self.witnesses
+    fn keep(&self, bad_event: BadEvent) {
+        if self.kept[bad_event.class.index()].fetch_add(1, Ordering::Relaxed) < BAD_EVENTS_PER_LOOK
+        {
+            self.bad_events
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
-                .push(witness);
+                .push(bad_event);
         }
     }
 
@@ -445,13 +453,13 @@ impl Watch {
     }
 
     /// Takes what has been witnessed since the last call.
-    pub fn drain(&self) -> Vec<Witness> {
+    pub fn drain(&self) -> Vec<BadEvent> {
         for kept in &self.kept {
             kept.store(0, Ordering::Relaxed);
         }
         std::mem::take(
             &mut *self
-                .witnesses
+                .bad_events
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner),
         )
@@ -481,9 +489,9 @@ mod tests {
         }
     }
 
-    fn user(number: u32) -> Who {
+    fn user(number: u32) -> Requester {
         let hash = crate::routing::bucket::murmur3_x86_32(&number.to_le_bytes());
-        Who {
+        Requester {
             user: hash,
             network: crate::routing::bucket::murmur3_x86_32(&(number / 4).to_le_bytes()),
         }
@@ -495,7 +503,7 @@ mod tests {
 
     #[test]
     fn a_user_counts_once_in_ten_seconds() {
-        let watch = Watch::default();
+        let watch = UserTracker::default();
         let counted: Vec<bool> = (0..60)
             .map(|second| {
                 watch
@@ -521,12 +529,12 @@ mod tests {
 
     #[test]
     fn a_network_counts_for_four_users() {
-        let watch = Watch::default();
-        watch.aim(&Aims {
+        let watch = UserTracker::default();
+        watch.set_tracker_limits(&TrackerLimits {
             shares: [(1, NETWORK_USERS); Class::COUNT],
-            ..Aims::default()
+            ..TrackerLimits::default()
         });
-        let from_one_address = |number: u32| Who {
+        let from_one_address = |number: u32| Requester {
             user: user(number).user,
             network: 7,
         };
@@ -565,7 +573,7 @@ mod tests {
 
     #[test]
     fn a_success_that_is_not_slow_counts_nowhere_and_ends_a_streak() {
-        let watch = Watch::default();
+        let watch = UserTracker::default();
         for number in 0..7 {
             watch.see(Side::New, &failure(), user(number), "/", at(1));
         }
@@ -582,10 +590,14 @@ mod tests {
 
     #[test]
     fn slow_requests_count_at_each_limit_they_are_above() {
-        let watch = Watch::default();
-        let mut aims = Aims::default();
-        (aims.slow.new[0], aims.slow.new[1], aims.slow.new[3]) = (100, 200, 150);
-        watch.aim(&aims);
+        let watch = UserTracker::default();
+        let mut tracker_limits = TrackerLimits::default();
+        (
+            tracker_limits.slow.new[0],
+            tracker_limits.slow.new[1],
+            tracker_limits.slow.new[3],
+        ) = (100, 200, 150);
+        watch.set_tracker_limits(&tracker_limits);
         let counted = watch.see(Side::New, &success(180), user(1), "/", at(1));
         assert_eq!(
             counted.indexes().collect::<Vec<_>>(),
@@ -611,12 +623,14 @@ mod tests {
 
     #[test]
     fn a_crowd_is_counted_again_when_it_is_due_or_somebody_has_come() {
-        let (watch, mut last) = (Watch::default(), LastCrowd::default());
+        let (watch, mut last) = (UserTracker::default(), LastPopulation::default());
         assert_eq!(last.look(&watch, false, at(1_000)), None, "nobody has come");
         for number in 0..3 {
             watch.see(Side::New, &failure(), user(number * 4), "/", at(1_000));
         }
-        let users = |crowd: Option<Crowd>| crowd.map(|crowd| crowd.users_10s.round());
+        let users = |population: Option<Population>| {
+            population.map(|population| population.users_10s.round())
+        };
         assert_eq!(users(last.look(&watch, false, at(1_001))), Some(3.0));
         watch.see(Side::New, &failure(), user(0), "/", at(1_500));
         watch.see(Side::Legacy, &failure(), user(40), "/", at(1_500));
@@ -637,7 +651,7 @@ mod tests {
         }
         assert!(
             last.look(&watch, false, at(31_001))
-                .is_some_and(|crowd| !crowd.is_small())
+                .is_some_and(|population| !population.is_small())
         );
         watch.see(Side::New, &failure(), user(400), "/", at(31_002));
         assert_eq!(
@@ -649,47 +663,50 @@ mod tests {
 
     #[test]
     fn the_census_counts_users_and_networks_and_forgets_them() {
-        let watch = Watch::default();
+        let watch = UserTracker::default();
         for number in 0..300 {
             watch.see(Side::New, &success(5), user(number), "/", at(1_000));
             watch.see(Side::New, &success(5), user(number), "/", at(1_100));
         }
-        let crowd = watch.crowd(at(2_000));
+        let population = watch.population(at(2_000));
         assert!(
-            (crowd.users_60s / 300.0 - 1.0).abs() < 0.1
-                && (crowd.users_10s / 300.0 - 1.0).abs() < 0.1,
-            "{crowd:?}"
+            (population.users_60s / 300.0 - 1.0).abs() < 0.1
+                && (population.users_10s / 300.0 - 1.0).abs() < 0.1,
+            "{population:?}"
         );
-        assert!((crowd.networks_60s / 75.0 - 1.0).abs() < 0.1, "{crowd:?}");
-        let later = watch.crowd(at(30_000));
+        assert!(
+            (population.networks_60s / 75.0 - 1.0).abs() < 0.1,
+            "{population:?}"
+        );
+        let later = watch.population(at(30_000));
         assert!(
             later.users_10s == 0.0 && later.users_60s > 250.0,
             "{later:?}"
         );
-        assert_eq!(watch.crowd(at(90_000)).users_60s, 0.0);
+        assert_eq!(watch.population(at(90_000)).users_60s, 0.0);
         watch.see(Side::New, &success(5), user(1), "/", at(91_000));
         assert!(
-            watch.crowd(at(91_000)).users_60s > 0.9,
+            watch.population(at(91_000)).users_60s > 0.9,
             "whoever comes after the tables were found empty counts"
         );
     }
 
     #[test]
     fn a_large_crowd_is_estimated() {
-        let watch = Watch::default();
+        let watch = UserTracker::default();
         for number in 0..100_000 {
             watch.see(Side::New, &success(5), user(number), "/", at(1_000));
         }
-        let crowd = watch.crowd(at(2_000));
+        let population = watch.population(at(2_000));
         assert!(
-            (crowd.users_10s / 100_000.0 - 1.0).abs() < 0.05,
-            "{crowd:?}"
+            (population.users_10s / 100_000.0 - 1.0).abs() < 0.05,
+            "{population:?}"
         );
     }
 
     #[test]
     fn a_user_appears_once_in_a_tick_however_many_requests_there_are() {
-        let watch = Watch::default();
+        let watch = UserTracker::default();
         let appearances = |side, millis: u64| {
             (0..1_000)
                 .filter(|_| {
@@ -712,7 +729,7 @@ mod tests {
 
     #[test]
     fn witnesses_are_those_that_counted_and_few_enough_to_carry() {
-        let watch = Watch::default();
+        let watch = UserTracker::default();
         for number in 0..10_000 {
             watch.see(
                 Side::New,
@@ -729,15 +746,15 @@ mod tests {
                 at(1),
             );
         }
-        let witnesses = watch.drain();
-        assert_eq!(witnesses.len(), WITNESSES_PER_LOOK as usize);
-        assert_eq!(witnesses[0].path.as_deref(), Some("/api/orders/*"));
+        let bad_events = watch.drain();
+        assert_eq!(bad_events.len(), BAD_EVENTS_PER_LOOK as usize);
+        assert_eq!(bad_events[0].path.as_deref(), Some("/api/orders/*"));
         assert!(watch.drain().is_empty());
     }
 
     #[test]
     fn what_is_no_evidence_leaves_no_trace() {
-        let watch = Watch::default();
+        let watch = UserTracker::default();
         let ignored = [
             Ending {
                 evidence: crate::stats::outcome::Evidence::None,

@@ -2,13 +2,13 @@
 
 use super::class::Class;
 use super::stamp::{age, stamp_of};
-use super::{NO_CAP, PERIOD_TICKS, STAMP_TICKS, Watch};
+use super::{NO_CAP, PERIOD_TICKS, STAMP_TICKS, UserTracker};
 use crate::time::Mono;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 /// How many different users and networks new has served lately.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub struct Crowd {
+pub struct Population {
     /// Users in the last ten seconds.
     pub users_10s: f64,
     /// Users in the last minute.
@@ -19,32 +19,32 @@ pub struct Crowd {
     pub networks_60s: f64,
 }
 
-impl Crowd {
+impl Population {
     /// Whether one more user or network may change what is asked of a case against new.
     pub fn is_small(&self) -> bool {
         self.users_60s < 8.0 || self.networks_60s < 8.0
     }
 }
 
-/// What a crowd was when it was counted last.
+/// What a population was when it was counted last.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct LastCrowd {
-    pub(super) crowd: Crowd,
+pub struct LastPopulation {
+    pub(super) population: Population,
     pub(super) newcomers: u32,
 }
 
-impl LastCrowd {
+impl LastPopulation {
     /// Counts once more if that `is_due`; and while there are few, for then how many matters to who
     /// may trip a rule, as soon as somebody has come.
-    pub fn look(&mut self, watch: &Watch, is_due: bool, now: Mono) -> Option<Crowd> {
+    pub fn look(&mut self, watch: &UserTracker, is_due: bool, now: Mono) -> Option<Population> {
         // Read before the tables: whoever comes meanwhile is counted now or at the next look.
         let newcomers = watch.newcomers.load(Ordering::Acquire);
-        if is_due || self.crowd.is_small() && newcomers != self.newcomers {
+        if is_due || self.population.is_small() && newcomers != self.newcomers {
             *self = Self {
-                crowd: watch.crowd(now),
+                population: watch.population(now),
                 newcomers,
             };
-            return Some(self.crowd);
+            return Some(self.population);
         }
         None
     }
@@ -59,13 +59,13 @@ pub fn fair_share(rate: f64, requests: f64, population: f64, least: u16) -> u16 
     (share.ceil() as u16).clamp(least, NO_CAP - 1)
 }
 
-impl Watch {
+impl UserTracker {
     /// Counts whom new has served lately. Looks through two tables, so for once a second and not
-    /// for each tick, unless nobody came since they were found empty: see [`LastCrowd`].
-    pub fn crowd(&self, now: Mono) -> Crowd {
+    /// for each tick, unless nobody came since they were found empty: see [`LastPopulation`].
+    pub fn population(&self, now: Mono) -> Population {
         let newest = self.newest.load(Ordering::Relaxed);
         if newest == self.empty_at.load(Ordering::Relaxed) {
-            return Crowd::default();
+            return Population::default();
         }
         let now = stamp_of(now);
         // A network's stamp has no bit for the side: all of them are new's.
@@ -102,7 +102,7 @@ impl Watch {
         if !any_user && !any_network {
             self.empty_at.store(newest, Ordering::Relaxed);
         }
-        Crowd {
+        Population {
             users_10s,
             users_60s,
             networks_10s,

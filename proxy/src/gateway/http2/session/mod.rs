@@ -31,7 +31,7 @@ use pingora::protocols::http::custom::server::Session;
 use pingora::protocols::l4::socket::SocketAddr;
 use pingora::{Error, ErrorType, OrErr};
 
-use crate::gateway::adapter::timeouts::Patience;
+use crate::gateway::adapter::timeouts::RequestTimeouts;
 use crate::gateway::http2::frames::Seen;
 use crate::gateway::lane::date;
 use crate::gateway::lane::min_rate::Pace;
@@ -54,7 +54,7 @@ pub(super) struct StreamSession {
     /// What is read once more for another attempt, before the rest of the body.
     again: Option<Bytes>,
     progress: Progress,
-    patience: Patience,
+    patience: RequestTimeouts,
     read_timeout: Option<Duration>,
     write_timeout: Option<Duration>,
     drain_timeout: Option<Duration>,
@@ -67,7 +67,7 @@ impl StreamSession {
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
         seen: Arc<Seen>,
-        patience: Patience,
+        patience: RequestTimeouts,
         digest: Arc<Digest>,
     ) -> Self {
         let (mut parts, body) = request.into_parts();

@@ -3,8 +3,8 @@
 use super::Transaction;
 use crate::clock::mono as now;
 use crate::gateway::lane::LaneStream;
-use crate::gateway::lane::body_decoder::{Body, Left};
-use crate::gateway::lane::body_relay::{Broken, Caller, Download, pending, write_all};
+use crate::gateway::lane::body_decoder::{Body, BodyDecoder};
+use crate::gateway::lane::body_relay::{ClientSide, Download, RelayError, pending, write_all};
 use crate::gateway::lane::read_buffer::Buffer;
 use crate::gateway::lane::request::Parsed;
 use crate::gateway::lane::response::{self, Sending};
@@ -22,13 +22,13 @@ impl<'a> Transaction<'a> {
     /// Reads bytes of the answer's head, while the rest of the upload goes on.
     pub(super) async fn fill<S: LaneStream>(
         &mut self,
-        client: &mut Caller<'_, S>,
+        client: &mut ClientSide<'_, S>,
         stream: &mut TcpStream,
         response: &mut Buffer,
         response_timeout: Duration,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), RelayError> {
         poll_fn(|cx| {
-            let mut late = Broken::Backend(FailureKind::Timeout);
+            let mut late = RelayError::Backend(FailureKind::Timeout);
             if !self.upload.is_done() {
                 match self.upload.poll(
                     client.stream,
@@ -43,7 +43,7 @@ impl<'a> Transaction<'a> {
                     }
                     Poll::Ready(Err(broken)) => return Poll::Ready(Err(broken)),
                     Poll::Pending if self.upload.waits_for_the_client() => {
-                        late = Broken::ClientSlow;
+                        late = RelayError::ClientSlow;
                     }
                     Poll::Pending => {}
                 }
@@ -57,7 +57,7 @@ impl<'a> Transaction<'a> {
             }
             match response.poll_fill(stream, usize::MAX, cx) {
                 Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Ok(())),
-                Poll::Ready(_) => Poll::Ready(Err(Broken::Backend(FailureKind::Reset))),
+                Poll::Ready(_) => Poll::Ready(Err(RelayError::Backend(FailureKind::Reset))),
                 Poll::Pending => pending(self.watched, late),
             }
         })
@@ -67,17 +67,19 @@ impl<'a> Transaction<'a> {
     /// Reads until there is the head of a final answer, and hands on the interim ones.
     pub(super) async fn final_answer<S: LaneStream>(
         &mut self,
-        client: &mut Caller<'_, S>,
+        client: &mut ClientSide<'_, S>,
         stream: &mut TcpStream,
         response: &mut Buffer,
         response_timeout: Duration,
-    ) -> Result<response::Answer, Broken> {
+    ) -> Result<response::Answer, RelayError> {
         let to_head = *self.exchange.method() == Method::HEAD;
         loop {
             match response::parse(response.filled(), to_head) {
-                Some(Parsed::Whole(answer)) if answer.says.status >= 200 => return Ok(answer),
+                Some(Parsed::Whole(answer)) if answer.response_head.status >= 200 => {
+                    return Ok(answer);
+                }
                 Some(Parsed::Whole(answer))
-                    if answer.says.status != 101 && self.interim < MAX_INTERIM =>
+                    if answer.response_head.status != 101 && self.interim < MAX_INTERIM =>
                 {
                     self.interim += 1;
                     let mut out = Scratch::new();
@@ -86,15 +88,15 @@ impl<'a> Transaction<'a> {
                         self.exchange.outcome_header(),
                         &mut out,
                     );
-                    response.consume(answer.says.head);
+                    response.consume(answer.response_head.head);
                     drop(answer);
                     self.watched.within(self.lane.write);
                     write_all(
                         client.stream,
                         &out,
                         self.watched,
-                        Broken::ClientGone,
-                        Broken::ClientSlow,
+                        RelayError::ClientGone,
+                        RelayError::ClientSlow,
                     )
                     .await?;
                     self.watched.within(response_timeout);
@@ -105,7 +107,7 @@ impl<'a> Transaction<'a> {
                 // The limit is one for all of a head: a backend that sends it byte by byte has no
                 // more time than others.
                 Some(Parsed::Partial) if !response.is_full() || response.make_room() => {}
-                Some(_) | None => return Err(Broken::Backend(FailureKind::Protocol)),
+                Some(_) | None => return Err(RelayError::Backend(FailureKind::Protocol)),
             }
             self.fill(client, stream, response, response_timeout)
                 .await?;
@@ -116,34 +118,34 @@ impl<'a> Transaction<'a> {
     /// whether the client's is kept.
     pub(super) async fn deliver<S: LaneStream>(
         &mut self,
-        client: &mut Caller<'_, S>,
+        client: &mut ClientSide<'_, S>,
         stream: TcpStream,
         server: &Server,
         mut response: Buffer,
         answer: response::Answer,
-    ) -> Result<bool, Broken> {
-        let says = answer.says;
+    ) -> Result<bool, RelayError> {
+        let response_head = answer.response_head;
         let pause = self
             .exchange
             .backend()
             .settings()
             .pause(answer.is_stream(response.filled()));
-        let keeps = self.asked.keeps && self.upload.is_over() && !self.lane.is_closing();
-        let in_chunks = says.body == Body::Close;
+        let keeps = self.facts.keeps && self.upload.is_over() && !self.lane.is_closing();
+        let in_chunks = response_head.body == Body::Close;
         let mut out = Scratch::new();
         answer.write(
             response.filled(),
             Sending { keeps, in_chunks },
-            &self.lane.gate,
+            &self.lane.router,
             &self.exchange,
             &mut out,
         );
         drop(answer);
-        response.consume(says.head);
-        let mut download = Download::new(Left::new(says.body), in_chunks);
+        response.consume(response_head.head);
+        let mut download = Download::new(BodyDecoder::new(response_head.body), in_chunks);
         let begun = download.begin(response.filled_mut(), &mut out);
         drop(response);
-        let is_reusable = says.keeps && self.upload.is_over();
+        let is_reusable = response_head.keeps && self.upload.is_over();
         // Before the client has the answer, so that its next request finds it.
         let mut stream = Some(stream);
         if is_reusable && download.is_read() && !download.has_more && begun.is_ok() {
@@ -157,8 +159,8 @@ impl<'a> Transaction<'a> {
             client.stream,
             &out,
             self.watched,
-            Broken::ClientGone,
-            Broken::ClientSlow,
+            RelayError::ClientGone,
+            RelayError::ClientSlow,
         )
         .await;
         drop(out);
@@ -174,10 +176,10 @@ impl<'a> Transaction<'a> {
             self.end.bytes_out = download.payload;
             relayed?;
         }
-        if !self.upload.is_done() && says.status < 400 {
+        if !self.upload.is_done() && response_head.status < 400 {
             self.finish_upload(client.stream, &mut stream, pause).await;
         }
-        if says.keeps && self.upload.is_over() && !download.has_more {
+        if response_head.keeps && self.upload.is_over() && !download.has_more {
             server.pool().put(stream, now());
         }
         Ok(keeps)
@@ -216,11 +218,11 @@ impl<'a> Transaction<'a> {
 
     pub(super) async fn relay<S: LaneStream>(
         &mut self,
-        client: &mut Caller<'_, S>,
+        client: &mut ClientSide<'_, S>,
         stream: &mut TcpStream,
         download: &mut Download,
         pause: Duration,
-    ) -> Result<(), Broken> {
+    ) -> Result<(), RelayError> {
         poll_fn(|cx| {
             if !self.upload.is_done() {
                 let before = self.upload.read;
@@ -244,9 +246,9 @@ impl<'a> Transaction<'a> {
             }
             // A backend may wait for the rest of an upload before it goes on.
             let late = if self.upload.waits_for_the_client() {
-                Broken::ClientSlow
+                RelayError::ClientSlow
             } else {
-                Broken::Backend(FailureKind::Timeout)
+                RelayError::Backend(FailureKind::Timeout)
             };
             download.poll(
                 stream,

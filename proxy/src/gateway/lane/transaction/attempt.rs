@@ -3,10 +3,10 @@
 use super::Transaction;
 use crate::clock::mono as now;
 use crate::gateway::lane::LaneStream;
-use crate::gateway::lane::body_relay::{Broken, Caller, pending, write_all};
+use crate::gateway::lane::body_relay::{ClientSide, RelayError, pending, write_all};
 use crate::gateway::lane::read_buffer::{Buffer, Size};
 use crate::gateway::lane::write_buffer::Scratch;
-use crate::gateway::router::{ATTEMPTS_ON_A_SIDE, Answer, Blame, Failure, Sent, is_safe};
+use crate::gateway::router::{ATTEMPTS_ON_A_SIDE, AfterResponse, Blame, Failure, Sent, is_safe};
 use crate::upstream::Connect;
 use crate::upstream::fd_exhaustion;
 use cutover_core::{FailureKind, Mono};
@@ -27,7 +27,7 @@ impl<'a> Transaction<'a> {
     /// One attempt at one server.
     pub(super) async fn attempt<S: LaneStream>(
         &mut self,
-        client: &mut Caller<'_, S>,
+        client: &mut ClientSide<'_, S>,
         began: Option<Mono>,
     ) -> Result<Attempt, Failure> {
         let at = began.unwrap_or_else(now);
@@ -55,7 +55,7 @@ impl<'a> Transaction<'a> {
         self.end.attempts = self.end.attempts.saturating_add(1);
         self.attempts_on_this_side += 1;
         self.lane
-            .gate
+            .router
             .attempt(&mut self.exchange, server.address(), at);
         self.chosen = Some(chosen);
         self.upload.begin_again();
@@ -71,7 +71,7 @@ impl<'a> Transaction<'a> {
             None => match self.connect(server.address(), connect_timeout).await {
                 Ok(stream) => stream,
                 Err(broken) => {
-                    if let Broken::Backend(_) = broken {
+                    if let RelayError::Backend(_) = broken {
                         server.connected(Connect::Failed);
                     }
                     return self.not_connected(broken);
@@ -97,26 +97,26 @@ impl<'a> Transaction<'a> {
         };
         server.answered();
         let can_repeat = self.upload.is_over() && self.upload.read == self.sent_with_the_head();
-        let path = self.request.of(self.came.filled()).path_sent();
-        let says = answer.says;
+        let path = self.request.of(self.head_bytes.filled()).path_sent();
+        let response_head = answer.response_head;
         let said = self
             .exchange
             .outcome_header()
             .and_then(|name| answer.value(response.filled(), name.as_str()));
-        if self.lane.gate.answered(
+        if self.lane.router.answered(
             &mut self.exchange,
-            says.status,
+            response_head.status,
             said,
             path,
             can_repeat,
             now(),
-        ) == Answer::AskOtherSide
+        ) == AfterResponse::AskOtherSide
         {
             self.turn_to_the_other_side();
             return Ok(Attempt::Again);
         }
         self.answer_begun = true;
-        self.end.status = Some(says.status);
+        self.end.status = Some(response_head.status);
         match self
             .deliver(client, stream, &server, response, answer)
             .await
@@ -128,7 +128,7 @@ impl<'a> Transaction<'a> {
 
     /// Body bytes that came with the head, and are there for another attempt.
     pub(super) fn sent_with_the_head(&self) -> u64 {
-        (self.came.len() - self.request.head) as u64
+        (self.head_bytes.len() - self.request.head) as u64
     }
 
     /// A new connection.
@@ -136,19 +136,19 @@ impl<'a> Transaction<'a> {
         &self,
         address: std::net::SocketAddr,
         within: Duration,
-    ) -> Result<TcpStream, Broken> {
+    ) -> Result<TcpStream, RelayError> {
         self.watched.within(within);
         let mut connecting = std::pin::pin!(TcpStream::connect(address));
         let stream = poll_fn(|cx| match connecting.as_mut().poll(cx) {
             Poll::Ready(Ok(stream)) => Poll::Ready(Ok(stream)),
             Poll::Ready(Err(error)) if error.kind() == std::io::ErrorKind::TimedOut => {
-                Poll::Ready(Err(Broken::Backend(FailureKind::Timeout)))
+                Poll::Ready(Err(RelayError::Backend(FailureKind::Timeout)))
             }
             Poll::Ready(Err(error)) if fd_exhaustion::is_noted(&error) => {
-                Poll::Ready(Err(Broken::Shortage))
+                Poll::Ready(Err(RelayError::Shortage))
             }
-            Poll::Ready(Err(_)) => Poll::Ready(Err(Broken::Backend(FailureKind::Connect))),
-            Poll::Pending => pending(self.watched, Broken::Backend(FailureKind::Timeout)),
+            Poll::Ready(Err(_)) => Poll::Ready(Err(RelayError::Backend(FailureKind::Connect))),
+            Poll::Pending => pending(self.watched, RelayError::Backend(FailureKind::Timeout)),
         })
         .await?;
         // Without it small messages wait for each other; a socket that does not know it is as good.
@@ -157,7 +157,7 @@ impl<'a> Transaction<'a> {
     }
 
     /// There was no connection: another server, the other side, or the end.
-    pub(super) fn not_connected(&mut self, broken: Broken) -> Result<Attempt, Failure> {
+    pub(super) fn not_connected(&mut self, broken: RelayError) -> Result<Attempt, Failure> {
         let failure = self.broken(broken);
         if failure.blame != Blame::Backend {
             return Err(failure);
@@ -181,7 +181,7 @@ impl<'a> Transaction<'a> {
     /// before a byte of it.
     pub(super) fn unanswered(
         &mut self,
-        broken: Broken,
+        broken: RelayError,
         is_stale: bool,
     ) -> Result<Attempt, Failure> {
         let failure = self.broken(broken);
@@ -206,12 +206,12 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// What a break means, told to the gate.
-    pub(super) fn broken(&mut self, broken: Broken) -> Failure {
+    /// What a break means, told to the router.
+    pub(super) fn broken(&mut self, broken: RelayError) -> Failure {
         let failure = broken.failure(self.answer_begun);
         let kind = Some(failure.kind).filter(|_| failure.blame == Blame::Backend);
         self.lane
-            .gate
+            .router
             .attempt_ended(&mut self.exchange, kind, now());
         failure
     }
@@ -223,10 +223,10 @@ impl<'a> Transaction<'a> {
     }
 
     pub(super) fn rescue(&mut self, failure: Failure, sent: Sent) -> bool {
-        let path = self.request.of(self.came.filled()).path_sent();
+        let path = self.request.of(self.head_bytes.filled()).path_sent();
         let is_rescued = self
             .lane
-            .gate
+            .router
             .rescue(&mut self.exchange, failure, path, sent, now());
         if is_rescued {
             self.turn_to_the_other_side();
@@ -246,28 +246,28 @@ impl<'a> Transaction<'a> {
     /// has come.
     pub(super) async fn ask<S: LaneStream>(
         &mut self,
-        client: &mut Caller<'_, S>,
+        client: &mut ClientSide<'_, S>,
         stream: &mut TcpStream,
         response_timeout: Duration,
-    ) -> Result<Buffer, Broken> {
+    ) -> Result<Buffer, RelayError> {
         let mut out = Scratch::new();
-        let head = self.request.of(self.came.filled());
+        let head = self.request.of(self.head_bytes.filled());
         head.write(&mut out, |splice| {
             splice.drop_named(b"connection");
             self.lane
-                .gate
+                .router
                 .edits(&self.exchange, &head, self.watched.conn(), splice);
         });
-        out.extend_from_slice(&self.came.filled()[self.request.head..]);
+        out.extend_from_slice(&self.head_bytes.filled()[self.request.head..]);
         self.something_sent = true;
         self.watched.within(response_timeout);
-        let reset = Broken::Backend(FailureKind::Reset);
+        let reset = RelayError::Backend(FailureKind::Reset);
         let written = write_all(
             stream,
             &out,
             self.watched,
             reset,
-            Broken::Backend(FailureKind::Timeout),
+            RelayError::Backend(FailureKind::Timeout),
         )
         .await;
         drop(out);
@@ -286,7 +286,7 @@ impl<'a> Transaction<'a> {
 
     pub(super) fn sent(&mut self) {
         if !self.exchange.is_sent() {
-            self.lane.gate.sent(&mut self.exchange, now());
+            self.lane.router.sent(&mut self.exchange, now());
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Attempts, in this order and at most two on a side: another server of the backend when a
 //! connection could not be made; the same request once more when a kept connection broke before the
-//! first byte of the answer and it changes nothing; then the other side, if the gate says so. The
+//! first byte of the answer and it changes nothing; then the other side, if the router says so. The
 //! buffer with the head is kept until the end, since each attempt may need it.
 
 mod answer;
@@ -14,15 +14,15 @@ use cutover_core::FailureKind;
 use http::Method;
 
 use crate::clock::mono as now;
-use crate::gateway::lane::body_relay::{Broken, Caller, Upload, write_all};
+use crate::gateway::lane::body_relay::{ClientSide, RelayError, Upload, write_all};
 use crate::gateway::lane::read_buffer::Buffer;
-use crate::gateway::lane::request::{Asked, Request};
+use crate::gateway::lane::request::{Request, RequestFacts};
 use crate::gateway::lane::write_buffer::Scratch;
-use crate::gateway::lane::{FAREWELL, Lane, LaneStream, date};
-use crate::gateway::listener::deadlines::Watched;
+use crate::gateway::lane::{CLOSE_TIMEOUT, Lane, LaneStream, date};
+use crate::gateway::listener::deadlines::Deadline;
 use crate::gateway::message::reply::{Reply, wants_html};
 use crate::gateway::router::{Blame, End, Exchange, Failure};
-use crate::shared::drain::Ended;
+use crate::shared::drain::Drained;
 use crate::telemetry::request_summary::Engine;
 use crate::upstream::Chosen;
 use attempt::Attempt;
@@ -43,12 +43,12 @@ pub(super) enum After {
 /// One request.
 pub(super) struct Transaction<'a> {
     lane: &'a Lane,
-    watched: &'a Watched,
+    watched: &'a Deadline,
     exchange: Exchange,
-    asked: Asked,
+    facts: RequestFacts,
     request: Request,
     /// The bytes of its head, and what came of the body with it.
-    came: Buffer,
+    head_bytes: Buffer,
     upload: Upload,
     end: End,
     chosen: Option<Chosen>,
@@ -67,28 +67,28 @@ impl<'a> Transaction<'a> {
     /// `ahead`.
     pub(super) fn new(
         lane: &'a Lane,
-        watched: &'a Watched,
+        watched: &'a Deadline,
         exchange: Exchange,
-        asked: Asked,
+        facts: RequestFacts,
         request: Request,
-        mut came: Buffer,
-        ahead: &mut Option<Buffer>,
+        mut head_bytes: Buffer,
+        pipelined: &mut Option<Buffer>,
     ) -> Self {
-        let body = ((came.len() - request.head) as u64).min(asked.body);
+        let body = ((head_bytes.len() - request.head) as u64).min(facts.body);
         let used = request.head + body as usize;
-        if came.len() > used {
-            *ahead = Buffer::of(&came.filled()[used..]);
-            debug_assert!(ahead.is_some(), "it came in a buffer");
-            came.truncate(used);
+        if head_bytes.len() > used {
+            *pipelined = Buffer::of(&head_bytes.filled()[used..]);
+            debug_assert!(pipelined.is_some(), "it head_bytes in a buffer");
+            head_bytes.truncate(used);
         }
         Self {
             lane,
             watched,
             exchange,
-            asked,
+            facts,
             request,
-            came,
-            upload: Upload::new(body, asked.body - body),
+            head_bytes,
+            upload: Upload::new(body, facts.body - body),
             end: End {
                 engine: Engine::Lane,
                 ..End::default()
@@ -103,10 +103,10 @@ impl<'a> Transaction<'a> {
     }
 
     /// Serves it.
-    pub(super) async fn run<S: LaneStream>(&mut self, client: &mut Caller<'_, S>) -> After {
+    pub(super) async fn run<S: LaneStream>(&mut self, client: &mut ClientSide<'_, S>) -> After {
         let began = self.exchange.started();
-        if self.asked.body == 0 {
-            self.lane.gate.sent(&mut self.exchange, began);
+        if self.facts.body == 0 {
+            self.lane.router.sent(&mut self.exchange, began);
         }
         match self.exchange.stays_on_new() {
             Some((slot, revision)) => self.watched.conn().stay.on_new(slot, revision),
@@ -117,7 +117,7 @@ impl<'a> Transaction<'a> {
             match self.attempt(client, began.take()).await {
                 Ok(Attempt::Again) => {}
                 Ok(Attempt::Answered { keeps }) => {
-                    break self.after_answer(keeps, client.ahead.is_some());
+                    break self.after_answer(keeps, client.pipelined.is_some());
                 }
                 Err(failure) => break self.fail(client.stream, failure).await,
             }
@@ -139,9 +139,9 @@ impl<'a> Transaction<'a> {
             bytes_in: self.upload.read,
             ..self.end
         };
-        self.lane.gate.done(
+        self.lane.router.done(
             self.exchange,
-            self.request.of(self.came.filled()).path_sent(),
+            self.request.of(self.head_bytes.filled()).path_sent(),
             end,
             now,
         );
@@ -150,10 +150,10 @@ impl<'a> Transaction<'a> {
     fn after_answer(&self, keeps: bool, has_more: bool) -> After {
         if keeps {
             After::Keep
-        } else if self.asked.body > 0 && !self.upload.is_over() {
+        } else if self.facts.body > 0 && !self.upload.is_over() {
             After::Linger(self.lane.body_idle)
-        } else if self.asked.keeps || has_more {
-            After::Linger(FAREWELL)
+        } else if self.facts.keeps || has_more {
+            After::Linger(CLOSE_TIMEOUT)
         } else {
             After::Close
         }
@@ -164,9 +164,9 @@ impl<'a> Transaction<'a> {
         let is_sent_away = failure.blame == Blame::Proxy && failure.kind == FailureKind::Reset;
         if is_sent_away {
             self.watched.conn().heard();
-            self.lane.drains.count(Ended::Stream);
+            self.lane.drains.count(Drained::Stream);
         }
-        let reply = self.lane.gate.failed(&mut self.exchange, failure, None);
+        let reply = self.lane.router.failed(&mut self.exchange, failure, None);
         let is_gone = failure.blame == Blame::Client && failure.kind == FailureKind::Reset;
         if self.answer_begun || is_gone || is_sent_away {
             return After::Cut;
@@ -179,10 +179,11 @@ impl<'a> Transaction<'a> {
         // The request body may not have been read: what follows on this connection could be
         // mistaken for a request.
         let keeps = reply.retry_after.is_some()
-            && self.asked.body == 0
-            && self.asked.keeps
+            && self.facts.body == 0
+            && self.facts.keeps
             && !self.lane.is_closing();
-        let (body, content_type) = reply.body(wants_html(&self.request.of(self.came.filled())));
+        let (body, content_type) =
+            reply.body(wants_html(&self.request.of(self.head_bytes.filled())));
         let mut out = Scratch::new();
         write_reply(
             &reply,
@@ -197,8 +198,8 @@ impl<'a> Transaction<'a> {
             client,
             &out,
             self.watched,
-            Broken::ClientGone,
-            Broken::ClientSlow,
+            RelayError::ClientGone,
+            RelayError::ClientSlow,
         )
         .await
         .is_err()
