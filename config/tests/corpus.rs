@@ -5,14 +5,13 @@
 
 mod common;
 
-use std::fmt::Write as _;
+use std::fmt::{Debug, Write as _};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use common::{Folder, folder};
-use cutover_config::{Problems, Settings, Severity};
-use cutover_core::{GuardSettings, Key, Mode, Percent, RolloutSettings};
+use cutover_config::{Backend as BackendSettings, Problems, Settings, Severity};
+use cutover_core::{Key, RolloutSettings};
 
 fn files(kind: &str) -> Vec<PathBuf> {
     let mut files: Vec<PathBuf> = fs::read_dir(folder("tests").join(kind))
@@ -48,9 +47,35 @@ fn parse(path: &Path) -> Result<Settings, Problems> {
     cutover_config::parse(&name, &text, &Folder(folder("tests/files")))
 }
 
-/// What a valid file means, for eyes: enough to see that each line of it was heard.
-fn describe(settings: &Settings) -> String {
+/// Returns the fields of `value` that differ from those of `default`, as the pretty form of `Debug`
+/// has them. So a new key shows only in the files that set it.
+fn changes(value: &impl Debug, default: &impl Debug) -> String {
+    let fields = |text: String| {
+        let mut fields: Vec<String> = Vec::new();
+        for line in text.lines().skip(1).filter(|line| line.starts_with("    ")) {
+            match fields.last_mut() {
+                Some(field) if !line[4..].starts_with(|c: char| c.is_alphabetic()) => {
+                    field.push_str(line.trim_start());
+                }
+                _ => fields.push(line.trim_start().to_owned()),
+            }
+        }
+        fields
+    };
+    let usual = fields(format!("{default:#?}"));
     let mut text = String::new();
+    for field in fields(format!("{value:#?}")) {
+        if !usual.contains(&field) {
+            let _ = writeln!(text, "  {}", field.trim_end_matches(','));
+        }
+    }
+    text
+}
+
+/// Describes what a valid file means, as far as it differs from the minimal file.
+fn describe(settings: &Settings) -> String {
+    let minimal = folder("examples/minimal.toml");
+    let minimal = parse(&minimal).expect("the minimal file is valid");
     let Settings {
         listen,
         admin,
@@ -66,7 +91,11 @@ fn describe(settings: &Settings) -> String {
         files,
     } = settings;
     assert_eq!(digest.len(), 64);
-    let _ = writeln!(text, "{listen:#?}\n\nadmin {}", admin.address);
+    let mut text = String::new();
+    let _ = write!(text, "listen\n{}", changes(listen, &minimal.listen));
+    if admin.address != minimal.admin.address {
+        let _ = writeln!(text, "admin {}", admin.address);
+    }
     for token in &admin.tokens {
         let _ = writeln!(
             text,
@@ -76,141 +105,91 @@ fn describe(settings: &Settings) -> String {
             hex(&token.sha256)
         );
     }
-    let _ = writeln!(text, "{state:?}\n{log:?}");
-    let _ = writeln!(
-        text,
-        "{}",
-        traces
-            .as_ref()
-            .map_or_else(String::new, |traces| format!("{traces:?}\n"))
-    );
+    let _ = write!(text, "state\n{}", changes(state, &minimal.state));
+    let _ = write!(text, "log\n{}", changes(log, &minimal.log));
+    if let Some(traces) = traces {
+        let _ = writeln!(text, "{traces:?}");
+    }
     for backend in backends {
         let servers: Vec<String> = backend.servers.iter().map(ToString::to_string).collect();
-        let (connect, response, idle) = (
-            backend.connect_timeout,
-            backend.response_timeout,
-            backend.idle_timeout,
-        );
-        let _ = writeln!(
-            text,
-            "backend {:?}: {}; connect {connect:?}, response {response:?}, idle {idle:?}",
-            backend.name,
-            servers.join(", ")
-        );
-        let (pause, silence) = (backend.body_pause_timeout, backend.stream_idle_timeout);
-        if (pause, silence) != (Duration::from_secs(300), Duration::from_secs(3_600)) {
-            let _ = writeln!(
-                text,
-                "  a body may pause for {pause:?}, a stream be silent for {silence:?}"
-            );
-        }
-        let ca = backend.ca.as_ref().map_or(0, Vec::len);
-        if backend.http2 || ca > 0 || backend.server_name.is_some() || !backend.slow_start.is_zero()
-        {
-            let _ = writeln!(
-                text,
-                "  http2 {}, server name {:?}, {ca} authorities, slow start {:?}",
-                backend.http2, backend.server_name, backend.slow_start
-            );
-        }
-        if let Some(health) = &backend.health {
-            let _ = writeln!(text, "  {health:?}");
-        }
-    }
-    let token = routing
-        .override_token_sha256
-        .map_or("none".to_owned(), |sha256| hex(&sha256));
-    let _ = writeln!(
-        text,
-        "default backend {:?}, override token {token}, expose decision {}",
-        routing.default_backend, routing.expose_decision
-    );
-    for rollout in rollouts {
-        let RolloutSettings {
-            id,
-            matches,
-            salt,
-            keys,
-            anonymous,
-            always_new,
-            always_legacy,
-            backends,
-            percent,
-            generation,
-            holdback,
-            failover,
-            fallback_on_404,
-            drain_on_rollback,
-            guard,
-        } = rollout;
-        let keys: Vec<String> = keys.iter().map(Key::text).collect();
-        let _ = writeln!(
-            text,
-            "\nrollout {id:?} in {}: {percent} % from {:?} to {:?}, salt {salt:?}, generation \
-             {generation}",
-            rollout_files[&**id], backends.legacy, backends.new
-        );
-        let _ = writeln!(
-            text,
-            "  host {:?}, path {:?}, methods {:?}",
-            matches.host, matches.path, matches.methods
-        );
-        let _ = writeln!(
-            text,
-            "  keys {}; anonymous {anonymous:?}; {} always new, {} always legacy",
-            keys.join(", "),
-            always_new.len(),
-            always_legacy.len()
-        );
-        if *holdback > Percent::ZERO {
-            let _ = writeln!(text, "  holdback {holdback}");
-        }
-        let _ = writeln!(
-            text,
-            "  failover {}, fallback on 404 {fallback_on_404:?}, drain {drain_on_rollback:?}",
-            failover.name()
-        );
-        let _ = write!(
-            text,
-            "  guard {}, dry run {}, ",
-            guard.mode.name(),
-            guard.dry_run
-        );
-        let _ = match guard.mode {
-            Mode::Sequential => writeln!(
-                text,
-                "{} users, a false alarm every {:?}, shared cause {}",
-                guard.min_users,
-                guard.false_alarm_every,
-                guard.shared_cause.name()
-            ),
-            Mode::Threshold | Mode::Off => writeln!(
-                text,
-                "window {:?}, at least {} requests",
-                guard.window, guard.min_requests
-            ),
+        let usual = BackendSettings {
+            name: backend.name.clone(),
+            servers: backend.servers.clone(),
+            ca: backend.ca.clone(),
+            ..minimal.backends[0].clone()
         };
-        let defaults = GuardSettings::default();
-        if guard.warm_up != defaults.warm_up {
-            let _ = writeln!(text, "    warm up {:?}", guard.warm_up);
-        }
-        if let Some(name) = &guard.outcome_header {
-            let _ = writeln!(text, "    outcomes in {name:?}");
-        }
-        // What every file has would be in the way of a new rule.
-        if guard.rules == defaults.rules {
-            let _ = writeln!(text, "    the default rules");
-            continue;
-        }
-        for rule in &guard.rules {
-            let _ = writeln!(text, "    {rule:?}");
+        let _ = writeln!(text, "backend {:?}: {}", backend.name, servers.join(", "));
+        text.push_str(&changes(backend, &usual));
+        if let Some(ca) = &backend.ca {
+            let _ = writeln!(text, "  {} authorities", ca.len());
         }
     }
-    let _ = writeln!(text, "\nfiles {files:?}");
+    let _ = write!(text, "routing\n{}", changes(routing, &minimal.routing));
+    for rollout in rollouts {
+        describe_rollout(&mut text, rollout, &minimal.rollouts[0]);
+        let file = &rollout_files[&*rollout.id];
+        let _ = writeln!(text, "  written in {file}");
+    }
+    if !files.is_empty() {
+        let _ = writeln!(text, "\nfiles {files:?}");
+    }
     for warning in warnings {
         let _ = writeln!(text, "\n{}", warning.render(false));
     }
     text
+}
+
+fn describe_rollout(text: &mut String, rollout: &RolloutSettings, usual: &RolloutSettings) {
+    // Every field is named here, so that a new one is not forgotten.
+    let RolloutSettings {
+        id,
+        matches,
+        salt,
+        keys,
+        anonymous,
+        always_new,
+        always_legacy,
+        backends,
+        percent,
+        generation,
+        holdback,
+        failover,
+        fallback_on_404,
+        drain_on_rollback,
+        guard,
+    } = rollout;
+    let keys: Vec<String> = keys.iter().map(Key::text).collect();
+    let _ = writeln!(
+        text,
+        "\nrollout {id:?}: {percent} % from {:?} to {:?} by {}",
+        backends.legacy,
+        backends.new,
+        keys.join(", ")
+    );
+    let mut differs = |name: &str, value: &dyn Debug, usual: &dyn Debug| {
+        if format!("{value:?}") != format!("{usual:?}") {
+            let _ = writeln!(text, "  {name} {value:?}");
+        }
+    };
+    differs("matches", matches, &usual.matches);
+    differs("salt", salt, id);
+    differs("anonymous", anonymous, &usual.anonymous);
+    differs("always new", &always_new.len(), &0);
+    differs("always legacy", &always_legacy.len(), &0);
+    differs("generation", generation, &usual.generation);
+    differs("holdback", holdback, &usual.holdback);
+    differs("failover", failover, &usual.failover);
+    differs("fallback on 404", fallback_on_404, &usual.fallback_on_404);
+    differs(
+        "drain on rollback",
+        drain_on_rollback,
+        &usual.drain_on_rollback,
+    );
+    let _ = write!(
+        text,
+        "{}",
+        changes(guard, &usual.guard).replace("  ", "  guard ")
+    );
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -22,4 +22,5 @@ pub mod slow;
 pub mod stopping;
 pub mod units;
 pub mod users;
+pub mod values;
 pub mod websockets;

@@ -10,9 +10,9 @@
 
 use crate::driver::{Connector, Protocol, RunPlan};
 use crate::report::{Quantiles, Times};
-use crate::scenario::values;
 use crate::stopping::stopped;
 use crate::units::UsageError;
+use crate::values;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

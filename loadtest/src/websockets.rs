@@ -7,9 +7,9 @@
 
 use crate::driver::{Connector, Protocol, RunPlan};
 use crate::report::{Quantiles, Times};
-use crate::scenario::values;
 use crate::stopping::stopped;
 use crate::units::UsageError;
+use crate::values;
 use futures_util::{SinkExt, StreamExt};
 use http::Request;
 use http::header::{CONNECTION, HOST, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE};

@@ -1,7 +1,7 @@
 //! One request of the sample backend: what happens to it is drawn, then done.
 
-use super::dial::Dial;
-use super::{Shared, lock, websocket};
+use crate::backend::dial::Dial;
+use crate::backend::{Shared, lock, websocket};
 use crate::units::UsageError;
 use bytes::Bytes;
 use http::header::{ALLOW, CONTENT_TYPE};

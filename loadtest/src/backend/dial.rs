@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::watch;
 
-use super::lock;
+use crate::backend::lock;
 
 /// Longest latency the dial accepts, in milliseconds: ten minutes.
 const MOST_LATENCY_MS: u64 = 600_000;

@@ -19,12 +19,13 @@ mod dial;
 mod stats;
 mod websocket;
 
-pub use answer::{DIAL_PATH, SERVED_BY, STATS_PATH};
-pub use dial::{Dial, DialHandle};
-pub use stats::Stats;
+pub use crate::backend::answer::{DIAL_PATH, SERVED_BY, STATS_PATH};
+pub use crate::backend::dial::{Dial, DialHandle};
+pub use crate::backend::stats::Stats;
 
+use crate::backend::answer::{Answer, answer, control};
+use crate::backend::stats::Counters;
 use crate::units::Percent;
-use answer::{Answer, answer, control};
 use http::{HeaderValue, Request};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
@@ -32,7 +33,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use stats::Counters;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::pin::Pin;

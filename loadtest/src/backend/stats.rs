@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::lock;
+use crate::backend::lock;
 
 /// What a backend counted since its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]

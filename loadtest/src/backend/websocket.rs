@@ -1,6 +1,6 @@
 //! WebSockets of the sample backend: it says everything back until somebody closes.
 
-use super::Shared;
+use crate::backend::Shared;
 use futures_util::{SinkExt, StreamExt};
 use http::header::{CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, UPGRADE};
 use http::{HeaderMap, HeaderValue, Request};
@@ -41,7 +41,7 @@ impl Switch {
     /// Writes the answer's headers and echoes as soon as it is sent.
     pub(super) fn accept(self, headers: &mut HeaderMap, shared: &Arc<Shared>) {
         headers.clear();
-        headers.insert(super::SERVED_BY, shared.served_by.clone());
+        headers.insert(crate::backend::SERVED_BY, shared.served_by.clone());
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
         headers.insert(SEC_WEBSOCKET_ACCEPT, self.accept);

@@ -8,15 +8,15 @@
 pub mod bottleneck;
 mod search;
 
-pub use bottleneck::{Bottleneck, Evidence};
+pub use crate::capacity::bottleneck::{Bottleneck, Evidence};
 
 use crate::backend::Stats;
+use crate::capacity::bottleneck::Limits;
+use crate::capacity::search::Search;
 use crate::driver::{Driver, Measurement, Outcome, Record, RunPlan, Target};
 use crate::probe::{Moment, Probe};
 use crate::report::{Times, readable};
-use crate::scenario::values;
-use bottleneck::Limits;
-use search::Search;
+use crate::values;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;

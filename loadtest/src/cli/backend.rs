@@ -1,6 +1,6 @@
 //! `cutover-loadtest backend`: a sample backend as a process of its own.
 
-use super::{Failure, interrupted, write_out};
+use crate::cli::{Failure, interrupted, write_out};
 use cutover_loadtest::backend::{Backend, BackendConfig};
 use cutover_loadtest::driver::MOST_BODY_BYTES;
 use cutover_loadtest::units::{Percent, UsageError, parse_duration};

@@ -1,16 +1,18 @@
 //! `cutover-loadtest run`: load, and whether each user stays on his side.
 
-use super::backend::body_bytes;
-use super::{Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out};
+use crate::cli::backend::body_bytes;
+use crate::cli::{
+    Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out,
+};
 use cutover_loadtest::backend::SERVED_BY;
 use cutover_loadtest::driver::{
     Arrivals, Driver, Progress, Protocol, Record, RunPlan, StopHandle, Target, UserKey,
 };
 use cutover_loadtest::html;
 use cutover_loadtest::report::{History, Report, Times};
-use cutover_loadtest::scenario::values::{parse_method, parse_path};
 use cutover_loadtest::units::{Percent, parse_duration, parse_positive_duration, parse_rate};
 use cutover_loadtest::users::Oracle;
+use cutover_loadtest::values::{parse_method, parse_path};
 use cutover_loadtest::websockets::{WebSocketSection, hold};
 use http::uri::PathAndQuery;
 use http::{HeaderName, Method};

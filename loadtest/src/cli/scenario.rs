@@ -1,6 +1,8 @@
 //! `cutover-loadtest scenario`: a whole story in a file, and what came out of it.
 
-use super::{Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out};
+use crate::cli::{
+    Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out,
+};
 use cutover_loadtest::html;
 use cutover_loadtest::scenario::{
     BUILT_IN, Outcome, Scenario, Stage, Surroundings, built_in, play, set,

@@ -12,9 +12,9 @@
 //! Scripts are looked up by the code that the request carries. What comes without a code belongs to
 //! the case that the group plays; it is answered, and it counts.
 
-use super::case::{After, CODE, Case, Script, decode};
-use super::threads::{Threads, look_around};
-use super::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
+use crate::differential::case::{After, CODE, Case, Script, decode};
+use crate::differential::threads::{Threads, look_around};
+use crate::differential::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
 use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};

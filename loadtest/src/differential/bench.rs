@@ -1,16 +1,16 @@
 //! One case after the other, on both engines: played, judged, and looked at again.
 
-use super::backend::Backends;
-use super::case::Case;
-use super::client::converse;
-use super::compare::{Difference, Observation, compare};
-use super::course::Course;
-use super::generate;
-use super::lookup::{self, Again, Verdict, unexplained};
-use super::report::{Example, record, wants_example};
-use super::rules::Rule;
-use super::show::conversations;
-use super::shrink::shrink;
+use crate::differential::backend::Backends;
+use crate::differential::case::Case;
+use crate::differential::client::converse;
+use crate::differential::compare::{Difference, Observation, compare};
+use crate::differential::course::Course;
+use crate::differential::generate;
+use crate::differential::lookup::{self, Again, Verdict, unexplained};
+use crate::differential::report::show::conversations;
+use crate::differential::report::{Example, record, wants_example};
+use crate::differential::rules::Rule;
+use crate::differential::shrink::shrink;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -6,8 +6,8 @@
 //! chance. What was read until then is. A client that is told `Connection: close`, or whose answer
 //! was broken, says nothing more; all later requests of the case are not sent.
 
-use super::case::{ANSWERED, After, Case, Request};
-use super::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
+use crate::differential::case::{ANSWERED, After, Case, Request};
+use crate::differential::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;

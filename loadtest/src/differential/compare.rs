@@ -5,12 +5,12 @@
 //! Deliberately absent: time, the number of connections to the backend, and how bytes were cut into
 //! segments. Nobody may rely on those.
 
-use super::allowed::explain;
-use super::backend::Arrival;
-use super::case::{ANSWERED, Case, Request, decode};
-use super::client::{Replies, Reply};
-use super::rules::Rule;
-use super::wire::{Body, Ending, Field, Framing, Head};
+use crate::differential::backend::Arrival;
+use crate::differential::case::{ANSWERED, Case, Request, decode};
+use crate::differential::client::{Replies, Reply};
+use crate::differential::rules::Rule;
+use crate::differential::rules::allowed::explain;
+use crate::differential::wire::{Body, Ending, Field, Framing, Head};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -432,9 +432,9 @@ fn shown_body(body: &Body) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::case::{Pause, Script, Writes};
-    use super::super::client::Outcome;
     use super::*;
+    use crate::differential::case::{Pause, Script, Writes};
+    use crate::differential::client::Outcome;
 
     const REQUEST: &str = "GET /w000/p0 HTTP/1.1\r\nHost: w000.test\r\nX-A: 1\r\nx-script: \
                            5.0\r\nx-request-id: 4bf92f3577b34da6a3ce929d0e0e4736\r\n\r\n";

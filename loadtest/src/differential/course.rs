@@ -1,6 +1,6 @@
 //! How far a run is, and its tally, for all workers.
 
-use super::report::{Kind, Tally};
+use crate::differential::report::{Kind, Tally};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};

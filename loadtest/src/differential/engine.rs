@@ -5,8 +5,8 @@
 //! Timeouts are short, for what is missing shall be noticed soon; guards, failover and the access
 //! log are off, for they would make one request depend on others.
 
-use super::backend::Backends;
 use crate::calls::call;
+use crate::differential::backend::Backends;
 use crate::peers::process::Process;
 use crate::scenario::between;
 use std::fmt::Write;

@@ -3,8 +3,8 @@
 //! The reference is played again as it was, and with the same bytes cut into other writes: where
 //! its outcome hangs on that, it is nothing that anybody could rely on.
 
-use super::case::{Case, Cut};
-use super::compare::{Difference, Observation, compare};
+use crate::differential::case::{Case, Cut};
+use crate::differential::compare::{Difference, Observation, compare};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -99,9 +99,9 @@ pub async fn judge<F: Future<Output = Observation>>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::client::{Replies, Reply};
-    use super::super::generate;
     use super::*;
+    use crate::differential::client::{Replies, Reply};
+    use crate::differential::generate;
     use std::cell::Cell;
 
     /// What an engine shows that closes the connection or not.

@@ -20,7 +20,6 @@ pub mod report;
 pub mod rules;
 pub mod wire;
 
-mod allowed;
 mod backend;
 mod bench;
 mod client;
@@ -28,8 +27,7 @@ mod course;
 mod engine;
 mod lookup;
 mod run;
-mod show;
 mod shrink;
 mod threads;
 
-pub use run::{Arguments, run};
+pub use crate::differential::run::{Arguments, run};

@@ -4,12 +4,12 @@
 //! it takes the next number, so a slow case holds up nobody else. Memory does not grow with the
 //! number of cases: what agrees is counted and forgotten.
 
-use super::backend::Backends;
-use super::bench::{Bench, say};
-use super::course::Course;
-use super::engine::{Counted, Engine};
-use super::report::Report;
-use super::threads::Threads;
+use crate::differential::backend::Backends;
+use crate::differential::bench::{Bench, say};
+use crate::differential::course::Course;
+use crate::differential::engine::{Counted, Engine};
+use crate::differential::report::Report;
+use crate::differential::threads::Threads;
 use crate::peers::memory::allow_open_files;
 use crate::peers::peer::on_path;
 use std::io::{self, IsTerminal, Write};
@@ -219,9 +219,9 @@ async fn work(bench: Arc<Bench>, course: Arc<Course>, group: usize) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generate;
-    use super::super::report::Tally;
     use super::*;
+    use crate::differential::generate;
+    use crate::differential::report::Tally;
     use std::net::{Ipv4Addr, SocketAddr};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
@@ -288,7 +288,7 @@ mod tests {
     async fn two_engines_that_do_the_same_are_the_same_and_a_changed_byte_is_found() {
         let plain = |number: &u64| {
             let case = generate::case(1, *number, 0);
-            let is_plain = |request: &super::super::case::Request| {
+            let is_plain = |request: &crate::differential::case::Request| {
                 !request.is_last_word
                     && request.script.after == Default::default()
                     && !request.script.is_early

@@ -4,7 +4,7 @@
 //! bodies. Each try is a play of both engines, and a case whose difference comes and goes is
 //! small enough when it does not show once.
 
-use super::case::{Case, Request, Writes};
+use crate::differential::case::{Case, Request, Writes};
 use std::time::{Duration, Instant};
 
 /// The most plays for one case.
@@ -110,8 +110,8 @@ fn changed(request: &Request, which: usize) -> Option<Request> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::generate;
     use super::*;
+    use crate::differential::generate;
 
     #[tokio::test]
     async fn what_does_not_matter_goes() {

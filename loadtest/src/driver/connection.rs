@@ -8,8 +8,8 @@
 //! Deliberately absent: HTTP/2 streams that are refused and may be sent again, which browsers do
 //! and not all clients.
 
-use super::record::{Outcome, TransportFailure};
-use super::target::{Target, Trust, client_config};
+use crate::driver::record::{Outcome, TransportFailure};
+use crate::driver::target::{Target, Trust, client_config};
 use crate::units::UsageError;
 use crate::users::Side;
 use bytes::Bytes;

@@ -3,7 +3,7 @@
 //! The pacer is a thread of its own because the timers of the runtime tick in milliseconds, which
 //! is coarser than the latencies measured here.
 
-use super::{Release, StopHandle};
+use crate::driver::{Release, StopHandle};
 use crate::users::UserDraws;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};

@@ -4,7 +4,7 @@
 //! A chart is data with two axes; drawing is a pure function of it. Values are read by pointing at
 //! a time, which shows all series of that time.
 
-use super::escape;
+use crate::html::escape;
 use std::fmt::Write;
 
 const WIDTH: f64 = 860.0;

@@ -1,8 +1,8 @@
 //! The page: head, verdicts, numbers over runs, each run, and how to do it again.
 
-use super::chart::{Chart, Scale, Series, Shape};
-use super::escape;
-use super::sections::run_section;
+use crate::html::chart::{Chart, Scale, Series, Shape};
+use crate::html::escape;
+use crate::html::sections::run_section;
 use crate::scenario::Outcome;
 use crate::scenario::outcome::{OverRuns, RunOutcome};
 use std::fmt::Write;

@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::stub::{answer_bytes, mark};
+use crate::peers::stub::{answer_bytes, mark};
 use crate::users::Side;
 
 /// More than any answer has: a head and its body.

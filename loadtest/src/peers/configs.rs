@@ -21,8 +21,8 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use super::population::PERCENT;
-use super::stub::Stubs;
+use crate::peers::population::PERCENT;
+use crate::peers::stub::Stubs;
 
 /// More connections than any phase opens, and few enough for the usual limits on open files.
 const MOST_CONNECTIONS: usize = 6_000;

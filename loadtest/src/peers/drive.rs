@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::load::{Load, Pace, Plan};
-use super::peer::Running;
-use super::population::{After, Requests, requests};
-use super::process;
+use crate::peers::load::{Load, Pace, Plan};
+use crate::peers::peer::Running;
+use crate::peers::population::{After, Requests, requests};
+use crate::peers::process;
 
 /// The least share of an open loop's rate that has to be answered; a load that cannot keep up would
 /// measure itself.

@@ -33,8 +33,8 @@ use tokio::net::tcp::OwnedWriteHalf;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
-use super::answer::{ask_on, most_answer_bytes, read_answer};
-use super::population::{Requests, Sightings};
+use crate::peers::answer::{ask_on, most_answer_bytes, read_answer};
+use crate::peers::population::{Requests, Sightings};
 use crate::users::Side;
 
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(10);

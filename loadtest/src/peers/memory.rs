@@ -11,10 +11,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
 use tokio::net::TcpStream;
 
-use super::answer::{ask_on, most_answer_bytes};
-use super::peer::Running;
-use super::population::Requests;
-use super::process::Memory;
+use crate::peers::answer::{ask_on, most_answer_bytes};
+use crate::peers::peer::Running;
+use crate::peers::population::Requests;
+use crate::peers::process::Memory;
 
 /// Memory is read again until it has not changed from one look to the next.
 const LOOK_EVERY: Duration = Duration::from_millis(100);

@@ -37,12 +37,12 @@ use clap::{ArgAction, Args, ValueEnum};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
-use drive::{Conditions, drive, turned};
-use load::Pace;
-use peer::{Peer, Programs, Running, TestBed};
-use population::{PERCENT, Sightings, USERS};
-use report::{DrivenRow, Phase, Report, Said, Setting};
-use stub::Stubs;
+use crate::peers::drive::{Conditions, drive, turned};
+use crate::peers::load::Pace;
+use crate::peers::peer::{Peer, Programs, Running, TestBed};
+use crate::peers::population::{PERCENT, Sightings, USERS};
+use crate::peers::report::{DrivenRow, Phase, Report, Said, Setting};
+use crate::peers::stub::Stubs;
 
 const PROXY_CORE: usize = 0;
 const LOAD_CORE: usize = 1;

@@ -15,11 +15,11 @@ use std::time::{Duration, Instant};
 use serde::{Serialize, Serializer};
 use tempfile::TempDir;
 
-use super::answer;
-use super::configs;
-use super::population::{PERCENT, Requests, Sightings};
-use super::process::Process;
-use super::stub::Stubs;
+use crate::peers::answer;
+use crate::peers::configs;
+use crate::peers::population::{PERCENT, Requests, Sightings};
+use crate::peers::process::Process;
+use crate::peers::stub::Stubs;
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long one answer of a proxy that just started may take.

@@ -7,12 +7,12 @@
 
 use serde::Serialize;
 
-use super::drive::{Drive, Quantiles};
-use super::figures::Spread;
-use super::memory::Held;
-use super::peer::Peer;
-use super::population::{PERCENT, Split};
-use super::syscalls::PerRequest;
+use crate::peers::drive::{Drive, Quantiles};
+use crate::peers::figures::Spread;
+use crate::peers::memory::Held;
+use crate::peers::peer::Peer;
+use crate::peers::population::{PERCENT, Split};
+use crate::peers::syscalls::PerRequest;
 
 /// Who the others are compared with, if they take part.
 const BASES: [Peer; 3] = [Peer::Minipingora, Peer::Haproxy, Peer::Nginx];
@@ -497,8 +497,8 @@ pub(super) fn markdown<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::drive::tests::of;
     use super::*;
+    use crate::peers::drive::tests::of;
 
     const SPLIT: Split = Split {
         legacy: 7_500,
@@ -648,8 +648,8 @@ mod tests {
 
     #[test]
     fn memory_and_system_calls_have_tables_of_their_own() {
-        use super::super::memory::Idle;
-        use super::super::process::Memory;
+        use crate::peers::memory::Idle;
+        use crate::peers::process::Memory;
         let held = |kib| Held {
             rest: Memory {
                 rss_kib: 10_240,

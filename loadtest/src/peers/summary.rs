@@ -4,11 +4,11 @@
 //! Of calm drives where a row and who it is compared with have any, of all otherwise: somebody who
 //! reads one table wants the best figure there is, and the long tables say what was left out.
 
-use super::figures::Spread;
-use super::memory::Held;
-use super::peer::Peer;
-use super::report::{DrivenRow, Figure, Over, Phase, Report, cpu, markdown, p50, p99};
-use super::syscalls::PerRequest;
+use crate::peers::figures::Spread;
+use crate::peers::memory::Held;
+use crate::peers::peer::Peer;
+use crate::peers::report::{DrivenRow, Figure, Over, Phase, Report, cpu, markdown, p50, p99};
+use crate::peers::syscalls::PerRequest;
 
 /// A column: its title and the cell of each row that has one.
 type Column = (String, Vec<(Peer, String)>);
@@ -153,10 +153,10 @@ fn calls(calls: &PerRequest) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::drive::tests::of;
-    use super::super::population::Split;
-    use super::super::report::Setting;
     use super::*;
+    use crate::peers::drive::tests::of;
+    use crate::peers::population::Split;
+    use crate::peers::report::Setting;
 
     #[test]
     fn every_row_has_a_line_with_its_ratios() {

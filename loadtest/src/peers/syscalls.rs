@@ -15,10 +15,10 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tempfile::TempDir;
 
-use super::load::{Load, Pace, Plan};
-use super::peer::Running;
-use super::population::Requests;
-use super::process::Process;
+use crate::peers::load::{Load, Pace, Plan};
+use crate::peers::peer::Running;
+use crate::peers::population::Requests;
+use crate::peers::process::Process;
 
 /// How long strace may take to attach or to write its table.
 const STRACE_TIMEOUT: Duration = Duration::from_secs(15);

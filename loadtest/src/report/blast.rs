@@ -3,8 +3,8 @@
 //! Without a step that broke something only the answers tell when trouble began. With one, the time
 //! to zero counts by when requests were *sent*: what still fails later was sent before.
 
-use super::milliseconds;
 use crate::driver::Record;
+use crate::report::milliseconds;
 use crate::users::Side;
 use serde::Serialize;
 

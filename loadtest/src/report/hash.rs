@@ -3,9 +3,9 @@
 //! While a percentage is being changed both sides may be right, for the users between the two
 //! percentages and for nobody else.
 
-use super::history::History;
-use super::{MOST_EXAMPLES, milliseconds};
 use crate::driver::Record;
+use crate::report::history::History;
+use crate::report::{MOST_EXAMPLES, milliseconds};
 use crate::users::{Oracle, Side, user_name};
 use serde::Serialize;
 

@@ -3,9 +3,9 @@
 //! Both have windows instead of instants, because nobody outside of a proxy knows when exactly a
 //! change takes effect: a window opens with the step and closes when the step has settled.
 
-use super::milliseconds;
-use super::share::Share;
 use crate::driver::Record;
+use crate::report::milliseconds;
+use crate::report::share::Share;
 use crate::units::Percent;
 use crate::users::{Oracle, Side, user_name};
 use serde::{Deserialize, Serialize};

@@ -31,23 +31,23 @@ mod share;
 mod stickiness;
 mod table;
 
-pub use blast::{BlastRadius, SinceFault};
-pub use hash::{HashCheck, WrongAnswer};
-pub use history::{Direction, History, Segment};
-pub use quantiles::{Quantiles, Times};
-pub use share::{Share, Shares, Z_99_9, wilson_interval};
-pub use stickiness::{Stickiness, Switch};
-pub use table::readable;
+pub use crate::report::blast::{BlastRadius, SinceFault};
+pub use crate::report::hash::{HashCheck, WrongAnswer};
+pub use crate::report::history::{Direction, History, Segment};
+pub use crate::report::quantiles::{Quantiles, Times};
+pub use crate::report::share::{Share, Shares, Z_99_9, wilson_interval};
+pub use crate::report::stickiness::{Stickiness, Switch};
+pub use crate::report::table::readable;
 
 use crate::driver::{Arrivals, Measurement, Outcome, Protocol, Record, RunPlan, TransportFailure};
+use crate::report::blast::blast_radius;
+use crate::report::hash::check_hash;
+use crate::report::history::segments;
+use crate::report::stickiness::check_stickiness;
 use crate::users::Side;
-use blast::blast_radius;
-use hash::check_hash;
-use history::segments;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
-use stickiness::check_stickiness;
 
 /// Most switches and wrong answers that are listed one by one; all of them are counted.
 pub const MOST_EXAMPLES: usize = 20;

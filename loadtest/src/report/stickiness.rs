@@ -13,9 +13,9 @@
 //! A user who goes there and back within one window of `both` directions is not found; a scenario
 //! that wants it found moves in two steps.
 
-use super::history::{Direction, Move};
-use super::{MOST_EXAMPLES, milliseconds};
 use crate::driver::Record;
+use crate::report::history::{Direction, Move};
+use crate::report::{MOST_EXAMPLES, milliseconds};
 use crate::users::{Side, user_name};
 use serde::Serialize;
 

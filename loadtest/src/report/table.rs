@@ -1,7 +1,7 @@
 //! The table: a report for people at a terminal.
 
-use super::{Report, Share, TABLE_EXAMPLES};
 use crate::driver::{Arrivals, Protocol};
+use crate::report::{Report, Share, TABLE_EXAMPLES};
 use std::fmt;
 
 /// A time in microseconds, in the unit that reads best.

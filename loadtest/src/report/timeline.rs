@@ -1,7 +1,7 @@
 //! A run over time: what a chart shows, in steps of equal width.
 
-use super::quantiles::{Quantiles, Times};
 use crate::driver::Record;
+use crate::report::quantiles::{Quantiles, Times};
 use crate::users::Side;
 use serde::Serialize;
 use std::time::Duration;

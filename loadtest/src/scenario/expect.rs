@@ -4,9 +4,9 @@
 //! the hash and that steps succeed is always asked; limits on numbers only where the file has them,
 //! because a number that is missed on a busy machine says little about a proxy.
 
-use super::outcome::RunOutcome;
-use super::values;
 use crate::report::readable;
+use crate::scenario::outcome::RunOutcome;
+use crate::values;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

@@ -4,14 +4,14 @@
 //! their place. What can be known to be wrong without starting anything is found here, by
 //! [`Scenario::parse`].
 
-use super::located::ScenarioError;
-use super::values;
 use crate::backend::Dial;
 use crate::capacity::CapacitySection;
 use crate::driver::{Arrivals, Protocol, UserKey};
 use crate::report::history::MoveDirection;
+use crate::scenario::located::ScenarioError;
 use crate::slow::SlowSection;
 use crate::units::Percent;
+use crate::values;
 use crate::websockets::WebSocketSection;
 use http::uri::PathAndQuery;
 use http::{HeaderName, Method};
@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use toml::Spanned;
 
-use super::expect::Expect;
+use crate::scenario::expect::Expect;
 
 /// A scenario as it is written.
 #[derive(Debug, Clone, Deserialize)]

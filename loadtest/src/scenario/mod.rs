@@ -7,7 +7,6 @@
 pub mod expect;
 pub mod file;
 pub mod outcome;
-pub mod values;
 
 mod builtin;
 mod certificates;
@@ -19,12 +18,12 @@ mod table;
 mod template;
 mod world;
 
-pub use builtin::{BUILT_IN, built_in};
-pub use file::Scenario;
-pub use located::ScenarioError;
-pub use outcome::Outcome;
-pub use play::{Stage, play};
-pub use settings::set;
-pub use world::Surroundings;
+pub use crate::scenario::builtin::{BUILT_IN, built_in};
+pub use crate::scenario::file::Scenario;
+pub use crate::scenario::located::ScenarioError;
+pub use crate::scenario::outcome::Outcome;
+pub use crate::scenario::play::{Stage, play};
+pub use crate::scenario::settings::set;
+pub use crate::scenario::world::Surroundings;
 #[cfg(target_os = "linux")]
 pub(crate) use world::between;

@@ -1,14 +1,14 @@
 //! What came out of a scenario: each run with all that was measured, and the numbers over several
 //! runs.
 
-use super::expect::Verdict;
-use super::steps::StepDone;
 use crate::backend::Stats;
 use crate::capacity::CapacityReport;
 use crate::driver::Record;
 use crate::probe::Sample;
 use crate::report::timeline::Timeline;
 use crate::report::{Quantiles, Report, Times, readable};
+use crate::scenario::expect::Verdict;
+use crate::scenario::steps::StepDone;
 use crate::slow::SlowReport;
 use crate::websockets::WebSocketReport;
 use serde::Serialize;

@@ -1,15 +1,15 @@
 //! Plays a scenario: each run on a stage of its own, so that no run begins with what another one
 //! left.
 
-use super::expect;
-use super::file::Scenario;
-use super::outcome::{self, Outcome, PartOutcome, RunOutcome};
-use super::steps;
-use super::world::{Surroundings, World};
 use crate::driver::{Driver, Measurement, RunPlan, Target};
 use crate::probe::sample;
 use crate::report::timeline::Timeline;
 use crate::report::{Report, Times};
+use crate::scenario::expect;
+use crate::scenario::file::Scenario;
+use crate::scenario::outcome::{self, Outcome, PartOutcome, RunOutcome};
+use crate::scenario::steps;
+use crate::scenario::world::{Surroundings, World};
 use crate::stopping::stopped;
 use crate::units::UsageError;
 use crate::users::Oracle;

@@ -3,7 +3,7 @@
 //! The change is made in the text, which keeps its lines, so that a mistake is still shown where it
 //! is.
 
-use super::located::ScenarioError;
+use crate::scenario::located::ScenarioError;
 use toml_edit::{DocumentMut, Item, Value};
 
 /// Writes the value at a dotted key such as `load.rate` or `step.2.at` into the text. A value that

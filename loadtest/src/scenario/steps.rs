@@ -4,13 +4,13 @@
 //! that shows in its times. Only the look whether a new certificate is shown goes on beside the
 //! next steps. A step that fails does not end the run: it is a verdict.
 
-use super::certificates::replace;
-use super::file::{Scenario, SignalName, Step, Until};
-use super::template::{Names, fill};
-use super::world::World;
 use crate::calls::call;
 use crate::driver::{Connector, Protocol, nanoseconds};
 use crate::report::history::{Change, History, Move, MoveDirection};
+use crate::scenario::certificates::replace;
+use crate::scenario::file::{Scenario, SignalName, Step, Until};
+use crate::scenario::template::{Names, fill};
+use crate::scenario::world::World;
 use crate::stopping::stopped;
 use crate::units::{Percent, UsageError};
 use http::Method;

@@ -1,7 +1,7 @@
 //! The outcome of a scenario as text, for people at a terminal.
 
-use super::outcome::Outcome;
 use crate::report::readable;
+use crate::scenario::outcome::Outcome;
 use crate::websockets::WebSocketReport;
 use std::fmt;
 

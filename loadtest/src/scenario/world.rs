@@ -8,13 +8,13 @@
 //! Sample backends run on threads of their own, named so that their processor time can be told from
 //! the generator's.
 
-use super::certificates::Authority;
-use super::file::{BackendSection, ProxySection, Scenario};
-use super::template::{Names, fill, names_with};
 use crate::backend::{Backend, BackendConfig, Dial, Stats};
 use crate::calls::call;
 use crate::driver::{Target, Trust};
 use crate::probe::{BACKEND_THREADS, Probe};
+use crate::scenario::certificates::Authority;
+use crate::scenario::file::{BackendSection, ProxySection, Scenario};
+use crate::scenario::template::{Names, fill, names_with};
 use crate::units::UsageError;
 use http::Method;
 use std::collections::BTreeMap;

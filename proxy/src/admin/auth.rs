@@ -17,7 +17,7 @@ use subtle::ConstantTimeEq;
 
 use crate::admin::Admin;
 use crate::admin::error::ApiError;
-use crate::gateway::message::forward::without_port;
+use cutover_core::routing::routes::without_port;
 
 /// The tokens of the file.
 #[derive(Debug)]

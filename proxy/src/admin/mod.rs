@@ -1,27 +1,10 @@
 //! The admin port: its own listener, its own thread, its own runtime, so that neither a scrape nor
-//! a slow page costs a request anything.
-//!
-//! | route | what | role |
-//! |---|---|---|
-//! | `GET /` | where to find what | - |
-//! | `GET /livez` | the process answers | - |
-//! | `GET /readyz` | requests may be sent here; 503 before the start is complete and from the moment a stop begins | - |
-//! | `GET /metrics` | Prometheus text | - |
-//! | `GET /api/v1/rollouts[/ID]` | status; `ETag` is the revision | viewer |
-//! | `POST /api/v1/rollouts/ID/set` | `{"percent": 10, "reason": "…"}`, written into the file | operator |
-//! | `POST /api/v1/rollouts/ID/rollback` | `{"reason": "…"}` | operator |
-//! | `POST /api/v1/rollouts/ID/rearm` | `{"reason": "…", "percent": 1}`; the percentage is optional | operator |
-//! | `PUT /api/v1/maintenance` | `{"rollout": "ID"\|null, "mode": "…", "for": "10m", "reason": "…"}`; `for` is optional | operator |
-//! | `POST /api/v1/reload` | reads the file now | operator |
-//! | `GET /api/v1/explain` | `user= host= path= method= header=K:V` | viewer |
-//! | `GET /api/v1/history` | `rollout= limit= verify=true` | viewer |
-//!
-//! The admin sends commands and renders reports; it cannot move traffic by itself. Deliberately
-//! absent: the page, events, the flag protocol.
+//! a slow page costs a request anything. The routes are in `routes`.
 
 pub mod api;
 pub mod auth;
 pub mod error;
+pub mod routes;
 
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
@@ -32,7 +15,6 @@ use axum::Router;
 use axum::extract::State;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
 use tokio::sync::{Semaphore, watch};
 
 use crate::admin::auth::Auth;
@@ -179,18 +161,7 @@ async fn forbid_storing(request: axum::extract::Request, next: axum::middleware:
 }
 
 fn router(admin: Admin) -> Router {
-    Router::new()
-        .route("/", get(index))
-        .route("/livez", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/api/v1/rollouts", get(api::rollouts))
-        .route("/api/v1/rollouts/{id}", get(api::rollout))
-        .route("/api/v1/rollouts/{id}/{verb}", post(api::act))
-        .route("/api/v1/maintenance", put(api::maintenance))
-        .route("/api/v1/reload", post(api::reload))
-        .route("/api/v1/explain", get(api::explain))
-        .route("/api/v1/history", get(api::history))
+    routes::router()
         .fallback(async || ApiError::not_found("no such route; `GET /` lists them"))
         .method_not_allowed_fallback(async || {
             ApiError::new(
@@ -210,16 +181,6 @@ fn router(admin: Admin) -> Router {
             say_goodbye,
         ))
         .with_state(admin)
-}
-
-async fn index() -> &'static str {
-    "Cutover admin\n\nGET  /livez  /readyz  /metrics\nGET  /api/v1/rollouts  \
-     /api/v1/rollouts/ID\nPOST /api/v1/rollouts/ID/set       {\"percent\": 10, \"reason\": \
-     \"...\"}\nPOST /api/v1/rollouts/ID/rollback  {\"reason\": \"...\"}\nPOST \
-     /api/v1/rollouts/ID/rearm     {\"reason\": \"...\"}\nPUT  /api/v1/maintenance           \
-     {\"rollout\": \"ID\" or null, \"mode\": \"off|read-only|hold|full\", \"for\": \"10m\", \
-     \"reason\": \"...\"}\nPOST /api/v1/reload                {\"reason\": \"...\"}\nGET  \
-     /api/v1/explain?user=U&host=H&path=P\nGET  /api/v1/history?rollout=ID&limit=N&verify=true\n"
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {

@@ -4,7 +4,7 @@ use crate::reload::source::SourceError;
 use crate::shared::certificates::Unusable;
 use std::io::{self};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -63,6 +63,16 @@ pub enum StartError {
     /// The operating system refused a thread or a runtime.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
+}
+
+impl StartError {
+    /// Creates the error of a state directory that cannot be used.
+    pub(super) fn state(directory: &Path, error: io::Error) -> Self {
+        Self::State {
+            directory: directory.to_owned(),
+            error,
+        }
+    }
 }
 
 pub(super) fn hint(error: &io::Error) -> &'static str {

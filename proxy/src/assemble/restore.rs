@@ -27,6 +27,46 @@ pub(super) struct Loaded {
     pub(super) problems: Option<String>,
 }
 
+/// Reads the configuration, or the last good one where the file cannot be used. `state` is a state
+/// directory that was given on the command line.
+///
+/// # Errors
+/// [`StartError`] when neither can be used.
+pub(super) fn load(file: &Path, state: Option<&Path>) -> Result<Loaded, StartError> {
+    let mut loaded = match load_rested(file) {
+        (source, Ok((settings, text))) => Loaded {
+            directory: source.base().join(&settings.state.directory),
+            settings,
+            text,
+            source,
+            problems: None,
+        },
+        (source, Err(error)) => last_good(source, error, state)?,
+    };
+    if let Some(given) = state {
+        let by_file = &loaded.directory;
+        if std::path::absolute(by_file).ok() != std::path::absolute(given).ok() {
+            tracing::warn!(
+                given = %given.display(),
+                file = %by_file.display(),
+                "the state directory of the command line is used instead of the one in the file"
+            );
+        }
+        // A reload compares this value, and the status shows it.
+        loaded.settings.state.directory = given.display().to_string();
+        loaded.directory = given.to_owned();
+    }
+    loaded.source.keep_in(&loaded.directory);
+    for file in loaded.source.mounted_alone() {
+        tracing::warn!(
+            file = %file.display(),
+            "the file is a mount point of its own, so a file renamed into its place outside is \
+             never seen here; mount its folder instead"
+        );
+    }
+    Ok(loaded)
+}
+
 /// Reads the file once no list in it is being written: at the start there is nothing that could
 /// stand for half a list. It is read after [`rest::MOST`] in any case.
 pub(super) fn load_rested(file: &Path) -> (ConfigSource, Result<(Settings, String), SourceError>) {

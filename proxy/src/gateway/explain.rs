@@ -6,12 +6,12 @@ use cutover_core::{Anonymous, Ask, Bucket, PerSide, Restriction, Side, Split, Tr
 use http::{HeaderName, HeaderValue, Method};
 use serde::{Deserialize, Serialize};
 
-use crate::gateway::message::forward::without_port;
 use crate::gateway::message::head::Head;
 use crate::gateway::message::identity::{self, Identity, MINTED_COOKIE};
 use crate::gateway::router::{is_safe, normalised};
 use crate::shared::published::PreparedKey;
 use crate::status::percent;
+use cutover_core::routing::routes::without_port;
 
 /// A request to be explained.
 #[derive(Debug)]

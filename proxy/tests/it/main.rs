@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod admin;
+mod architecture;
 mod breach;
 mod cli;
 mod demo;
@@ -37,7 +38,6 @@ mod seeds;
 mod silence;
 mod slow_writers;
 mod starting;
-mod tidy;
 mod tls;
 #[cfg(feature = "otlp")]
 mod traces;

@@ -4,10 +4,12 @@
 //! chance whether an engine has put the connection away meanwhile. An answer that is too short ends
 //! with the connection, save where a timeout is allowed.
 
-use super::super::case::{ANSWERED, After, Script, code};
-use super::answer_head::{bad_head, connection, fields, http10, large_head};
-use super::request::{Draft, chunked, spelled};
-use super::{Chance, length, tagged};
+use crate::differential::case::{ANSWERED, After, Script, code};
+use crate::differential::generate::answer_head::{
+    bad_head, connection, fields, http10, large_head,
+};
+use crate::differential::generate::request::{Draft, chunked, spelled};
+use crate::differential::generate::{Chance, length, tagged};
 
 /// The longest body of an answer.
 const MOST_BODY_BYTES: usize = 300 * 1024;

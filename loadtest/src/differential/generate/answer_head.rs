@@ -1,9 +1,9 @@
 //! What may be odd about the head of an answer.
 
-use super::super::case::After;
-use super::Chance;
-use super::answer::Answer;
-use super::request::{Draft, spelled};
+use crate::differential::case::After;
+use crate::differential::generate::Chance;
+use crate::differential::generate::answer::Answer;
+use crate::differential::generate::request::{Draft, spelled};
 
 /// A head that no client may get.
 pub fn bad_head(chance: &mut Chance, _: &Draft, answer: &mut Answer) {

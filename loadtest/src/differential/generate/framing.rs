@@ -1,8 +1,8 @@
 //! What may be odd about the body of a request, and about where it ends.
 
-use super::request::{Draft, chunked, spelled};
-use super::{Chance, tagged};
 use crate::differential::engine::group_name;
+use crate::differential::generate::request::{Draft, chunked, spelled};
+use crate::differential::generate::{Chance, tagged};
 
 /// Leaves something out on a connection that stays open.
 pub fn missing(chance: &mut Chance, draft: &mut Draft) {

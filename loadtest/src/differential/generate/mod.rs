@@ -20,7 +20,7 @@ mod framing;
 mod oddity;
 mod request;
 
-use super::case::{Case, Pause, Request, Writes};
+use crate::differential::case::{Case, Pause, Request, Writes};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::ops::Range;
@@ -213,8 +213,8 @@ fn length(chance: &mut Chance, limit: usize) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use super::super::case::code;
     use super::*;
+    use crate::differential::case::code;
 
     #[test]
     fn seed_and_number_make_the_same_case_again() {
@@ -288,7 +288,7 @@ mod tests {
             case(1, number, 0)
                 .requests
                 .iter()
-                .any(|request| request.script.after == super::super::case::After::Hang)
+                .any(|request| request.script.after == crate::differential::case::After::Hang)
         };
         assert!((0..20_000).filter(|&number| hangs(number)).count() < 200);
     }

@@ -4,10 +4,12 @@
 //! A head always has an end, and a body that is short is the client's last word, so that nothing
 //! here waits for a timeout.
 
-use super::Chance;
-use super::framing::{bad_chunks, coding_lines, length_lines, short_body, smuggled};
-use super::request::{Draft, spelled};
 use crate::differential::engine::group_name;
+use crate::differential::generate::Chance;
+use crate::differential::generate::framing::{
+    bad_chunks, coding_lines, length_lines, short_body, smuggled,
+};
+use crate::differential::generate::request::{Draft, spelled};
 
 type Oddity = fn(&mut Chance, &mut Draft);
 

@@ -1,8 +1,8 @@
 //! A request as a browser or a program would send it, before anything odd happens to it.
 
-use super::super::case::{CODE, Request, Script, code};
-use super::{Chance, Place, answer, framing, length, oddity, tagged};
+use crate::differential::case::{CODE, Request, Script, code};
 use crate::differential::engine::group_name;
+use crate::differential::generate::{Chance, Place, answer, framing, length, oddity, tagged};
 
 /// The longest body of a request.
 const MOST_BODY_BYTES: usize = 100 * 1024;

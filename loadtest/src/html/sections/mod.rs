@@ -5,10 +5,10 @@ mod over_time;
 
 use crate::html::chart::{Chart, Mark, Scale, Series, Shape};
 use crate::html::escape;
+use crate::html::sections::numbers::{beside, numbers, split, steps, table};
+use crate::html::sections::over_time::{axis_time, over_time};
 use crate::report::readable;
 use crate::scenario::outcome::RunOutcome;
-use numbers::{beside, numbers, split, steps, table};
-use over_time::{axis_time, over_time};
 use std::fmt::Write;
 
 const MIB: f64 = 1024.0 * 1024.0;

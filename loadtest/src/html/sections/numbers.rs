@@ -1,7 +1,7 @@
 //! Tables of numbers.
 
-use super::seconds;
 use crate::html::escape;
+use crate::html::sections::seconds;
 use crate::report::{Quantiles, readable};
 use crate::scenario::outcome::RunOutcome;
 use std::fmt::Write;

@@ -1,7 +1,7 @@
 //! Charts over time.
 
-use super::{MIB, seconds};
 use crate::html::chart::{Chart, Mark, Scale, Series, Shape};
+use crate::html::sections::{MIB, seconds};
 use crate::scenario::outcome::RunOutcome;
 
 pub(super) fn over_time(out: &mut String, run: &RunOutcome) {

@@ -163,6 +163,14 @@ fn boundaries(path: &str) -> impl Iterator<Item = usize> {
         .chain([path.len()])
 }
 
+/// Returns a host without its port. An IPv6 address also loses its brackets.
+pub fn without_port(host: &str) -> &str {
+    match host.strip_prefix('[') {
+        Some(rest) => rest.split_once(']').map_or(host, |(address, _)| address),
+        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -260,5 +268,17 @@ mod tests {
             Some(499)
         );
         assert_eq!(routes.find("shop.example", "/service-500", "GET"), None);
+    }
+
+    #[test]
+    fn a_port_is_no_part_of_a_host() {
+        for (host, bare) in [
+            ("shop.example", "shop.example"),
+            ("shop.example:8080", "shop.example"),
+            ("[::1]:8080", "::1"),
+            ("[::1]", "::1"),
+        ] {
+            assert_eq!(without_port(host), bare);
+        }
     }
 }

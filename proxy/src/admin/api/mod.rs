@@ -22,7 +22,7 @@ pub use explain::{ExplainQuery, explain, question};
 pub use history::{HistoryQuery, history, history_of};
 pub use maintenance::{MaintenanceBody, lasting, maintenance};
 pub use reload::reload;
-pub use rollouts::{Wish, act, rollout, rollouts};
+pub use rollouts::{Wish, rearm, rollback, rollout, rollouts, set, unknown_verb};
 
 /// The longest reason in characters.
 const MAX_REASON: usize = 500;

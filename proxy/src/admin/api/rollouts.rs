@@ -2,7 +2,7 @@
 
 use super::{actor_of, answer, checked, dry, if_match, read};
 use crate::admin::Admin;
-use crate::admin::auth::{Operator, Viewer};
+use crate::admin::auth::{Caller, Operator, Viewer};
 use crate::admin::error::ApiError;
 use crate::shared::control_handle::{IfRevision, Refusal};
 use crate::status::Status;
@@ -11,7 +11,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use cutover_core::{Command, CommandError, Percent};
+use cutover_core::{Actor, Command, CommandError, Percent};
 use serde::{Deserialize, Serialize};
 
 /// What a writing request carries.
@@ -71,120 +71,174 @@ pub(super) fn tagged(revision: u64, body: &impl Serialize) -> Result<Response, A
     Ok(([(header::ETAG, format!("\"{revision}\""))], Json(body)).into_response())
 }
 
-/// `POST /api/v1/rollouts/ID/VERB`
-pub async fn act(
+/// A body that changes something, after its checks.
+struct Change {
+    reason: String,
+    percent: Option<Percent>,
+    dry_run: bool,
+    force: bool,
+    actor: Actor,
+    if_revision: IfRevision,
+}
+
+impl Change {
+    async fn of(
+        admin: &Admin,
+        caller: Caller,
+        headers: &HeaderMap,
+        wish: Result<Json<Wish>, JsonRejection>,
+    ) -> Result<Self, ApiError> {
+        let wish = read(wish)?;
+        let percent = wish.percent.map(|number| {
+            Percent::parse(&number.to_string()).map_err(|error| {
+                ApiError::bad_request(
+                    "bad_percent",
+                    &format!(
+                        "expected a percentage from 0 to 100 with at most three decimals, found \
+                         {number}: {error}"
+                    ),
+                    "such as 12.5",
+                )
+            })
+        });
+        let change = Self {
+            percent: percent.transpose()?,
+            reason: checked(wish.reason)?,
+            dry_run: wish.dry_run,
+            force: wish.force,
+            actor: actor_of(caller, wish.actor),
+            if_revision: if_match(headers),
+        };
+        if change.dry_run {
+            expect_revision(admin, change.if_revision.clone()).await?;
+        }
+        Ok(change)
+    }
+}
+
+/// `POST /api/v1/rollouts/ID/set`
+pub async fn set(
     Operator(caller): Operator,
     State(admin): State<Admin>,
-    Path((id, verb)): Path<(String, String)>,
+    Path(id): Path<String>,
     headers: HeaderMap,
     wish: Result<Json<Wish>, JsonRejection>,
 ) -> Result<Response, ApiError> {
-    let Wish {
-        reason,
-        percent,
-        dry_run,
-        actor,
-        force,
-    } = read(wish)?;
-    let actor = actor_of(caller, actor);
-    let if_revision = if_match(&headers);
-    let percent = percent
-        .map(|number| Percent::parse(&number.to_string()).map_err(|error| (number, error)))
-        .transpose();
-    let percent = percent.map_err(|(number, error)| {
-        ApiError::bad_request(
-            "bad_percent",
-            &format!(
-                "expected a percentage from 0 to 100 with at most three decimals, found {number}: \
-                 {error}"
-            ),
-            "such as 12.5",
-        )
-    })?;
-    let reason = checked(reason)?;
-    if dry_run {
-        expect_revision(&admin, if_revision.clone()).await?;
-    }
-    match (verb.as_str(), percent) {
-        ("set", None) => Err(ApiError::bad_request(
+    let change = Change::of(&admin, caller, &headers, wish).await?;
+    let Some(percent) = change.percent else {
+        return Err(ApiError::bad_request(
             "missing_percent",
             "`percent` is missing",
             "such as {\"percent\": 10, \"reason\": \"CHG-7\"}",
-        )),
-        ("set", Some(percent)) => {
-            let applied = admin
-                .watch
-                .set_percent(id.clone(), percent, dry_run, (actor, reason), if_revision)
-                .await??;
-            answer(&admin, &id, applied, dry_run, || {
-                format!("{id}: would be set to {percent} %")
-            })
-            .await
-        }
-        ("rollback", None) if dry_run => {
-            let unless = if force {
-                ""
-            } else {
-                ", unless legacy does not answer when it is asked then"
-            };
-            dry(&admin, &id, |id| {
-                format!("{id}: everyone would be sent to legacy{unless}")
-            })
-            .await
-        }
-        ("rearm", _) if dry_run => {
-            dry(&admin, &id, |id| format!("{id}: the latch would be lifted")).await
-        }
-        ("rollback", None) => {
-            let applied = admin
-                .control
-                .command(
-                    id.clone(),
-                    Command::Rollback { force },
-                    actor,
-                    reason,
-                    if_revision,
-                )
-                .await??;
-            answer(&admin, &id, applied, false, String::new).await
-        }
-        ("rearm", percent) => {
-            if let Some(percent) = percent {
-                expect_latched(&admin, &id).await?;
-                // While latched a percentage moves nobody: first the smaller share is in the file,
-                // then the latch is lifted.
-                admin
-                    .watch
-                    .set_percent(
-                        id.clone(),
-                        percent,
-                        false,
-                        (actor.clone(), reason.clone()),
-                        if_revision.clone(),
-                    )
-                    .await??;
-            }
-            let if_revision = if percent.is_some() { None } else { if_revision };
-            let applied = admin
-                .control
-                .command(id.clone(), Command::Rearm, actor, reason, if_revision)
-                .await??;
-            answer(&admin, &id, applied, false, String::new).await
-        }
-        ("rollback", Some(_)) => Err(ApiError::bad_request(
+        ));
+    };
+    let applied = admin
+        .watch
+        .set_percent(
+            id.clone(),
+            percent,
+            change.dry_run,
+            (change.actor, change.reason),
+            change.if_revision,
+        )
+        .await??;
+    answer(&admin, &id, applied, change.dry_run, || {
+        format!("{id}: would be set to {percent} %")
+    })
+    .await
+}
+
+/// `POST /api/v1/rollouts/ID/rollback`
+pub async fn rollback(
+    Operator(caller): Operator,
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    wish: Result<Json<Wish>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let change = Change::of(&admin, caller, &headers, wish).await?;
+    if change.percent.is_some() {
+        return Err(ApiError::bad_request(
             "unexpected_percent",
             "a rollback always goes to 0 %",
             "leave `percent` out, or use `set`",
-        )),
-        ("advance" | "pause" | "resume", _) => Err(ApiError::new(
+        ));
+    }
+    let force = change.force;
+    if change.dry_run {
+        let unless = if force {
+            ""
+        } else {
+            ", unless legacy does not answer when it is asked then"
+        };
+        return dry(&admin, &id, |id| {
+            format!("{id}: everyone would be sent to legacy{unless}")
+        })
+        .await;
+    }
+    let command = Command::Rollback { force };
+    let applied = admin
+        .control
+        .command(
+            id.clone(),
+            command,
+            change.actor,
+            change.reason,
+            change.if_revision,
+        )
+        .await??;
+    answer(&admin, &id, applied, false, String::new).await
+}
+
+/// `POST /api/v1/rollouts/ID/rearm`
+pub async fn rearm(
+    Operator(caller): Operator,
+    State(admin): State<Admin>,
+    Path(id): Path<String>,
+    headers: HeaderMap,
+    wish: Result<Json<Wish>, JsonRejection>,
+) -> Result<Response, ApiError> {
+    let change = Change::of(&admin, caller, &headers, wish).await?;
+    if change.dry_run {
+        return dry(&admin, &id, |id| format!("{id}: the latch would be lifted")).await;
+    }
+    let mut if_revision = change.if_revision;
+    if let Some(percent) = change.percent {
+        expect_latched(&admin, &id).await?;
+        // A percentage moves no users while the rollout is latched. So the smaller share is written
+        // into the file first, and then the latch is lifted.
+        let by = (change.actor.clone(), change.reason.clone());
+        admin
+            .watch
+            .set_percent(id.clone(), percent, false, by, if_revision.take())
+            .await??;
+    }
+    let applied = admin
+        .control
+        .command(
+            id.clone(),
+            Command::Rearm,
+            change.actor,
+            change.reason,
+            if_revision,
+        )
+        .await??;
+    answer(&admin, &id, applied, false, String::new).await
+}
+
+/// `POST /api/v1/rollouts/ID/VERB` for every other verb.
+pub async fn unknown_verb(
+    Operator(_): Operator,
+    Path((_, verb)): Path<(String, String)>,
+) -> ApiError {
+    match verb.as_str() {
+        "advance" | "pause" | "resume" => ApiError::new(
             StatusCode::NOT_IMPLEMENTED,
             "not_supported",
             &format!("`{verb}` is not supported yet"),
             "use `set` and `rollback`",
-        )),
-        (verb, _) => Err(ApiError::not_found(&format!(
-            "`{verb}` is none of set, rollback, rearm"
-        ))),
+        ),
+        _ => ApiError::not_found(&format!("`{verb}` is none of set, rollback, rearm")),
     }
 }
 

@@ -5,7 +5,9 @@
 //! connection could not be made; the same request once more when a kept connection broke before the
 //! first byte; then the other side, if the router says so.
 
+mod answer;
 mod attempts;
+mod body;
 mod context;
 mod failure;
 pub mod header_case;
@@ -34,7 +36,7 @@ use pingora::{Error, ErrorSource, ErrorType};
 
 use crate::clock;
 use crate::gateway::adapter::context::Context;
-use crate::gateway::adapter::failure::{can_repeat, is_unanswered, refusal_of};
+use crate::gateway::adapter::failure::{is_unanswered, refusal_of};
 use crate::gateway::adapter::header_case::is_plain;
 use crate::gateway::adapter::heads::{
     OUR_HEADERS, RequestEdits, RequestHead, ResponseEdits, drop_hops, give_host,
@@ -47,9 +49,7 @@ use crate::gateway::listener::deadlines::Deadlines;
 use crate::gateway::message::head::Conn;
 use crate::gateway::message::reply::Reply;
 use crate::gateway::router::hold_queue::HoldQueue;
-use crate::gateway::router::{
-    ATTEMPTS_ON_A_SIDE, AfterResponse, Blame, End, Exchange, MAX_INTERIM, Router, Step,
-};
+use crate::gateway::router::{ATTEMPTS_ON_A_SIDE, Blame, End, Exchange, Router, Step};
 use crate::upstream::pool::has_unread;
 use crate::upstream::{self, Connect};
 pub(super) use replies::refusal;
@@ -344,61 +344,7 @@ impl ProxyHttp for Adapter {
         end_of_stream: bool,
         context: &mut Box<Context>,
     ) -> Result<()> {
-        context.body_bytes += body.as_ref().map_or(0, |body| body.len() as u64);
-        let now = context
-            .patience
-            .as_ref()
-            .map_or_else(clock::mono, RequestTimeouts::now);
-        if context.is_paced && !end_of_stream && !context.pace.is_kept(context.body_bytes, now) {
-            return Err(Error::explain(
-                ErrorType::ReadTimedout,
-                "the body comes with less than 100 bytes a second",
-            )
-            .into_down());
-        }
-        if let (Some(patience), Some(exchange)) = (
-            &context.patience,
-            context
-                .exchange
-                .as_ref()
-                .filter(|_| !session.was_upgraded()),
-        ) {
-            let settings = exchange.backend().settings();
-            patience.await_taking(if context.is_call {
-                settings.stream_idle_timeout
-            } else {
-                settings.response_timeout
-            });
-            if context.is_call {
-                patience.answer_moved();
-            }
-        }
-        if context.body_bytes > self.max_body && !session.was_upgraded() {
-            // As the client's error, so that it ends this request as a 413 and not as the backend's
-            // failure.
-            return Err(Error::explain(
-                ErrorType::HTTPStatus(413),
-                "the request body is larger than max_body",
-            )
-            .into_down());
-        }
-        if end_of_stream {
-            // An empty last part would end a chunked body twice, and the second end would stand
-            // before the next request on that connection (cloudflare/pingora#935).
-            body.take_if(|body| body.is_empty());
-            if let Some(exchange) = context
-                .exchange
-                .as_mut()
-                .filter(|exchange| !exchange.is_sent())
-            {
-                self.router.sent(exchange, clock::mono());
-                let limit = exchange.backend().settings().response_timeout;
-                if !context.is_call && !context.answer_begun {
-                    context.await_answer(limit);
-                }
-            }
-        }
-        Ok(())
+        self.body_part(session, body, end_of_stream, context)
     }
 
     async fn upstream_response_filter(
@@ -407,84 +353,7 @@ impl ProxyHttp for Adapter {
         response: &mut ResponseHeader,
         context: &mut Box<Context>,
     ) -> Result<()> {
-        // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
-        response.set_version(Version::HTTP_11);
-        if context.tunnel.is_some() && response.status == StatusCode::SWITCHING_PROTOCOLS {
-            // Whoever is silent, the other side may speak: the tunnel itself knows when both have
-            // been silent for too long.
-            session.set_read_timeout(None);
-            context.answer_ended();
-            if let Some(tunnel) = &context.tunnel {
-                tunnel.open();
-            }
-            if let Some(exchange) = &mut context.exchange {
-                self.router.is_a_websocket(exchange);
-            }
-        } else if response.status.is_informational() {
-            context.interim = context.interim.saturating_add(1);
-            if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
-                return Err(Error::explain(
-                    ErrorType::InvalidHTTPHeader,
-                    "too many interim answers, or a switch of protocols that nobody asked for",
-                )
-                .into_up());
-            }
-            if let Some(name) = context
-                .exchange
-                .as_ref()
-                .and_then(|exchange| exchange.outcome_header())
-            {
-                response.remove_header(name);
-            }
-            context.answer_moved();
-            return Ok(());
-        } else if let Some(exchange) = &context.exchange {
-            let content_type = response
-                .headers
-                .get(http::header::CONTENT_TYPE)
-                .map(http::HeaderValue::as_bytes);
-            let is_stream = timeouts::is_stream(
-                content_type,
-                response.headers.contains_key(http::header::CONTENT_LENGTH),
-            );
-            context.await_answer(exchange.backend().settings().pause(is_stream));
-        }
-        if let Some(chosen) = &context.chosen {
-            chosen.server().answered();
-        }
-        if let Some(exchange) = &mut context.exchange {
-            let can_repeat = can_repeat(session);
-            let said = exchange
-                .outcome_header()
-                .and_then(|name| response.headers.get(name))
-                .map(http::HeaderValue::as_bytes);
-            if self.router.answered(
-                exchange,
-                response.status.as_u16(),
-                said,
-                session.req_header().uri.path(),
-                can_repeat,
-                clock::mono(),
-            ) == AfterResponse::AskOtherSide
-            {
-                context.turn_to_the_other_side();
-                context.asks_other_side = true;
-                let mut error = Error::create(
-                    ErrorType::HTTPStatus(response.status.as_u16()),
-                    ErrorSource::Upstream,
-                    None,
-                    None,
-                );
-                error.set_retry(true);
-                return Err(error);
-            }
-            context.is_grpc = exchange.may_last() && tunnel::is_grpc(&response.headers);
-            if let (true, Some(code)) = (context.is_grpc, response.headers.get("grpc-status")) {
-                self.router.grpc_status(exchange, code.as_bytes());
-            }
-        }
-        context.answer_begun = true;
-        Ok(())
+        self.answer_head(session, response, context)
     }
 
     fn upstream_response_body_filter(

@@ -140,14 +140,6 @@ pub fn set_forwarding(
     }
 }
 
-/// The host without its port, in brackets' inside for IPv6.
-pub fn without_port(host: &str) -> &str {
-    match host.strip_prefix('[') {
-        Some(rest) => rest.split_once(']').map_or(host, |(address, _)| address),
-        None => host.rsplit_once(':').map_or(host, |(name, _)| name),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,17 +180,5 @@ mod tests {
             "2001:db8::1"
         );
         assert_eq!(client("10.0.0.1", true, &[]), "10.0.0.1");
-    }
-
-    #[test]
-    fn a_port_is_no_part_of_a_host() {
-        for (host, bare) in [
-            ("shop.example", "shop.example"),
-            ("shop.example:8080", "shop.example"),
-            ("[::1]:8080", "::1"),
-            ("[::1]", "::1"),
-        ] {
-            assert_eq!(without_port(host), bare);
-        }
     }
 }

@@ -1,8 +1,9 @@
 //! Requests that are in flight or held.
 
 use super::maintenance::Halted;
-use super::shard::{PLACES, WAIT_TICKS, bump, bump16};
+use super::shard::{PLACES, WAIT_TICKS, bump16};
 use super::{Origin, Recorder};
+use crate::shared::recorder::shard::Counter;
 use cutover_core::stats::users::tick_of;
 use cutover_core::{Ending, Evidence, Mono, PerSide, Requester, Side};
 use std::sync::Arc;
@@ -68,7 +69,7 @@ impl InFlight {
             }
             self.recorder
                 .record_locally(local, self.slot, self.side, ending, origin);
-            bump(&local.shards[self.side].finished, 1);
+            local.shards[self.side].bump(Counter::Finished, 1);
         });
     }
 
@@ -109,7 +110,7 @@ impl Drop for InFlight {
         if !self.is_finished {
             self.is_answered();
             self.recorder.with(self.slot, |local| {
-                bump(&local.shards[self.side].finished, 1);
+                local.shards[self.side].bump(Counter::Finished, 1);
             });
         }
     }

@@ -27,6 +27,7 @@ mod maintenance;
 mod reader;
 mod shard;
 
+use crate::shared::recorder::shard::Counter;
 use std::cell::{OnceCell, RefCell};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -40,8 +41,8 @@ use crate::shared::failover_budget::FailoverBudget;
 pub use in_flight::{Held, InFlight};
 pub use maintenance::Halted;
 pub use reader::{Look, Reader, SlotTotals};
+use shard::Shard;
 pub use shard::WAIT_TICKS;
-use shard::{Shard, bump};
 
 /// The slot of requests that match no rollout. Rollouts follow after it: see [`slot_of`].
 pub const UNMATCHED: usize = 0;
@@ -154,9 +155,9 @@ impl Recorder {
     pub fn begin(self: &Arc<Self>, slot: usize, side: Side, reason: Option<Reason>) -> InFlight {
         self.with(slot, |local| {
             let shard = &local.shards[side];
-            bump(&shard.started, 1);
+            shard.bump(Counter::Started, 1);
             if let Some(reason) = reason {
-                bump(&shard.reasons[reason.index()], 1);
+                shard.bump(Counter::Reason(reason), 1);
             }
         });
         InFlight {
@@ -191,7 +192,7 @@ impl Recorder {
     /// Counts what maintenance did to a request of this slot.
     pub fn halted(&self, slot: usize, halted: Halted) {
         self.with(slot, |local| {
-            bump(&local.shards.legacy.halted[halted.index()], 1);
+            local.shards.legacy.bump(Counter::Halted(halted), 1);
         });
     }
 

@@ -9,23 +9,75 @@ use cutover_core::stats::window::{COARSE, CoarseLatencies, Counts, Totals, Trial
 use cutover_core::{Class, Counted, Ending, FailureKind, Outcome, Reason, Side};
 use std::sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+/// A counter of a shard. A new one is a variant here and a line in [`Counter::index`]; the reader
+/// adds up all of them.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Counter {
+    /// Requests that have finished.
+    Finished,
+    /// Requests that have started.
+    Started,
+    /// Decisions by their reason.
+    Reason(Reason),
+    /// Requests that maintenance refused or held. They belong to no side: the shard of legacy
+    /// counts them.
+    Halted(Halted),
+    /// Answers by the class of their status.
+    CodeClass(usize),
+    /// Failures by their kind.
+    Failure(FailureKind),
+    /// Bad events that count, by their class.
+    Counted(usize),
+    /// Users seen for the first time in a tick.
+    Appearances,
+    /// 4xx answers.
+    ClientErrors,
+    /// Clients that gave up.
+    Aborts,
+    /// Requests that count as evidence.
+    Requests,
+    /// The sum of the latencies in microseconds.
+    LatencySumUs,
+}
+
+impl Counter {
+    /// How many counters there are.
+    pub(super) const COUNT: usize = Self::LatencySumUs.index() + 1;
+
+    /// Returns the place of a counter in a shard. The reader goes through them in this order, which
+    /// matters twice. A request between two reads must count as in flight and not as minus one, so
+    /// `Finished` comes before `Started`. And it must never be in `Failure` but not in `Requests`,
+    /// so the parts come before the whole.
+    pub(super) const fn index(self) -> usize {
+        const REASONS: usize = 2;
+        const HALTED: usize = REASONS + Reason::COUNT;
+        const CODE_CLASS: usize = HALTED + Halted::COUNT;
+        const FAILURES: usize = CODE_CLASS + CODE_CLASSES.len();
+        const COUNTED: usize = FAILURES + FailureKind::COUNT;
+        const LAST: usize = COUNTED + Class::COUNT;
+        match self {
+            Self::Finished => 0,
+            Self::Started => 1,
+            Self::Reason(reason) => REASONS + reason.index(),
+            Self::Halted(halted) => HALTED + halted.index(),
+            Self::CodeClass(class) => CODE_CLASS + class,
+            Self::Failure(kind) => FAILURES + kind.index(),
+            Self::Counted(class) => COUNTED + class,
+            Self::Appearances => LAST,
+            Self::ClientErrors => LAST + 1,
+            Self::Aborts => LAST + 2,
+            Self::Requests => LAST + 3,
+            Self::LatencySumUs => LAST + 4,
+        }
+    }
+}
+
 /// The counts of one thread for one side of one rollout.
 #[derive(Debug)]
 pub(super) struct Shard {
-    pub(super) started: AtomicU64,
-    pub(super) finished: AtomicU64,
-    pub(super) reasons: [AtomicU64; Reason::COUNT],
-    /// Of no side: counted in the shard of legacy.
-    pub(super) halted: [AtomicU64; Halted::COUNT],
-    pub(super) code_classes: [AtomicU64; CODE_CLASSES.len()],
-    pub(super) requests: AtomicU64,
-    pub(super) failures: [AtomicU64; FailureKind::COUNT],
-    pub(super) client_errors: AtomicU64,
-    pub(super) aborts: AtomicU64,
-    pub(super) appearances: AtomicU64,
-    pub(super) counted: [AtomicU64; Class::COUNT],
+    /// By [`Counter::index`].
+    pub(super) counters: [AtomicU64; Counter::COUNT],
     pub(super) trials: SharedTrials,
-    pub(super) latency_sum_us: AtomicU64,
     pub(super) of_users: [AtomicU32; COARSE],
     pub(super) octaves: [AtomicU32; OCTAVES],
     pub(super) latencies: Box<[AtomicU32]>,
@@ -99,19 +151,8 @@ pub(super) struct SeenTrials {
 impl Default for Shard {
     fn default() -> Self {
         Self {
-            started: AtomicU64::default(),
-            finished: AtomicU64::default(),
-            reasons: Default::default(),
-            halted: Default::default(),
-            code_classes: Default::default(),
-            requests: AtomicU64::default(),
-            failures: Default::default(),
-            client_errors: AtomicU64::default(),
-            aborts: AtomicU64::default(),
-            appearances: AtomicU64::default(),
-            counted: Default::default(),
+            counters: [const { AtomicU64::new(0) }; Counter::COUNT],
             trials: SharedTrials::default(),
-            latency_sum_us: AtomicU64::default(),
             of_users: [const { AtomicU32::new(0) }; COARSE],
             octaves: Default::default(),
             latencies: (0..COUNTERS).map(|_| AtomicU32::new(0)).collect(),
@@ -122,14 +163,21 @@ impl Default for Shard {
 }
 
 impl Shard {
+    /// Adds to a counter. Only the thread that owns the shard may call this.
+    pub(super) fn bump(&self, counter: Counter, by: u64) {
+        bump(&self.counters[counter.index()], by);
+    }
+}
+
+impl Shard {
     /// The meaning is that of [`Totals::record`]; a test holds the two against each other.
     pub(super) fn record(&self, ending: &Ending, counted: Counted) {
-        bump(&self.code_classes[code_class(ending.status)], 1);
+        self.bump(Counter::CodeClass(code_class(ending.status)), 1);
         if !ending.evidence.counts() {
             return;
         }
         if counted.is_appearance() {
-            bump(&self.appearances, 1);
+            self.bump(Counter::Appearances, 1);
         }
         if counted.is_of_users() {
             self.trials.record(counted);
@@ -137,19 +185,19 @@ impl Shard {
         if counted.is_bad_anywhere() {
             counted
                 .indexes()
-                .for_each(|class| bump(&self.counted[class], 1));
+                .for_each(|class| self.bump(Counter::Counted(class), 1));
         }
         match ending.outcome {
             Outcome::Success => {}
-            Outcome::ClientError => bump(&self.client_errors, 1),
-            Outcome::Failure(kind) => bump(&self.failures[kind.index()], 1),
-            Outcome::Aborted => return bump(&self.aborts, 1),
+            Outcome::ClientError => self.bump(Counter::ClientErrors, 1),
+            Outcome::Failure(kind) => self.bump(Counter::Failure(kind), 1),
+            Outcome::Aborted => return self.bump(Counter::Aborts, 1),
             Outcome::Ignored => return,
         }
-        bump(&self.requests, 1);
+        self.bump(Counter::Requests, 1);
         if let Some(latency_us) = ending.latency_us {
             let index = index_of(latency_us);
-            bump(&self.latency_sum_us, latency_us);
+            self.bump(Counter::LatencySumUs, latency_us);
             if counted.is_appearance() {
                 bump32(&self.of_users[CoarseLatencies::index_of(index)]);
             }
@@ -162,18 +210,10 @@ impl Shard {
 impl Shard {
     /// Whether requests were counted that the reader has not seen.
     pub(super) fn differs(&self, seen: &Seen) -> bool {
-        self.started.load(Ordering::Relaxed) != seen.started
-            || self.finished.load(Ordering::Relaxed) != seen.finished
-            || self
-                .halted
-                .iter()
-                .zip(&seen.halted)
-                .any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
-            || self
-                .code_classes
-                .iter()
-                .zip(&seen.code_classes)
-                .any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
+        self.counters
+            .iter()
+            .zip(&seen.counters)
+            .any(|(counter, seen)| counter.load(Ordering::Relaxed) != *seen)
     }
 }
 
@@ -248,39 +288,29 @@ pub(super) fn add_news(
     (side, is_compared): (Side, bool),
     with_latencies: bool,
 ) {
-    // Finished before started, so that a request between the two reads counts as in flight and not
-    // as minus one.
-    slot.finished[side] += news(&shard.finished, &mut seen.finished);
-    slot.started[side] += news(&shard.started, &mut seen.started);
-    for (sum, (counter, seen)) in slot
-        .sum
-        .reasons
-        .iter_mut()
-        .zip(shard.reasons.iter().zip(&mut seen.reasons))
-    {
-        *sum += news(counter, seen);
-    }
-    for (sum, (counter, seen)) in slot
-        .sum
-        .halted
-        .iter_mut()
-        .zip(shard.halted.iter().zip(&mut seen.halted))
-    {
-        *sum += news(counter, seen);
-    }
-    let code_classes: [u64; CODE_CLASSES.len()] = std::array::from_fn(|class| {
-        news(&shard.code_classes[class], &mut seen.code_classes[class])
+    let new: [u64; Counter::COUNT] = std::array::from_fn(|index| {
+        if index == Counter::LatencySumUs.index() && !with_latencies {
+            return 0;
+        }
+        news(&shard.counters[index], &mut seen.counters[index])
     });
-    // Parts before the whole: a request counted between the reads is in `requests` and not yet in
-    // `failures`, never the other way round.
-    let mut counts = Counts {
-        failures: std::array::from_fn(|kind| news(&shard.failures[kind], &mut seen.failures[kind])),
-        counted: std::array::from_fn(|class| news(&shard.counted[class], &mut seen.counted[class])),
-        appearances: news(&shard.appearances, &mut seen.appearances),
-        client_errors: news(&shard.client_errors, &mut seen.client_errors),
-        aborts: news(&shard.aborts, &mut seen.aborts),
-        requests: news(&shard.requests, &mut seen.requests),
-        latency_sum_us: 0,
+    let new = |counter: Counter| new[counter.index()];
+    slot.finished[side] += new(Counter::Finished);
+    slot.started[side] += new(Counter::Started);
+    for reason in Reason::ALL {
+        slot.sum.reasons[reason.index()] += new(Counter::Reason(reason));
+    }
+    for halted in Halted::ALL {
+        slot.sum.halted[halted.index()] += new(Counter::Halted(halted));
+    }
+    let counts = Counts {
+        failures: FailureKind::ALL.map(|kind| new(Counter::Failure(kind))),
+        counted: std::array::from_fn(|class| new(Counter::Counted(class))),
+        appearances: new(Counter::Appearances),
+        client_errors: new(Counter::ClientErrors),
+        aborts: new(Counter::Aborts),
+        requests: new(Counter::Requests),
+        latency_sum_us: new(Counter::LatencySumUs),
     };
     let SlotTotals {
         totals, compared, ..
@@ -290,7 +320,6 @@ pub(super) fn add_news(
         is_compared.then(|| &mut compared[side]),
     ];
     if with_latencies {
-        counts.latency_sum_us = news(&shard.latency_sum_us, &mut seen.latency_sum_us);
         add_latencies(shard, seen, &mut sums);
         if let Some(trials) = shard.trials.news(&mut seen.trials) {
             sums.iter_mut()
@@ -300,8 +329,8 @@ pub(super) fn add_news(
     }
     for sum in sums.into_iter().flatten() {
         sum.counts.add(&counts);
-        for (sum, news) in sum.code_classes.iter_mut().zip(code_classes) {
-            *sum += news;
+        for (class, sum) in sum.code_classes.iter_mut().enumerate() {
+            *sum += new(Counter::CodeClass(class));
         }
     }
 }
@@ -314,19 +343,8 @@ pub(super) fn news(counter: &AtomicU64, seen: &mut u64) -> u64 {
 /// What was last seen of one shard.
 #[derive(Debug)]
 pub(super) struct Seen {
-    pub(super) started: u64,
-    pub(super) finished: u64,
-    pub(super) reasons: [u64; Reason::COUNT],
-    pub(super) halted: [u64; Halted::COUNT],
-    pub(super) code_classes: [u64; CODE_CLASSES.len()],
-    pub(super) requests: u64,
-    pub(super) failures: [u64; FailureKind::COUNT],
-    pub(super) client_errors: u64,
-    pub(super) aborts: u64,
-    pub(super) appearances: u64,
-    pub(super) counted: [u64; Class::COUNT],
+    pub(super) counters: [u64; Counter::COUNT],
     pub(super) trials: SeenTrials,
-    pub(super) latency_sum_us: u64,
     pub(super) of_users: [u32; COARSE],
     pub(super) octaves: [u32; OCTAVES],
     pub(super) latencies: Box<[u32]>,
@@ -335,19 +353,8 @@ pub(super) struct Seen {
 impl Default for Seen {
     fn default() -> Self {
         Self {
-            started: 0,
-            finished: 0,
-            reasons: Default::default(),
-            halted: Default::default(),
-            code_classes: Default::default(),
-            requests: 0,
-            failures: Default::default(),
-            client_errors: 0,
-            aborts: 0,
-            appearances: 0,
-            counted: [0; Class::COUNT],
+            counters: [0; Counter::COUNT],
             trials: SeenTrials::default(),
-            latency_sum_us: 0,
             of_users: [0; COARSE],
             octaves: Default::default(),
             latencies: vec![0; COUNTERS].into_boxed_slice(),

@@ -1,8 +1,8 @@
 //! A case and what two engines made of it, for people.
 
-use super::case::{Case, Request};
-use super::compare::{Difference, Observation, shown};
-use super::wire::{Body, Head};
+use crate::differential::case::{Case, Request};
+use crate::differential::compare::{Difference, Observation, shown};
+use crate::differential::wire::{Body, Head};
 use std::fmt::Write;
 
 /// The case, both conversations, and what is different. Writing to a string does not fail.

@@ -7,8 +7,10 @@
 //! The reference is the proxy engine, and the candidate is the one that is compared with it: some
 //! rules hold in this direction only.
 
-use super::case::{Request, Script};
-use super::wire::{Body, Ending};
+pub mod allowed;
+
+use crate::differential::case::{Request, Script};
+use crate::differential::wire::{Body, Ending};
 
 /// A difference that may be, and why.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -4,9 +4,9 @@
 //! and what follows it on the same connection, since an answer that one engine refuses ends the
 //! connection there.
 
-use super::case::{After, Case, Request, Script};
-use super::compare::Difference;
-use super::rules::Rule;
+use crate::differential::case::{After, Case, Request, Script};
+use crate::differential::compare::Difference;
+use crate::differential::rules::Rule;
 
 /// Names that the proxy engine writes with capitals where the client wrote none.
 const CANONICAL: [&str; 12] = [

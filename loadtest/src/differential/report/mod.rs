@@ -1,10 +1,12 @@
 //! What a run came to: numbers, rules with their counts, and what no rule explains.
 
-use super::case::Case;
-use super::client::Outcome;
-use super::compare::Observation;
-use super::engine::Counted;
-use super::rules::Rule;
+pub mod show;
+
+use crate::differential::case::Case;
+use crate::differential::client::Outcome;
+use crate::differential::compare::Observation;
+use crate::differential::engine::Counted;
+use crate::differential::rules::Rule;
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::fmt;

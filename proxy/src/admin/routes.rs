@@ -1,0 +1,273 @@
+//! Every route of the admin port, in one table. The router, the text of `GET /` and
+//! `docs/admin-api.md` are made from it.
+
+use std::fmt::Write;
+
+use axum::Router;
+use axum::routing::{MethodRouter, get, post, put};
+
+use super::{Admin, api, metrics, readyz};
+
+/// Who may use a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody who reaches the admin port.
+    Open,
+    /// Callers who may read.
+    Viewer,
+    /// Callers who may change things.
+    Operator,
+}
+
+impl Access {
+    /// Returns the name of the role as the documents have it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "-",
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+        }
+    }
+}
+
+/// One route.
+#[derive(Clone, Copy)]
+pub struct Route {
+    /// The method in capitals.
+    pub method: &'static str,
+    /// The path; `{id}` stands for the id of a rollout.
+    pub path: &'static str,
+    /// Who may use it.
+    pub access: Access,
+    /// The query or the body that it takes, as an example; empty if it takes none.
+    pub takes: &'static str,
+    /// What it does, in one sentence.
+    pub summary: &'static str,
+    handler: fn() -> MethodRouter<Admin>,
+}
+
+const fn route(
+    method: &'static str,
+    path: &'static str,
+    access: Access,
+    handler: fn() -> MethodRouter<Admin>,
+    takes: &'static str,
+    summary: &'static str,
+) -> Route {
+    Route {
+        method,
+        path,
+        access,
+        takes,
+        summary,
+        handler,
+    }
+}
+
+/// All routes, in the order of the documents.
+pub const ROUTES: [Route; 14] = [
+    route(
+        "GET",
+        "/",
+        Access::Open,
+        || get(async || index()),
+        "",
+        "Lists the routes.",
+    ),
+    route(
+        "GET",
+        "/livez",
+        Access::Open,
+        || get(async || "ok\n"),
+        "",
+        "Answers 200 while the process answers at all.",
+    ),
+    route(
+        "GET",
+        "/readyz",
+        Access::Open,
+        || get(readyz),
+        "",
+        "Answers 200 while requests may be sent to the proxy, and 503 before the start is complete \
+         and from the moment a stop begins.",
+    ),
+    route(
+        "GET",
+        "/metrics",
+        Access::Open,
+        || get(metrics),
+        "",
+        "Returns the metrics in Prometheus' text format.",
+    ),
+    route(
+        "GET",
+        "/api/v1/rollouts",
+        Access::Viewer,
+        || get(api::rollouts),
+        "",
+        "Returns the status of the proxy and of all rollouts. The `ETag` is the revision in force.",
+    ),
+    route(
+        "GET",
+        "/api/v1/rollouts/{id}",
+        Access::Viewer,
+        || get(api::rollout),
+        "",
+        "Returns the status of one rollout.",
+    ),
+    route(
+        "POST",
+        "/api/v1/rollouts/{id}/set",
+        Access::Operator,
+        || post(api::set),
+        r#"{"percent": 10, "reason": "CHG-7"}"#,
+        "Writes a percentage into the file and puts it in force.",
+    ),
+    route(
+        "POST",
+        "/api/v1/rollouts/{id}/rollback",
+        Access::Operator,
+        || post(api::rollback),
+        r#"{"reason": "CHG-7", "force": false}"#,
+        "Sends all users to legacy and latches the rollout. It is refused while legacy does not \
+         answer, unless `force` is true.",
+    ),
+    route(
+        "POST",
+        "/api/v1/rollouts/{id}/rearm",
+        Access::Operator,
+        || post(api::rearm),
+        r#"{"reason": "CHG-7", "percent": 1}"#,
+        "Lifts the latch. `percent` is optional: it is written into the file first.",
+    ),
+    route(
+        "POST",
+        "/api/v1/rollouts/{id}/{verb}",
+        Access::Operator,
+        || post(api::unknown_verb),
+        r#"{"reason": "CHG-7"}"#,
+        "Is reserved for the commands of plans, and answers 404 or 501.",
+    ),
+    route(
+        "PUT",
+        "/api/v1/maintenance",
+        Access::Operator,
+        || put(api::maintenance),
+        r#"{"rollout": "ID" or null, "mode": "off|read-only|hold|full", "for": "10m", "reason": "CHG-7"}"#,
+        "Begins or ends maintenance of one rollout, or of everything for `null`. `for` is \
+         optional.",
+    ),
+    route(
+        "POST",
+        "/api/v1/reload",
+        Access::Operator,
+        || post(api::reload),
+        r#"{"reason": "CHG-7"}"#,
+        "Reads the file now and answers when it is in force. The body is optional.",
+    ),
+    route(
+        "GET",
+        "/api/v1/explain",
+        Access::Viewer,
+        || get(api::explain),
+        "user= host= path= method= header=K:V",
+        "Explains where a request goes, step by step.",
+    ),
+    route(
+        "GET",
+        "/api/v1/history",
+        Access::Viewer,
+        || get(api::history),
+        "rollout= limit= verify=true",
+        "Returns the newest records of the journal, the newest first.",
+    ),
+];
+
+/// Returns a router with all routes of the table.
+pub(super) fn router() -> Router<Admin> {
+    ROUTES.iter().fold(Router::new(), |router, route| {
+        router.route(route.path, (route.handler)())
+    })
+}
+
+/// Returns the text of `GET /`: a line for each route.
+fn index() -> String {
+    let mut text = "Cutover admin\n\n".to_owned();
+    for route in ROUTES.iter().filter(|route| route.path != "/") {
+        let line = format!("{:<5} {:<33} {}", route.method, route.path, route.takes);
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text.push_str("\nEvery body that changes something also takes \"dry_run\" and \"actor\".\n");
+    text
+}
+
+/// Returns `docs/admin-api.md`, as Markdown.
+pub fn document() -> String {
+    let mut text = String::from(PREFACE);
+    for route in &ROUTES {
+        let takes = if route.takes.is_empty() {
+            String::new()
+        } else {
+            format!(" Takes `{}`.", route.takes.replace('|', "\\|"))
+        };
+        // Writing to a string does not fail.
+        let _ = writeln!(
+            text,
+            "| `{} {}` | {} | {}{takes} |",
+            route.method,
+            route.path,
+            route.access.name(),
+            route.summary
+        );
+    }
+    text.push_str(NOTES);
+    text
+}
+
+const PREFACE: &str = "\
+# The admin API
+
+Made from the table of routes in `proxy/src/admin/routes.rs`
+(`UPDATE=1 cargo test -p cutover --test it the_page_about_the_admin_api` writes it).
+
+The admin port has its own listener, thread and runtime, so neither a scrape nor a slow caller costs a
+request anything. `[admin] address` in the file says where it listens: `127.0.0.1:9090` unless the file
+says otherwise.
+
+| route | role | what it does |
+|---|---|---|
+";
+
+const NOTES: &str = r#"
+## Who may do what
+
+Without tokens everybody who reaches the port may do everything, so the port listens on loopback only,
+and the `Host` of a request must be a loopback name. With `[[admin.token]]` in the file every caller
+sends `Authorization: Bearer TOKEN`. A token has a name, which goes into the journal, and a role:
+`viewer` may read, `operator` and `admin` may also change things. In both cases a request with a foreign
+`Origin` is refused, so that no page in a browser can use the port.
+
+## Bodies that change something
+
+They are JSON with `Content-Type: application/json`. `reason` is required (one line of at most 500
+characters) and goes into the journal. `"dry_run": true` says what would happen and does nothing. `actor`
+names the caller where there are no tokens.
+
+`If-Match: "7"` makes a change only at revision 7; several revisions may be listed. `GET
+/api/v1/rollouts` answers with the revision as its `ETag`. A change that was made first by another caller
+is answered with 409 or 412, and nothing is changed.
+
+A change is answered with `{"revision": 8, "durable": true, "dry_run": false, "sentence": "..."}` when it
+is in force. `durable` is false while the state directory cannot be written.
+
+## Errors
+
+Every error has the same shape:
+
+```json
+{"error": {"code": "unknown_rollout", "message": "no rollout has the id `chekout`; there are: checkout", "hint": "..."}}
+```
+
+`code` is a stable word for programs, `message` a sentence for people, and `hint` says what to do next.
+"#;
