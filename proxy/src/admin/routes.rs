@@ -240,26 +240,54 @@ says otherwise.
 ";
 
 const NOTES: &str = r#"
+A history holds at most 1000 records and 8 MiB of them. Two histories are read at a time; a third caller that waits
+longer than 5 s gets 503 with `Retry-After`.
+
+## Examples
+
+```sh
+curl http://127.0.0.1:9090/api/v1/rollouts/all
+curl -X POST http://127.0.0.1:9090/api/v1/rollouts/all/rollback -H 'Content-Type: application/json' -d '{"reason": "odd errors on checkout"}'
+curl -X POST http://127.0.0.1:9090/api/v1/rollouts/all/rearm -H 'Content-Type: application/json' -d '{"reason": "fixed in build 4711", "percent": 1}'
+curl -X PUT http://127.0.0.1:9090/api/v1/maintenance -H 'Content-Type: application/json' -d '{"rollout": null, "mode": "read-only", "for": "10m", "reason": "CHG-12"}'
+curl 'http://127.0.0.1:9090/api/v1/explain?user=user-54&path=/checkout'
+curl 'http://127.0.0.1:9090/api/v1/history?rollout=all&limit=5'
+```
+
 ## Who may do what
 
-Without tokens everybody who reaches the port may do everything, so the port listens on loopback only,
-and the `Host` of a request must be a loopback name. With `[[admin.token]]` in the file every caller
-sends `Authorization: Bearer TOKEN`. A token has a name, which goes into the journal, and a role:
-`viewer` may read, `operator` and `admin` may also change things. In both cases a request with a foreign
-`Origin` is refused, so that no page in a browser can use the port.
+Without tokens everybody who reaches the port may do everything. So the port then binds to loopback addresses only, and
+it answers only to loopback host names. On any other address tokens are required. The file holds their hashes:
 
-## Bodies that change something
+```sh
+TOKEN=$(openssl rand -hex 32)
+printf %s "$TOKEN" | sha256sum
+```
 
-They are JSON with `Content-Type: application/json`. `reason` is required (one line of at most 500
-characters) and goes into the journal. `"dry_run": true` says what would happen and does nothing. `actor`
-names the caller where there are no tokens.
+```toml
+[admin]
+address = "10.0.0.5:9090"
+tokens = [{ name = "ana", role = "operator", sha256 = "278a019e57a116873c349c37c4f01d927e23c6e1a7d1de84248de8f8e2a84f4e" }]
+```
 
-`If-Match: "7"` makes a change only at revision 7; several revisions may be listed. `GET
-/api/v1/rollouts` answers with the revision as its `ETag`. A change that was made first by another caller
-is answered with 409 or 412, and nothing is changed.
+A caller sends `Authorization: Bearer TOKEN`, and the name of the token goes into the journal. A `viewer` may read. An
+`operator` and an `admin` may also change things; so far nothing distinguishes these two. With and without tokens, a
+request with a foreign `Origin` is refused, so no page of another site can use the port. The port speaks plain HTTP and
+`/metrics` needs no token: keep it inside your network.
 
-A change is answered with `{"revision": 8, "durable": true, "dry_run": false, "sentence": "..."}` when it
-is in force. `durable` is false while the state directory cannot be written.
+## Requests that change something
+
+The body is JSON with `Content-Type: application/json`. It needs a `reason`: one line of at most 500 characters, which
+goes into the journal. With `"dry_run": true` the answer says what would happen, and nothing is done. `actor` names the
+caller where there are no tokens.
+
+The `ETag` of a status is its revision. With `If-Match: "7"` a change or a reload is made only at revision 7, and is
+refused with 412 if another caller was faster. Of several writers with the same revision exactly one wins. A tag that is
+not a revision matches none, and `*` matches any. A status is always sent whole, because its numbers move while the
+revision stays. Nothing below `/api` may be stored (`Cache-Control: no-store`).
+
+A change is answered with `{"revision": 8, "durable": true, "dry_run": false, "sentence": "..."}` when it is in force.
+`durable` is false while the state directory cannot be written.
 
 ## Errors
 

@@ -181,6 +181,41 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// Returns `docs/cli.md`: the help of every command, as Markdown.
+pub fn document() -> String {
+    let mut text = String::from(
+        "# Commands\n\nMade from the program's own help. `UPDATE=1 cargo test -p cutover --test it \
+         the_page_about_commands`\nwrites it.\n\nData goes to stdout, everything else to stderr. \
+         Exit codes: 0 done, 1 failed, 2 bad usage or invalid\nconfiguration, 3 valid with warnings \
+         (`check --strict`). `FILE` is `cutover.toml` unless given.\nCommands that talk to a running \
+         proxy read `CUTOVER_ADMIN` and `CUTOVER_TOKEN`.\n\n| command | does |\n|---|---|\n",
+    );
+    let program = Arguments::command().term_width(100);
+    let commands: Vec<clap::Command> = program.get_subcommands().cloned().collect();
+    let line = |text: String| text.replace('\n', " ").replace('|', "\\|");
+    for command in &commands {
+        let (name, about) = (command.get_name(), command.get_about().unwrap_or_default());
+        text += &format!(
+            "| [`cutover {name}`](#cutover-{name}) | {} |\n",
+            line(about.to_string())
+        );
+    }
+    for command in commands {
+        let name = command.get_name().to_owned();
+        let mut command = command
+            .bin_name(format!("cutover {name}"))
+            .term_width(100)
+            .disable_help_flag(true);
+        let help = command.render_long_help().to_string();
+        let help: Vec<&str> = help.lines().map(str::trim_end).collect();
+        text += &format!(
+            "\n## `cutover {name}`\n\n```text\n{}\n```\n",
+            help.join("\n").trim()
+        );
+    }
+    text
+}
+
 /// Writes a line to stdout. A reader that went away (`| head`) ends the program quietly.
 fn out(line: &str) -> Result<(), Failed> {
     terminal::out(line).map_err(|error| {

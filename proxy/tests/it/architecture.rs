@@ -252,7 +252,7 @@ fn files_are_short_and_folders_hold_few_files() {
 #[test]
 fn pingora_is_named_only_where_it_is_allowed() {
     let allowed = [
-        "assemble/mod.rs",
+        "assemble/data_path.rs",
         "gateway/adapter/",
         "gateway/http2/",
         "gateway/listener/",
@@ -345,32 +345,146 @@ fn every_test_file_is_in_the_test_binary() {
     }
 }
 
+/// Compares a generated page with its file, or writes it with `UPDATE=1`.
+fn is_generated(path: &str, made: &str) {
+    let file = root().join(path);
+    if std::env::var_os("UPDATE").is_some() {
+        fs::write(&file, made).unwrap();
+    }
+    let written = fs::read_to_string(file).unwrap();
+    assert_eq!(written, made, "{path} is generated: run with UPDATE=1");
+}
+
 #[test]
 fn the_page_about_the_admin_api_is_made_from_the_routes() {
-    let path = root().join("docs/admin-api.md");
-    if std::env::var_os("UPDATE").is_some() {
-        fs::write(&path, cutover::admin::routes::document()).unwrap();
-    }
-    let written = fs::read_to_string(path).unwrap();
-    assert_eq!(
-        written,
-        cutover::admin::routes::document(),
-        "docs/admin-api.md is generated: run with UPDATE=1"
-    );
+    is_generated("docs/admin-api.md", &cutover::admin::routes::document());
+}
+
+#[test]
+fn the_page_about_commands_is_made_from_their_help() {
+    is_generated("docs/cli.md", &cutover::cli::document());
 }
 
 #[test]
 fn every_metric_is_documented() {
-    let path = root().join("docs/METRICS.md");
-    if std::env::var_os("UPDATE").is_some() {
-        fs::write(&path, cutover::telemetry::metrics::names::document()).unwrap();
-    }
-    let documented = fs::read_to_string(path).unwrap();
-    assert_eq!(
-        documented,
-        cutover::telemetry::metrics::names::document(),
-        "docs/METRICS.md is generated: run with UPDATE=1"
+    is_generated(
+        "docs/METRICS.md",
+        &cutover::telemetry::metrics::names::document(),
     );
+}
+
+/// Documents that people read, by their path from the root.
+fn documents() -> Vec<String> {
+    let mut documents: Vec<String> = [
+        "README.md",
+        "ARCHITECTURE.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "dashboards/README.md",
+        "loadtest/README.md",
+        "benches/README.md",
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    for entry in fs::read_dir(root().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().to_string_lossy().into_owned();
+        if name.ends_with(".md") {
+            documents.push(format!("docs/{name}"));
+        }
+    }
+    documents
+}
+
+/// The headings of a document as GitHub makes anchors of them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut anchors = BTreeSet::new();
+    let mut is_code = false;
+    for line in text.lines() {
+        is_code ^= line.starts_with("```");
+        if let Some(heading) = line.strip_prefix('#').filter(|_| !is_code) {
+            let heading = heading.trim_start_matches('#').trim().to_lowercase();
+            let anchor = heading
+                .chars()
+                .filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'))
+                .map(|c| if c == ' ' { '-' } else { c });
+            anchors.insert(anchor.collect());
+        }
+    }
+    anchors
+}
+
+/// The targets of the links in a document, without those of code.
+fn links(text: &str) -> Vec<String> {
+    let mut links = Vec::new();
+    let mut is_code = false;
+    for line in text.lines() {
+        is_code ^= line.starts_with("```");
+        if !is_code {
+            for rest in line.split("](").skip(1) {
+                links.push(rest.split(')').next().unwrap().to_owned());
+            }
+        }
+    }
+    links
+}
+
+#[test]
+fn every_link_in_a_document_leads_somewhere() {
+    for document in documents() {
+        let path = root().join(&document);
+        let text = fs::read_to_string(&path).unwrap();
+        for link in links(&text) {
+            if link.starts_with("http") || link.starts_with("mailto:") {
+                continue;
+            }
+            let (file, anchor) = link.split_once('#').unwrap_or((&link, ""));
+            let target = if file.is_empty() {
+                path.clone()
+            } else {
+                path.parent().unwrap().join(file)
+            };
+            assert!(target.exists(), "{document}: nothing is at {link}");
+            if !anchor.is_empty() && target.extension().is_some_and(|end| end == "md") {
+                let known = anchors(&fs::read_to_string(&target).unwrap());
+                assert!(
+                    known.contains(anchor),
+                    "{document}: {link} has no such heading"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_page_is_linked_from_the_index_and_documents_are_short() {
+    let index = fs::read_to_string(root().join("docs/README.md")).unwrap();
+    let linked = links(&index);
+    for document in documents() {
+        let text = fs::read_to_string(root().join(&document)).unwrap();
+        let words = text.split_whitespace().count();
+        let most = match document.as_str() {
+            "README.md" => 1_400,
+            "ARCHITECTURE.md" => 5_000,
+            // They grow with every release, or are made by a program.
+            "CHANGELOG.md" | "docs/cli.md" | "docs/METRICS.md" => usize::MAX,
+            _ => 3_000,
+        };
+        assert!(
+            words <= most,
+            "{document} has {words} words, at most {most} fit on one page"
+        );
+        if let Some(page) = document
+            .strip_prefix("docs/")
+            .filter(|page| *page != "README.md")
+        {
+            assert!(
+                linked
+                    .iter()
+                    .any(|link| link.split('#').next() == Some(page)),
+                "docs/README.md does not link {page}"
+            );
+        }
+    }
 }
 
 #[test]
@@ -380,14 +494,8 @@ fn every_metric_that_a_document_names_exists() {
         .map(|name| name.name)
         .collect();
     let mut named = 0;
-    for document in [
-        "README.md",
-        "CHANGELOG.md",
-        "docs/DASHBOARDS.md",
-        "docs/RUNBOOK.md",
-        "dashboards/README.md",
-    ] {
-        let text = fs::read_to_string(root().join(document)).unwrap();
+    for document in documents() {
+        let text = fs::read_to_string(root().join(&document)).unwrap();
         for word in text
             .split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
             .filter(|word| word.starts_with("cutover_"))
@@ -396,11 +504,12 @@ fn every_metric_that_a_document_names_exists() {
                 .iter()
                 .find_map(|suffix| word.strip_suffix(suffix))
                 .unwrap_or(word);
-            // The cookie of minted users, and a crate.
+            // A pattern such as `cutover_lane_*`, the cookie of minted users, and a crate.
             assert!(
                 known.contains(&stem)
                     || known.contains(&word)
-                    || ["cutover_id", "cutover_core"].contains(&word),
+                    || ["cutover_id", "cutover_core"].contains(&word)
+                    || word.ends_with('_'),
                 "{document}: there is no metric {word}"
             );
             named += 1;
