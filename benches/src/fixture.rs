@@ -435,8 +435,8 @@ impl Head for MemoryHead {
     }
 }
 
-/// One request through the whole router, from its head to its counters. The backend answers after 20
-/// ms on the clock that is passed in.
+/// One request through the whole router, from its head to its counters. The backend answers after
+/// 20 ms on the clock that is passed in.
 ///
 /// # Panics
 /// When the router would not forward it: then the figure would be of something else.

@@ -1,10 +1,11 @@
-//! Every decision Cutover takes: who goes where, whether the new backend is worse, what a trip
-//! does. No IO, no clock, no random.
+//! All decisions of Cutover: which side serves a user, whether the new backend is worse, and what a
+//! trip does. No IO, no clock, no random.
 //!
-//! The shell (crate `cutover`) asks, the core answers. Time comes in as [`Now`], chance as an
-//! argument, the world as [`Event`]s; what must happen goes out as [`Effect`]s in a tested order.
-//! So every behaviour can be replayed on virtual time, and no wire format freezes a domain type:
-//! nothing here can be serialised, the edges own mirror types for that.
+//! The shell (crate `cutover`) calls the core, and the core returns decisions. Time is passed in as
+//! [`Now`], chance as an argument, and the world as [`Event`]s. Required actions are returned as
+//! [`Effect`]s in a tested order. Every behaviour can therefore be replayed on virtual time. No
+//! wire format freezes a domain type: nothing here can be serialised, and the edges own mirror
+//! types for that.
 //!
 //! Deliberately absent: anything that knows HTTP, TOML, JSON, files, sockets or threads.
 //! `clippy.toml` and `Cargo.toml` of this crate enforce it.

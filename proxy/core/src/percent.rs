@@ -1,23 +1,23 @@
-//! Shares and limits as integers: no float is ever compared, so `0.1 + 0.2` cannot move a user.
+//! Shares and limits as integers. Floats are never compared, so `0.1 + 0.2` cannot move a user.
 //!
-//! [`Percent`] is the share of users on new, [`Rate`] a limit on a share of requests, [`Ratio`] a
-//! factor between the sides. Each is an exact decimal with a fixed number of places; more places
-//! are an error, not a rounding.
+//! [`Percent`] is the share of users on new, [`Rate`] is a limit on a share of requests, and
+//! [`Ratio`] is a factor between the sides. Each is an exact decimal with a fixed number of places.
+//! More places are an error and are not rounded.
 
 use std::fmt;
 
-/// A share of users in thousandths of a percent, `0..=100_000`. Its order is exposure: more is more
-/// users on new.
+/// A share of users in thousandths of a percent, `0..=100_000`. It is ordered by exposure: a
+/// greater value means more users on new.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Percent(u32);
 
 impl Percent {
-    /// Nobody.
+    /// No users.
     pub const ZERO: Self = Self(0);
-    /// Everybody.
+    /// All users.
     pub const FULL: Self = Self(100_000);
 
-    /// From thousandths of a percent; `None` above 100 000.
+    /// Creates a share from thousandths of a percent; `None` above 100 000.
     pub const fn from_thousandths(thousandths: u32) -> Option<Self> {
         if thousandths <= Self::FULL.0 {
             Some(Self(thousandths))
@@ -26,12 +26,13 @@ impl Percent {
         }
     }
 
-    /// Thousandths of a percent, `0..=100_000`: the first bucket that is *not* on new.
+    /// Returns the thousandths of a percent, `0..=100_000`. This is also the first bucket that is
+    /// *not* on new.
     pub const fn thousandths(self) -> u32 {
         self.0
     }
 
-    /// The share as a ratio, `0.0..=1.0`. For display and metrics only.
+    /// Returns the share as a ratio, `0.0..=1.0`. For display and metrics only.
     pub fn as_ratio(self) -> f64 {
         f64::from(self.0) / f64::from(Self::FULL.0)
     }
@@ -39,7 +40,7 @@ impl Percent {
     /// Parses an exact decimal such as `12.5`, from 0 to 100 with at most three decimals.
     ///
     /// # Errors
-    /// Says what is wrong with the text: not a number, too many decimals, or out of range.
+    /// Describes what is wrong with the text: not a number, too many decimals, or out of range.
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
         decimal(text, 3, u64::from(Self::FULL.0)).map(|thousandths| Self(thousandths as u32))
     }
@@ -51,16 +52,16 @@ impl fmt::Display for Percent {
     }
 }
 
-/// A limit on a share of requests in parts per million, `0..=1_000_000`; written as a string with a
-/// percent sign, `"1%"`, at most four decimals.
+/// A limit on a share of requests in parts per million, `0..=1_000_000`. It is written as a string
+/// with a percent sign and at most four decimals, such as `"1%"`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Rate(u32);
 
 impl Rate {
-    /// 0 %.
+    /// The limit of 0 %.
     pub const NONE: Self = Self(0);
 
-    /// From parts per million; `None` above one million.
+    /// Creates a limit from parts per million; `None` above one million.
     pub const fn from_ppm(ppm: u32) -> Option<Self> {
         if ppm <= 1_000_000 {
             Some(Self(ppm))
@@ -69,21 +70,21 @@ impl Rate {
         }
     }
 
-    /// The share as a fraction, for statistics.
+    /// Returns the share as a fraction, for statistics.
     pub fn fraction(self) -> f64 {
         f64::from(self.0) / 1e6
     }
 
-    /// Parts per million.
+    /// Returns the limit in parts per million.
     pub const fn ppm(self) -> u32 {
         self.0
     }
 
-    /// Parses `"1%"`, `"0.5 %"`: from 0% to 100% with at most four decimals.
+    /// Parses `"1%"` or `"0.5 %"`: from 0% to 100% with at most four decimals.
     ///
     /// # Errors
-    /// Says what is wrong with the text; the percent sign is required so that `1` cannot be read as
-    /// 100 %.
+    /// Describes what is wrong with the text. The percent sign is required so that `1` cannot be
+    /// read as 100 %.
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
         let number = text
             .trim()
@@ -92,7 +93,8 @@ impl Rate {
         decimal(number.trim_end(), 4, 1_000_000).map(|ppm| Self(ppm as u32))
     }
 
-    /// Whether `events` of `total` are strictly more than this share. Exact: no division.
+    /// Whether `events` of `total` are strictly more than this share. The comparison is exact: it
+    /// does not divide.
     pub fn is_exceeded_by(self, events: u64, total: u64) -> bool {
         u128::from(events) * 1_000_000 > u128::from(total) * u128::from(self.0)
     }
@@ -110,11 +112,11 @@ impl fmt::Display for Rate {
 pub struct Ratio(u32);
 
 impl Ratio {
-    /// The largest factor accepted: 1000.
+    /// The largest accepted factor: 1000.
     pub const MAX_THOUSANDTHS: u32 = 1_000_000;
 
-    /// From thousandths; `None` below 1 (new may never be asked to be better than legacy) or above
-    /// 1000.
+    /// Creates a factor from thousandths. `None` below 1 (new is never required to be better than
+    /// legacy) or above 1000.
     pub const fn from_thousandths(thousandths: u32) -> Option<Self> {
         if thousandths >= 1000 && thousandths <= Self::MAX_THOUSANDTHS {
             Some(Self(thousandths))
@@ -126,24 +128,24 @@ impl Ratio {
     /// Parses an exact decimal from 1 to 1000 with at most three decimals.
     ///
     /// # Errors
-    /// Says what is wrong with the text.
+    /// Describes what is wrong with the text.
     pub fn parse(text: &str) -> Result<Self, DecimalError> {
         let thousandths = decimal(text, 3, u64::from(Self::MAX_THOUSANDTHS))?;
         Self::from_thousandths(thousandths as u32).ok_or(DecimalError::OutOfRange)
     }
 
-    /// The factor as a float, for statistics.
+    /// Returns the factor as a float, for statistics.
     pub fn factor(self) -> f64 {
         f64::from(self.0) / 1e3
     }
 
-    /// Thousandths.
+    /// Returns the factor in thousandths.
     pub const fn thousandths(self) -> u32 {
         self.0
     }
 
     /// Whether the rate `new_events / new_total` is strictly more than this factor times
-    /// `legacy_events / legacy_total`. Exact.
+    /// `legacy_events / legacy_total`. The comparison is exact.
     pub fn is_exceeded_by(
         self,
         new_events: u64,
@@ -162,19 +164,19 @@ impl fmt::Display for Ratio {
     }
 }
 
-/// Why a text is not a decimal of the wanted kind.
+/// The reason why a text is not a decimal of the required kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DecimalError {
-    /// Not digits with at most one point.
+    /// The text does not consist of digits with at most one point.
     NotANumber,
-    /// More decimals than the type keeps.
+    /// The text has more decimals than the type keeps.
     TooManyDecimals {
-        /// How many are kept.
+        /// The number of decimals that are kept.
         at_most: usize,
     },
-    /// Outside the range of the type.
+    /// The value is outside the range of the type.
     OutOfRange,
-    /// A rate without its percent sign.
+    /// The rate has no percent sign.
     NoPercentSign,
 }
 
@@ -191,7 +193,7 @@ impl fmt::Display for DecimalError {
 
 impl std::error::Error for DecimalError {}
 
-/// Reads `digits[.digits]` as an integer count of `10^-places`, at most `max`.
+/// Parses `digits[.digits]` as an integer count of `10^-places`, at most `max`.
 fn decimal(text: &str, places: usize, max: u64) -> Result<u64, DecimalError> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let digits_only = |part: &str| part.bytes().all(|byte| byte.is_ascii_digit());
@@ -237,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_percent_is_read_exactly_to_the_thousandth() {
+    fn a_percent_is_parsed_exactly_to_the_thousandth() {
         for (text, thousandths) in [
             ("0", 0),
             ("0.001", 1),
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percent_that_would_need_rounding_or_guessing_is_refused() {
+    fn a_percent_that_would_need_rounding_is_rejected() {
         for (text, error) in [
             ("0.0005", DecimalError::TooManyDecimals { at_most: 3 }),
             ("100.001", DecimalError::OutOfRange),
@@ -276,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_displayed_reads_back() {
+    fn a_displayed_value_parses_to_itself() {
         for thousandths in [0, 1, 10, 100, 125, 1_000, 12_500, 99_999, 100_000] {
             let percent = Percent(thousandths);
             assert_eq!(Percent::parse(&percent.to_string()), Ok(percent));

@@ -282,7 +282,8 @@ impl Start {
     }
 }
 
-/// Gives the first settings to the plane and returns what it wants done. Settings are never refused.
+/// Gives the first settings to the plane and returns what it wants done. Settings are never
+/// refused.
 fn begin(plane: &mut ControlPlane, settings: &Settings, is_upgrade: bool) -> Vec<Effect> {
     let actor = Actor {
         name: if is_upgrade { "upgrade" } else { "start" }.to_owned(),

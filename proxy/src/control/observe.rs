@@ -179,7 +179,8 @@ impl Control {
         }
     }
 
-    /// Shows the plane what has been counted, and hands what it tracker_limits at to the request path.
+    /// Shows the plane what has been counted, and hands what it tracker_limits at to the request
+    /// path.
     pub(super) fn judge(&mut self, look: Look<'_>) -> Vec<Effect> {
         let now = clock::now();
         let seen = self.see(now.mono, matches!(look, Look::Tick));

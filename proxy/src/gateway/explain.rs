@@ -1,5 +1,5 @@
-//! Why a request goes where it goes: the same functions as on the request path, with each step
-//! told.
+//! Explains why a request goes where it goes. It uses the same functions as the request path and
+//! reports each step.
 
 use cutover_core::routing::split::decide;
 use cutover_core::{Anonymous, Ask, Bucket, PerSide, Restriction, Side, Split, Treatment, UserKey};
@@ -18,45 +18,46 @@ use cutover_core::routing::routes::without_port;
 pub struct Question {
     /// The user key itself, wherever a request would carry it.
     pub user: Option<String>,
-    /// The method.
+    /// The method of the request.
     pub method: Method,
-    /// The host.
+    /// The host of the request.
     pub host: String,
     /// The path, and the query if there is one.
     pub target: String,
-    /// Headers the request carries.
+    /// The headers that the request carries.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// Where the request goes, and why.
+/// The destination of a request, and the reasons.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {
-    /// The rollout that takes it; `null` when none matches.
+    /// The rollout that matches the request. `null` when none matches.
     pub rollout: Option<String>,
-    /// The side it is decided for; `null` when no rollout matches or the request is refused.
+    /// The side that is chosen for the request. `null` when no rollout matches or the request is
+    /// refused.
     pub side: Option<String>,
     /// The name of the backend.
     pub backend: Option<String>,
     /// The step that decided.
     pub reason: Option<String>,
-    /// The mode of maintenance that answers it in place of a backend, or parks it; where it would
-    /// go without is told all the same.
+    /// The maintenance mode that answers the request in place of a backend, or holds it. The
+    /// destination without maintenance is reported as well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<String>,
-    /// Where the user key was found.
+    /// The source of the user key.
     pub key_source: Option<String>,
     /// The user's bucket.
     pub bucket: Option<u32>,
-    /// The share in force, in percent.
+    /// The effective share of users on new, in percent.
     pub effective_percent: Option<f64>,
-    /// Each step in words.
+    /// A description of each step.
     pub steps: Vec<String>,
 }
 
-/// The address that a question asks from.
+/// The client address assumed for a question.
 const NOBODYS: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
-/// Explains where a request goes under `split`. `available` tells which sides of a rollout have a
+/// Explains where a request goes under `split`. `available` says which sides of a rollout have a
 /// server.
 pub fn explain(
     split: &Split,
@@ -194,7 +195,7 @@ pub fn explain(
     explanation
 }
 
-/// What maintenance does to the request, if it does anything.
+/// Describes what maintenance does to the request. `None` if it does nothing.
 fn closed(restriction: Restriction, method: &Method) -> Option<String> {
     let mode = restriction.mode.name();
     let without = "a tester's override passes; without maintenance";
@@ -241,7 +242,7 @@ fn reason_sentence(
     }
 }
 
-/// Says for each step of reading a key what it made of the value.
+/// Describes the result of each step of reading a key.
 fn readings(question: &Question, key: &PreparedKey) -> Vec<String> {
     let mut said = Vec::new();
     let Ok(Some(mut value)) = identity::find(question, key, NOBODYS) else {

@@ -1,12 +1,12 @@
-//! Connections to a backend before its first user: a few requests for its health path, sent through
-//! each engine, leave their connections in its pool.
+//! Opens connections to a backend before its first user. A few requests for its health path, sent
+//! through each engine, leave their connections in its pool.
 //!
-//! The first percent would otherwise pay for a connection (and with TLS for a handshake) with each
-//! of its first requests, and would be compared with a legacy whose connections are warm. The pool
-//! of the proxy engine has no other entrance than the engine. These requests are nobody's: they are
-//! counted, judged and logged nowhere.
+//! Without this, the first percent of users would pay for a connection (and with TLS for a
+//! handshake) with each of their first requests. They would also be compared with a legacy backend
+//! whose connections are warm. Only the engine itself can put connections into the proxy engine's
+//! pool. These requests belong to no user: they are not counted, judged or logged.
 //!
-//! Absent on purpose: a warm-up of backends without `health`. There is no path that is known to
+//! Deliberately absent: prewarming of backends without `health`. There is no path that is known to
 //! change nothing.
 
 use std::sync::Arc;
@@ -25,28 +25,30 @@ use crate::gateway::message::head::Conn;
 use crate::shared::prewarm::PrewarmRequests;
 use crate::upstream::Server;
 
-/// Connections for each server of a backend.
+/// The number of connections to each server of a backend.
 const CONNECTIONS: usize = 4;
-/// Servers of a backend that are warmed up; the rest of a larger one warms up by itself.
+/// The number of servers of a backend that are prewarmed. The other servers of a larger backend
+/// warm up through normal traffic.
 const MAX_SERVERS: usize = 16;
-/// How long a warm-up may take.
+/// How long a prewarm may take.
 const MOST: Duration = Duration::from_secs(10);
-/// Of an answer that nobody reads.
+/// The size in bytes of the buffer for an answer that is ignored.
 const BUFFER: usize = 4 * 1024;
 
-/// Carries out what a [`Prewarm`](crate::shared::prewarm::Prewarm) asks for.
+/// Carries out the requests of a [`Prewarm`](crate::shared::prewarm::Prewarm).
 #[derive(Debug)]
 pub struct Prewarmer(PrewarmRequests);
 
 impl Prewarmer {
-    /// For these.
+    /// Creates a prewarmer for these requests.
     pub fn new(wishes: PrewarmRequests) -> Self {
         Self(wishes)
     }
 
-    /// Works until nobody can ask any more.
+    /// Works until no more prewarms can be requested.
     pub async fn work(mut self, proxy: Arc<HttpProxy<Adapter>>, has_lane: bool) {
-        // Not the drain's: a warm-up at the end of the process is nobody's loss.
+        // This is not the drain's signal: losing a prewarm at the end of the process harms no
+        // request.
         let closing = watch::Sender::new(false);
         while let Some((backends, done)) = self.0.next().await {
             let (proxy, closing) = (Arc::clone(&proxy), closing.subscribe());
@@ -97,7 +99,7 @@ impl Prewarmer {
     }
 }
 
-/// One request for this path to this server.
+/// Sends one request for this path to this server.
 async fn request(
     proxy: Arc<HttpProxy<Adapter>>,
     server: Arc<Server>,

@@ -1,10 +1,10 @@
 //! What outlives a request follows a rollback: WebSockets and streams that are still on new some
 //! time after it are told to end.
 //!
-//! Every connection carries a [`DrainMarker`]: which rollout its present request is on new for, and since
-//! which revision. The control loop sends one word when the time is up, and whoever carries a stay
-//! looks whether it is meant. A request that comes and goes pays two stores for it; requests of a
-//! later revision (a tester's, or after re-arming) stay.
+//! Every connection carries a [`DrainMarker`]: which rollout its present request is on new for, and
+//! since which revision. The control loop sends one word when the time is up, and whoever carries a
+//! stay looks whether it is meant. A request that comes and goes pays two stores for it; requests
+//! of a later revision (a tester's, or after re-arming) stay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

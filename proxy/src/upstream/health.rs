@@ -35,8 +35,8 @@ const RESOLVE: Duration = Duration::from_secs(5);
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 const MOST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Checks the servers and resolves the names of the present `backends`, from a thread of its own, until `stopped` turns
-/// true.
+/// Checks the servers and resolves the names of the present `backends`, from a thread of its own,
+/// until `stopped` turns true.
 ///
 /// # Errors
 /// When the system refuses the thread.

@@ -191,7 +191,8 @@ fn a_room_names_no_detail_of_another_that_it_must_not_depend_on() {
                 if *word == "Mutex" && file.ends_with("gateway/listener/deadlines.rs") {
                     continue;
                 }
-                // The router's explanation is the one part of the gateway that the admin port calls.
+                // The router's explanation is the one part of the gateway that the admin port
+                // calls.
                 let named = code(&text).find(|line| line.contains(word));
                 assert_eq!(named, None, "{} must not name `{word}`", file.display());
             }

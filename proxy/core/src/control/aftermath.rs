@@ -1,10 +1,11 @@
-//! After a rollback by the guard: does legacy carry the users it got?
+//! Observation after a rollback by the guard: whether legacy carries the users it received.
 //!
-//! For a minute its errors and its latency are held against what they were before, and against what
-//! new's were. As long as the latch holds, a legacy that does not answer at all is asked again and
-//! again, and users go to new meanwhile if new answers. The same holds for a legacy that answers
-//! and fails four of five users. If new fails them, too, they go back. Each time the wait before
-//! users move again is twice as long, so that nobody is sent to and fro for ever.
+//! For one minute the errors and latency of legacy are compared with its own values before the
+//! rollback, and with those of new. While the latch holds, a legacy that does not answer at all is
+//! probed again and again. Users move to new meanwhile if new answers. The same applies to a legacy
+//! that answers but fails four of five users. If new fails them as well, they go back. Each time
+//! the wait before users move again doubles, so that users are not moved back and forth without
+//! end.
 
 use std::time::Duration;
 
@@ -16,24 +17,24 @@ use crate::stats::histogram::lowest_of;
 use crate::stats::window::{Counts, Span};
 use crate::time::Mono;
 
-/// For so long after the rollback legacy is held against what it was.
+/// How long after a rollback legacy is compared with its own past.
 const WATCHED: Duration = Duration::from_secs(60);
-/// Legacy is worse at this many times what it was, and if it is worse than new.
+/// Legacy counts as worse at this multiple of its own past value, if it is also worse than new.
 const TIMES: f64 = 2.0;
-/// The part of requests above a p95.
+/// The fraction of requests that are slower than a p95.
 const ABOVE_P95: f64 = 0.05;
-/// A likelihood ratio of twenty to one.
+/// The logarithm of a likelihood ratio of twenty to one.
 const LOG_RATIO: f64 = 3.0;
-/// Fewer failures than this are chance.
+/// Fewer failures than this are attributed to chance.
 const MIN_BAD: u64 = 5;
-/// Below this a share of failures is no load that is too high.
+/// A failure rate below this is not attributed to overload.
 const MIN_RATE: f64 = 0.01;
-/// Legacy has to be well for so long before users go back to it.
+/// How long legacy must be healthy before users go back to it.
 const BACK_AFTER: Duration = Duration::from_secs(10);
-/// The wait is doubled so many times at most: to some five minutes.
+/// How many times the wait is doubled at most: up to about five minutes.
 const MAX_DOUBLED: u32 = 5;
 
-/// What is known since a rollback.
+/// What is known about both sides since a rollback.
 #[derive(Clone, Debug)]
 pub(crate) struct Aftermath {
     since: Mono,
@@ -46,12 +47,12 @@ pub(crate) struct Aftermath {
     is_spilled: bool,
     /// How often users were spilled to new.
     spills: u32,
-    /// Users are not spilled again before this.
+    /// The time before which users are not spilled again.
     stays_until: Option<Mono>,
     new: Availability,
 }
 
-/// One side before the rollback.
+/// The state of one side before the rollback.
 #[derive(Clone, Copy, Debug)]
 struct Before {
     errors: f64,
@@ -69,7 +70,7 @@ impl Before {
 }
 
 impl Aftermath {
-    /// A rollback happens now, after this last minute.
+    /// Creates the state for a rollback that happens now, after the given last minute.
     pub(crate) fn new(recent: PerSide<&Span>, now: Mono) -> Self {
         let before = recent.map(|span| Before::of(span));
         Self {
@@ -87,7 +88,8 @@ impl Aftermath {
         }
     }
 
-    /// A rollback of another process, or of the one before: how the sides fared is not known here.
+    /// Creates the state for a rollback by another process, or by the predecessor. The earlier
+    /// counts of both sides are not known here.
     pub(crate) fn restored(now: Mono) -> Self {
         let nothing = Span::default();
         Self {
@@ -102,22 +104,22 @@ impl Aftermath {
         }
     }
 
-    /// Whether users are on new, because legacy does not answer or fails them.
+    /// Whether users were moved to new because legacy does not answer or fails them.
     pub(crate) fn is_spilled(&self) -> bool {
         self.is_spilled
     }
 
-    /// Takes the answer of new to the question whether it can take users.
+    /// Records the answer of new to the probe whether it can take users.
     pub(crate) fn new_answered(&mut self, is_good: bool, now: Mono) {
         self.new.answered(is_good, now);
     }
 
-    /// How long users stay where they are before they are moved again.
+    /// Returns how long users stay where they are before they are moved again.
     fn wait(&self) -> Duration {
         BACK_AFTER * 2u32.pow(self.spills.saturating_sub(1).min(MAX_DOUBLED))
     }
 
-    /// Takes what both sides did in one tick, and legacy's latencies.
+    /// Records the counts of both sides for one tick, and the latencies of legacy.
     pub(crate) fn watch(
         &mut self,
         legacy: &mut Availability,
@@ -163,7 +165,7 @@ impl Aftermath {
         judgements
     }
 
-    /// Says once if legacy has become worse than it was, and than new.
+    /// Reports once if legacy has become worse than it was and worse than new.
     fn carries(
         &mut self,
         counts: &Counts,
@@ -224,7 +226,8 @@ impl Aftermath {
     }
 }
 
-/// Whether so many of these are beyond a share, and not by chance: the likelihood ratio.
+/// Whether a count of bad events exceeds a limit by more than chance, judged by the likelihood
+/// ratio.
 fn is_above(bad: u64, of: u64, limit: f64) -> bool {
     let rate = (bad as f64 / of.max(1) as f64).min(0.999);
     if bad < MIN_BAD || rate <= limit {
@@ -272,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_that_fails_more_than_new_did_is_told_once() {
+    fn a_legacy_that_fails_more_than_new_did_is_reported_once() {
         let (legacy, new) = (span(10_000, 10, 5_000), span(500, 25, 5_000));
         let mut aftermath = Aftermath::new(
             PerSide {
@@ -330,7 +333,7 @@ mod tests {
     }
 
     #[test]
-    fn a_legacy_that_becomes_slower_than_new_was_is_told() {
+    fn a_legacy_that_becomes_slower_than_new_was_is_reported() {
         let (legacy, new) = (span(10_000, 0, 5_000), span(500, 0, 8_000));
         let mut aftermath = Aftermath::new(
             PerSide {
@@ -371,7 +374,7 @@ mod tests {
     }
 
     #[test]
-    fn a_silent_legacy_spills_to_new_until_it_is_well_again() {
+    fn a_silent_legacy_spills_to_new_until_it_recovers() {
         let calm = span(1_000, 0, 5_000);
         let mut aftermath = Aftermath::new(
             PerSide {
@@ -453,7 +456,7 @@ mod tests {
         assert_eq!(back, Some(118));
     }
 
-    /// What users got on one side in a tick.
+    /// The results that users received on one side in a tick.
     fn tick(good: u64, failed: u64) -> Counts {
         let mut counts = span(good + failed, failed, 1).counts;
         counts.appearances = good + failed;
@@ -462,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failing_legacy_spills_to_new_and_each_wait_is_twice_as_long() {
+    fn a_failing_legacy_spills_to_new_and_each_wait_doubles() {
         let calm = span(1_000, 0, 5_000);
         let mut aftermath = Aftermath::new(
             PerSide {
@@ -483,7 +486,7 @@ mod tests {
                 (tick(0, 25), none)
             };
             vital.users_fared(0, legacy.counted[Class::Failure.index()], now);
-            // A connection is all it is asked for, and that it gives.
+            // The probe asks only for a connection, and legacy accepts it.
             for judgement in aftermath.watch(
                 &mut vital,
                 PerSide {
@@ -515,7 +518,7 @@ mod tests {
     }
 
     #[test]
-    fn users_whom_new_fails_as_well_go_back_and_stay_for_longer_each_time() {
+    fn users_whom_new_also_fails_go_back_and_stay_longer_each_time() {
         let calm = span(1_000, 0, 5_000);
         let mut aftermath = Aftermath::new(
             PerSide {

@@ -1,14 +1,15 @@
-//! Maintenance: what an operator keeps out for a while, of everything or of one rollout, and the
-//! timer that ends it.
+//! Maintenance: modes by which an operator closes everything or one rollout for a while, and the
+//! timer that ends them.
 //!
-//! The first step of the order of decision, and the only one that answers a request instead of
-//! sending it somewhere. A [`MaintenanceWindow`] is somebody's word, with a reason and perhaps an end; a
-//! [`Restriction`] is what is left of it for the data path. A window of one rollout and one of
-//! everything do not overrule each other: the stricter holds.
+//! Maintenance is the first step of the decision order, and the only one that answers a request
+//! instead of sending it to a backend. A [`MaintenanceWindow`] is an operator's decision, with a
+//! reason and perhaps an end. A [`Restriction`] is the part of it that the data path needs. A
+//! window of one rollout and a window of everything do not overrule each other: the stricter one
+//! applies.
 //!
-//! The end is kept twice: on the monotonic clock for the running process, on the wall clock for
-//! records and for the next process, which must find the same end. A window whose rollout
-//! left the file stays, as a latch does.
+//! The end is kept twice: on the monotonic clock for the running process, and on the wall clock for
+//! records and for the next process, which must find the same end. A window whose rollout left the
+//! file is kept, as a latch is.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -19,23 +20,23 @@ use crate::guard::seconds;
 use crate::routing::restriction::{Maintenance, Restriction};
 use crate::time::{Mono, Now, Wall};
 
-/// A mode that somebody set, as it is told and made durable.
+/// A maintenance mode that was set by an operator, as it is announced and made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MaintenanceWindow {
-    /// What is kept out; never [`Maintenance::Off`].
+    /// The mode, which is never [`Maintenance::Off`].
     pub mode: Maintenance,
-    /// Since when.
+    /// The time at which the window began.
     pub since: Wall,
-    /// When it ends by itself.
+    /// The time at which the window ends by itself. `None` if it has no end.
     pub until: Option<Wall>,
-    /// Who set it.
+    /// Who set the window.
     pub actor: Actor,
-    /// Why.
+    /// The reason that was given.
     pub reason: String,
 }
 
 impl MaintenanceWindow {
-    /// What it is, as the end of a sentence.
+    /// Returns a description of the window, as the end of a sentence.
     pub(crate) fn sentence(&self) -> String {
         let lasts = self.until.map_or_else(String::new, |until| {
             format!(" for {}", lasting(length(self.since, until)))
@@ -50,26 +51,27 @@ impl MaintenanceWindow {
     }
 }
 
-/// Whom a window concerns: one rollout, or everything, requests that match no rollout included.
+/// The scope of a window: one rollout, or everything, including requests that match no rollout.
 pub type Scope = Option<Arc<str>>;
 
-/// What stands for everything where the name of a rollout is expected. No rollout can have it.
+/// The value that stands for everything where the name of a rollout is expected. No rollout can
+/// have this name.
 pub const EVERYTHING: &str = "*";
 
-/// A scope as records write it.
+/// Returns the name of a scope for records.
 pub fn scope_name(scope: &Scope) -> Arc<str> {
     scope.clone().unwrap_or_else(|| EVERYTHING.into())
 }
 
-/// A scope as a sentence begins with it.
+/// Returns the name of a scope for the beginning of a sentence.
 pub(crate) fn subject(scope: &Scope) -> &str {
     scope.as_deref().unwrap_or(EVERYONE)
 }
 
-/// How a sentence names everything.
+/// The name of everything in a sentence.
 const EVERYONE: &str = "all rollouts";
 
-/// All windows and their timers. Owned by the control plane.
+/// All windows and their timers, owned by the control plane.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Windows {
     everything: Option<Timed>,
@@ -79,7 +81,7 @@ pub(crate) struct Windows {
 #[derive(Clone, Debug)]
 struct Timed {
     window: MaintenanceWindow,
-    /// The end on the clock of this process; unknown until the first reading of it.
+    /// The end on the clock of this process. It is unknown until the first reading of that clock.
     ends: Option<Mono>,
 }
 
@@ -97,7 +99,7 @@ impl Timed {
 }
 
 impl Windows {
-    /// What was saved. The timers run from [`Windows::resume`] on.
+    /// Restores the saved windows. Their timers run once [`Windows::resume`] has been called.
     pub(crate) fn restore(saved: impl IntoIterator<Item = (Scope, MaintenanceWindow)>) -> Self {
         let mut windows = Self::default();
         saved
@@ -106,13 +108,13 @@ impl Windows {
         windows
     }
 
-    /// The first reading of the clock: ends what was over while no process ran, and says what that
-    /// was.
+    /// Takes the first reading of the clock, and ends and returns the windows that expired while no
+    /// process ran.
     pub(crate) fn resume(&mut self, now: Now) -> Vec<(Scope, MaintenanceWindow)> {
         for timed in self.everything.iter_mut().chain(self.rollouts.values_mut()) {
             timed.ends = timed.window.until.map(|until| {
                 // A wall clock that was set back while no process ran does not make a window longer
-                // than it was meant.
+                // than intended.
                 now.mono
                     .forward(length(now.wall, until).min(length(timed.window.since, until)))
             });
@@ -120,7 +122,7 @@ impl Windows {
         self.expire(now.mono)
     }
 
-    /// Ends what is over, and says what that was.
+    /// Ends and returns the windows that have expired.
     pub(crate) fn expire(&mut self, now: Mono) -> Vec<(Scope, MaintenanceWindow)> {
         let everything = self
             .everything
@@ -133,7 +135,7 @@ impl Windows {
         everything.into_iter().chain(rollouts).collect()
     }
 
-    /// Begins a window, in place of the one there was.
+    /// Begins a window and replaces an existing one of the same scope.
     pub(crate) fn begin(&mut self, scope: Scope, window: MaintenanceWindow, ends: Option<Mono>) {
         let timed = Timed { window, ends };
         match scope {
@@ -142,7 +144,7 @@ impl Windows {
         }
     }
 
-    /// Ends a window, if there is one.
+    /// Ends a window if there is one.
     pub(crate) fn end(&mut self, scope: &Scope) -> Option<MaintenanceWindow> {
         let timed = match scope {
             None => self.everything.take(),
@@ -156,7 +158,7 @@ impl Windows {
         self.rollouts.contains_key(rollout)
     }
 
-    /// What is in force for a rollout, or for requests that match none.
+    /// Returns the restriction in force for a rollout, or for requests that match none.
     pub(crate) fn restriction(&self, rollout: Option<&str>) -> Restriction {
         let everything = self
             .everything
@@ -170,8 +172,8 @@ impl Windows {
         own.stricter(everything)
     }
 
-    /// The window that is in force for a rollout, or for requests that match none, and whether it
-    /// concerns everything.
+    /// Returns the window in force for a rollout, or for requests that match none, and whether it
+    /// applies to everything.
     pub(crate) fn governing(&self, rollout: Option<&str>) -> Option<(&MaintenanceWindow, bool)> {
         let own = rollout
             .and_then(|id| self.rollouts.get(id))
@@ -184,7 +186,7 @@ impl Windows {
             .map(|(timed, of_everything)| (&timed.window, of_everything))
     }
 
-    /// All of them, as they are made durable.
+    /// Returns all windows, as they are made durable.
     pub(crate) fn standings(&self) -> Vec<(Scope, MaintenanceWindow)> {
         let everything = self
             .everything
@@ -199,8 +201,8 @@ impl Windows {
             .collect()
     }
 
-    /// What stays closed although this scope has just been opened, as the end of a sentence; empty
-    /// when nothing does.
+    /// Describes what stays closed although this scope has just been opened, as the end of a
+    /// sentence. The text is empty when nothing stays closed.
     pub(crate) fn what_stays(&self, opened: &Scope) -> String {
         let told = |id: &str, timed: &Timed| {
             format!(
@@ -229,14 +231,14 @@ impl Windows {
     }
 }
 
-/// The time from one moment on the wall to another; zero when the second is earlier.
+/// Returns the time between two moments of the wall clock; zero when the second is earlier.
 pub(crate) fn length(from: Wall, to: Wall) -> Duration {
     Duration::from_millis(
         u64::try_from(to.as_millis().saturating_sub(from.as_millis())).unwrap_or_default(),
     )
 }
 
-/// The moment `duration` after another.
+/// Returns the moment `duration` after another.
 pub(crate) fn after(from: Wall, duration: Duration) -> Wall {
     Wall::from_millis(
         from.as_millis()
@@ -244,7 +246,7 @@ pub(crate) fn after(from: Wall, duration: Duration) -> Wall {
     )
 }
 
-/// A duration for people, in the largest unit that divides it: `2 h`, `10 min`, `90 s`.
+/// Formats a duration for people, in the largest unit that divides it: `2 h`, `10 min`, `90 s`.
 pub fn lasting(duration: Duration) -> String {
     match duration.as_secs() {
         whole if duration.subsec_nanos() != 0 || whole == 0 => seconds(duration),
@@ -277,7 +279,7 @@ mod tests {
     }
 
     #[test]
-    fn only_reading_passes_read_only_and_nothing_passes_the_others() {
+    fn read_only_passes_reads_and_other_modes_pass_nothing() {
         for (mode, reading, writing) in [
             (Maintenance::Off, Treatment::Pass, Treatment::Pass),
             (Maintenance::ReadOnly, Treatment::Pass, Treatment::Refuse),
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn the_stricter_holds_and_of_equals_the_later_end() {
+    fn the_stricter_window_applies_and_of_equals_the_later_end() {
         let restriction = |mode, until: Option<u64>| Restriction {
             mode,
             until: until.map(Mono::from_micros),
@@ -318,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restored_window_ends_when_it_was_meant_to_and_never_later_than_it_was_long() {
+    fn a_restored_window_ends_on_time_and_is_never_extended() {
         let saved = || [(None, window(Maintenance::Full, Some(61_000)))];
         let mut windows = Windows::restore(saved());
         assert_eq!(windows.resume(at(0, 31_000)), []);
@@ -344,7 +346,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_is_told_in_the_largest_unit_that_fits() {
+    fn a_duration_is_formatted_in_the_largest_unit_that_fits() {
         for (seconds, text) in [(7_200, "2 h"), (600, "10 min"), (90, "90 s"), (0, "0 s")] {
             assert_eq!(lasting(Duration::from_secs(seconds)), text);
         }

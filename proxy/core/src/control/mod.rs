@@ -1,4 +1,5 @@
-//! What becomes of a rollout: commands, files and counts in, published shares and effects out.
+//! The control plane: takes commands, files and counts, and returns published shares and effects
+//! for each rollout.
 
 mod aftermath;
 pub mod maintenance;

@@ -1,86 +1,88 @@
-//! Whether a backend can take users: what a rollback has to know of legacy before it moves anybody.
+//! The availability of a backend: whether legacy can take users, which must be known before a
+//! rollback moves them.
 //!
-//! Three things tell. Users' requests do, while there are any. Health checks do, where the file has
-//! them. And the backend can be asked: [`Effect::Ask`](crate::control::plane::Effect::Ask) lets the shell
-//! send one check, or make one connection, and [`Availability::answered`] takes the result.
+//! There are three sources. The requests of users are one, while there are any. Health checks are
+//! another, where the file configures them. The third is a probe of the backend:
+//! [`Effect::Ask`](crate::control::plane::Effect::Ask) lets the shell send one check, or make one
+//! connection, and [`Availability::answered`] records the result.
 //!
-//! A good answer to a user within the last second is enough, so a rollback onto a legacy that
-//! serves users waits for nothing. Otherwise an answer to a question decides, and only then a
+//! A good answer to a user within the last second is enough, so a rollback to a legacy that serves
+//! users has no waiting time. Otherwise the answer to a probe decides, and only after that a health
 //! check.
 //!
-//! Above all stands how many users fare: a backend that fails four of five of them, or keeps them
-//! waiting, can take nobody, whatever a check or a connection says.
+//! The results that many users receive take precedence over all of these. A backend that fails four
+//! of five users, or keeps them waiting, cannot take users, whatever a check or a connection says.
 
 use std::time::Duration;
 
 use crate::time::Mono;
 
-/// A good answer to a user, or to a question, counts for so long.
+/// How long a good answer to a user, or to a probe, counts.
 const FRESH: Duration = Duration::from_secs(1);
-/// After so many failures since its last good answer, that answer says nothing any longer.
+/// After this number of failures since the last good answer, that answer no longer counts.
 const FAILURES: u64 = 3;
-/// A question is asked again after this time; sooner after the first one that failed, which may
-/// have been too slow by accident.
+/// How long after a probe the next one is sent. The next one is sent sooner after the first failed
+/// probe, which may have been too slow by accident.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
 const ASK_AGAIN_SOON: Duration = Duration::from_millis(250);
-/// So many failed questions in a row are a word.
+/// This number of failed probes in a row is a decisive answer.
 const FAILED_ANSWERS: u32 = 2;
-/// A question without an answer has failed after this time, whatever the shell does.
+/// A probe without an answer has failed after this time, whatever the shell does.
 const ANSWER_WITHIN: Duration = Duration::from_millis(500);
-/// Whoever answered a user within this time need not be asked.
+/// A backend that answered a user within this time does not need to be probed.
 const JUST_NOW: Duration = Duration::from_millis(250);
-/// So many failed questions in a row, and nothing good meanwhile, and the backend is down.
+/// A backend is down after this number of failed probes in a row without a good answer in between.
 const DOWN_AFTER: u32 = 3;
-/// For so long nothing good may come before a backend is down.
+/// How long a backend must give no good answer before it counts as down.
 const SILENT: Duration = Duration::from_secs(2);
 
-/// What users got counts for about this long.
+/// The approximate time for which the results of users count.
 const FARES: Duration = Duration::from_secs(2);
-/// More failures than one user can bring in that time, whose failures count at most four times a
-/// second.
+/// A number of failures that one user cannot cause in that time. The failures of one user count at
+/// most four times a second.
 const FAILING: f64 = 12.0;
-/// A backend fails its users with so many failures for each good answer.
+/// A backend counts as failing its users at this number of failures for each good answer.
 const FAILURES_PER_GOOD: f64 = 4.0;
 
-/// What is known of one backend.
+/// What is known about one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Availability {
-    /// Whether it has a server that requests are sent to.
+    /// Whether the backend has a server that receives requests.
     has_server: bool,
     /// Whether a health check has passed within the last two intervals.
     passes_checks: bool,
-    /// Good and failed answers to users since the start.
+    /// The number of good and failed answers to users since the start.
     seen: (u64, u64),
-    /// When a user got a good answer last, and how many failed since.
+    /// The time of the last good answer to a user, and the number of failures since then.
     good_at: Option<Mono>,
     failed_since: u64,
-    /// Good and failed answers to users of the last seconds, those longer ago counting less.
+    /// The good and failed answers to users over the last seconds. Older answers count less.
     fares: (f64, f64),
     fares_at: Mono,
     failed_at: Option<Mono>,
     asked_at: Option<Mono>,
     is_pending: bool,
     answered: Option<(Mono, bool)>,
-    /// Good questions in a row, and failed ones.
+    /// The number of good probes in a row, and the number of failed ones.
     good_answers: u32,
     failed_answers: u32,
-    /// Since when there has been nothing but good.
+    /// The time since which all answers have been good.
     alive_since: Option<Mono>,
 }
 
 /// Whether a backend can take users.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// It can.
+    /// The backend can take users.
     Alive,
-    /// It cannot, as far as anybody can tell.
+    /// The backend cannot take users, as far as is known.
     Dead,
-    /// It has to be asked, or has been and has not answered yet.
+    /// The backend must be probed, or has been probed and has not answered yet.
     Unknown,
 }
 
 impl Availability {
-    /// Takes what was counted of requests of users since the start, and what the shell knows of its
+    /// Records the counts of user requests since the start, and what the shell knows about the
     /// servers.
     pub fn see(
         &mut self,
@@ -111,8 +113,8 @@ impl Availability {
         }
     }
 
-    /// Takes how users fared since the last call: each user counts at most four times a second, and
-    /// one who gives up or waits for too long has got a failure.
+    /// Records the results of users since the last call. Each user counts at most four times a
+    /// second. A user who gives up or waits for too long counts as a failure.
     pub fn users_fared(&mut self, good: u64, failed: u64, now: Mono) {
         let left = (-now.since(self.fares_at).as_secs_f64() / FARES.as_secs_f64()).exp();
         self.fares = (
@@ -128,7 +130,7 @@ impl Availability {
         }
     }
 
-    /// Whether it fails four of five users, and several of them.
+    /// Whether the backend fails four of five users, and several of them.
     pub fn fails_users(&self, now: Mono) -> bool {
         let (good, failed) = self.fares;
         failed >= FAILING
@@ -136,12 +138,12 @@ impl Availability {
             && self.failed_at.is_some_and(|at| now.since(at) <= FARES)
     }
 
-    /// Begins with what was counted before, without taking it for something that happens now.
+    /// Starts from earlier counts without treating them as new events.
     pub fn begin(&mut self, good: u64, failed: u64) {
         self.seen = (good, failed);
     }
 
-    /// Takes the answer to a question.
+    /// Records the answer to a probe.
     pub fn answered(&mut self, is_good: bool, now: Mono) {
         self.is_pending = false;
         self.answered = Some((now, is_good));
@@ -156,7 +158,7 @@ impl Availability {
         }
     }
 
-    /// Whether it should be asked now; then it counts as asked.
+    /// Whether the backend should be probed now. If so, it is recorded as probed.
     pub fn ask(&mut self, now: Mono) -> bool {
         let again = if self.failed_answers == 1 {
             ASK_AGAIN_SOON
@@ -171,7 +173,7 @@ impl Availability {
         is_due
     }
 
-    /// Whether a user got a good answer a moment ago.
+    /// Whether a user received a good answer a moment ago.
     pub fn is_serving(&self, now: Mono) -> bool {
         self.is_good_within(JUST_NOW, now)
     }
@@ -188,7 +190,7 @@ impl Availability {
             })
     }
 
-    /// What is known of it now.
+    /// Returns what is known about the backend now.
     pub fn word(&self, now: Mono) -> Word {
         if !self.has_server || self.fails_users(now) {
             return Word::Dead;
@@ -212,7 +214,7 @@ impl Availability {
         }
     }
 
-    /// The answer to the last question, if it was put after a moment.
+    /// Returns the answer to the last probe, if it was sent after the given moment.
     pub fn answer_since(&self, since: Mono) -> Option<bool> {
         self.answered
             .filter(|(at, _)| {
@@ -224,15 +226,15 @@ impl Availability {
             .map(|(_, is_good)| is_good)
     }
 
-    /// Whether it is back after it was dead: a user has got a good answer since then, or two
-    /// questions in a row were good.
+    /// Whether the backend has recovered after it was dead: a user has received a good answer since
+    /// then, or two probes in a row were good.
     pub fn is_back_since(&self, dead_at: Mono) -> bool {
         self.has_server
             && (self.good_at.is_some_and(|at| at > dead_at) && self.failed_since < FAILURES
                 || self.good_answers >= 2)
     }
 
-    /// Whether it should be asked because nothing good has come of it for a while.
+    /// Whether the backend should be probed because it has given no good answer for a while.
     pub fn is_silent(&self, since: Mono, now: Mono) -> bool {
         let last_good = self
             .good_at
@@ -249,14 +251,14 @@ impl Availability {
         is_failing && last_good.is_none_or(|at| now.since(at) >= SILENT) || self.fails_users(now)
     }
 
-    /// Whether it is down: it has no server, it fails its users, or questions failed and nothing
-    /// good came meanwhile.
+    /// Whether the backend is down: it has no server, it fails its users, or probes failed without
+    /// a good answer in between.
     pub fn is_down(&self, since: Mono, now: Mono) -> bool {
         self.is_silent(since, now)
             && (!self.has_server || self.failed_answers >= DOWN_AFTER || self.fails_users(now))
     }
 
-    /// For how long nothing but good has come of it.
+    /// Returns how long all answers of the backend have been good.
     pub fn alive_for(&self, now: Mono) -> Duration {
         self.alive_since
             .map_or(Duration::ZERO, |since| now.since(since))
@@ -271,7 +273,7 @@ mod tests {
         Mono::from_micros(millis * 1_000)
     }
 
-    /// A backend with a server, as of a moment.
+    /// A backend with a server, as of a given moment.
     fn seen(good: u64, failed: u64, millis: u64) -> Availability {
         let mut vital = Availability::default();
         vital.see(good, failed, true, false, at(millis));
@@ -279,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn a_good_answer_to_a_user_counts_for_a_second_and_not_beyond_three_failures() {
+    fn a_good_answer_counts_for_a_second_and_up_to_three_failures() {
         let mut vital = seen(1, 0, 1_000);
         assert_eq!(
             (vital.word(at(1_900)), vital.word(at(2_100))),
@@ -298,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_is_asked_once_a_second_and_its_answer_stands_above_a_check() {
+    fn a_probe_is_sent_once_a_second_and_outranks_a_check() {
         let mut vital = seen(0, 0, 0);
         assert!(vital.ask(at(10)) && !vital.ask(at(20)));
         assert_eq!(vital.word(at(20)), Word::Unknown);
@@ -325,7 +327,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_that_the_shell_forgets_has_failed() {
+    fn a_probe_that_the_shell_forgets_has_failed() {
         let mut vital = seen(0, 0, 0);
         assert!(vital.ask(at(10)));
         vital.see(0, 0, true, false, at(600));
@@ -335,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_fails_four_of_five_users_can_take_nobody_whatever_it_says_when_asked() {
+    fn a_backend_failing_four_of_five_users_is_dead_despite_good_probes() {
         let mut vital = seen(5, 0, 0);
         let mut at_millis = 0;
         let mut fare = |vital: &mut Availability, good: u64, failed: u64, ticks: u64| {
@@ -371,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn who_was_dead_is_back_after_a_user_or_two_questions() {
+    fn a_dead_backend_is_back_after_a_good_user_or_two_good_probes() {
         let mut vital = seen(5, 0, 0);
         assert!(!vital.is_back_since(at(100)));
         vital.answered(true, at(200));
@@ -384,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_is_down_after_two_silent_seconds_and_three_failed_questions() {
+    fn a_backend_is_down_after_two_silent_seconds_and_three_failed_probes() {
         let mut vital = seen(5, 0, 0);
         assert!(
             !vital.is_silent(at(0), at(5_000)),

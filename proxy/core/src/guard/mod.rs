@@ -1,12 +1,12 @@
-//! When new counts as worse: the settings of a guard, its rules, and the plain judging of mode
-//! `threshold`. The sequential judging is in [`crate::guard::judge`].
+//! The definition of when new counts as worse: the settings of a guard, its rules, and the plain
+//! judging of mode `threshold`. The sequential judging is in [`crate::guard::judge`].
 //!
 //! Mode `threshold` is the plain rule: over `window`, with at least `min_requests` on new, strictly
-//! above the limit. It is exact at its limits: counts are compared as integers, and a latency limit
-//! is judged by how many requests were slower than it ("p99 above 800 ms" is "more than 1 % of
+//! above the limit. It is exact at its limits. Counts are compared as integers. A latency limit is
+//! judged by how many requests were slower than it ("p99 above 800 ms" is "more than 1 % of
 //! requests above 800 ms"), never by a rounded quantile. Only the rules that the file names apply.
 //!
-//! What this mode cannot do is documented rather than hidden: it has no error control. Short
+//! The limitation of this mode is documented rather than hidden: it has no error control. Short
 //! windows and small samples roll back a healthy backend by chance.
 
 pub mod availability;
@@ -22,43 +22,44 @@ pub use settings::{GuardSettings, Mode};
 pub use threshold::{Guard, Judged};
 pub use wording::{millis, seconds, share};
 
-/// What one rule says now.
+/// The present verdict of one rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// The rule.
     pub rule: Rule,
-    /// What it says.
+    /// The answer of the rule.
     pub answer: Answer,
-    /// The numbers behind it, in one sentence.
+    /// The numbers behind the answer, in one sentence.
     pub sentence: String,
-    /// The decimal logarithm of the evidence that new is worse, for rules that gather evidence.
+    /// The decimal logarithm of the evidence that new is worse, for rules that collect evidence.
+    /// `None` for others.
     pub evidence_log10: Option<f64>,
     /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms, for
-    /// rules that gather evidence. 0 while nothing is wrong.
+    /// rules that collect evidence. It is 0 while nothing is wrong.
     pub progress: Option<f64>,
-    /// The same of users as trials, for rules that need enough different users.
+    /// The progress of users as trials, `0..=1`, for rules that need enough different users.
     pub users_progress: Option<f64>,
 }
 
-/// Whether new is worse.
+/// The answer of a rule to whether new is worse.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// Within the limit.
+    /// New is within the limit.
     Pass,
-    /// Beyond the limit.
+    /// New is beyond the limit.
     Breach,
-    /// Too few requests to say.
+    /// There are too few requests to decide.
     Inconclusive,
-    /// Beyond the limit, and legacy is, too: nobody's fault in particular.
+    /// New is beyond the limit, and so is legacy: neither side is to blame in particular.
     SharedCause,
-    /// Beyond the limit, but too few users, networks or clients say so.
+    /// New is beyond the limit, but too few users, networks or clients show it.
     Held,
-    /// Beyond the limit, but legacy does not answer: nobody is moved.
+    /// New is beyond the limit, but legacy does not answer: users are not moved.
     NoRefuge,
 }
 
 impl Answer {
-    /// The name used in `status` and the API.
+    /// Returns the name used in `status` and the API.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "pass",
@@ -83,8 +84,8 @@ mod tests {
     use crate::time::Mono;
     use std::time::Duration;
 
-    /// A span of `total` requests of which `failed` failed and `client_errors` were 4xx, all at
-    /// `latency_us`.
+    /// Returns a span of `total` requests of which `failed` failed and `client_errors` were 4xx,
+    /// all at `latency_us`.
     fn span(total: u64, failed: u64, client_errors: u64, latency_us: u64) -> Span {
         let mut totals = Totals::default();
         let mut window = Window::new(Duration::from_secs(10));
@@ -154,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn fewer_requests_than_asked_for_say_nothing() {
+    fn fewer_requests_than_the_minimum_are_inconclusive() {
         let rule = Rule::ErrorsMax(Rate::from_ppm(10_000).expect("a rate"));
         let sentence = check(
             rule,
@@ -220,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn a_handful_of_requests_made_on_purpose_does_not_decide_a_comparison() {
+    fn a_handful_of_deliberate_requests_does_not_decide_a_comparison() {
         let rule = Rule::ClientErrorsVsLegacy(ratio("2"));
         check(
             rule,
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn latency_is_compared_with_legacys_of_the_same_seconds() {
+    fn latency_is_compared_with_legacy_over_the_same_seconds() {
         let rule = Rule::LatencyVsLegacy(ratio("1.5"));
         check(
             rule,

@@ -5,21 +5,21 @@ use crate::percent::{Rate, Ratio};
 use crate::side::PerSide;
 use crate::stats::window::Span;
 
-/// A point of the latency distribution that a limit may speak of.
+/// A point of the latency distribution that a limit may refer to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LatencyPoint {
-    /// Half of the requests.
+    /// The median: half of the requests are slower.
     P50,
-    /// 95 % of the requests.
+    /// The 95th percentile.
     P95,
-    /// 99 % of the requests.
+    /// The 99th percentile.
     P99,
     /// The arithmetic mean.
     Mean,
 }
 
 impl LatencyPoint {
-    /// The name the file uses.
+    /// Returns the name used in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::P50 => "p50",
@@ -29,7 +29,7 @@ impl LatencyPoint {
         }
     }
 
-    /// The share of requests that may be slower, in parts per million; `None` for the mean.
+    /// Returns the share of requests that may be slower, in parts per million; `None` for the mean.
     pub(super) const fn slower_ppm(self) -> Option<u64> {
         match self {
             Self::P50 => Some(500_000),
@@ -39,13 +39,13 @@ impl LatencyPoint {
         }
     }
 
-    /// The share of requests that may be slower, as a fraction; a half for the mean, which has no
-    /// such share.
+    /// Returns the share of requests that may be slower, as a fraction. It is a half for the mean,
+    /// which has no such share.
     pub fn slower_share(self) -> f64 {
         self.slower_ppm().map_or(0.5, |ppm| ppm as f64 / 1e6)
     }
 
-    /// The value of this point in a span, in microseconds.
+    /// Returns the value of this point in a span, in microseconds.
     pub fn of(self, span: &Span) -> Option<u64> {
         match self.slower_ppm() {
             None => span.mean_us(),
@@ -54,12 +54,12 @@ impl LatencyPoint {
     }
 }
 
-/// The point at which the sides' latencies are compared: high enough to see a slow tail, low enough
-/// to hold samples.
+/// The point at which the sides' latencies are compared. It is high enough to show a slow tail, and
+/// low enough to have samples.
 pub const COMPARED_POINT: LatencyPoint = LatencyPoint::P95;
 
-/// A comparison of counts needs at least this many events on new: with fewer, one request that
-/// somebody made on purpose would decide while legacy happens to have none.
+/// The minimum number of events on new for a comparison of counts. With fewer, a single deliberate
+/// request would decide while legacy happens to have none.
 pub const MIN_COMPARED_EVENTS: u64 = 10;
 
 /// One condition under which new counts as worse.
@@ -75,32 +75,32 @@ pub enum Rule {
     LatencyVsLegacy(Ratio),
     /// The rate of 4xx answers is more than this many times legacy's.
     ClientErrorsVsLegacy(Ratio),
-    /// The rate of clients that gave up is more than this many times legacy's.
+    /// The rate of requests that the client aborted is more than this many times legacy's.
     AbortsVsLegacy(Ratio),
-    /// The rate of users who get nothing but redirects is more than this many times legacy's.
+    /// The rate of users who receive only redirects is more than this many times legacy's.
     RedirectsVsLegacy(Ratio),
-    /// Too many requests have waited longer than this many microseconds for an answer, and still
-    /// wait.
+    /// Too many requests have waited longer than this many microseconds for an answer, and are
+    /// still waiting.
     Hang(u64),
     /// No server has been available for this many microseconds.
     Health(u64),
-    /// This many requests failed in a row, with no success between.
+    /// This many requests failed in a row, without a success in between.
     Dead(u32),
 }
 
-/// What happens when both sides are bad at once.
+/// The reaction when both sides are bad at the same time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum SharedCause {
-    /// Raises are frozen and people are told; nobody is moved, unless the percentage was raised in
-    /// the last ten minutes.
+    /// Raises are frozen and people are notified. Users are not moved, unless the percentage was
+    /// raised in the last ten minutes.
     #[default]
     Hold,
-    /// New is rolled back all the same.
+    /// New is rolled back nevertheless.
     Rollback,
 }
 
 impl SharedCause {
-    /// The name the file uses.
+    /// Returns the name used in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Hold => "hold",
@@ -110,7 +110,7 @@ impl SharedCause {
 }
 
 impl Rule {
-    /// All names a rule can have, `manual` and `state` apart.
+    /// All names that a rule can have, except `manual` and `state`.
     pub const NAMES: [&'static str; 13] = [
         "errors_max",
         "errors_vs_legacy",
@@ -127,7 +127,7 @@ impl Rule {
         "dead",
     ];
 
-    /// The name used in metrics, records and `status`.
+    /// Returns the name used in metrics, records and `status`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::ErrorsMax(_) => "errors_max",
@@ -146,8 +146,8 @@ impl Rule {
         }
     }
 
-    /// Whether the rule looks at what is now, or at what no window counts: it works alike in all
-    /// modes but `off`.
+    /// Whether the rule evaluates the present state, or events that no window counts. Such a rule
+    /// works alike in all modes except `off`.
     pub const fn is_immediate(self) -> bool {
         matches!(
             self,
@@ -170,7 +170,7 @@ impl Rule {
         }
     }
 
-    /// How many times as much as on legacy is tolerated, by a rule that compares; else 1.
+    /// Returns how many times legacy's value is tolerated, for a rule that compares; otherwise 1.
     pub fn ratio(self) -> f64 {
         match self {
             Self::ErrorsVsLegacy(ratio)
@@ -219,7 +219,7 @@ impl Rule {
         }
     }
 
-    /// The numbers behind the verdict, as a person says them.
+    /// Returns the numbers behind the verdict, as a text for people.
     pub(super) fn describe(self, spans: PerSide<&Span>) -> String {
         let (n, m) = (&spans.new.counts, &spans.legacy.counts);
         let rates =
@@ -289,7 +289,7 @@ impl Rule {
 }
 
 /// Whether new's events per request are more than `ratio` times legacy's. Legacy without an event
-/// counts as if it had one: its sample cannot show a smaller rate.
+/// counts as if it had one, because its sample cannot show a smaller rate.
 pub(super) fn is_exceeded(
     ratio: Ratio,
     (new_events, new_total): (u64, u64),
@@ -305,7 +305,7 @@ pub(super) fn point_is_above(point: LatencyPoint, span: &Span, limit_us: u64) ->
             u128::from(span.latencies.above(limit_us)) * 1_000_000
                 > u128::from(span.latencies.total()) * u128::from(slower_ppm)
         }
-        // sum / n > limit, without the division.
+        // This is sum / n > limit, without the division.
         None => {
             u128::from(span.counts.latency_sum_us)
                 > u128::from(limit_us) * u128::from(span.latencies.total())

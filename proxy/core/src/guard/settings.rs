@@ -1,22 +1,22 @@
-//! What the file says about the guard.
+//! The settings of the guard from the file.
 
 use super::rule::{Rule, SharedCause};
 use crate::percent::{Rate, Ratio};
 use std::time::Duration;
 
-/// How the guard judges.
+/// The way in which the guard judges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
     /// A sequential test per rule: see [`crate::guard::judge`].
     Sequential,
     /// Rules over a window.
     Threshold,
-    /// No judging; only people roll back.
+    /// No judging. Only people roll back.
     Off,
 }
 
 impl Mode {
-    /// The name the file uses.
+    /// Returns the name used in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Sequential => "sequential",
@@ -26,35 +26,37 @@ impl Mode {
     }
 }
 
-/// The guard of one rollout, as the file sets it.
+/// The guard of one rollout, as the file defines it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GuardSettings {
-    /// How it judges.
+    /// The mode of judging.
     pub mode: Mode,
-    /// Judge and report, but never roll back.
+    /// Whether the guard judges and reports, but never rolls back.
     pub dry_run: bool,
-    /// How far back a rule looks. Threshold mode only.
+    /// The period that a rule evaluates. Threshold mode only.
     pub window: Duration,
-    /// Fewer requests than this on new within the window say nothing. Threshold mode only.
+    /// The minimum number of requests on new within the window for a verdict. Threshold mode only.
     pub min_requests: u64,
-    /// The conditions, each by itself sufficient.
+    /// The conditions. Each one is sufficient by itself.
     pub rules: Vec<Rule>,
-    /// How many users must be hurt before a rule may trip; never more than new has served lately.
-    /// `1..=1000`.
+    /// The number of users who must be affected before a rule may trip, but never more than new
+    /// has served lately. `1..=1000`.
     pub min_users: u32,
-    /// How rarely a healthy backend may be rolled back, over all sequential rules together.
+    /// The minimum mean time between rollbacks of a healthy backend, over all sequential rules
+    /// together.
     pub false_alarm_every: Duration,
-    /// What happens when both sides are bad at once.
+    /// The reaction when both sides are bad at the same time.
     pub shared_cause: SharedCause,
-    /// For how long after a raise that brings new users latencies are not compared: caches fill
+    /// How long latencies are not compared after a raise that brings new users, while caches fill
     /// and connections open. At most an hour.
     pub warm_up: Duration,
-    /// The response header in which a backend says what an answer was, lower case.
+    /// The response header in which a backend declares the outcome of an answer, in lower case.
+    /// `None` if there is none.
     pub outcome_header: Option<Box<str>>,
 }
 
 impl GuardSettings {
-    /// The rules that a sequential guard has where the file says nothing else.
+    /// Returns the rules of a sequential guard for which the file has no other rules.
     pub fn default_rules() -> Vec<Rule> {
         let ratio =
             |thousandths| Ratio::from_thousandths(thousandths).expect("the defaults are ratios");
@@ -71,7 +73,7 @@ impl GuardSettings {
         ]
     }
 
-    /// The share of requests that may hang: as many as may fail.
+    /// Returns the share of requests that may hang, which equals the share that may fail.
     pub fn hang_limit(&self) -> f64 {
         self.rules
             .iter()
@@ -85,7 +87,7 @@ impl GuardSettings {
             .unwrap_or(0.01)
     }
 
-    /// How many rules gather evidence, and so share the budget of false alarms.
+    /// Returns the number of rules that collect evidence, and so share the budget of false alarms.
     pub fn gathering(&self) -> usize {
         self.rules
             .iter()
@@ -94,14 +96,14 @@ impl GuardSettings {
             .max(1)
     }
 
-    /// The rule of this name, if the guard has it.
+    /// Returns the rule of this name, if the guard has it.
     pub fn rule(&self, name: &str) -> Option<Rule> {
         self.rules.iter().copied().find(|rule| rule.name() == name)
     }
 }
 
 impl Default for GuardSettings {
-    /// What a rollout without a guard section gets.
+    /// Returns the settings of a rollout without a guard section.
     fn default() -> Self {
         Self {
             mode: Mode::Sequential,

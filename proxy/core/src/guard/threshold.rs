@@ -14,20 +14,20 @@ pub struct Guard<'a> {
 }
 
 impl<'a> Guard<'a> {
-    /// A guard with these settings.
+    /// Creates a guard with these settings.
     pub fn new(settings: &'a GuardSettings) -> Self {
         Self { settings }
     }
 
-    /// The first rule in file order that is breached, without building sentences for the others.
-    /// This is what runs at each tick.
+    /// Returns the first rule in file order that is breached, without building sentences for the
+    /// others. This function runs at each tick.
     pub fn breach(&self, judged: Judged<'_>) -> Option<Verdict> {
         self.rules()
             .find(|&rule| self.answer(rule, judged.for_rule(rule)) == Answer::Breach)
             .map(|rule| self.verdict(rule, judged.for_rule(rule)))
     }
 
-    /// What every rule says, for people.
+    /// Returns the verdict of every rule, for people.
     pub fn verdicts(&self, judged: Judged<'_>) -> Vec<Verdict> {
         self.rules()
             .map(|rule| self.verdict(rule, judged.for_rule(rule)))
@@ -52,14 +52,14 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// The side that has too few requests for this rule, and how many it has.
+    /// Returns the side that has too few requests for this rule, and its number of requests.
     pub(super) fn missing(&self, rule: Rule, spans: PerSide<&Span>) -> Option<(Side, u64)> {
         let base = |side: Side| match rule {
             Rule::AbortsVsLegacy(_) => spans[side].counts.requests + spans[side].counts.aborts,
             Rule::Latency(..) | Rule::LatencyVsLegacy(_) => spans[side].latencies.total(),
             _ => spans[side].counts.requests,
         };
-        // Zero requests say nothing even where the file asks for none.
+        // Zero requests are inconclusive even where the file requires no minimum.
         let too_few = |side: &Side| base(*side) < self.settings.min_requests.max(1);
         let sides = if rule.needs_legacy() {
             &[Side::New, Side::Legacy][..]
@@ -93,17 +93,17 @@ impl<'a> Guard<'a> {
     }
 }
 
-/// The spans that rules look at.
+/// The spans that rules evaluate.
 #[derive(Clone, Copy, Debug)]
 pub struct Judged<'a> {
-    /// Of all evidence: what a limit is about.
+    /// The span over all evidence, which a limit applies to.
     pub all: PerSide<&'a Span>,
-    /// Of users whom the hash or chance placed: what a comparison is about.
+    /// The span of users whom the hash or chance placed, which a comparison applies to.
     pub compared: PerSide<&'a Span>,
 }
 
 impl<'a> Judged<'a> {
-    /// All users are compared.
+    /// Creates the spans for the case that all users are compared.
     pub fn of(spans: PerSide<&'a Span>) -> Self {
         Self {
             all: spans,

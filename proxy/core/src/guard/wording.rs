@@ -1,9 +1,9 @@
-//! Numbers as sentences have them.
+//! The formatting of numbers for sentences.
 
 use std::fmt;
 use std::time::Duration;
 
-/// `events / total` as a percentage for people.
+/// Formats `events / total` as a percentage for people.
 pub fn share(events: u64, total: u64) -> String {
     if total == 0 {
         return "no requests".to_owned();
@@ -13,7 +13,7 @@ pub fn share(events: u64, total: u64) -> String {
     format!("{} %", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// Microseconds as a latency for people.
+/// Formats microseconds as a latency for people.
 pub fn millis(us: u64) -> String {
     match us {
         0..=999 => format!("{us} us"),
@@ -27,7 +27,7 @@ pub(super) fn millis_or_none(us: Option<u64>) -> String {
     us.map_or_else(|| "unknown".to_owned(), millis)
 }
 
-/// A duration for people, `10 s` or `250 ms`.
+/// Formats a duration for people, as `10 s` or `250 ms`.
 pub fn seconds(duration: Duration) -> String {
     Seconds(duration).to_string()
 }

@@ -1,35 +1,36 @@
-//! The sticky hash `murmur3-100k/1`: who is on new at a given percentage.
+//! The sticky hash `murmur3-100k/1`, which determines the users on new at a given percentage.
 //!
 //! `h = murmur3_x86_32(utf8(salt + ":" + key), seed 0)`, `bucket = (h * 100000) >> 32` in 64 bits,
-//! and a user is on new iff `bucket < percent * 1000`. Integers only, so any language computes the
-//! same bucket. The bucket does not depend on the percentage: raising it never takes anybody off
-//! new, lowering never puts anybody on.
+//! and a user is on new iff `bucket < percent * 1000`. The hash uses integers only, so any language
+//! computes the same bucket. The bucket does not depend on the percentage: raising it never takes a
+//! user off new, and lowering it never puts a user on new.
 //!
-//! The name is part of the contract. A changed hash would move every user at once; a better one
-//! gets a new name and lives beside this one. Source of the hash: MurmurHash3_x86_32, Austin
+//! The name is part of the contract. A changed hash would move every user at once. A better hash
+//! gets a new name and exists beside this one. Source of the hash: MurmurHash3_x86_32, Austin
 //! Appleby, public domain. Deliberately absent: `ahash`, whose output differs between builds.
 
 use std::fmt;
 
 use crate::percent::Percent;
 
-/// How many buckets there are: one for each thousandth of a percent.
+/// The number of buckets: one for each thousandth of a percent.
 pub const BUCKETS: u32 = 100_000;
 
-/// The name of the hash, as files, headers and documents give it.
+/// The name of the hash in files, headers and documents.
 pub const NAME: &str = "murmur3-100k/1";
 
-/// A user's place in `0..100_000`.
+/// The hash bucket of a user, in `0..100_000`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Bucket(u32);
 
 impl Bucket {
-    /// The bucket of a 32-bit hash: multiply and shift, no modulo and no float.
+    /// Returns the bucket of a 32-bit hash by a multiplication and a shift, without a modulo or a
+    /// float.
     pub const fn of_hash(hash: u32) -> Self {
         Self(((hash as u64 * BUCKETS as u64) >> 32) as u32)
     }
 
-    /// The number, `0..100_000`.
+    /// Returns the number of the bucket, `0..100_000`.
     pub const fn number(self) -> u32 {
         self.0
     }
@@ -54,8 +55,8 @@ pub struct Salt {
 }
 
 impl Salt {
-    /// A salt. The caller refuses `:` in it, since `a:b` + `c` and `a` + `b:c` would be the same
-    /// user.
+    /// Creates a salt. The caller rejects `:` in it, because `a:b` + `c` and `a` + `b:c` would be
+    /// the same user.
     pub fn new(text: &str) -> Self {
         let mut prefix = Murmur3::default();
         prefix.write(text.as_bytes());
@@ -66,13 +67,13 @@ impl Salt {
         }
     }
 
-    /// The salt as written.
+    /// Returns the salt as written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The bucket of a user key. Keys are bytes: for valid UTF-8 this is the documented hash,
-    /// anything else hashes as it arrived.
+    /// Returns the bucket of a user key. Keys are bytes: valid UTF-8 gives the documented hash, and
+    /// anything else is hashed as it was received.
     pub fn bucket(&self, key: &[u8]) -> Bucket {
         let mut state = self.prefix.clone();
         state.write(key);
@@ -80,20 +81,20 @@ impl Salt {
     }
 }
 
-/// MurmurHash3_x86_32 of `bytes` with seed 0.
+/// Returns MurmurHash3_x86_32 of `bytes` with seed 0.
 pub fn murmur3_x86_32(bytes: &[u8]) -> u32 {
     let mut state = Murmur3::default();
     state.write(bytes);
     state.finish()
 }
 
-/// MurmurHash3_x86_32 with seed 0, fed in pieces.
+/// MurmurHash3_x86_32 with seed 0, with input in pieces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Murmur3 {
     hash: u32,
-    /// Bytes that do not fill a block yet, little-endian from the low end.
+    /// The bytes that do not fill a block yet, little-endian from the low end.
     tail: u32,
-    /// Total length; its low two bits say how many bytes `tail` holds.
+    /// The total length. Its low two bits are the number of bytes in `tail`.
     length: u32,
 }
 

@@ -1,4 +1,5 @@
-//! Which side a request goes to: the matching rollout, the bucket of its user, and the share.
+//! The choice of the side for a request: the matching rollout, the bucket of its user, and the
+//! share.
 
 pub mod bucket;
 pub mod restriction;

@@ -1,20 +1,21 @@
-//! What maintenance leaves of the routing of a request: it passes, waits or is refused.
+//! The effect of maintenance on the routing of a request: it passes, waits or is refused.
 
 use std::time::Duration;
 
 use crate::time::Mono;
 
-/// What is kept out. Ordered: the later, the stricter.
+/// The mode of maintenance. Modes are ordered: a later one is stricter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Maintenance {
-    /// Nothing.
+    /// No requests are kept out.
     #[default]
     Off,
-    /// Whatever may change something: every method but GET, HEAD and OPTIONS.
+    /// Requests that may change something are kept out: every method except GET, HEAD and OPTIONS.
     ReadOnly,
-    /// Everything, for so long that clients need not notice: requests wait for the end.
+    /// All requests are held until the mode ends. It is meant to be so short that clients need not
+    /// notice.
     Hold,
-    /// Everything.
+    /// All requests are refused.
     Full,
 }
 
@@ -22,7 +23,7 @@ impl Maintenance {
     /// All modes, the mildest first.
     pub const ALL: [Self; 4] = [Self::Off, Self::ReadOnly, Self::Hold, Self::Full];
 
-    /// The name in commands, `status`, metrics and records.
+    /// Returns the name used in commands, `status`, metrics and records.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -32,12 +33,13 @@ impl Maintenance {
         }
     }
 
-    /// The mode of this name.
+    /// Returns the mode of this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|mode| mode.name() == name)
     }
 
-    /// What happens to a request under this mode; `reads` is whether its method changes nothing.
+    /// Returns the treatment of a request under this mode. `reads` is whether its method changes
+    /// nothing.
     pub const fn treats(self, reads: bool) -> Treatment {
         match self {
             Self::Off => Treatment::Pass,
@@ -47,7 +49,7 @@ impl Maintenance {
         }
     }
 
-    /// What it means for clients, as the end of a sentence.
+    /// Returns what the mode means for clients, as the end of a sentence.
     pub(crate) const fn meaning(self) -> &'static str {
         match self {
             Self::Off => "requests pass",
@@ -58,30 +60,30 @@ impl Maintenance {
     }
 }
 
-/// What maintenance does to one request.
+/// The effect of maintenance on one request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Treatment {
-    /// It is decided as always.
+    /// The request is decided as usual.
     Pass,
-    /// It waits for the end of the mode.
+    /// The request waits for the end of the mode.
     Hold,
-    /// It gets an answer that says to come back later.
+    /// The request receives an answer that tells the client to retry later.
     Refuse,
 }
 
-/// What the data path needs to know of maintenance.
+/// The part of maintenance that the data path needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Restriction {
     /// The mode in force.
     pub mode: Maintenance,
-    /// When it ends by itself, as far as known.
+    /// The time at which the mode ends by itself. `None` if it is unknown.
     pub until: Option<Mono>,
 }
 
 impl Restriction {
-    /// The stricter of the two; of equals the one that ends later.
+    /// Returns the stricter of the two. If they are equal, returns the one that ends later.
     pub fn stricter(self, other: Self) -> Self {
-        // An open end is the latest.
+        // A missing end counts as the latest.
         let rank = |restriction: &Self| {
             (
                 restriction.mode,
@@ -96,7 +98,7 @@ impl Restriction {
         }
     }
 
-    /// How long it still lasts, as far as known.
+    /// Returns how long the mode still lasts. `None` if it is unknown.
     pub fn remaining(&self, now: Mono) -> Option<Duration> {
         self.until.map(|until| until.since(now))
     }

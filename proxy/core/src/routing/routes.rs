@@ -1,10 +1,11 @@
-//! Which rollout takes a request, found without asking each of them.
+//! The lookup of the rollout that applies to a request, without checking each of them.
 //!
-//! The first rollout of the file that matches wins, and a platform team may have a thousand. So
-//! matches are sorted once, when the file is taken: by host, then by path prefix. A request looks
-//! up its own host (and what a wildcard may stand for, label by label) and the prefixes of its own
-//! path, segment by segment: as many lookups as it has labels and segments, however many
-//! rollouts there are. A few rollouts are faster asked one after the other, and are.
+//! The first rollout of the file that matches applies, and a platform team may have a thousand. The
+//! matches are therefore sorted once, when the file is loaded: by host, then by path prefix. A
+//! request looks up its own host (and the wildcards that may match it, label by label) and the
+//! prefixes of its own path, segment by segment. The number of lookups is the number of its labels
+//! and segments, however many rollouts there are. A few rollouts are faster to check one after the
+//! other, so they are.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -12,10 +13,11 @@ use std::sync::Arc;
 
 use crate::routing::split::{Match, RolloutRule, without_root};
 
-/// Up to so many rollouts are asked in turn.
+/// The largest number of rollouts that are checked one after the other.
 const FEW: usize = 4;
 
-/// In memory only, with fixed seeds: names come from the file, and their order is never seen.
+/// A map that exists in memory only, with fixed seeds. Names are read from the file, and their
+/// order is never visible.
 #[derive(Debug)]
 struct Map<T>(HashMap<Box<str>, T, ahash::RandomState>);
 
@@ -33,29 +35,29 @@ impl<T: Default> Map<T> {
     }
 }
 
-/// The matches of all rollouts, sorted for looking up.
+/// The matches of all rollouts, sorted for lookup.
 #[derive(Debug, Default)]
 pub struct Routes {
-    /// In file order.
+    /// The rules in file order.
     rules: Vec<Arc<RolloutRule>>,
     any_host: Paths,
-    /// By lower-case name.
+    /// The paths by lower-case host name.
     hosts: Map<Paths>,
-    /// `*.example.org`, by what follows the star.
+    /// The paths by the part of `*.example.org` after the star.
     wildcards: Map<Paths>,
 }
 
-/// Rollouts of one host by their path prefix.
+/// The rollouts of one host by their path prefix.
 #[derive(Debug, Default)]
 struct Paths {
     any_path: Vec<usize>,
     prefixes: Map<Vec<usize>>,
-    /// The most segments of a prefix: no more of a request's are looked at.
+    /// The largest number of segments of a prefix. Further segments of a request are not checked.
     deepest: usize,
 }
 
 impl Routes {
-    /// Sorts rollouts that stand in file order.
+    /// Sorts rollouts that are given in file order.
     pub fn of(rules: impl IntoIterator<Item = Arc<RolloutRule>>) -> Self {
         let mut routes = Self {
             rules: rules.into_iter().collect(),
@@ -88,8 +90,8 @@ impl Routes {
         routes
     }
 
-    /// The first rollout that takes a request, by its place in the file. `host` has no port and may
-    /// end in the dot of a full name, `path` is normalised and has no query.
+    /// Returns the first rollout that applies to a request, as its index in the file. `host` has no
+    /// port and may end in the dot of a full name. `path` is normalised and has no query.
     pub fn find(&self, host: &str, path: &str, method: &str) -> Option<usize> {
         if self.rules.len() <= FEW {
             return self
@@ -116,7 +118,7 @@ impl Routes {
             paths.find(path, &takes, &mut best);
         }
         if !self.wildcards.0.is_empty() {
-            // The star stands for one byte at least.
+            // The star stands for at least one byte.
             for suffix in (1..=host.len())
                 .filter_map(|at| host.get(at..))
                 .filter(|suffix| suffix.starts_with('.') || suffix.is_empty())
@@ -131,8 +133,7 @@ impl Routes {
 }
 
 impl Paths {
-    /// Puts the first rollout that takes the path into `best`, if it stands before the one that is
-    /// there.
+    /// Puts the first rollout that matches the path into `best`, if it precedes the one in `best`.
     fn find(&self, path: &str, takes: &impl Fn(usize) -> bool, best: &mut Option<usize>) {
         let mut look = |places: &[usize]| {
             let found = places
@@ -153,7 +154,8 @@ impl Paths {
     }
 }
 
-/// Where a prefix of a path may end: before each slash but the first byte, and at the end.
+/// Returns the positions at which a prefix of a path may end: before each slash except the first
+/// byte, and at the end.
 fn boundaries(path: &str) -> impl Iterator<Item = usize> {
     path.bytes()
         .enumerate()
@@ -218,7 +220,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_sorted_matches_find_what_asking_each_in_turn_finds(
+        fn the_sorted_lookup_agrees_with_checking_each_rollout(
             all in proptest::collection::vec(matches(), 0..40),
             host in select(&["a.example", "A.EXAMPLE", "b.example", "c.b.example", "c.b.example.", "A.Example.", ".", ".example", "example", "x", ""][..]),
             path in select(&["/", "", "/shop", "/shop/", "/shop/cart", "/shop/cart/1", "/shop/cart/item/7", "/shops", "/a/b/c/d/e/f", "/a/b", "*"][..]),
@@ -231,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_name_with_its_dot_finds_the_same_rollout_among_many() {
+    fn a_host_with_a_trailing_dot_finds_the_same_rollout() {
         let match_of = |number: usize| Match {
             host: Some(
                 format!(
@@ -257,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_thousand_rollouts_the_first_of_the_file_wins() {
+    fn the_first_matching_rollout_of_a_thousand_applies() {
         let match_of = |number: usize| Match {
             path: Some(format!("/service-{}", number % 500).into()),
             ..Match::default()
@@ -271,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_no_part_of_a_host() {
+    fn a_port_is_not_part_of_a_host() {
         for (host, bare) in [
             ("shop.example", "shop.example"),
             ("shop.example:8080", "shop.example"),

@@ -1,10 +1,10 @@
 //! The real control plane on virtual time, with made-up traffic: what would this guard do?
 //!
 //! Requests come one by one (Poisson arrivals, users drawn from a population, evenly or by an
-//! activity of their own), are routed by the real hash, counted by the real [`UserTracker`], and judged
-//! by the real [`ControlPlane`]: nothing of the engine is imitated. All chance comes from one seed,
-//! so every run can be had again. `cutover simulate`, the forecast of `cutover check` and the long
-//! runs of the tests use it.
+//! activity of their own), are routed by the real hash, counted by the real [`UserTracker`], and
+//! judged by the real [`ControlPlane`]: nothing of the engine is imitated. All chance comes from
+//! one seed, so every run can be had again. `cutover simulate`, the forecast of `cutover check` and
+//! the long runs of the tests use it.
 //!
 //! A request ends when it begins, but for those that hang and for long polls. Deliberately absent:
 //! queues, retries and everything else that would make of this a model of somebody's backend.

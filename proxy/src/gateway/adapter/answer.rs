@@ -22,11 +22,11 @@ impl Adapter {
         response: &mut ResponseHeader,
         context: &mut Box<Context>,
     ) -> Result<()> {
-        // A backend that speaks HTTP/1.0 is no reason to speak it to the client.
+        // A backend that speaks HTTP/1.0 is no reason to speak HTTP/1.0 to the client.
         response.set_version(Version::HTTP_11);
         if context.tunnel.is_some() && response.status == StatusCode::SWITCHING_PROTOCOLS {
-            // Whoever is silent, the other side may speak: the tunnel itself knows when both have
-            // been silent for too long.
+            // While one side is silent, the other side may speak. The tunnel itself detects when
+            // both have been silent for longer than allowed.
             session.set_read_timeout(None);
             context.answer_ended();
             if let Some(tunnel) = &context.tunnel {

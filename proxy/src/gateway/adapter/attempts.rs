@@ -1,4 +1,4 @@
-//! What is done after an attempt that gave no answer: another one, or none.
+//! Decides whether a request gets another attempt after one that gave no answer.
 
 use pingora::ErrorType;
 use pingora::prelude::*;
@@ -12,7 +12,8 @@ use crate::gateway::router::{ATTEMPTS_ON_A_SIDE, Blame, Sent, is_safe};
 use crate::upstream::Connect;
 
 impl Adapter {
-    /// There is no connection for an attempt. Says in the error whether another attempt is made.
+    /// Handles an attempt that has no connection. Records in the error whether another attempt is
+    /// made.
     pub(super) fn after_no_connection(
         &self,
         session: &Session,
@@ -21,7 +22,7 @@ impl Adapter {
     ) -> Box<Error> {
         let failure = failure_of(&error, false);
         let is_backends = failure.blame == Blame::Backend;
-        // A kept connection of HTTP/2 has ended before a stream was opened on it: nothing was sent.
+        // A kept HTTP/2 connection ended before a stream was opened on it, so nothing was sent.
         if is_backends && failure::was_kept(&error) && context.takes_one_more_attempt() {
             context.attempt_failed(&self.router, failure);
             error.set_retry(true);
@@ -60,10 +61,10 @@ impl Adapter {
         error
     }
 
-    /// A kept connection that closed before the first byte of the answer: the backend may or may
-    /// not have begun, so only a method that changes nothing is sent once more, and only
-    /// while its body is still whole in the buffer. Pingora's own policy would repeat PUT and
-    /// DELETE, too.
+    /// Handles an attempt that failed after it had a connection. When a kept connection closes
+    /// before the first byte of the answer, the backend may or may not have begun. Only a request
+    /// with a safe method is then sent again, and only while its whole body is still in the buffer.
+    /// Pingora's own policy would also repeat PUT and DELETE.
     pub(super) fn after_an_attempt(
         &self,
         session: &Session,
@@ -77,7 +78,7 @@ impl Adapter {
         }
         let is_late = context.is_answer_late();
         if is_late {
-            // A connection of HTTP/2 on which an answer is late may be dead.
+            // An HTTP/2 connection on which an answer is late may be dead.
             context
                 .chosen
                 .iter()
@@ -121,8 +122,8 @@ impl Adapter {
         error
     }
 
-    /// The backend says that it has not begun to process the request (RFC 9113, section 8.7): it
-    /// may be sent once more whatever its method, if it is still there as a whole.
+    /// Handles a backend that says it has not begun to process the request (RFC 9113, section 8.7).
+    /// The request may be sent again whatever its method, if all of it is still in the buffer.
     fn not_processed(
         &self,
         session: &Session,
@@ -138,8 +139,8 @@ impl Adapter {
         }
         error.set_retry(false);
         if !is_whole && failure::is_graceful(&error) {
-            // The backend closes a connection in good order, and we do not have the request any
-            // more: that is nobody's failure.
+            // The backend closes the connection gracefully, and the request is no longer complete
+            // in the buffer. This failure is attributed to neither side.
             context.is_not_processed = true;
             return error;
         }

@@ -51,8 +51,8 @@ impl Adapter {
             }
         }
         if context.body_bytes > self.max_body && !session.was_upgraded() {
-            // As the client's error, so that it ends this request as a 413 and not as the backend's
-            // failure.
+            // The error is marked as the client's, so that the request ends with a 413 and not as a
+            // failure of the backend.
             return Err(Error::explain(
                 ErrorType::HTTPStatus(413),
                 "the request body is larger than max_body",
@@ -60,8 +60,8 @@ impl Adapter {
             .into_down());
         }
         if end_of_stream {
-            // An empty last part would end a chunked body twice, and the second end would stand
-            // before the next request on that connection (cloudflare/pingora#935).
+            // An empty last part would end a chunked body twice. The second end would stand before
+            // the next request on that connection (cloudflare/pingora#935).
             body.take_if(|body| body.is_empty());
             if let Some(exchange) = context
                 .exchange

@@ -1,4 +1,4 @@
-//! What one request is on its way through pingora's phases.
+//! The state of one request on its way through pingora's phases.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,49 +16,50 @@ use crate::gateway::message::head::Conn;
 use crate::gateway::router::{Blame, End, Exchange, Failure, Router};
 use crate::upstream::{Chosen, Connect};
 
-/// What pingora carries for us through one request.
+/// The state that pingora carries for the adapter through one request.
 #[derive(Default)]
 pub struct Context {
     pub(super) conn: Option<Arc<Conn>>,
     pub(super) patience: Option<RequestTimeouts>,
-    /// For a request that is dropped before its end.
+    /// The router, needed when a request is dropped before its end.
     pub(super) router: Option<Arc<Router>>,
     pub(super) path: Box<str>,
     pub(super) exchange: Option<Exchange>,
-    /// When the request was decided, until its first attempt begins.
+    /// The time of the decision about the request, until its first attempt begins.
     pub(super) began: Option<Mono>,
     pub(super) end: End,
     pub(super) body_bytes: u64,
     pub(super) answer_begun: bool,
-    /// The server of the present attempt.
+    /// The server of the current attempt.
     pub(super) chosen: Option<Chosen>,
     pub(super) attempts_on_this_side: u8,
-    /// Whether a server has seen something of the request.
+    /// Whether any part of the request has been sent to a server.
     pub(super) something_sent: bool,
-    /// Whether the answer is thrown away and the other side asked.
+    /// Whether the answer is discarded and the request is sent to the other side.
     pub(super) asks_other_side: bool,
     pub(super) is_grpc: bool,
-    /// Whether the request is a call of gRPC.
+    /// Whether the request is a gRPC call.
     pub(super) is_call: bool,
     /// Whether the answer was late.
     pub(super) is_late: bool,
-    /// Attempts that the backend has not processed, or for which a kept connection was of no use.
+    /// The number of attempts that the backend did not process, or for which a kept connection was
+    /// unusable.
     pub(super) unprocessed: u8,
-    /// Whether the backend has not processed the request, which cannot be sent once more.
+    /// Whether the backend has not processed the request and the request cannot be sent again.
     pub(super) is_not_processed: bool,
-    /// Interim answers so far.
+    /// The number of interim answers so far.
     pub(super) interim: u8,
-    /// Whether the kept connection was of no use, so that nothing was sent over it.
+    /// Whether the kept connection was unusable, so that nothing was sent over it.
     pub(super) was_stale: bool,
     pub(super) tunnel: Option<Arc<Tunnel>>,
-    /// Whether the body has to come at the least pace.
+    /// Whether the minimum rate applies to the request body.
     pub(super) is_paced: bool,
     pub(super) pace: Pace,
 }
 
 impl Drop for Context {
-    /// A request whose future is dropped has no other end: its client's connection has gone, it was
-    /// sent away, or its backend takes no more of an upload.
+    /// A request whose future is dropped has no other end. Either the client's connection is gone,
+    /// the request was drained, or the backend takes no more of an upload.
     fn drop(&mut self) {
         let (Some(mut exchange), Some(router)) = (self.exchange.take(), self.router.take()) else {
             return;
@@ -91,7 +92,7 @@ impl Drop for Context {
 }
 
 impl Context {
-    /// The present attempt is over, and the next one goes to the other side.
+    /// Ends the current attempt and directs the next one to the other side.
     pub(super) fn turn_to_the_other_side(&mut self) {
         self.chosen = None;
         self.was_stale = false;
@@ -102,44 +103,44 @@ impl Context {
         }
     }
 
-    /// Something of the answer is awaited, for so long at most.
+    /// Expects a part of the answer within `limit`.
     pub(super) fn await_answer(&self, limit: Duration) {
         self.patience
             .iter()
             .for_each(|patience| patience.await_answer(limit));
     }
 
-    /// Something of the answer has come, or an upload goes on beside it.
+    /// Records that a part of the answer was received, or that an upload continues beside it.
     pub(super) fn answer_moved(&self) {
         self.patience.iter().for_each(RequestTimeouts::answer_moved);
     }
 
-    /// Nothing of the answer is awaited any longer.
+    /// Stops expecting any part of the answer.
     pub(super) fn answer_ended(&self) {
         self.patience.iter().for_each(RequestTimeouts::answer_ended);
     }
 
-    /// Whether the answer is late, which ends the wait for it.
+    /// Returns whether the answer is late, and ends the wait for it if so.
     pub(super) fn is_answer_late(&mut self) -> bool {
         self.is_late = self
             .patience
             .as_ref()
             .is_some_and(RequestTimeouts::is_answer_late);
         if let Some(conn) = self.conn.as_ref().filter(|_| self.is_late) {
-            // The end of its backend's socket has been heard.
+            // The engine has noticed the end of its backend's socket.
             conn.head_came();
         }
         self.answer_ended();
         self.is_late
     }
 
-    /// What an error of the engine means for this request.
+    /// Returns what an error of the engine means for this request.
     pub(super) fn failure_of(&self, error: &Error) -> Failure {
         if self.is_late {
             return self.late_answer();
         }
         let failure = failure_of(error, self.answer_begun);
-        // It was the backend that had asked for another attempt.
+        // The backend itself had requested another attempt.
         let is_ours = self.unprocessed > 0 && was_not_taken_again(error);
         if is_ours {
             Failure {
@@ -151,7 +152,8 @@ impl Context {
         }
     }
 
-    /// The failure of a backend whose answer, or the rest of it, did not arrive within its limit.
+    /// Returns the failure of a backend whose answer, or the rest of it, did not arrive within its
+    /// limit.
     const fn late_answer(&self) -> Failure {
         let kind = if self.answer_begun {
             FailureKind::Truncated
@@ -164,8 +166,8 @@ impl Context {
         }
     }
 
-    /// Whether one more attempt may be made because the last one was not processed. It counts as
-    /// none.
+    /// Returns whether one more attempt may be made because the last one was not processed. That
+    /// attempt does not count against the limit.
     pub(super) fn takes_one_more_attempt(&mut self) -> bool {
         let may = self.unprocessed < MAX_UNPROCESSED;
         self.unprocessed += u8::from(may);
@@ -173,7 +175,7 @@ impl Context {
         may
     }
 
-    /// An attempt at this server begins.
+    /// Records that an attempt at this server begins.
     pub(super) fn attempt(&mut self, router: &Router, chosen: Chosen, now: Mono) {
         let address = chosen.server().address();
         self.end.server = Some(address);
@@ -185,7 +187,7 @@ impl Context {
         self.chosen = Some(chosen);
     }
 
-    /// The attempt, of a request or a warm-up, has its connection or has none.
+    /// Records whether the attempt, of a request or a prewarm, got a connection.
     pub(super) fn connected(&self, how: Connect) {
         let server = self
             .chosen
@@ -197,8 +199,8 @@ impl Context {
         }
     }
 
-    /// The present attempt is over without an answer, or with half of one. What a client or a drain
-    /// has ended is no failure of the server.
+    /// Records that the current attempt ended without an answer, or with half of one. An attempt
+    /// that was ended by the client or by a drain is not a failure of the server.
     pub(super) fn attempt_failed(&mut self, router: &Router, failure: Failure) {
         let is_drained = self
             .tunnel
@@ -210,7 +212,7 @@ impl Context {
         }
     }
 
-    /// The server of the present attempt gave no answer.
+    /// Records that the server of the current attempt gave no answer.
     pub(super) fn server_failed(&self) {
         if let (Some(exchange), Some(chosen)) = (&self.exchange, &self.chosen) {
             exchange.backend().failed(chosen.server(), clock::mono());

@@ -1,4 +1,4 @@
-//! What an engine's error means, and what may still be done about it.
+//! The meaning of the engine's errors, and what may still be done after them.
 
 use cutover_core::FailureKind;
 use h2::Reason;
@@ -10,7 +10,8 @@ use crate::gateway::message::reply::Reply;
 use crate::gateway::router::{Blame, Failure};
 use crate::upstream::fd_exhaustion;
 
-/// Pingora's error as our failure. The one place where its sources and types are read.
+/// Converts pingora's error to a [`Failure`]. This is the only place where its sources and types
+/// are read.
 pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     use ErrorType::{
         ConnectError, ConnectNoRoute, ConnectProxyFailure, ConnectRefused, ConnectTimedout,
@@ -42,8 +43,8 @@ pub(super) fn failure_of(error: &Error, answer_begun: bool) -> Failure {
     Failure { blame, kind }
 }
 
-/// The error of a backend's connection of HTTP/2, if it is one. Clients have connections of HTTP/2,
-/// too.
+/// Returns the error of a backend's HTTP/2 connection, if it is one. Clients also have HTTP/2
+/// connections.
 fn h2_error(error: &Error) -> Option<&h2::Error> {
     error
         .root_cause()
@@ -51,8 +52,8 @@ fn h2_error(error: &Error) -> Option<&h2::Error> {
         .filter(|_| *error.esource() == ErrorSource::Upstream)
 }
 
-/// Whether a backend of HTTP/2 says that it has not begun to process the request (RFC 9113, section
-/// 8.7): it refused the stream, or GOAWAY named a lower one as the last.
+/// Returns whether an HTTP/2 backend says that it has not begun to process the request (RFC 9113,
+/// section 8.7). It either refused the stream, or its GOAWAY named a lower stream as the last.
 pub(super) fn was_not_processed(error: &Error) -> bool {
     h2_error(error).is_some_and(|error| {
         error.is_remote()
@@ -61,8 +62,8 @@ pub(super) fn was_not_processed(error: &Error) -> bool {
     })
 }
 
-/// Whether a backend of HTTP/2 has ended the stream before it took the body that was sent once
-/// more. It may have answered: the engine does not look.
+/// Returns whether an HTTP/2 backend ended the stream before it took the body that was sent again.
+/// It may have answered, but the engine does not check.
 pub(super) fn was_not_taken_again(error: &Error) -> bool {
     let is_its = *error.etype() == ErrorType::H2Error
         && *error.esource() == ErrorSource::Upstream
@@ -74,18 +75,18 @@ pub(super) fn was_not_taken_again(error: &Error) -> bool {
             .is_some_and(|context| context.as_str() == "cannot reserve capacity")
 }
 
-/// Whether the backend closes the connection in good order.
+/// Returns whether the backend closes the connection gracefully.
 pub(super) fn is_graceful(error: &Error) -> bool {
     h2_error(error)
         .is_some_and(|error| error.is_go_away() && error.reason() == Some(Reason::NO_ERROR))
 }
 
-/// Whether no stream could be opened on a connection of HTTP/2 that had been made.
+/// Returns whether no stream could be opened on an established HTTP/2 connection.
 pub(super) fn was_kept(error: &Error) -> bool {
     h2_error(error).is_some_and(|error| error.is_go_away() || error.is_io())
 }
 
-/// The answer to a request whose body is at fault, if an error says so.
+/// Returns the answer to a request whose body is invalid, if the error says so.
 pub(super) fn refusal_of(error: &Error) -> Option<Reply> {
     match error.etype() {
         ErrorType::HTTPStatus(413) => Some(Reply::TOO_LARGE),
@@ -94,13 +95,13 @@ pub(super) fn refusal_of(error: &Error) -> Option<Reply> {
     }
 }
 
-/// Whether the whole request can be sent once more: nothing of an answer has gone out, and its body
-/// is still in the buffer.
+/// Returns whether the whole request can be sent again: no part of an answer has been sent, and the
+/// body is still in the buffer.
 pub(super) fn can_repeat(session: &Session) -> bool {
     is_unanswered(session) && !session.as_ref().retry_buffer_truncated()
 }
 
-/// Whether nothing of an answer has gone out but interim ones.
+/// Returns whether no part of an answer has been sent, except interim answers.
 pub(super) fn is_unanswered(session: &Session) -> bool {
     session
         .response_written()
@@ -113,7 +114,7 @@ mod tests {
     use std::io;
 
     #[test]
-    fn no_backend_is_to_blame_where_there_is_no_file_for_a_connection() {
+    fn a_lack_of_file_descriptors_is_not_a_backend_failure() {
         let blame = |code| {
             failure_of(
                 &Error::because(

@@ -1,9 +1,9 @@
-//! How a client spelled the head of its request, and whether anything is lost without pingora's
-//! record of it.
+//! The client's spelling of a request head, and whether anything is lost without pingora's record
+//! of it.
 
 use pingora::http::{HeaderNameVariant, RequestHeader};
 
-/// Names that pingora writes in this case when it keeps no record of what the client wrote.
+/// The names that pingora writes in this case when it keeps no record of what the client wrote.
 const CANONICAL: [&[u8]; 12] = [
     b"Host",
     b"Connection",
@@ -19,10 +19,10 @@ const CANONICAL: [&[u8]; 12] = [
     b"Set-Cookie",
 ];
 
-/// Whether nothing is lost without pingora's record of the client's own spelling: names in lower
-/// case, as behind anything that speaks HTTP/2, and a target that its URI gives back byte for byte.
-/// Edits then need one map instead of two, which is most of what they cost. Any other spelling is
-/// kept, for backends that depend on it.
+/// Returns whether nothing is lost without pingora's record of the client's own spelling. That is
+/// the case if all names are in lower case, as behind anything that speaks HTTP/2, and the URI
+/// reproduces the target byte for byte. Edits then need one map instead of two, and the second map
+/// is most of their cost. Any other spelling is kept, for backends that depend on it.
 pub fn is_plain(head: &RequestHeader) -> bool {
     let mut plain = head.uri.authority().is_none()
         && head
@@ -42,9 +42,9 @@ pub fn is_plain(head: &RequestHeader) -> bool {
     plain
 }
 
-/// Whether a name is written without capital letters. Those lack the sixth bit, and of what else
-/// may stand in a name only an underscore and a circumflex do; a name with one of these is taken
-/// for one with capitals, and its spelling kept.
+/// Returns whether a name is written without capital letters. Capital letters lack the sixth bit.
+/// Of the other characters allowed in a name, only underscore and circumflex lack it. A name with
+/// one of these is treated as one with capitals, and its spelling is kept.
 fn is_lower(name: &[u8]) -> bool {
     const LOWER: u8 = 0x20;
     name.iter().fold(LOWER, |all, byte| all & byte) == LOWER

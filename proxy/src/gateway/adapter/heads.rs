@@ -1,4 +1,4 @@
-//! Pingora's heads as the router sees them, and its edits on them.
+//! Pingora's heads as the router sees them, and the router's edits on them.
 
 use http::{HeaderName, HeaderValue, Method, Version};
 use pingora::http::{RequestHeader, ResponseHeader};
@@ -10,13 +10,13 @@ use crate::upstream::Chosen;
 
 pub(super) struct RequestHead<'a> {
     pub(super) head: &'a RequestHeader,
-    /// The head as it came; empty where there is none, as in HTTP/2, and where it was looked at
+    /// The head as received. It is empty if there is none, as in HTTP/2, and if it was checked
     /// already.
     pub(super) raw: &'a [u8],
 }
 
 impl<'a> RequestHead<'a> {
-    /// Of a request that was let in already.
+    /// Creates the view of a request that was already admitted.
     pub(super) fn of(session: &'a Session) -> Self {
         Self {
             head: session.req_header(),
@@ -25,7 +25,7 @@ impl<'a> RequestHead<'a> {
     }
 }
 
-/// What a head of HTTP/2 would have had as bytes, about.
+/// Estimates how many bytes an HTTP/2 head would have had as text.
 fn size_of(head: &RequestHeader) -> usize {
     let target = head
         .uri
@@ -103,8 +103,8 @@ impl Head for RequestHead<'_> {
     }
 }
 
-/// Gives a request without a host that of the server: HTTP/1.0 needs none, and what we speak to
-/// backends does. Where the target names a host, the engine takes that one.
+/// Gives a request without a host the host of the server. HTTP/1.0 needs no host, but the protocol
+/// spoken to backends does. If the target names a host, the engine uses that one.
 pub(super) fn give_host(request: &mut RequestHeader, chosen: Option<&Chosen>) -> Result<()> {
     match chosen {
         Some(chosen)
@@ -118,8 +118,9 @@ pub(super) fn give_host(request: &mut RequestHeader, chosen: Option<&Chosen>) ->
     }
 }
 
-/// Drops what of an answer is for us only (RFC 9110, 7.6.1): fields of one hop, and those that
-/// `Connection` names, but for what frames the message. Pingora does so with requests.
+/// Removes the hop-by-hop fields of an answer (RFC 9110, section 7.6.1), including those that
+/// `Connection` names. Fields that frame the message are kept. Pingora does this for requests
+/// itself.
 pub(super) fn drop_hops(response: &mut ResponseHeader) {
     const HOPS: [HeaderName; 5] = [
         HeaderName::from_static("keep-alive"),
@@ -149,11 +150,11 @@ pub(super) fn drop_hops(response: &mut ResponseHeader) {
     }
 }
 
-/// How many headers the router sets at most.
+/// The largest number of headers that the router sets.
 pub(super) const OUR_HEADERS: usize = 9;
 
-/// Edits on pingora's heads. They fail only on header names and values that are not valid, which
-/// ours are by type; the first failure is kept.
+/// Edits pingora's heads. An edit fails only if a header name or value is invalid, and ours are
+/// valid by type. The first failure is kept.
 macro_rules! edits {
     ($edits:ident, $head:ty) => {
         pub(super) struct $edits<'a> {

@@ -1,9 +1,9 @@
-//! Pingora's phases, translated to the router. With `spelling` and `tunnel` the only room that names
-//! pingora's request types; it decides nothing.
+//! Pingora's phases, translated to the router. Besides `spelling` and `tunnel`, this is the only
+//! module that names pingora's request types. It decides nothing.
 //!
-//! Attempts, in this order and at most two on a side: another server of the backend when a
-//! connection could not be made; the same request once more when a kept connection broke before the
-//! first byte; then the other side, if the router says so.
+//! Attempts are made in this order, and at most two on each side. If no connection could be made,
+//! another server of the backend is tried. If a kept connection broke before the first byte, the
+//! same request is sent again. Then the other side is tried, if the router says so.
 
 mod answer;
 mod attempts;
@@ -54,13 +54,14 @@ use crate::upstream::pool::has_unread;
 use crate::upstream::{self, Connect};
 pub(super) use replies::refusal;
 
-/// Attempts for one request: pingora counts them all, and on each side a kept connection that was
-/// of no use, and those that a backend did not process.
+/// The largest number of attempts for one request, because pingora counts them all. Each side can
+/// also have one unusable kept connection, and the total includes attempts that a backend did not
+/// process.
 pub const MAX_ATTEMPTS: usize = 2 * (ATTEMPTS_ON_A_SIDE as usize + 1) + MAX_UNPROCESSED as usize;
-/// Attempts that a backend may leave unprocessed before that is a failure of it.
+/// The number of attempts that a backend may leave unprocessed before that counts as its failure.
 const MAX_UNPROCESSED: u8 = 3;
 
-/// The proxy application. One per process.
+/// The proxy application. There is one per process.
 pub struct Adapter {
     router: Arc<Router>,
     hold_queue: HoldQueue,
@@ -69,17 +70,17 @@ pub struct Adapter {
     max_body: u64,
 }
 
-/// How long we wait for a client.
+/// The limits on how long the proxy waits for a client.
 #[derive(Clone, Copy, Debug)]
 pub struct ClientTimeouts {
-    /// For the next part of a body.
+    /// How long the proxy waits for the next part of a body.
     pub body_idle: Duration,
-    /// For a client that does not read.
+    /// How long the proxy waits for a client that does not read.
     pub write: Duration,
 }
 
 impl Adapter {
-    /// An adapter to this router.
+    /// Creates an adapter to this router.
     pub fn new(
         router: Arc<Router>,
         hold_queue: HoldQueue,
@@ -102,15 +103,15 @@ impl Adapter {
 
 #[async_trait]
 impl ProxyHttp for Adapter {
-    // Boxed, because pingora moves it along with the future of the request, which is copied as a
-    // whole.
+    // The context is boxed because pingora moves it along with the future of the request, which is
+    // copied as a whole.
     type CTX = Box<Context>;
 
     fn new_ctx(&self) -> Self::CTX {
         Box::default()
     }
 
-    /// No modules: the default installs a compression context for each request.
+    /// No modules are installed: the default installs a compression context for each request.
     fn init_downstream_modules(&self, _: &mut HttpModules) {}
 
     fn on_connection_reuse(
@@ -188,8 +189,8 @@ impl ProxyHttp for Adapter {
         if is_bodiless {
             self.router.sent(&mut exchange, now);
         } else if !context.is_call {
-            // What flows both ways may rest: streams of gRPC, and tunnels, which begin without a
-            // body.
+            // Traffic that flows both ways may be idle: gRPC streams, and tunnels, which begin
+            // without a body.
             context.is_paced = true;
         }
         match exchange.stays_on_new().filter(|_| step == Step::Forward) {
@@ -219,7 +220,7 @@ impl ProxyHttp for Adapter {
             context.exchange.as_ref().map(Exchange::backend),
             context.began.take().unwrap_or_else(clock::mono),
         );
-        // A second attempt goes to another server than the first, where there is one.
+        // A second attempt goes to a different server than the first, if there is one.
         let tried = context.end.server.filter(|_| !context.was_stale);
         let chosen = backend.and_then(|backend| {
             backend
@@ -235,8 +236,8 @@ impl ProxyHttp for Adapter {
             ));
         };
         let mut peer = Box::new(chosen.server().peer_for_attempt());
-        // The deadlines of `patience` are nearer. This one is for an engine that does not listen to
-        // the client.
+        // The deadlines of `patience` are shorter. This one is for an engine that does not listen
+        // to the client.
         peer.options.read_timeout = backend.map(|backend| backend.settings().longest_wait() * 2);
         peer.options.write_timeout = peer.options.read_timeout;
         if context.was_stale || context.unprocessed > 0 {
@@ -264,7 +265,7 @@ impl ProxyHttp for Adapter {
         digest: Option<&Digest>,
         context: &mut Box<Context>,
     ) -> Result<()> {
-        // Below TLS and in HTTP/2 there may be messages of their own.
+        // Messages below TLS, and those within HTTP/2, may have a framing of their own.
         let is_plain = digest.is_some_and(|digest| digest.ssl_digest.is_none())
             && peer.options.alpn == ALPN::H1;
         context.was_stale = reused && is_plain && has_unread(socket);
@@ -313,7 +314,7 @@ impl ProxyHttp for Adapter {
                 .unwrap_or(exchange.backend().settings().stream_idle_timeout);
             context.await_answer(limit);
             if upstream.version == Version::HTTP_2 {
-                // The engine has taken it for a field of one hop. Servers of gRPC may insist on it.
+                // The engine has removed it as a hop-by-hop field. gRPC servers may insist on it.
                 upstream.insert_header(http::header::TE, "trailers")?;
             }
         } else if exchange.is_sent() {
@@ -401,12 +402,13 @@ impl ProxyHttp for Adapter {
             return Ok(());
         };
         if !exchange.is_sent() && response.status != StatusCode::SWITCHING_PROTOCOLS {
-            // The backend may take no more of the upload, and what is left of it cannot be told
+            // The backend may take no more of the upload, and the rest of it cannot be told apart
             // from the next request.
             session.set_keepalive(None);
         }
         if session.req_header().version < Version::HTTP_11 {
-            // Who does not know chunks gets the body until the end of the connection.
+            // A client that does not understand chunks gets the body until the end of the
+            // connection.
             response.remove_header(&http::header::TRANSFER_ENCODING);
         }
         if response.status != StatusCode::SWITCHING_PROTOCOLS {
@@ -449,14 +451,14 @@ impl ProxyHttp for Adapter {
     ) -> FailToProxy {
         let mut failure = context.failure_of(error);
         context.answer_ended();
-        // The backend cannot answer what it does not have yet: a client that uploads slowly ran
-        // into its timeout, not the backend.
+        // The backend cannot answer a request that it has not fully received. A client that uploads
+        // slowly ran into its own timeout, and the backend did not.
         if context
             .tunnel
             .as_ref()
             .is_some_and(|tunnel| tunnel.is_drained())
         {
-            // A tunnel that we ended is nobody's failure.
+            // A tunnel that the proxy ended is attributed to neither side.
             failure.blame = Blame::Proxy;
         } else if context.is_not_processed {
             failure.blame = Blame::Proxy;
@@ -489,7 +491,7 @@ impl ProxyHttp for Adapter {
         let may_answer = is_unanswered(session) && !session.was_upgraded() && !client_is_gone;
         let mut error_code = 0;
         if may_answer {
-            // A client that went away meanwhile needs no answer.
+            // A client that has disconnected meanwhile needs no answer.
             error_code = self
                 .reply(session, reply)
                 .await
@@ -501,7 +503,8 @@ impl ProxyHttp for Adapter {
         }
     }
 
-    /// Failures are counted and in the access log; an outage must not be a flood of error lines.
+    /// Failures are counted and written to the access log. An outage must not cause a flood of
+    /// error lines.
     fn suppress_error_log(&self, _: &Session, _: &Box<Context>, _: &Error) -> bool {
         true
     }

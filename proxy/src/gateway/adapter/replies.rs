@@ -1,4 +1,4 @@
-//! Answers of our own, written by the engine.
+//! The proxy's own answers, written by the engine.
 
 use bytes::Bytes;
 use http::Method;
@@ -15,7 +15,7 @@ use crate::gateway::message::validate;
 use crate::gateway::router::{Exchange, Router, Step};
 
 impl Adapter {
-    /// Writes an answer of ours to the client.
+    /// Writes one of the proxy's own answers to the client.
     pub(super) async fn reply(&self, session: &mut Session, reply: Reply) -> Result<()> {
         let (body, content_type) = reply.body(wants_html(&RequestHead::of(session)));
         let head_only = session.req_header().method == Method::HEAD;
@@ -26,7 +26,7 @@ impl Adapter {
         if let Some(seconds) = reply.retry_after {
             response.insert_header(http::header::RETRY_AFTER, seconds)?;
         }
-        // The request body may not have been read: what follows on this connection could be
+        // The request body may be unread, and the bytes that follow on this connection could be
         // mistaken for a request.
         let keepalive = if reply.retry_after.is_some() && session.is_body_empty() {
             session.get_keepalive()
@@ -46,7 +46,7 @@ impl Adapter {
     }
 }
 
-/// What the router answers to a request that the engine must not see, and whether as HTML.
+/// Returns the router's answer to a request that the engine must not see, and whether it is HTML.
 pub(in crate::gateway) fn refusal(
     router: &Router,
     head: &RequestHeader,

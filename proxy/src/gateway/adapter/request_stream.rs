@@ -1,17 +1,17 @@
-//! The part of a client's stream that is one request of HTTP/1, as the proxy engine reads it.
+//! The part of a client's stream that is one HTTP/1 request, as the proxy engine reads it.
 //!
-//! The engine reads as far as it can and loses what follows a request: it answers one of two
-//! requests that were sent at once, and closes. A [`RequestStream`] ends where its request ends. What the
-//! client sends behind that is kept for the next request, and the client is heard when it goes
-//! away.
+//! The engine reads as far as it can and loses the bytes that follow a request. If two requests are
+//! sent at once, it answers one of them and closes the connection. A [`RequestStream`] ends where
+//! its request ends. Bytes that the client sends after that are kept for the next request, and a
+//! disconnect of the client is still noticed.
 //!
-//! The engine is also lenient with chunks: it takes an empty line for the end of a body, and lets
-//! line feeds stand in extensions. Here chunks pass through the lane's decoder first. A malformed
-//! chunk is an error of the read, so the engine breaks off, and no backend sees a body that looks
-//! complete. Extensions and trailers are cut out.
+//! The engine is also lenient with chunks: it takes an empty line for the end of a body, and allows
+//! line feeds in extensions. Here chunks pass through the lane's decoder first. A malformed chunk
+//! is an error of the read, so the engine aborts, and no backend sees a body that looks complete.
+//! Extensions and trailers are removed.
 //!
-//! A request that asks for another protocol ends with its head. When the backend has switched, all
-//! bytes pass.
+//! A request that asks for another protocol ends with its head. After the backend has switched
+//! protocols, all bytes pass.
 
 use std::error::Error;
 use std::fmt;
@@ -36,7 +36,7 @@ use crate::gateway::lane::body_decoder::BodyDecoder;
 use crate::gateway::lane::read_buffer::{Buffer, Size};
 use crate::gateway::message::head::Conn;
 
-/// The error of a read that met a malformed chunk.
+/// The error of a read that found a malformed chunk.
 #[derive(Debug)]
 pub struct MalformedChunk;
 
@@ -59,26 +59,26 @@ pub fn is_malformed_chunk(error: &pingora::Error) -> bool {
         .is_some()
 }
 
-/// A client's stream, for as long as one request lasts.
+/// A client's stream for the duration of one request.
 #[derive(Debug)]
 pub struct RequestStream {
-    /// Until it is given back.
+    /// The client's stream, until it is given back.
     stream: Option<Stream>,
     conn: Arc<Conn>,
     patience: RequestTimeouts,
-    /// What is left of the body; nothing when all of it has been read.
+    /// The decoder for the rest of the body. `None` when all of the body has been read.
     left: Option<BodyDecoder>,
     /// The end of a chunked body that has not been passed on yet.
     owed: &'static [u8],
     /// Whether the client asks for another protocol, which begins where the request ends.
     upgrades: bool,
-    /// What the client has said behind the request.
+    /// The bytes that the client sent after the request.
     pipelined: Option<Buffer>,
-    /// Where the stream goes if the engine drops it with the request read as a whole.
+    /// The channel that takes the stream if the engine drops it after the whole request was read.
     dropped: Option<oneshot::Sender<Returned>>,
 }
 
-/// A client's stream as it was lent, and what has been read behind the request.
+/// A client's stream as it was lent, and the bytes that were read after the request.
 pub type Returned = (Stream, Option<Buffer>);
 
 impl Drop for RequestStream {
@@ -89,19 +89,19 @@ impl Drop for RequestStream {
                 .filter(|_| self.left.is_none() && self.owed.is_empty()),
             self.dropped.take(),
         ) {
-            // Without anybody who takes it, it ends here.
+            // Without a receiver, the stream ends here.
             let _ = dropped.send((stream, self.pipelined.take()));
         }
     }
 }
 
 impl RequestStream {
-    /// Creates the turn of a request of which `left` has not come yet, and behind which `ahead`
-    /// has. `patience` has its deadlines.
+    /// Creates the stream of a request. `left` decodes the part of the request that is still
+    /// missing, and `ahead` holds the bytes received after it. `patience` holds the deadlines.
     ///
-    /// The receiver gets the stream if the engine drops it. The engine does so with a connection
-    /// that could go on: when a backend of HTTP/2 answers and resets its stream before it has
-    /// taken all of an upload that was read as a whole.
+    /// The receiver gets the stream if the engine drops it. The engine drops even a usable
+    /// connection when an HTTP/2 backend answers and resets its stream before it has taken all of
+    /// an upload that was read completely.
     pub(in crate::gateway) fn new(
         stream: Stream,
         conn: Arc<Conn>,
@@ -126,7 +126,8 @@ impl RequestStream {
         )
     }
 
-    /// Ends a turn. `None` if the stream is no turn.
+    /// Ends the request and returns the client's stream. `None` if the stream is not a
+    /// [`RequestStream`].
     pub fn end(stream: Stream) -> Option<Returned> {
         let mut turn = stream.into_any().downcast::<Self>().ok()?;
         Some((turn.stream.take()?, turn.pipelined.take()))
@@ -139,7 +140,7 @@ impl RequestStream {
             .ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// While the client was waited for, the backend was not.
+    /// Records that the proxy waited for the client, and therefore not for the backend.
     fn has_moved<T>(&self, written: &Poll<io::Result<T>>) {
         self.patience.client_is_behind(written.is_pending());
     }
@@ -154,8 +155,8 @@ impl RequestStream {
                 .is_some_and(|tunnel| tunnel.has_switched())
     }
 
-    /// Behind the request: keeps what comes as far as there is room, and reads nothing but the end
-    /// of the stream.
+    /// Reads after the end of the request. Keeps what is received as far as there is room, and then
+    /// reads only the end of the stream.
     fn poll_behind(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         loop {
             let buffer = self
@@ -175,7 +176,7 @@ impl RequestStream {
         }
     }
 
-    /// What has been read from `from` on is fed to the decoder; what goes on stays in `room`.
+    /// Feeds what has been read from `from` on to the decoder. The bytes to pass on stay in `room`.
     fn feed(&mut self, room: &mut ReadBuf<'_>, from: usize) -> io::Result<()> {
         let Some(left) = &mut self.left else {
             return Ok(());
@@ -197,7 +198,7 @@ impl RequestStream {
 }
 
 impl AsyncRead for RequestStream {
-    /// The engine listens to the client while it waits for the backend, so this is where it hears
+    /// The engine listens to the client while it waits for the backend, so this is where it learns
     /// that the backend is late.
     fn poll_read(
         self: Pin<&mut Self>,
@@ -205,7 +206,7 @@ impl AsyncRead for RequestStream {
         room: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        // It is read from again, so the backend has taken what came before.
+        // The stream is read again, so the backend has taken what was received before.
         this.patience.has_taken();
         match this.poll_request(cx, room) {
             Poll::Pending if this.patience.is_answer_late() => {
@@ -217,7 +218,7 @@ impl AsyncRead for RequestStream {
 }
 
 impl RequestStream {
-    /// Reads more of the request; behind it, waits for the end of the stream.
+    /// Reads more of the request. After the request, waits for the end of the stream.
     fn poll_request(
         &mut self,
         cx: &mut Context<'_>,
@@ -393,7 +394,7 @@ mod tests {
         .0
     }
 
-    /// Whether a read finds nothing at present.
+    /// Returns whether a read finds nothing at present.
     fn has_nothing(turn: &mut RequestStream) -> bool {
         let mut room = [0; 64];
         Pin::new(turn)
@@ -404,8 +405,8 @@ mod tests {
             .is_pending()
     }
 
-    /// Reads a turn to the end of its body, so many bytes at a time, and says what was read and
-    /// what is kept behind it.
+    /// Reads a request stream to the end of its body in steps of the given size. Returns what was
+    /// read and what is kept after it.
     async fn read(
         body: Body,
         came: &[u8],
@@ -416,7 +417,7 @@ mod tests {
         let came = came.to_vec();
         let (leave, stays) = tokio::sync::oneshot::channel::<()>();
         tokio::spawn(async move {
-            // A turn that has failed reads no more.
+            // A request stream that has failed reads nothing more.
             let _ = client.write_all(&came).await;
             let _ = stays.await;
         });
@@ -436,7 +437,7 @@ mod tests {
                 Err(error) => return (Err(error), Vec::new()),
             }
         }
-        // What follows is kept, and is no part of the message.
+        // The bytes that follow are kept and are not part of the message.
         assert!(
             has_nothing(&mut turn),
             "nothing may be read behind the message"
@@ -451,7 +452,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_turn_ends_where_its_request_ends_however_its_bytes_come() {
+    async fn a_request_stream_ends_with_its_request_for_any_split_of_bytes() {
         const NEXT: &[u8] = b"GET /next HTTP/1.1\r\n\r\n";
         let chunked = [
             &b"5;a=b\r\nhello\r\n00A \r\n0123456789\r\n0\r\nX-A: 1\r\n\r\n"[..],
@@ -483,7 +484,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_malformed_chunk_is_an_error_that_says_so() {
+    async fn a_malformed_chunk_is_reported_as_a_malformed_chunk() {
         for pieces in [1, 1_000] {
             for bad in [&b"5\r\nhello\r\n\r\n"[..], b"\r\n\r\n", b"5;a\nhello\r\n"] {
                 let (out, _) = read(Body::Chunked, bad, pieces, 64).await;
@@ -504,7 +505,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_client_says_before_a_switch_of_protocols_is_read_after_it() {
+    async fn bytes_sent_before_a_protocol_switch_are_read_after_it() {
         let (mut client, ours) = tokio::io::duplex(64);
         let conn = conn();
         let mut turn = turn_of(

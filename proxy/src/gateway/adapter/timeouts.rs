@@ -1,10 +1,11 @@
-//! How long one request waits for its backend and for the rest of its body.
+//! The limits on how long one request waits for its backend and for the rest of its body.
 //!
 //! The proxy engine has one limit for every read from a backend. An answer needs three: until its
-//! header, between the parts of its body, and within a stream. So the engine's limit is off, and
-//! these deadlines are looked at wherever the engine listens to the client meanwhile: the client's
-//! stream then fails, and the adapter knows that the backend was late. The deadlines watch makes
-//! sure that somebody looks, and that time in which the process stood still counts for nobody.
+//! header, between the parts of its body, and within a stream. Therefore the engine's limit is off,
+//! and these deadlines are checked wherever the engine listens to the client meanwhile. When one
+//! has passed, the client's stream fails, and the adapter knows that the backend was late. The
+//! deadlines task makes sure that the check happens. It also makes sure that time in which the
+//! process stood still is attributed to neither side.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use cutover_core::Mono;
 use crate::gateway::listener::deadlines::Deadlines;
 use crate::gateway::message::head::Conn;
 
-/// The waits of one request. Cheap to clone.
+/// The deadlines of one request. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct RequestTimeouts {
     conn: Arc<Conn>,
@@ -23,24 +24,24 @@ pub struct RequestTimeouts {
 }
 
 impl RequestTimeouts {
-    /// Creates the waits of the request that `conn` serves. `deadlines` has to watch `conn`.
+    /// Creates the deadlines of the request that `conn` serves. `deadlines` has to watch `conn`.
     pub fn new(conn: Arc<Conn>, deadlines: Arc<Deadlines>) -> Self {
         Self { conn, deadlines }
     }
 
-    /// Expects something of the backend within `limit`.
+    /// Expects a part of the answer from the backend within `limit`.
     pub fn await_answer(&self, limit: Duration) {
         self.conn.answer.begin(self.deadlines.due(limit), limit);
     }
 
-    /// Lets the backend have its whole limit again, if something is expected of it.
+    /// Restarts the backend's limit, if something is expected of the backend.
     pub fn answer_moved(&self) {
         if let Some(limit) = self.conn.answer.limit() {
             self.await_answer(limit);
         }
     }
 
-    /// Expects nothing of the backend any longer.
+    /// Stops expecting anything of the backend.
     pub fn answer_ended(&self) {
         self.conn.answer.end();
         self.conn.taking.end();
@@ -53,13 +54,13 @@ impl RequestTimeouts {
         self.conn.taking.begin(self.deadlines.due(limit), limit);
     }
 
-    /// Notes that the backend has taken all that has come of the upload.
+    /// Records that the backend has taken all that was received of the upload.
     pub fn has_taken(&self) {
         self.conn.taking.end();
     }
 
-    /// Notes whether the client is awaited to read. While it is, the backend is not late;
-    /// afterwards it has its whole limit again.
+    /// Records whether the client still has to read. While it has, the backend is not late.
+    /// Afterwards the backend has its whole limit again.
     pub fn client_is_behind(&self, is_behind: bool) {
         if self.conn.is_client_behind() != is_behind {
             self.conn.set_client_behind(is_behind);
@@ -69,7 +70,7 @@ impl RequestTimeouts {
         }
     }
 
-    /// Whether the backend has let its deadline pass.
+    /// Returns whether the backend has missed its deadline.
     pub fn is_answer_late(&self) -> bool {
         self.conn.is_answer_late(self.deadlines.now_us())
     }
@@ -79,33 +80,33 @@ impl RequestTimeouts {
         self.conn.body.begin(self.deadlines.due(limit), limit);
     }
 
-    /// Notes that more of the request body has come, or its end.
+    /// Records that more of the request body, or its end, was received.
     pub fn body_came(&self) {
         self.conn.body.end();
     }
 
-    /// The time of the deadlines watch, which stands still with the process.
+    /// Returns the time of the deadlines task, which stands still with the process.
     pub fn now(&self) -> Mono {
         Mono::from_micros(self.deadlines.now_us())
     }
 
-    /// Whether more of the request body is expected.
+    /// Returns whether more of the request body is expected.
     pub fn is_body_awaited(&self) -> bool {
         self.conn.body.limit().is_some()
     }
 
-    /// Whether the client has let the deadline for its body pass.
+    /// Returns whether the client has missed the deadline for its body.
     pub fn is_body_late(&self) -> bool {
         self.conn.body.is_over(self.deadlines.now_us())
     }
 }
 
-/// The part of a limit that a standstill of the process can take: it is one step, however long it
-/// lasts.
+/// The part of a limit that a standstill of the process can consume. A standstill counts as one
+/// step, however long it lasts.
 pub(in crate::gateway) const STEP: Duration = Duration::from_millis(500);
 
-/// Waits for `future` within `limit`. `None` when it has not come. Time in which the process stood
-/// still does not count, because the timer is set again step by step.
+/// Waits for `future` within `limit`. Returns `None` if it did not complete in time. Time in which
+/// the process stood still does not count, because the timer is set again step by step.
 pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
     let mut future = pin!(future);
     let mut left = limit;
@@ -119,7 +120,8 @@ pub async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> 
     None
 }
 
-/// The kinds of answers whose parts may be far apart: streams that last as long as their readers.
+/// The content types of answers whose parts may be far apart: streams that last as long as their
+/// readers.
 const STREAMS: [&[u8]; 6] = [
     b"text/event-stream",
     b"application/grpc",
@@ -129,13 +131,14 @@ const STREAMS: [&[u8]; 6] = [
     b"multipart/x-mixed-replace",
 ];
 
-/// Whether an answer is a stream: its content type is one of a stream, and it has no length.
+/// Returns whether an answer is a stream: its content type is that of a stream, and it has no
+/// length.
 pub fn is_stream(content_type: Option<&[u8]>, has_length: bool) -> bool {
     let begins_with = |name: &[u8], kind: &[u8]| {
         kind.get(..name.len())
             .is_some_and(|begin| begin.eq_ignore_ascii_case(name))
     };
-    // Types of gRPC go on with a plus sign, all others end or have parameters.
+    // gRPC types continue with a plus sign. All other types end there or have parameters.
     let ends = |name: &[u8], kind: &[u8]| {
         matches!(
             kind.get(name.len()),
@@ -155,7 +158,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_a_stream_by_its_type_and_without_a_length() {
+    fn an_answer_with_a_stream_type_and_no_length_is_a_stream() {
         for (kind, has_length, stream) in [
             ("text/event-stream", false, true),
             ("Text/Event-Stream; charset=utf-8", false, true),

@@ -1,19 +1,20 @@
 //! Connections to backends for upgrades, with a socket of our own below pingora's.
 //!
-//! Pingora puts the end of the (empty) request body and the backend's answer into one race: when
-//! the 101 is read first, it takes the end of the body for the end of the tunnel and tears it
-//! down (cloudflare/pingora#946). A backend that answers at once wins that race now and then on a
-//! busy machine. Here the first look for an answer after each write to the backend finds nothing,
-//! whatever is there, so that the end of the body is always handled first. That costs an upgrade
-//! one turn of its task; the pool is not used, since a tunnel ends with its connection.
+//! Pingora races the end of the (empty) request body against the backend's answer. When the 101 is
+//! read first, it takes the end of the body for the end of the tunnel and closes the tunnel
+//! (cloudflare/pingora#946). A backend that answers at once occasionally wins that race on a busy
+//! machine. Here the first read after each write to the backend finds nothing, whatever is there,
+//! so the end of the body is always handled first. That costs an upgrade one poll of its task. The
+//! pool is not used, because a tunnel ends with its connection.
 //!
-//! Server-sent events take this way, too: they may rest as long.
+//! Server-sent events also use this path, because they may be idle for as long.
 //!
 //! When a tunnel is drained, the client gets a close frame (1012, service restart) between two
-//! frames of the backend, and then the end; a stream of events just ends, and its client comes
-//! again. Below TLS to the backend frames cannot be seen: a tunnel ends there without a word.
+//! frames of the backend, and then the end of the connection. An event stream just ends, and its
+//! client reconnects. When the backend connection uses TLS, its frames are not visible, and a
+//! tunnel ends without a close frame.
 //!
-//! A tunnel ends when neither side has said anything for the backend's `stream_idle_timeout`. A
+//! A tunnel ends when neither side has sent anything for the backend's `stream_idle_timeout`. A
 //! side that only listens is not late.
 
 use std::future::Future;
@@ -41,12 +42,12 @@ use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 use crate::shared::drain::Drained;
 
-/// What is added to the deadline of a gRPC call.
+/// The time added to the deadline of a gRPC call.
 const GRPC_GRACE: Duration = Duration::from_secs(1);
-/// Keeps these connections apart from those of requests.
+/// The group that keeps these connections apart from those of requests.
 const GROUP: u64 = 1;
 
-/// One upgrade on its way to being a tunnel.
+/// One upgrade on its way to becoming a tunnel.
 #[derive(Debug)]
 pub struct Tunnel {
     kind: Drained,
@@ -57,8 +58,8 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Makes a peer one for an upgrade, if the request asks for one that the engine passes on: it
-    /// knows WebSocket only.
+    /// Prepares a peer for an upgrade, if the request asks for one that the engine passes on. The
+    /// engine supports WebSocket only.
     pub fn asked_for(
         head: &RequestHeader,
         peer: &mut HttpPeer,
@@ -81,7 +82,7 @@ impl Tunnel {
             }
             Some(_) | None => return None,
         };
-        // HTTP/2 shares a connection, so it can have none of its own.
+        // An HTTP/2 request shares a connection, so it cannot have one of its own.
         if peer.options.alpn != ALPN::H1 {
             return None;
         }
@@ -98,41 +99,42 @@ impl Tunnel {
         Some(tunnel)
     }
 
-    /// What it is.
+    /// Returns the kind of the tunnel.
     pub fn kind(&self) -> Drained {
         self.kind
     }
 
-    /// Ends it as politely as its protocol allows.
+    /// Ends the tunnel as gracefully as its protocol allows.
     pub fn drain(&self) {
         self.drained.cancel();
     }
 
-    /// Whether it was ended by us.
+    /// Returns whether the proxy ended the tunnel.
     pub fn is_drained(&self) -> bool {
         self.drained.is_cancelled()
     }
 
-    /// Returns whether the backend has switched protocols, so that what the client sends is no
+    /// Returns whether the backend has switched protocols, so that what the client sends is not
     /// HTTP.
     pub fn has_switched(&self) -> bool {
         self.is_open.load(Ordering::Relaxed)
     }
 
-    /// The backend has switched protocols: from now on both sides speak when they like.
+    /// Records that the backend has switched protocols. From now on both sides may send at any
+    /// time.
     pub fn open(&self) {
         self.is_open.store(true, Ordering::Relaxed);
     }
 }
 
-/// Whether a message is one of gRPC.
+/// Returns whether a message is a gRPC message.
 pub fn is_grpc(headers: &HeaderMap) -> bool {
     headers
         .get(http::header::CONTENT_TYPE)
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The deadline of a gRPC call, as `grpc-timeout` has it: at most eight digits and a unit.
+/// Parses the deadline of a gRPC call from `grpc-timeout`: at most eight digits and a unit.
 fn grpc_deadline(text: &[u8]) -> Option<Duration> {
     let (unit, digits) = text.split_last().filter(|(_, digits)| {
         (1..=8).contains(&digits.len()) && digits.iter().all(u8::is_ascii_digit)
@@ -151,8 +153,8 @@ fn grpc_deadline(text: &[u8]) -> Option<Duration> {
     }
 }
 
-/// How long the answer of a gRPC call is waited for, if the call says so: the server's own word
-/// about the deadline is to come before ours.
+/// Returns how long to wait for the answer of a gRPC call, if the call has a deadline. The server's
+/// own error about the deadline should arrive before ours.
 pub fn patience_of_call(headers: &HeaderMap) -> Option<Duration> {
     headers
         .get("grpc-timeout")
@@ -198,17 +200,17 @@ impl L4Connect for Connect {
 struct Socket {
     tcp: TcpStream,
     has_written: bool,
-    /// Until when both sides may be silent.
+    /// The timer for how long both sides may be silent.
     idle: Pin<Box<Sleep>>,
     drained: Pin<Box<WaitForCancellationFutureOwned>>,
     frames: Frames,
-    /// What is left of the close frame.
+    /// The unsent rest of the close frame.
     farewell: Option<&'static [u8]>,
     tunnel: Arc<Tunnel>,
 }
 
-/// A close frame of a server with the code 1012, service restart (RFC 6455, 5.5.1 and the registry
-/// of close codes).
+/// A server's close frame with the code 1012, service restart (RFC 6455, section 5.5.1, and the
+/// registry of close codes).
 const CLOSE: &[u8] = &[0x88, 0x02, 0x03, 0xf4];
 
 impl Socket {
@@ -219,7 +221,7 @@ impl Socket {
 }
 
 impl VirtualSocket for Socket {
-    /// All that is asked for was set when the connection was made.
+    /// All the requested options were set when the connection was made.
     fn set_socket_option(&self, _: VirtualSockOpt) -> io::Result<()> {
         Ok(())
     }
@@ -257,11 +259,11 @@ impl AsyncRead for Socket {
             }
             return Poll::Ready(read);
         }
-        // Looked at before it is open, too, so that somebody looks again when nobody says anything
-        // afterwards.
+        // The timer is also polled before the tunnel is open, so that the task wakes up even if
+        // neither side sends anything afterwards.
         if !is_drained && self.idle.as_mut().poll(context).is_ready() {
             if self.tunnel.is_open.load(Ordering::Relaxed) {
-                // It ends as one that is sent away.
+                // The tunnel ends like one that is drained.
                 self.tunnel.drain();
             } else {
                 self.has_spoken();
@@ -293,14 +295,14 @@ impl AsyncWrite for Socket {
 }
 
 /// Follows what a backend sends: the head of its answer, and then frames, of which only the lengths
-/// are read (RFC 6455, 5.2).
+/// are read (RFC 6455, section 5.2).
 #[derive(Debug, Default)]
 struct Frames {
-    /// How much of the end of the head has been seen; four is all of it.
+    /// How many bytes of the end of the head have been seen. Four is all of it.
     head_end: usize,
-    /// The begun header of a frame.
+    /// The incomplete header of a frame.
     header: Vec<u8>,
-    /// Bytes of a frame that are still to come.
+    /// The number of bytes of a frame that are still missing.
     left: u64,
 }
 
@@ -343,8 +345,8 @@ impl Frames {
 
 const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// How long the rest of a frame with this header is; `None` while the header is not complete.
-/// Backends do not mask, but one that does is followed all the same.
+/// Returns the length of the rest of a frame with this header. `None` while the header is
+/// incomplete. Backends do not mask frames, but masked frames are followed correctly.
 fn payload_length(header: &[u8]) -> Option<u64> {
     let second = *header.get(1)?;
     let mask = if second & 0x80 == 0 { 0 } else { 4 };
@@ -361,7 +363,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_call_of_grpc_may_rest_until_its_deadline() {
+    fn a_grpc_call_may_be_idle_until_its_deadline() {
         for (text, deadline) in [
             ("1S", Some(Duration::from_secs(1))),
             ("250m", Some(Duration::from_millis(250))),
@@ -376,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn the_place_between_two_frames_is_found_however_the_bytes_come() {
+    fn a_frame_boundary_is_found_for_any_split_of_bytes() {
         let mut sent = b"HTTP/1.1 101 Switching Protocols\r\nupgrade: websocket\r\n\r\n".to_vec();
         let mut ends = vec![sent.len()];
         for (length, masked) in [

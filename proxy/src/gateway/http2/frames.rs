@@ -1,8 +1,8 @@
 //! Watches the frames of one HTTP/2 connection as they pass between the socket and the h2 library.
 //!
-//! *What for.* The library tells us of whole requests only. Three things have to be known before
-//! that, or beside it: whether a header block has begun and does not end, how far a DATA frame has
-//! come, and which streams the library refuses by itself.
+//! *Purpose.* The library reports whole requests only. Three things have to be known earlier, or
+//! besides: whether a header block has begun and does not end, how much of a DATA frame was
+//! received, and which streams the library refuses by itself.
 //!
 //! *Why this way.* Each frame has a header of nine bytes (RFC 9113, section 4.1), so following the
 //! stream costs a few instructions per frame and none per byte. Nothing is decoded here.
@@ -16,11 +16,11 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::mpsc;
 
-/// Bytes of the client's connection preface (RFC 9113, section 3.4).
+/// The length of the client's connection preface in bytes (RFC 9113, section 3.4).
 const PREFACE: usize = 24;
-/// Bytes of a frame's header.
+/// The length of a frame's header in bytes.
 const HEADER: usize = 9;
-/// Resets that are remembered between two looks at them.
+/// The number of resets that are remembered between two checks.
 const MAX_RESETS: usize = 64;
 
 const DATA: u8 = 0;
@@ -29,12 +29,14 @@ const RST_STREAM: u8 = 3;
 const CONTINUATION: u8 = 9;
 const END_HEADERS: u8 = 0x4;
 
-/// What has been seen of a connection. Shared by its socket, its loop and its streams.
+/// What has been seen of a connection. It is shared by the socket, the loop and the streams of the
+/// connection.
 #[derive(Debug, Default)]
 pub(super) struct Seen {
-    /// The number of the header block that has begun and has not ended; zero while there is none.
+    /// The number of the header block that has begun and has not ended. Zero while there is none.
     open_block: AtomicU64,
-    /// The stream of the DATA frame that is coming in, and how many of its bytes have come.
+    /// The stream of the DATA frame that is being received, and how many of its bytes were
+    /// received.
     data_stream: AtomicU32,
     data_bytes: AtomicU64,
 }
@@ -43,12 +45,13 @@ pub(super) struct Seen {
 pub(super) type Resets = mpsc::Receiver<(u32, u32)>;
 
 impl Seen {
-    /// The number of the header block that the client has begun and not ended, if there is one.
+    /// Returns the number of the header block that the client has begun and not ended, if there is
+    /// one.
     pub(super) fn open_block(&self) -> Option<u64> {
         Some(self.open_block.load(Ordering::Relaxed)).filter(|block| *block != 0)
     }
 
-    /// How many bytes have come of a DATA frame of this stream that is not complete yet.
+    /// Returns how many bytes were received of an incomplete DATA frame of this stream.
     pub(super) fn partial_data(&self, stream: u32) -> u64 {
         let is_its = self.data_stream.load(Ordering::Relaxed) == stream;
         if is_its {
@@ -124,21 +127,21 @@ impl<T> FrameWatcher<T> {
         } = self;
         outgoing.pass(bytes, |frame, step| {
             if (frame.kind, step) == (RST_STREAM, Step::Whole) {
-                // More than are looked at in time are no different.
+                // Resets beyond the capacity need no different treatment, so they are dropped.
                 let _ = resets.try_send((frame.stream, frame.first_word));
             }
         });
     }
 }
 
-/// How much of a frame there is.
+/// How much of a frame was received.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// Its header.
+    /// The header of the frame.
     Begun,
-    /// So many more bytes of its payload.
+    /// This many more bytes of the payload.
     Part(usize),
-    /// All of it.
+    /// The whole frame.
     Whole,
 }
 
@@ -151,15 +154,16 @@ struct Frame {
     first_word: u32,
 }
 
-/// Follows the frames in a stream of bytes, however the bytes are cut.
+/// Follows the frames in a stream of bytes, however the bytes are split.
 #[derive(Debug, Default)]
 struct Frames {
-    /// Bytes before the first frame.
+    /// The number of bytes before the first frame.
     skip: usize,
     header: [u8; HEADER],
     have: usize,
     frame: Frame,
-    /// Payload bytes of the present frame that have come and that are still to come.
+    /// The number of payload bytes of the current frame that were received. The remaining ones are
+    /// counted beside it.
     past: usize,
     left: usize,
 }
@@ -306,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_block_in_one_frame_is_closed_and_the_next_is_numbered_anew() {
+    fn a_one_frame_header_block_closes_and_the_next_has_a_new_number() {
         let seen = Arc::new(Seen::default());
         let (mut watched, _resets) = FrameWatcher::new(tokio::io::empty(), Arc::clone(&seen));
         watched.incoming.skip = 0;
@@ -320,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn the_bytes_of_an_unfinished_data_frame_are_counted_for_its_stream() {
+    fn the_bytes_of_a_partial_data_frame_are_counted_for_its_stream() {
         let seen = Arc::new(Seen::default());
         let (mut watched, _resets) = FrameWatcher::new(tokio::io::empty(), Arc::clone(&seen));
         watched.incoming.skip = 0;
@@ -332,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_that_we_send_is_seen_with_its_code() {
+    fn a_reset_that_the_proxy_sends_is_seen_with_its_code() {
         for size in [1, 3, 100] {
             let seen = Arc::new(Seen::default());
             let (mut watched, mut resets) =

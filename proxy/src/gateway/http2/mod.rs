@@ -1,9 +1,11 @@
-//! One client connection that speaks HTTP/2: a task for each stream, and one end for all of them.
+//! One client connection that speaks HTTP/2, with a task for each stream and one way to end all of
+//! them.
 //!
-//! *How it ends.* Every end says GOAWAY with the last stream that was taken (RFC 9113, section 6.8)
-//! and lets the streams that are under way finish: when the process drains, when nothing has
-//! happened for `keepalive_timeout`, and when the client has sent too many requests that cannot be
-//! read. Only a header block that does not end cuts them, because nothing else can follow it.
+//! *How it ends.* Every end sends GOAWAY with the last stream that was accepted (RFC 9113, section
+//! 6.8) and lets the streams in flight finish. The connection ends when the process drains, when
+//! nothing has happened for `keepalive_timeout`, and when the client has sent more malformed
+//! requests than allowed. Only a header block that does not end aborts the streams, because nothing
+//! else can follow it.
 //!
 //! *Memory.* A connection holds at most [`CONNECTION_WINDOW`] bytes of request bodies that no
 //! backend has taken yet, and [`SEND_BUFFER`] bytes of each answer that its client has not read.
@@ -44,18 +46,20 @@ use crate::gateway::router::{End, Router, Sketch};
 use crate::shared::drain::DrainSignal;
 use crate::shared::refusals::Refusal;
 
-/// Bytes of a request body that a client may send before a backend has taken any of them. With a
-/// round trip of 100 ms an upload reaches 10 MB a second.
+/// The number of bytes of a request body that a client may send before a backend has taken any of
+/// them. With a round trip of 100 ms an upload reaches 10 MB per second.
 pub const STREAM_WINDOW: u32 = 1 << 20;
-/// The same for all streams of a connection together: some that stand still leave room for others.
+/// The window for all streams of a connection together, in bytes. Stalled streams leave room for
+/// others.
 pub const CONNECTION_WINDOW: u32 = 4 << 20;
-/// Bytes of each answer that wait for the client to read.
+/// The number of bytes of each answer that wait for the client to read.
 pub const SEND_BUFFER: usize = 64 << 10;
-/// Streams of one connection at once.
+/// The largest number of concurrent streams on one connection.
 pub const MAX_STREAMS: u32 = 100;
-/// Streams of one connection that may be refused because they cannot be read. More are no mistake.
+/// The number of malformed streams that may be refused on one connection. More than that is no
+/// mistake of the client.
 const MAX_REFUSED: usize = 32;
-/// From so many on nobody waits for streams under way.
+/// The number of malformed streams from which the connection no longer waits for streams in flight.
 const FAR_TOO_MANY: usize = 512;
 const MALFORMED: Reply = Reply::refused(
     Refusal::Stream,
@@ -65,10 +69,10 @@ const TOO_MANY_STREAMS: Reply = Reply::refused(
     Refusal::Stream,
     "the connection has as many streams as it may have at once",
 );
-/// How long a client may take to hear that its connection ends.
+/// How long a client may take to notice that its connection ends.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Serves connections of HTTP/2. One for each kind of port.
+/// Serves HTTP/2 connections. There is one for each kind of port.
 pub struct Http2 {
     proxy: Arc<HttpProxy<Adapter>>,
     router: Arc<Router>,
@@ -84,7 +88,7 @@ pub struct Http2 {
 
 type Accepted = Option<Result<(Request<RecvStream>, SendResponse<Bytes>), h2::Error>>;
 
-/// What has happened on a connection.
+/// An event on a connection.
 #[expect(
     clippy::large_enum_variant,
     reason = "it is looked at where it is made, and never kept"
@@ -95,18 +99,18 @@ enum Event {
     Drained(u32),
     /// Our side has reset a stream, with this code.
     Reset(u32, u32),
-    /// The process drains: clients are told to come on another connection.
+    /// The process drains: clients are told to use another connection.
     Closing,
-    /// The process ends: a connection without streams has to go.
+    /// The process ends: a connection without streams has to close.
     Dismissed,
-    /// Nothing has happened for as long as may be.
+    /// The connection has been idle for as long as allowed.
     Idle,
     /// A header block has not ended in time.
     LateHead,
 }
 
 impl Http2 {
-    /// Creates what serves connections with these limits.
+    /// Creates a server for HTTP/2 connections with these limits.
     pub fn new(
         proxy: Arc<HttpProxy<Adapter>>,
         router: Arc<Router>,
@@ -136,7 +140,7 @@ impl Http2 {
         }
     }
 
-    /// Serves one connection to its end.
+    /// Serves one connection until it ends.
     pub async fn serve(self: &Arc<Self>, stream: Stream, conn: Arc<Conn>) {
         let digest = Arc::new(Digest {
             ssl_digest: stream.get_ssl_digest(),
@@ -166,7 +170,7 @@ impl Http2 {
     }
 }
 
-/// One connection that is open.
+/// One open connection.
 struct Live {
     common: Arc<Http2>,
     conn: Arc<Conn>,
@@ -174,12 +178,12 @@ struct Live {
     seen: Arc<Seen>,
     resets: Resets,
     h2: Connection<FrameWatcher<Stream>, Bytes>,
-    /// The streams under way, each of which ends with its number.
+    /// The streams in flight. Each task returns the number of its stream.
     streams: JoinSet<u32>,
     taken: HashSet<u32>,
     /// Whether the client has been told that the connection ends.
     is_ending: bool,
-    /// Streams that were refused because they could not be read.
+    /// The number of streams that were refused because they were malformed.
     malformed: usize,
 }
 
@@ -198,7 +202,8 @@ impl Live {
         });
         loop {
             let has_none = self.streams.is_empty();
-            // What has come is looked at first, so that nobody is late because we stood still.
+            // Received data is handled first, so that no client is considered late because the
+            // process stood still.
             let event = tokio::select! {
                 biased;
                 _ = closing.wait_for(|closing| *closing), if !self.is_ending => Event::Closing,
@@ -211,14 +216,14 @@ impl Live {
             };
             match event {
                 Event::Accepted(Some(Ok((request, respond)))) => self.take(request, respond),
-                // The library has said GOAWAY already.
+                // The library has already sent GOAWAY.
                 Event::Accepted(None | Some(Err(_))) => return,
                 Event::Drained(stream) => drop(self.taken.remove(&stream)),
                 Event::Reset(stream, code) => self.has_reset(stream, code),
                 Event::Closing => self.end_gracefully(),
                 Event::Dismissed => is_dismissed = true,
                 Event::Idle if !self.is_ending => self.end_gracefully(),
-                // Its answers are not read, or it does not hear.
+                // The client does not read its answers, or does not respond.
                 Event::Idle => return self.finish(Reason::NO_ERROR).await,
                 Event::LateHead => return self.finish(Reason::ENHANCE_YOUR_CALM).await,
             }
@@ -244,7 +249,7 @@ impl Live {
         }
     }
 
-    /// Begins to serve a request.
+    /// Starts to serve a request.
     fn take(&mut self, request: Request<RecvStream>, respond: SendResponse<Bytes>) {
         let number = respond.stream_id().as_u32();
         self.taken.insert(number);
@@ -281,8 +286,8 @@ impl Live {
         self.streams.spawn(CONN.scope(conn, serving));
     }
 
-    /// Tells the router of a stream that the library has refused. Nothing of its request is known but
-    /// that it came.
+    /// Reports to the router a stream that the library has refused. Nothing is known of its request
+    /// except that it was received.
     fn has_reset(&mut self, stream: u32, code: u32) {
         let reply = match Reason::from(code) {
             _ if self.taken.contains(&stream) => return,
@@ -299,30 +304,30 @@ impl Live {
             now,
             now,
         );
-        // A client may open more streams than it may have before it has read how many that is.
+        // A client may open more streams than allowed before it has read how many are allowed.
         self.malformed += usize::from(reply == MALFORMED);
     }
 
-    /// Tells the client that the connection ends. Its streams go on, and those that it has begun
-    /// before it heard.
+    /// Tells the client that the connection ends. Its streams continue, including those that it
+    /// began before it received the GOAWAY.
     fn end_gracefully(&mut self) {
         self.is_ending = true;
         self.h2.graceful_shutdown();
     }
 
-    /// Ends the connection now: GOAWAY with the last stream that was taken, and the end of TLS.
+    /// Ends the connection now: sends GOAWAY with the last accepted stream, and ends TLS.
     async fn finish(mut self, reason: Reason) {
         self.h2.abrupt_shutdown(reason);
         let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.h2.poll_closed(cx))).await;
     }
 }
 
-/// Waits for the end of a header block.
+/// A timer for the end of a header block.
 struct HeadTimer {
-    /// The block that `sleep` is for.
+    /// The header block that `sleep` is for.
     block: Option<u64>,
-    /// A step of the limit, and what is left of it afterwards: a standstill of the process takes
-    /// one step.
+    /// The timer for one step of the limit, and the remaining time after it. A standstill of the
+    /// process consumes one step.
     sleep: Pin<Box<Sleep>>,
     left: Duration,
 }
@@ -334,8 +339,9 @@ impl HeadTimer {
         self.sleep.set(sleep(step));
     }
 
-    /// Returns when a header block has been open for `limit`. The bytes of the block are read by
-    /// the task that polls this, so it looks again whenever some have come. Cancel safe.
+    /// Returns when a header block has been open for `limit`. The task that polls this function
+    /// also reads the bytes of the block, so it checks again whenever some were received. Cancel
+    /// safe.
     async fn late(self: &mut Pin<&mut Self>, seen: &Seen, limit: Duration) {
         poll_fn(|cx| {
             let block = seen.open_block();
@@ -361,7 +367,8 @@ impl HeadTimer {
 }
 
 impl Http2 {
-    /// Answers a request that the engine must not see: it would answer by itself.
+    /// Answers a request that the engine must not see, because the engine would answer it by
+    /// itself.
     async fn refuse(
         &self,
         request: Request<RecvStream>,
@@ -402,11 +409,11 @@ impl Http2 {
 }
 
 tokio::task_local! {
-    /// The connection that a stream of HTTP/2 came on. Pingora carries our facts along for HTTP/1.1 only.
+    /// The connection of the current HTTP/2 stream. Pingora carries our data along for HTTP/1.1 only.
     static CONN: Arc<Conn>;
 }
 
-/// The connection that the present task serves, if it is a stream of HTTP/2.
+/// Returns the connection that the current task serves, if the task is an HTTP/2 stream.
 pub(super) fn conn_of_task() -> Option<Arc<Conn>> {
     CONN.try_with(Arc::clone).ok()
 }

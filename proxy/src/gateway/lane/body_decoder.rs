@@ -1,47 +1,48 @@
-//! Where a body ends, while its bytes pass by.
+//! Finds the end of a body while its bytes pass through.
 //!
-//! ChunkedDecoder of an answer are passed on as they are, checked byte by byte: line ends in both bytes,
-//! sizes in at most fifteen digits. What only some programs read, and those not alike, is cut out
-//! where it stands: extensions of chunks, and trailers, which would tell a client anything after
-//! the answer was judged. The bytes that stay are a whole chunked body.
+//! The chunks of an answer are passed on unchanged after a check of every byte: line ends need both
+//! bytes, and sizes have at most fifteen digits. Parts that only some programs read, and not all in
+//! the same way, are removed. These are the extensions of chunks, and trailers, which could tell a
+//! client anything after the answer was judged. The remaining bytes are a complete chunked body.
 
 /// How a body is framed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gateway) enum Body {
-    /// By its length; zero is none.
+    /// The body has this length in bytes. Zero means no body.
     Length(u64),
-    /// In chunks.
+    /// The body is chunked.
     Chunked,
-    /// By the end of the connection.
+    /// The body ends with the connection.
     Close,
 }
 
-/// What is left of a body.
+/// The rest of a body.
 #[derive(Debug)]
 pub(in crate::gateway) enum BodyDecoder {
-    /// So many bytes.
+    /// This many bytes are left.
     Length(u64),
-    /// As the chunks say.
+    /// The chunks determine the end.
     Chunked(ChunkedDecoder),
-    /// Until the connection ends.
+    /// The body lasts until the connection ends.
     Close,
 }
 
-/// What of some bytes belongs to a body.
+/// The part of some bytes that belongs to a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gateway) struct Decoded {
-    /// So many are read, from the first on.
+    /// The number of bytes that were read, from the first on.
     pub(in crate::gateway) used: usize,
-    /// So many are left of these, and go on. They stand at the front.
+    /// The number of read bytes that are passed on. They are at the front.
     pub(in crate::gateway) kept: usize,
-    /// So many of these are the message's own, without its framing.
+    /// The number of these bytes that are payload, without the framing.
     pub(in crate::gateway) payload: u64,
-    /// Whether the body is over; [`BodyDecoder::end`] goes on after what is kept.
+    /// Whether the body is complete. If it is, [`BodyDecoder::end`] has to be sent after the kept
+    /// bytes.
     pub(in crate::gateway) is_over: bool,
 }
 
 impl BodyDecoder {
-    /// All of a body.
+    /// Creates a decoder at the start of a body.
     pub(in crate::gateway) fn new(body: Body) -> Self {
         match body {
             Body::Length(bytes) => Self::Length(bytes),
@@ -50,13 +51,13 @@ impl BodyDecoder {
         }
     }
 
-    /// Whether nothing is left of it before anything was read.
+    /// Returns whether the body is empty, before anything of it was read.
     pub(in crate::gateway) fn is_nothing(&self) -> bool {
         matches!(self, Self::Length(0))
     }
 
-    /// Reads the next bytes, and moves together what goes on. `None` when they are no body of this
-    /// kind.
+    /// Reads the next bytes, and moves the bytes to pass on to the front. `None` when they are not
+    /// a valid body of this kind.
     pub(in crate::gateway) fn feed(&mut self, bytes: &mut [u8]) -> Option<Decoded> {
         match self {
             Self::Length(left) => {
@@ -81,7 +82,7 @@ impl BodyDecoder {
         }
     }
 
-    /// What goes on after the last bytes that are kept.
+    /// Returns the bytes to send after the last kept bytes.
     pub(in crate::gateway) fn end(&self) -> &'static [u8] {
         match self {
             Self::Chunked(_) => b"\r\n",
@@ -96,7 +97,7 @@ enum ChunkState {
     #[default]
     Size,
     Digits,
-    /// Behind the digits: an extension may follow.
+    /// After the digits, where an extension may follow.
     Space,
     Extension,
     SizeEnd,
@@ -111,7 +112,7 @@ enum ChunkState {
     End,
 }
 
-/// Finds the end of a chunked body (RFC 9112, 7.1).
+/// Finds the end of a chunked body (RFC 9112, section 7.1).
 #[derive(Debug, Default)]
 pub(in crate::gateway) struct ChunkedDecoder {
     place: ChunkState,
@@ -120,9 +121,9 @@ pub(in crate::gateway) struct ChunkedDecoder {
     line: u16,
 }
 
-/// Digits of a size: more than any body has.
+/// The largest number of digits of a size, which is more than any real body needs.
 const MAX_DIGITS: u8 = 15;
-/// Bytes of one extension, and of all trailers.
+/// The largest number of bytes of one extension, and of all trailers together.
 const MAX_LINE: u16 = 16 << 10;
 
 impl ChunkedDecoder {
@@ -157,7 +158,7 @@ impl ChunkedDecoder {
                         is_over: true,
                     });
                 }
-                // The line of the last chunk is the last that stays.
+                // The line of the last chunk is the last line that is kept.
                 (
                     _,
                     ChunkState::Space
@@ -245,8 +246,8 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// What goes on of a chunked body that comes in these parts, its payload, and how much was not
-    /// read.
+    /// Decodes a chunked body that is received in these parts. Returns the bytes passed on, the
+    /// payload length, and the number of unread bytes.
     fn relayed(parts: &[&[u8]]) -> Option<(Vec<u8>, u64, usize)> {
         let (mut left, mut out, mut payload) = (BodyDecoder::new(Body::Chunked), Vec::new(), 0);
         for (number, part) in parts.iter().enumerate() {
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunked_body_goes_on_as_it_is_and_ends_where_it_ends() {
+    fn a_chunked_body_passes_unchanged_and_its_end_is_found() {
         let body = b"5\r\nhello\r\nA\r\n0123456789\r\n0\r\n\r\n";
         assert_eq!(
             relayed(&[&[&body[..], b"HTTP/1.1"].concat()]),
@@ -282,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn trailers_and_extensions_are_cut_out() {
+    fn trailers_and_extensions_are_removed() {
         let cut = Some((b"2\r\nok\r\n0\r\n\r\n".to_vec(), 2, 0));
         assert_eq!(
             relayed(&[b"2\r\nok\r\n0\r\nx-a: 1\r\nset-cookie: evil=1\r\n\r\n"]),
@@ -297,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_chunk_is_not_passed_on() {
+    fn a_malformed_chunk_is_not_passed_on() {
         for bad in [
             &b"\r\n"[..],
             b"x\r\n",
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_is_a_length() {
+    fn a_body_with_a_length_ends_after_that_length() {
         let mut left = BodyDecoder::new(Body::Length(5));
         assert_eq!(
             left.feed(&mut b"abc".to_vec()),
@@ -357,7 +358,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fragments_make_no_difference(sizes in prop::collection::vec(0usize..40, 0..6), trailers in 0usize..3, extended: bool, cuts in prop::collection::vec(1usize..9, 1..60)) {
+        fn a_body_is_decoded_alike_for_any_split_of_bytes(sizes in prop::collection::vec(0usize..40, 0..6), trailers in 0usize..3, extended: bool, cuts in prop::collection::vec(1usize..9, 1..60)) {
             let mut body = Vec::new();
             for size in sizes.iter().filter(|size| **size > 0) {
                 body.extend_from_slice(format!("{size:x}{}\r\n{}\r\n", if extended { ";a=b" } else { "" }, "z".repeat(*size)).as_bytes());

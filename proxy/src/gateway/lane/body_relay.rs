@@ -1,5 +1,5 @@
-//! Bodies on their way: one to the backend, one to the client, each with one buffer, so that
-//! whoever is slow slows the other down.
+//! Relays a request body to the backend and an answer body to the client. Each has one buffer, so
+//! that a slow receiver slows the sender down.
 
 use std::io;
 use std::pin::Pin;
@@ -18,23 +18,24 @@ use crate::gateway::lane::{Lane, LaneStream};
 use crate::gateway::listener::deadlines::{Alarm, Deadline};
 use crate::gateway::router::{Blame, Failure};
 
-/// Why a transaction does not go on.
+/// The reason why a transaction cannot continue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::gateway) enum RelayError {
-    /// The client went away.
+    /// The client disconnected.
     ClientGone,
-    /// The client was too slow.
+    /// The client was slower than allowed.
     ClientSlow,
-    /// The backend failed so.
+    /// The backend failed in this way.
     Backend(FailureKind),
-    /// It was sent away.
+    /// The transaction was drained.
     SentAway,
-    /// There is no file or memory for a connection.
+    /// There is no file descriptor or memory for a connection.
     Shortage,
 }
 
 impl RelayError {
-    /// As the router has it. After the answer has begun all that is the backend's is a cut.
+    /// Converts the error to the router's [`Failure`]. After the answer has begun, every failure of
+    /// the backend counts as a truncated answer.
     pub(super) fn failure(self, answer_begun: bool) -> Failure {
         match self {
             Self::ClientGone => Failure {
@@ -65,7 +66,8 @@ impl RelayError {
     }
 }
 
-/// Nothing came, and what the deadlines says of it: whoever is waited for is late.
+/// Handles a read or write that is pending. If the deadline has passed, the awaited side is late
+/// and `late` is returned.
 pub(super) fn pending<T>(watched: &Deadline, late: RelayError) -> Poll<Result<T, RelayError>> {
     match watched.alarm() {
         None => Poll::Pending,
@@ -74,7 +76,7 @@ pub(super) fn pending<T>(watched: &Deadline, late: RelayError) -> Poll<Result<T,
     }
 }
 
-/// Writes all of these bytes.
+/// Writes all these bytes.
 pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(
     to: &mut W,
     mut bytes: &[u8],
@@ -99,7 +101,7 @@ pub(in crate::gateway) async fn write_all<W: AsyncWrite + Unpin>(
     .await
 }
 
-/// Writes what is in a buffer, as far as it goes.
+/// Writes the contents of a buffer as far as possible.
 fn poll_drain<W: AsyncWrite + Unpin>(
     buffer: &mut Buffer,
     to: &mut W,
@@ -115,21 +117,21 @@ fn poll_drain<W: AsyncWrite + Unpin>(
     Poll::Ready(Ok(()))
 }
 
-/// The rest of a request body, of which the head's buffer did not have all.
+/// The rest of a request body that was not completely in the head's buffer.
 #[derive(Debug)]
 pub(super) struct Upload {
     left: u64,
-    /// What was read and not written yet.
+    /// The bytes that were read and not written yet.
     buffer: Option<Buffer>,
-    /// Bytes read so far, with those in the head's buffer.
+    /// The number of bytes read so far, including those in the head's buffer.
     pub(super) read: u64,
     pace: Pace,
-    /// Whether the backend takes no more of it.
+    /// Whether the backend takes no more of the upload.
     is_refused: bool,
 }
 
 impl Upload {
-    /// Of which `read` bytes have been read and `left` have not.
+    /// Creates an upload of which `read` bytes have been read and `left` bytes have not.
     pub(super) fn new(read: u64, left: u64) -> Self {
         Self {
             left,
@@ -140,40 +142,41 @@ impl Upload {
         }
     }
 
-    /// Whether the backend has all of it.
+    /// Returns whether the backend has received the whole upload.
     pub(super) fn is_over(&self) -> bool {
         self.left == 0 && self.buffer.is_none() && !self.is_refused
     }
 
-    /// Whether there is nothing more to do for it.
+    /// Returns whether the upload needs no further work.
     pub(super) fn is_done(&self) -> bool {
         self.is_over() || self.is_refused
     }
 
-    /// Whether the client has sent all of it: what comes now is something else.
+    /// Returns whether the client has sent the whole upload, so that anything received now belongs
+    /// to something else.
     pub(super) fn is_read(&self) -> bool {
         self.left == 0
     }
 
-    /// The backend takes no more of it; it may have answered before.
+    /// Records that the backend takes no more of the upload. The backend may have answered already.
     pub(super) fn refuse(&mut self) {
         self.is_refused = true;
         self.buffer = None;
     }
 
-    /// Another attempt begins, at which the same bytes are sent.
+    /// Prepares another attempt, which sends the same bytes.
     pub(super) fn begin_again(&mut self) {
         self.is_refused = false;
     }
 
-    /// Whether the client is waited for, and not the backend.
+    /// Returns whether the upload waits for the client and not for the backend.
     pub(super) fn waits_for_the_client(&self) -> bool {
         self.buffer.is_none() && !self.is_done()
     }
 
-    /// Moves what can be moved. Says when all is with the backend. Whoever is waited for has its
-    /// time, a backend `patience`, unless `None`: then the answer that is under way says how long
-    /// anybody waits.
+    /// Moves as many bytes as possible. Completes when the backend has the whole upload. The
+    /// awaited side has its own limit, and for a backend this is `patience`. If `patience` is
+    /// `None`, the answer in flight sets the limit for both sides.
     pub(super) fn poll<S: AsyncRead + Unpin>(
         &mut self,
         client: &mut S,
@@ -186,7 +189,7 @@ impl Upload {
             if let Some(buffer) = &mut self.buffer {
                 match poll_drain(buffer, backend, cx) {
                     Poll::Pending => return Poll::Pending,
-                    // Its answer, if there is one, is heard first.
+                    // The backend's answer, if there is one, is read first.
                     Poll::Ready(Err(_)) => {
                         self.refuse();
                         return Poll::Pending;
@@ -220,27 +223,28 @@ impl Upload {
     }
 }
 
-/// What of an answer's body has not been written yet.
+/// The part of an answer's body that has not been written yet.
 #[derive(Debug)]
 pub(super) struct Download {
     pub(super) left: BodyDecoder,
-    /// Whether chunks are made of it.
+    /// Whether the body is chunked for the client.
     in_chunks: bool,
     buffer: Option<Buffer>,
     is_read: bool,
-    /// Bytes of the body itself that were written or are about to be.
+    /// The number of payload bytes that were written or are about to be written.
     pub(super) payload: u64,
-    /// Whether there were bytes after its end.
+    /// Whether there were bytes after the end of the body.
     pub(super) has_more: bool,
 }
 
-/// Room for the size of a chunk before its bytes, and after them for their end and the last chunk.
+/// The room for the size of a chunk before its bytes, and for its end and the last chunk after
+/// them.
 const CHUNK_HEAD: usize = 10;
 const CHUNK_TAIL: usize = 2;
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
 impl Download {
-    /// All of a body.
+    /// Creates a download of a whole body.
     pub(super) fn new(left: BodyDecoder, in_chunks: bool) -> Self {
         let is_read = left.is_nothing();
         Self {
@@ -253,12 +257,12 @@ impl Download {
         }
     }
 
-    /// Whether all of it has been read.
+    /// Returns whether the whole body has been read.
     pub(super) fn is_read(&self) -> bool {
         self.is_read
     }
 
-    /// Takes what came with the head, and appends what goes on of it.
+    /// Takes the bytes that were received with the head, and appends the ones to pass on to `out`.
     pub(super) fn begin(&mut self, bytes: &mut [u8], out: &mut Vec<u8>) -> Result<(), RelayError> {
         if self.is_read {
             self.has_more = !bytes.is_empty();
@@ -293,13 +297,13 @@ impl Download {
         }
     }
 
-    /// Whether the client is waited for, and not the backend.
+    /// Returns whether the download waits for the client and not for the backend.
     pub(super) fn waits_for_the_client(&self) -> bool {
         self.buffer.is_some()
     }
 
-    /// Moves what can be moved. Says when the client has all of it. `late` is who is to blame if
-    /// the backend says nothing in time.
+    /// Moves as many bytes as possible. Completes when the client has the whole body. `late` is the
+    /// error if the backend sends nothing in time.
     pub(super) fn poll<S: LaneStream>(
         &mut self,
         backend: &mut TcpStream,
@@ -334,7 +338,7 @@ impl Download {
                 cx,
             ) {
                 Poll::Pending => {
-                    // What was written must not wait for what comes.
+                    // Written bytes must not wait for bytes still to be received.
                     return match Pin::new(&mut *client).poll_flush(cx) {
                         Poll::Ready(Err(_)) => Poll::Ready(Err(RelayError::ClientGone)),
                         Poll::Ready(Ok(())) | Poll::Pending => pending(watched, late),
@@ -366,7 +370,7 @@ impl Download {
         buffer.truncate(fed.kept);
         if self.in_chunks {
             chunk_head(fed.kept, |head| buffer.prepend(head));
-            // There is room, since less was read.
+            // There is room, because fewer bytes were read.
             let _ = buffer.extend(b"\r\n");
         }
         self.end(fed.is_over, has_more, |end| {
@@ -376,7 +380,7 @@ impl Download {
     }
 }
 
-/// The line before a chunk of so many bytes.
+/// Writes the line before a chunk of this many bytes.
 fn chunk_head(bytes: usize, write: impl FnOnce(&[u8])) {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut line = [0; CHUNK_HEAD];
@@ -394,16 +398,17 @@ fn chunk_head(bytes: usize, write: impl FnOnce(&[u8])) {
     write(&line[at..]);
 }
 
-/// The client of a request.
+/// The client side of a request.
 pub(super) struct ClientSide<'a, S> {
-    /// Its connection.
+    /// The client's connection.
     pub(super) stream: &'a mut S,
-    /// What it has said before its turn.
+    /// The bytes that the client sent ahead of its next request.
     pub(super) pipelined: &'a mut Option<Buffer>,
 }
 
 impl<S: AsyncRead + Unpin> ClientSide<'_, S> {
-    /// Looks whether it has gone, and keeps what it says before its turn, as far as there is room.
+    /// Checks whether the client has disconnected, and keeps the bytes it sends early as far as
+    /// there is room.
     pub(super) fn look(&mut self, cx: &mut Context<'_>) -> Result<(), RelayError> {
         let mut buffer = self
             .pipelined
@@ -436,7 +441,7 @@ mod tests {
     use crate::gateway::lane::body_decoder::Body;
 
     #[test]
-    fn a_chunk_says_its_size_in_hexadecimal() {
+    fn a_chunk_size_is_written_in_hexadecimal() {
         for (bytes, line) in [
             (1, "1\r\n"),
             (0xabc, "abc\r\n"),
@@ -447,7 +452,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_with_the_head_is_a_part_of_the_body() {
+    fn bytes_received_with_the_head_are_part_of_the_body() {
         for (body, in_chunks, bytes, goes_on, is_read, has_more) in [
             (
                 Body::Length(2),

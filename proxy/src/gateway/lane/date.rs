@@ -1,4 +1,5 @@
-//! The present second as a `Date` has it (RFC 9110, 5.6.7), made once a second by each thread.
+//! The current second in the `Date` format (RFC 9110, section 5.6.7). Each thread formats it once
+//! per second.
 
 use std::cell::RefCell;
 use std::time::{Duration, UNIX_EPOCH};
@@ -9,7 +10,7 @@ thread_local! {
     static PRESENT: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
 }
 
-/// Gives the date to whoever wants to write it.
+/// Passes the date to `write`.
 pub(in crate::gateway) fn with<T>(write: impl FnOnce(&[u8]) -> T) -> T {
     PRESENT.with_borrow_mut(|(second, text)| {
         let now = clock::wall().as_millis().div_euclid(1_000);
@@ -28,7 +29,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_date_has_a_length_of_its_own() {
+    fn a_date_always_has_the_same_length() {
         let date = with(<[u8]>::to_vec);
         assert!(
             date.len() == 29 && date.ends_with(b" GMT"),

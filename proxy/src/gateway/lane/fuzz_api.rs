@@ -1,5 +1,5 @@
-//! What the lane makes of bytes, without a connection: for fuzz targets and tests, which are to see
-//! what a backend or a client would.
+//! The lane's parsers without a connection, for fuzz targets and tests that check what a backend or
+//! a client would receive.
 
 use crate::gateway::lane::body_decoder::{Body, BodyDecoder};
 use crate::gateway::lane::request::{self, Parsed};
@@ -7,25 +7,25 @@ use crate::gateway::lane::response;
 use crate::gateway::message::fields::Fields;
 use crate::shared::connections::Declined;
 
-/// What becomes of a request.
+/// The result of parsing a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// More has to come.
+    /// The head is incomplete.
     Partial,
-    /// It is left to the proxy engine.
+    /// The request is left to the proxy engine.
     Declined(Declined),
-    /// The lane takes it.
+    /// The lane takes the request.
     Taken {
-        /// Bytes of its head.
+        /// The length of the head in bytes.
         head: usize,
-        /// Bytes of its body.
+        /// The length of the body in bytes.
         body: u64,
-        /// The head that a backend gets, without what is ours.
+        /// The head that a backend receives, without our own headers.
         form: Vec<u8>,
     },
 }
 
-/// Looks at the request that these bytes begin with.
+/// Parses the request at the start of these bytes.
 pub fn request(bytes: &[u8]) -> Request {
     let request = match request::parse(bytes) {
         Parsed::Whole(request) => request,
@@ -47,30 +47,30 @@ pub fn request(bytes: &[u8]) -> Request {
     }
 }
 
-/// What becomes of an answer.
+/// The result of parsing an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// More of the head has to come.
+    /// The head is incomplete.
     Partial,
-    /// It is none.
+    /// The bytes are not a valid answer.
     Bad,
-    /// It is one.
+    /// The bytes begin with a valid answer.
     Whole {
-        /// Its status.
+        /// The status of the answer.
         status: u16,
-        /// The head that a client gets, without what is ours.
+        /// The head that a client receives, without our own headers.
         form: Vec<u8>,
-        /// What a client gets of the body that has come; nothing where it is no body.
+        /// What a client receives of the body so far. `None` if the body is malformed.
         body: Option<Vec<u8>>,
-        /// Whether that is all of it.
+        /// Whether the body is complete.
         is_over: bool,
-        /// Whether its backend is asked again on the same connection.
+        /// Whether the connection to the backend is used again.
         is_kept: bool,
     },
 }
 
-/// Looks at the answer that these parts are, one after the other as they came; the head is in the
-/// first one. It answers HEAD if `to_head`.
+/// Parses the answer in these parts, which are in the order of receipt. The first part contains the
+/// head. `to_head` says whether it answers a HEAD request.
 pub fn response(parts: &[&[u8]], to_head: bool) -> Response {
     let Some((first, others)) = parts.split_first() else {
         return Response::Partial;

@@ -1,8 +1,8 @@
-//! The fields of a head as places in the bytes that came, and a new head made of them: lines that
-//! stay are copied, in runs, lines of ours are added.
+//! The fields of a head as positions in the received bytes, and a new head built from them. Kept
+//! lines are copied in runs, and our own lines are added.
 //!
-//! A line is copied as it stands only if it stands in the one form that everybody reads alike
-//! (`name: value` and both bytes of a line end). Any other is written anew in that form, so no
+//! A line is copied unchanged only if it has the one form that all programs read alike (`name:
+//! value` and both bytes of a line end). Any other line is rewritten in that form. Therefore no
 //! backend and no client sees a fold, a space before a colon or a bare line feed.
 
 use std::cell::RefCell;
@@ -11,7 +11,7 @@ use http::HeaderName;
 
 use crate::gateway::message::head::{Edits, Value};
 
-/// Fields that a head may have.
+/// The largest number of fields in a head.
 pub(super) const MAX_LINES: usize = 256;
 
 type Span = (u32, u32);
@@ -20,30 +20,30 @@ type Span = (u32, u32);
 struct Line {
     name: Span,
     value: Span,
-    /// Where the name is in lower case.
+    /// The position of the name in lower case.
     lower: u32,
-    /// Whether it stands as it is to be written.
+    /// Whether the line already has the form in which it is written.
     is_canonical: bool,
 }
 
-/// The fields of one head. The room for them is lent by the thread.
+/// The fields of one head. The thread lends the memory for them.
 #[derive(Debug, Default)]
 pub(super) struct Lines {
     all: Vec<Line>,
     lower: Vec<u8>,
-    /// A bit for each length that a name has: most names that are asked for are not there, and of
-    /// no length that is.
+    /// A bit for each length of a name in the head. Most names that are looked up are absent, and
+    /// no present name has their length.
     lengths: u64,
 }
 
-/// The bit of names of this length.
+/// Returns the bit for names of this length.
 fn length_bit(name: usize) -> u64 {
     1 << name.min(63)
 }
 
-/// How many a thread keeps.
+/// The number of these buffers that a thread keeps.
 const KEPT: usize = 64;
-/// Names of more bytes than that go back to the allocator.
+/// The size in bytes above which a buffer of names goes back to the allocator.
 const LARGEST: usize = 16 << 10;
 
 thread_local! {
@@ -61,7 +61,7 @@ impl Drop for Lines {
         );
         all.clear();
         lower.clear();
-        // While a thread ends there is nobody to give it back to.
+        // While a thread ends, there is no pool to return the buffer to.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < KEPT {
@@ -82,8 +82,8 @@ fn of(bytes: &[u8], span: Span) -> &[u8] {
 }
 
 impl Lines {
-    /// The fields of a head that has been parsed out of `bytes`; `may_fold` is whether a value may
-    /// go on in the next line.
+    /// Reads the fields of a head that was parsed from `bytes`. `may_fold` says whether a value may
+    /// continue on the next line.
     pub(super) fn read(bytes: &[u8], headers: &[httparse::Header<'_>], may_fold: bool) -> Self {
         let mut lines = FREE.with_borrow_mut(Vec::pop).unwrap_or_default();
         lines.all.reserve(headers.len());
@@ -93,7 +93,7 @@ impl Lines {
             lines.lower.extend_from_slice(header.name.as_bytes());
             let at = (header.name.as_ptr() as usize - start) as u32;
             let name = (at, at + header.name.len() as u32);
-            // Where nothing is, nothing says where.
+            // An empty value has no position of its own.
             let at = if header.value.is_empty() {
                 name.1
             } else {
@@ -123,12 +123,12 @@ impl Lines {
         )
     }
 
-    /// Whether a field has this name, in lower case.
+    /// Returns whether a field has this name, which is in lower case.
     fn is(&self, line: &Line, name: &[u8]) -> bool {
         (line.name.1 - line.name.0) as usize == name.len() && self.name(line) == name
     }
 
-    /// Every field of this name, in lower case, with its place.
+    /// Returns every field with this name, which is in lower case, and its position.
     fn named<'a, 'n>(
         &'a self,
         name: &'n [u8],
@@ -144,7 +144,7 @@ impl Lines {
             .filter(move |(_, line)| self.is(line, name))
     }
 
-    /// Every field, its name in lower case.
+    /// Returns every field with its name in lower case.
     pub(super) fn each<'a>(
         &'a self,
         bytes: &'a [u8],
@@ -154,7 +154,7 @@ impl Lines {
             .map(move |line| (self.name(line), of(bytes, line.value)))
     }
 
-    /// Every value of a name in lower case.
+    /// Returns every value of a name, which is in lower case.
     pub(super) fn values<'a, 'n>(
         &'a self,
         bytes: &'a [u8],
@@ -165,7 +165,7 @@ impl Lines {
     }
 }
 
-/// A head in the making.
+/// A head that is being built.
 pub(super) struct Splice<'a> {
     bytes: &'a [u8],
     lines: &'a Lines,
@@ -174,7 +174,7 @@ pub(super) struct Splice<'a> {
 }
 
 impl<'a> Splice<'a> {
-    /// Of these fields. `added` is where lines are collected that are added.
+    /// Creates a head from these fields. `added` collects the added lines.
     pub(super) fn new(bytes: &'a [u8], lines: &'a Lines, added: &'a mut Vec<u8>) -> Self {
         added.clear();
         Self {
@@ -189,7 +189,7 @@ impl<'a> Splice<'a> {
         self.dropped[at / 64] & 1 << (at % 64) != 0
     }
 
-    /// Drops every field of this name.
+    /// Removes every field with this name.
     pub(super) fn drop_named(&mut self, name: &[u8]) {
         for (at, _) in self.lines.named(name) {
             self.dropped[at / 64] |= 1 << (at % 64);
@@ -204,7 +204,7 @@ impl<'a> Splice<'a> {
         self.added.extend_from_slice(b"\r\n");
     }
 
-    /// Writes all lines and the empty one; the first line of the head is there already.
+    /// Writes all lines and the empty line. The first line of the head must already be there.
     pub(super) fn write(&self, out: &mut Vec<u8>) {
         let mut run: Span = (0, 0);
         for (_, line) in self
@@ -235,8 +235,8 @@ impl<'a> Splice<'a> {
     }
 }
 
-/// Writes a value; where it goes on in another line, one space stands for the line end and what is
-/// white around it.
+/// Writes a value. If it continues on another line, one space replaces the line end and the white
+/// space around it.
 fn unfold(value: &[u8], out: &mut Vec<u8>) {
     let mut parts = value
         .split(|byte| matches!(byte, b'\r' | b'\n'))
@@ -307,14 +307,14 @@ mod tests {
     }
 
     #[test]
-    fn lines_stay_as_they_came() {
+    fn canonical_lines_are_copied_unchanged() {
         let fields = "Host: h\r\nX-Odd_Name: a b  c\r\ncookie: a=1; b=2\r\n";
         assert_eq!(spliced(fields, |_| ()), format!("{fields}\r\n"));
         assert_eq!(spliced("", |_| ()), "\r\n");
     }
 
     #[test]
-    fn what_can_be_read_in_two_ways_is_written_in_one() {
+    fn ambiguous_lines_are_rewritten_in_canonical_form() {
         for (odd, one) in [
             ("a:1\r\n", "a: 1\r\n"),
             ("a:   1  \r\n", "a: 1\r\n"),
@@ -329,7 +329,7 @@ mod tests {
     }
 
     #[test]
-    fn edits_hold_in_whatever_case_a_name_came() {
+    fn edits_match_names_in_any_case() {
         static A: HeaderName = HeaderName::from_static("a");
         static B: HeaderName = HeaderName::from_static("b");
         let fields = "A: 1\r\nB: 2\r\na: 3\r\nC: 4\r\n";

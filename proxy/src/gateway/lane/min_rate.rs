@@ -1,23 +1,24 @@
-//! The least pace at which a request body has to come: a client that sends a byte now and then must
-//! not hold a backend's connection for hours.
+//! The minimum rate of a request body. A client that sends a byte now and then must not occupy a
+//! backend's connection for hours.
 
 use std::time::Duration;
 
 use cutover_core::Mono;
 
-/// Bytes in [`SPAN`]: 100 a second.
+/// The minimum number of bytes in [`SPAN`]: 100 bytes per second.
 const LEAST: u64 = 1_000;
 const SPAN: Duration = Duration::from_secs(10);
 
-/// The pace of one body.
+/// The rate of one body.
 #[derive(Debug, Default)]
 pub struct Pace {
-    /// When the present span began, and how many bytes had come then.
+    /// The start of the current span, and the number of bytes received by then.
     began: Option<(Mono, u64)>,
 }
 
 impl Pace {
-    /// Whether the body has come fast enough so far. `bytes` is all that has come.
+    /// Returns whether the body has been fast enough so far. `bytes` is the total number of bytes
+    /// received.
     pub fn is_kept(&mut self, bytes: u64, now: Mono) -> bool {
         let (at, before) = *self.began.get_or_insert((now, 0));
         if now.since(at) < SPAN {
@@ -45,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hundred_bytes_a_second_are_enough_and_less_is_not() {
+    fn a_hundred_bytes_per_second_are_enough_and_fewer_are_not() {
         assert_eq!(bytes_until_cut(100, Duration::from_secs(1)), None);
         assert_eq!(
             bytes_until_cut(1_500, Duration::from_secs(15)),

@@ -1,24 +1,24 @@
-//! The fast lane: plain HTTP/1.1, moved as the bytes that came.
+//! The fast lane: plain HTTP/1.1, forwarded as the bytes that were received.
 //!
 //! ```text
-//! serve: wait for a head (no buffer while nothing comes) -> with_head: parse, look, decide            one pass over the bytes of the thread's buffer
+//! serve: wait for a head (no buffer while idle) -> with_head: parse, check, decide            one pass over the bytes of the thread's buffer
 //!          |- not plain, or not to be answered at once: Declined, with every byte that was read -> the proxy engine, for one request
 //!          '- Transaction: a server -> a kept or new connection -> head and body up -> the answer's head -> its body down
 //! ```
 //!
-//! Decisions, evidence, failover, headers of ours and log lines are the [`Router`]'s, as for the
-//! other engine; deadlines are the [`Deadlines`](crate::gateway::listener::deadlines)'s. Here is only what moves bytes:
-//! which requests are plain (`request`), where a body ends (`framing`), heads made of the lines
-//! that came (`lines`, `response`), bodies with one buffer each way (`relay`), and the order of it
-//! all (`transaction`).
+//! Decisions, evidence, failover, our own headers and log lines belong to the [`Router`], as for
+//! the other engine. Deadlines belong to [`Deadlines`](crate::gateway::listener::deadlines). This
+//! module only moves bytes. It contains which requests are plain (`request`), where a body ends
+//! (`framing`), heads built from the received lines (`lines`, `response`), bodies with one buffer
+//! each way (`relay`), and the order of all this (`transaction`).
 //!
-//! No allocation, no timer, no task and no channel for a request: buffers are lent by the thread
-//! and returned whenever something has to be waited for.
+//! A request needs no allocation, no timer, no task and no channel. Buffers are lent by the thread
+//! and returned whenever the lane has to wait.
 //!
-//! Deliberately absent: chunked requests, upgrades, `Expect`, whatever lasts, TLS and HTTP/2 to
-//! backends, HTTP/1.0, requests that maintenance holds. The proxy engine has all of these.
+//! Deliberately absent: chunked requests, upgrades, `Expect`, long-lived exchanges, TLS and HTTP/2
+//! to backends, HTTP/1.0, requests that maintenance holds. The proxy engine has all of these.
 //!
-//! Beside what it gives up, it costs about half of the proxy engine's CPU for a request:
+//! Besides requiring fewer features, it costs about half of the proxy engine's CPU per request:
 //! `docs/PERFORMANCE.md`.
 
 pub(in crate::gateway) mod body_decoder;
@@ -55,19 +55,19 @@ use crate::gateway::router::{Exchange, Router, Step};
 use crate::shared::connections::{Connections, Declined};
 use crate::shared::drain::DrainSignal;
 
-/// Bytes of the largest head that the lane takes.
+/// The size in bytes of the largest head that the lane takes.
 pub const LARGEST_HEAD: usize = Size::LargeHead.bytes();
 
-/// How long a client may go on sending after its last answer, when it did not say that it would
-/// close.
+/// How long a client may continue to send after its last answer, if it did not announce that it
+/// would close.
 pub(in crate::gateway) const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// What the lane can serve a client on.
+/// A stream on which the lane can serve a client.
 pub trait LaneStream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> LaneStream for T {}
 
-/// The lane. One per process.
+/// The lane. There is one per process.
 #[derive(Debug)]
 pub struct Lane {
     router: Arc<Router>,
@@ -80,20 +80,21 @@ pub struct Lane {
     write: Duration,
 }
 
-/// How the lane is done with a connection.
+/// The way in which the lane finished with a connection.
 #[derive(Debug)]
 pub enum Exit {
-    /// It is over.
+    /// The connection is finished.
     Closed,
-    /// The next request is not the lane's. Here is every byte that was read of it.
+    /// The next request is not for the lane. The buffer holds every byte that was read of it.
     Declined(Buffer),
 }
 
-/// What is known of a request that the lane takes: where it goes, or what we answer.
+/// The decision about a request that the lane takes: its destination, or our own answer.
 type Decided = (Exchange, RequestFacts, Request, Option<Reply>);
 
 impl Lane {
-    /// A lane to this router. From `closing` on clients are told to come on another connection.
+    /// Creates a lane to this router. Once `closing` is set, clients are told to use another
+    /// connection.
     pub fn new(
         router: Arc<Router>,
         drains: DrainSignal,
@@ -114,13 +115,13 @@ impl Lane {
     }
 
     fn is_closing(&self) -> bool {
-        // It turns true once. To look at the value would take a lock.
+        // It turns true once. Reading the value would take a lock.
         self.closing.has_changed().unwrap_or(true)
     }
 
-    /// Serves a client as far as its requests are plain. What the deadlines has been told last holds
-    /// for the first byte of the first request, and if `is_first` for its whole head.
-    /// `ahead` is what the client has said before its turn.
+    /// Serves a client as long as its requests are plain. The deadline that was set last applies to
+    /// the first byte of the first request, and to its whole head if `is_first`. `ahead` holds the
+    /// bytes that the client sent before the lane took over.
     pub async fn serve<S: LaneStream>(
         &self,
         client: &mut S,
@@ -183,7 +184,7 @@ impl Lane {
             match after {
                 After::Keep => watched.within(self.keepalive),
                 After::Close => {
-                    // Below TLS there is nothing to say that the end of the connection does not.
+                    // Below TLS, no message is needed beyond the end of the connection.
                     if watched.conn().tls {
                         end(client, watched, CLOSE_TIMEOUT).await;
                     }
@@ -198,7 +199,7 @@ impl Lane {
         }
     }
 
-    /// Parses and decides, in one go.
+    /// Parses a request and decides about it in one step.
     fn look(&self, bytes: &[u8], watched: &Deadline) -> Parsed<Decided> {
         let request = match request::parse(bytes) {
             Parsed::Whole(request) => request,
@@ -226,12 +227,12 @@ impl Lane {
     }
 }
 
-/// Waits for the first bytes of a request. `None` when there will be none, or the wait was ended.
+/// Waits for the first bytes of a request. `None` when no request follows, or the wait was ended.
 pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Deadline) -> Option<Buffer> {
     poll_fn(|cx| {
         let mut buffer = Buffer::new(Size::Head);
         match buffer.poll_fill(client, usize::MAX, cx) {
-            // A request that is there is never dropped.
+            // A request that has arrived is never dropped.
             Poll::Ready(Ok(read)) if read > 0 => Poll::Ready(Some(buffer)),
             Poll::Ready(_) => Poll::Ready(None),
             Poll::Pending if watched.alarm().is_some() || watched.is_dismissed() => {
@@ -243,7 +244,7 @@ pub async fn begins<S: AsyncRead + Unpin>(client: &mut S, watched: &Deadline) ->
     .await
 }
 
-/// Waits for more bytes of a head. Says whether some came.
+/// Waits for more bytes of a head. Returns whether some were received.
 pub async fn fills<S: AsyncRead + Unpin>(
     client: &mut S,
     buffer: &mut Buffer,
@@ -257,7 +258,7 @@ pub async fn fills<S: AsyncRead + Unpin>(
     .await
 }
 
-/// Ends our side, within this time.
+/// Ends our side of the connection within this time.
 async fn end<S: LaneStream>(client: &mut S, watched: &Deadline, most: Duration) {
     watched.within(most);
     let _ = poll_fn(|cx| match Pin::new(&mut *client).poll_shutdown(cx) {
@@ -267,8 +268,8 @@ async fn end<S: LaneStream>(client: &mut S, watched: &Deadline, most: Duration) 
     .await;
 }
 
-/// Ends our side, and reads what the client still sends for a while: a connection that is closed
-/// with bytes unread is reset, and the client may lose its answer.
+/// Ends our side, and for a while reads what the client still sends. A connection that is closed
+/// with unread bytes is reset, and the client may lose its answer.
 pub async fn linger<S: LaneStream>(client: &mut S, watched: &Deadline, most: Duration) {
     end(client, watched, most).await;
     let _ = poll_fn(|cx| {

@@ -1,4 +1,4 @@
-//! Resting connections to a server before its first user.
+//! Opens idle connections to a server before its first user.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::gateway::lane::request::Parsed;
 use crate::gateway::lane::response::{Answer, parse};
 use crate::upstream::{Connect, Server};
 
-/// Asks a server for this path on a connection of its own, and lays that down where requests will
-/// look for one, if its answer allows it. What the answer says is nobody's.
+/// Sends a request for this path to a server on a new connection. Puts that connection where
+/// requests look for one, if the answer allows it. The content of the answer is ignored.
 pub async fn warm(server: &Server, path: &str, connect_timeout: Duration) {
     let Ok(Ok(mut stream)) =
         tokio::time::timeout(connect_timeout, TcpStream::connect(server.address())).await
@@ -32,7 +32,7 @@ pub async fn warm(server: &Server, path: &str, connect_timeout: Duration) {
     }
 }
 
-/// Reads an answer, and says whether the connection can be used again.
+/// Reads an answer, and returns whether the connection can be used again.
 async fn reads_to_the_end(stream: &mut TcpStream) -> bool {
     let mut buffer = Buffer::new(Size::LargeHead);
     let response_head = loop {

@@ -1,8 +1,8 @@
-//! Buffers that belong to a thread and are lent to whoever has bytes at hand: a connection that
-//! waits has none.
+//! Buffers that belong to a thread and are lent to connections that have bytes to process. An idle
+//! connection has none.
 //!
-//! They come in a few sizes, are filled with zeros once in their life, and go back where they are
-//! dropped. A thread keeps a few of each; what is over goes back to the allocator.
+//! They have a few fixed sizes, are filled with zeros once in their life, and are returned when
+//! they are dropped. A thread keeps a few of each size, and the others go back to the allocator.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,21 +11,21 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, ReadBuf};
 
-/// What a buffer is for.
+/// The purpose of a buffer, which determines its size.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Size {
     /// Nearly every head, with a small body.
     Head,
     /// The largest head.
     LargeHead,
-    /// Bodies on their way.
+    /// Bodies that are being relayed.
     Body,
-    /// A head that some backend really sends.
+    /// A head larger than usual, as some backends really send.
     HugeHead,
 }
 
 impl Size {
-    /// How many bytes it has.
+    /// Returns the size in bytes.
     pub const fn bytes(self) -> usize {
         match self {
             Self::Head => 4 << 10,
@@ -35,7 +35,7 @@ impl Size {
         }
     }
 
-    /// How many a thread keeps.
+    /// Returns the number of buffers of this size that a thread keeps.
     const fn kept(self) -> usize {
         match self {
             Self::Head => 256,
@@ -50,7 +50,7 @@ thread_local! {
     static FREE: RefCell<[Vec<Box<[u8]>>; 4]> = const { RefCell::new([const { Vec::new() }; 4]) };
 }
 
-/// Bytes that have been read and are not used up yet.
+/// A buffer with bytes that were read and are not consumed yet.
 #[derive(Debug)]
 pub struct Buffer {
     bytes: Box<[u8]>,
@@ -60,7 +60,7 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// One of the thread's, empty.
+    /// Returns one of the thread's buffers, empty.
     pub fn new(size: Size) -> Self {
         let bytes = FREE
             .with_borrow_mut(|free| free[size as usize].pop())
@@ -73,8 +73,8 @@ impl Buffer {
         }
     }
 
-    /// Creates a buffer that holds these bytes, of the smallest size that has room for them;
-    /// nothing where none has.
+    /// Creates a buffer that holds these bytes, of the smallest size with room for them. `None` if
+    /// no size has room.
     pub fn of(bytes: &[u8]) -> Option<Self> {
         let size = [Size::Head, Size::LargeHead, Size::Body, Size::HugeHead]
             .into_iter()
@@ -83,32 +83,32 @@ impl Buffer {
         buffer.extend(bytes).then_some(buffer)
     }
 
-    /// What is in it.
+    /// Returns the bytes in the buffer.
     pub fn filled(&self) -> &[u8] {
         &self.bytes[self.start..self.end]
     }
 
-    /// The same, to be changed in place.
+    /// Returns the bytes in the buffer, to be changed in place.
     pub fn filled_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.end]
     }
 
-    /// How many bytes are in it.
+    /// Returns the number of bytes in the buffer.
     pub fn len(&self) -> usize {
         self.end - self.start
     }
 
-    /// Whether nothing is in it.
+    /// Returns whether the buffer is empty.
     pub fn is_empty(&self) -> bool {
         self.start == self.end
     }
 
-    /// Whether nothing more can be read into it.
+    /// Returns whether nothing more can be read into the buffer.
     pub fn is_full(&self) -> bool {
         self.end == self.bytes.len()
     }
 
-    /// Forgets the first bytes.
+    /// Discards the first bytes.
     pub fn consume(&mut self, bytes: usize) {
         self.start = (self.start + bytes).min(self.end);
         if self.start == self.end {
@@ -116,19 +116,19 @@ impl Buffer {
         }
     }
 
-    /// Forgets all but the first bytes.
+    /// Discards all but the first bytes.
     pub fn truncate(&mut self, bytes: usize) {
         self.end = self.end.min(self.start + bytes);
     }
 
-    /// Leaves room in front, for what may have to stand before the bytes. Only while it is empty.
+    /// Leaves room at the front for bytes that may be prepended. Only allowed while the buffer is
+    /// empty.
     pub fn begin_at(&mut self, room: usize) {
         debug_assert!(self.is_empty(), "room is left before anything is read");
         (self.start, self.end) = (room, room);
     }
 
-    /// Puts bytes before the others. There has to be room for them in front:
-    /// [`begin_at`](Self::begin_at).
+    /// Inserts bytes before the others. [`begin_at`](Self::begin_at) must have left room for them.
     pub fn prepend(&mut self, bytes: &[u8]) {
         debug_assert!(bytes.len() <= self.start, "no room was left in front");
         let start = self.start.saturating_sub(bytes.len());
@@ -136,7 +136,7 @@ impl Buffer {
         self.start = start;
     }
 
-    /// Takes these bytes in, too, and says whether there was room for all.
+    /// Appends these bytes, and returns whether there was room for all of them.
     #[must_use]
     pub fn extend(&mut self, bytes: &[u8]) -> bool {
         let Some(room) = self.bytes.get_mut(self.end..self.end + bytes.len()) else {
@@ -147,8 +147,8 @@ impl Buffer {
         true
     }
 
-    /// Makes room behind the bytes in whatever way there is, up to a mebibyte, and says whether
-    /// there is some now.
+    /// Makes room after the bytes, if necessary with a larger buffer of up to one mebibyte. Returns
+    /// whether there is room now.
     #[must_use]
     pub fn make_room(&mut self) -> bool {
         if self.start > 0 {
@@ -175,7 +175,7 @@ impl Buffer {
         }
     }
 
-    /// The same bytes in a buffer of another size that has room for them.
+    /// Moves the bytes to a buffer of another size, which must have room for them.
     #[must_use]
     pub fn moved_to(self, size: Size) -> Self {
         let mut larger = Self::new(size);
@@ -184,7 +184,8 @@ impl Buffer {
         larger
     }
 
-    /// Reads once, `most` bytes at most, and says how many came; none are the end, or no room.
+    /// Reads once, at most `most` bytes, and returns how many were received. Zero means the end of
+    /// the stream, or no room.
     pub fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         from: &mut R,
@@ -203,7 +204,7 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        // While a thread ends there is nobody to give it back to.
+        // While a thread ends, there is no pool to return the buffer to.
         let _ = FREE.try_with(|free| {
             let free = &mut free.borrow_mut()[self.size as usize];
             if free.len() < self.size.kept() {
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_read_is_there_until_it_is_used_up() {
+    fn read_bytes_stay_until_they_are_consumed() {
         let mut buffer = Buffer::new(Size::Head);
         assert_eq!(
             (fill(&mut buffer, b"abcdef", 4), fill(&mut buffer, b"ef", 9)),
@@ -243,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn something_can_be_put_in_front_where_room_was_left() {
+    fn bytes_can_be_prepended_where_room_was_left() {
         let mut buffer = Buffer::new(Size::Head);
         buffer.begin_at(3);
         fill(&mut buffer, b"body", 9);
@@ -253,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_one_takes_no_more() {
+    fn a_full_buffer_takes_no_more_bytes() {
         let mut buffer = Buffer::new(Size::Head);
         assert_eq!(fill(&mut buffer, &[7; 9_000], usize::MAX), 4096);
         assert!(buffer.is_full() && !buffer.extend(b"x"));
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_buffer_comes_back_to_its_thread_empty() {
+    fn a_buffer_returns_to_its_thread_empty() {
         let before = FREE.with_borrow(|free| free[Size::Body as usize].len());
         let mut buffer = Buffer::new(Size::Body);
         fill(&mut buffer, b"x", 1);

@@ -1,8 +1,8 @@
-//! Which requests the lane takes, and their heads as the router sees them.
+//! The requests that the lane takes, and their heads as the router sees them.
 //!
-//! The grammar is narrow on purpose: what is not the plainest HTTP/1.1 goes to the proxy engine
-//! with every byte that came, and that engine knows what to make of it. So nothing here is lenient,
-//! and nothing has to be.
+//! The grammar is narrow on purpose. Any request that is not the plainest HTTP/1.1 goes to the
+//! proxy engine with every byte that was received, and that engine can handle it. So nothing here
+//! is lenient, and nothing has to be.
 
 use std::mem::MaybeUninit;
 
@@ -15,49 +15,49 @@ use crate::gateway::message::fields::Fields;
 use crate::gateway::message::head::Head;
 use crate::shared::connections::Declined;
 
-/// Fields that a request of the lane may have.
+/// The largest number of fields in a request that the lane takes.
 const MAX_FIELDS: usize = 64;
 
-/// A request that the lane takes, as far as its first line and the shape of its fields go: where
-/// everything stands in the bytes that came.
+/// A request that the lane takes, judged by its first line and the form of its fields. It holds the
+/// positions of all parts in the received bytes.
 #[derive(Debug)]
 pub(super) struct Request {
     lines: Lines,
     method: &'static Method,
-    /// Bytes of the head, with its empty line.
+    /// The length of the head in bytes, including its empty line.
     pub(super) head: usize,
     target: (usize, usize),
     path_end: usize,
 }
 
-/// The same with the bytes.
+/// A request together with the bytes that it was read from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestHead<'a> {
     request: &'a Request,
     bytes: &'a [u8],
 }
 
-/// What became of some bytes.
+/// The result of parsing some bytes.
 #[derive(Debug)]
 pub(super) enum Parsed<T> {
-    /// A head.
+    /// A complete head.
     Whole(T),
-    /// The beginning of one.
+    /// The beginning of a head.
     Partial,
-    /// Not what the lane takes.
+    /// A request that the lane does not take.
     Declined(Declined),
 }
 
-/// What the transaction has to know of a request beside its head.
+/// What the transaction has to know about a request besides its head.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RequestFacts {
-    /// Bytes of the body.
+    /// The length of the body in bytes.
     pub(super) body: u64,
-    /// Whether the client would have the connection kept.
+    /// Whether the client wants the connection kept open.
     pub(super) keeps: bool,
 }
 
-/// Reads the head that these bytes begin with.
+/// Parses the head at the start of these bytes.
 pub(super) fn parse(bytes: &[u8]) -> Parsed<Request> {
     if !bytes.first().is_some_and(u8::is_ascii_uppercase) {
         return Parsed::Declined(Declined::Head);
@@ -90,7 +90,7 @@ pub(super) fn parse(bytes: &[u8]) -> Parsed<Request> {
 }
 
 impl Request {
-    /// With the bytes that it was read from.
+    /// Combines the request with the bytes that it was read from.
     pub(super) fn of<'a>(&'a self, bytes: &'a [u8]) -> RequestHead<'a> {
         RequestHead {
             request: self,
@@ -112,7 +112,7 @@ fn known(method: &str) -> Option<&'static Method> {
     })
 }
 
-/// Bytes of a target that every program on the way reads alike.
+/// The bytes that every program on the way reads alike in a target.
 const IN_TARGET: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = b'!';
@@ -134,7 +134,7 @@ fn is_plain(target: &[u8]) -> bool {
 }
 
 impl<'a> RequestHead<'a> {
-    /// What the transaction has to know, or why it is not the lane's.
+    /// Returns what the transaction has to know, or why the lane does not take the request.
     pub(super) fn facts(self, fields: &Fields<'_>) -> Result<RequestFacts, Declined> {
         if fields.hosts != 1 || fields.host.is_none_or(|host| host.contains(&b'@')) {
             return Err(Declined::Host);
@@ -173,14 +173,14 @@ impl<'a> RequestHead<'a> {
     }
 
     fn text(self, from: usize, to: usize) -> &'a str {
-        // Every byte of a target was looked at: it is ASCII.
+        // Every byte of a target was checked: it is ASCII.
         self.bytes
             .get(from..to)
             .and_then(|text| std::str::from_utf8(text).ok())
             .unwrap_or("/")
     }
 
-    /// The path as it was sent.
+    /// Returns the path as it was sent.
     pub(super) fn path_sent(self) -> &'a str {
         self.text(self.request.target.0, self.request.path_end)
     }
@@ -252,7 +252,7 @@ impl Head for RequestHead<'_> {
 mod tests {
     use super::*;
 
-    /// Why it is declined; nothing where it is taken.
+    /// Returns why a request is declined. `None` if it is taken.
     fn declined(request: &str) -> Option<Declined> {
         match parse(request.as_bytes()) {
             Parsed::Whole(read) => {
@@ -269,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn the_plainest_requests_are_taken() {
+    fn plain_requests_are_taken() {
         for method in ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"] {
             assert_eq!(
                 declined(&format!(
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_else_is_declined() {
+    fn all_other_requests_are_declined() {
         for (why, request) in [
             (
                 Declined::Head,
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn a_head_is_read_as_it_stands() {
+    fn a_head_is_parsed_into_its_parts() {
         let bytes =
             b"GET /a%20b?c=d&e HTTP/1.1\r\nHost: h\r\nX-User-Id: u\r\nx-user-id: v\r\n\r\nnext";
         let Parsed::Whole(read) = parse(bytes) else {

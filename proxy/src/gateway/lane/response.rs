@@ -1,9 +1,9 @@
-//! The head of an answer: how its body is framed, whether the connection can be kept, and what of
-//! it goes on.
+//! The head of an answer: the framing of its body, whether the connection can be kept, and which
+//! fields are passed on.
 //!
-//! Backends are sloppier than clients may be, and nobody can be handed an answer unread: so this is
-//! as lenient as the proxy engine (a fold, a space before a colon, bare line feeds, equal lengths
-//! twice), and writes in one form whatever could be read in two.
+//! Backends are less strict than clients may be, and no client can get an answer that was not
+//! parsed. So this parser is as lenient as the proxy engine (a fold, a space before a colon, bare
+//! line feeds, the same length twice). It writes in one form whatever could be read in two ways.
 
 use std::mem::MaybeUninit;
 
@@ -17,36 +17,36 @@ use crate::gateway::lane::request::Parsed;
 use crate::gateway::lane::write_buffer::Scratch;
 use crate::gateway::router::{Exchange, Router};
 
-/// What an answer says.
+/// The facts about an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Answered {
-    /// Bytes of the head.
+    /// The length of the head in bytes.
     pub(super) head: usize,
     pub(super) status: u16,
     pub(super) body: Body,
-    /// Whether the backend would keep the connection, and whether it is to be trusted with another
-    /// request.
+    /// Whether the backend would keep the connection, and whether the connection can be trusted
+    /// with another request.
     pub(super) keeps: bool,
     framing: Framing,
-    /// Whether fields stand there that are for us only.
+    /// Whether the head has hop-by-hop fields.
     has_hops: bool,
     has_date: bool,
 }
 
-/// What becomes of the fields that frame the body.
+/// The treatment of the fields that frame the body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Framing {
-    /// They stay.
+    /// The fields are kept.
     Stays,
-    /// Several say this length, and one goes on.
+    /// Several fields give this length, and one of them is passed on.
     Agreed(u64),
-    /// A coding overrides the length.
+    /// A transfer coding overrides the length.
     OverridesLength,
-    /// None may stand here.
+    /// The fields are not allowed here.
     Forbidden,
 }
 
-/// The head of an answer: where everything stands in the bytes that came.
+/// The head of an answer, as the positions of all parts in the received bytes.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub(super) response_head: Answered,
@@ -54,8 +54,8 @@ pub(super) struct Answer {
     reason: (usize, usize),
 }
 
-/// Reads the head that these bytes begin with, of an answer to HEAD if `to_head`. `None` when it is
-/// none.
+/// Parses the head at the start of these bytes. `to_head` says whether it answers a HEAD request.
+/// `None` when the head is malformed.
 pub(super) fn parse(bytes: &[u8], to_head: bool) -> Option<Parsed<Answer>> {
     let mut headers = [const { MaybeUninit::uninit() }; MAX_LINES];
     let mut response = httparse::Response::new(&mut []);
@@ -94,7 +94,7 @@ pub(super) fn parse(bytes: &[u8], to_head: bool) -> Option<Parsed<Answer>> {
     }))
 }
 
-/// Lengths in a list, if they agree.
+/// Returns the length in a list of lengths, if they agree.
 fn length(value: &[u8]) -> Option<u64> {
     let number = |digits: &[u8]| {
         let digits = digits.trim_ascii();
@@ -125,7 +125,7 @@ fn answered(
     to_head: bool,
 ) -> Option<Answered> {
     let (mut keeps, mut closes, mut has_hops, mut has_date) = (is_current, false, false, false);
-    // What the lengths say, if they agree, and how many there are.
+    // The common value of the lengths, if they agree, and the number of lengths.
     let (mut said, mut lengths, mut codings, mut is_chunked) = (None, 0u8, 0u8, false);
     for (name, value) in lines.each(bytes) {
         match name {
@@ -174,8 +174,8 @@ fn answered(
         (0, 2..) => said.map_or(Framing::Stays, Framing::Agreed),
         _ => Framing::Stays,
     };
-    // Whoever announces a body where none may be may send it, too; whoever frames in two ways may
-    // mean the other one.
+    // A backend that announces a body where none is allowed may also send one. A backend that
+    // frames a body in two ways may mean the other one.
     let is_suspect = match framing {
         Framing::Forbidden => codings > 0 || (lengths > 0 && said != Some(0)),
         Framing::OverridesLength => true,
@@ -194,17 +194,17 @@ fn answered(
     })
 }
 
-/// How an answer is to be framed for the client.
+/// The framing of an answer for the client.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sending {
-    /// Whether its connection is kept.
+    /// Whether the client's connection is kept.
     pub(super) keeps: bool,
-    /// Whether chunks are made of a body that had none.
+    /// Whether the body is chunked for the client although the backend did not chunk it.
     pub(super) in_chunks: bool,
 }
 
 impl Answer {
-    /// Writes a final answer, read from these bytes, as the client is to get it.
+    /// Writes a final answer, parsed from these bytes, in the form that the client receives.
     pub(super) fn write(
         &self,
         bytes: &[u8],
@@ -227,18 +227,18 @@ impl Answer {
         });
     }
 
-    /// The first value of a field, its name in lower case.
+    /// Returns the first value of a field. The name must be in lower case.
     pub(super) fn value<'a>(&'a self, bytes: &'a [u8], name: &str) -> Option<&'a [u8]> {
         self.lines.values(bytes, name).next()
     }
 
-    /// Whether its parts may be far apart, as those of an event stream are.
+    /// Returns whether the parts of the answer may be far apart, as in an event stream.
     pub(super) fn is_stream(&self, bytes: &[u8]) -> bool {
         !matches!(self.response_head.body, Body::Length(_))
             && is_stream(self.lines.values(bytes, "content-type").next(), false)
     }
 
-    /// Writes an interim answer without the header that is for the proxy alone.
+    /// Writes an interim answer without the headers that are meant for the proxy alone.
     pub(super) fn write_interim(
         &self,
         bytes: &[u8],
@@ -286,8 +286,8 @@ impl Answer {
         splice.write(out);
     }
 
-    /// Drops fields for the next hop only, and what `Connection` says is for it, too, but for what
-    /// frames the message.
+    /// Removes the hop-by-hop fields, including those that `Connection` names. Fields that frame
+    /// the message are kept.
     fn drop_hops(&self, bytes: &[u8], splice: &mut Splice<'_>) {
         [
             &b"connection"[..],
@@ -341,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_framed_as_the_head_says() {
+    fn the_head_determines_the_framing_of_the_body() {
         for (fields, status, to_head, body, keeps) in [
             ("content-length: 5\r\n", 200, false, Body::Length(5), true),
             (
@@ -376,7 +376,7 @@ mod tests {
                 Body::Length(5),
                 true,
             ),
-            // Kept for nobody else: a body may follow, or another length be meant.
+            // The connection is not used again: a body may follow, or another length may be meant.
             ("content-length: 5\r\n", 204, false, Body::Length(0), false),
             ("content-length: 0\r\n", 204, false, Body::Length(0), true),
             (
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn an_old_backend_keeps_its_connection_only_where_it_says_so() {
+    fn an_old_backend_keeps_its_connection_only_if_it_says_so() {
         for (fields, keeps) in [
             ("", false),
             ("connection: keep-alive\r\n", true),
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_us_only_does_not_go_on() {
+    fn hop_by_hop_fields_are_not_passed_on() {
         let hops = "Connection: x-hop, content-length, close\r\nX-Hop: 1\r\nKeep-Alive: \
                     timeout=5\r\nUpgrade: h2c\r\nTrailer: x\r\n";
         assert_eq!(
@@ -454,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn framing_goes_on_in_one_form() {
+    fn ambiguous_framing_is_passed_on_in_one_form() {
         assert_eq!(
             written("HTTP/1.1 200 OK\r\ncontent-length: 2, 2\r\na: 1\r\n\r\n"),
             "HTTP/1.1 200 OK\r\na: 1\r\nContent-Length: 2\r\n\r\n"
@@ -470,7 +470,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_answer_is_none() {
+    fn a_malformed_answer_is_rejected() {
         for bad in [
             "SSH-2.0-OpenSSH_9.2\r\n\r\n",
             "HTTP/1.2 200 OK\r\n\r\n",

@@ -1,23 +1,24 @@
-//! Bytes in the making, in memory that the thread keeps: heads on their way out.
+//! Bytes that are being assembled, in memory that the thread keeps. They are used for outgoing
+//! heads.
 
 use std::cell::RefCell;
 use std::ops::{Deref, DerefMut};
 
-/// How many a thread keeps.
+/// The number of buffers that a thread keeps.
 const KEPT: usize = 64;
-/// Larger ones go back to the allocator.
+/// The size in bytes above which a buffer goes back to the allocator.
 const LARGEST: usize = 32 << 10;
 
 thread_local! {
     static FREE: RefCell<Vec<Vec<u8>>> = const { RefCell::new(Vec::new()) };
 }
 
-/// An empty vector at first, with room that was used before.
+/// A vector that is empty at first and reuses memory.
 #[derive(Debug)]
 pub struct Scratch(Vec<u8>);
 
 impl Scratch {
-    /// One of the thread's.
+    /// Returns one of the thread's buffers.
     pub fn new() -> Self {
         Self(FREE.with_borrow_mut(Vec::pop).unwrap_or_default())
     }
@@ -50,7 +51,7 @@ impl Drop for Scratch {
             return;
         }
         bytes.clear();
-        // While a thread ends there is nobody to give it back to.
+        // While a thread ends, there is no pool to return the buffer to.
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
             if free.len() < KEPT {
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn room_is_used_again_and_bytes_are_not() {
+    fn memory_is_reused_but_its_old_bytes_are_not() {
         let mut scratch = Scratch::new();
         scratch.extend_from_slice(&[1; 5_000]);
         drop(scratch);

@@ -1,8 +1,8 @@
-//! Accepts clients: a task for each listening socket, which begins one for each connection.
+//! Accepts clients. Each listening socket has one task, which starts a task for each connection.
 //!
-//! Pingora's listener does the same in a task that has room for its own handshakes, of nearly nine
-//! KiB, which is copied several times before the first byte is read: more than half of what a new
-//! connection cost in user space.
+//! Pingora's listener does the same, but its task has room for pingora's own handshakes. That task
+//! is nearly nine KiB large and is copied several times before the first byte is read. This was
+//! more than half of the user-space cost of a new connection.
 
 use std::io;
 use std::net::TcpListener as Socket;
@@ -17,28 +17,29 @@ use crate::clock;
 use crate::gateway::listener::Listener;
 use crate::upstream::fd_exhaustion::LogLimit;
 
-/// How many clients may wait to be accepted. The system has a limit of its own
-/// (`net.core.somaxconn`), which is meant to be the one that counts.
+/// The number of clients that may wait to be accepted. The system has a limit of its own
+/// (`net.core.somaxconn`), which is meant to be the effective one.
 const QUEUE: i32 = 65_535;
-/// How long nobody is accepted after the system refused: it is out of files or memory, and what
-/// ends meanwhile gives some back.
+/// How long no client is accepted after the system refused. It is out of file descriptors or
+/// memory, and connections that end meanwhile release some.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// A socket that listens, for clients of a listener.
+/// A listening socket that accepts clients for a listener.
 #[derive(Debug)]
 pub struct AcceptLoop {
     listener: TcpListener,
 }
 
 impl AcceptLoop {
-    /// Of this socket, which listens already. In the runtime that is to serve its clients.
+    /// Creates an accept loop for this socket, which is already listening. It must be called in the
+    /// runtime that is to serve the clients.
     ///
     /// # Errors
     /// When the system refuses.
     pub fn new(socket: Socket) -> io::Result<Self> {
         socket.set_nonblocking(true)?;
-        // Listened to once more: whoever bound it may have asked for a short queue, as the standard
-        // library does.
+        // This call sets a long queue. The code that bound the socket may have requested a short
+        // one, as the standard library does.
         rustix::net::listen(&socket, QUEUE)?;
         Ok(Self {
             listener: TcpListener::from_std(socket)?,
@@ -48,7 +49,7 @@ impl AcceptLoop {
     /// Accepts until `stop` turns true.
     pub async fn work(self, listener: Arc<Listener>, mut stop: watch::Receiver<bool>) {
         let said = LogLimit::new();
-        // A sender that is gone is the end of the process.
+        // A sender that is gone means that the process ends.
         let mut stopped = pin!(async move { drop(stop.wait_for(|stop| *stop).await) });
         loop {
             let accepted = tokio::select! {
@@ -58,8 +59,8 @@ impl AcceptLoop {
             };
             match accepted {
                 Ok((socket, peer)) => {
-                    // Small answers must not wait for each other. A socket that does not know it is
-                    // as good.
+                    // Small answers must not wait for each other. A socket that does not support
+                    // the option still works.
                     let _ = socket.set_nodelay(true);
                     listener.admit(socket, peer.ip());
                 }
@@ -77,7 +78,7 @@ impl AcceptLoop {
     }
 }
 
-/// Whether the error is of one client that did not wait to be accepted.
+/// Returns whether the error concerns a single client that disconnected before it was accepted.
 fn has_left(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -93,11 +94,11 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn hundreds_of_clients_may_wait_until_they_are_accepted() {
+    async fn hundreds_of_clients_may_wait_to_be_accepted() {
         let acceptor =
             AcceptLoop::new(Socket::bind("127.0.0.1:0").expect("a port")).expect("no error");
         let address = acceptor.listener.local_addr().expect("an address");
-        // Whoever finds the queue full gets no answer, and tries again after a second.
+        // A client that finds the queue full gets no answer, and tries again after a second.
         let waiting = |_| {
             std::net::TcpStream::connect_timeout(&address, Duration::from_millis(900))
                 .expect("a place in the queue")
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_that_has_left_is_no_reason_to_pause() {
+    fn a_client_that_disconnected_early_does_not_pause_accepting() {
         assert!(has_left(&io::Error::from_raw_os_error(
             nix::libc::ECONNABORTED
         )));

@@ -1,9 +1,9 @@
-//! What a client is served on: its socket, bare while the lane has it or nobody, and in pingora's
-//! clothes while pingora has it.
+//! The stream on which a client is served. It is the bare socket while the lane serves it or the
+//! connection is idle, and a pingora stream while pingora serves it.
 //!
-//! Pingora's own stream has a buffer and records that stay for as long as the connection does,
-//! counts time at each read and asks the kernel for an option when it is closed. Here what
-//! pingora needs exists while a request is pingora's, and the socket comes back from it.
+//! Pingora's own stream has a buffer and records that stay as long as the connection, takes the
+//! time at each read, and queries a socket option when it is closed. Here the parts that pingora
+//! needs exist only while pingora serves a request, and pingora gives the socket back afterwards.
 
 use std::io;
 use std::os::fd::AsRawFd;
@@ -25,28 +25,28 @@ use tokio::runtime::Handle;
 use crate::shared::connections::{Lingering, MOST_LINGERING};
 use crate::upstream::pool::{Unread, unread};
 
-/// Bytes that pingora may write before they are sent, so that a head and a short body leave
-/// together: its own default, about a segment.
+/// The number of bytes that pingora may write before they are sent, so that a head and a short body
+/// leave together. This is pingora's own default, about one segment.
 const WRITE_BUFFER: usize = 1_460;
 
-/// How long a client may go on sending after pingora has closed its connection.
+/// How long a client may continue to send after pingora has closed its connection.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// How many of these may be clients of whom nothing is unread: their answers are lost only if they
-/// go on sending.
+/// The number of lingering connections that may have no unread bytes. The answers of such clients
+/// are lost only if the clients continue to send.
 const MOST_SILENT: usize = MOST_LINGERING / 2;
 
-/// What a client is served on.
+/// The stream on which a client is served.
 #[derive(Debug)]
 pub enum Client {
-    /// Its socket.
+    /// The bare socket.
     Bare(TcpStream),
-    /// Something above it, such as TLS.
+    /// A layer above the socket, such as TLS.
     Above(Stream),
 }
 
 impl Client {
-    /// For pingora to serve a request on.
+    /// Converts the client to a stream on which pingora can serve a request.
     pub fn lend(self) -> Stream {
         match self {
             Self::Bare(socket) => Box::new(LentStream::new(socket)),
@@ -54,8 +54,8 @@ impl Client {
         }
     }
 
-    /// As pingora gives it back: bare again, unless something is left in what was lent. `None` if
-    /// it is no client's.
+    /// Converts the stream that pingora gives back. The socket is bare again, unless bytes are left
+    /// in the lent stream. `None` if the stream is not a client's.
     pub fn back(stream: Stream) -> Option<Self> {
         if !stream
             .as_any()
@@ -98,7 +98,7 @@ impl AsyncWrite for Client {
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut *self {
-            // What is written to a socket is on its way.
+            // Bytes written to a socket are already being sent.
             Self::Bare(_) => Poll::Ready(Ok(())),
             Self::Above(stream) => Pin::new(stream).poll_flush(cx),
         }
@@ -112,25 +112,25 @@ impl AsyncWrite for Client {
     }
 }
 
-/// A socket with what pingora asks of a stream.
+/// A socket with the features that pingora needs from a stream.
 #[derive(Debug)]
 pub struct LentStream {
-    /// Until it is given back.
+    /// The socket, until it is given back.
     socket: Option<BufWriter<TcpStream>>,
-    /// What was read to learn what the client speaks, and is to be read again.
+    /// The bytes that were read to detect the client's protocol and have to be read again.
     begun: Vec<u8>,
-    /// Whether something was said to the client.
+    /// Whether anything was sent to the client.
     has_written: bool,
     digest: Arc<SocketDigest>,
 }
 
 impl LentStream {
-    /// Of this socket.
+    /// Creates a stream from this socket.
     pub fn new(socket: TcpStream) -> Self {
         Self::begun(socket, Vec::new())
     }
 
-    /// Of a socket from which these bytes were read already.
+    /// Creates a stream from a socket from which these bytes were already read.
     pub fn begun(socket: TcpStream, begun: Vec<u8>) -> Self {
         let digest = Arc::new(SocketDigest::from_raw_fd(socket.as_raw_fd()));
         Self {
@@ -158,24 +158,25 @@ impl LentStream {
 }
 
 impl Drop for LentStream {
-    /// Pingora closes whatever the client still sends: unread bytes would make a reset of it, which
-    /// may reach the client before the answers that are under way.
+    /// Keeps the socket open for a while. Pingora closes the connection even if the client is still
+    /// sending. Unread bytes would then cause a reset, which may reach the client before the
+    /// answers in flight.
     fn drop(&mut self) {
         let Some(mut socket) = self.socket.take() else {
             return;
         };
-        // Where nothing was said nothing can be lost: handshakes that failed, scanners.
+        // If nothing was sent, nothing can be lost. This covers failed handshakes and scanners.
         if !self.has_written {
             return;
         }
-        // A head that waits for its body leaves with a connection that breaks off: pingora counts
-        // on it. As far as there is room for it.
+        // A head that waits for its body is sent when the connection is aborted, because pingora
+        // relies on that. It is sent as far as there is room.
         let _ = Pin::new(&mut socket).poll_flush(&mut Context::from_waker(Waker::noop()));
         let socket = socket.into_inner();
         let most = match unread(socket.as_raw_fd()) {
             Unread::Bytes => MOST_LINGERING,
             Unread::Nothing => MOST_SILENT,
-            // It has ended its side, or has gone.
+            // The client has ended its side, or has disconnected.
             Unread::End => return,
         };
         if let Ok(runtime) = Handle::try_current()
@@ -186,7 +187,7 @@ impl Drop for LentStream {
     }
 }
 
-/// Ends our side, and throws away what the client still sends, for a while.
+/// Ends our side, and for a while discards what the client still sends.
 async fn linger(mut socket: TcpStream, _place: Lingering) {
     let until_its_end = async {
         if socket.shutdown().await.is_ok() {
@@ -194,7 +195,7 @@ async fn linger(mut socket: TcpStream, _place: Lingering) {
             while socket.read(&mut buffer).await.is_ok_and(|read| read > 0) {}
         }
     };
-    // Whoever sends for longer has had its time.
+    // A client that sends for longer has had its time.
     let _ = tokio::time::timeout(LINGER, until_its_end).await;
 }
 
@@ -249,7 +250,7 @@ impl AsyncWrite for LentStream {
 #[async_trait]
 impl Shutdown for LentStream {
     async fn shutdown(&mut self) {
-        // Whoever has gone already need not be told.
+        // A client that has already disconnected needs no notice.
         let _ = AsyncWriteExt::shutdown(self).await;
     }
 }
@@ -298,7 +299,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_socket_comes_back_from_pingora_unless_something_is_left_in_what_was_lent() {
+    async fn the_socket_returns_from_pingora_unless_bytes_are_left() {
         let (ours, mut theirs) = pair().await;
         let mut lent = Client::Bare(ours).lend();
         assert!(
@@ -321,7 +322,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_written_and_not_sent_leaves_with_a_connection_that_breaks_off() {
+    async fn buffered_bytes_are_sent_when_a_connection_is_aborted() {
         let (ours, mut theirs) = pair().await;
         let mut lent = Client::Bare(ours).lend();
         lent.write_all(b"HTTP/1.1 200 OK\r\n")
@@ -334,7 +335,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_read_to_learn_what_the_client_speaks_is_read_again() {
+    async fn bytes_read_to_detect_the_protocol_are_read_again() {
         let (ours, mut theirs) = pair().await;
         theirs.write_all(b"E / HTTP/1.1").await.expect("no error");
         theirs.shutdown().await.expect("no error");

@@ -1,16 +1,17 @@
-//! Deadlines of connections and of streams of HTTP/2, and orders to them, without a timer for each.
+//! Deadlines of connections and of HTTP/2 streams, and drain signals to them, without a timer for
+//! each.
 //!
-//! A connection writes down until when it is willing to wait: one store a step. One task looks at
-//! all of them eight times within the shortest limit there is, and wakes whoever is late; so a
-//! deadline is never early and at most a quarter late, and a request costs no timer. Time in which
-//! the process stood still, such as a paused machine, does not count: what came meanwhile is read
-//! first. The same task hears for all of them when requests are sent away after a rollback, and
-//! when connections without a request are dismissed as the process ends.
+//! A connection records until when it is willing to wait, which costs one store per step. One task
+//! checks all of them eight times within the shortest limit and wakes the late ones. Therefore a
+//! deadline is never early and at most a quarter late, and a request needs no timer. Time in which
+//! the process stood still, for example on a paused machine, does not count: bytes received
+//! meanwhile are read first. The same task also learns for all connections when requests are
+//! drained after a rollback, and when connections without a request are closed as the process ends.
 //!
-//! Connections to backends that rest are looked at, too, once a second.
+//! Idle connections to backends are also checked, once per second.
 //!
-//! The lock is taken when a connection begins and ends, and for a look; never by a request of
-//! HTTP/1.1. A stream of HTTP/2 counts as a connection here.
+//! The lock is taken when a connection begins or ends, and for each check. An HTTP/1.1 request
+//! never takes it. An HTTP/2 stream counts as a connection here.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -28,24 +29,24 @@ use crate::gateway::message::head::Conn;
 use crate::shared::drain::DrainSignal;
 use crate::shared::published::{Published, Snapshot};
 
-/// Looks within the shortest limit.
+/// The number of checks within the shortest limit.
 const LOOKS: u32 = 8;
-/// Between two looks, whatever the limits are.
+/// The minimum time between two checks, whatever the limits are.
 const LEAST: Duration = Duration::from_millis(5);
 const MOST: Duration = Duration::from_millis(250);
 
-/// Steps of which at most the time between two looks counts. What is longer was a standstill.
+/// The largest number of steps that count between two checks. Any further time was a standstill.
 const STANDSTILL: u32 = 3;
 
-/// How often connections that rest are looked at.
+/// How often idle connections to backends are checked.
 const TIDY: Duration = Duration::from_secs(1);
 
-/// Watches all connections. One per process.
+/// Watches all connections. There is one per process.
 #[derive(Debug)]
 pub struct Deadlines {
-    /// The time of the last look, in microseconds of a clock that stops with the process.
+    /// The time of the last check, in microseconds of a clock that stops with the process.
     now_us: AtomicU64,
-    /// Between two looks.
+    /// The time between two checks, in microseconds.
     step_us: AtomicU64,
     is_dismissed: AtomicBool,
     entries: Mutex<Entries>,
@@ -74,7 +75,7 @@ impl Entries {
 }
 
 impl Deadlines {
-    /// One for this configuration.
+    /// Creates the deadlines for this configuration.
     pub fn new(snapshot: &Snapshot) -> Self {
         let now_us = AtomicU64::new(clock::mono().as_micros());
         Self {
@@ -96,8 +97,8 @@ impl Deadlines {
         let mut changes = published.changes();
         let mut tidied = clock::mono();
         let mut looked = tidied;
-        // One that goes on while others are heard: changes that come all the time must not put off
-        // every look.
+        // This timer keeps running while other events are handled. Frequent changes must not delay
+        // every check.
         let mut next = pin!(sleep(self.step()));
         loop {
             tokio::select! {
@@ -115,7 +116,7 @@ impl Deadlines {
                     let is_meant = orders.means(&conn.stay);
                     if is_meant {
                         conn.send_away();
-                        // It may have ended meanwhile, and the order is not for the next one.
+                        // The request may have ended meanwhile, and the signal is not meant for the next one.
                         if !orders.means(&conn.stay) {
                             conn.heard();
                         }
@@ -126,14 +127,14 @@ impl Deadlines {
                     self.is_dismissed.store(true, Ordering::Release);
                     self.entries().wake(|conn| conn.due_us() != 0);
                 }
-                // The sender lives as long as what we read from it.
+                // The sender lives as long as the value we read from it.
                 _ = changes.changed() => self.step_us.store(micros(step(&published.load())), Ordering::Relaxed),
             }
         }
     }
 
-    /// Looks, so long after the last time. What is longer than some steps was a standstill of the
-    /// process, and nobody is late for it.
+    /// Performs a check at this time after the last one. Time beyond some steps was a standstill of
+    /// the process, and makes no connection late.
     fn go_on(&self, passed: Duration) {
         self.look(
             self.now_us.load(Ordering::Relaxed) + micros(passed.min(self.step() * STANDSTILL)),
@@ -145,12 +146,12 @@ impl Deadlines {
         self.entries().wake(|conn| conn.has_to_look(now_us));
     }
 
-    /// The time of the last look, in microseconds.
+    /// Returns the time of the last check, in microseconds.
     pub(in crate::gateway) fn now_us(&self) -> u64 {
         self.now_us.load(Ordering::Relaxed)
     }
 
-    /// The deadline of what is awaited from now on, for `limit` at most.
+    /// Returns the deadline for something that is awaited from now on, for at most `limit`.
     pub(in crate::gateway) fn due(&self, limit: Duration) -> u64 {
         let now = self.now_us() + self.step_us.load(Ordering::Relaxed);
         now.saturating_add(micros(limit))
@@ -164,12 +165,13 @@ impl Deadlines {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether connections without a request are to end.
+    /// Returns whether connections without a request have to end.
     pub fn is_dismissed(&self) -> bool {
         self.is_dismissed.load(Ordering::Acquire)
     }
 
-    /// Watches a connection, from the task that serves it, until what this returns is dropped.
+    /// Watches a connection until the returned value is dropped. Has to be called from the task
+    /// that serves the connection.
     pub async fn watch(self: Arc<Self>, conn: Arc<Conn>) -> Deadline {
         let waker = poll_fn(|cx| Poll::Ready(cx.waker().clone())).await;
         let entry = Entry {
@@ -197,7 +199,7 @@ impl Deadlines {
     }
 }
 
-/// An eighth of the shortest limit.
+/// Returns an eighth of the shortest limit.
 fn step(snapshot: &Snapshot) -> Duration {
     let settings = &snapshot.common.settings;
     let of_clients = [
@@ -229,27 +231,28 @@ pub struct Deadline {
     at: usize,
 }
 
-/// Why a connection was woken.
+/// The reason why a connection was woken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alarm {
-    /// What it waits for has not come in time.
+    /// The connection did not receive in time what it waits for.
     Overdue,
-    /// Its request is sent away.
+    /// The request of the connection is drained.
     SentAway,
 }
 
 impl Deadline {
-    /// The connection.
+    /// Returns the connection.
     pub fn conn(&self) -> &Arc<Conn> {
         &self.conn
     }
 
-    /// From now on something is awaited, for so long at most.
+    /// Sets the deadline to at most `limit` from now.
     pub fn within(&self, limit: Duration) {
         self.conn.wait_until(self.dog.due(limit));
     }
 
-    /// What has happened to whoever was woken. For each time that it has to go on waiting.
+    /// Returns why the task was woken. It has to be called each time before the task continues to
+    /// wait.
     pub fn alarm(&self) -> Option<Alarm> {
         if self.conn.is_sent_away() {
             return Some(Alarm::SentAway);
@@ -259,12 +262,13 @@ impl Deadline {
             .then_some(Alarm::Overdue)
     }
 
-    /// Whether the backend of its request has let a deadline pass, and nobody has noticed.
+    /// Returns whether the backend of the request has missed a deadline that has not been noticed
+    /// yet.
     pub fn is_answer_late(&self) -> bool {
         self.conn.is_answer_late(self.dog.now_us())
     }
 
-    /// Whether a connection without a request is to end.
+    /// Returns whether a connection without a request has to end.
     pub fn is_dismissed(&self) -> bool {
         self.dog.is_dismissed()
     }
@@ -277,7 +281,7 @@ impl Drop for Deadline {
             entries.free.push(self.at);
             entries.all[self.at].take()
         };
-        // Outside the lock, since it may be the last to know a task.
+        // This drop is outside the lock, because it may drop the last reference to a task.
         drop(gone);
     }
 }
@@ -314,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_late_is_woken_and_nobody_before_its_time() {
+    fn a_late_connection_is_woken_and_no_other_before_its_time() {
         let (dog, bell) = (dog(), Arc::new(Bell::default()));
         let watched = watched(&dog, &bell);
         let began = dog.now_us.load(Ordering::Relaxed);
@@ -333,13 +337,13 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_late_because_the_process_stood_still() {
+    fn a_standstill_of_the_process_makes_no_connection_late() {
         let (dog, bell) = (dog(), Arc::new(Bell::default()));
         let watched = watched(&dog, &bell);
         watched.within(Duration::from_secs(1));
         dog.go_on(Duration::from_secs(3_600));
         assert_eq!((bell.0.load(Ordering::SeqCst), watched.alarm()), (0, None));
-        // The steps that counted, and the others until then.
+        // The steps that counted, and the other steps until then.
         let mut steps = STANDSTILL;
         while watched.alarm().is_none() {
             dog.go_on(dog.step());
@@ -357,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_free_when_its_connection_has_ended() {
+    fn a_slot_is_free_after_its_connection_has_ended() {
         let (dog, bell) = (dog(), Arc::new(Bell::default()));
         let (first, second) = (watched(&dog, &bell), watched(&dog, &bell));
         drop(first);

@@ -1,18 +1,19 @@
-//! One connection: the cap, the facts that hold for all of its requests, the deadline for a whole
-//! request head.
+//! One client connection: the connection limit, the facts that apply to all its requests, and the
+//! deadline for a whole request head.
 //!
-//! Pingora bounds each read of a head, so a client that sends a byte a minute would hold a
-//! connection for hours; between requests it would register a timer for each. Here the deadlines
-//! closes a connection whose first head is not whole within `header_timeout`, that is silent for
-//! `keepalive_timeout` between two requests, or whose later head is not whole within
-//! `header_timeout` of its first byte.
+//! Pingora limits each read of a head, so a client that sends one byte per minute would occupy a
+//! connection for hours. Between requests, pingora would register a timer for each connection. Here
+//! the deadlines task closes a connection in three cases: its first head is not complete within
+//! `header_timeout`, it is silent for `keepalive_timeout` between two requests, or a later head is
+//! not complete within `header_timeout` of its first byte.
 //!
-//! Pingora's future for a request is some 15 KiB, so it is made when the first bytes of a head are
-//! there, which are given to it; a connection between two requests has no buffer and no such
-//! future.
+//! Pingora's future for a request is about 15 KiB, so it is created when the first bytes of a head
+//! have been received, and these bytes are passed to it. A connection between two requests has no
+//! buffer and no such future.
 //!
-//! TLS handshakes and the choice between HTTP/1.1 and HTTP/2 are made here, too, within
-//! `header_timeout`: pingora would wait a minute for the one and for ever for the other.
+//! TLS handshakes and the choice between HTTP/1.1 and HTTP/2 are also made here, within
+//! `header_timeout`. Pingora would wait a minute for the handshake and without limit for the
+//! choice.
 
 pub mod accept;
 pub mod client_stream;
@@ -59,30 +60,30 @@ use crate::gateway::router::{End, Router, is_trusted};
 use crate::shared::connections::{Connections, OpenConnection};
 use crate::shared::drain::{DrainSignal, Drained};
 
-/// How clients begin on a port.
+/// The protocol with which clients begin on a port.
 pub enum Protocol {
-    /// Without TLS, in HTTP/1.1; with `h2c` also in HTTP/2, for clients that begin with its
-    /// preface.
+    /// HTTP/1.1 without TLS. With `h2c` also HTTP/2, for clients that begin with its preface.
     Plain {
-        /// Whether HTTP/2 is understood.
+        /// Whether HTTP/2 is accepted.
         h2c: bool,
     },
-    /// With TLS; the client chooses between HTTP/2 and HTTP/1.1.
+    /// TLS. The client chooses between HTTP/2 and HTTP/1.1.
     Tls(Acceptor),
 }
 
-/// The two steps of a drain, each of which turns true once.
+/// The two steps of a shutdown, each of which turns true once.
 #[derive(Debug, Default)]
 pub struct Shutdown {
-    /// Clients are told with every answer to come on another connection.
+    /// The first step: every answer tells the client to use another connection.
     pub closing: watch::Sender<bool>,
-    /// Connections without a request are closed, once nobody is accepted any more.
+    /// The second step: connections without a request are closed, once no listener accepts
+    /// clients.
     pub dismissed: watch::Sender<bool>,
-    /// How many listening sockets accept nobody any more.
+    /// The number of listening sockets that no longer accept clients.
     pub closed_listeners: AtomicUsize,
 }
 
-/// What the connections of one kind of port go through.
+/// The handling of connections on one kind of port.
 pub struct Listener {
     proxy: Arc<HttpProxy<Adapter>>,
     lane: Option<Arc<Lane>>,
@@ -102,28 +103,28 @@ pub struct Listener {
     http2: Arc<Http2>,
 }
 
-/// What all listeners share.
+/// The parts that all listeners share.
 #[derive(Clone)]
 pub struct Shared {
-    /// What serves requests of every kind.
+    /// The engine that serves requests of every kind.
     pub proxy: Arc<HttpProxy<Adapter>>,
-    /// What decides on them.
+    /// The router that decides about them.
     pub router: Arc<Router>,
-    /// What serves the plain ones, if there is one.
+    /// The lane that serves plain requests, if there is one.
     pub lane: Option<Arc<Lane>>,
-    /// Client connections.
+    /// The client connections.
     pub connections: Arc<Connections>,
-    /// The end of the process.
+    /// The shutdown of the process.
     pub ending: Arc<Shutdown>,
-    /// Who is sent away after a rollback.
+    /// The signal that drains requests after a rollback.
     pub drains: DrainSignal,
-    /// Who waits for too long.
+    /// The deadlines of all connections.
     pub deadlines: Arc<Deadlines>,
 }
 
 impl Listener {
-    /// A listener to what all listeners share. From `closing` of the drain on clients are told to come on
-    /// another connection; who is sent away by `drains` leaves.
+    /// Creates a listener from the parts that all listeners share. Once `closing` of the shutdown
+    /// is set, clients are told to use another connection. Requests that `drains` names are ended.
     pub fn new(common: &Shared, protocol: Protocol, listen: &cutover_config::Listen) -> Self {
         let Shared {
             proxy,
@@ -164,7 +165,7 @@ impl Listener {
 }
 
 impl Listener {
-    /// A client comes in, unless there are too many.
+    /// Admits a client, unless the connection limit is reached.
     pub fn admit(self: &Arc<Self>, socket: TcpStream, peer: IpAddr) {
         let Some(open) = self.connections.enter(self.max_connections) else {
             return;
@@ -187,10 +188,10 @@ impl Listener {
         }
     }
 
-    /// Called when a socket of this listener accepts nobody any more.
+    /// Records that a socket of this listener no longer accepts clients.
     pub async fn closed(&self) {
         self.ending.closed_listeners.fetch_add(1, Ordering::Release);
-        // A sender that is gone is the end of the process.
+        // A sender that is gone means that the process ends.
         let _ = self
             .ending
             .dismissed
@@ -200,7 +201,7 @@ impl Listener {
         self.proxy.http_cleanup().await;
     }
 
-    /// One connection whose protocol has to be learned first.
+    /// Serves one connection whose protocol has to be detected first.
     async fn serve_greeted(
         self: Arc<Self>,
         socket: TcpStream,
@@ -210,7 +211,8 @@ impl Listener {
         let greeting = within(self.header_timeout, Box::pin(self.greet(socket))).await;
         match greeting.flatten() {
             None => {}
-            // A task of its own, for as long as the connection: this one has room for the greeting.
+            // The connection gets a new task for the rest of its life, because this task has room
+            // for the protocol detection.
             Some((client, Speaks::Http1)) => {
                 drop(tokio::spawn(self.serve_http1(client, conn, open)));
             }
@@ -224,16 +226,16 @@ enum Speaks {
     Http2,
 }
 
-/// What a client begins with that knows that we speak HTTP/2 (RFC 9113, 3.4).
+/// The preface of a client that knows that the server speaks HTTP/2 (RFC 9113, section 3.4).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 impl Listener {
-    /// The TLS handshake, or a look at the first bytes.
+    /// Performs the TLS handshake, or checks the first bytes.
     async fn greet(&self, mut socket: TcpStream) -> Option<(Client, Speaks)> {
         match &self.protocol {
             Protocol::Tls(acceptor) => {
-                // Scanners and clients that do not like our certificate are everyday life, and no
-                // line in the log.
+                // Scanners and clients that reject the certificate are normal, so they are not
+                // logged.
                 let tls: Stream =
                     Box::new(acceptor.tls_handshake(LentStream::new(socket)).await.ok()?);
                 let speaks = if matches!(tls.selected_alpn_proto(), Some(ALPN::H2)) {
@@ -250,8 +252,8 @@ impl Listener {
                     return Some((Client::Bare(socket), Speaks::Http1));
                 }
                 known = 0;
-                // As far as it could be the preface and no further: a short request of HTTP/1.0 has
-                // fewer bytes than that.
+                // Reads only as long as the bytes could be the preface, because a short HTTP/1.0
+                // request has fewer bytes than the preface.
                 while known < PREFACE.len() && begun[..known] == PREFACE[..known] {
                     match socket.read(&mut begun[known..]).await {
                         Ok(read) if read > 0 => known += read,
@@ -272,20 +274,20 @@ impl Listener {
     }
 }
 
-/// A request that has been screened, in the form in which the engine gets it.
+/// A screened request, in the form in which the engine receives it.
 struct Screening {
-    /// The head, and what of the body came with it.
+    /// The head, and the part of the body that was received with it.
     prefix: BytesMut,
-    /// What has not come yet of the body.
+    /// The decoder for the missing part of the body.
     left: Option<BodyDecoder>,
     upgrades: bool,
-    /// What came behind the request.
+    /// The bytes received after the request.
     behind: Option<Buffer>,
 }
 
 impl Listener {
-    /// One connection of HTTP/1.1: a request after the other, on the lane as long as they are
-    /// plain.
+    /// Serves one HTTP/1.1 connection, one request after the other. Plain requests are served by
+    /// the lane.
     async fn serve_http1(
         self: Arc<Self>,
         mut client: Client,
@@ -295,7 +297,7 @@ impl Listener {
         let watched = Arc::clone(&self.deadlines).watch(conn).await;
         watched.within(self.header_timeout);
         let mut is_first = true;
-        // What the client has said before its turn.
+        // The bytes that the client sent ahead of its next request.
         let mut pipelined: Option<Buffer> = None;
         loop {
             let begun = match (&self.lane, pipelined.take()) {
@@ -320,7 +322,8 @@ impl Listener {
                 }
             };
             is_first = false;
-            // In a box of its own, so that a connection that is idle has no room for it.
+            // The future is boxed separately, so that an idle connection has no room reserved for
+            // it.
             let Some((returned, behind)) =
                 Box::pin(self.serve_by_engine(client, &watched, begun)).await
             else {
@@ -328,14 +331,14 @@ impl Listener {
             };
             client = returned;
             pipelined = behind;
-            // An order to leave was for the request that is over.
+            // A drain signal was meant for the request that has ended.
             watched.conn().heard();
             watched.within(self.keepalive_timeout);
         }
     }
 
-    /// Serves one request of HTTP/1 by the proxy engine. Returns the client and what it has said
-    /// behind the request; `None` is the end of the connection.
+    /// Serves one HTTP/1 request with the proxy engine. Returns the client and the bytes it sent
+    /// after the request. `None` means the end of the connection.
     async fn serve_by_engine(
         &self,
         mut client: Client,
@@ -390,8 +393,9 @@ impl Listener {
 }
 
 impl Listener {
-    /// Reads a head until it is whole, and gives what of its request has come the form that the
-    /// engine takes. What is malformed is answered here; `None` is the end of the connection.
+    /// Reads a head until it is complete, and converts the received part of the request to the form
+    /// that the engine accepts. Malformed requests are answered here. `None` means the end of the
+    /// connection.
     async fn screen(
         &self,
         client: &mut Client,
@@ -452,8 +456,8 @@ impl Listener {
         })
     }
 
-    /// Answers a request that cannot be served, tells the router, and ends the connection: where the
-    /// next request would begin is not known.
+    /// Answers a request that cannot be served, reports it to the router, and ends the connection.
+    /// It is unknown where the next request would begin.
     async fn refuse<T>(
         &self,
         client: &mut Client,
@@ -510,7 +514,7 @@ impl Listener {
     }
 }
 
-/// Serves while the deadlines lets it. `None` when it was ended.
+/// Serves until the deadlines task ends the request. `None` when it was ended.
 pub(in crate::gateway) async fn attended<T>(
     mut serving: Pin<Box<dyn Future<Output = T> + Send + '_>>,
     watched: &Deadline,
@@ -523,15 +527,16 @@ pub(in crate::gateway) async fn attended<T>(
         match watched.alarm() {
             None if watched.is_answer_late() => match watched.conn().take_upstream() {
                 // The engine does not listen to the client while the backend takes no more of an
-                // upload. It hears that the backend's socket has ended.
+                // upload. It does notice that the backend's socket has ended.
                 Some(socket) => {
                     end_socket(socket);
                     watched.within(CLOSE_TIMEOUT);
                     Poll::Pending
                 }
-                // It has been ended, and the engine has a moment to answer.
+                // The socket has been shut down, and the engine has a moment to answer.
                 None if watched.conn().due_us() != 0 => Poll::Pending,
-                // Others share the socket. The request ends here, as one whose backend was late.
+                // Other requests share the socket. This request ends here, as one whose backend was
+                // late.
                 None => Poll::Ready(None),
             },
             None => Poll::Pending,
@@ -555,14 +560,14 @@ pub(in crate::gateway) async fn attended<T>(
     .await
 }
 
-/// Ends a socket in both directions. It stays open for whoever owns it.
+/// Shuts down a socket in both directions. The socket stays open for its owner.
 fn end_socket(socket: RawFd) {
-    // One that has ended already needs no end.
+    // A socket that has already ended needs no shutdown.
     let _ = nix::sys::socket::shutdown(socket, nix::sys::socket::Shutdown::Both);
 }
 
-/// How long a tunnel that is sent away may take to end.
+/// How long a drained tunnel may take to end.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Pingora's word for "kept, without a timer of its own": the deadlines is the timer.
+/// Pingora's value for "kept, without a timer of its own". The deadlines task is the timer.
 pub(in crate::gateway) const NO_TIMER: Option<u64> = Some(0);

@@ -1,9 +1,9 @@
-//! What the router wants to know of the header fields of a request, found in one pass over them.
+//! The header fields of a request that the router needs, found in one pass.
 //!
-//! Looking names up one by one costs a hash of the name each time, and most are not there. One pass
-//! that tells names apart by their length first costs a tenth of a dozen lookups, so every question
-//! that is asked of each request is answered here. What only some rollouts ask (a cookie, a claim)
-//! is looked up where it is needed.
+//! Each lookup of a single name costs a hash of the name, and most names are absent. One pass that
+//! distinguishes names by their length first costs a tenth of a dozen lookups. Therefore this pass
+//! reads every field that matters for all requests. Fields that matter only for some rollouts (a
+//! cookie, a claim) are looked up where they are needed.
 
 use http::HeaderName;
 use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
@@ -11,38 +11,37 @@ use http::header::{CONTENT_LENGTH, TRANSFER_ENCODING};
 use crate::gateway::message::forward;
 use crate::gateway::message::head::Head;
 
-/// What stands in the header of one request.
+/// The relevant header fields of one request.
 #[derive(Debug, Default)]
 pub struct Fields<'a> {
-    /// The first `Host`.
+    /// The value of the first `Host`.
     pub host: Option<&'a [u8]>,
-    /// How many there are.
+    /// The number of `Host` fields.
     pub hosts: u8,
-    /// The first `Content-Length`.
+    /// The value of the first `Content-Length`.
     pub length: Option<&'a [u8]>,
-    /// Whether the body is framed in more ways than one, or in one that cannot be read: at most
-    /// one length, in digits, and at most one coding, `chunked`, are good. Every other coding
-    /// would be dropped by the engine while the body stays coded.
+    /// Whether the framing of the body is ambiguous or malformed. At most one length, in digits,
+    /// and at most one coding, `chunked`, are valid. The engine would drop every other coding
+    /// while the body remains coded.
     pub is_badly_framed: bool,
-    /// Whether a name becomes one of ours, or one that carries a user key, in a backend that takes
-    /// underscores for hyphens. CGI, WSGI and their kin do.
+    /// Whether a backend that treats underscores as hyphens would confuse a name with one of ours,
+    /// or with one that carries a user key. CGI, WSGI and similar interfaces do.
     pub has_lookalike: bool,
-    /// Whether a name is there that is ours alone.
+    /// Whether a name is present that is reserved for the proxy.
     pub has_forged: bool,
-    /// The first `Connection`.
+    /// The value of the first `Connection`.
     pub connection: Option<&'a [u8]>,
-    /// Whether there is more than one `Connection`, or another name that is for the next hop only.
+    /// Whether there is more than one `Connection`, or another hop-by-hop name.
     pub has_hop_by_hop: bool,
     /// Whether there is a `Transfer-Encoding`.
     pub is_coded: bool,
-    /// Whether the connection may become, or the answer be, something that lasts: an upgrade, a
-    /// stream of events, gRPC.
+    /// Whether the exchange may be long-lived: an upgrade, an event stream, or gRPC.
     pub may_last: bool,
-    /// The first `X-Cutover-Override`.
+    /// The value of the first `X-Cutover-Override`.
     pub override_to: Option<&'a [u8]>,
-    /// The first `X-Request-Id`.
+    /// The value of the first `X-Request-Id`.
     pub request_id: Option<&'a [u8]>,
-    /// The `traceparent`, if there is exactly one.
+    /// The value of `traceparent`, if there is exactly one.
     pub traceparent: Option<&'a [u8]>,
     /// Whether there is a `tracestate`.
     pub has_tracestate: bool,
@@ -52,7 +51,8 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// Reads the fields of a head. `key_headers` are those that carry a user key in any rollout.
+    /// Reads the fields of a head. `key_headers` are the headers that carry a user key in any
+    /// rollout.
     pub fn of(head: &'a impl Head, key_headers: &[HeaderName]) -> Self {
         let mut fields = Self::default();
         head.fields(&mut |name, value| fields.take(name, value, key_headers));
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
 
     fn take(&mut self, name: &'a [u8], value: &'a [u8], key_headers: &[HeaderName]) {
         match name {
-            // Nearly every request has these, and nothing hangs on them here.
+            // Nearly every request has these, and nothing here depends on them.
             b"accept-encoding" | b"accept-language" | b"user-agent" | b"cookie" | b"referer"
             | b"authorization" | b"cache-control" | b"origin" => {}
             b"host" => {
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_is_framed_in_one_way() {
+    fn a_body_has_exactly_one_framing() {
         let is_bad = |headers: &[(&str, &str)]| Fields::of(&head(headers), &[]).is_badly_framed;
         for good in [
             &[][..],
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn an_underscore_does_not_make_another_name() {
+    fn an_underscore_does_not_create_another_name() {
         let keys = [
             HeaderName::from_static("x-user-id"),
             HeaderName::from_static("tenant_id"),
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_of_each_counts_and_two_contexts_are_none() {
+    fn the_first_value_counts_and_two_traceparents_count_as_none() {
         let head = head(&[
             ("host", "a"),
             ("host", "b"),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lasts_shows_in_the_head() {
+    fn long_lived_exchanges_are_recognized_by_their_head() {
         for (name, value, lasts) in [
             ("upgrade", "websocket", true),
             ("accept", "text/event-stream", true),

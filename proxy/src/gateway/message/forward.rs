@@ -1,7 +1,7 @@
-//! Headers to the backend: ours are set, forged ones never arrive.
+//! Headers to the backend. Our own headers are set, and forged ones never reach a backend.
 //!
-//! Names under `x-cutover-` are ours alone. The forwarding names and `x-request-id` are kept from
-//! `trusted_proxies` only; anybody else's are replaced.
+//! Names under `x-cutover-` are reserved for the proxy. The forwarding headers and `x-request-id`
+//! are kept from `trusted_proxies` only. Those of any other client are replaced.
 
 use std::net::IpAddr;
 
@@ -9,36 +9,36 @@ use http::HeaderName;
 
 use crate::gateway::message::head::{Conn, Edits, Head, Value};
 
-/// Which backend serves: `legacy` or `new`.
+/// Names the backend that serves the request: `legacy` or `new`.
 pub static BACKEND: HeaderName = HeaderName::from_static("x-cutover-backend");
-/// Which rollout decided.
+/// Names the rollout that decided.
 pub static ROLLOUT: HeaderName = HeaderName::from_static("x-cutover-rollout");
 /// The user's bucket.
 pub static BUCKET: HeaderName = HeaderName::from_static("x-cutover-bucket");
-/// Which step decided.
+/// Names the step that decided.
 pub static REASON: HeaderName = HeaderName::from_static("x-cutover-reason");
-/// A tester's wish, with its token.
+/// The side that a tester wants, with the token.
 pub static OVERRIDE: HeaderName = HeaderName::from_static("x-cutover-override");
 /// The chain of client addresses.
 pub static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The scheme the client used.
 pub static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-/// The host the client asked for.
+/// The host that the client requested.
 pub static FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 /// The id of this request.
 pub static REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// A cookie for the client.
 pub static SET_COOKIE: HeaderName = http::header::SET_COOKIE;
-/// What a cache may do with an answer.
+/// Says what a cache may do with an answer.
 pub static CACHE_CONTROL: HeaderName = http::header::CACHE_CONTROL;
-/// W3C trace context.
+/// The W3C trace context.
 pub static TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
-/// What its vendors add to it.
+/// The vendor data of the W3C trace context.
 pub static TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// What the names that are ours alone begin with.
+/// The prefix of the names that are reserved for the proxy.
 pub const PREFIX: &str = "x-cutover-";
-/// Every name that a backend may take for our word.
+/// Every name that a backend may trust as ours.
 pub static OURS: [&HeaderName; 9] = [
     &BACKEND,
     &ROLLOUT,
@@ -51,8 +51,8 @@ pub static OURS: [&HeaderName; 9] = [
     &REQUEST_ID,
 ];
 
-/// The address of the client: the right-most one in `X-Forwarded-For` that is not a trusted proxy,
-/// as far as the chain from us outwards is trusted.
+/// Returns the address of the client. This is the right-most one in `X-Forwarded-For` that is not a
+/// trusted proxy, as far as the chain is trusted, starting from us.
 pub fn client_address(
     head: &impl Head,
     conn: &Conn,
@@ -67,7 +67,7 @@ pub fn client_address(
     });
     let mut client = conn.peer;
     for hop in chain.into_iter().rev() {
-        // What cannot be read ends the walk: the hop before it is the last one known.
+        // An unreadable hop ends the search. The hop before it is the last known one.
         let Some(address) = std::str::from_utf8(hop.trim_ascii())
             .ok()
             .and_then(parse_hop)
@@ -82,8 +82,8 @@ pub fn client_address(
     client
 }
 
-/// The network of a client: the first 24 bits of an IPv4 address, the first 48 of an IPv6 one. One
-/// customer of an access provider rarely has more than that.
+/// Returns the network of a client: the first 24 bits of an IPv4 address, the first 48 bits of an
+/// IPv6 address. One customer of an access provider rarely has more than that.
 pub fn network_of(address: IpAddr) -> [u8; 7] {
     match address.to_canonical() {
         IpAddr::V4(v4) => {
@@ -97,7 +97,7 @@ pub fn network_of(address: IpAddr) -> [u8; 7] {
     }
 }
 
-/// An address as forwarders write it: bare, in brackets, or with a port.
+/// Parses an address as proxies write it: bare, in brackets, or with a port.
 fn parse_hop(hop: &str) -> Option<IpAddr> {
     let bare = hop
         .strip_prefix('[')
@@ -111,8 +111,8 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
     address.map(|address: IpAddr| address.to_canonical())
 }
 
-/// Sets `X-Forwarded-*`: appended to what a trusted proxy sent (`before`), replaced for anybody
-/// else.
+/// Sets `X-Forwarded-*`. The values are appended to those of a trusted proxy (`before`), and
+/// replace those of any other client.
 pub fn set_forwarding(
     edits: &mut impl Edits,
     conn: &Conn,
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_the_right_most_hop_that_is_not_ours() {
+    fn the_client_is_the_right_most_untrusted_hop() {
         assert_eq!(
             client("203.0.113.9", false, &["198.51.100.1"]),
             "203.0.113.9"

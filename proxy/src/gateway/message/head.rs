@@ -1,5 +1,5 @@
-//! What the router may see of a message, and the edits it asks for. Two small traits, so that the
-//! engine that moves bytes can change.
+//! The parts of a message that the router may see, and the edits it requests. These are two small
+//! traits, so that the engine that moves bytes can be replaced.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::RawFd;
@@ -17,57 +17,61 @@ use crate::upstream::Server;
 
 /// The head of a request as an engine holds it.
 pub trait Head {
-    /// The method.
+    /// Returns the method.
     fn method(&self) -> &Method;
-    /// The path of the target as sent, without the query; begins with `/` for the origin form.
+    /// Returns the path of the target as sent, without the query. In the origin form it begins with
+    /// `/`.
     fn path(&self) -> &str;
-    /// The query without its question mark.
+    /// Returns the query without its question mark.
     fn query(&self) -> Option<&str>;
-    /// The host of the target, with its port if one was sent: for the absolute form only.
+    /// Returns the host of the target, with its port if one was sent. Only the absolute form has
+    /// one.
     fn authority(&self) -> Option<&str> {
         None
     }
-    /// The host asked for, of the target or else of the `Host` header.
+    /// Returns the requested host, from the target or else from the `Host` header.
     fn host_value(&self) -> Option<Value<'_>> {
         self.authority()
             .map(str::as_bytes)
             .or_else(|| self.first(&http::header::HOST))
             .map(Value::Text)
     }
-    /// Whether this is HTTP/1.1 or later, where a host is required.
+    /// Returns whether this is HTTP/1.1 or later, where a host is required.
     fn requires_host(&self) -> bool;
-    /// The target as it stands in the request line; the path where the engine has no line.
+    /// Returns the target as it stands in the request line, or the path if the engine has no
+    /// request line.
     fn target(&self) -> &[u8] {
         self.path().as_bytes()
     }
-    /// The bytes of the head as they came; empty where the engine has none.
+    /// Returns the bytes of the head as received. Empty if the engine does not have them.
     fn raw(&self) -> &[u8] {
         b""
     }
-    /// How many bytes the head had on the wire; zero where the engine cannot tell.
+    /// Returns the size of the head on the wire in bytes. Zero if the engine does not know it.
     fn size(&self) -> usize;
-    /// The first value of a header.
+    /// Returns the first value of a header.
     fn first(&self, name: &HeaderName) -> Option<&[u8]>;
-    /// Calls back with every value of a header, in order.
+    /// Calls `found` with every value of a header, in order.
     fn each<'a>(&'a self, name: &HeaderName, found: &mut dyn FnMut(&'a [u8]));
-    /// Calls back with every field, its name in lower case. Values of one name come in order.
+    /// Calls `found` with every field and its name in lower case. Values of one name are passed in
+    /// order.
     fn fields<'a>(&'a self, found: &mut impl FnMut(&'a [u8], &'a [u8]));
 }
 
-/// A value for a header, as whoever asks for the edit has it: an engine that keeps header values
-/// shares what can be shared, one that writes bytes copies them once.
+/// A value for a header, in the form in which the caller has it. An engine that keeps header values
+/// shares what can be shared. An engine that writes bytes copies them once.
 #[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
-    /// One of our own words.
+    /// One of our constants.
     Word(&'static str),
-    /// One that exists already.
+    /// An existing header value.
     Shared(&'a HeaderValue),
-    /// Bytes.
+    /// Plain bytes.
     Text(&'a [u8]),
 }
 
 impl Value<'_> {
-    /// Its bytes.
+    /// Returns the bytes of the value.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Word(word) => word.as_bytes(),
@@ -76,8 +80,8 @@ impl Value<'_> {
         }
     }
 
-    /// As a header value. Bytes that are none become an empty one; they come from heads that have
-    /// been parsed, or from us.
+    /// Converts the value to a header value. Invalid bytes become an empty value, but all bytes are
+    /// from parsed heads or from us.
     pub fn to_header(self) -> HeaderValue {
         match self {
             Self::Word(word) => HeaderValue::from_static(word),
@@ -89,18 +93,18 @@ impl Value<'_> {
     }
 }
 
-/// Changes to a head, in the order asked for. Names are statics, so that no engine has to copy
+/// Changes to a head, in the order requested. Names are statics, so that no engine has to copy
 /// them.
 pub trait Edits {
-    /// Replaces every value of a header by this one.
+    /// Replaces every value of a header with this one.
     fn set(&mut self, name: &'static HeaderName, value: Value<'_>);
     /// Adds a value.
     fn append(&mut self, name: &'static HeaderName, value: Value<'_>);
     /// Removes every value of a header.
     fn remove(&mut self, name: &HeaderName);
-    /// Whether a header is there.
+    /// Returns whether a header is present.
     fn contains(&self, name: &HeaderName) -> bool;
-    /// Removes every header whose name begins so.
+    /// Removes every header whose name begins with this prefix.
     fn remove_all(&mut self, prefix: &str);
 }
 
@@ -128,7 +132,7 @@ impl Edits for HeaderMap {
     }
 }
 
-/// The names in a map that begin so.
+/// Returns the names in a map that begin with this prefix.
 pub fn names_with(map: &HeaderMap, prefix: &str) -> Vec<HeaderName> {
     map.keys()
         .filter(|name| name.as_str().starts_with(prefix))
@@ -136,10 +140,10 @@ pub fn names_with(map: &HeaderMap, prefix: &str) -> Vec<HeaderName> {
         .collect()
 }
 
-/// Something that is awaited, and its deadline. Times are microseconds of the deadlines watch.
+/// An awaited event and its deadline. Times are microseconds of the deadlines task.
 #[derive(Debug, Default)]
 pub(in crate::gateway) struct Wait {
-    /// Zero while nothing is awaited.
+    /// The deadline. Zero while nothing is awaited.
     due_us: AtomicU64,
     limit_us: AtomicU64,
 }
@@ -154,7 +158,7 @@ impl Wait {
         self.due_us.store(0, Ordering::Relaxed);
     }
 
-    /// For how long it is awaited in all; `None` while nothing is.
+    /// Returns the whole limit of the wait. `None` while nothing is awaited.
     pub(in crate::gateway) fn limit(&self) -> Option<Duration> {
         (self.due_us.load(Ordering::Relaxed) != 0)
             .then(|| Duration::from_micros(self.limit_us.load(Ordering::Relaxed)))
@@ -165,43 +169,45 @@ impl Wait {
     }
 }
 
-/// What is known of the client's connection, computed once for all of its requests.
+/// The facts about a client's connection, computed once for all its requests.
 #[derive(Debug)]
 pub struct Conn {
-    /// The address of whoever opened the connection.
+    /// The address of the peer that opened the connection.
     pub peer: IpAddr,
-    /// The same as a header value.
+    /// The address as a header value.
     pub peer_value: HeaderValue,
-    /// Whether its forwarding headers are believed.
+    /// Whether the forwarding headers of the connection are trusted.
     pub trusted: bool,
-    /// Whether it is encrypted.
+    /// Whether the connection is encrypted.
     pub tls: bool,
-    /// Where its present request is.
+    /// The marker that says which rollout and side the current request is on.
     pub stay: DrainMarker,
-    /// The tunnel that its present request has become, or the stream that it is.
+    /// The tunnel or stream that the current request has become.
     pub tunnel: ArcSwapOption<Tunnel>,
-    /// The server that this connection warms up, if it is one of our own: it has no client.
+    /// The server that this connection prewarms. `Some` only for one of our own connections, which
+    /// has no client.
     pub warms: Option<Arc<Server>>,
-    /// What its present request waits for: something of the backend, that the backend takes more
-    /// of the upload, and more of it from the client.
+    /// The wait for a part of the backend's answer. The waits for the backend to take more of the
+    /// upload, and for the client to send more of it, stand beside it.
     pub(in crate::gateway) answer: Wait,
     pub(in crate::gateway) taking: Wait,
     pub(in crate::gateway) body: Wait,
-    /// Whether the client is awaited to read, so that nothing can be expected of the backend.
+    /// Whether the client still has to read, so that nothing can be expected of the backend.
     is_client_behind: AtomicBool,
-    /// The socket of the present attempt, if it is the attempt's alone; -1 if there is none.
+    /// The socket of the current attempt, if no other request shares it. -1 if there is none.
     upstream: AtomicI32,
-    /// Until when something is awaited, in microseconds of the process; zero while nothing is.
+    /// The deadline of the awaited event, in microseconds of the process. Zero while nothing is
+    /// awaited.
     due_us: AtomicU64,
-    /// Whether its request is to end before its time.
+    /// Whether the request of the connection has to end early.
     is_sent_away: AtomicBool,
-    /// Whether its request and the answer are over, with nothing of either left, and the client
-    /// expects the connection to go on.
+    /// Whether the request and its answer are complete, with no bytes of either left, and the
+    /// client expects the connection to stay open.
     is_answered_whole: AtomicBool,
 }
 
 impl Conn {
-    /// A connection from this address.
+    /// Creates a connection from this address.
     pub fn new(peer: IpAddr, trusted: bool, tls: bool) -> Self {
         let peer = peer.to_canonical();
         let peer_value = HeaderValue::from_str(&peer.to_string())
@@ -225,7 +231,7 @@ impl Conn {
         }
     }
 
-    /// A connection of our own, to warm up this server.
+    /// Creates a connection of our own that prewarms this server.
     pub fn warm_up(server: Arc<Server>) -> Self {
         Self {
             warms: Some(server),
@@ -233,7 +239,7 @@ impl Conn {
         }
     }
 
-    /// The same for one of the streams of the connection: they come and go side by side.
+    /// Creates a copy for one stream of the connection, because streams run concurrently.
     pub fn for_stream(&self) -> Self {
         let Self {
             peer,
@@ -261,23 +267,26 @@ impl Conn {
         }
     }
 
-    /// The request and its answer are over, and the client expects the connection to go on.
+    /// Records that the request and its answer are complete and that the client expects the
+    /// connection to stay open.
     pub(in crate::gateway) fn answered_whole(&self) {
         self.is_answered_whole.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the last request ended so. Asks once.
+    /// Returns whether the last request ended completely, and resets that fact.
     pub(in crate::gateway) fn take_answered_whole(&self) -> bool {
         self.is_answered_whole.swap(false, Ordering::Relaxed)
     }
 
-    /// A request head has come; its request is served now, and has limits of its own.
+    /// Records that a request head was received. The request is being served now, and has limits of
+    /// its own.
     pub fn head_came(&self) {
         self.wait_until(0);
     }
 
-    /// Until when something is awaited, in microseconds of the process; zero while nothing is, or
-    /// nothing that has a limit here. See [`Deadlines`](crate::gateway::listener::deadlines::Deadlines).
+    /// Returns the deadline of the awaited event, in microseconds of the process. Zero while
+    /// nothing is awaited that has a limit here. See
+    /// [`Deadlines`](crate::gateway::listener::deadlines::Deadlines).
     pub(in crate::gateway) fn due_us(&self) -> u64 {
         self.due_us.load(Ordering::Relaxed)
     }
@@ -290,12 +299,12 @@ impl Conn {
         (1..now_us).contains(&self.due_us())
     }
 
-    /// Whether anything that is awaited has not come in time.
+    /// Returns whether anything awaited did not arrive in time.
     pub(in crate::gateway) fn has_to_look(&self, now_us: u64) -> bool {
         self.is_overdue(now_us) || self.is_answer_late(now_us) || self.body.is_over(now_us)
     }
 
-    /// Whether the backend has let a deadline pass.
+    /// Returns whether the backend has missed a deadline.
     pub(in crate::gateway) fn is_answer_late(&self, now_us: u64) -> bool {
         !self.is_client_behind() && (self.answer.is_over(now_us) || self.taking.is_over(now_us))
     }
@@ -308,13 +317,13 @@ impl Conn {
         self.is_client_behind.load(Ordering::Relaxed)
     }
 
-    /// The socket of the attempt that begins; -1 for one that others share, and when the attempt is
-    /// over.
+    /// Sets the socket of the attempt that begins. The value is -1 for a socket that other requests
+    /// share, and after the attempt.
     pub(in crate::gateway) fn set_upstream(&self, socket: RawFd) {
         self.upstream.store(socket, Ordering::Relaxed);
     }
 
-    /// The socket of the attempt that is under way. Asks once.
+    /// Returns the socket of the attempt in flight, and resets it.
     pub(in crate::gateway) fn take_upstream(&self) -> Option<RawFd> {
         Some(self.upstream.swap(-1, Ordering::Relaxed)).filter(|socket| *socket >= 0)
     }
@@ -327,7 +336,7 @@ impl Conn {
         self.is_sent_away.load(Ordering::Relaxed)
     }
 
-    /// The order to leave has been heard.
+    /// Records that the drain signal was handled.
     pub(in crate::gateway) fn heard(&self) {
         self.is_sent_away.store(false, Ordering::Relaxed);
     }
@@ -338,7 +347,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nothing_is_overdue_that_has_no_limit() {
+    fn a_wait_without_a_limit_is_never_overdue() {
         let conn = Conn::new(IpAddr::from([192, 0, 2, 7]), false, false);
         assert!(!conn.is_overdue(u64::MAX));
         conn.wait_until(5);

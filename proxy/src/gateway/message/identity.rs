@@ -1,12 +1,13 @@
-//! Request -> user key: the first source of the rollout that is not empty wins.
+//! Finds the user key of a request. The first source of the rollout that is not empty wins.
 //!
-//! It must not be possible to be two users, or nobody, on purpose: a key header that comes twice,
-//! or a header carrying a key that the client nominates in `Connection` (so that the next hop would
-//! drop it), is refused. A key is as long as a head may be: it is hashed, and never cut. Keys are
-//! bytes as they arrived; cookies lose their quotes, query and path values their percent encoding.
+//! A client must not be able to pose as two users, or as none, on purpose. Therefore two requests
+//! are refused: one with a key header that occurs twice, and one whose `Connection` names a header
+//! with a key (so that the next hop would drop it). A key may be as long as a head: it is hashed
+//! and never truncated. Keys are bytes as received. Cookies lose their quotes, and query and path
+//! values lose their percent encoding.
 //!
-//! JWT claims are read without verifying the signature. They choose a bucket, nothing else: whoever
-//! forges one only chooses his own side.
+//! JWT claims are read without verifying the signature. They only choose a bucket, so a client that
+//! forges one only chooses its own side.
 
 use std::borrow::Cow;
 use std::net::IpAddr;
@@ -20,21 +21,22 @@ use http::header::{AUTHORIZATION, CONNECTION, COOKIE};
 use crate::gateway::message::head::Head;
 use crate::shared::published::PreparedKey;
 
-/// The cookie that `anonymous = "cookie"` mints, and reads again after all sources of the rollout.
+/// The cookie that `anonymous = "cookie"` issues. It is read after all sources of the rollout.
 pub const MINTED_COOKIE: &str = "cutover_id";
 
-/// Who sent a request.
+/// The sender of a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Identity<'a> {
-    /// A user key, and which source of the rollout gave it; `None` is the minted cookie.
+    /// A user key, and the source of the rollout that contained it. `None` is the issued cookie.
     Key(Cow<'a, [u8]>, Option<usize>),
-    /// No source has one.
+    /// No source has a key.
     Nobody,
-    /// Refused, for this reason.
+    /// The request is refused for this reason.
     Refused(&'static str),
 }
 
-/// Finds the user key. `reads_minted` is whether the rollout mints cookies for users without a key.
+/// Finds the user key. `reads_minted` says whether the rollout issues cookies to users without a
+/// key.
 pub fn identify<'a>(
     head: &'a impl Head,
     keys: &[PreparedKey],
@@ -46,7 +48,7 @@ pub fn identify<'a>(
             Ok(found) => found,
             Err(why) => return Identity::Refused(why),
         };
-        // Nearly every key is read as it is.
+        // Nearly every key is used unchanged.
         let found = if key.steps.is_empty() {
             found
         } else {
@@ -67,7 +69,7 @@ pub fn identify<'a>(
     }
 }
 
-/// Finds what one source has, as it stands there.
+/// Finds the raw value of one source.
 ///
 /// # Errors
 /// Why the request is refused.
@@ -97,7 +99,8 @@ pub fn find<'a>(
     })
 }
 
-/// Takes one step in reading a value. `None` if it cannot be read so, which is as good as no value.
+/// Applies one step of reading a value. `None` if the step does not apply, which counts as no
+/// value.
 pub fn read(value: Cow<'_, [u8]>, step: KeyStep) -> Option<Cow<'_, [u8]>> {
     Some(match step {
         KeyStep::Decode if value.contains(&b'%') => Cow::Owned(decode_bytes(&value, false)),
@@ -133,7 +136,7 @@ const ANY_PADDING: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
-/// Whether the client asks the next hop to drop a header that carries a user key.
+/// Returns whether the client asks the next hop to drop a header that carries a user key.
 pub fn nominates_a_key_header(head: &impl Head, key_headers: &[http::HeaderName]) -> bool {
     let mut nominated = false;
     head.each(&CONNECTION, &mut |value| {
@@ -147,8 +150,8 @@ pub fn nominates_a_key_header(head: &impl Head, key_headers: &[http::HeaderName]
     nominated
 }
 
-/// The first non-empty value of a cookie over all `Cookie` headers (HTTP/2 may split them), without
-/// surrounding quotes.
+/// Returns the first non-empty value of a cookie in all `Cookie` headers (HTTP/2 may split them),
+/// without surrounding quotes.
 fn cookie<'a>(head: &'a impl Head, name: &[u8]) -> Option<&'a [u8]> {
     let mut found = None;
     head.each(&COOKIE, &mut |header| {
@@ -169,7 +172,7 @@ fn cookie_in<'a>(header: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     })
 }
 
-/// A claim of the bearer token as text: strings as they are, numbers in decimal.
+/// Returns a claim of the bearer token as text: strings unchanged, numbers in decimal.
 fn jwt_claim(head: &impl Head, claim: &str) -> Option<Vec<u8>> {
     let header = head.first(&AUTHORIZATION)?;
     let (scheme, token) = (header.get(..7)?, header.get(7..)?);
@@ -193,7 +196,7 @@ fn jwt_claim(head: &impl Head, claim: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// The first non-empty value of a query parameter, percent-decoded, `+` as space.
+/// Returns the first non-empty value of a query parameter, percent-decoded, with `+` as space.
 fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     query.split('&').find_map(|pair| {
         let (found, value) = pair.split_once('=')?;
@@ -203,7 +206,7 @@ fn query_value<'a>(query: &'a str, name: &str) -> Option<Cow<'a, [u8]>> {
     })
 }
 
-/// The N-th non-empty segment of a path, percent-decoded, counted from 1.
+/// Returns the N-th non-empty segment of a path, percent-decoded, counted from 1.
 fn path_segment(path: &str, number: usize) -> Option<Cow<'_, [u8]>> {
     let segment = path
         .split('/')
@@ -212,7 +215,7 @@ fn path_segment(path: &str, number: usize) -> Option<Cow<'_, [u8]>> {
     Some(decode(segment, false))
 }
 
-/// Percent-decodes; what is no valid escape stays as it is.
+/// Decodes percent encoding. Invalid escapes are kept unchanged.
 pub(in crate::gateway) fn decode(text: &str, plus_is_space: bool) -> Cow<'_, [u8]> {
     if !text
         .bytes()
@@ -292,7 +295,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_source_that_is_not_empty_wins() {
+    fn the_first_non_empty_source_wins() {
         let head = TestHead::get("/")
             .with("x-user-id", "")
             .with("cookie", "uid=q7");
@@ -308,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_can_be_two_users_or_nobody_on_purpose() {
+    fn a_client_cannot_pose_as_two_users_or_none_on_purpose() {
         let header = keys(&[KeySource::Header("x-user-id".into())]);
         let twice = TestHead::get("/")
             .with("x-user-id", "a")
@@ -333,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn broken_tokens_and_escapes_are_nobody_and_never_a_panic() {
+    fn malformed_tokens_and_escapes_give_no_key_and_no_panic() {
         for token in [
             "Bearer",
             "Bearer ",
@@ -397,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_leaves_the_choice_to_the_next_source() {
+    fn an_unreadable_value_leaves_the_choice_to_the_next_source() {
         let key = |source: KeySource, steps: &[KeyStep]| {
             PreparedKey::new(&cutover_core::Key {
                 source,
@@ -423,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_of_any_length_is_read_whole() {
+    fn a_key_of_any_length_is_read_completely() {
         let (long, other) = ("k".repeat(40_000), "k".repeat(39_999) + "l");
         let claims = URL_SAFE_NO_PAD.encode(format!(r#"{{"pad":"{long}","sub":"{long}"}}"#));
         for key in [&long, &other] {
@@ -444,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_minted_cookie_is_read_only_where_cookies_are_minted() {
+    fn an_issued_cookie_is_read_only_if_the_rollout_issues_cookies() {
         let head = TestHead::get("/").with("cookie", "cutover_id=abc");
         assert_eq!(
             identify(&head, &[], IpAddr::from([1, 1, 1, 1]), true),

@@ -1,4 +1,4 @@
-//! What the gateway understands of a message, whichever engine moves its bytes.
+//! The gateway's view of a message, independent of the engine that moves its bytes.
 
 pub mod fields;
 pub mod forward;

@@ -1,5 +1,5 @@
-//! Answers of our own: refusals and failures, as small JSON or HTML by `Accept`. They name no
-//! backend, no address and no version.
+//! The proxy's own answers: refusals and failures, as small JSON or HTML depending on `Accept`.
+//! They name no backend, no address and no version.
 
 use std::borrow::Cow;
 
@@ -8,30 +8,31 @@ use http::StatusCode;
 use crate::gateway::message::head::Head;
 use crate::shared::refusals::Refusal;
 
-/// An answer that no backend gave.
+/// An answer that was not given by a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The status.
+    /// The status of the answer.
     pub status: StatusCode,
     /// A stable word for programs.
     pub code: &'static str,
     /// A sentence for people.
     pub message: &'static str,
-    /// After how many seconds it is worth asking again, as far as known.
+    /// The number of seconds after which a retry is worthwhile, if known.
     pub retry_after: Option<u32>,
     /// Why the request was refused, if it was.
     pub refusal: Option<Refusal>,
-    /// The line of the request head that is at fault, counted from 1, where one line is.
+    /// The number of the invalid line of the request head, counted from 1. `None` if no single
+    /// line is invalid.
     pub line: Option<u32>,
 }
 
 impl Reply {
-    /// An answer with 400 to a request that is refused.
+    /// Creates an answer with 400 to a refused request.
     pub const fn refused(refusal: Refusal, message: &'static str) -> Self {
         Self::refused_with(StatusCode::BAD_REQUEST, refusal, message)
     }
 
-    /// An answer with this status to a request that is refused.
+    /// Creates an answer with this status to a refused request.
     pub const fn refused_with(status: StatusCode, refusal: Refusal, message: &'static str) -> Self {
         Self {
             refusal: Some(refusal),
@@ -39,7 +40,7 @@ impl Reply {
         }
     }
 
-    /// The same answer, which names the line of the head that is at fault, counted from 1.
+    /// Adds the number of the invalid line of the head, counted from 1.
     #[must_use]
     pub const fn at_line(self, line: u32) -> Self {
         Self {
@@ -48,7 +49,7 @@ impl Reply {
         }
     }
 
-    /// Returns the sentence for people, with the line that is at fault where one is.
+    /// Returns the sentence for people, with the invalid line if there is one.
     pub fn sentence(&self) -> Cow<'static, str> {
         match self.line {
             Some(line) => Cow::Owned(format!("line {line} of the request head: {}", self.message)),
@@ -56,7 +57,7 @@ impl Reply {
         }
     }
 
-    /// Closed for maintenance.
+    /// Creates the answer during maintenance.
     pub const fn maintenance(message: &'static str, retry_after: u32) -> Self {
         Self {
             retry_after: Some(retry_after),
@@ -75,61 +76,61 @@ impl Reply {
         }
     }
 
-    /// A method that would show the client what we tell backends.
+    /// The answer to a method that would show the client our headers to backends.
     pub const METHOD_NOT_ALLOWED: Self = Self::refused_with(
         StatusCode::METHOD_NOT_ALLOWED,
         Refusal::Method,
         "this method is not allowed here",
     );
-    /// The request body is larger than `max_body`.
+    /// The answer to a request body larger than `max_body`.
     pub const TOO_LARGE: Self = Self::refused_with(
         StatusCode::PAYLOAD_TOO_LARGE,
         Refusal::BodyTooLarge,
         "the request body is larger than this server accepts",
     );
-    /// The request head is larger than `max_header_bytes`.
+    /// The answer to a request head larger than `max_header_bytes`.
     pub const HEAD_TOO_LARGE: Self = Self::refused_with(
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Refusal::HeadTooLarge,
         "the request headers are larger than this server accepts",
     );
-    /// The request head has more lines than the engines read.
+    /// The answer to a request head with more lines than the engines read.
     pub const TOO_MANY_LINES: Self = Self::refused_with(
         StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
         Refusal::HeadTooLarge,
         "the request has more than 256 header lines",
     );
-    /// A chunk of the request body is malformed.
+    /// The answer to a malformed chunk in the request body.
     pub const BAD_CHUNK: Self = Self::refused(
         Refusal::Chunk,
         "the chunked request body is malformed: a chunk is its size in hexadecimal digits, CR LF, \
          that many bytes, CR LF",
     );
-    /// The client broke off, or sent what the engine cannot read.
+    /// The answer to a client that aborted, or sent bytes that the engine cannot read.
     pub const BAD_REQUEST: Self = Self::plain(
         StatusCode::BAD_REQUEST,
         "bad_request",
         "the request is not valid",
     );
-    /// No server of the backend can be asked.
+    /// The answer when no server of the backend is available.
     pub const NO_SERVER: Self = Self::plain(
         StatusCode::SERVICE_UNAVAILABLE,
         "no_server",
         "no server is available for this request, please try again",
     );
-    /// The backend did not answer in time.
+    /// The answer when the backend did not answer in time.
     pub const TIMEOUT: Self = Self::plain(
         StatusCode::GATEWAY_TIMEOUT,
         "backend_timeout",
         "the server behind this address did not answer in time",
     );
-    /// The backend could not be reached or broke off.
+    /// The answer when the backend could not be reached or aborted.
     pub const BAD_GATEWAY: Self = Self::plain(
         StatusCode::BAD_GATEWAY,
         "backend_failed",
         "the server behind this address could not answer",
     );
-    /// The backend has closed a connection before it began to process the request.
+    /// The answer when the backend closed a connection before it began to process the request.
     pub const NOT_PROCESSED: Self = Self {
         retry_after: Some(1),
         ..Self::plain(
@@ -138,20 +139,20 @@ impl Reply {
             "the server behind this address did not process this request, please send it again",
         )
     };
-    /// The client was too slow to send its request.
+    /// The answer to a client that sent its request too slowly.
     pub const CLIENT_TIMEOUT: Self = Self::plain(
         StatusCode::REQUEST_TIMEOUT,
         "request_timeout",
         "the request did not arrive in time",
     );
-    /// Something in the proxy itself failed.
+    /// The answer to a failure in the proxy itself.
     pub const INTERNAL: Self = Self::plain(
         StatusCode::INTERNAL_SERVER_ERROR,
         "proxy_error",
         "this request could not be handled",
     );
 
-    /// The body and its content type: HTML for browsers, JSON for everybody else.
+    /// Returns the body and its content type: HTML for browsers, JSON for all other clients.
     pub fn body(&self, html: bool) -> (String, &'static str) {
         let (status, reason) = (
             self.status.as_u16(),
@@ -171,14 +172,14 @@ impl Reply {
     }
 }
 
-/// The text with the characters escaped that have a meaning in HTML.
+/// Escapes the characters that have a meaning in HTML.
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
 }
 
-/// Whether the client is a browser asking for a page.
+/// Returns whether the client is a browser that requests a page.
 pub fn wants_html(head: &impl Head) -> bool {
     head.first(&http::header::ACCEPT).is_some_and(|accept| {
         accept

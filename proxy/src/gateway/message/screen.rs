@@ -1,17 +1,18 @@
-//! Heads of HTTP/1 that the proxy engine is to serve: read whole, checked by rules of our own, and
-//! given to the engine in a form that it takes.
+//! HTTP/1 heads that the proxy engine is to serve. They are read completely, checked by our own
+//! rules, and passed to the engine in a form that it accepts.
 //!
 //! The engine answers what it cannot parse with an empty 400, without a reason, a count or a line
 //! in the access log. So nothing that it cannot parse may reach it. The rules are also stricter
 //! than the engine's: it ends lines at a bare line feed, escapes spaces and control characters of a
 //! target, and accepts lines that other programs read differently.
 //!
-//! A target may hold printable characters that RFC 3986 wants escaped, and raw UTF-8: browsers and
-//! scripts send them, and nginx and HAProxy forward them. The few that the engine's type for
-//! targets cannot hold are escaped, as browsers escape them.
+//! A target may hold printable characters that have to be escaped according to RFC 3986, and raw
+//! UTF-8. Browsers and scripts send them, and nginx and HAProxy forward them. The few characters
+//! that the engine's type for targets cannot hold are escaped, as browsers escape them.
 //!
-//! Deliberately absent: what the router asks of every request on both engines, in `strict`. The
-//! lane's own grammar is narrower than these rules, so what it takes needs no screening.
+//! Deliberately absent: the checks that the router makes for every request on both engines, which
+//! are in `strict`. The lane's own grammar is narrower than these rules, so the requests it takes
+//! need no screening.
 
 use std::borrow::Cow;
 
@@ -28,8 +29,8 @@ use crate::shared::refusals::Refusal;
 const MAX_LINES: u32 = 256;
 /// The largest number of names in `Connection` that the engine reads.
 const MAX_NOMINATIONS: usize = 9;
-/// Headers that `Connection` may not name: the engine would have to drop what a request cannot do
-/// without, or what we add.
+/// The headers that `Connection` may not name. The engine would have to drop what a request needs,
+/// or what we add.
 const PROTECTED: [(&[u8], Reply); 4] = [
     (
         b"host",
@@ -59,7 +60,7 @@ const PROTECTED: [(&[u8], Reply); 4] = [
 ];
 /// The longest target in bytes that the engine's type for targets holds.
 const MAX_TARGET: usize = 65_534;
-/// The longest path in bytes that the access log has of a request that is refused here.
+/// The longest path in bytes that the access log contains for a request that is refused here.
 const MAX_SKETCH: usize = 1_024;
 
 const BAD_LINE: Reply = Reply::refused(
@@ -76,10 +77,10 @@ const CONNECT: Reply = Reply::refused_with(
     "CONNECT is not allowed here: this is no proxy to other hosts",
 );
 
-/// What is known of the bytes that a connection begins with.
+/// The result of screening the bytes at the start of a connection.
 #[derive(Debug)]
 pub enum Screened {
-    /// The head is not whole yet.
+    /// The head is incomplete.
     Partial,
     /// The request is refused with this answer.
     Refused(Reply),
@@ -90,21 +91,22 @@ pub enum Screened {
 /// A request that the engine may serve.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Passed {
-    /// Where the head begins: behind empty lines, which a client may send first.
+    /// The start of the head. Empty lines, which a client may send first, are skipped.
     pub from: usize,
-    /// Where the head ends.
+    /// The end of the head.
     pub to: usize,
-    /// How its body is framed.
+    /// The framing of the body.
     pub(in crate::gateway) body: Body,
-    /// Whether it asks for another protocol on this connection.
+    /// Whether the request asks for another protocol on this connection.
     pub upgrades: bool,
-    /// The target in a form that the engine takes, and where the one stands that came; nothing
-    /// where that is the same.
+    /// The target in a form that the engine accepts, and the position of the received one. `None`
+    /// if both are the same.
     pub target: Option<(std::ops::Range<usize>, Vec<u8>)>,
 }
 
 impl Passed {
-    /// Writes the head in the form that the engine takes. `came` are the bytes that were screened.
+    /// Writes the head in the form that the engine accepts. `came` are the bytes that were
+    /// screened.
     pub fn write(&self, came: &[u8], out: &mut impl BufMut) {
         match &self.target {
             None => out.put_slice(&came[self.from..self.to]),
@@ -115,16 +117,16 @@ impl Passed {
     }
 }
 
-/// Reads heads that come in parts.
+/// Screens heads that are received in parts.
 #[derive(Debug, Default)]
 pub struct Screen {
-    /// Up to here there is no end of the head.
+    /// The position up to which the head does not end.
     looked: usize,
     is_line_checked: bool,
 }
 
 impl Screen {
-    /// Looks at the bytes that have come so far. Each call gets all of them.
+    /// Screens the bytes received so far. Each call gets all of them.
     pub fn look(&mut self, bytes: &[u8], max_head: usize) -> Screened {
         let from = bytes
             .iter()
@@ -137,7 +139,7 @@ impl Screen {
             return Screened::Refused(BARE_FEED.at_line(1));
         }
         let head = &bytes[from..];
-        // What is no HTTP at all, such as TLS on this port, is told so at once.
+        // Bytes that are not HTTP at all, such as TLS on this port, are refused at once.
         if head.first().is_some_and(|first| !is_token(*first)) {
             return Screened::Refused(BAD_LINE.at_line(1));
         }
@@ -189,12 +191,12 @@ impl Screen {
     }
 }
 
-/// The bytes of a method and of a header name (RFC 9110, 5.6.2).
+/// Returns whether a byte is allowed in a method or a header name (RFC 9110, section 5.6.2).
 pub(in crate::gateway) fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// A line without its end.
+/// Returns a line without its line end.
 fn content(line: &[u8], number: u32) -> Result<&[u8], Reply> {
     let content = line
         .strip_suffix(b"\r\n")
@@ -257,7 +259,7 @@ fn request_line(line: &[u8]) -> Result<Words<'_>, Reply> {
     Ok((method, target, version))
 }
 
-/// Checks a whole head.
+/// Checks a complete head.
 fn passed(head: &[u8]) -> Result<Passed, Reply> {
     let first = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
     let (method, target, version) = request_line(&head[..first])?;
@@ -298,7 +300,7 @@ fn passed(head: &[u8]) -> Result<Passed, Reply> {
     })
 }
 
-/// The name and the value of a header line.
+/// Splits a header line into its name and value.
 fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Reply> {
     let bad = |message| Reply::refused(Refusal::Header, message);
     if matches!(line.first(), Some(b' ' | b'\t')) {
@@ -327,7 +329,7 @@ fn field(line: &[u8]) -> Result<(&[u8], &[u8]), Reply> {
     Ok((name, value.trim_ascii()))
 }
 
-/// What the lines of a head say that this room wants to know.
+/// The facts that this module needs from the lines of a head.
 #[derive(Debug, Default)]
 struct Fields<'a> {
     host: Option<&'a [u8]>,
@@ -363,7 +365,7 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// The names in `Connection`.
+    /// Records the names in `Connection`.
     fn nominate(&mut self, value: &[u8]) -> Result<(), Reply> {
         for token in value
             .split(|byte| *byte == b',')
@@ -393,8 +395,8 @@ impl<'a> Fields<'a> {
         Ok(())
     }
 
-    /// How the body is framed. A coding outweighs a length (RFC 9112, 6.3), which the engine then
-    /// drops.
+    /// Returns the framing of the body. A coding overrides a length (RFC 9112, section 6.3), which
+    /// the engine then drops.
     fn body(&self, version: &[u8]) -> Result<Body, Reply> {
         if let Some(coding) = self.coding {
             if version == b"HTTP/1.0" {
@@ -423,8 +425,8 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Whether target and `Host` agree, as far as the engine asks for it. Whether there is a host at
-/// all is the router's question.
+/// Checks that target and `Host` agree, as far as the engine requires it. Whether there is a host
+/// at all is checked by the router.
 fn check_host(target: &[u8], host: Option<&[u8]>) -> Result<(), Reply> {
     if host.is_some_and(|host| host.contains(&b'@')) {
         return Err(Reply::refused(
@@ -458,8 +460,9 @@ fn check_host(target: &[u8], host: Option<&[u8]>) -> Result<(), Reply> {
     Ok(())
 }
 
-/// The target with the characters escaped that the engine's type for targets cannot hold: `<`, `>`
-/// and the backtick in a path, `"`, `<` and `>` in a query, and what is neither ASCII nor UTF-8.
+/// Escapes the characters of a target that the engine's type for targets cannot hold. These are
+/// `<`, `>` and the backtick in a path, `"`, `<` and `>` in a query, and bytes that are neither
+/// ASCII nor UTF-8.
 fn escaped(target: &[u8]) -> Cow<'_, [u8]> {
     let query = memchr::memchr(b'?', target).unwrap_or(target.len());
     let is_text = std::str::from_utf8(target).is_ok();
@@ -491,8 +494,8 @@ fn escaped(target: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(out)
 }
 
-/// What the access log says of a request that is refused here: its first two words as far as they
-/// can be read.
+/// Returns the entry of the access log for a request that is refused here: its first two words as
+/// far as they are readable.
 pub fn sketch(bytes: &[u8]) -> Sketch {
     let bytes = bytes.trim_ascii_start();
     let line = &bytes[..memchr::memchr2(b'\r', b'\n', bytes).unwrap_or(bytes.len())];
@@ -520,9 +523,9 @@ pub fn sketch(bytes: &[u8]) -> Sketch {
     }
 }
 
-/// Whether a head that is refused here is a browser's that asks for a page.
+/// Returns whether a refused head is that of a browser that requests a page.
 pub fn wants_html(bytes: &[u8]) -> bool {
-    // What stands behind an empty line is another request.
+    // Bytes after an empty line belong to another request.
     let lines = bytes
         .trim_ascii_start()
         .split(|byte| *byte == b'\n')
@@ -553,7 +556,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wellformed_head_passes_with_its_framing() {
+    fn a_well_formed_head_passes_with_its_framing() {
         let head = b"\r\nGET /a?b HTTP/1.1\r\nHost: h\r\nX-A: a\tb \r\n\r\nnext";
         assert_eq!(
             look(head),
@@ -699,7 +702,7 @@ mod tests {
             ("/a?b=<", "/a?b=%3C"),
             ("/\u{e9}\u{ff}", "/%E9%FF"),
         ] {
-            // The last one in Latin 1, as old clients write it.
+            // The last one is in Latin 1, as old clients write it.
             let target: Vec<u8> = target.chars().map(|letter| letter as u8).collect();
             let head = [b"GET ", &target[..], b" HTTP/1.1\r\nHost: h\r\n\r\n"].concat();
             let (at, escaped) = look(&head).expect("passes").target.expect("it is another");
@@ -710,7 +713,7 @@ mod tests {
         }
     }
 
-    /// Whether pingora takes a head, or answers it with a bare 400.
+    /// Returns whether pingora accepts a head, and does not answer it with a bare 400.
     fn is_taken_by_the_engine(head: &[u8]) -> bool {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -774,7 +777,7 @@ mod tests {
     proptest::proptest! {
         #![proptest_config(proptest::prelude::ProptestConfig::with_cases(20_000))]
         #[test]
-        fn what_passes_is_never_refused_by_the_engine(
+        fn a_head_that_passes_is_never_refused_by_the_engine(
             base in proptest::sample::select(&["GET / HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n", "POST /a?b=c HTTP/1.0\r\nContent-Length: 5\r\n\r\n", "OPTIONS * HTTP/1.1\r\nHost: h:80\r\nConnection: close\r\n\r\n"][..]),
             edits in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), 0usize..4, proptest::sample::select(&PIECES[..]), proptest::prelude::any::<u8>()), 0..4),
         ) {
@@ -782,7 +785,7 @@ mod tests {
             for (at, cut, piece, byte) in edits {
                 let at = at.index(head.len());
                 let until = (at + cut).min(head.len());
-                // Now and then a byte of any kind.
+                // Occasionally any byte may occur.
                 let piece = if byte < 32 { vec![byte.wrapping_mul(8).wrapping_add(7)] } else { piece.as_bytes().to_vec() };
                 head.splice(at..until, piece);
             }
@@ -795,7 +798,7 @@ mod tests {
     }
 
     #[test]
-    fn the_parts_a_head_comes_in_make_no_difference() {
+    fn a_head_is_screened_alike_for_any_split_of_bytes() {
         for head in [
             &b"\r\nGET / HTTP/1.1\r\nHost: h\r\nX-A: 1\r\n\r\n"[..],
             b"GET / HTTP/1.1\r\nHost: h\n\n",
@@ -821,7 +824,7 @@ mod tests {
     }
 
     #[test]
-    fn a_refused_request_is_sketched_as_far_as_it_can_be_read() {
+    fn a_refused_request_is_logged_as_far_as_it_is_readable() {
         let sketched = |bytes: &[u8]| {
             let Sketch { method, path } = sketch(bytes);
             (method.to_string(), path.to_string())

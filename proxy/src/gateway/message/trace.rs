@@ -1,14 +1,14 @@
-//! W3C trace context: the ids that connect what all programs say about one request.
+//! W3C trace context: the ids that connect the records of all programs about one request.
 //!
-//! A request that comes with a context keeps it, byte for byte, unless a span of ours is sampled:
-//! then the backend gets the id of the attempt as its parent. One that comes without, or with one
-//! that cannot be read, gets a new context that is not sampled, so that the backend decides for
-//! itself. `tracestate` belongs to its `traceparent` and goes where that goes.
+//! A request with a context keeps it byte for byte, unless one of our spans is sampled. Then the
+//! backend gets the id of the attempt as its parent. A request without a context, or with a
+//! malformed one, gets a new context that is not sampled, so that the backend decides for itself.
+//! `tracestate` belongs to its `traceparent` and is kept or replaced with it.
 //!
-//! Whether a request is sampled is decided by chance here, or by the flag that a trusted proxy has
-//! set: a flag that anybody can set would let anybody fill the collector.
+//! A request is sampled by chance here, or by the flag that a trusted proxy has set. If any client
+//! could set the flag, any client could fill the collector.
 //!
-//! Source: W3C Trace Context, Level 1 (versions above 00 are read as 00, as it asks).
+//! Source: W3C Trace Context, Level 1 (versions above 00 are read as 00, as it requires).
 
 use rand::Rng;
 
@@ -18,23 +18,23 @@ use crate::telemetry::traces::{Spans, hex_digits, new_span};
 /// The context of one request, and what we add to it.
 #[derive(Debug)]
 pub struct Trace {
-    /// Of the whole trace. Never zero.
+    /// The id of the whole trace. Never zero.
     pub id: u128,
-    /// The span that asked us; `None` where the trace begins here.
+    /// The span of the caller. `None` if the trace begins here.
     pub parent: Option<u64>,
-    /// The span that the backend is told of in a context that begins here; `None` where the
-    /// client's own goes on.
+    /// The span that is sent to the backend in a context that begins here. `None` if the client's
+    /// own context is kept.
     begun: Option<u64>,
-    /// Whether a `tracestate` of the client must not go on, since there is no `traceparent` that
-    /// it could belong to.
+    /// Whether a `tracestate` of the client must not be passed on, because there is no
+    /// `traceparent` that it could belong to.
     pub is_orphaned: bool,
-    /// What we say about it; `None` where it is not sampled.
+    /// Our spans for the request. `None` if it is not sampled.
     pub spans: Option<Box<Spans>>,
 }
 
 impl Trace {
-    /// The context of a request that came with this `traceparent`. `samples` is how many in a
-    /// million are sampled, if spans are made at all.
+    /// Determines the context of a request with this `traceparent`. `samples` is the number of
+    /// requests in a million that are sampled, if spans are made at all.
     pub fn of(fields: &Fields<'_>, is_trusted: bool, samples: Option<u32>) -> Self {
         let sent = fields.traceparent.and_then(Context::parse);
         let mut random = rand::rng();
@@ -63,7 +63,7 @@ impl Trace {
         }
     }
 
-    /// What goes to the backend in place of what the client sent, if anything does.
+    /// Returns the header that replaces the client's in the request to the backend, if any.
     pub fn header(&self) -> Option<TraceParent> {
         match (&self.spans, self.begun) {
             (Some(spans), _) => Some(header(
@@ -85,14 +85,14 @@ struct Context {
 }
 
 impl Context {
-    /// Reads a `traceparent`.
+    /// Parses a `traceparent`.
     fn parse(value: &[u8]) -> Option<Self> {
         let part = |from: usize, to: usize| value.get(from..to);
         let (version, rest) = (hex(part(0, 2)?)?, value.get(55..)?);
         let is_complete = match version {
             0 => rest.is_empty(),
             0xff => false,
-            // What comes after is for those who know that version.
+            // The rest of the value is for programs that know that version.
             _ => rest.first().is_none_or(|&byte| byte == b'-'),
         };
         if !is_complete || [2, 35, 52].iter().any(|&at| value[at] != b'-') {
@@ -111,7 +111,7 @@ impl Context {
     }
 }
 
-/// Lower-case digits only, as the W3C asks.
+/// Parses lower-case digits only, as the W3C requires.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0u128, |number, &digit| {
         let value = match digit {
@@ -156,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn a_context_that_is_not_sampled_by_us_goes_on_as_it_came() {
+    fn a_context_that_we_do_not_sample_passes_unchanged() {
         for samples in [None, Some(0)] {
             let trace = trace_of(
                 &TestHead::get("/").with("traceparent", SENT),
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_context_one_begins_that_leaves_the_backend_its_choice() {
+    fn a_new_context_leaves_the_sampling_choice_to_the_backend() {
         let trace = trace_of(&TestHead::get("/").with("tracestate", "a=1"), false, None);
         let header = header_of(&trace).expect("a header");
         assert!(
@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_replaced_and_its_state_goes_with_it() {
+    fn a_malformed_context_is_replaced_together_with_its_state() {
         for wrong in [
             "",
             "nonsense",
@@ -261,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn the_backend_is_a_child_of_its_attempt() {
+    fn the_backend_span_is_a_child_of_its_attempt() {
         let mut trace = trace_of(&TestHead::get("/"), false, Some(1_000_000));
         let spans = trace.spans.as_mut().expect("sampled");
         let server = SocketAddr::from(([127, 0, 0, 1], 3000));

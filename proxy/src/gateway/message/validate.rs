@@ -1,10 +1,10 @@
-//! What no request may look like, whoever sent it: shapes that two programs on the way may read
+//! Forms that no request may have, whoever sent it, because two programs on the way may read them
 //! differently.
 //!
 //! The engine's parser is lenient where old clients were sloppy: it ends lines at a bare line feed,
-//! takes any target and any host, and passes on lists of equal lengths. Each of these is
-//! harmless alone and a request of somebody else behind a backend that reads it otherwise. So they
-//! are refused here, before anything is decided on them.
+//! accepts any target and any host, and passes on lists of equal lengths. Each of these is harmless
+//! alone. Behind a backend that reads it differently, it becomes another client's request. So these
+//! forms are refused here, before any decision is based on them.
 //!
 //! Deliberately absent: bodies, whose framing `turn` reads, and the form of the head's lines, which
 //! `screen` reads.
@@ -22,12 +22,12 @@ pub(in crate::gateway) const NO_TARGET: Reply = Reply::refused(
     "the request target is neither a path that begins with `/`, nor an address of http or https, \
      nor the `*` of OPTIONS",
 );
-/// The answer to a host that is none.
+/// The answer to an invalid host.
 pub(in crate::gateway) const BAD_HOST: Reply = Reply::refused(
     Refusal::Host,
     "the host is not a name or an address with an optional port",
 );
-/// The answer to a body whose length is not said in exactly one way.
+/// The answer to a body whose length is not given in exactly one way.
 pub(in crate::gateway) const BAD_FRAMING: Reply = Reply::refused(
     Refusal::Framing,
     "the length of the body is ambiguous: send one `Content-Length` in digits, or \
@@ -40,11 +40,11 @@ pub(in crate::gateway) const BARE_FEED: Reply = Reply::refused(
     "the line ends in a bare line feed, and not in CR LF",
 );
 
-/// The name or address of the host that is asked for, without its port, empty where none is; or
-/// what is wrong with this request.
+/// Returns the name or address of the requested host, without its port. It is empty if there is
+/// none.
 ///
 /// # Errors
-/// The answer to a request that nobody may send.
+/// The answer to an invalid request.
 pub fn host_of<'a>(head: &'a impl Head, fields: &Fields<'a>) -> Result<&'a str, Reply> {
     if has_bare_line_feed(head.raw()) {
         return Err(BARE_FEED.at_line(line_of_the_first_bare_feed(head.raw())));
@@ -98,10 +98,11 @@ pub fn host_of<'a>(head: &'a impl Head, fields: &Fields<'a>) -> Result<&'a str, 
     Ok(host)
 }
 
-/// Whether a line ends without a carriage return. Nothing else in a head may be a line feed.
+/// Returns whether a line ends without a carriage return. No other part of a head may contain a
+/// line feed.
 ///
-/// Without an early end, so that the compiler looks at many bytes at once: in good heads, which is
-/// to say in all, there is nothing to end early for.
+/// There is no early exit, so that the compiler can check many bytes at once. Good heads, which is
+/// nearly all of them, give no reason to exit early.
 fn has_bare_line_feed(raw: &[u8]) -> bool {
     let Some((&first, rest)) = raw.split_first() else {
         return false;
@@ -117,7 +118,7 @@ fn has_bare_line_feed(raw: &[u8]) -> bool {
             != 0
 }
 
-/// The number of the first line that ends in a bare line feed, counted from 1.
+/// Returns the number of the first line that ends in a bare line feed, counted from 1.
 fn line_of_the_first_bare_feed(raw: &[u8]) -> u32 {
     raw.split_inclusive(|byte| *byte == b'\n')
         .zip(1..)
@@ -125,8 +126,8 @@ fn line_of_the_first_bare_feed(raw: &[u8]) -> u32 {
         .unwrap_or(1)
 }
 
-/// Origin form, the absolute form of a web address, or the star of OPTIONS. CONNECT never comes
-/// this far.
+/// Returns whether a target is in origin form, in the absolute form of a web address, or the
+/// asterisk of OPTIONS. CONNECT is refused earlier.
 fn is_target(target: &[u8], method: &Method) -> bool {
     let begins_with = |scheme: &[u8]| {
         target
@@ -140,8 +141,8 @@ fn is_target(target: &[u8], method: &Method) -> bool {
     }
 }
 
-/// Whether a path holds an escaped NUL or end of line. The engine escapes raw ones, so these are
-/// refused with them.
+/// Returns whether a path contains an escaped NUL or line end. The engine escapes raw ones, so both
+/// are refused.
 fn has_split_path(path: &str) -> bool {
     let path = path.as_bytes();
     memchr::memchr_iter(b'%', path).any(|at| {
@@ -152,8 +153,8 @@ fn has_split_path(path: &str) -> bool {
     })
 }
 
-/// Bytes of a host's name. Names are opaque but for the bytes that end one somewhere else in an
-/// address.
+/// The bytes allowed in a host's name. Names are opaque, except that bytes that end a name
+/// elsewhere in an address are not allowed.
 const IN_NAME: [bool; 256] = {
     let mut table = [false; 256];
     let mut byte = 0;
@@ -170,8 +171,8 @@ const IN_NAME: [bool; 256] = {
     table
 };
 
-/// The name or address of a host that may have a port, if it is one. One dot may end a name: it is
-/// the full name then.
+/// Returns the name or address of a host that may have a port, if it is valid. One dot may end a
+/// name, which is then fully qualified.
 pub(in crate::gateway) fn name_of(host: &[u8]) -> Option<&str> {
     let (name, port) = match host.strip_prefix(b"[") {
         Some(rest) => {
@@ -211,7 +212,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_ends_in_both_bytes() {
+    fn a_line_ends_with_carriage_return_and_line_feed() {
         assert!(!has_bare_line_feed(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"));
         assert!(!has_bare_line_feed(b""));
         for raw in [
@@ -228,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_target_is_a_path_a_web_address_or_the_star_of_options() {
+    fn a_target_is_a_path_a_web_address_or_the_options_asterisk() {
         for (target, method, good) in [
             ("/", Method::GET, true),
             ("*", Method::OPTIONS, true),
@@ -257,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_is_a_name_or_an_address_and_maybe_a_port() {
+    fn a_host_is_a_name_or_an_address_with_an_optional_port() {
         for host in [
             "shop.example",
             "h",

@@ -8,7 +8,7 @@ use crate::gateway::message::forward;
 use crate::gateway::message::head::{Conn, Edits, Head, Value};
 
 impl Router {
-    /// Headers to the backend: forged ones out, ours in.
+    /// Edits the headers to the backend: forged ones are removed, ours are added.
     pub fn edits(
         &self,
         exchange: &Exchange,
@@ -55,15 +55,15 @@ impl Router {
         }
     }
 
-    /// Headers to the client.
+    /// Edits the headers to the client.
     pub fn client_edits(&self, exchange: &Exchange, edits: &mut impl Edits) {
         if let Some(name) = exchange.outcome_header() {
             edits.remove(name);
         }
         if let Some(cookie) = &exchange.set_cookie {
             edits.append(&forward::SET_COOKIE, Value::Shared(cookie));
-            // A cache that everybody shares would hand the cookie, and with it the user, to others
-            // (RFC 9111, section 7.3).
+            // A shared cache would pass the cookie, and with it the user's identity, to other
+            // clients (RFC 9111, section 7.3).
             edits.append(&forward::CACHE_CONTROL, Value::Word("private"));
         }
         if let (true, Some(at)) = (

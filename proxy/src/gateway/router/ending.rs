@@ -1,4 +1,4 @@
-//! The end of a request: its outcome, its counters, its line and its span.
+//! The end of a request: its outcome, its counters, its log line and its span.
 
 use super::exchange::Exchange;
 use super::failover::{Blame, Failure, Moved, Said};
@@ -18,25 +18,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What an engine knows at the end of a request.
+/// The facts that an engine knows at the end of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct End {
-    /// The status the client got, if any.
+    /// The status that the client received, if any.
     pub status: Option<u16>,
-    /// Body bytes from the client.
+    /// The number of body bytes from the client.
     pub bytes_in: u64,
-    /// Body bytes to the client.
+    /// The number of body bytes to the client.
     pub bytes_out: u64,
-    /// The address of the server that was asked.
+    /// The address of the server that was used.
     pub server: Option<SocketAddr>,
-    /// How many attempts were made.
+    /// The number of attempts that were made.
     pub attempts: u8,
-    /// What moved its bytes.
+    /// The engine that moved the bytes.
     pub engine: Engine,
 }
 
-/// What a request says about its backend. A failure after the answer began is one all the same: the
-/// body was cut.
+/// Returns the outcome of a request for its backend. A failure after the answer began also counts,
+/// because the body was truncated.
 pub(super) fn outcome(exchange: &Exchange) -> Outcome {
     let is_of_backend = matches!(
         exchange.failure,
@@ -62,8 +62,8 @@ pub(super) fn outcome(exchange: &Exchange) -> Outcome {
             }),
             _,
         ) => Outcome::Failure(kind),
-        // A client that hangs up on a backend that had answered 5xx already does not make that
-        // answer good.
+        // If the backend had already answered 5xx, a disconnect of the client does not turn that
+        // answer into a success.
         (_, Some(500..)) => Outcome::Failure(FailureKind::Status),
         (
             Some(Failure {
@@ -85,7 +85,7 @@ pub(super) fn outcome(exchange: &Exchange) -> Outcome {
     }
 }
 
-/// Returns what the access log says of a refused request.
+/// Returns the entry of the access log for a refused request.
 pub(super) fn told(reply: &Reply) -> Refused {
     Refused {
         code: reply.code,
@@ -94,33 +94,33 @@ pub(super) fn told(reply: &Reply) -> Refused {
 }
 
 impl Router {
-    /// The backend has switched protocols.
+    /// Records that the backend has switched protocols.
     pub fn is_a_websocket(&self, exchange: &mut Exchange) {
         if let Some(in_flight) = &mut exchange.in_flight {
             in_flight.is_a_websocket();
         }
     }
 
-    /// What a gRPC backend says of a call whose answer began with 200, in the header or the
-    /// trailer.
+    /// Records the status of a gRPC call whose answer began with 200. The backend sends the status
+    /// in the header or the trailer.
     pub fn grpc_status(&self, exchange: &mut Exchange, code: &[u8]) {
         match code {
             b"0" => {}
-            // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: what a
-            // server causes.
+            // UNKNOWN, DEADLINE_EXCEEDED, UNIMPLEMENTED, INTERNAL, UNAVAILABLE, DATA_LOSS: these
+            // are caused by a server.
             b"2" | b"4" | b"12" | b"13" | b"14" | b"15" => {
                 exchange.failure.get_or_insert(Failure {
                     blame: Blame::Backend,
                     kind: FailureKind::Status,
                 });
             }
-            // The others are the caller's, as 4xx are.
+            // The others are caused by the caller, like 4xx.
             _ => exchange.status = Some(400),
         }
     }
 
-    /// Remembers a failure and says what the client gets, if it can still be told. `refusal` is the
-    /// answer if the body of the request itself is at fault.
+    /// Records a failure, and returns the client's answer if one can still be sent. `refusal` is
+    /// the answer if the body of the request itself is invalid.
     pub fn failed(
         &self,
         exchange: &mut Exchange,
@@ -147,8 +147,8 @@ impl Router {
         }
     }
 
-    /// Counts a request that was refused before it could be decided on, and writes its line. `end`
-    /// says what the client got; `began` is when the request began.
+    /// Counts a request that was refused before the decision, and writes its log line. `end` holds
+    /// what the client received, and `began` is when the request began.
     pub fn refused(
         &self,
         sketch: Sketch,
@@ -217,8 +217,8 @@ impl Router {
         });
     }
 
-    /// Ends a request: its outcome, its counters, its line. The clock is read only where somebody
-    /// wants to know.
+    /// Ends a request: records its outcome, its counters and its log line. The clock is read only
+    /// if the time is needed.
     pub fn done(&self, mut exchange: Exchange, path: &str, end: End, clock: impl Fn() -> Mono) {
         let outcome = outcome(&exchange);
         if let Some(why) = exchange.refused.as_ref().and_then(|reply| reply.refusal) {
@@ -251,8 +251,8 @@ impl Router {
             latency_us: latency_us.map(cutover_core::time::micros),
             evidence,
         };
-        // Without a latency there was no answer, so the end is now; else it is known without asking
-        // the clock.
+        // Without a latency there was no answer, so the end is now. Otherwise the end is known
+        // without reading the clock.
         let at = latency_us.map_or_else(&clock, |latency| exchange.started.forward(latency));
         let origin = Origin {
             who: exchange.who,
@@ -262,7 +262,7 @@ impl Router {
         };
         match exchange.in_flight.take() {
             Some(in_flight) => in_flight.end(&ending, &origin),
-            // What maintenance answered was no request of any backend.
+            // A request that maintenance answered did not reach any backend.
             None if exchange.maintenance != Maintenance::Off => {}
             None => self
                 .recorder
@@ -271,7 +271,7 @@ impl Router {
         self.tell(exchange, path, end, outcome, clock);
     }
 
-    /// What is written and exported about a request that has ended.
+    /// Writes and exports the records of a request that has ended.
     pub(super) fn tell(
         &self,
         exchange: Exchange,

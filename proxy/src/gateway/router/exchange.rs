@@ -1,4 +1,4 @@
-//! What the router remembers of one request.
+//! The state that the router keeps for one request.
 
 use super::failover::{Failure, Moved, Said};
 use crate::gateway::message::reply::Reply;
@@ -14,7 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What one request remembers from its start to its end.
+/// The state of one request from its start to its end.
 #[derive(Debug)]
 pub struct Exchange {
     pub(super) snapshot: Arc<Snapshot>,
@@ -30,41 +30,42 @@ pub struct Exchange {
     pub(super) trace: Trace,
     pub(super) set_cookie: Option<HeaderValue>,
     pub(super) method: Method,
-    /// Whether the client sent a header whose name is ours alone.
+    /// Whether the client sent a header whose name is reserved for the proxy.
     pub(super) has_forged: bool,
     pub(super) may_last: bool,
-    /// Where a line may be written: the user, as it is to be said.
+    /// The user in the form in which it is logged. `Some` only if a log line may be written.
     pub(super) user: Option<User>,
     pub(super) in_flight: Option<InFlight>,
     pub(super) who: Requester,
-    /// Whether the backend has all of the request.
+    /// Whether the backend has received the whole request.
     pub(super) is_sent: bool,
-    /// Whether it has been moved to the side that was not decided.
+    /// The reason why the request was moved to the side that was not decided. `None` if it was not
+    /// moved.
     pub(super) moved: Option<Moved>,
-    /// The failure on new that legacy is asked about. What both sides fail at is evidence on
-    /// neither. Boxed, because hardly any request has one.
+    /// The failure on new after which the request was sent to legacy. A request that fails on both
+    /// sides is evidence against neither. Boxed, because hardly any request has one.
     pub(super) failed_on_new: Option<Box<Ending>>,
-    /// What the backend says the answer was.
+    /// The result that the backend reports for its answer.
     pub(super) said: Option<Said>,
-    /// The maintenance that answers it or keeps it waiting.
+    /// The maintenance that answers the request or holds it.
     pub(super) maintenance: Maintenance,
-    /// How long it was parked before it was decided, which is no time of any backend.
+    /// How long the request was held before the decision. This time is attributed to no backend.
     pub(super) parked: Duration,
-    /// While it is parked.
+    /// The place in the hold queue, while the request is held.
     pub(super) held: Option<Held>,
-    /// The answer to the request if the request itself is at fault. Boxed, because hardly any
+    /// The answer to the request if the request itself is invalid. Boxed, because hardly any
     /// request has one.
     pub(super) refused: Option<Box<Reply>>,
 }
 
 impl Exchange {
-    /// Where the request goes.
+    /// Returns the backend of the request.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.backend
     }
 
-    /// Where a rollback of its rollout finds it: the recorder slot and the revision it was decided
-    /// under. `None` unless it is one that a rollback concerns.
+    /// Returns where a rollback of its rollout finds the request: the recorder slot, and the
+    /// revision under which it was decided. `None` if no rollback concerns the request.
     pub fn stays_on_new(&self) -> Option<(usize, u64)> {
         let decided = self
             .decision
@@ -72,23 +73,24 @@ impl Exchange {
         (decided && self.side() == Side::New).then(|| (self.slot(), self.snapshot.split.revision))
     }
 
-    /// Whether the backend has all of the request.
+    /// Returns whether the backend has received the whole request.
     pub fn is_sent(&self) -> bool {
         self.is_sent
     }
 
-    /// The rollout that takes it, if one does.
+    /// Returns the rollout that matched the request, if any.
     pub fn rollout(&self) -> Option<&Arc<str>> {
         self.rollout
             .map(|at| &self.snapshot.split.rollouts[at].rule.id)
     }
 
-    /// Whether its head says that it may become, or be answered by, something that lasts.
+    /// Returns whether the head says that the exchange may be long-lived.
     pub fn may_last(&self) -> bool {
         self.may_last
     }
 
-    /// Whether every server that it may be sent to, on either side, speaks HTTP/1.1 without TLS.
+    /// Returns whether every server that the request may be sent to, on either side, speaks
+    /// HTTP/1.1 without TLS.
     pub fn is_plain(&self) -> bool {
         self.rollout
             .map_or(self.snapshot.common.is_default_plain, |at| {
@@ -96,17 +98,17 @@ impl Exchange {
             })
     }
 
-    /// When it began.
+    /// Returns when the request began.
     pub fn started(&self) -> Mono {
         self.started
     }
 
-    /// Its method.
+    /// Returns the method of the request.
     pub fn method(&self) -> &Method {
         &self.method
     }
 
-    /// How long it was parked so far.
+    /// Returns how long the request has been held so far.
     pub fn parked(&self) -> Duration {
         self.parked
     }
@@ -116,7 +118,7 @@ impl Exchange {
             .map_or(UNMATCHED, |at| self.snapshot.prepared[at].slot)
     }
 
-    /// The side that is asked now.
+    /// Returns the side that currently handles the request.
     pub(super) fn side(&self) -> Side {
         let decided = self.decision.map_or(Side::Legacy, |decision| decision.side);
         if self.moved.is_some() {
@@ -126,14 +128,15 @@ impl Exchange {
         }
     }
 
-    /// The header in which the backend says what its answer was, if its rollout names one.
+    /// Returns the header in which the backend reports the result of its answer, if the rollout
+    /// names one.
     pub fn outcome_header(&self) -> Option<&HeaderName> {
         self.rollout
             .and_then(|at| self.snapshot.prepared[at].outcome_header.as_ref())
     }
 
-    /// What comes of it is evidence of. Whoever was moved to the side that is asked now is no fair
-    /// sample of it.
+    /// Returns what the outcome is evidence of. A user that was moved to the current side is not a
+    /// fair sample of it.
     pub(super) fn evidence(&self) -> Evidence {
         if self.moved.is_some() {
             Evidence::None

@@ -9,40 +9,41 @@ use http::Method;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-/// Attempts on one side: a server of the backend, and one more.
+/// The number of attempts on one side: a server of the backend, and one more.
 pub const ATTEMPTS_ON_A_SIDE: u8 = 2;
 
-/// What to do with an answer of the backend.
+/// The treatment of an answer of the backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AfterResponse {
-    /// Give it to the client.
+    /// Give the answer to the client.
     Deliver,
-    /// Throw it away and ask [`Exchange::backend`], which is the other side now.
+    /// Discard the answer and send the request to [`Exchange::backend`], which is now the other
+    /// side.
     AskOtherSide,
 }
 
 /// How much of a request a backend may have seen when an attempt failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sent {
-    /// There was no connection.
+    /// Nothing, because there was no connection.
     Nothing,
-    /// All or a part of it, and it can be sent once more.
+    /// All or a part of the request, and it can be sent again.
     Repeatable,
-    /// All or a part of it, and what was sent is not there any more.
+    /// All or a part of the request, and the sent bytes are no longer available.
     Gone,
 }
 
-/// Why a request was moved to the other side after it had been asked of the one decided.
+/// The reason why a request was moved to the other side after it had been sent to the decided one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moved {
-    /// New failed, legacy saves it.
+    /// New failed, and legacy answers instead.
     Failover,
     /// The file was missing.
     Fallback,
 }
 
 impl Moved {
-    /// The name used in headers and the access log.
+    /// Returns the name used in headers and the access log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Failover => "failover",
@@ -51,7 +52,7 @@ impl Moved {
     }
 }
 
-/// What a backend says an answer was, in the header that its rollout names.
+/// The result that a backend reports for an answer, in the header that its rollout names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Said {
     Success,
@@ -60,7 +61,7 @@ pub(super) enum Said {
 }
 
 impl Said {
-    /// What these bytes say; nothing if they are no such word.
+    /// Parses the result. `None` if the bytes are not a known word.
     pub(super) fn of(bytes: &[u8]) -> Option<Self> {
         let bytes = bytes.trim_ascii();
         let words = [
@@ -74,33 +75,33 @@ impl Said {
     }
 }
 
-/// How an attempt went wrong, as an engine sees it.
+/// The failure of an attempt, as an engine sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// Whose fault it is.
+    /// The side to which the failure is attributed.
     pub blame: Blame,
-    /// What happened.
+    /// The kind of failure.
     pub kind: FailureKind,
 }
 
-/// Whose fault a failure is.
+/// The side to which a failure is attributed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Blame {
-    /// The backend's.
+    /// The backend.
     Backend,
-    /// The client's.
+    /// The client.
     Client,
-    /// Ours.
+    /// The proxy itself.
     Proxy,
 }
 
-/// Whether a method changes nothing, so that it may be asked twice.
+/// Returns whether a method changes nothing, so that the request may be sent twice.
 pub fn is_safe(method: &Method) -> bool {
     matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS)
 }
 
 impl Router {
-    /// All of the request has been sent: from now on the backend makes the client wait.
+    /// Records that the whole request has been sent. From now on the client waits for the backend.
     pub fn sent(&self, exchange: &mut Exchange, now: Mono) {
         exchange.is_sent = true;
         let evidence = exchange.evidence();
@@ -110,9 +111,9 @@ impl Router {
         }
     }
 
-    /// The backend's first final answer, and what to do with it. Informational ones do not count.
-    /// `says` is the value of [`Exchange::outcome_header`], `can_repeat` whether the whole request
-    /// can be sent once more.
+    /// Decides what to do with the backend's first final answer. Informational answers do not
+    /// count. `says` is the value of [`Exchange::outcome_header`]. `can_repeat` says whether the
+    /// whole request can be sent again.
     pub fn answered(
         &self,
         exchange: &mut Exchange,

@@ -143,8 +143,8 @@ impl HoldQueue {
             .map(|_| HoldSlot(self))
     }
 
-    /// Parks a request once, and says what the router makes of it afterwards. `tcp_state` is that of
-    /// the client's socket now, as the kernel numbers it.
+    /// Parks a request once, and says what the router makes of it afterwards. `tcp_state` is that
+    /// of the client's socket now, as the kernel numbers it.
     pub async fn hold(
         &self,
         router: &Router,

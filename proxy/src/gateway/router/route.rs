@@ -67,8 +67,8 @@ pub(super) fn set_cookie(id: &str, secure: bool) -> Option<HeaderValue> {
     .ok()
 }
 
-/// Makes the id of a request: 128 random bits in hexadecimal digits. It is the id of the trace where
-/// that begins here, so that one id finds both.
+/// Makes the id of a request: 128 random bits in hexadecimal digits. It is the id of the trace
+/// where that begins here, so that one id finds both.
 pub(super) fn new_request_id(trace: &Trace) -> RequestId {
     RequestId::Ours(hex_digits(if trace.parent.is_none() {
         trace.id

@@ -192,9 +192,9 @@ impl ConfigSource {
         self.fingerprint_of(&self.sights, &self.held)
     }
 
-    /// Whether the last [`ConfigSource::load`] read what a look has seen. A list may change between the
-    /// two, and what was read then has not rested. A file that the look did not know counts as
-    /// seen.
+    /// Whether the last [`ConfigSource::load`] read what a look has seen. A list may change between
+    /// the two, and what was read then has not rested. A file that the look did not know counts
+    /// as seen.
     pub fn has_read(&self, seen: &Fingerprints, main: &str) -> bool {
         let is_main_seen = seen
             .get("")

@@ -14,11 +14,11 @@
 //! In flight is started minus finished. The two may be counted by different threads, since a task
 //! moves between them; each count still has one writer.
 //!
-//! Who was hurt is counted by the core's [`UserTracker`], one for each rollout, shared by all threads:
-//! bad and slow requests pay for it. A failure on new also rings a bell, so that the judge need not
-//! wait for its tick. Requests without an answer are counted by the tick in which they began to
-//! wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without looking at
-//! any request.
+//! Who was hurt is counted by the core's [`UserTracker`], one for each rollout, shared by all
+//! threads: bad and slow requests pay for it. A failure on new also rings a bell, so that the judge
+//! need not wait for its tick. Requests without an answer are counted by the tick in which they
+//! began to wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without
+//! looking at any request.
 //!
 //! What maintenance did to requests is counted apart: it says nothing about any backend.
 

@@ -1,16 +1,16 @@
-//! Who changes something, and by which way the change came.
+//! The author of a change and the way by which the change arrived.
 
-/// Who did something, and through which door.
+/// Who made a change, and by which way it arrived.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Actor {
-    /// The name of a token, a user, or of the part of Cutover that acted.
+    /// The name of a token, of a user, or of the part of Cutover that acted.
     pub name: String,
-    /// The door.
+    /// The way by which the change arrived.
     pub source: Via,
 }
 
 impl Actor {
-    /// The guard itself.
+    /// Returns the actor for the guard itself.
     pub fn guard() -> Self {
         Self {
             name: "guard".to_owned(),
@@ -18,7 +18,7 @@ impl Actor {
         }
     }
 
-    /// A time that was set beforehand and has come.
+    /// Returns the actor for a timer that has expired.
     pub fn timer() -> Self {
         Self {
             name: "timer".to_owned(),
@@ -26,7 +26,7 @@ impl Actor {
         }
     }
 
-    /// Whoever edited the file.
+    /// Returns the actor for the person who edited the file.
     pub fn file() -> Self {
         Self {
             name: "file".to_owned(),
@@ -35,7 +35,7 @@ impl Actor {
     }
 }
 
-/// The door through which a change came.
+/// The way by which a change arrived.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Via {
     /// The watched file.
@@ -48,14 +48,14 @@ pub enum Via {
     Api,
     /// The guard.
     Guard,
-    /// Start-up and what was found there.
+    /// Start-up, and the state that was found then.
     Start,
-    /// A time that was set beforehand.
+    /// A timer that has expired.
     Timer,
 }
 
 impl Via {
-    /// All doors.
+    /// All variants.
     pub const ALL: [Self; 7] = [
         Self::File,
         Self::Cli,
@@ -66,7 +66,7 @@ impl Via {
         Self::Timer,
     ];
 
-    /// The name in records.
+    /// Returns the name used in records.
     pub const fn name(self) -> &'static str {
         match self {
             Self::File => "file",
@@ -79,7 +79,7 @@ impl Via {
         }
     }
 
-    /// The door of this name.
+    /// Returns the variant with this name.
     pub fn of_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|source| source.name() == name)
     }

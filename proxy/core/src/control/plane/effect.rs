@@ -1,4 +1,4 @@
-//! What the control plane wants done, in order.
+//! The effects that the control plane requests, in order.
 
 use super::actor::Actor;
 use crate::control::maintenance::{MaintenanceWindow, Scope};
@@ -10,115 +10,117 @@ use crate::side::Side;
 use crate::time::Wall;
 use std::sync::Arc;
 
-/// Something the shell must do, in the order given.
+/// An action that the shell must perform, in the given order.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Put this split before the data path.
+    /// Publish this split to the data path.
     Publish(Split),
-    /// Make this durable.
+    /// Make these standings durable.
     Persist(Standings),
-    /// Write it into the journal, the log and tell people.
+    /// Write the announcement to the journal and the log, and notify people.
     Announce(Box<Announcement>),
-    /// Ask a backend whether it can take users, by a health check or a connection, and tell with
-    /// [`Event::Answered`] what came of it within a quarter of a second.
+    /// Probe whether a backend can take users, by a health check or a connection. The result is
+    /// reported with [`Event::Answered`] within a quarter of a second.
     Ask {
-        /// For which rollout.
+        /// The rollout that the probe is for.
         rollout: Arc<str>,
-        /// Which of its sides.
+        /// The side that is probed.
         side: Side,
     },
 }
 
-/// Where everything stands, as it is made durable.
+/// The state of all rollouts and maintenance windows, as it is made durable.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Standings {
-    /// Each rollout, those with a latch that left the file included.
+    /// The state of each rollout, including rollouts with a latch that left the file.
     pub rollouts: Vec<Standing>,
-    /// What is kept out, by whom it concerns.
+    /// The maintenance windows, by scope.
     pub maintenance: Vec<(Scope, MaintenanceWindow)>,
 }
 
-/// Where one rollout stands, as it is made durable.
+/// The state of one rollout, as it is made durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// The rollout.
+    /// The id of the rollout.
     pub id: Arc<str>,
-    /// The share asked for; `None` when the rollout is no longer in the file.
+    /// The requested share. `None` when the rollout is no longer in the file.
     pub percent: Option<Percent>,
-    /// Holding, or latched and why.
+    /// The phase: holding, or latched with a cause.
     pub phase: Phase,
 }
 
-/// One change, for the journal and for people.
+/// One change, for the journal and for notifications.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// When.
+    /// The time of the change.
     pub at: Wall,
-    /// Which rollout; [`windows::EVERYTHING`] for a change that is not of one.
+    /// The rollout that changed, or [`windows::EVERYTHING`] for a change that does not belong to
+    /// one rollout.
     pub rollout: Arc<str>,
     /// What changed.
     pub change: Change,
-    /// Who changed it.
+    /// Who made the change.
     pub actor: Actor,
-    /// Why.
+    /// The reason for the change.
     pub reason: String,
-    /// All of it in one sentence.
+    /// The whole change in one sentence.
     pub sentence: String,
-    /// The share of users on new from now on; `None` for a change that is not of one rollout.
+    /// The share of users on new from now on. `None` for a change that does not belong to one
+    /// rollout.
     pub effective: Option<Percent>,
 }
 
-/// What changed.
+/// The kind of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Change {
     /// The process started with this rollout.
     Started,
-    /// A rollout came into the file.
+    /// A rollout was added to the file.
     Added,
-    /// A rollout left the file.
+    /// A rollout was removed from the file.
     Removed,
-    /// The share asked for changed.
+    /// The requested share changed.
     Percent {
-        /// Before.
+        /// The share before the change.
         from: Percent,
-        /// From now on.
+        /// The share after the change.
         to: Percent,
     },
     /// Other settings changed.
     Settings,
-    /// Latched at 0 %.
+    /// The rollout was latched at 0 %.
     RolledBack(Trip),
     /// The latch was lifted.
     Rearmed,
-    /// The guard would have rolled back, were it not a dry run.
+    /// The guard would have rolled back if it were not a dry run.
     DryRunBreach,
-    /// Both sides are bad at once: raises are frozen.
+    /// Both sides are bad at the same time: raises are frozen.
     SharedCause,
-    /// Both sides are not bad at once any more: raises go through.
+    /// Both sides are no longer bad at the same time: raises are allowed again.
     SharedCauseEnded,
-    /// The evidence is there, but too few are hurt to roll back.
+    /// The evidence is sufficient, but too few users are affected for a rollback.
     Held,
-    /// New is worse, but legacy does not answer: nobody is moved, and raises are frozen.
+    /// New is worse, but legacy does not answer: users are not moved, and raises are frozen.
     NoRefuge,
-    /// New is not worse any more, or legacy answers again: raises go through.
+    /// New is no longer worse, or legacy answers again: raises are allowed again.
     NoRefugeEnded,
-    /// After a rollback of the guard legacy does not answer: users are on new meanwhile.
+    /// Legacy does not answer after a rollback by the guard: its users are on new meanwhile.
     Spilled,
-    /// Legacy answers again: its users are back.
+    /// Legacy answers again: its users are back on it.
     SpillEnded,
-    /// After a rollback of the guard legacy does not carry the load.
+    /// Legacy does not carry the load after a rollback by the guard.
     LegacyOverloaded,
-    /// Something is kept out from now on, or let in again.
+    /// A maintenance mode begins or ends.
     Maintenance {
         /// The mode from now on.
         mode: Maintenance,
-        /// When it ends by itself.
+        /// The time at which the mode ends by itself. `None` if it has no end.
         until: Option<Wall>,
     },
 }
 
 impl Change {
-    /// The name in records.
+    /// Returns the name used in records.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Started => "started",
@@ -142,13 +144,14 @@ impl Change {
     }
 }
 
-/// What the saved state said at start.
+/// The result of reading the saved state at start.
 #[derive(Clone, Debug)]
 pub enum Restored {
-    /// There was none: the first start.
+    /// There was no saved state: this is the first start.
     Fresh,
-    /// Where everything stood.
+    /// The saved state of all rollouts and maintenance windows.
     Known(Standings),
-    /// It could not be read, for this reason: every rollout starts latched at 0 %.
+    /// The saved state could not be read, for the given reason: every rollout starts latched at 0
+    /// %.
     Unreadable(String),
 }

@@ -1,32 +1,32 @@
-//! Why a command is refused.
+//! The reasons for which a command is refused.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// Why a command was refused. Nothing has changed then.
+/// The reason for which a command was refused. A refused command has changed nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandError {
     /// No rollout has this id.
     UnknownRollout {
-        /// The id asked for.
+        /// The requested id.
         id: String,
-        /// The ids there are.
+        /// The ids that exist.
         known: Vec<Arc<str>>,
     },
-    /// Legacy does not answer, so a rollback would give everybody errors.
+    /// Legacy does not answer, so a rollback would give all users errors.
     LegacyDown {
-        /// The rollout.
+        /// The id of the rollout.
         id: String,
     },
-    /// Legacy has to be asked first whether it can take users. The shell asks, and says the command
-    /// again.
+    /// Legacy must be probed first to find out whether it can take users. The shell probes it and
+    /// repeats the command.
     MustAsk {
-        /// The rollout.
+        /// The id of the rollout.
         id: Arc<str>,
     },
-    /// Only a rolled-back rollout can be re-armed.
+    /// The rollout is not rolled back, so it cannot be re-armed.
     NotRolledBack {
-        /// The rollout.
+        /// The id of the rollout.
         id: String,
     },
 }

@@ -1,4 +1,4 @@
-//! What can happen to the control plane.
+//! The events that the control plane handles.
 
 use super::actor::Actor;
 use crate::control::rollout::{RolloutSettings, Trip};
@@ -7,81 +7,83 @@ use crate::routing::restriction::Maintenance;
 use crate::side::Side;
 use std::time::Duration;
 
-/// Something the control plane must know.
+/// An event that the control plane must handle.
 #[derive(Debug)]
 pub enum Event<'a> {
-    /// Time passed: what was seen of every recorder slot, by slot. Slots beyond the end have no
-    /// traffic yet.
+    /// Time passed. Contains the observations of every recorder slot, indexed by slot. Slots beyond
+    /// the end have no traffic yet.
     Tick(&'a [Observed<'a>]),
-    /// A request to new has failed, between ticks: the same, but without latencies and hanging
-    /// requests.
+    /// A request to new has failed between ticks. Contains the same observations, but without
+    /// latencies and hanging requests.
     Failure(&'a [Observed<'a>]),
-    /// A valid file, the first one included.
+    /// A valid file was loaded, which may be the first one.
     Settings {
-        /// All rollouts in file order.
+        /// All rollouts, in file order.
         rollouts: Vec<RolloutSettings>,
         /// Who changed the file, as far as known.
         actor: Actor,
-        /// Why, as far as known.
+        /// The reason for the change, as far as known.
         reason: String,
     },
-    /// A backend was asked whether it can take users ([`Effect::Ask`]), and this came of it.
+    /// A backend was probed to find out whether it can take users ([`Effect::Ask`]), and this is
+    /// the result.
     Answered {
-        /// The rollout it was asked for.
+        /// The rollout that the probe was for.
         rollout: &'a str,
-        /// The side.
+        /// The side that was probed.
         side: Side,
-        /// Whether it can.
+        /// Whether the backend can take users.
         is_good: bool,
-        /// The same as at a failure.
+        /// The observations, in the same form as for a failure.
         observed: &'a [Observed<'a>],
     },
-    /// Somebody wants something of one rollout.
+    /// A command for one rollout was received.
     Command {
-        /// Its id.
+        /// The id of the rollout.
         rollout: &'a str,
-        /// What.
+        /// The command.
         command: Command,
-        /// Who.
+        /// Who sent the command.
         actor: Actor,
-        /// Why.
+        /// The reason that was given.
         reason: String,
     },
-    /// Another process that serves the same users has rolled back: the same latch holds here.
+    /// Another process that serves the same users has rolled back: the same latch applies here.
     Tripped {
-        /// Its id. One that is not here, or is latched already, changes nothing.
+        /// The id of the rollout. An id that is unknown here, or whose rollout is already latched,
+        /// changes nothing.
         rollout: &'a str,
-        /// What happened there.
+        /// The trip of the other process.
         trip: Trip,
-        /// Who.
+        /// Who caused the rollback.
         actor: Actor,
-        /// Why.
+        /// The reason for the rollback.
         reason: String,
     },
-    /// Somebody wants something kept out, or let in again.
+    /// An operator begins or ends maintenance.
     Maintenance {
-        /// Of one rollout, or of everything.
+        /// The id of one rollout. `None` for everything.
         rollout: Option<&'a str>,
-        /// What; [`Maintenance::Off`] lets in.
+        /// The mode. [`Maintenance::Off`] ends maintenance.
         mode: Maintenance,
-        /// For how long; `None` until somebody says otherwise.
+        /// How long the mode lasts. `None` if it lasts until an operator ends it.
         lasts: Option<Duration>,
-        /// Who.
+        /// Who set the mode.
         actor: Actor,
-        /// Why.
+        /// The reason that was given.
         reason: String,
     },
 }
 
-/// What somebody can want of a rollout. A changed percentage is not among them: it goes through the
-/// file and arrives as settings.
+/// A command for a rollout. A changed percentage is not one of them: it is written to the file and
+/// arrives as settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Command {
-    /// Everybody to legacy, latched.
+    /// Moves all users to legacy and latches the rollout.
     Rollback {
-        /// Also if legacy does not answer.
+        /// Whether to roll back even if legacy does not answer.
         force: bool,
     },
-    /// Lift the latch; the percentage of the file is in force again.
+    /// Lifts the latch, so that the percentage of the file is in force again.
     Rearm,
 }

@@ -1,4 +1,4 @@
-//! A tick, or a look at failures between two ticks.
+//! The handling of a tick, and of failures between two ticks.
 
 use super::actor::Actor;
 use super::effect::{Announcement, Change, Effect};
@@ -226,7 +226,7 @@ impl ControlPlane {
         let mut effects = Vec::new();
         if thawed || !changed.is_empty() {
             self.revision += 1;
-            // A raise that was frozen goes through now, and is durable first, as every raise.
+            // A raise that was frozen is now allowed. Like every raise, it is made durable first.
             effects = self.change_effects(&before);
         }
         effects.extend(changed.into_iter().chain(said).map(Effect::Announce));

@@ -1,4 +1,4 @@
-//! Maintenance windows: begun, ended and expired.
+//! The beginning, end and expiry of maintenance windows.
 
 use super::ControlPlane;
 use super::actor::Actor;
@@ -72,7 +72,7 @@ impl ControlPlane {
         Ok(self.drop_effects([Box::new(announcement)]))
     }
 
-    /// Ends the maintenance whose time has come.
+    /// Ends the maintenance windows that have expired.
     pub(super) fn over(&mut self, now: Now) -> Vec<Announcement> {
         let over = self.maintenance.expire(now.mono);
         self.tell_of_ends(over, "its time is over", now)
@@ -137,8 +137,8 @@ impl ControlPlane {
         }
     }
 
-    /// The window that is in force for a rollout, or for requests that match none, and whether it
-    /// concerns everything.
+    /// Returns the window in force for a rollout, or for requests that match none, and whether it
+    /// applies to everything.
     pub fn maintenance(&self, rollout: Option<&str>) -> Option<(&MaintenanceWindow, bool)> {
         self.maintenance.governing(rollout)
     }

@@ -1,17 +1,18 @@
-//! The control plane as one function: events in, effects out, in order.
+//! The control plane as one function: it takes events and returns effects, in order.
 //!
-//! One task of the shell owns a [`ControlPlane`], feeds it ticks, settings and commands, and
-//! carries out the effects it returns one after the other. The order of effects is part of the
-//! behaviour: a drop is published before it is persisted and announced (stop the harm first), a
-//! raise is persisted before it is published (a crash in between leaves the smaller exposure). A
-//! change that lowers one rollout and raises another does both: first everything at the lower of
-//! the two, then persist, then the whole.
+//! One task of the shell owns a [`ControlPlane`]. It feeds the control plane ticks, settings and
+//! commands, and carries out the returned effects one after the other. The order of effects is part
+//! of the behaviour. A drop is published before it is persisted and announced, because it stops
+//! harm. A raise is persisted before it is published, because a crash in between then leaves the
+//! smaller exposure. A change that lowers one rollout and raises another does both: it first
+//! publishes everything at the lower of the two shares, then persists, then publishes the whole
+//! change.
 //!
 //! Latches of rollouts that left the file are kept: taking a block out and putting it back does not
 //! lift its latch.
 //!
-//! Maintenance is in force first and saved next in both directions: neither closing for a migration
-//! nor opening again may wait for a disk. A crash in between leaves the mode before.
+//! Maintenance is put in force first and saved next in both directions: neither closing for a
+//! migration nor opening again may wait for a disk. A crash in between leaves the earlier mode.
 
 mod actor;
 mod effect;
@@ -36,26 +37,26 @@ pub use error::CommandError;
 pub use event::{Command, Event};
 use look::rolled_back;
 
-/// All rollouts and their latches. The one writer of the split.
+/// All rollouts and their latches. This is the only writer of the split.
 #[derive(Debug)]
 pub struct ControlPlane {
     rollouts: Vec<Rollout>,
-    /// Their matches.
+    /// The match rules of all rollouts.
     routes: Arc<Routes>,
-    /// Latches of rollouts that are not in the file now.
+    /// Latches of rollouts that are not in the file at present.
     absent: BTreeMap<Arc<str>, Latch>,
-    /// Recorder slots by id, for the life of the process.
+    /// Recorder slots by rollout id, kept for the lifetime of the process.
     slots: BTreeMap<Arc<str>, usize>,
     maintenance: Windows,
     revision: u64,
     unreadable: Option<String>,
-    /// What the process before this one knew of rollouts that have not arrived yet.
+    /// What the predecessor process knew about rollouts that have not arrived yet.
     handover: BTreeMap<Arc<str>, Handover>,
     started: bool,
 }
 
 impl ControlPlane {
-    /// A control plane that knows what was restored but has no settings yet.
+    /// Creates a control plane that has the restored state but no settings yet.
     pub fn new(restored: Restored) -> Self {
         let mut absent = BTreeMap::new();
         let mut unreadable = None;
@@ -85,13 +86,13 @@ impl ControlPlane {
         }
     }
 
-    /// Goes on with what the process before this one knew, beside the standings. Before the first
-    /// settings.
+    /// Adopts what the predecessor process knew beyond the standings. Must be called before the
+    /// first settings arrive.
     pub fn inherit(&mut self, handover: BTreeMap<Arc<str>, Handover>) {
         self.handover = handover;
     }
 
-    /// What is known of each rollout beside its standing, for the process after this one.
+    /// Returns what is known about each rollout beyond its standing, for the successor process.
     pub fn handover(&self) -> BTreeMap<Arc<str>, Handover> {
         self.rollouts
             .iter()
@@ -99,22 +100,22 @@ impl ControlPlane {
             .collect()
     }
 
-    /// The rollouts in file order.
+    /// Returns the rollouts in file order.
     pub fn rollouts(&self) -> &[Rollout] {
         &self.rollouts
     }
 
-    /// The rollout with this id.
+    /// Returns the rollout with this id.
     pub fn rollout(&self, id: &str) -> Option<&Rollout> {
         self.rollouts.iter().find(|rollout| &**rollout.id() == id)
     }
 
-    /// The revision of the split published last.
+    /// Returns the revision of the split that was published last.
     pub fn revision(&self) -> u64 {
         self.revision
     }
 
-    /// Where everything stands, as it is made durable.
+    /// Returns the state of all rollouts and maintenance windows, as it is made durable.
     pub fn standings(&self) -> Standings {
         let present = self.rollouts.iter().map(|rollout| Standing {
             id: Arc::clone(rollout.id()),
@@ -132,10 +133,10 @@ impl ControlPlane {
         }
     }
 
-    /// Takes one event and returns what must be done, in order.
+    /// Handles one event and returns the required effects, in order.
     ///
     /// # Errors
-    /// Only a command can be refused; nothing has changed then.
+    /// Only a command can be refused. A refused command has changed nothing.
     pub fn on(&mut self, event: Event<'_>, now: Now) -> Result<Vec<Effect>, CommandError> {
         match event {
             Event::Tick(observed) => Ok(self.on_look(observed, now, |rollout, observed| {
@@ -253,11 +254,12 @@ impl ControlPlane {
         }
     }
 
-    /// Persist and publish in the order that the exposure demands.
+    /// Returns the effects that persist and publish a change, in the order that the exposure
+    /// demands.
     fn change_effects(&mut self, before: &Split) -> Vec<Effect> {
         let after = self.split();
-        // Lists count as well as the share: who is latched is off new though the share was zero
-        // before.
+        // Lists count as well as the share: a latch takes listed users off new even if the share
+        // was already zero.
         let exposed = |rollout: &RolloutSplit| (!rollout.latched, rollout.percent);
         let was = |id: &str| {
             before
@@ -307,7 +309,7 @@ impl ControlPlane {
         effects
     }
 
-    /// What the data path should see now.
+    /// Returns the split that the data path should use now.
     pub fn split(&self) -> Split {
         let rollouts = self
             .rollouts

@@ -1,4 +1,4 @@
-//! A new configuration file.
+//! The handling of a new configuration file.
 
 use super::actor::Actor;
 use super::effect::{Announcement, Change, Effect};
@@ -9,7 +9,8 @@ use crate::time::{Mono, Now};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-/// What a file did to a rollout that was there before; nothing when it says the same.
+/// Describes what a file changed in a rollout that already existed. Returns nothing when the
+/// settings are equal.
 pub(super) fn changed(
     was: &RolloutSettings,
     was_latched: bool,
@@ -160,7 +161,7 @@ impl ControlPlane {
         effects
     }
 
-    /// A rollout that was not there before, with the latch it left behind, if any.
+    /// Adds a rollout that did not exist before, with the latch it left behind, if any.
     pub(super) fn arrive(
         &mut self,
         settings: RolloutSettings,

@@ -1,4 +1,4 @@
-//! What a rollout hands over to the process that takes over.
+//! The state that a rollout hands over to the successor process.
 
 use super::trip::{Cause, Latch, Trip};
 use super::{Phase, Rollout, Shared};
@@ -7,22 +7,22 @@ use crate::guard::judge::Handover as JudgeHandover;
 use crate::percent::Percent;
 use crate::time::Mono;
 
-/// What a rollout knows beside its standing, for another process that goes on with it. Times are
-/// those of the clock that both share.
+/// What a rollout knows beyond its standing, for another process that continues it. Times are those
+/// of the clock that both processes share.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Handover {
-    /// The evidence of its judge.
+    /// The evidence of the rollout's judge.
     pub judge: JudgeHandover,
     /// The share that was in force.
     pub share: Percent,
-    /// When it was raised last.
+    /// The time of the last raise.
     pub raised_at: Option<Mono>,
-    /// The share that a shared cause froze, when that was last spoken of, and why.
+    /// The share that a shared cause froze, the time of the last report about it, and the reason.
     pub frozen: Option<(Percent, Mono, String)>,
 }
 
 impl Rollout {
-    /// What it knows beside its standing, for another process.
+    /// Returns what the rollout knows beyond its standing, for another process.
     pub fn handover(&self) -> Handover {
         let frozen = self
             .shared
@@ -36,7 +36,7 @@ impl Rollout {
         }
     }
 
-    /// Goes on with what another process knew of it.
+    /// Adopts what another process knew about this rollout.
     pub(crate) fn inherit(&mut self, handover: Handover, now: Mono) {
         self.raised_at = handover.raised_at;
         self.judge.was_raised(handover.raised_at);
@@ -49,11 +49,11 @@ impl Rollout {
             last,
             sentence,
         });
-        // A file that was changed between the two processes.
+        // The file may have been changed between the two processes.
         self.share_changed(handover.share, now);
     }
 
-    /// Latches for a trip of another process, with its cause.
+    /// Latches because of a trip of another process, with the same cause.
     pub(crate) fn adopt(&mut self, trip: Trip, now: Mono) {
         self.aftermath =
             matches!(trip.cause, Cause::Guard { .. }).then(|| Aftermath::restored(now));

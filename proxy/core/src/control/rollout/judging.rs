@@ -1,4 +1,4 @@
-//! What a tick makes of the counts of a rollout.
+//! The judgement of the counts of a rollout at each tick.
 
 use super::recent::spans;
 use super::settings::RolloutSettings;
@@ -16,39 +16,39 @@ use crate::time::{Mono, Now};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// What a tick makes of a rollout.
+/// The result of judging a rollout at a tick.
 pub(crate) enum Judgement {
-    /// Roll back.
+    /// The rollout must be rolled back.
     Trip {
-        /// The rule and its numbers.
+        /// The rule that was breached, and its numbers.
         cause: Cause,
-        /// The same as a sentence.
+        /// The cause as a sentence.
         sentence: String,
     },
-    /// The guard would roll back if it were not a dry run. Said once per breach.
+    /// The guard would roll back if it were not a dry run. Reported once per breach.
     WouldTrip(Case),
-    /// Both sides have become bad at once: raises are frozen.
+    /// Both sides have become bad at the same time: raises are frozen.
     SharedCause(String),
-    /// That is over.
+    /// Both sides are no longer bad at the same time.
     SharedCauseEnded,
-    /// New is worse, but legacy does not answer: nobody is moved, and raises are frozen.
+    /// New is worse, but legacy does not answer: users are not moved, and raises are frozen.
     NoRefuge(String),
-    /// That is over.
+    /// New is no longer worse, or legacy answers again.
     NoRefugeEnded,
-    /// A backend is to be asked whether it can take users.
+    /// A backend must be probed to find out whether it can take users.
     Ask(Side),
-    /// After a rollback: users are sent to new because legacy does not answer, or no longer.
+    /// Whether users are now sent to new after a rollback because legacy does not answer.
     Spilled(bool),
-    /// New fails those users, too: they are back on legacy.
+    /// New fails the spilled users as well: they are back on legacy.
     SpillFailed,
-    /// After a rollback: legacy does not carry the load.
+    /// Legacy does not carry the load after a rollback.
     Overloaded(String),
-    /// Something is wrong for too few to roll back.
+    /// New is worse, but too few users are affected for a rollback.
     Held(String),
 }
 
-/// The data path's part of settings. What is left out on purpose: percent and latch, which change
-/// without the file.
+/// Returns the part of the settings that the data path needs. The percentage and the latch are left
+/// out on purpose, because they change without the file.
 pub fn rule_of(settings: &RolloutSettings, slot: usize) -> RolloutRule {
     RolloutRule {
         id: Arc::clone(&settings.id),
@@ -66,7 +66,7 @@ pub fn rule_of(settings: &RolloutSettings, slot: usize) -> RolloutRule {
 }
 
 impl Rollout {
-    /// Takes what was seen in one tick, and says what must happen.
+    /// Records the observations of one tick and returns the resulting judgements.
     pub(crate) fn tick(&mut self, now: Now, observed: &Observed<'_>) -> Vec<Judgement> {
         if self.settings.guard.mode == Mode::Threshold {
             self.judged.tick(now.mono, observed);
@@ -105,7 +105,7 @@ impl Rollout {
         judgements
     }
 
-    /// What has frozen raises may be over.
+    /// Ends the freeze of raises if its cause is over.
     pub(super) fn thaw(&mut self, now: Mono) -> Vec<Judgement> {
         let before = self.effective();
         let mut judgements = Vec::new();
@@ -127,7 +127,7 @@ impl Rollout {
         judgements
     }
 
-    /// Before a rollback may come it is good to know whether legacy can take users.
+    /// Probes whether legacy can take users before a rollback may become necessary.
     pub(super) fn suspect(&mut self, now: Mono) -> Option<Judgement> {
         if self.settings.guard.dry_run
             || self.latch().is_some()
@@ -139,7 +139,7 @@ impl Rollout {
         (!is_told && self.judge.legacy().ask(now)).then_some(Judgement::Ask(Side::Legacy))
     }
 
-    /// While it is rolled back by the guard: can legacy carry its users?
+    /// Checks whether legacy can carry its users after a rollback by the guard.
     pub(super) fn watch_legacy(&mut self, now: Mono) -> Vec<Judgement> {
         let Some(aftermath) = self.aftermath.as_mut() else {
             return Vec::new();
@@ -157,7 +157,7 @@ impl Rollout {
         )
     }
 
-    /// A failure has just happened, or legacy has answered a question: looks at failures only.
+    /// Judges failures only, after a failure has just happened or legacy has answered a probe.
     pub(crate) fn wake(&mut self, now: Now, observed: &Observed<'_>) -> Vec<Judgement> {
         if self.latch().is_some() || self.settings.guard.mode == Mode::Off {
             return Vec::new();
@@ -171,7 +171,7 @@ impl Rollout {
             .iter()
             .any(|judgement| matches!(judgement, Judgement::Trip { .. }))
         {
-            // The failures that decided are those since the last tick.
+            // The failures that were decisive are those since the last tick.
             let sides = PerSide::from_fn(|side| {
                 SideNumbers::of(&self.recent.all[side].since_last(&observed.totals[side]))
             });
@@ -191,7 +191,7 @@ impl Rollout {
         self.history.push_back(tick);
     }
 
-    /// What a finding comes to, under the settings and after what was done lately.
+    /// Decides what a finding leads to, given the settings and recent changes.
     pub(super) fn weigh(&mut self, finding: Finding, now: Now) -> Option<Judgement> {
         match finding {
             Finding::Held(case) => Some(Judgement::Held(case.sentence)),
@@ -206,7 +206,7 @@ impl Rollout {
                 let raised_at = self
                     .raised_at
                     .filter(|raised_at| now.mono.since(*raised_at) < RAISE_SUSPECT);
-                // Undone is a raise that legacy has become worse after, and that legacy can take
+                // A raise is undone if legacy has become worse after it and can take the users
                 // back.
                 let is_undone = |raised_at: &Mono| {
                     case.legacy_changed_since
@@ -254,7 +254,7 @@ impl Rollout {
                 },
                 sentence: case.sentence,
             }),
-            // The rule is still sure when the answer comes.
+            // The rule will still be certain when the answer arrives.
             Word::Unknown => self
                 .ask_legacy(now.mono)
                 .then_some(Judgement::Ask(Side::Legacy)),
@@ -262,8 +262,8 @@ impl Rollout {
         }
     }
 
-    /// New is worse, and legacy cannot take its users: nobody is moved. After a while, whether new
-    /// stays worse is told by what comes, not by what was.
+    /// Records that new is worse and legacy cannot take its users, so that users are not moved.
+    /// After a while, only later evidence decides whether new is still worse.
     pub(super) fn strand(&mut self, case: Case, now: Mono) -> Option<Judgement> {
         let (frozen, was) = (self.effective(), self.stranded.take());
         let since = was.as_ref().map_or(now, |stranded| stranded.since);
@@ -279,8 +279,8 @@ impl Rollout {
         was.is_none().then_some(Judgement::NoRefuge(case.sentence))
     }
 
-    /// The spans that the rules of mode `threshold` look at: a limit at all of new, a comparison at
-    /// users who are compared.
+    /// Returns the spans that the rules of mode `threshold` judge: all users of new for a limit,
+    /// and the compared users for a comparison.
     pub(super) fn judged_spans(&self) -> Judged<'_> {
         Judged {
             all: spans(&self.judged.all),

@@ -1,11 +1,12 @@
-//! One rollout: what the file asks for, what is in force, and the latch between the two.
+//! One rollout: the share that the file requests, the share in force, and the latch between the
+//! two.
 //!
 //! The latch is a phase. [`Phase::RolledBack`] is left only by `rearm` or by a generation above the
-//! one it tripped at: not by a restart, a re-applied file, a touch, a reformat or a changed
-//! percentage. Plans, stages and gates will be phases of their own beside it.
+//! one at which it tripped. A restart, a re-applied file, a touch, a reformat or a changed
+//! percentage does not leave it. Plans and stages will be phases of their own beside it.
 //!
-//! While both sides are bad at once the share is frozen: it may fall, but a raise waits until that
-//! is over.
+//! While both sides are bad at the same time the share is frozen: it may fall, but a raise waits
+//! until that is over.
 
 mod handover;
 mod judging;
@@ -35,12 +36,12 @@ use recent::Windows;
 pub use settings::RolloutSettings;
 pub use trip::{Cause, Latch, SideNumbers, TickNumbers, Trip};
 
-/// Where a rollout stands.
+/// The phase of a rollout.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Phase {
-    /// At the percentage of the file.
+    /// The rollout is at the percentage of the file.
     Holding,
-    /// Latched at 0 %.
+    /// The rollout is latched at 0 %.
     RolledBack(Latch),
 }
 
@@ -48,7 +49,7 @@ impl Phase {
     /// All names, for metrics and schemas.
     pub const NAMES: [&'static str; 2] = ["holding", "rolled_back"];
 
-    /// The name used in `status`, metrics and records.
+    /// Returns the name used in `status`, metrics and records.
     pub const fn name(&self) -> &'static str {
         match self {
             Self::Holding => "holding",
@@ -57,23 +58,24 @@ impl Phase {
     }
 }
 
-/// How far back the numbers of `status` and the metrics' quantiles look.
+/// The period that the numbers of `status` and the quantiles of the metrics cover.
 pub const RECENT: Duration = Duration::from_secs(60);
 
-/// How many ticks a trip remembers.
+/// The number of ticks that a trip records.
 const HISTORY: usize = 240;
 
-/// When both sides turn bad within this time of a raise, the raise is undone: it may be what broke
-/// them, and undoing it is cheap.
+/// A raise is undone when both sides turn bad within this time after it. The raise may have caused
+/// it, and undoing it is cheap.
 pub const RAISE_SUSPECT: Duration = Duration::from_secs(600);
 
-/// A legacy that is back within this time gets the users of new by the evidence that there is.
+/// If legacy recovers within this time, the existing evidence decides whether it receives the users
+/// of new.
 const STRANDED_MEMORY: Duration = Duration::from_secs(10);
 
-/// A second report of a dry run is a new one after this pause.
+/// After a pause of this length, a report of a dry run counts as a new one.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// A running rollout. Owned by the control plane alone.
+/// A running rollout, owned only by the control plane.
 #[derive(Clone, Debug)]
 pub struct Rollout {
     settings: RolloutSettings,
@@ -86,33 +88,34 @@ pub struct Rollout {
     raised_at: Option<Mono>,
     shared: Option<Shared>,
     stranded: Option<Stranded>,
-    /// While it is rolled back by the guard: how legacy fares with the users it got.
+    /// The observation of legacy with the users it received. Present while the rollout is rolled
+    /// back by the guard.
     aftermath: Option<Aftermath>,
     dry_run_breach: Option<Mono>,
 }
 
-/// New is worse, and legacy cannot take its users.
+/// The state in which new is worse and legacy cannot take its users.
 #[derive(Clone, Debug)]
 struct Stranded {
-    /// The share that was in force when it began, or less.
+    /// The share that was in force when this state began, or less.
     frozen: Percent,
     since: Mono,
     last: Mono,
     sentence: String,
 }
 
-/// Both sides are bad at once.
+/// The state in which both sides are bad at the same time.
 #[derive(Clone, Debug)]
 struct Shared {
-    /// The share that was in force when it began, or less.
+    /// The share that was in force when this state began, or less.
     frozen: Percent,
     last: Mono,
     sentence: String,
 }
 
 impl Rollout {
-    /// A rollout with these settings, standing where `phase` says. `new_since` is now for a slot
-    /// that has never counted anything; a slot with a past begins with its next tick.
+    /// Creates a rollout with these settings, in the given phase. `new_since` is now for a slot
+    /// that has never counted anything. A slot with earlier counts starts with its next tick.
     pub(crate) fn new(
         settings: RolloutSettings,
         slot: usize,
@@ -144,27 +147,27 @@ impl Rollout {
         rollout
     }
 
-    /// The id.
+    /// Returns the id of the rollout.
     pub fn id(&self) -> &Arc<str> {
         &self.settings.id
     }
 
-    /// What the file asks for.
+    /// Returns the settings from the file.
     pub fn settings(&self) -> &RolloutSettings {
         &self.settings
     }
 
-    /// Its place in the recorder.
+    /// Returns the index of the rollout's slot in the recorder.
     pub fn slot(&self) -> usize {
         self.rule.slot
     }
 
-    /// Where it stands.
+    /// Returns the phase of the rollout.
     pub fn phase(&self) -> &Phase {
         &self.phase
     }
 
-    /// The latch, while rolled back.
+    /// Returns the latch while the rollout is rolled back.
     pub fn latch(&self) -> Option<&Latch> {
         match &self.phase {
             Phase::Holding => None,
@@ -172,13 +175,13 @@ impl Rollout {
         }
     }
 
-    /// The share of users asked for.
+    /// Returns the requested share of users.
     pub fn desired(&self) -> Percent {
         self.settings.percent
     }
 
-    /// The share of users in force: zero while rolled back, else the one asked for, less those held
-    /// back and what a shared cause freezes.
+    /// Returns the share of users in force. It is zero while rolled back. Otherwise it is the
+    /// requested share, less the control group and limited by what a shared cause freezes.
     pub fn effective(&self) -> Percent {
         match &self.phase {
             Phase::RolledBack(_) => Percent::ZERO,
@@ -188,7 +191,7 @@ impl Rollout {
         }
     }
 
-    /// The share that may not be exceeded while raises are frozen.
+    /// Returns the share that may not be exceeded while raises are frozen.
     fn frozen(&self) -> Option<Percent> {
         self.shared
             .iter()
@@ -197,7 +200,7 @@ impl Rollout {
             .min()
     }
 
-    /// The share asked for, without the control group.
+    /// Returns the requested share without the control group.
     fn wanted(&self) -> Percent {
         let most = Percent::FULL.thousandths() - self.settings.holdback.thousandths();
         self.settings
@@ -205,12 +208,12 @@ impl Rollout {
             .min(Percent::from_thousandths(most).unwrap_or_default())
     }
 
-    /// Whether both sides are bad at once, and raises are frozen.
+    /// Whether both sides are bad at the same time, so that raises are frozen.
     pub fn has_shared_cause(&self) -> bool {
         self.shared.is_some()
     }
 
-    /// Whether new is worse, and legacy does not answer, so that nobody is moved and raises are
+    /// Whether new is worse and legacy does not answer, so that users are not moved and raises are
     /// frozen.
     pub fn has_no_refuge(&self) -> bool {
         self.stranded.is_some()
@@ -221,13 +224,13 @@ impl Rollout {
             .is_some_and(|latch| matches!(latch.trip.cause, Cause::Guard { .. }))
     }
 
-    /// Whether legacy cannot take the users it got by a rollback of the guard, so that they are on
-    /// new.
+    /// Whether legacy cannot take the users it received by a rollback of the guard, so that they
+    /// are on new.
     pub fn is_spilled(&self) -> bool {
         self.aftermath.as_ref().is_some_and(Aftermath::is_spilled)
     }
 
-    /// What the data path needs of it.
+    /// Returns the part of the rollout that the data path needs.
     pub(crate) fn split(&self, maintenance: Restriction) -> RolloutSplit {
         let spill = match (self.is_rolled_back_by_guard(), self.is_spilled()) {
             (false, _) => Spill::Never,
@@ -244,7 +247,7 @@ impl Rollout {
         }
     }
 
-    /// Tells the judge that the share is not what it was.
+    /// Informs the judge that the share has changed.
     fn share_changed(&mut self, before: Percent, now: Mono) {
         let after = self.effective();
         if after > before {
@@ -255,7 +258,7 @@ impl Rollout {
         }
     }
 
-    /// Takes the answer of a backend to the question whether it can take users.
+    /// Records the answer of a backend to the probe whether it can take users.
     pub(crate) fn answered(&mut self, side: Side, is_good: bool, now: Mono) {
         match (side, &mut self.aftermath) {
             (Side::Legacy, _) => self.judge.answered(is_good, now),
@@ -264,17 +267,17 @@ impl Rollout {
         }
     }
 
-    /// Whether legacy can take users, before a person sends everybody there.
+    /// Returns whether legacy can take users, before an operator sends all users there.
     pub(crate) fn legacy_word(&self, now: Mono) -> Word {
         self.judge.legacy_word(now)
     }
 
-    /// Whether legacy is to be asked now; then it counts as asked.
+    /// Whether legacy must be probed now. If so, it is recorded as probed.
     pub(crate) fn ask_legacy(&mut self, now: Mono) -> bool {
         self.judge.legacy().ask(now)
     }
 
-    /// Sends everybody to legacy and latches at the present generation.
+    /// Sends all users to legacy and latches at the present generation.
     pub(crate) fn trip(&mut self, now: Now, cause: Cause, sentence: String) -> Trip {
         let history = if matches!(cause, Cause::Guard { .. }) {
             self.history.iter().copied().collect()
@@ -299,7 +302,7 @@ impl Rollout {
         trip
     }
 
-    /// Lifts the latch; the guard starts from nothing.
+    /// Lifts the latch. The guard then starts without evidence.
     pub(crate) fn rearm(&mut self, now: Mono) {
         self.phase = Phase::Holding;
         (self.dry_run_breach, self.aftermath) = (None, None);
@@ -308,7 +311,7 @@ impl Rollout {
         self.judged.each(Window::restart);
     }
 
-    /// Takes changed settings. A latch stays unless the generation rose above it.
+    /// Applies changed settings. A latch stays unless the generation rose above it.
     pub(crate) fn apply(&mut self, settings: RolloutSettings, now: Mono) {
         let slot = self.slot();
         self.judged

@@ -1,4 +1,4 @@
-//! The last minute of both sides.
+//! The last minute of both sides of a rollout.
 
 use crate::guard::judge::{Observed, Recent};
 use crate::side::{PerSide, Side};
@@ -6,7 +6,7 @@ use crate::stats::window::{Span, Window};
 use crate::time::Mono;
 use std::time::Duration;
 
-/// One window over all evidence, and one over that of users who are compared.
+/// One window over all evidence, and one over the evidence of users who are compared.
 #[derive(Clone, Debug)]
 pub(super) struct Windows {
     pub(super) all: PerSide<Window>,

@@ -1,4 +1,4 @@
-//! A rollout in words and numbers.
+//! The report of a rollout in words and numbers.
 
 use super::recent::spans;
 use super::{Phase, Rollout};
@@ -10,12 +10,12 @@ use crate::stats::window::Span;
 use std::sync::Arc;
 
 impl Rollout {
-    /// What every rule of the guard says now.
+    /// Returns the present verdict of every rule of the guard.
     pub fn verdicts(&self) -> Vec<Verdict> {
         let mut verdicts = Guard::new(&self.settings.guard).verdicts(self.judged_spans());
         verdicts.extend(self.judge.verdicts(self.recent()));
         if self.latch().is_some() {
-            // What led to the rollback is in the latch; nothing is gathered now.
+            // The evidence that led to the rollback is in the latch. No evidence is collected now.
             for verdict in &mut verdicts {
                 (verdict.progress, verdict.users_progress) = (
                     verdict.progress.map(|_| 0.0),
@@ -26,7 +26,7 @@ impl Rollout {
         verdicts
     }
 
-    /// Where it stands, in one sentence.
+    /// Describes the state of the rollout in one sentence.
     pub fn sentence(&self) -> String {
         let desired = self.desired();
         if let (Phase::Holding, Some(stranded)) = (&self.phase, &self.stranded) {
@@ -68,22 +68,23 @@ impl Rollout {
         }
     }
 
-    /// The part of it that only a changed file changes.
+    /// Returns the part of the rollout that only a changed file changes.
     pub(crate) fn rule(&self) -> &Arc<RolloutRule> {
         &self.rule
     }
 
-    /// What the last minute looked like.
+    /// Returns the counts of both sides over the last minute.
     pub fn recent(&self) -> PerSide<&Span> {
         spans(&self.recent.all)
     }
 
-    /// The same of users whom the hash or chance placed: by them the sides are compared.
+    /// Returns the counts over the last minute of users whom the hash or chance placed. The sides
+    /// are compared by these users.
     pub fn recent_compared(&self) -> PerSide<&Span> {
         spans(&self.recent.compared)
     }
 
-    /// What the request path must watch for it.
+    /// Returns the limits that the request path must watch for this rollout.
     pub fn tracker_limits(&self) -> &TrackerLimits {
         self.judge.tracker_limits()
     }

@@ -1,4 +1,4 @@
-//! What the file says about a rollout.
+//! The settings of a rollout from the file.
 
 use crate::guard::GuardSettings;
 use crate::percent::Percent;
@@ -7,37 +7,38 @@ use crate::side::PerSide;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// One rollout as the file means it.
+/// The settings of one rollout, as the file defines them.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RolloutSettings {
-    /// Unique among the rollouts.
+    /// The id, which is unique among the rollouts.
     pub id: Arc<str>,
-    /// Which requests it takes.
+    /// The requests that the rollout applies to.
     pub matches: Match,
-    /// The salt of its hash; without `:`.
+    /// The salt of the rollout's hash, without `:`.
     pub salt: Box<str>,
-    /// Where the user key comes from, in order.
+    /// The sources of the user key, in order.
     pub keys: Vec<Key>,
-    /// What happens to a request without a key.
+    /// The handling of a request without a key.
     pub anonymous: Anonymous,
-    /// Users on new whatever their bucket.
+    /// The users who are on new regardless of their hash bucket.
     pub always_new: UserList,
-    /// Users on legacy whatever their bucket.
+    /// The users who are on legacy regardless of their hash bucket.
     pub always_legacy: UserList,
-    /// Names of the backends.
+    /// The names of the backends.
     pub backends: PerSide<Arc<str>>,
-    /// The share of users asked for.
+    /// The requested share of users.
     pub percent: Percent,
-    /// Raised by an operator to re-arm after a rollback.
+    /// The generation, which an operator raises to re-arm after a rollback.
     pub generation: u64,
-    /// The share of users kept on legacy even at 100 %, as a control group.
+    /// The share of users who are kept on legacy even at 100 %, as a control group.
     pub holdback: Percent,
-    /// Whether a request that fails on new is answered by legacy.
+    /// Whether legacy answers a request that fails on new.
     pub failover: Failover,
-    /// Path prefixes below which a file that is missing on one side is fetched from the other.
+    /// The path prefixes below which a file that is missing on one side is fetched from the other.
     pub fallback_on_404: Vec<Box<str>>,
-    /// How long after a rollback what outlives a request (WebSockets, streams) may stay on new.
+    /// How long connections that outlive a request (WebSockets, streams) may stay on new after a
+    /// rollback.
     pub drain_on_rollback: Duration,
-    /// When new counts as worse.
+    /// The settings that define when new counts as worse.
     pub guard: GuardSettings,
 }

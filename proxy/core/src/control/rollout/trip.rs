@@ -8,27 +8,29 @@ use crate::stats::window::Counts;
 use crate::time::Wall;
 use std::fmt;
 
-/// A trip that still holds, and the generation it holds for.
+/// A trip that is still in force, and the generation that it applies to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latch {
-    /// The generation that tripped: effective is zero while the file's generation is at most this.
+    /// The generation that tripped. The effective share is zero while the file's generation is at
+    /// most this.
     pub generation: u64,
-    /// What tripped it.
+    /// The trip that caused the latch.
     pub trip: Trip,
 }
 
-/// Why a rollout went to 0 %.
+/// The record of why a rollout went to 0 %.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trip {
-    /// When.
+    /// The time of the trip.
     pub at: Wall,
-    /// By what or whom.
+    /// The rule, person or event that caused the trip.
     pub cause: Cause,
-    /// The percentage that was in force.
+    /// The percentage that was in force before the trip.
     pub from: Percent,
-    /// What happened, with its numbers, as a person says it.
+    /// A sentence for people that describes what happened, with its numbers.
     pub sentence: String,
-    /// The last minute, tick by tick, the newest last; of trips by the guard only.
+    /// The last minute, tick by tick, with the newest tick last. Recorded only for trips by the
+    /// guard.
     pub history: Vec<TickNumbers>,
 }
 
@@ -38,34 +40,34 @@ impl fmt::Display for Trip {
     }
 }
 
-/// What both sides did in one tick.
+/// The counts of both sides in one tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TickNumbers {
-    /// When the tick ended.
+    /// The time at which the tick ended.
     pub at: Wall,
-    /// Each side.
+    /// The counts of each side.
     pub sides: PerSide<SideNumbers>,
 }
 
-/// What one side did in one tick.
+/// The counts of one side in one tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SideNumbers {
-    /// Requests that count.
+    /// The number of requests that count.
     pub requests: u64,
-    /// Failures among them.
+    /// The number of failures among the requests.
     pub failed: u64,
-    /// Failures as far as they counted: at most so many of each user.
+    /// The number of failures as far as they counted: at most a fixed number of each user.
     pub counted: u64,
-    /// 4xx answers.
+    /// The number of 4xx answers.
     pub client_errors: u64,
-    /// Clients that gave up.
+    /// The number of requests that the client aborted.
     pub aborts: u64,
-    /// Sum of the latencies in microseconds.
+    /// The sum of the latencies in microseconds.
     pub latency_sum_us: u64,
 }
 
 impl SideNumbers {
-    /// The same of whole counts.
+    /// Creates the numbers from full counts.
     pub fn of(counts: &Counts) -> Self {
         Self {
             requests: counts.requests,
@@ -78,29 +80,29 @@ impl SideNumbers {
     }
 }
 
-/// What sent a rollout to 0 %.
+/// The cause that sent a rollout to 0 %.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// A rule of the guard.
+    /// A rule of the guard was breached.
     Guard {
-        /// [`crate::guard::Rule::name`].
+        /// The name of the rule, as returned by [`crate::guard::Rule::name`].
         rule: String,
         /// The requests and failures of both sides over the rule's window.
         numbers: PerSide<TripNumbers>,
     },
-    /// A person or a program said so.
+    /// A person or a program requested the rollback.
     Manual {
-        /// Who.
+        /// Who requested the rollback.
         actor: String,
-        /// Why.
+        /// The reason that was given.
         reason: String,
     },
-    /// The saved state could not be read, so nobody knows whether it was rolled back.
+    /// The saved state could not be read, so it is unknown whether the rollout was rolled back.
     State,
 }
 
 impl Cause {
-    /// The label of `rollbacks_total`: the rule, `manual` or `state`.
+    /// Returns the label for `rollbacks_total`: the rule, `manual` or `state`.
     pub fn label(&self) -> &str {
         match self {
             Self::Guard { rule, .. } => rule,

@@ -1,26 +1,25 @@
-//! Evidence: an e-detector, one number that grows while new behaves as no healthy backend would.
+//! Evidence by an e-detector: one number that grows while new behaves as no healthy backend would.
 //!
 //! Each component multiplies e-values, the likelihood ratios of one worse world against the worst
-//! healthy one, and starts anew all the time (Shiryaev-Roberts: `M = (M + 1) * e` once per tick).
-//! If every e-value has a mean of at most 1 while new is healthy, the mean time until the average
-//! of the components reaches `c` is at least `c` ticks (Shin, Ramdas, Rinaldo: E-detectors, NEJSDS
-//! 2024). Components are kept as logarithms, so a clear case cannot overflow and a long quiet time
-//! cannot get stuck: the "+ 1" is the restart.
+//! healthy one, and restarts continuously (Shiryaev-Roberts: `M = (M + 1) * e` once per tick). If
+//! every e-value has a mean of at most 1 while new is healthy, the mean time until the average of
+//! the components reaches `c` is at least `c` ticks (Shin, Ramdas, Rinaldo: E-detectors, NEJSDS
+//! 2024). Components are kept as logarithms. A clear case therefore cannot overflow, and a long
+//! quiet time cannot get stuck: the "+ 1" is the restart.
 //!
 //! Within a tick any number of e-values may be multiplied in without a further "+ 1": `M - ticks
 //! begun` stays a supermartingale. [`Detector::fold`] is that multiplication,
 //! [`Detector::begin_tick`] the "+ 1".
 //!
-//! Where bad events come in bursts, they are no independent draws: a processor that stalls for 50
-//! ms makes everything slow that is under way, by accident more on one side. [`Detector::at_most`]
-//! limits what one tick may add, so that such a burst counts as one event and only what lasts adds
-//! up.
+//! Bad events that arrive in bursts are not independent draws. A processor that stalls for 50 ms
+//! slows down everything in flight, by accident more on one side. [`Detector::at_most`] limits what
+//! one tick may add, so that such a burst counts as one event and only a lasting problem adds up.
 //!
 //! Each component also remembers since when it has grown (the last time its CUSUM was at zero, Page
-//! 1954): the numbers of a verdict are those since then.
+//! 1954). The numbers of a verdict are those since then.
 //!
-//! Deliberately absent: tests that begin at zero and never restart (mSPRT, confidence sequences).
-//! After ten healthy minutes they need minutes to see a failure of five per cent.
+//! Deliberately absent: tests that start at zero and never restart (mSPRT, confidence sequences).
+//! After ten healthy minutes they need minutes to detect a failure rate of five per cent.
 
 mod tally;
 mod test;
@@ -31,15 +30,16 @@ use crate::time::Mono;
 pub use tally::Tally;
 pub use test::Test;
 
-/// Without a bad event on new for so long, evidence begins anew. The "+ 1"s alone would else add up
-/// over quiet weeks, until a single event decided. Forgetting never makes an alarm likelier.
+/// Evidence restarts after this time without a bad event on new. Otherwise the "+ 1"s alone would
+/// add up over quiet weeks until a single event decided. Forgetting never makes an alarm likelier.
 const QUIET: Duration = Duration::from_secs(600);
 
-/// Above this share of bad events a difference of a few percent would be evidence by the second
-/// bound on a comparison. It is for the tail.
+/// Above this share of bad events, a difference of a few percent would be evidence by the second
+/// bound on a comparison. That bound is meant for the tail.
 const RARE: f64 = 0.2;
 
-/// Evidence beyond this is no better: it keeps sums finite.
+/// The largest logarithm of evidence. Evidence beyond this adds nothing, and the limit keeps sums
+/// finite.
 const MAX_LOG: f64 = 650.0;
 
 /// One test and its evidence.
@@ -48,9 +48,9 @@ pub struct Detector {
     test: Test,
     components: Vec<Component>,
     total: Tally,
-    /// The most that one tick may add.
+    /// The most that one tick may add to the logarithm of the evidence.
     most_at_once: f64,
-    /// When something bad on new was last counted, or evidence begun anew.
+    /// The time of the last bad event on new, or of the last restart of the evidence.
     last_bad: Mono,
 }
 
@@ -63,24 +63,24 @@ struct Component {
     onset: Onset,
 }
 
-/// Where a component began to grow.
+/// The point at which a component began to grow.
 #[derive(Clone, Copy, Debug, Default)]
 struct Onset {
     at: Mono,
     total: Tally,
 }
 
-/// What a detector has seen since its evidence began to grow.
+/// What a detector has counted since its evidence began to grow.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Excursion {
-    /// Since when.
+    /// The time at which the evidence began to grow.
     pub since: Mono,
-    /// What was counted since then.
+    /// The counts since then.
     pub tally: Tally,
 }
 
 impl Detector {
-    /// A detector without evidence.
+    /// Creates a detector without evidence.
     pub fn new(test: Test, now: Mono) -> Self {
         let component = Component {
             log_m: 0.0,
@@ -100,8 +100,9 @@ impl Detector {
         }
     }
 
-    /// The same with a limit on what the events of one tick may add to the logarithm of the
-    /// evidence, for events that come in bursts of one cause. A smaller e-value is an e-value, too.
+    /// Returns the detector with a limit on what the events of one tick may add to the logarithm of
+    /// the evidence. It is meant for events that arrive in bursts with one cause. A smaller e-value
+    /// is still an e-value.
     pub fn at_most(self, most_at_once: f64) -> Self {
         Self {
             most_at_once,
@@ -109,22 +110,22 @@ impl Detector {
         }
     }
 
-    /// What it tests.
+    /// Returns the test of this detector.
     pub fn test(&self) -> &Test {
         &self.test
     }
 
-    /// A detector without evidence of another test, with the same limit on a tick.
+    /// Creates a detector without evidence for another test, with the same limit on a tick.
     pub fn with(&self, test: Test, now: Mono) -> Self {
         Self::new(test, now).at_most(self.most_at_once)
     }
 
-    /// Forgets everything.
+    /// Discards all evidence.
     pub fn restart(&mut self, now: Mono) {
         *self = Self::new(self.test.clone(), now).at_most(self.most_at_once);
     }
 
-    /// Everything it knows, as numbers in a fixed order, for another process that goes on with it.
+    /// Returns the whole state as numbers in a fixed order, for another process that continues it.
     pub fn numbers(&self) -> Vec<f64> {
         let mut numbers = vec![self.last_bad.as_micros() as f64];
         numbers.extend(self.total.numbers());
@@ -140,8 +141,8 @@ impl Detector {
         numbers
     }
 
-    /// Goes on with what [`Detector::numbers`] said in another process. Numbers of another test,
-    /// and what is none, change nothing.
+    /// Continues from the numbers that [`Detector::numbers`] returned in another process. Numbers
+    /// of another test, and invalid numbers, change nothing.
     pub fn take_up(&mut self, numbers: &[f64]) {
         let per_component = 4 + Tally::COUNT;
         if numbers.len() != 1 + Tally::COUNT + self.components.len() * per_component
@@ -170,14 +171,14 @@ impl Detector {
         }
     }
 
-    /// The "+ 1" of a new tick.
+    /// Begins a new tick: the "+ 1" of the detector.
     pub fn begin_tick(&mut self) {
         for component in &mut self.components {
             component.log_m = log_plus_one(component.log_m);
         }
     }
 
-    /// Multiplies in what happened since the last call.
+    /// Multiplies in the events since the last call.
     pub fn fold(&mut self, tally: &Tally, now: Mono) {
         self.total = self.total.plus(tally);
         if tally.x > 0 {
@@ -197,7 +198,7 @@ impl Detector {
         }
     }
 
-    /// Multiplies in values on new, each with how often it occurred: for [`Test::Mean`].
+    /// Multiplies in values on new, each with its number of occurrences. Used for [`Test::Mean`].
     pub fn fold_values(
         &mut self,
         values: impl Iterator<Item = (f64, u64)> + Clone,
@@ -217,8 +218,8 @@ impl Detector {
         }
     }
 
-    /// Multiplies in values of both sides within `0..=1`, each with how often it occurred: for
-    /// [`Test::MeanVsLegacy`]. New's come first.
+    /// Multiplies in values of both sides within `0..=1`, each with its number of occurrences. Used
+    /// for [`Test::MeanVsLegacy`]. The values of new are first.
     pub fn fold_both(
         &mut self,
         of_new: &[(f64, u64)],
@@ -258,13 +259,13 @@ impl Detector {
         }
     }
 
-    /// The natural logarithm of the evidence: the mean over the components.
+    /// Returns the natural logarithm of the evidence, which is the mean over the components.
     pub fn log_evidence(&self) -> f64 {
         log_mean(self.components.iter().map(|component| component.log_m))
     }
 
-    /// How much of the evidence comes of what was seen, and not of the time that passed: the
-    /// largest log-likelihood ratio since an onset. 0 while nothing is wrong.
+    /// Returns the part of the evidence that is due to events and not to elapsed time: the largest
+    /// log-likelihood ratio since an onset. It is 0 while nothing is wrong.
     pub fn log_accusation(&self) -> f64 {
         self.components
             .iter()
@@ -272,17 +273,19 @@ impl Detector {
             .fold(0.0, f64::max)
     }
 
-    /// The same if `share` of the bad events on new since each component's onset had not been.
+    /// Returns the logarithm of the evidence as it would be without `share` of the bad events on
+    /// new since each component's onset.
     pub fn log_evidence_without(&self, share: f64) -> f64 {
         log_mean(self.components.iter().enumerate().map(|(k, component)| {
             let since = self.total.since(&component.onset.total);
-            // Where a tick brought more than it may add, what is left may still be as much.
+            // Where a tick had more evidence than it may add, the remaining evidence may still be
+            // as much.
             let left = component.unlimited - share * since.x as f64 * self.test.worth(k, &since);
             component.log_m - (component.cusum - left).max(0.0)
         }))
     }
 
-    /// What the component with the most evidence has seen since it began to grow.
+    /// Returns what the component with the most evidence has counted since it began to grow.
     pub fn excursion(&self) -> Excursion {
         let strongest = self
             .components
@@ -314,12 +317,12 @@ impl Component {
     }
 }
 
-/// `ln(exp(log) + 1)`.
+/// Returns `ln(exp(log) + 1)`.
 fn log_plus_one(log: f64) -> f64 {
     if log > 40.0 { log } else { log.exp().ln_1p() }
 }
 
-/// The logarithm of the sum of two numbers given as logarithms.
+/// Returns the logarithm of the sum of two numbers given as logarithms.
 pub fn log_plus(a: f64, b: f64) -> f64 {
     let (large, small) = if a > b { (a, b) } else { (b, a) };
     if small == f64::NEG_INFINITY {
@@ -329,7 +332,7 @@ pub fn log_plus(a: f64, b: f64) -> f64 {
     }
 }
 
-/// The logarithm of the mean of numbers given as logarithms.
+/// Returns the logarithm of the mean of numbers given as logarithms.
 pub fn log_mean(logs: impl Iterator<Item = f64> + Clone) -> f64 {
     let largest = logs.clone().fold(f64::NEG_INFINITY, f64::max);
     if largest == f64::NEG_INFINITY {
@@ -358,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn another_detector_goes_on_with_the_numbers_of_this_one() {
+    fn another_detector_continues_from_the_numbers_of_this_one() {
         let now = |seconds: u64| Mono::from_micros(seconds * 1_000_000);
         let mut before = Detector::new(Test::relative(1.5), now(1));
         for second in 2..9 {
@@ -416,8 +419,9 @@ mod tests {
     }
 
     #[test]
-    fn a_relative_e_value_has_a_mean_of_at_most_one_when_the_sides_are_alike() {
-        // Given 6 bad events in 20 of new and 60 of legacy, how many are new's is hypergeometric.
+    fn a_relative_e_value_has_a_mean_of_at_most_one_when_sides_are_alike() {
+        // Given 6 bad events in 20 requests of new and 60 of legacy, the number that falls on new
+        // is hypergeometric.
         let test = Test::relative(1.0);
         let choose = |n: u64, k: u64| {
             (0..k)
@@ -489,14 +493,14 @@ mod tests {
     }
 
     #[test]
-    fn without_a_control_group_a_comparison_says_nothing() {
+    fn a_comparison_without_a_control_group_gives_no_evidence() {
         let mut detector = Detector::new(Test::relative(2.0), Mono::default());
         detector.fold(&tally(100, 100, 0, 0), Mono::default());
         assert!(detector.log_evidence().abs() < 1e-9);
     }
 
     #[test]
-    fn a_detector_is_as_quick_after_a_quiet_hour() {
+    fn a_detector_is_equally_fast_after_a_quiet_hour() {
         let ticks_to_trip = |quiet: usize| {
             let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
             for _ in 0..quiet {
@@ -516,7 +520,7 @@ mod tests {
     }
 
     #[test]
-    fn quiet_weeks_are_no_evidence() {
+    fn quiet_weeks_add_no_evidence() {
         let mut detector = Detector::new(Test::relative(2.0), Mono::default());
         for tick in 0..4 * 3600 * 24 * 7u64 {
             detector.fold(&tally(50, 0, 50, 0), Mono::from_micros(tick * 250_000));
@@ -531,7 +535,7 @@ mod tests {
     }
 
     #[test]
-    fn an_excursion_tells_what_happened_since_it_went_wrong() {
+    fn an_excursion_counts_events_since_its_onset() {
         let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
         let at = |tick: u64| Mono::from_micros(tick * 250_000);
         for tick in 1..=100 {
@@ -550,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn evidence_without_one_culprit_is_less() {
+    fn evidence_without_the_top_contributor_is_lower() {
         let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
         detector.fold(&tally(20, 8, 0, 0), Mono::default());
         let whole = detector.log_evidence();
@@ -560,7 +564,7 @@ mod tests {
     }
 
     #[test]
-    fn the_mean_is_judged_by_bets_and_one_outlier_does_not_decide() {
+    fn a_mean_is_judged_by_bets_and_not_decided_by_one_outlier() {
         let mut detector = Detector::new(Test::mean(100_000.0), Mono::default());
         for _ in 0..40 {
             detector.fold_values(

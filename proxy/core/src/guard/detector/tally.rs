@@ -1,30 +1,30 @@
-//! The counts that a detector folds in.
+//! The counts of both sides that a detector folds in.
 
-/// Counts of both sides: how many were tried, and how many of them were bad.
+/// The number of trials on both sides, and the number of bad ones among them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Tally {
-    /// Tried on new.
+    /// The number of trials on new.
     pub n: u64,
-    /// Bad on new, as far as they count.
+    /// The number of bad trials on new, as far as they count.
     pub x: u64,
-    /// Tried on legacy.
+    /// The number of trials on legacy.
     pub m: u64,
-    /// Bad on legacy, as far as they count.
+    /// The number of bad trials on legacy, as far as they count.
     pub y: u64,
-    /// Bad on new, all of them.
+    /// The number of all bad trials on new.
     pub all_x: u64,
-    /// Bad on legacy, all of them.
+    /// The number of all bad trials on legacy.
     pub all_y: u64,
-    /// Requests to new, where what is tried is not requests.
+    /// The number of requests to new, where a trial is not a request.
     pub all_n: u64,
-    /// Requests to legacy.
+    /// The number of requests to legacy, where a trial is not a request.
     pub all_m: u64,
-    /// Connections to new that could not be made: what no client can cause.
+    /// The number of failed connection attempts to new, which no client can cause.
     pub connects: u64,
 }
 
 impl Tally {
-    /// What came between an earlier tally and this one.
+    /// Returns the difference between an earlier tally and this one.
     pub fn since(&self, earlier: &Self) -> Self {
         Self {
             n: self.n.saturating_sub(earlier.n),
@@ -39,7 +39,7 @@ impl Tally {
         }
     }
 
-    /// Both together.
+    /// Returns the sum of both tallies.
     pub fn plus(&self, other: &Self) -> Self {
         Self {
             n: self.n + other.n,
@@ -54,7 +54,7 @@ impl Tally {
         }
     }
 
-    /// How many counts there are.
+    /// The number of counts in a tally.
     pub(super) const COUNT: usize = 9;
 
     pub(super) fn numbers(&self) -> [f64; Self::COUNT] {
@@ -87,7 +87,7 @@ impl Tally {
         }
     }
 
-    /// New's part of what was tried on both sides, `0..=1`.
+    /// Returns the share of new among the trials of both sides, `0..=1`.
     pub fn share_of_new(&self) -> f64 {
         if self.n + self.m == 0 {
             0.0

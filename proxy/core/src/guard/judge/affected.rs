@@ -1,5 +1,5 @@
-//! Who was hurt by new, for a while: how many users and networks, and whether one of them did it
-//! alone.
+//! The affected users of new over a while: how many users and networks there are, and whether one
+//! of them caused all bad events.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -7,35 +7,36 @@ use std::time::Duration;
 use crate::stats::users::{BadEvent, Class, Population};
 use crate::time::Mono;
 
-/// For how long a bad_event is remembered. Evidence that took longer to gather is rare and slow; a
-/// verdict then rests on the newer part of it.
+/// How long a bad event is remembered. Evidence that took longer to collect is rare and slow. A
+/// verdict then uses the newer part of it.
 const MEMORY: Duration = Duration::from_secs(600);
-/// How many bad_events of one class are remembered at most.
+/// The maximum number of bad events of one class that are remembered.
 const MOST: usize = 2_048;
 /// With more users or networks than this on new, none of them may decide alone.
 const FEW: f64 = 4.0;
 
-/// The bad_events of one rollout by class.
+/// The bad events of one rollout by class.
 #[derive(Clone, Debug, Default)]
 pub(super) struct AffectedUsers([VecDeque<BadEvent>; Class::COUNT]);
 
-/// What the bad_events of one class since a moment amount to.
+/// A summary of the bad events of one class since a given moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Summary {
-    /// Different users.
+    /// The number of distinct users.
     pub(super) users: usize,
-    /// Different networks.
+    /// The number of distinct networks.
     pub(super) networks: usize,
-    /// The part of the user with the most, `0..=1`.
+    /// The share of the user with the most bad events, `0..=1`.
     pub(super) top_user: f64,
-    /// The part of the network with the most, `0..=1`.
+    /// The share of the network with the most bad events, `0..=1`.
     pub(super) top_network: f64,
-    /// The path with more than four fifths of the failures, and its part.
+    /// The path with more than four fifths of the failures, and its share. `None` if there is no
+    /// such path.
     pub(super) path: Option<(Box<str>, f64)>,
 }
 
 impl AffectedUsers {
-    /// Takes new bad_events and forgets old ones.
+    /// Records new bad events and discards old ones.
     pub(super) fn add(&mut self, bad_events: &[BadEvent], now: Mono) {
         for bad_event in bad_events {
             let class = &mut self.0[bad_event.class.index()];
@@ -56,9 +57,10 @@ impl AffectedUsers {
         *self = Self::default();
     }
 
-    /// `only_compared` leaves out users whom neither the hash nor chance placed.
+    /// Summarizes the bad events of a class since a given moment. `only_compared` leaves out users
+    /// whom neither the hash nor chance placed.
     pub(super) fn summary(&self, class: Class, since: Mono, only_compared: bool) -> Summary {
-        // Witnesses of several threads come a little out of order.
+        // Bad events of several threads arrive slightly out of order.
         let since = since.back(Duration::from_millis(5));
         let all: Vec<&BadEvent> = self.0[class.index()]
             .iter()
@@ -102,14 +104,15 @@ fn top<T: Ord>(all: impl Iterator<Item = T>) -> Option<(T, usize)> {
     counts.into_iter().max_by_key(|(_, count)| *count)
 }
 
-/// How many users and networks must be hurt, of those that new has served in the last minute.
+/// The number of users and networks that must be affected, relative to those that new has served in
+/// the last minute.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Needed {
     pub(super) users: usize,
     pub(super) networks: usize,
-    /// Whether the case must stand without the user with the most bad events.
+    /// Whether the case must hold without the user with the most bad events.
     pub(super) without_top_user: bool,
-    /// Whether the case must stand without the network with the most bad events.
+    /// Whether the case must hold without the network with the most bad events.
     pub(super) without_top_network: bool,
 }
 
@@ -125,7 +128,7 @@ impl Needed {
     }
 }
 
-/// Whether so many networks are served that one of them may not weigh as much as it likes.
+/// Whether new serves so many networks that the weight of a single one must be limited.
 pub(super) fn are_many(networks: f64) -> bool {
     networks.round() > FEW
 }

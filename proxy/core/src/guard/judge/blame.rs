@@ -1,5 +1,5 @@
-//! What a look makes of the evidence: is it strong, is it that of enough users, is legacy as bad?
-//! In this order.
+//! The evaluation of the evidence: whether it is strong, whether enough users contribute to it, and
+//! whether legacy is as bad, in this order.
 
 use std::time::Duration;
 
@@ -13,19 +13,19 @@ use crate::stats::users::Class;
 use crate::stats::window::Span;
 use crate::time::{Mono, micros};
 
-/// How long a rule that is sure about new waits for legacy to say how it fares ...
+/// How long a rule that is certain about new waits for evidence about legacy ...
 const LEGACY_WAIT: Duration = Duration::from_millis(500);
-/// ... and for how many requests to new at most.
+/// ... and the maximum number of requests to new during that wait.
 const LEGACY_WAIT_REQUESTS: f64 = 8.0;
-/// How long evidence of too few is there before people are told.
+/// How long evidence of too few users must exist before it is reported.
 const HELD_SAID_AFTER: Duration = Duration::from_secs(5);
-/// So many failures of legacy in a row, and it is not new alone that is dead.
+/// After this number of failures of legacy in a row, new is not the only side that is dead.
 const LEGACY_DEAD: u64 = 3;
-/// More ticks than the logarithm of this one is of pass in no detector's life: some twenty-five
-/// days without a restart.
+/// No detector lives for more ticks than the number whose logarithm this is: about twenty-five days
+/// without a restart.
 const LONG: f64 = 16.0;
 
-/// How legacy fares in what a rule looks at.
+/// How legacy performs by the measure of a rule.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum View {
     Good,
@@ -33,10 +33,10 @@ pub(super) enum View {
     Unknown { leans_bad: bool },
 }
 
-/// Whether legacy, over the very time that made the case against new, is beyond the limit itself
-/// (then only a comparison can blame new), or would by now show it if it were as bad as new.
-/// The first is a likelihood ratio of twenty to one, the second one of four hundred: here an error
-/// costs a rollback.
+/// Returns how legacy performed over the very period that made the case against new. Legacy may be
+/// beyond the limit itself, and then only a comparison can blame new. Or it would by now show a
+/// breach if it were as bad as new. The first is decided by a likelihood ratio of twenty to one.
+/// The second needs one of four hundred, because an error there costs a rollback.
 pub(super) fn legacy_view(rule: &RuleState, recent: PerSide<&Span>) -> View {
     let Some(part) = rule.strongest() else {
         return View::Good;
@@ -48,8 +48,8 @@ pub(super) fn legacy_view(rule: &RuleState, recent: PerSide<&Span>) -> View {
             Some(_) | None => View::Good,
         },
         Test::Absolute { limit, .. } => {
-            // All of what was bad, not only what counts: a backend that fails for one user is
-            // failing, whoever the user is.
+            // All bad events are included, not only those that count: a backend that fails for one
+            // user is failing, whoever the user is.
             let rate = |bad: u64, of: u64| bad as f64 / of.max(bad).max(1) as f64;
             let (m, y) = (tally.all_m.max(tally.all_y) as f64, tally.all_y as f64);
             let log_ratio = |rate: f64| {
@@ -74,7 +74,7 @@ pub(super) fn legacy_view(rule: &RuleState, recent: PerSide<&Span>) -> View {
 }
 
 impl Judge {
-    /// The first rule that is breached, or else the first that would be.
+    /// Returns the first rule that is breached, or otherwise the first rule that would be.
     pub(super) fn find(
         &mut self,
         observed: &Observed<'_>,
@@ -91,7 +91,8 @@ impl Judge {
             let rule = &mut self.rules[at];
             rule.last = answer;
             rule.remark = remark;
-            // Said once, when it is not just the moment before enough users are hurt.
+            // The hold is reported once, and only if it is not just the moment before enough users
+            // are affected.
             let held_for =
                 |since: Option<Mono>| since.map_or(Duration::ZERO, |since| now.since(since));
             rule.held_since = if answer == Answer::Held {
@@ -110,7 +111,7 @@ impl Judge {
                     continue;
                 }
             }
-            // During an outage this is found many times a second.
+            // During an outage this result occurs many times a second.
             if answer == Answer::SharedCause && self.in_shared_cause(now) {
                 self.rules[at].restart(now);
                 self.rules[at].last = answer;
@@ -125,8 +126,8 @@ impl Judge {
                     break;
                 }
                 Answer::SharedCause => {
-                    // From here on evidence is gathered anew: whether legacy recovers is told by
-                    // what comes, not by what was.
+                    // Evidence is collected again from here: only later events decide whether
+                    // legacy recovers.
                     self.rules[at].restart(now);
                     self.rules[at].last = answer;
                     self.shared_at = Some(now);
@@ -176,8 +177,8 @@ impl Judge {
             }
             _ => {}
         }
-        // Evidence is at most what has grown since an onset, times the ticks there were: at rest it
-        // need not be worked out.
+        // Evidence is at most its growth since an onset, multiplied by the number of ticks. It does
+        // not need to be computed while it is at rest.
         if rule.log_accusation() + LONG < self.log_threshold
             || rule.log_evidence() < self.log_threshold
         {
@@ -193,7 +194,7 @@ impl Judge {
         {
             return (Answer::Held, Some(wording::TOO_FEW_USERS.to_owned()));
         }
-        // Where legacy's requests hang, too, more of new's have to.
+        // If requests to legacy hang as well, more requests to new must hang.
         let legacy_has_any = rule
             .strongest()
             .is_some_and(|part| part.in_force().excursion().tally.y > 0);
@@ -212,8 +213,7 @@ impl Judge {
         self.blame(at, view, now)
     }
 
-    /// How far users as trials are on the way to what a rollback needs, of rules that they have to
-    /// hold for.
+    /// Returns the progress of the user trials towards a rollback, for rules that require it.
     pub(super) fn users_progress(&self, rule: &RuleState) -> Option<f64> {
         rule.users().next()?;
         Some(
@@ -222,10 +222,10 @@ impl Judge {
         )
     }
 
-    /// What a rule that is sure about new makes of how legacy fares.
+    /// Decides the outcome of a rule that is certain about new, given how legacy performs.
     pub(super) fn blame(&mut self, at: usize, view: View, now: Mono) -> (Answer, Option<String>) {
-        // Among the many looks of a long outage one would find legacy good by chance. While it
-        // lasts, comparisons blame.
+        // Among the many evaluations during a long outage, one would find legacy good by chance.
+        // While the outage lasts, only comparisons blame new.
         if self.in_shared_cause(now) {
             return (self.of_shared(), None);
         }
@@ -241,8 +241,8 @@ impl Judge {
                     self.legacy_wait()
                 };
                 match (answer, leans_bad) {
-                    // Whoever answers while no user has failed is well; whoever does not, where
-                    // users fail, is not.
+                    // A side that answers and has not failed a user is healthy. A side that does
+                    // not answer while users fail is not.
                     (Some(true), false) => (Answer::Breach, None),
                     (Some(false), true) => (self.of_shared(), None),
                     _ if now.since(since) < wait => {
@@ -255,7 +255,8 @@ impl Judge {
         }
     }
 
-    /// How long to wait for legacy's word: no longer than new needs for some more requests.
+    /// Returns how long to wait for evidence about legacy: no longer than new needs for some more
+    /// requests.
     pub(super) fn legacy_wait(&self) -> Duration {
         let (Some((first, before)), Some((last, after))) =
             (self.requests.front(), self.requests.back())
@@ -273,7 +274,7 @@ impl Judge {
             .is_some_and(|at| now.since(at) < SHARED_LASTS)
     }
 
-    /// How legacy has fared since new began to fail without a break.
+    /// Returns how legacy has performed since new began to fail without interruption.
     pub(super) fn legacy_since_streak(&self, observed: &Observed<'_>) -> View {
         let counts = &observed.totals.legacy.counts;
         let before = self
@@ -297,8 +298,8 @@ impl Judge {
         }
     }
 
-    /// Whether the evidence falls with a single user or network, or comes from too few. `None` when
-    /// it stands.
+    /// Explains why the evidence depends on a single user or network, or is based on too few.
+    /// `None` when the evidence holds.
     pub(super) fn leans_on_few(&self, rule: &RuleState) -> Option<String> {
         let needed = Needed::of(&self.population, self.settings.min_users);
         let part = rule.strongest()?;
@@ -311,7 +312,8 @@ impl Judge {
                 return None;
             }
             Counter::Bad(class) | Counter::Values(class) => class,
-            // Values do not say whose they are: those above legacy's p90 do.
+            // The values do not identify their users. The class of requests above legacy's p90
+            // does.
             Counter::Means | Counter::WaitedCompared => Class::Slow(1),
             Counter::Waited => {
                 let waited = &self.hung.new;

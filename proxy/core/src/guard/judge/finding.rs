@@ -1,49 +1,49 @@
-//! What the judge finds.
+//! The findings of the judge.
 
 use crate::guard::Rule;
 use crate::side::PerSide;
 use crate::stats::window::Span;
 use crate::time::Mono;
 
-/// What a look finds, beyond "carry on".
+/// The result of an evaluation, other than "no action".
 #[derive(Clone, Debug, PartialEq)]
 pub enum Finding {
     /// New is worse.
     Worse(Case),
-    /// New is bad, and legacy is, too.
+    /// New is bad, and so is legacy.
     Shared(Case),
-    /// The same as before.
+    /// Both sides are still bad.
     StillShared,
-    /// The evidence is strong, but it is that of too few.
+    /// The evidence is strong, but it is based on too few users.
     Held(Case),
 }
 
-/// A rule and what it has to say.
+/// A rule and its evidence.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Case {
     /// The rule.
     pub rule: Rule,
-    /// Its numbers, as a person says them.
+    /// A sentence for people that contains the numbers.
     pub sentence: String,
-    /// Its numbers.
+    /// The numbers of both sides.
     pub numbers: PerSide<TripNumbers>,
-    /// Since when its evidence has grown, if it is known how legacy fared before: then legacy has
-    /// changed since.
+    /// The time since which the evidence has grown, if legacy's earlier rate is known: legacy has
+    /// changed since then. `None` otherwise.
     pub legacy_changed_since: Option<Mono>,
 }
 
 /// The counts of one side that forced a trip.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct TripNumbers {
-    /// Requests that count.
+    /// The number of requests that count.
     pub requests: u64,
-    /// Failures among them.
+    /// The number of failures among the requests.
     pub failed: u64,
-    /// 4xx answers among them.
+    /// The number of 4xx answers among the requests.
     pub client_errors: u64,
-    /// Clients that gave up.
+    /// The number of requests that the client aborted.
     pub aborts: u64,
-    /// p95 latency in microseconds.
+    /// The p95 latency in microseconds. `None` if it is unknown.
     pub p95_us: Option<u64>,
 }
 

@@ -1,4 +1,4 @@
-//! The evidence that a process hands over to the one that takes over.
+//! The evidence that a process hands over to its successor.
 
 use super::Judge;
 use super::rules::most_at_once;
@@ -6,21 +6,22 @@ use crate::guard::detector::{Detector, Test};
 use crate::guard::judge::rules::{Part, RuleState, key_of};
 use crate::time::Mono;
 
-/// What a judge knows, for another process that goes on with it. Times are those of the clock that
-/// both share.
+/// The state of a judge, for another process that continues it. Times are those of the clock that
+/// both processes share.
 ///
-/// Left out: who was hurt and whom new serves, since each process hashes users with a key of its
-/// own; and the windows of the last minute.
+/// Left out: the affected users and the users that new serves, because each process hashes users
+/// with a key of its own; and the windows of the last minute.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Handover {
-    /// The evidence of each rule, by the rule with its limits: evidence on another limit is none.
+    /// The evidence of each rule, keyed by the rule with its limits: evidence about another limit
+    /// does not count.
     pub rules: Vec<(String, Vec<PartHandover>)>,
-    /// Sides are compared from then on.
+    /// The time from which the sides are compared.
     pub compares_from: Option<Mono>,
-    /// Latencies are compared from then on.
+    /// The time from which latencies are compared.
     pub warm_until: Option<Mono>,
-    /// What is known of legacy's rates over the last hours, by the rule with its limits: when each
-    /// block ended, and the rate in it.
+    /// Legacy's known rates over the last hours, keyed by the rule with its limits: the end of
+    /// each block, and the rate in it.
     pub ever: Vec<(String, Vec<(Mono, f64)>)>,
     /// Whether there was no legacy to compare with.
     pub alone: bool,
@@ -29,14 +30,15 @@ pub struct Handover {
 /// The evidence of one part of a rule.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PartHandover {
-    /// [`Detector::numbers`].
+    /// The numbers of the detector, as returned by [`Detector::numbers`].
     pub evidence: Vec<f64>,
-    /// The limit, and the evidence, of what stands in while there is no legacy.
+    /// The limit and the evidence of the substitute that is used while there is no legacy. `None`
+    /// if it is not in use.
     pub alone: Option<(f64, Vec<f64>)>,
 }
 
 impl Judge {
-    /// What it knows, for another process.
+    /// Returns the judge's state, for another process.
     pub fn handover(&self) -> Handover {
         let part = |part: &Part| PartHandover {
             evidence: part.detector.numbers(),
@@ -66,12 +68,13 @@ impl Judge {
         }
     }
 
-    /// Goes on with what another process knew. Only for a judge that has seen nothing.
+    /// Continues from the state of another process. Only valid for a judge that has not recorded
+    /// anything.
     pub fn inherit(&mut self, handover: &Handover, now: Mono) {
         self.compares_from = handover.compares_from;
         self.warm_until = handover.warm_until;
         self.alone = handover.alone;
-        // Nobody has seen legacy for a while: it has to come first.
+        // Legacy has not been observed for a while, so it must be observed first.
         self.legacy_seen = handover.alone.then(Mono::default);
         for state in &mut self.rules {
             let key = key_of(state.rule);
@@ -81,7 +84,8 @@ impl Judge {
                 state.parts.first_mut().and_then(|part| part.limit.as_mut()),
             ) {
                 ever.take_up(known);
-                // The evidence that follows is on the limit that was in force there.
+                // The evidence that follows concerns the limit that was in force in the other
+                // process.
                 state.parts[0].follow_legacy((0, 0), false, self.share, self.raised_at, now);
             }
             let Some((_, parts)) = handover

@@ -1,4 +1,4 @@
-//! Takes the counts of a tick into the evidence.
+//! The recording of a tick's counts in the evidence.
 
 use super::observed::Observed;
 use super::rules::most_at_once;
@@ -11,23 +11,23 @@ use crate::stats::users::{Class, TICK, USER_PERIOD};
 use crate::stats::window::Span;
 use crate::time::Mono;
 
-/// The last minute of both sides, this tick included, and the latencies of the last tick as
-/// counters and how many fell into each.
+/// The last minute of both sides, including this tick, and the latencies of the last tick as pairs
+/// of a counter and its number of entries.
 #[derive(Clone, Copy, Debug)]
 pub struct Recent<'a> {
-    /// Of all evidence.
+    /// The last minute over all evidence.
     pub all: PerSide<&'a Span>,
-    /// Of users who are compared.
+    /// The last minute of users who are compared.
     pub compared: PerSide<&'a Span>,
-    /// The tick's latencies of new, of all evidence.
+    /// The tick's latencies of new, over all evidence.
     pub last_of_new: &'a [(u16, u64)],
     /// The tick's latencies of users who are compared.
     pub last_compared: PerSide<&'a [(u16, u64)]>,
 }
 
 impl Judge {
-    /// Comparisons begin with the share that is in force when the pause after its change is over;
-    /// those of latencies when new is warm.
+    /// Begins comparisons with the share in force when the pause after its change is over.
+    /// Comparisons of latencies begin when new is warm.
     pub(super) fn begin_comparisons(&mut self, now: Mono) {
         let is_over = |from: &mut Option<Mono>| from.take_if(|from| now >= *from).is_some();
         let (settled, warm) = (
@@ -48,7 +48,7 @@ impl Judge {
         }
     }
 
-    /// Keeps up with what is counted while nobody is judged.
+    /// Keeps up with the counts while the rollout is not judged.
     pub fn skip(&mut self, observed: &Observed<'_>, recent: &Recent<'_>, now: Mono) {
         self.take_in(observed, now);
         self.control_group(observed, now);
@@ -90,7 +90,7 @@ impl Judge {
         let before = std::mem::replace(&mut self.legacy_counts, *counts);
         if self.started {
             let (good, bad) = counts.since(&before).users_fared();
-            // One place may be one user.
+            // A single place may be a single user.
             let hung = if observed.waited.legacy.places > 1 {
                 observed.waited.legacy.hung
             } else {
@@ -125,7 +125,7 @@ impl Judge {
         }
     }
 
-    /// Notices when legacy stops being there to compare with, and when it comes back.
+    /// Detects that legacy is no longer available for comparison, and that it is available again.
     pub(super) fn control_group(&mut self, observed: &Observed<'_>, now: Mono) {
         let total = observed.compared.legacy.counts.requests;
         if std::mem::replace(&mut self.legacy_requests, total) != total
@@ -154,8 +154,8 @@ impl Judge {
         }
     }
 
-    /// The part of legacy's users in this tick who got an answer that was no failure. 1 without
-    /// users.
+    /// Returns the part of legacy's users in this tick who received an answer that was not a
+    /// failure; 1 without users.
     pub(super) fn served_part(&mut self, observed: &Observed<'_>) -> f64 {
         let counts = &observed.compared.legacy.counts;
         let total = (counts.appearances, counts.counted[Class::Failure.index()]);

@@ -1,4 +1,4 @@
-//! The points of legacy's latency at which new is compared: half of the requests, and the tail.
+//! The points of legacy's latency at which new is compared: the median, and the tail.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -8,20 +8,22 @@ use crate::time::Mono;
 
 /// The steps, as the share of legacy's requests that are slower.
 pub(crate) const LADDER: [f64; 5] = [0.5, 0.1, 0.05, 0.01, 0.001];
-/// So many steps are made of legacy's last minute, the others of its last ten.
+/// The number of steps that are based on legacy's last minute. The others are based on its last ten
+/// minutes.
 const OF_A_MINUTE: usize = 3;
-/// Fewer latencies of legacy than this in a minute make no step of it.
+/// With fewer latencies of legacy than this in a minute, there is no step.
 pub(crate) const MIN_LADDER: u64 = 200;
-/// A step of the tail needs so many slower requests of legacy.
+/// The number of slower requests of legacy that a step of the tail needs.
 const MIN_SLOWER: f64 = 10.0;
-/// Latencies are kept in parts of this length, as many as make ten minutes.
+/// The length of the parts in which latencies are kept. There are as many parts as make ten
+/// minutes.
 const PART: Duration = Duration::from_secs(60);
 const PARTS: usize = 10;
-/// A value above this many times legacy's p99 counts as that: the mean of values without a bound
-/// can be anything.
+/// A value above this many times legacy's p99 is counted as that limit, because the mean of
+/// unbounded values can be anything.
 const MEAN_BOUND: f64 = 10.0;
 
-/// Legacy's latencies of the last ten minutes.
+/// The latencies of legacy over the last ten minutes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Ladder {
     parts: VecDeque<Vec<(u16, u64)>>,
@@ -31,7 +33,7 @@ pub(super) struct Ladder {
 }
 
 impl Ladder {
-    /// Takes the latencies of one tick, as counters and how many fell into each.
+    /// Records the latencies of one tick, as pairs of a counter and its number of entries.
     pub(super) fn tick(&mut self, latencies: &[(u16, u64)], now: Mono) {
         let began = *self.began.get_or_insert(now);
         for &(index, count) in latencies {
@@ -58,8 +60,8 @@ impl Ladder {
         }
     }
 
-    /// The latency in microseconds at each step; `None` where legacy has too few requests for it.
-    /// `minute` is legacy's last minute.
+    /// Returns the latency in microseconds at each step. It is `None` where legacy has too few
+    /// requests for the step. `minute` is legacy's last minute.
     pub(super) fn limits(&self, minute: &Latencies) -> [Option<u64>; LADDER.len()] {
         let points = LADDER.map(|slower| 1.0 - slower);
         let of_minute = (minute.total() >= MIN_LADDER)
@@ -75,8 +77,8 @@ impl Ladder {
         })
     }
 
-    /// The latency in microseconds above which values count alike in a mean; `None` while legacy
-    /// has too few requests.
+    /// Returns the latency in microseconds above which all values count alike in a mean; `None`
+    /// while legacy has too few requests.
     pub(super) fn mean_bound(&self) -> Option<f64> {
         (self.sum.total() >= MIN_LADDER)
             .then(|| self.sum.quantile(0.99))
@@ -91,7 +93,7 @@ mod tests {
     use crate::stats::histogram::index_of;
 
     #[test]
-    fn the_tail_is_made_of_ten_minutes_and_needs_enough_of_them() {
+    fn the_tail_uses_ten_minutes_and_needs_enough_requests() {
         let second = |second: u64| Mono::from_micros(second * 1_000_000);
         let mut ladder = Ladder::default();
         let mut minute = Latencies::default();

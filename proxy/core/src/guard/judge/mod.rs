@@ -1,24 +1,27 @@
-//! The sequential judge of one rollout: is new worse, who says so, and is it new's fault?
+//! The sequential judge of one rollout: whether new is worse, how many users show it, and whether
+//! it is new's fault.
 //!
-//! Each rule of the guard gathers evidence in a [`Detector`] (errors and latency limits as rates,
-//! comparisons with legacy over the same seconds). A rule trips when its evidence is such
-//! that a healthy backend would show it once in `false_alarm_every`, the budget being shared over
-//! the rules, *and* it stands without any single user or client network, *and* legacy is not just
-//! as bad. Four times a second all rules look ([`Judge::tick`]); in between each failure makes the
-//! rules about failures look at once ([`Judge::wake`]).
+//! Each rule of the guard collects evidence in a [`Detector`] (errors and latency limits as rates,
+//! comparisons with legacy over the same seconds). A rule trips when three conditions hold. Its
+//! evidence is such that a healthy backend would show it once in `false_alarm_every`, where the
+//! budget is shared over the rules. The evidence *also* holds without any single user or client
+//! network. Legacy is *not* just as bad. Four times a second all rules are evaluated
+//! ([`Judge::tick`]). In between, each failure makes the rules about failures evaluate at once
+//! ([`Judge::wake`]).
 //!
-//! The way of one look: differences of cumulative counts -> detectors -> strong enough? -> enough
-//! users? -> legacy bad, too? -> [`Finding`]. What the look after it needs (latency limits made
-//! of legacy's last minutes, fair shares of users) goes to the request path as [`TrackerLimits`].
+//! The steps of one evaluation: differences of cumulative counts -> detectors -> strong enough? ->
+//! enough users? -> legacy bad, too? -> [`Finding`]. The request path receives what the next
+//! evaluation needs as [`TrackerLimits`]: latency limits derived from legacy's last minutes, and
+//! fair shares of users.
 //!
-//! Sides are compared by users whom the hash or chance placed, since all others differ from them. A
-//! comparison also has to hold with users as trials. A limit that legacy itself has not met for
-//! hours is raised to twice what legacy has, and is a comparison then.
+//! The sides are compared by users whom the hash or chance placed, because all others differ from
+//! them. A comparison must also hold with users as trials. A limit that legacy itself has not met
+//! for hours is raised to twice legacy's rate, and then works as a comparison.
 //!
-//! At 100 % there is no legacy to compare with. Comparisons are then made with legacy's last minute
-//! of a thousand requests, kept from before; absolute rules go on as they are.
+//! At 100 % there is no legacy to compare with. Comparisons then use legacy's last minute of a
+//! thousand requests, kept from before. Absolute rules continue unchanged.
 //!
-//! Deliberately absent: models of load, seasons or deployments. The comparison is with the same
+//! Deliberately absent: models of load, seasons or deployments. The comparison uses the same
 //! seconds of the same traffic.
 
 mod affected;
@@ -58,24 +61,25 @@ pub use intake::Recent;
 pub use observed::{Observed, Waited};
 pub(crate) use rules::most_at_once;
 
-/// Without a request for so long, legacy is no control group any more.
+/// After this time without a request, legacy is no longer a control group.
 const ALONE_AFTER: Duration = Duration::from_secs(10);
 
-/// A shared cause is over when nothing has spoken of it for this long.
+/// A shared cause ends after this time without a new sign of it.
 pub const SHARED_LASTS: Duration = Duration::from_secs(60);
 
-/// So many failures of new in a row, and it is good to know how legacy fares.
+/// After this number of failures of new in a row, the state of legacy should be known.
 const SUSPICIOUS_STREAK: u32 = 2;
 
-/// After a changed share sides are not compared for so long: new opens connections and fills
-/// caches, and fast answers of the new users come before their slow ones.
+/// How long the sides are not compared after a changed share. New opens connections and fills
+/// caches, and fast answers of the new users arrive before their slow ones.
 const GRACE: Duration = Duration::from_secs(2);
 
-/// A legacy that fails this part of its users, and more, is nothing to compare other answers with.
+/// A legacy that fails at least this part of its users cannot serve as a reference for other
+/// answers.
 const NO_REFERENCE: f64 = 0.2;
 
-/// A latency is slower than legacy's only by at least so much, in microseconds: between fractions
-/// of a millisecond no user can tell.
+/// The minimum difference in microseconds by which a latency counts as slower than legacy's. Users
+/// cannot notice fractions of a millisecond.
 const SLOWER_BY_US: u64 = 2_000;
 
 /// The judge of one rollout.
@@ -90,9 +94,9 @@ pub struct Judge {
     requests: VecDeque<(Mono, u64)>,
     baseline: Option<Baseline>,
     ladder: Ladder,
-    /// Above it latencies count alike in a mean, in microseconds.
+    /// The latency in microseconds above which all values count alike in a mean.
     mean_bound: Option<f64>,
-    /// New's part of the users.
+    /// New's share of the users.
     share: f64,
     raised_at: Option<Mono>,
     compares_from: Option<Mono>,
@@ -100,8 +104,7 @@ pub struct Judge {
     blocks: Blocks,
     trials_seen: PerSide<Trials>,
     latencies_seen: PerSide<CoarseLatencies>,
-    /// Appearances of legacy's users who are compared, and failures among them, as of the last
-    /// tick.
+    /// Appearances of legacy's compared users, and failures among them, as of the last tick.
     failures_seen: (u64, u64),
     legacy_requests: u64,
     legacy_seen: Option<Mono>,
@@ -111,24 +114,24 @@ pub struct Judge {
     down_since: Option<Mono>,
     streak: u32,
     streak_since: Mono,
-    /// Requests and failures of legacy when new's last success was.
+    /// Requests and failures of legacy at the time of new's last success.
     legacy_at_streak: Option<(u64, u64)>,
-    /// What was counted of legacy up to the last look.
+    /// The counts of legacy up to the last evaluation.
     legacy_counts: Counts,
-    /// What is known of legacy beside its counts.
+    /// What is known about legacy besides its counts.
     legacy: Availability,
-    /// When both sides were last found bad at once.
+    /// The time at which both sides were last found bad at the same time.
     shared_at: Option<Mono>,
     started: bool,
-    /// When it looked last.
+    /// The time of the last evaluation.
     looked_at: Mono,
-    /// Of the last tick in which requests to new hung.
+    /// The waiting requests of the last tick in which requests to new hung.
     hung: PerSide<Waited>,
 }
 
 impl Judge {
-    /// A judge without evidence, and with nobody on new: see [`Judge::begin`]. One for a slot that
-    /// has counted before begins with its first look.
+    /// Creates a judge without evidence, and without users on new: see [`Judge::begin`]. A judge
+    /// for a slot that has counted before starts with its first evaluation.
     pub fn new(settings: &GuardSettings, is_new_slot: bool, now: Mono) -> Self {
         let share = 0.0;
         let rules: Vec<RuleState> = settings
@@ -173,7 +176,7 @@ impl Judge {
         }
     }
 
-    /// Takes other settings. Evidence of rules that stay as they are is kept.
+    /// Applies other settings. Evidence of rules that stay unchanged is kept.
     pub fn set(&mut self, settings: &GuardSettings, now: Mono) {
         if self.settings == *settings {
             return;
@@ -183,7 +186,7 @@ impl Judge {
         for rule in &mut self.rules {
             match before.iter().position(|old| old.rule == rule.rule) {
                 Some(at) => *rule = before.swap_remove(at),
-                // Counts so far are not about this rule.
+                // The counts so far do not concern this rule.
                 None => {
                     *rule = RuleState::new(rule.rule, settings, 0.0, now);
                     rule.begin_users(self.share);
@@ -196,7 +199,7 @@ impl Judge {
         self.aimed_at = None;
     }
 
-    /// Forgets all evidence; what requests of the past still bring belongs to another epoch.
+    /// Discards all evidence. Later results of requests from before belong to another epoch.
     pub fn restart(&mut self, now: Mono) {
         for rule in &mut self.rules {
             rule.restart(now);
@@ -209,8 +212,8 @@ impl Judge {
         self.tracker_limits.epoch += 1;
     }
 
-    /// The share of users on new has changed, or is said for the first time. A raise brings users
-    /// to a backend that may not be warm.
+    /// Records that the share of users on new has changed or is known for the first time. A raise
+    /// sends users to a backend that may not be warm.
     pub fn share_changed(&mut self, share: Percent, is_raise: bool, now: Mono) {
         self.share = share.as_ratio();
         self.compares_from = Some(now.forward(GRACE));
@@ -220,7 +223,7 @@ impl Judge {
         }
     }
 
-    /// The share of users on new at the beginning.
+    /// Sets the share of users on new at the beginning.
     pub fn begin(&mut self, share: Percent) {
         self.share = share.as_ratio();
         self.rules
@@ -228,17 +231,18 @@ impl Judge {
             .for_each(|rule| rule.begin_users(self.share));
     }
 
-    /// Whether legacy can take users.
+    /// Returns whether legacy can take users.
     pub fn legacy_word(&self, now: Mono) -> Word {
         self.legacy.word(now)
     }
 
-    /// When the share was raised last, if another process did it.
+    /// Records when the share was raised last, if another process did it.
     pub fn was_raised(&mut self, raised_at: Option<Mono>) {
         self.raised_at = raised_at;
     }
 
-    /// Whether users of legacy have told since new began to fail that legacy is well.
+    /// Whether requests of legacy's users have shown that legacy is healthy since new began to
+    /// fail.
     pub fn has_legacy_spoken(&self, now: Mono) -> bool {
         let counts = &self.legacy_counts;
         let since = self
@@ -250,17 +254,17 @@ impl Judge {
         )
     }
 
-    /// Takes the answer to a question whether legacy can take users.
+    /// Records the answer to a probe whether legacy can take users.
     pub fn answered(&mut self, is_good: bool, now: Mono) {
         self.legacy.answered(is_good, now);
     }
 
-    /// What is known of legacy.
+    /// Returns what is known about legacy.
     pub fn legacy(&mut self) -> &mut Availability {
         &mut self.legacy
     }
 
-    /// Whether a rollback may be near, so that it is good to know whether legacy can take users.
+    /// Whether a rollback may be near, so that it should be known whether legacy can take users.
     pub fn is_suspicious(&self) -> bool {
         self.streak >= SUSPICIOUS_STREAK
             || self
@@ -269,12 +273,12 @@ impl Judge {
                 .any(|rule| self.progress(rule).is_some_and(|progress| progress >= 0.5))
     }
 
-    /// For how long latencies are not compared yet, as of the last look.
+    /// Returns how long latencies are not compared yet, as of the last evaluation.
     fn warms_up(&self) -> Option<Duration> {
         self.warm_until.map(|until| until.since(self.looked_at))
     }
 
-    /// Forgets the evidence of one rule.
+    /// Discards the evidence of one rule.
     pub fn forget(&mut self, rule: Rule, now: Mono) {
         self.rules
             .iter_mut()
@@ -282,12 +286,12 @@ impl Judge {
             .for_each(|state| state.restart(now));
     }
 
-    /// What the request path must watch.
+    /// Returns the limits that the request path must watch.
     pub fn tracker_limits(&self) -> &TrackerLimits {
         &self.tracker_limits
     }
 
-    /// Looks at everything. Once for each tick; a late call is one longer tick.
+    /// Evaluates all rules, once per tick. A late call is one longer tick.
     pub fn tick(
         &mut self,
         observed: &Observed<'_>,
@@ -327,8 +331,8 @@ impl Judge {
                 let mut news = total.since(&std::mem::replace(&mut part.seen, total));
                 let mut rests = is_paused;
                 if part.is_relative() && part.source.is_of_served() {
-                    // Who gets an error cannot get a 4xx or a redirect as well. New's errors change
-                    // nothing: nobody shall make it look slow by failing on purpose.
+                    // A request that fails cannot receive a 4xx or a redirect as well. New's errors
+                    // change nothing, so that failing on purpose cannot make it look slow.
                     news.m = (news.m as f64 * served).round() as u64;
                     rests |= served <= 1.0 - NO_REFERENCE;
                 }
@@ -378,7 +382,8 @@ impl Judge {
                     ),
                     Counter::Means => {
                         let Some(bound) = bound else { continue };
-                        // What of legacy's a latency of new may be, at most, to be no slower.
+                        // The largest counter of legacy that a latency of new may reach without
+                        // being slower.
                         let as_legacy = |latency_us: u64| {
                             (latency_us as f64 / ratio)
                                 .min(latency_us.saturating_sub(SLOWER_BY_US) as f64)
@@ -416,7 +421,7 @@ impl Judge {
         finding
     }
 
-    /// Looks at failures only, between ticks, because one has just happened.
+    /// Evaluates failures only, between ticks, because one has just happened.
     pub fn wake(
         &mut self,
         observed: &Observed<'_>,
@@ -441,7 +446,7 @@ impl Judge {
         self.find(observed, recent, now, true)
     }
 
-    /// What every rule says now, for people.
+    /// Returns the present verdict of every rule, for people.
     pub fn verdicts(&self, recent: PerSide<&Span>) -> Vec<Verdict> {
         self.rules
             .iter()
@@ -449,7 +454,8 @@ impl Judge {
             .collect()
     }
 
-    /// The part of the evidence that a rollback needs, `0..=1`, of a rule that gathers evidence.
+    /// Returns the part of the evidence that a rollback needs, `0..=1`, for a rule that collects
+    /// evidence.
     fn progress(&self, rule: &RuleState) -> Option<f64> {
         (!rule.parts.is_empty())
             .then(|| (rule.log_accusation() / self.log_threshold).clamp(0.0, 1.0))
@@ -457,8 +463,8 @@ impl Judge {
 }
 
 impl GuardSettings {
-    /// Whether the sequential judge looks at this rule: at all of them in its own mode, and at
-    /// those about the moment in threshold mode.
+    /// Whether the sequential judge evaluates this rule. It evaluates all of them in its own mode,
+    /// and those about the present moment in threshold mode.
     pub fn judges(&self, rule: Rule) -> bool {
         match self.mode {
             crate::guard::Mode::Sequential => true,
@@ -468,8 +474,8 @@ impl GuardSettings {
     }
 }
 
-/// The logarithm of the evidence at which a rule trips: the ticks of `false_alarm_every`, times the
-/// rules that share it.
+/// Returns the logarithm of the evidence at which a rule trips: the ticks of `false_alarm_every`,
+/// multiplied by the number of rules that share it.
 pub fn log_threshold(settings: &GuardSettings) -> f64 {
     (settings.false_alarm_every.as_secs_f64() / TICK.as_secs_f64() * settings.gathering() as f64)
         .ln()

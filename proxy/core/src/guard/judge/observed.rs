@@ -1,49 +1,50 @@
-//! What the judge is told at a tick or a look.
+//! The input of the judge at a tick or at an evaluation between ticks.
 
 use crate::side::PerSide;
 use crate::stats::users::{BadEvent, Population};
 use crate::stats::window::Totals;
 
-/// Requests that reached the age at which an unanswered one hangs.
+/// Requests that reached the age at which an unanswered one counts as hanging.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Waited {
-    /// How many reached it, answered or not.
+    /// The number of requests that reached that age, answered or not.
     pub started: u64,
-    /// How many of them have no answer yet.
+    /// The number of these requests without an answer yet.
     pub hung: u64,
-    /// From how many different places they come, at least: a place is one of sixteen groups of
-    /// networks, or of users when there are few networks.
+    /// The minimum number of different places from which the requests were sent. A place is one of
+    /// sixteen groups of networks, or of users when there are few networks.
     pub places: u32,
-    /// The part of the place with the most of them, `0..=1`.
+    /// The share of the place with the most requests, `0..=1`.
     pub top_place: f64,
 }
 
-/// What the shell saw of one rollout since it looked last.
+/// The shell's observations of one rollout since the previous evaluation.
 #[derive(Clone, Copy, Debug)]
 pub struct Observed<'a> {
-    /// Everything counted since the start, by side.
+    /// All counts since the start, by side.
     pub totals: &'a PerSide<Totals>,
-    /// Of users whom the hash or chance placed: the sides are compared by them.
+    /// The counts of users whom the hash or chance placed: the sides are compared by them.
     pub compared: &'a PerSide<Totals>,
-    /// Failures since the last success.
+    /// The number of failures since the last success.
     pub streaks: PerSide<u32>,
-    /// Whether the side has a server that requests are sent to.
+    /// Whether the side has a server that receives requests.
     pub available: PerSide<bool>,
     /// Whether a health check of the side has passed within its last two intervals.
     pub passes_checks: PerSide<bool>,
-    /// Requests that reached the age of the hang rule since the last tick.
+    /// The requests that reached the age of the hang rule since the last tick.
     pub waited: PerSide<Waited>,
-    /// The same of users who are compared.
+    /// The waiting requests of users who are compared.
     pub waited_compared: PerSide<Waited>,
-    /// Bad events on new that counted since the last look.
+    /// The bad events on new that counted since the previous evaluation.
     pub bad_events: &'a [BadEvent],
-    /// Whom new has served lately; `None` when nobody counted them for this look.
+    /// The users that new has served lately. `None` when they were not counted for this
+    /// evaluation.
     pub population: Option<Population>,
 }
 
 impl<'a> Observed<'a> {
-    /// Totals and nothing else: backends are there, nobody hangs, nobody was asked who they are,
-    /// and all users are compared.
+    /// Creates an observation from totals alone: the backends are available, no request hangs, the
+    /// users are not identified, and all users are compared.
     pub fn of(totals: &'a PerSide<Totals>) -> Self {
         Self {
             totals,

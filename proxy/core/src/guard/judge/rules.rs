@@ -12,24 +12,24 @@ use crate::stats::outcome::FailureKind;
 use crate::stats::users::Class;
 use crate::time::Mono;
 
-/// With fewer requests on new than this, the part of new in a tick is mostly chance, so a
-/// comparison takes several ticks as one ...
+/// With fewer requests on new than this, the share of new in a tick is mostly chance. A comparison
+/// then combines several ticks into one ...
 const MIN_COMPARED: u64 = 8;
-/// ... but not more than these.
+/// ... but no more than this number.
 const MAX_PENDING_TICKS: u32 = 4;
-/// A limit becomes another one when what is in force moves by this part.
+/// A limit counts as a different one when the limit in force moves by this fraction.
 const LIMIT_MOVES: f64 = 0.25;
-/// So many times as often as on legacy may happen what a limit is about, where it has become a
-/// comparison.
+/// How many times legacy's rate is tolerated where a limit has become a comparison.
 const TOLERATED_OF_LIMIT: f64 = 2.0;
-/// For so many ticks at least new has to be slower: a machine that stalls makes everything slow
-/// that is under way, and by accident more on one side.
+/// The minimum number of ticks for which new must be slower. A machine that stalls slows down
+/// everything in flight, and by accident more on one side.
 const SLOW_TICKS: f64 = 8.0;
-/// The same of the tail, in which a stall weighs more and the time between stalls less.
+/// The minimum number of ticks for the tail, in which a stall weighs more and the time between
+/// stalls less.
 const SLOW_TAIL_TICKS: f64 = 16.0;
 
-/// The limits of a latency watched on the request path, by their index in
-/// [`crate::stats::users::TrackerLimits::slow`].
+/// Returns the index in [`crate::stats::users::TrackerLimits::slow`] of a latency that is watched
+/// on the request path.
 pub(super) const fn slow_index(point: LatencyPoint) -> u8 {
     match point {
         LatencyPoint::P50 => LADDER.len() as u8,
@@ -43,13 +43,14 @@ pub(super) const fn slow_index(point: LatencyPoint) -> u8 {
 pub(super) struct RuleState {
     pub(super) rule: Rule,
     pub(super) parts: Vec<Part>,
-    /// A comparison that has to be sure, too, where legacy has any of what the limit is about.
+    /// A comparison that must be certain as well, where legacy has any of the events that the
+    /// limit counts.
     pub(super) versus: Option<Part>,
     pub(super) waiting_since: Option<Mono>,
     pub(super) held_since: Option<Mono>,
     pub(super) held_said: bool,
     pub(super) last: Answer,
-    /// Why the last look did not trip although the evidence is there.
+    /// The reason why the last evaluation did not trip although the evidence exists.
     pub(super) remark: Option<String>,
 }
 
@@ -58,21 +59,21 @@ pub(super) struct RuleState {
 pub(super) struct Part {
     pub(super) source: Counter,
     pub(super) detector: Detector,
-    /// Stands in while there is no legacy to compare with.
+    /// The substitute detector while there is no legacy to compare with.
     pub(super) alone: Option<Detector>,
     pub(super) seen: Tally,
-    /// What is counted but not yet folded: comparisons wait until new has a few requests.
+    /// The counts that are not folded yet: comparisons wait until new has a few requests.
     pub(super) pending: Tally,
     pub(super) pending_ticks: u32,
-    /// Users as trials: of each comparison, and of a limit that has become one.
+    /// The users as trials, for each comparison and for a limit that has become one.
     pub(super) users: Option<Users>,
-    /// Of a limit: the one of the file, and how legacy stands to it as ever.
+    /// For a limit: the limit in the file, and legacy's usual rate relative to it.
     pub(super) limit: Option<(f64, Ever)>,
-    /// After which raise the limit in force was made.
+    /// The raise after which the limit in force was computed.
     pub(super) followed_at: Option<Option<Mono>>,
 }
 
-/// What a detector counts.
+/// The events that a detector counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Counter {
     Bad(Class),
@@ -83,7 +84,7 @@ pub(super) enum Counter {
     Means,
 }
 
-/// The most that a tick may add to the evidence of a rule.
+/// Returns the most that one tick may add to the evidence of a rule.
 pub(crate) fn most_at_once(rule: Rule, log_threshold: f64) -> f64 {
     if matches!(rule, Rule::Latency(..) | Rule::LatencyVsLegacy(_)) {
         log_threshold / SLOW_TICKS
@@ -102,10 +103,10 @@ impl Counter {
         }
     }
 
-    /// The counts of this source since the start; what was tried is requests, or in a comparison
-    /// the appearances of users.
+    /// Returns the counts of this source since the start. The trials are requests, or in a
+    /// comparison the appearances of users.
     pub(super) fn tally(self, observed: &Observed<'_>, compares: bool) -> Tally {
-        // A limit goes over all of new; legacy is only looked at as far as it is like new.
+        // A limit covers all of new. Legacy is only included as far as it is comparable with new.
         let (new, legacy) = (
             if compares {
                 &observed.compared.new
@@ -133,7 +134,7 @@ impl Counter {
             Class::Failure | Class::ClientError | Class::Redirects => {
                 (new.requests, legacy.requests)
             }
-            // Those who gave up are not among the requests.
+            // Aborted requests are not among the requests.
             Class::Abort => (new.requests + new.aborts, legacy.requests + legacy.aborts),
             Class::Slow(_) => (of_new.total(), of_legacy.total()),
         };
@@ -142,7 +143,7 @@ impl Counter {
         } else {
             0
         };
-        // Sides are compared by users, so that a busy one of them does not make the other side look
+        // The sides are compared by users, so that one busy user does not make the other side look
         // bad.
         let (n, m) = if compares {
             (new.appearances, legacy.appearances)
@@ -163,7 +164,8 @@ impl Counter {
     }
 }
 
-/// Waiting requests as a tally. A limit and a comparison differ in whose requests they are.
+/// Returns waiting requests as a tally. A limit and a comparison differ in whose requests they
+/// cover.
 pub(super) fn waited(new: Waited, legacy: Waited) -> Tally {
     Tally {
         n: new.started,
@@ -178,7 +180,7 @@ pub(super) fn waited(new: Waited, legacy: Waited) -> Tally {
     }
 }
 
-/// A rule with its limits, as one process says it to another.
+/// Returns a key of a rule with its limits, for the handover between processes.
 pub(super) fn key_of(rule: Rule) -> String {
     format!("{rule:?}")
 }
@@ -263,22 +265,22 @@ impl RuleState {
         self.rule.compares()
     }
 
-    /// Whether it is about latencies and compares, so that it waits until new is warm.
+    /// Whether the rule compares latencies, so that it waits until new is warm.
     pub(super) fn waits_for_warmth(&self) -> bool {
         matches!(self.rule, Rule::LatencyVsLegacy(_))
     }
 
-    /// The users of its parts, where they have to hold, too.
+    /// Returns the user trials of the rule's parts, where the rule must hold for them as well.
     pub(super) fn users(&self) -> impl Iterator<Item = &Users> + Clone {
         self.parts.iter().filter_map(|part| part.users.as_ref())
     }
 
-    /// The rules that look at each failure, and not only at ticks.
+    /// Whether the rule is evaluated at each failure, and not only at ticks.
     pub(super) fn looks_between_ticks(&self) -> bool {
         matches!(self.rule, Rule::ErrorsMax(_) | Rule::Dead(_))
     }
 
-    /// All blocks of its users begin anew with this share.
+    /// Restarts all user blocks with this share.
     pub(super) fn begin_users(&mut self, share: f64) {
         self.parts
             .iter_mut()
@@ -328,13 +330,14 @@ impl Part {
         )
     }
 
-    /// Whether the limit in force is above the one of the file, because legacy has never met that.
+    /// Whether the limit in force is above the one in the file, because legacy has never met that
+    /// one.
     pub(super) fn is_lenient(&self) -> bool {
         matches!((self.detector.test(), &self.limit), (Test::Absolute { limit, .. }, Some((of_file, _))) if *limit > *of_file * (1.0 + 1e-9))
     }
 
-    /// Takes how legacy fared in this tick, and puts the limit in force that follows from how it
-    /// fares as ever.
+    /// Records the results of legacy in this tick, and sets the limit in force that follows from
+    /// legacy's usual rate.
     pub(super) fn follow_legacy(
         &mut self,
         (tried, bad): (u64, u64),
@@ -372,7 +375,7 @@ impl Part {
         self.alone.as_ref().unwrap_or(&self.detector)
     }
 
-    /// Folds what one tick brought, and begins the next.
+    /// Folds the counts of one tick, and begins the next tick.
     pub(super) fn tick(&mut self, tally: &Tally, now: Mono) {
         if self.is_relative() && self.alone.is_none() {
             self.pending = self.pending.plus(tally);
@@ -395,7 +398,7 @@ impl Part {
             .fold(tally, now);
     }
 
-    /// The "+ 1" of the next tick; while a comparison waits, its tick goes on.
+    /// Begins the next tick with the "+ 1". While a comparison waits, its tick continues.
     pub(super) fn begin_tick(&mut self) {
         if self.pending_ticks == 0 {
             self.alone

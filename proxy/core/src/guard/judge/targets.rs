@@ -1,5 +1,5 @@
-//! What the request path must watch, made of what is known now; and legacy's last minute, kept for
-//! the time after it.
+//! The limits that the request path must watch, derived from what is known now. Also keeps legacy's
+//! last minute for later comparisons.
 
 use std::time::Duration;
 
@@ -12,23 +12,23 @@ use crate::stats::users::{Class, NETWORK_USERS, NO_CAP, fair_share};
 use crate::stats::window::Span;
 use crate::time::Mono;
 
-/// Fewer requests of legacy than this in a minute make no baseline for the time after it.
+/// With fewer requests of legacy than this in a minute, that minute is not kept as a baseline.
 const MIN_BASELINE: u64 = 1_000;
-/// How often limits and shares are made anew.
+/// How often limits and shares are computed.
 const AIM_EVERY: Duration = Duration::from_secs(1);
 
-/// Legacy's last good minute.
+/// The last good minute of legacy.
 #[derive(Clone, Debug)]
 pub(super) struct Baseline {
-    /// Of users who are compared.
+    /// The counts of users who are compared.
     pub(super) span: Span,
     /// The steps of the ladder.
     pub(super) limits: [Option<u64>; LADDER.len()],
 }
 
 impl Baseline {
-    /// The rate of counted bad events per appearance that new may have by this baseline: what
-    /// legacy had, three standard errors up, times what the rule tolerates.
+    /// Returns the rate of counted bad events per appearance that new may have by this baseline:
+    /// legacy's rate, three standard errors up, multiplied by what the rule tolerates.
     pub(super) fn limit(&self, rule: Rule, source: Counter) -> f64 {
         let (Counter::Bad(class) | Counter::Values(class)) = source else {
             return 0.5;
@@ -49,7 +49,7 @@ impl Baseline {
 }
 
 impl Judge {
-    /// Makes limits and shares for the request path from what is known now.
+    /// Computes the limits and shares for the request path from what is known now.
     pub(super) fn set_tracker_limits(&mut self, recent: &Recent<'_>, now: Mono) {
         self.tracker_limits.blocks = self.blocks.begun();
         if self.aimed_at.is_some_and(|at| now.since(at) < AIM_EVERY) {

@@ -1,24 +1,25 @@
-//! Users as trials: whether so many *different* users were hurt that chance does not explain it.
+//! Users as trials: whether so many *different* users were affected that chance does not explain
+//! it.
 //!
-//! The hash draws users for new with chance `w`, the share in force. If the sides are equal,
-//! whether a user is on new says nothing about how the user fares. So this test bets on that label
-//! of each user who was hurt (or served well), each user once in a block of time, with the nominal
-//! `w` and never with counted shares. A user who fails a thousand times is one label.
+//! The hash places users on new with chance `w`, the share in force. If the sides are equal, the
+//! side of a user says nothing about that user's results. The test therefore bets on this label of
+//! each user who was affected (or served well). It counts each user once in a block of time, with
+//! the nominal `w` and never with counted shares. A user who fails a thousand times is one label.
 //!
-//! Blocks of three lengths run side by side, since a short one notices a breakdown soon and a long
-//! one gathers enough users. Within a block four bets are placed on each part of a rule:
+//! Blocks of three lengths run side by side, because a short one notices a breakdown soon and a
+//! long one collects enough users. Within a block four bets are placed on each part of a rule:
 //!
 //! * `affected`: labels of users at their first bad event in the block;
 //! * `first`: labels of users at their first answer in the block, bad or good;
-//! * both once more with the stake entering in equal parts over the block, because a fault in the
-//!   middle of a block would else be held up by what was before it;
+//! * both again with the stake entering in equal parts over the block, because otherwise a fault in
+//!   the middle of a block would be detected later because of the labels before it;
 //! * `looks`: at a quarter, a half and the whole of the block, the labels of all users served.
 //!
-//! Each is an e-value (its mean is at most 1 while the sides are equal); they are averaged. The
+//! Each is an e-value (its mean is at most 1 while the sides are equal), and they are averaged. The
 //! value at the end of a block stays in force until the next block of that length ends.
 //!
-//! At 100 % there are no labels. The users of new who were hurt in a block are then held against
-//! the part of legacy's users who were hurt in its last blocks.
+//! At 100 % there are no labels. The users of new who were affected in a block are then compared
+//! with the part of legacy's users who were affected in its last blocks.
 
 use std::time::Duration;
 
@@ -29,28 +30,28 @@ use crate::stats::users::BLOCKS;
 use crate::stats::window::Trials;
 use crate::time::Mono;
 
-/// Evidence is asked to be this many times as strong as one block of a length needs, since the
-/// lengths share the budget.
+/// The evidence must be this many times as strong as a single block of one length needs, because
+/// the lengths share the budget.
 const BUDGET: f64 = BLOCKS as f64;
-/// The lengths of the blocks, the shortest first. Each is a multiple of the one before.
+/// The lengths of the blocks, the shortest first. Each is a multiple of the previous one.
 pub(crate) const LENGTHS: [Duration; BLOCKS] = [
     Duration::from_secs(8),
     Duration::from_secs(64),
     Duration::from_secs(512),
 ];
 
-/// By how much a label may be likelier on new than what is tolerated.
+/// The factors by which a label may be likelier on new than what is tolerated.
 const TIMES: [f64; 6] = [1.25, 1.6, 2.0, 4.0, 16.0, 256.0];
-/// By how much a good answer may be rarer on new.
+/// The factors by which a good answer may be rarer on new.
 const FEWER: [f64; 4] = [1.0, 0.5, 0.1, 0.01];
-/// The share of users who fare badly on a healthy backend, at most, unless legacy shows more.
+/// The largest share of affected users on a healthy backend, unless legacy shows more.
 const HEALTHY_SHARE: f64 = 1.0 / 6.0;
-/// The stake of a block that enters bit by bit does so in this many parts.
+/// The number of parts in which the gradual stake of a block enters.
 const STAKES: f64 = 32.0;
-/// The last moment at which a block is looked at as a whole: its end.
+/// The index of the last moment at which a block is evaluated as a whole: its end.
 const AT_END: usize = 2;
 
-/// When the running blocks began, for all rules of a rollout.
+/// The start times of the running blocks, for all rules of a rollout.
 #[derive(Clone, Debug)]
 pub(crate) struct Blocks {
     begun: [Mono; BLOCKS],
@@ -60,16 +61,16 @@ pub(crate) struct Blocks {
 /// What is due in one block at a tick.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(crate) struct Due {
-    /// The block is over, and another one begins.
+    /// Whether the block is over and another one begins.
     ends: bool,
-    /// A quarter (0) or a half (1) of it has passed.
+    /// The part of the block that has passed: a quarter (0) or a half (1). `None` at other ticks.
     look: Option<usize>,
-    /// The part of a block's length that has passed since the tick before.
+    /// The part of the block's length that has passed since the previous tick.
     part: f64,
 }
 
 impl Blocks {
-    /// Blocks that all begin now.
+    /// Creates blocks that all begin now.
     pub(crate) fn new(now: Mono) -> Self {
         Self {
             begun: [now; BLOCKS],
@@ -77,12 +78,12 @@ impl Blocks {
         }
     }
 
-    /// When each began.
+    /// Returns the start time of each block.
     pub(crate) fn begun(&self) -> [Mono; BLOCKS] {
         self.begun
     }
 
-    /// Takes the time of a tick. A longer block that ends takes the shorter ones with it.
+    /// Records the time of a tick. A longer block that ends also ends the shorter ones.
     pub(crate) fn tick(&mut self, now: Mono) -> [Due; BLOCKS] {
         let (before, mut longer_ends) = (std::mem::replace(&mut self.at, now), false);
         let mut due = [Due::default(); BLOCKS];
@@ -111,7 +112,7 @@ impl Blocks {
     }
 }
 
-/// The labels of users that one tick brought: of both sides.
+/// The labels of users in one tick, for both sides.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 struct Labels {
     served: PerSide<f64>,
@@ -140,7 +141,7 @@ impl Labels {
     }
 }
 
-/// What a bet gains by each label, as logarithms.
+/// The gain of a bet by each label, as logarithms.
 #[derive(Clone, Copy, Debug, Default)]
 struct Bet {
     on_new: f64,
@@ -148,8 +149,8 @@ struct Bet {
 }
 
 impl Bet {
-    /// That labels are `odds` times as likely on new as on legacy, where at most `tolerated` times
-    /// is healthy (at least, if `odds` is below it). `share` is new's, `0..1`.
+    /// Creates a bet that labels are `odds` times as likely on new as on legacy, where at most
+    /// `tolerated` times is healthy (at least, if `odds` is below it). `share` is new's, `0..1`.
     fn new(odds: f64, tolerated: f64, share: f64) -> Self {
         let rest = 1.0 - share;
         Self {
@@ -163,13 +164,13 @@ impl Bet {
     }
 }
 
-/// The bets of one block: on bad labels, and beside each of them those on good ones.
+/// The bets of one block: bets on bad labels, and beside each of them the bets on good ones.
 #[derive(Clone, Debug, Default)]
 struct Grid(Vec<(Bet, Vec<Bet>)>);
 
 impl Grid {
     fn new(tolerated: f64, share_above: Option<f64>, of_legacy: f64, share: f64) -> Self {
-        // New's good answers per user, in terms of legacy's, at the most that is tolerated.
+        // New's good answers per user, relative to legacy's, at the most that is tolerated.
         let q = of_legacy.clamp(HEALTHY_SHARE, 0.9);
         let least = if tolerated > 1.0 {
             ((1.0 - tolerated * q) / (1.0 - q)).max(0.05)
@@ -178,7 +179,8 @@ impl Grid {
         };
         let rows = TIMES.map(|times| {
             let good = match share_above {
-                // Of a known share of users above a limit, the good ones follow from the bad ones.
+                // For a known share of users above a limit, the good labels follow from the bad
+                // ones.
                 Some(q) => vec![Bet::new(
                     ((1.0 - times * q) / (1.0 - q)).clamp(0.01, 1.0),
                     1.0,
@@ -215,17 +217,17 @@ impl Grid {
 #[derive(Clone, Debug, Default)]
 struct Block {
     grid: Grid,
-    /// All labels since it began.
+    /// All labels since the block began.
     all: Labels,
     affected: Vec<f64>,
     first: Vec<f64>,
-    /// The same with the stake entering in equal parts, each beside the stake that has not entered
+    /// The bets with the stake entering in equal parts, each beside the stake that has not entered
     /// yet.
     affected_later: Vec<f64>,
     first_later: Vec<f64>,
     waiting_stake: f64,
     looks: [f64; AT_END + 1],
-    /// The value at the end of the block before.
+    /// The value at the end of the previous block.
     previous: f64,
 }
 
@@ -274,7 +276,7 @@ impl Block {
         }
     }
 
-    /// A part of the stake that has waited enters now. When it does follows from the time alone.
+    /// Enters a part of the stake that has waited. The time alone determines when it enters.
     fn enter_stake(&mut self) {
         let stake = std::mem::take(&mut self.waiting_stake).ln();
         for log in self.affected_later.iter_mut().chain(&mut self.first_later) {
@@ -309,17 +311,19 @@ impl Block {
 pub(crate) struct Users {
     class: usize,
     tolerated: f64,
-    /// The share of legacy's latencies above the limit, of a step of the ladder.
+    /// The share of legacy's latencies above the limit, for a step of the ladder. `None`
+    /// otherwise.
     share_above: Option<f64>,
     blocks: [Block; BLOCKS],
-    /// Legacy's users served and affected in the last whole block of each length.
+    /// The number of legacy's users served and affected in the last whole block of each length.
     of_legacy: [Option<(f64, f64)>; BLOCKS],
     share: f64,
 }
 
 impl Users {
-    /// Users who fare badly in the class with this index, where `tolerated` times legacy's is
-    /// healthy. `share` is new's part of the users; at 0 and 1 there is nothing to bet on.
+    /// Creates the trials for users affected in the class with this index, where `tolerated` times
+    /// legacy's rate is healthy. `share` is new's part of the users. At 0 and 1 there are no labels
+    /// to bet on.
     pub(crate) fn new(class: usize, tolerated: f64, share_above: Option<f64>, share: f64) -> Self {
         let mut users = Self {
             class,
@@ -333,7 +337,7 @@ impl Users {
         users
     }
 
-    /// All blocks begin anew with this share. What is known of legacy stays.
+    /// Restarts all blocks with this share. What is known about legacy is kept.
     pub(crate) fn begin(&mut self, share: f64) {
         self.share = share;
         for at in 0..BLOCKS {
@@ -350,7 +354,7 @@ impl Users {
         Grid::new(self.tolerated, self.share_above, of_legacy, self.share)
     }
 
-    /// Takes what one tick brought.
+    /// Records the trials of one tick.
     pub(crate) fn tick(&mut self, trials: PerSide<&Trials>, due: &[Due; BLOCKS]) {
         for (at, due) in due.iter().enumerate() {
             let labels = Labels::of(trials, self.class, at);
@@ -374,8 +378,8 @@ impl Users {
         }
     }
 
-    /// The evidence of users at 100 %: how many of new's were hurt in the running block, against
-    /// legacy's in its last one.
+    /// Returns the evidence of users at 100 %: the affected users of new in the running block,
+    /// compared with legacy's in its last one.
     fn log_evidence_alone(&self, at: usize) -> f64 {
         let Some((served, affected)) = self.of_legacy[at].filter(|(served, _)| *served > 0.0)
         else {
@@ -399,8 +403,9 @@ impl Users {
     }
 }
 
-/// How far users as trials are on the way to what a rollback needs, over the parts of a rule: 1 and
-/// more is enough. `most` is the logarithm of what a block of one second would need.
+/// Returns the progress of users as trials towards what a rollback needs, over the parts of a rule.
+/// A value of 1 and more is enough. `most` is the logarithm of what a block of one second would
+/// need.
 pub(crate) fn progress<'a>(
     parts: impl Iterator<Item = &'a Users> + Clone,
     log_budget: f64,
@@ -420,16 +425,17 @@ pub(crate) fn progress<'a>(
     (0..BLOCKS).map(at).fold(0.0, f64::max)
 }
 
-/// Whether so many users could be enough for a comparison, if every user of new fared badly and
-/// none of legacy: with `share` of them on new.
+/// Whether this number of users could be enough for a comparison if every user of new were affected
+/// and none of legacy, with `share` of them on new.
 pub(crate) fn are_enough(settings: &GuardSettings, users: f64, share: f64) -> bool {
     let most = users * (share * (1.0 / share).ln() + (1.0 - share) * (1.0 / (1.0 - share)).ln());
     let longest = LENGTHS[BLOCKS - 1].as_secs_f64();
-    // The grid and the mean over the bets cost about as much as a factor of twenty.
+    // The grid and the mean over the bets cost about a factor of twenty.
     most >= log_budget(settings) - longest.ln() + 20.0f64.ln()
 }
 
-/// The logarithm of what a block of one second would need; a longer one needs less in proportion.
+/// Returns the logarithm of what a block of one second would need. A longer block needs less in
+/// proportion.
 pub(crate) fn log_budget(settings: &GuardSettings) -> f64 {
     (BUDGET * settings.gathering() as f64 * settings.false_alarm_every.as_secs_f64()).ln()
 }
@@ -445,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn blocks_end_and_are_looked_at_on_time_and_longer_ones_take_shorter_ones_along() {
+    fn blocks_end_and_are_evaluated_on_time_and_longer_end_shorter() {
         let mut blocks = Blocks::new(at(0));
         let (mut ends, mut looks, mut parts) = ([0; BLOCKS], [0; BLOCKS], 0.0);
         for tick in 1..=2_048 {
@@ -468,7 +474,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bet_on_a_label_has_a_mean_of_one_at_what_is_tolerated() {
+    fn a_bet_on_a_label_has_a_mean_of_one_at_the_tolerated_rate() {
         for (odds, tolerated, share) in [(4.0, 2.0, 0.05), (1.6, 1.0, 0.5), (0.4, 0.8, 0.9)] {
             let bet = Bet::new(odds, tolerated, share);
             let on_new = share * tolerated / (1.0 - share + share * tolerated);
@@ -490,8 +496,8 @@ mod tests {
         }
     }
 
-    /// The largest progress over this many ticks, where each user is served in each tick and bad
-    /// ones always fare badly.
+    /// Returns the largest progress over this number of ticks, where each user is served in each
+    /// tick and bad users always fail.
     fn largest_progress(
         chance: &mut Chance,
         users: u32,
@@ -541,7 +547,7 @@ mod tests {
     }
 
     #[test]
-    fn users_who_fare_badly_on_new_alone_are_enough_within_a_block() {
+    fn users_affected_only_on_new_are_enough_within_a_block() {
         let progress = largest_progress(
             &mut Chance::new(1),
             1_000,
@@ -556,7 +562,7 @@ mod tests {
     }
 
     #[test]
-    fn users_who_always_fail_alike_on_both_sides_are_never_enough() {
+    fn users_who_fail_equally_on_both_sides_are_never_enough() {
         for seed in 0..300 {
             let progress = largest_progress(
                 &mut Chance::new(seed),
@@ -573,7 +579,7 @@ mod tests {
     }
 
     #[test]
-    fn one_user_is_never_enough_however_often_he_fails() {
+    fn a_single_user_is_never_enough_however_often_it_fails() {
         let progress = largest_progress(
             &mut Chance::new(3),
             1,
@@ -588,7 +594,7 @@ mod tests {
     }
 
     #[test]
-    fn at_a_hundred_percent_users_are_held_against_what_legacy_had() {
+    fn at_100_percent_users_are_compared_with_legacys_last_blocks() {
         let class = Class::Failure.index();
         let trials = |served, affected| {
             let mut trials = Trials {
@@ -633,7 +639,7 @@ mod tests {
     }
 
     #[test]
-    fn a_quiet_block_costs_no_logarithm_and_loses_no_stake() {
+    fn a_quiet_block_computes_no_logarithm_and_loses_no_stake() {
         let mut block = Block::new(Grid::new(2.0, None, 0.0, 0.5), f64::NEG_INFINITY);
         let ticks = LENGTHS[0].as_millis() / TICK.as_millis();
         (0..ticks).for_each(|_| block.tick(&Labels::default(), 1.0 / ticks as f64));

@@ -1,37 +1,37 @@
-//! How legacy fares as ever: its rates over the last hours, so that only a change counts as a
-//! shared cause, and a limit that legacy itself has never met blames nobody.
+//! The usual rates of legacy over the last hours. With them only a change counts as a shared cause,
+//! and a limit that legacy itself has never met does not blame new.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use crate::time::Mono;
 
-/// The time that one rate is made of.
+/// The time that one rate covers.
 const BLOCK: Duration = Duration::from_secs(300);
-/// Fewer requests than this in a block make no rate.
+/// With fewer requests than this in a block, no rate is recorded.
 const MIN_TRIED: u64 = 20;
-/// How many blocks are remembered: six hours.
+/// The number of blocks that are remembered: six hours.
 const BLOCKS: usize = 72;
-/// With fewer blocks than this nothing is known.
+/// With fewer blocks than this, the usual rate is unknown.
 const MIN_BLOCKS: usize = 3;
-/// A raise this long ago is no cause of what is now.
+/// A raise longer ago than this is not a cause of present events.
 const RAISE_MATTERS: Duration = Duration::from_secs(3_600);
-/// A limit is at least so many times what legacy has as ever.
+/// A limit is at least this many times the usual rate of legacy.
 const TIMES: f64 = 2.0;
 
 /// One rate of legacy over the last hours.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Ever {
-    /// When each block ended, and the rate in it.
+    /// The end of each block, and the rate in it.
     rates: VecDeque<(Mono, f64)>,
     running: (u64, u64),
     began: Option<Mono>,
-    /// Whether both sides were bad at once during the running block.
+    /// Whether both sides were bad at the same time during the running block.
     is_spoilt: bool,
 }
 
 impl Ever {
-    /// Takes what one tick brought: requests tried on legacy, and bad ones among them. Says whether
+    /// Records one tick: the requests tried on legacy, and the bad ones among them. Returns whether
     /// a block has ended.
     pub(super) fn tick(&mut self, tried: u64, bad: u64, is_shared: bool, now: Mono) -> bool {
         let began = *self.began.get_or_insert(now);
@@ -43,7 +43,7 @@ impl Ever {
         }
         let (tried, bad) = std::mem::take(&mut self.running);
         self.began = Some(now);
-        // What nobody would call "as ever" is left out, as soon as anything else is known.
+        // Unusual blocks are left out as soon as any other block is known.
         let is_spoilt = std::mem::take(&mut self.is_spoilt) && self.rates.len() >= MIN_BLOCKS;
         if tried < MIN_TRIED || is_spoilt {
             return true;
@@ -56,8 +56,8 @@ impl Ever {
         true
     }
 
-    /// The rate that legacy has as ever: the median of what was before the last raise, or else of
-    /// all but the newest two. `None` while too little is known.
+    /// Returns the usual rate of legacy: the median of the rates before the last raise, or
+    /// otherwise of all except the newest two. `None` while too little is known.
     pub(super) fn rate(&self, raised_at: Option<Mono>, now: Mono) -> Option<f64> {
         let raised_at = raised_at.filter(|at| now.since(*at) < RAISE_MATTERS);
         let known = match raised_at {
@@ -85,18 +85,19 @@ impl Ever {
         Some(rates[known / 2])
     }
 
-    /// The limit in force: the one of the file, or more where legacy itself has more as ever.
+    /// Returns the limit in force: the one in the file, or a higher one where legacy itself usually
+    /// has more.
     pub(super) fn limit(&self, limit: f64, raised_at: Option<Mono>, now: Mono) -> f64 {
         self.rate(raised_at, now)
             .map_or(limit, |rate| limit.max((TIMES * rate).min(0.9)))
     }
 
-    /// What is known, for another process: when each block ended, and its rate.
+    /// Returns the known rates, for another process: the end of each block, and its rate.
     pub(super) fn known(&self) -> Vec<(Mono, f64)> {
         self.rates.iter().copied().collect()
     }
 
-    /// Goes on with what another process knew.
+    /// Continues from the rates that another process knew.
     pub(super) fn take_up(&mut self, known: &[(Mono, f64)]) {
         let last = known.len().saturating_sub(BLOCKS);
         self.rates = known[last..]
@@ -115,7 +116,7 @@ mod tests {
         Mono::from_micros(minutes * 60_000_000)
     }
 
-    /// A legacy with one rate in per cent for each block.
+    /// Returns a legacy with one rate in per cent for each block.
     fn ever(rates: &[u64]) -> Ever {
         let mut ever = Ever::default();
         ever.tick(0, 0, false, minutes(0));
@@ -147,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_twice_what_legacy_has_as_ever() {
+    fn a_limit_is_at_least_twice_the_usual_rate_of_legacy() {
         assert_eq!(ever(&[3, 3, 3]).limit(0.01, None, minutes(15)), 0.06);
         assert_eq!(ever(&[0, 0, 0]).limit(0.01, None, minutes(15)), 0.01);
         assert_eq!(ever(&[80, 80, 80]).limit(0.01, None, minutes(15)), 0.9);
@@ -159,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn a_block_with_few_requests_or_a_shared_cause_says_nothing() {
+    fn a_block_with_few_requests_or_a_shared_cause_is_ignored() {
         let mut ever = ever(&[3, 3, 3]);
         ever.tick(19, 19, false, minutes(20));
         ever.tick(100, 100, true, minutes(25));
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn six_hours_are_remembered_and_handed_on() {
+    fn six_hours_are_remembered_and_handed_over() {
         let ever = ever(&[1; 100]);
         assert_eq!(ever.known().len(), BLOCKS);
         let mut next = Ever::default();

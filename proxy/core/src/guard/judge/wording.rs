@@ -1,4 +1,4 @@
-//! What the judge says, in sentences with the numbers in them.
+//! The sentences of the judge, with the numbers in them.
 
 use crate::guard::judge::affected::{Needed, Summary};
 use std::time::Duration;
@@ -13,20 +13,21 @@ use crate::stats::users::{Class, REDIRECTS_IN_A_ROW};
 use crate::stats::window::Span;
 use crate::time::Mono;
 
-/// While a rule that is sure about new waits for legacy.
+/// The remark while a rule that is certain about new waits for evidence about legacy.
 pub(super) const WAITING: &str =
     "legacy has had too few requests since then to tell whether it is failing, too";
-/// While the evidence is that of too few users to tell it from chance.
+/// The remark while the evidence is based on too few users to distinguish it from chance.
 pub(super) const TOO_FEW_USERS: &str = "too few different users are hurt to tell it from chance: \
                                         users stay on their side, so those who always fail may be \
                                         on new by accident";
-/// While requests of legacy hang, too.
+/// The remark while requests to legacy hang as well.
 pub(super) const AS_LEGACY: &str =
     "legacy's requests hang as well, and new's not clearly more often";
-/// When requests hang, but all of one client.
+/// The remark when requests hang, but all of them belong to one client.
 pub(super) const ONE_PLACE: &str = "nearly all of them come from one client network";
 
-/// Why so few are not believed; `None` when they are enough.
+/// Explains why the evidence of so few users or networks is not sufficient; `None` when there are
+/// enough.
 pub(super) fn too_few(summary: &Summary, needed: &Needed) -> Option<String> {
     if summary.users < needed.users {
         return Some(format!(
@@ -74,7 +75,7 @@ fn of(events: u64, total: u64) -> String {
 }
 
 impl Judge {
-    /// The case a rule makes now.
+    /// Returns the case that a rule makes now.
     pub(super) fn case(&self, at: usize, recent: PerSide<&Span>, now: Mono) -> Case {
         let state = &self.rules[at];
         let mut numbers = recent.map(|span| TripNumbers::of(span));
@@ -154,7 +155,8 @@ impl Judge {
         }
     }
 
-    /// Since when the evidence of a limit has grown, if it is known how legacy fared before.
+    /// Returns the time since which the evidence of a limit has grown, if legacy's earlier rate is
+    /// known.
     fn legacy_changed_since(&self, state: &RuleState, now: Mono) -> Option<Mono> {
         let is_errors = |rule: &&RuleState| matches!(rule.rule, Rule::ErrorsMax(_));
         let of_limit = if matches!(state.rule, Rule::Dead(_)) {
@@ -171,7 +173,8 @@ impl Judge {
         })
     }
 
-    /// What a detector holds against new, since when, with whom as bad_events.
+    /// Describes a detector's evidence against new: what it is, since when, and which users were
+    /// affected.
     fn accusation(&self, rule: Rule, part: &Part, recent: PerSide<&Span>, now: Mono) -> String {
         let excursion = part.in_force().excursion();
         let tally = &excursion.tally;
@@ -188,7 +191,7 @@ impl Judge {
             return String::new();
         };
         let summary = self.hurt.summary(class, excursion.since, rule.compares());
-        // A bad_event or two of the moment before may be among them.
+        // One or two bad events of the moment before may be among them.
         let hurt = summary
             .users
             .min(usize::try_from(tally.all_x).unwrap_or(usize::MAX));
@@ -305,7 +308,7 @@ impl Judge {
         }
     }
 
-    /// What one rule says now.
+    /// Returns the present verdict of one rule.
     pub(super) fn verdict(&self, state: &RuleState, recent: PerSide<&Span>) -> Verdict {
         let (new, legacy) = (&recent.new.counts, &recent.legacy.counts);
         let rates = |what: &str, x: u64, n: u64, y: u64, m: u64| {
@@ -446,7 +449,7 @@ impl Judge {
         }
     }
 
-    /// That a limit is taken for a higher one, because legacy has never met it.
+    /// Explains that a higher limit is in force, because legacy has never met the one in the file.
     fn leniency(&self, part: &Part) -> String {
         let (Test::Absolute { limit, .. }, Some((of_file, ever))) =
             (part.detector.test(), &part.limit)
@@ -492,7 +495,7 @@ fn allowed(point: LatencyPoint) -> String {
     whole_percent(point.slower_share())
 }
 
-/// A short time for people: `15 ms`, `0.4 s`, `12 s`.
+/// Formats a short time for people: `15 ms`, `0.4 s`, `12 s`.
 fn short(duration: std::time::Duration) -> String {
     let seconds = duration.as_secs_f64();
     if seconds < 0.1 {
@@ -504,7 +507,7 @@ fn short(duration: std::time::Duration) -> String {
     }
 }
 
-/// A long time for people: `30 days`, `12 hours`.
+/// Formats a long time for people: `30 days`, `12 hours`.
 pub(crate) fn long(duration: std::time::Duration) -> String {
     let hours = duration.as_secs() / 3600;
     match hours {

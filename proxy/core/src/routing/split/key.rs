@@ -1,18 +1,18 @@
-//! How a request names its user.
+//! The identification of the user of a request.
 
 use crate::routing::bucket::Bucket;
 use std::collections::HashSet;
 
-/// A place where the user key may be found in a request.
+/// The place in a request where the user key may be found.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum KeySource {
-    /// A request header, lower case.
+    /// A request header, by its lower-case name.
     Header(Box<str>),
-    /// A cookie.
+    /// A cookie, by its name.
     Cookie(Box<str>),
     /// A claim of the bearer token, read without verifying its signature: for bucketing only.
     Jwt(Box<str>),
-    /// A query parameter.
+    /// A query parameter, by its name.
     Query(Box<str>),
     /// The N-th path segment, counted from 1.
     Path(usize),
@@ -21,7 +21,7 @@ pub enum KeySource {
 }
 
 impl KeySource {
-    /// The source as the file writes it, such as `header:x-user-id`.
+    /// Returns the source as it is written in the file, such as `header:x-user-id`.
     pub fn text(&self) -> String {
         match self {
             Self::Header(name) => format!("header:{name}"),
@@ -34,24 +34,26 @@ impl KeySource {
     }
 }
 
-/// One step in reading what a source has found.
+/// One step in decoding the value of a source.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyStep {
-    /// Percent-decodes. A plus sign stays one, and what is no escape stays as it is.
+    /// Percent-decodes the value. A plus sign is kept, and anything that is not an escape is kept
+    /// unchanged.
     Decode,
-    /// Writes ASCII letters in lower case.
+    /// Converts ASCII letters to lower case.
     Lower,
     /// Removes ASCII white space at both ends.
     Trim,
-    /// Decodes base64 of either alphabet, with or without padding. Anything else counts as no key.
+    /// Decodes base64 of either alphabet, with or without padding. Anything else counts as a
+    /// missing key.
     Base64,
 }
 
 impl KeyStep {
-    /// Every step.
+    /// All steps.
     pub const ALL: [Self; 4] = [Self::Decode, Self::Lower, Self::Trim, Self::Base64];
 
-    /// The step as the file writes it.
+    /// Returns the step as it is written in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Decode => "decode",
@@ -62,17 +64,17 @@ impl KeyStep {
     }
 }
 
-/// Where a user key may be found, and how what stands there is read.
+/// The place where a user key may be found, and the steps that decode its value.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    /// The place.
+    /// The place in the request.
     pub source: KeySource,
-    /// The steps of reading, in order.
+    /// The decoding steps, in order.
     pub steps: Vec<KeyStep>,
 }
 
 impl Key {
-    /// The key as the file writes it, such as `cookie:uid|decode|lower`.
+    /// Returns the key as it is written in the file, such as `cookie:uid|decode|lower`.
     pub fn text(&self) -> String {
         self.steps
             .iter()
@@ -89,42 +91,42 @@ impl From<KeySource> for Key {
     }
 }
 
-/// What happens to a request without a user key.
+/// The treatment of a request without a user key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Anonymous {
-    /// Goes to legacy.
+    /// The request goes to legacy.
     #[default]
     Legacy,
-    /// Gets an id in a cookie and is bucketed by it, this very request included.
+    /// The user gets an id in a cookie and is bucketed by it, including for this request.
     Cookie,
-    /// Is decided by chance, request by request.
+    /// The request is decided by chance, independently of other requests.
     Random,
 }
 
-/// User keys named by the operator. The map hashes in memory only, with fixed seeds: its order and
-/// output are never seen.
+/// User keys listed by the operator. The map exists in memory only and hashes with fixed seeds: its
+/// order and output are never visible.
 #[derive(Clone, Debug)]
 pub struct UserList(HashSet<Box<[u8]>, ahash::RandomState>);
 
 impl UserList {
-    /// A list of these keys.
+    /// Creates a list of these keys.
     pub fn new<K: AsRef<[u8]>>(keys: impl IntoIterator<Item = K>) -> Self {
         let mut list = HashSet::with_hasher(ahash::RandomState::with_seeds(1, 2, 3, 4));
         list.extend(keys.into_iter().map(|key| key.as_ref().into()));
         Self(list)
     }
 
-    /// Whether the key is named.
+    /// Whether the key is listed.
     pub fn contains(&self, key: &[u8]) -> bool {
         !self.0.is_empty() && self.0.contains(key)
     }
 
-    /// How many keys are named.
+    /// Returns the number of listed keys.
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// Whether nobody is named.
+    /// Whether the list is empty.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
@@ -142,13 +144,13 @@ impl PartialEq for UserList {
     }
 }
 
-/// Who asks.
+/// The user of a request.
 #[derive(Clone, Copy, Debug)]
 pub enum UserKey<'a> {
-    /// A key that the request carries, or one minted for it just now.
+    /// A key that the request carries, or one created for it just now.
     Known(&'a [u8]),
-    /// No key, and chance decides: a bucket drawn by the shell.
+    /// There is no key, and chance decides: a bucket drawn by the shell.
     Random(Bucket),
-    /// No key.
+    /// There is no key.
     None,
 }

@@ -1,8 +1,8 @@
-//! Who goes where: the immutable snapshot the data path reads, and the decision for one request.
+//! The split: the immutable snapshot that the data path reads, and the decision for one request.
 //!
-//! A [`Split`] is built by the control plane and never changed; a request reads one from start to
-//! end. What is heavy (lists, keys, match rules) sits in an `Arc<RolloutRule>` shared from one
-//! split to the next, so that publishing a drop copies a few words.
+//! A [`Split`] is built by the control plane and never changed. A request reads a single one from
+//! start to end. Large parts (lists, keys, match rules) are in an `Arc<RolloutRule>` that one split
+//! shares with the next, so that publishing a drop copies only a few words.
 //!
 //! Deliberately absent: extraction of the user key from a request (the gateway's `identity`), and
 //! chance: a random bucket is an argument.
@@ -24,34 +24,34 @@ pub use key::{Anonymous, Key, KeySource, KeyStep, UserKey, UserList};
 pub use rule::{Failover, Match, RolloutRule};
 pub use successor::{Lead, LedRollout};
 
-/// What the data path needs of all rollouts, in file order.
+/// The part of all rollouts that the data path needs, in file order.
 #[derive(Clone, Debug, Default)]
 pub struct Split {
-    /// Grows with every published change.
+    /// The revision, which grows with every published change.
     pub revision: u64,
-    /// In file order: the first match wins.
+    /// The rollouts in file order. The first match applies.
     pub rollouts: Vec<RolloutSplit>,
-    /// What is kept out of the requests that match no rollout.
+    /// The restriction for requests that match no rollout.
     pub maintenance: Restriction,
-    /// Which of `rollouts` takes a request.
+    /// The lookup from a request to the index of its rollout in `rollouts`.
     pub routes: Arc<Routes>,
 }
 
 impl Split {
-    /// The first rollout that matches, by its place in `rollouts`.
+    /// Returns the first rollout that matches, as its index in `rollouts`.
     pub fn rollout_for(&self, host: &str, path: &str, method: &str) -> Option<usize> {
         self.routes.find(host, path, method)
     }
 
-    /// What is kept out of the requests of a rollout, or of those that match none.
+    /// Returns the restriction for requests of a rollout, or for requests that match none.
     pub fn restriction(&self, at: Option<usize>) -> Restriction {
         at.map_or(self.maintenance, |at| self.rollouts[at].maintenance)
     }
 }
 
 impl Split {
-    /// This split with nobody exposed who is not exposed under `in_force`: shares at the lower of
-    /// the two, latches kept, rollouts that are new at zero.
+    /// Returns this split without users on new who are not on new under `in_force`. Shares are at
+    /// the lower of the two, latches are kept, and added rollouts are at zero.
     pub fn capped_by(mut self, in_force: &Self) -> Self {
         for rollout in &mut self.rollouts {
             match in_force
@@ -71,8 +71,9 @@ impl Split {
 }
 
 impl Split {
-    /// The shares, latches and maintenance of the process that leads; what is latched here stays
-    /// so. Of a rollout that it does not have nobody goes to new.
+    /// Returns this split with the shares, latches and maintenance of the leading process. A latch
+    /// of this process stays in force. Users of a rollout that the leading process does not have
+    /// are not sent to new.
     pub fn led_by(mut self, lead: &Lead) -> Self {
         for rollout in &mut self.rollouts {
             match lead.rollouts.iter().find(|led| led.id == rollout.rule.id) {
@@ -93,62 +94,63 @@ impl Split {
     }
 }
 
-/// One rollout as the data path sees it now.
+/// One rollout as the data path uses it now.
 #[derive(Clone, Debug)]
 pub struct RolloutSplit {
-    /// What only a changed file changes.
+    /// The part that only a changed file changes.
     pub rule: Arc<RolloutRule>,
-    /// The effective share of users on new: the file's, or zero while latched.
+    /// The effective share of users on new: the share in the file, or zero while latched.
     pub percent: Percent,
-    /// Rolled back: everybody is on legacy, lists included.
+    /// Whether the rollout is rolled back, so that all users are on legacy, including listed ones.
     pub latched: bool,
-    /// Whether users may be on new although it is rolled back.
+    /// Whether users may be on new although the rollout is rolled back.
     pub spill: Spill,
-    /// Changes when the rollout is re-armed. Outcomes of requests decided under another epoch are
-    /// no evidence.
+    /// The epoch, which changes when the rollout is re-armed. Outcomes of requests decided under
+    /// another epoch are not evidence.
     pub epoch: u64,
-    /// What is kept out of its requests.
+    /// The restriction for the rollout's requests.
     pub maintenance: Restriction,
 }
 
-/// Whether users of a rolled-back rollout go to new when legacy cannot take them.
+/// Whether users of a rolled-back rollout are sent to new when legacy cannot take them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Spill {
-    /// Never: a person rolled back, or it is not rolled back.
+    /// Never: the rollout was rolled back by a person, or it is not rolled back.
     #[default]
     Never,
-    /// While legacy has no server to send to.
+    /// While legacy has no available server.
     WithoutServer,
     /// Now: legacy has servers, but they do not answer.
     Now,
 }
 
-/// One request, as far as the decision is concerned.
+/// One request, reduced to what the decision needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Ask<'a> {
-    /// The user.
+    /// The user of the request.
     pub key: UserKey<'a>,
-    /// The side a tester asked for with a valid token.
+    /// The side that a tester requested with a valid token. `None` without an override.
     pub override_to: Option<Side>,
-    /// Which backends have a server to send to.
+    /// Whether each backend has an available server.
     pub available: PerSide<bool>,
 }
 
-/// Where a request goes, and why: shown by `explain`, the access log and the headers.
+/// The side that a request goes to, and the reason. Shown by `explain`, the access log and the
+/// headers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// The side that serves.
+    /// The side that serves the request.
     pub side: Side,
-    /// The user's bucket, when there is a user.
+    /// The user's bucket. `None` when there is no user.
     pub bucket: Option<Bucket>,
-    /// Which step decided.
+    /// The step that decided.
     pub reason: Reason,
 }
 
 impl Decision {
-    /// What the request is evidence of. Testers are few and do odd things. Users whom a list, the
-    /// lack of a key or the lack of a server placed differ from those whom the hash or chance did,
-    /// so only the latter can be compared with the other side.
+    /// Returns what kind of evidence the request is. Testers are few and behave unusually. Users
+    /// placed by a list, by the lack of a key or by the lack of a server differ from users whom the
+    /// hash or chance placed. Only the latter can be compared with the other side.
     pub const fn evidence(&self) -> Evidence {
         match (self.reason, self.bucket) {
             (Reason::Override, _) => Evidence::None,
@@ -165,27 +167,27 @@ impl Decision {
     }
 }
 
-/// The step of the decision that settled it.
+/// The step that decided a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Reason {
     /// A tester's override with a valid token.
     Override,
-    /// Named in `always_legacy`.
+    /// The user is listed in `always_legacy`.
     AlwaysLegacy,
-    /// The rollout is rolled back: legacy for everybody.
+    /// The rollout is rolled back: all users are on legacy.
     RolledBack,
-    /// Named in `always_new`.
+    /// The user is listed in `always_new`.
     AlwaysNew,
-    /// No user key.
+    /// The request has no user key.
     Anonymous,
-    /// The user's bucket against the percentage.
+    /// The user's bucket was compared with the percentage.
     Bucket,
-    /// The backend of choice has no server to send to, so the other one serves.
+    /// The preferred backend has no available server, so the other one serves.
     Health,
 }
 
 impl Reason {
-    /// How many reasons there are.
+    /// The number of reasons.
     pub const COUNT: usize = 7;
     /// All reasons, in the order of their index.
     pub const ALL: [Self; Self::COUNT] = [
@@ -198,7 +200,7 @@ impl Reason {
         Self::Health,
     ];
 
-    /// The name used in headers, metrics, the access log and `explain`.
+    /// Returns the name used in headers, metrics, the access log and `explain`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Override => "override",
@@ -211,7 +213,7 @@ impl Reason {
         }
     }
 
-    /// The place of this reason in [`Reason::ALL`] and in arrays of counts.
+    /// Returns the index of this reason in [`Reason::ALL`] and in arrays of counts.
     pub const fn index(self) -> usize {
         self as usize
     }
@@ -220,10 +222,10 @@ impl Reason {
 /// Decides one request by the order of the contract: override, `always_legacy`, rolled back,
 /// `always_new`, no key, bucket; then health.
 ///
-/// Maintenance, the contract's first step, answers a request instead of sending it somewhere and so
-/// stands before this function. Health moves only those whom a list, chance, their bucket or a
-/// rollback of the guard put there: a tester's override, `always_legacy` and a rollback by a person
-/// are somebody's explicit word.
+/// Maintenance, the contract's first step, answers a request instead of sending it to a backend,
+/// and is therefore handled before this function. Health moves only users who were placed by a
+/// list, by chance, by their bucket or by a rollback of the guard. A tester's override,
+/// `always_legacy` and a rollback by a person are explicit decisions.
 pub fn decide(rollout: &RolloutSplit, ask: &Ask<'_>) -> Decision {
     let rule = &*rollout.rule;
     let (key, bucket) = match ask.key {

@@ -1,10 +1,10 @@
-//! Joins the cookies of a request to one header.
+//! Joins the cookies of a request into one header.
 
 use http::header::COOKIE;
 use http::{HeaderMap, HeaderValue};
 
-/// Joins the cookie fields of a request into one (RFC 9113, section 8.2.3): servers of HTTP/1.1 may
-/// read a second one as a part of the first.
+/// Joins the cookie fields of a request into one (RFC 9113, section 8.2.3). HTTP/1.1 servers may
+/// read a second field as part of the first.
 pub(super) fn join_cookies(headers: &mut HeaderMap) {
     if headers.get_all(COOKIE).iter().nth(1).is_none() {
         return;
@@ -26,7 +26,7 @@ pub(super) fn join_cookies(headers: &mut HeaderMap) {
         .map(without_end)
         .filter(|crumb| !crumb.is_empty())
         .collect();
-    // What was valid in parts is valid when it is joined by valid bytes.
+    // Values that are valid remain valid when valid bytes join them.
     if let Ok(joined) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(COOKIE, joined);
     }
@@ -38,7 +38,7 @@ mod tests {
     use http::header::COOKIE;
 
     #[test]
-    fn cookie_fields_are_joined_into_one_and_a_single_one_stays() {
+    fn several_cookie_fields_are_joined_and_a_single_one_is_kept() {
         for (fields, joined) in [
             (&["a=1"][..], "a=1"),
             (&["a=1", "b=2"], "a=1; b=2"),

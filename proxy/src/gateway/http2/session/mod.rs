@@ -1,10 +1,10 @@
 //! One stream of an HTTP/2 connection as the proxy engine serves it.
 //!
-//! *What for.* The engine's own HTTP/2 session has no limit for a body that does not come on, drops
-//! interim answers, and cannot be told that a backend is late. It also hides the requests that it
-//! refuses. This one is built on the same h2 library and keeps the engine's rules otherwise.
+//! *Purpose.* The engine's own HTTP/2 session has no limit for a stalled body, drops interim
+//! answers, and cannot learn that a backend is late. It also hides the requests that it refuses.
+//! This session is built on the same h2 library and otherwise keeps the engine's rules.
 //!
-//! *Not here.* Which requests are valid is decided by the router, as for HTTP/1.1.
+//! *Not here.* The router decides which requests are valid, as for HTTP/1.1.
 
 mod cookies;
 mod progress;
@@ -39,7 +39,7 @@ use cookies::join_cookies;
 use progress::{Progress, send_all};
 use replay::{REPLAY, Replay};
 
-/// A request of HTTP/2 and its answer.
+/// An HTTP/2 request and its answer.
 pub(super) struct StreamSession {
     head: RequestHeader,
     body: RecvStream,
@@ -51,7 +51,7 @@ pub(super) struct StreamSession {
     read: usize,
     sent: usize,
     replay: Replay,
-    /// What is read once more for another attempt, before the rest of the body.
+    /// The bytes that are read again for another attempt, before the rest of the body.
     again: Option<Bytes>,
     progress: Progress,
     patience: RequestTimeouts,
@@ -62,7 +62,7 @@ pub(super) struct StreamSession {
 }
 
 impl StreamSession {
-    /// Takes a request over. `patience` has the deadlines of its stream.
+    /// Creates the session of a request. `patience` holds the deadlines of its stream.
     pub(super) fn new(
         request: Request<RecvStream>,
         respond: SendResponse<Bytes>,
@@ -100,7 +100,7 @@ impl StreamSession {
 
     /// Reads a part of the body. A client that sends nothing for the read timeout is late.
     fn poll_body(&mut self, cx: &mut Context<'_>) -> Poll<Result<Option<Bytes>>> {
-        // It is read from again, so the backend has taken what came before.
+        // The stream is read again, so the backend has taken what was received before.
         self.patience.has_taken();
         if let Some(again) = self.again.take() {
             return Poll::Ready(Ok(Some(again)));
@@ -146,11 +146,11 @@ impl StreamSession {
             Replay::Kept(_) => self.replay = Replay::Truncated,
             Replay::Off | Replay::Truncated => {}
         }
-        // It fails on a stream that is gone, of which nothing more is read.
+        // This fails only on a closed stream, from which nothing more is read.
         let _ = self.body.flow_control().release_capacity(data.len());
     }
 
-    /// Returns an error once the client has gone or the backend is late.
+    /// Returns an error once the client has disconnected or the backend is late.
     fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Box<Error>> {
         self.patience.has_taken();
         if self.patience.is_answer_late() {
@@ -238,7 +238,7 @@ impl StreamSession {
     }
 
     fn write_end(&mut self) -> Result<()> {
-        // Without a header the stream is reset when it is dropped.
+        // If no header was sent, the stream is reset when it is dropped.
         if let Some(send) = self.send.as_mut().filter(|_| !self.has_ended) {
             send.send_data(Bytes::new(), true)
                 .or_err(ErrorType::WriteError, "while ending an answer")
@@ -394,7 +394,7 @@ impl Session for StreamSession {
         self.written.as_deref()
     }
 
-    /// Resets the stream, so that the client cannot take what it has for a whole answer.
+    /// Resets the stream, so that the client cannot mistake a partial answer for a complete one.
     async fn shutdown(&mut self, _: u32, _: &str) {
         if !self.has_ended {
             self.has_ended = true;
@@ -444,7 +444,7 @@ impl Session for StreamSession {
         self.digest.socket_digest.as_ref()?.local_addr()
     }
 
-    /// The engine asks for it for subrequests, of which there are none here.
+    /// The engine needs this for subrequests only, and there are none here.
     fn pseudo_raw_h1_request_header(&self) -> Bytes {
         let host = self
             .head
@@ -463,7 +463,7 @@ impl Session for StreamSession {
         .into()
     }
 
-    /// The engine calls it when an attempt begins.
+    /// The engine calls this function when an attempt begins.
     fn enable_retry_buffering(&mut self) {
         match &self.replay {
             Replay::Off => self.replay = Replay::Kept(BytesMut::new()),
@@ -476,9 +476,9 @@ impl Session for StreamSession {
         matches!(self.replay, Replay::Truncated)
     }
 
-    /// Nothing: what is kept is read again as the body. The engine takes a backend that answers
-    /// before it has read its buffer for one that has failed, and hears the answer of one that
-    /// does not read the body.
+    /// Returns nothing, because the kept bytes are read again as the body. The engine treats a
+    /// backend that answers before it has read the retry buffer as failed. It does accept the
+    /// answer of a backend that does not read the body.
     fn get_retry_buffer(&self) -> Option<Bytes> {
         None
     }

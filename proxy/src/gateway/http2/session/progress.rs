@@ -1,4 +1,4 @@
-//! How far the sending of an answer has come.
+//! The progress of sending an answer.
 
 use crate::gateway::adapter::timeouts::within;
 use crate::gateway::http2::frames::Seen;
@@ -12,8 +12,8 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How far a DATA frame has come that the library does not show yet: a frame may be as large as a
-/// slow client sends in minutes.
+/// The progress of a DATA frame that the library does not report yet. A frame may be so large that
+/// a slow client needs minutes to send it.
 #[derive(Debug)]
 pub(super) struct Progress {
     pub(super) seen: Arc<Seen>,
@@ -23,8 +23,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Whether bytes have come since the last call, at no less than the least pace. `read` is how
-    /// many bytes of the body have been read.
+    /// Returns whether bytes were received since the last call, at no less than the minimum rate.
+    /// `read` is the number of bytes of the body that have been read.
     pub(super) fn is_made(&mut self, read: usize, now: Mono) -> bool {
         let partial = self.seen.partial_data(self.stream);
         let has_moved = partial > self.partial;
@@ -33,7 +33,7 @@ impl Progress {
     }
 }
 
-/// Sends a part of a body as far as the client's windows allow. Each step of it may take `limit`.
+/// Sends a part of a body as far as the client's windows allow. Each step may take `limit`.
 pub(super) async fn send_all(
     send: &mut SendStream<Bytes>,
     mut data: Bytes,

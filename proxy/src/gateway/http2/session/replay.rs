@@ -2,7 +2,8 @@
 
 use bytes::BytesMut;
 
-/// Bytes of a request body that are kept for another attempt, as many as the engine keeps itself.
+/// The number of bytes of a request body that are kept for another attempt. The engine itself keeps
+/// as many.
 pub(super) const REPLAY: usize = 64 << 10;
 
 /// The beginning of a body, for another attempt.
@@ -11,8 +12,8 @@ pub(super) enum Replay {
     /// Nothing is kept.
     #[default]
     Off,
-    /// All that has come.
+    /// All bytes received so far.
     Kept(BytesMut),
-    /// More has come than is kept.
+    /// More bytes were received than are kept.
     Truncated,
 }

@@ -1,4 +1,4 @@
-//! The answer of a server, and its way to the client.
+//! Reads the answer of a server and sends it to the client.
 
 use super::Transaction;
 use crate::clock::mono as now;
@@ -19,7 +19,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 impl<'a> Transaction<'a> {
-    /// Reads bytes of the answer's head, while the rest of the upload goes on.
+    /// Reads bytes of the answer's head, while the rest of the upload continues.
     pub(super) async fn fill<S: LaneStream>(
         &mut self,
         client: &mut ClientSide<'_, S>,
@@ -48,7 +48,8 @@ impl<'a> Transaction<'a> {
                     Poll::Pending => {}
                 }
             }
-            // As long as it has some of the body to send it is heard there, or not at all.
+            // As long as the client still has to send some of the body, a disconnect is noticed
+            // there, or not at all.
             if self.upload.is_done()
                 && self.upload.is_read()
                 && let Err(gone) = client.look(cx)
@@ -64,7 +65,7 @@ impl<'a> Transaction<'a> {
         .await
     }
 
-    /// Reads until there is the head of a final answer, and hands on the interim ones.
+    /// Reads until the head of a final answer is complete, and passes on the interim answers.
     pub(super) async fn final_answer<S: LaneStream>(
         &mut self,
         client: &mut ClientSide<'_, S>,
@@ -104,7 +105,7 @@ impl<'a> Transaction<'a> {
                         continue;
                     }
                 }
-                // The limit is one for all of a head: a backend that sends it byte by byte has no
+                // One limit applies to the whole head. A backend that sends it byte by byte has no
                 // more time than others.
                 Some(Parsed::Partial) if !response.is_full() || response.make_room() => {}
                 Some(_) | None => return Err(RelayError::Backend(FailureKind::Protocol)),
@@ -114,8 +115,8 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Writes the answer, and lays the backend's connection down when all of it has been read. Says
-    /// whether the client's is kept.
+    /// Writes the answer, and returns the backend's connection to the pool when the whole answer
+    /// has been read. Returns whether the client's connection is kept.
     pub(super) async fn deliver<S: LaneStream>(
         &mut self,
         client: &mut ClientSide<'_, S>,
@@ -146,7 +147,8 @@ impl<'a> Transaction<'a> {
         let begun = download.begin(response.filled_mut(), &mut out);
         drop(response);
         let is_reusable = response_head.keeps && self.upload.is_over();
-        // Before the client has the answer, so that its next request finds it.
+        // The connection is returned before the client has the answer, so that the client's next
+        // request finds it.
         let mut stream = Some(stream);
         if is_reusable && download.is_read() && !download.has_more && begun.is_ok() {
             stream
@@ -185,9 +187,9 @@ impl<'a> Transaction<'a> {
         Ok(keeps)
     }
 
-    /// The client has its answer, and the backend not yet all of the request, which it did not
-    /// refuse: it may have answered first and read later. Whether that comes to an end changes
-    /// nothing about the answer.
+    /// Continues an upload after the client has received its answer. The backend does not have the
+    /// whole request yet but did not refuse it, because it may answer first and read later. Whether
+    /// the upload completes changes nothing about the answer.
     pub(super) async fn finish_upload<S: LaneStream>(
         &mut self,
         client: &mut S,
@@ -233,8 +235,8 @@ impl<'a> Transaction<'a> {
                     uploaded?;
                     self.sent();
                 }
-                // What moves either way shows that both are there; a client that does not read has
-                // its own limit.
+                // Movement in either direction shows that both sides are alive. A client that does
+                // not read has its own limit.
                 if (self.upload.is_done() || self.upload.read > before)
                     && !download.waits_for_the_client()
                 {
@@ -244,7 +246,7 @@ impl<'a> Transaction<'a> {
             if self.upload.is_done() && self.upload.is_read() {
                 client.look(cx)?;
             }
-            // A backend may wait for the rest of an upload before it goes on.
+            // A backend may wait for the rest of an upload before it continues.
             let late = if self.upload.waits_for_the_client() {
                 RelayError::ClientSlow
             } else {
@@ -261,8 +263,8 @@ impl<'a> Transaction<'a> {
         .await
     }
 
-    /// How long nothing may move in either direction: a client that stops its upload has no more
-    /// time under an answer than without one.
+    /// Returns how long nothing may move in either direction. A client that stops its upload has no
+    /// more time during an answer than without one.
     pub(super) fn pause_beside_the_upload(&self, pause: Duration) -> Duration {
         if self.upload.waits_for_the_client() {
             pause.min(self.lane.body_idle)

@@ -15,16 +15,16 @@ use std::task::Poll;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// What came of one attempt.
+/// The result of one attempt.
 pub(super) enum Attempt {
-    /// The client has its answer, whole.
+    /// The client has received the whole answer.
     Answered { keeps: bool },
     /// The next attempt is worth making.
     Again,
 }
 
 impl<'a> Transaction<'a> {
-    /// One attempt at one server.
+    /// Makes one attempt at one server.
     pub(super) async fn attempt<S: LaneStream>(
         &mut self,
         client: &mut ClientSide<'_, S>,
@@ -32,7 +32,7 @@ impl<'a> Transaction<'a> {
     ) -> Result<Attempt, Failure> {
         let at = began.unwrap_or_else(now);
         let backend = self.exchange.backend();
-        // A second attempt goes to another server than the first, where there is one.
+        // A second attempt goes to a different server than the first, if there is one.
         let chosen = backend
             .choose(self.end.server, at)
             .or_else(|| backend.choose(None, at));
@@ -126,12 +126,13 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Body bytes that came with the head, and are there for another attempt.
+    /// Returns how many body bytes were received with the head. They are available for another
+    /// attempt.
     pub(super) fn sent_with_the_head(&self) -> u64 {
         (self.head_bytes.len() - self.request.head) as u64
     }
 
-    /// A new connection.
+    /// Opens a new connection.
     pub(super) async fn connect(
         &self,
         address: std::net::SocketAddr,
@@ -151,12 +152,14 @@ impl<'a> Transaction<'a> {
             Poll::Pending => pending(self.watched, RelayError::Backend(FailureKind::Timeout)),
         })
         .await?;
-        // Without it small messages wait for each other; a socket that does not know it is as good.
+        // Without this option small messages wait for each other. A socket that does not support
+        // the option still works.
         let _ = stream.set_nodelay(true);
         Ok(stream)
     }
 
-    /// There was no connection: another server, the other side, or the end.
+    /// Handles an attempt without a connection: it continues with another server, with the other
+    /// side, or not at all.
     pub(super) fn not_connected(&mut self, broken: RelayError) -> Result<Attempt, Failure> {
         let failure = self.broken(broken);
         if failure.blame != Blame::Backend {
@@ -177,8 +180,8 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// There was no answer, or none that can be read. `is_stale` is whether a kept connection ended
-    /// before a byte of it.
+    /// Handles an attempt with no answer, or with a malformed one. `is_stale` says whether a kept
+    /// connection ended before a byte of the answer.
     pub(super) fn unanswered(
         &mut self,
         broken: RelayError,
@@ -206,7 +209,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// What a break means, told to the router.
+    /// Converts an error to a failure, and reports it to the router.
     pub(super) fn broken(&mut self, broken: RelayError) -> Failure {
         let failure = broken.failure(self.answer_begun);
         let kind = Some(failure.kind).filter(|_| failure.blame == Blame::Backend);
@@ -242,8 +245,8 @@ impl<'a> Transaction<'a> {
         self.leave();
     }
 
-    /// Sends the request, and reads the first bytes of an answer. After an error not a byte of one
-    /// has come.
+    /// Sends the request, and reads the first bytes of an answer. After an error no byte of an
+    /// answer was received.
     pub(super) async fn ask<S: LaneStream>(
         &mut self,
         client: &mut ClientSide<'_, S>,
@@ -274,7 +277,7 @@ impl<'a> Transaction<'a> {
         match written {
             Ok(()) if self.upload.is_over() => self.sent(),
             Ok(()) => self.watched.within(self.lane.body_idle),
-            // It may have answered before it closed.
+            // The backend may have answered before it closed the connection.
             Err(broken) if broken == reset => self.upload.refuse(),
             Err(broken) => return Err(broken),
         }

@@ -1,9 +1,10 @@
 //! One request on the lane, from its decision to its end.
 //!
-//! Attempts, in this order and at most two on a side: another server of the backend when a
-//! connection could not be made; the same request once more when a kept connection broke before the
-//! first byte of the answer and it changes nothing; then the other side, if the router says so. The
-//! buffer with the head is kept until the end, since each attempt may need it.
+//! Attempts are made in this order, and at most two on each side. If no connection could be made,
+//! another server of the backend is tried. If a kept connection broke before the first byte of the
+//! answer and the request has a safe method, the same request is sent again. Then the other side is
+//! tried, if the router says so. The buffer with the head is kept until the end, because each
+//! attempt may need it.
 
 mod answer;
 mod attempt;
@@ -27,44 +28,45 @@ use crate::telemetry::request_summary::Engine;
 use crate::upstream::Chosen;
 use attempt::Attempt;
 
-/// What becomes of the client's connection.
+/// What happens to the client's connection after a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum After {
-    /// It waits for the next request.
+    /// The connection waits for the next request.
     Keep,
-    /// It ends.
+    /// The connection is closed.
     Close,
-    /// It ends after what the client still sends has been read, for so long at most.
+    /// The connection is closed after the client's remaining bytes have been read, which may take
+    /// at most this long.
     Linger(Duration),
-    /// It breaks off.
+    /// The connection is aborted.
     Cut,
 }
 
-/// One request.
+/// One request on the lane.
 pub(super) struct Transaction<'a> {
     lane: &'a Lane,
     watched: &'a Deadline,
     exchange: Exchange,
     facts: RequestFacts,
     request: Request,
-    /// The bytes of its head, and what came of the body with it.
+    /// The bytes of the head, and the part of the body that was received with it.
     head_bytes: Buffer,
     upload: Upload,
     end: End,
     chosen: Option<Chosen>,
     attempts_on_this_side: u8,
-    /// Whether a kept connection has been of no use: others are likely to be.
+    /// Whether a kept connection was unusable, so that others are likely to be as well.
     needs_a_fresh_one: bool,
-    /// Whether a server has seen something of the request.
+    /// Whether any part of the request has been sent to a server.
     something_sent: bool,
-    /// Whether something of the final answer may have been written to the client.
+    /// Whether a part of the final answer may have been written to the client.
     answer_begun: bool,
     interim: u8,
 }
 
 impl<'a> Transaction<'a> {
-    /// Of a request whose head this buffer begins with. What follows the request in it goes to
-    /// `ahead`.
+    /// Creates the transaction of a request whose head is at the start of this buffer. Bytes in it
+    /// after the request are moved to `ahead`.
     pub(super) fn new(
         lane: &'a Lane,
         watched: &'a Deadline,
@@ -102,7 +104,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// Serves it.
+    /// Serves the request.
     pub(super) async fn run<S: LaneStream>(&mut self, client: &mut ClientSide<'_, S>) -> After {
         let began = self.exchange.started();
         if self.facts.body == 0 {
@@ -126,14 +128,14 @@ impl<'a> Transaction<'a> {
         after
     }
 
-    /// It is nowhere in particular any more; an order to leave that came meanwhile was for what has
-    /// ended.
+    /// Removes the request from its side. A drain signal received meanwhile was meant for the
+    /// request that has ended.
     fn leave(&self) {
         self.watched.conn().stay.over();
         self.watched.conn().heard();
     }
 
-    /// It is over, however it was.
+    /// Ends the transaction, whatever its result.
     pub(super) fn done(self) {
         let end = End {
             bytes_in: self.upload.read,
@@ -159,7 +161,7 @@ impl<'a> Transaction<'a> {
         }
     }
 
-    /// It failed, for good.
+    /// Handles a final failure of the request.
     async fn fail<S: LaneStream>(&mut self, client: &mut S, failure: Failure) -> After {
         let is_sent_away = failure.blame == Blame::Proxy && failure.kind == FailureKind::Reset;
         if is_sent_away {
@@ -174,9 +176,9 @@ impl<'a> Transaction<'a> {
         self.reply(client, reply).await
     }
 
-    /// Writes an answer of ours.
+    /// Writes one of the proxy's own answers.
     pub(super) async fn reply<S: LaneStream>(&mut self, client: &mut S, reply: Reply) -> After {
-        // The request body may not have been read: what follows on this connection could be
+        // The request body may be unread, and the bytes that follow on this connection could be
         // mistaken for a request.
         let keeps = reply.retry_after.is_some()
             && self.facts.body == 0
