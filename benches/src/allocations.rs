@@ -11,7 +11,8 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 thread_local! {
-    /// Built at compile time and without a destructor, so that reading it never allocates and works to the end of the thread.
+    /// Built at compile time and without a destructor, so that reading it never allocates and works
+    /// to the end of the thread.
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
 }
 

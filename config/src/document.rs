@@ -1,5 +1,5 @@
-//! From text to the mirror types: size, binary rubbish, syntax, shape. What comes out has no
-//! mistakes left that the schema can see; those found are in the report.
+//! The reading of a file into the mirror types: size, binary content, syntax, shape. The result has
+//! no mistakes left that the schema can detect, and those found are in the report.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -12,23 +12,23 @@ use crate::error::{Problem, Report, Source};
 use crate::shape;
 use crate::text::{clip, quote};
 
-/// The largest main or included file in bytes. A larger one is a mistake: something else was
-/// written to its place.
+/// The largest main or included file in bytes. A larger file is a mistake: other data was written
+/// in its place.
 pub const MAX_FILE: usize = 1 << 20;
 
 /// One file, as far as it could be read.
 pub(crate) struct Document<T> {
     pub(crate) source: Arc<Source>,
-    /// Without the parts that were refused.
+    /// The file without the parts that were refused.
     pub(crate) file: T,
-    /// Names of all backends, those with mistakes in them included, so that one mistake is not
-    /// reported twice.
+    /// The names of all backends, including those with mistakes in them, so that one mistake is
+    /// not reported twice.
     pub(crate) backend_names: Vec<String>,
-    /// Whether there is any `rollout`, readable or not.
+    /// Whether there is any `rollout`, valid or not.
     pub(crate) has_rollouts: bool,
 }
 
-/// Reads a file of this schema. `None` if nothing can be said about it; the report says why.
+/// Reads a file of this schema. `None` if the file cannot be evaluated, and the report says why.
 pub(crate) fn read<T: DeserializeOwned>(
     source: &Arc<Source>,
     schema: &Value,
@@ -70,7 +70,7 @@ pub(crate) fn read<T: DeserializeOwned>(
             backend_names,
             has_rollouts,
         }),
-        // The schema and the types agree, so this is not reached; if it ever is, it is a refusal
+        // The schema and the types agree, so this is not reached. If it ever is, it is a refusal
         // and not a panic.
         Err(error) => {
             report.push(source.error(
@@ -82,7 +82,7 @@ pub(crate) fn read<T: DeserializeOwned>(
     }
 }
 
-/// Why this is not a text that people wrote, if so.
+/// Returns the problem if this is not a text file written by a person.
 pub(crate) fn not_a_text(source: &Arc<Source>, max: usize) -> Option<Problem> {
     if source.text.len() > max {
         let problem = source
@@ -102,8 +102,8 @@ pub(crate) fn not_a_text(source: &Arc<Source>, max: usize) -> Option<Problem> {
     )
 }
 
-/// Reports what is not TOML; says whether the rest is worth a look. A key that is there twice
-/// leaves the rest readable; after anything else, what follows is guesswork.
+/// Reports what is not TOML, and returns whether the rest is worth checking. A duplicate key leaves
+/// the rest readable. After any other mistake, the rest is guesswork.
 fn syntax(
     source: &Arc<Source>,
     tree: &DeTable<'_>,
@@ -176,7 +176,7 @@ fn duplicate(source: &Arc<Source>, tree: &DeTable<'_>, span: Range<usize>) -> Pr
         .hint(hint)
 }
 
-/// The nearest key of this name before a place.
+/// Returns the nearest key of this name before a position.
 fn key_before(table: &DeTable<'_>, name: &str, before: usize) -> Option<usize> {
     table
         .iter()
@@ -202,7 +202,8 @@ fn key_before(table: &DeTable<'_>, name: &str, before: usize) -> Option<usize> {
         .max()
 }
 
-/// The parser's words, or our own and a hint for the mistakes that people make most.
+/// Explains a mistake in the parser's words, or in our own and with a hint for the most frequent
+/// mistakes.
 fn explain(source: &Arc<Source>, mistake: &TomlError) -> Problem {
     let text = &source.text;
     let span = mistake.span().unwrap_or(0..0);
@@ -266,7 +267,7 @@ fn explain(source: &Arc<Source>, mistake: &TomlError) -> Problem {
     problem(message).maybe_hint(hint.map(str::to_owned))
 }
 
-/// What somebody meant who left the quotes out.
+/// Returns the value that was probably meant where the quotes are missing.
 fn as_value(key: &str, value: &str) -> String {
     match value.to_lowercase().as_str() {
         "true" | "yes" | "on" => return "true".to_owned(),

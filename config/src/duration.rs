@@ -1,20 +1,20 @@
-//! Quantities with units, as people write them: durations ("250ms", "30s", "48h") and sizes
-//! ("64KiB", "100MiB").
+//! The parsing of quantities with units, as people write them: durations ("250ms", "30s", "48h")
+//! and sizes ("64KiB", "100MiB").
 //!
-//! Not `humantime`: the messages are part of this program's interface, and one number with one unit
-//! is enough. Combinations ("1h30m") and decimals ("1.5s") are refused with the spelling to use
-//! instead, so that one duration has one reading.
+//! `humantime` is not used, because the messages are part of this program's interface, and one
+//! number with one unit is enough. Combinations ("1h30m") and decimals ("1.5s") are refused with
+//! the spelling to use instead, so that one duration has one spelling.
 
 use std::time::Duration;
 
-/// The longest duration accepted: ten years of 365 days.
+/// The longest accepted duration: ten years of 365 days.
 pub const MAX_DURATION: Duration = Duration::from_secs(10 * 365 * 24 * 60 * 60);
 
-/// What a duration looks like, for messages.
+/// The description of a duration in messages.
 pub(crate) const DURATION_SHAPE: &str =
     "a duration such as \"250ms\", \"30s\", \"5m\", \"48h\" or \"7d\"";
 
-/// What a size looks like, for messages.
+/// The description of a size in messages.
 pub(crate) const SIZE_SHAPE: &str = "a size such as \"64KiB\", \"10MB\" or a whole number of bytes";
 
 const DURATION_UNITS: [(&str, u64); 5] = [
@@ -37,7 +37,7 @@ const SIZE_UNITS: [(&str, u64); 9] = [
     ("TiB", 1 << 40),
 ];
 
-/// Reads a whole number with a unit `ms`, `s`, `m`, `h` or `d`: `"250ms"`, `"30s"`, `"5m"`,
+/// Parses a whole number with a unit `ms`, `s`, `m`, `h` or `d`: `"250ms"`, `"30s"`, `"5m"`,
 /// `"48h"`, `"7d"`. Zero is a duration; the longest is [`MAX_DURATION`].
 ///
 /// # Errors
@@ -74,7 +74,7 @@ fn too_long(text: &str) -> String {
     format!("expected a duration of at most 10 years, found {text:?}")
 }
 
-/// Reads a size in bytes: a whole number with an optional unit, `"64KiB"`, `"10MB"`, `"512"`.
+/// Parses a size in bytes: a whole number with an optional unit, `"64KiB"`, `"10MB"`, `"512"`.
 pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let expected = || format!("expected {SIZE_SHAPE}, found {text:?}");
     let (number, unit) = split(text).ok_or_else(expected)?;
@@ -93,8 +93,8 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("expected a size below 16 EiB, found {text:?}"))
 }
 
-/// A whole number and what follows it. `None` without a leading digit; a number too large for 64
-/// bits saturates, which every limit refuses.
+/// Splits a text into a whole number and the part after it. `None` without a leading digit. A
+/// number too large for 64 bits saturates, and every limit refuses it.
 fn split(text: &str) -> Option<(u64, &str)> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -107,7 +107,7 @@ fn split(text: &str) -> Option<(u64, &str)> {
     ))
 }
 
-/// Writes a duration as the file would, with the largest unit that divides it.
+/// Writes a duration as it would be written in the file, with the largest unit that divides it.
 pub(crate) fn write_duration(duration: Duration) -> String {
     let millis = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let (unit, size) = DURATION_UNITS
@@ -119,7 +119,7 @@ pub(crate) fn write_duration(duration: Duration) -> String {
     format!("{}{unit}", millis / size)
 }
 
-/// Writes a size as the file would, with the largest binary unit that divides it.
+/// Writes a size as it would be written in the file, with the largest binary unit that divides it.
 pub(crate) fn write_size(bytes: u64) -> String {
     let units = [
         ("TiB", 1u64 << 40),
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_duration_that_needs_guessing_is_refused() {
+    fn an_ambiguous_duration_is_refused() {
         for text in [
             "",
             "s",
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_knows_decimal_and_binary_units() {
+    fn a_size_accepts_decimal_and_binary_units() {
         for (text, bytes) in [
             ("512", 512),
             ("0B", 0),
@@ -204,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_written_reads_back() {
+    fn a_written_quantity_parses_to_itself() {
         for millis in [0, 1, 250, 1_000, 90_000, 300_000, 172_800_000, 604_800_000] {
             let duration = Duration::from_millis(millis);
             assert_eq!(parse_duration(&write_duration(duration)), Ok(duration));

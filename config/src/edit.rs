@@ -1,9 +1,9 @@
-//! Changing one number in a file that belongs to people.
+//! The change of one number in a file that people own.
 //!
-//! `toml_edit` says where the number stands, and only those bytes are replaced. Writing the
-//! document back through it would keep comments too, but normalise line ends and layout in places;
-//! a diff of one number is what an operator expects to see in version control. The result is parsed
-//! again before it is given out.
+//! `toml_edit` finds the position of the number, and only those bytes are replaced. Writing the
+//! document back through `toml_edit` would also keep comments, but it would normalise line ends and
+//! layout in places. A diff of one number is what an operator expects to see in version control.
+//! The result is parsed again before it is returned.
 //!
 //! Deliberately absent: adding or removing anything. A rollout without `percent` is an invalid
 //! file, and people should see it as they wrote it.
@@ -14,15 +14,15 @@ use std::ops::Range;
 use cutover_core::Percent;
 use toml_edit::{Document, Item, TableLike};
 
-/// Why a file was not edited.
+/// The reason why a file was not edited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum EditError {
-    /// No rollout of this id is in this file.
+    /// The file has no rollout with this id.
     NotFound,
-    /// The file is not TOML: what is wrong, in one line with line and column.
+    /// The file is not TOML. Contains the mistake in one line, with line and column.
     Syntax(String),
-    /// The rollout follows a plan: its percentage is not the operator's to set.
+    /// The rollout follows a plan, so the operator cannot set its percentage.
     HasPlan,
     /// The rollout has no `percent` to change.
     NoPercent,
@@ -45,8 +45,8 @@ impl fmt::Display for EditError {
 
 impl std::error::Error for EditError {}
 
-/// The text with the `percent` of one rollout changed; every other byte stays. Works on main and
-/// included files, whose rollouts it finds by their literal `id`.
+/// Returns the text with the `percent` of one rollout changed. Every other byte stays. Works on
+/// main and included files, whose rollouts are found by their literal `id`.
 ///
 /// # Errors
 /// [`EditError::NotFound`] if the rollout is not in this file ([`crate::Settings::rollout_files`]
@@ -56,7 +56,8 @@ impl std::error::Error for EditError {}
 /// # use cutover_core::Percent;
 /// let text = "[[rollout]]\nid = \"a\"\npercent = 5   # CHG-123\n";
 /// let percent = Percent::parse("12.5").expect("a percentage");
-/// assert_eq!(cutover_config::set_percent(text, "a", percent).as_deref(), Ok("[[rollout]]\nid = \"a\"\npercent = 12.5   # CHG-123\n"));
+/// assert_eq!(cutover_config::set_percent(text, "a", percent).as_deref(), Ok("[[rollout]]\nid =
+/// \"a\"\npercent = 12.5   # CHG-123\n"));
 /// ```
 pub fn set_percent(text: &str, rollout: &str, percent: Percent) -> Result<String, EditError> {
     let span = place_of_percent(text, rollout)?;
@@ -64,8 +65,7 @@ pub fn set_percent(text: &str, rollout: &str, percent: Percent) -> Result<String
     edited.push_str(&text[..span.start]);
     edited.push_str(&percent.to_string());
     edited.push_str(&text[span.end..]);
-    // The same place must now hold the new number; anything else would be a wrong idea of where it
-    // stands.
+    // The same position must now hold the new number. Otherwise the assumed position was wrong.
     let written = place_of_percent(&edited, rollout)?;
     if edited.get(written) == Some(percent.to_string().as_str()) {
         Ok(edited)
@@ -74,7 +74,7 @@ pub fn set_percent(text: &str, rollout: &str, percent: Percent) -> Result<String
     }
 }
 
-/// Where the number stands, in bytes.
+/// Returns the position of the number, in bytes.
 fn place_of_percent(text: &str, rollout: &str) -> Result<Range<usize>, EditError> {
     let document = Document::parse(text)
         .map_err(|error| EditError::Syntax(in_one_line(text, error.message(), error.span())))?;
@@ -97,7 +97,7 @@ fn place_of_percent(text: &str, rollout: &str) -> Result<Range<usize>, EditError
     }
 }
 
-/// `[[rollout]]` blocks, or the tables of `rollout = [{ ... }]`.
+/// Returns the `[[rollout]]` blocks, or the tables of `rollout = [{ ... }]`.
 fn rollouts(item: Option<&Item>) -> Vec<&dyn TableLike> {
     match item {
         Some(Item::ArrayOfTables(tables)) => {
@@ -158,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn tables_on_one_line_and_a_byte_order_mark_are_no_obstacle() {
+    fn inline_tables_and_a_byte_order_mark_are_handled() {
         let text =
             "\u{feff}rollout = [{ id = \"a\", percent = 5 }, { percent = 7, id = \"b\" }] # é";
         assert_eq!(
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_edited_says_why() {
+    fn a_file_that_cannot_be_edited_reports_why() {
         assert_eq!(
             set_percent(FILE, "c", Percent::ZERO),
             Err(EditError::NotFound)

@@ -1,9 +1,9 @@
-//! Problems: what is wrong with a file, where, and what to type instead.
+//! Problems: what is wrong with a file, its position, and the text to type instead.
 //!
-//! A person reads these at 3 am, so each has a position, a caret under the very word, and where
-//! possible a hint that can be copied. All problems are collected before anything is said: an
-//! operator fixes a file once, not once per mistake. Rendering is `annotate-snippets`, the renderer
-//! of cargo and rustc.
+//! A person may read these messages at 3 am. Each one has a position, a caret under the exact word,
+//! and where possible a hint that can be copied. All problems are collected before any is reported,
+//! so that an operator fixes a file once and not once per mistake. They are rendered by
+//! `annotate-snippets`, the renderer of cargo and rustc.
 
 use std::cmp::Ordering;
 use std::fmt;
@@ -12,35 +12,35 @@ use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Level, Renderer, Snippet};
 
-/// More problems than this are counted, not shown: nobody reads them, and a file of garbage must
-/// not take seconds.
+/// Problems beyond this number are counted and not shown. A longer list is not useful, and a file
+/// of garbage must not take seconds.
 const MAX_PROBLEMS: usize = 100;
 
-/// How bad a problem is.
+/// The severity of a problem.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// The file is refused.
     Error,
-    /// The file is accepted, but this is probably not meant.
+    /// The file is accepted, but this is probably not intended.
     Warning,
 }
 
-/// One thing that is wrong, and where. Displays as `file:line:column: message`.
+/// One mistake and its position. Displays as `file:line:column: message`.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub struct Problem {
-    /// Whether the file is refused for it.
+    /// Whether the file is refused because of this problem.
     pub severity: Severity,
-    /// The file it is in: the name given to [`crate::parse`], or the path of an included file or
-    /// list.
+    /// The file with the problem: the name given to [`crate::parse`], or the path of an included
+    /// file or list.
     pub file: String,
-    /// From 1.
+    /// The line, starting at 1.
     pub line: usize,
-    /// In characters, from 1.
+    /// The column in characters, starting at 1.
     pub column: usize,
-    /// What was expected and what was found; lower case, one line.
+    /// The message: what was expected and what was found, in lower case and on one line.
     pub message: String,
-    /// What to type, if that can be said.
+    /// The text to type instead, if it is known.
     pub hint: Option<String>,
     /// A few words at the caret.
     label: Option<String>,
@@ -49,8 +49,8 @@ pub struct Problem {
 }
 
 impl Problem {
-    /// The problem with its line of the file, a caret and the hint; in colour for terminals that
-    /// take it. Ends without a newline.
+    /// Renders the problem with its line of the file, a caret and the hint, and in colour for
+    /// terminals that support it. The text ends without a newline.
     pub fn render(&self, color: bool) -> String {
         let level = match self.severity {
             Severity::Error => Level::ERROR,
@@ -79,13 +79,13 @@ impl Problem {
         renderer.render(&[group])
     }
 
-    /// Adds what to type.
+    /// Adds a hint about what to type.
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hint = Some(hint.into());
         self
     }
 
-    /// Adds what to type, if anything can be said.
+    /// Adds a hint about what to type, if there is one.
     pub(crate) fn maybe_hint(mut self, hint: Option<String>) -> Self {
         self.hint = hint;
         self
@@ -120,8 +120,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Everything that is wrong with a file, sorted by position: at least one error, and the warnings
-/// beside it.
+/// All problems of a file, sorted by position: at least one error, and the warnings.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Problems(Vec<Problem>);
 
@@ -130,20 +129,20 @@ impl Problems {
         Self(vec![problem])
     }
 
-    /// All problems by position: the main file first, then the others in the order in which they
-    /// were read.
+    /// Returns all problems by position: the main file first, then the others in the order in which
+    /// they were read.
     pub fn iter(&self) -> std::slice::Iter<'_, Problem> {
         self.0.iter()
     }
 
-    /// How many there are; never zero.
+    /// Returns the number of problems, which is never zero.
     #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.0.len()
     }
 
-    /// All problems with their lines, carets and hints, an empty line between two. Ends without a
-    /// newline.
+    /// Renders all problems with their lines, carets and hints, separated by empty lines. The text
+    /// ends without a newline.
     pub fn render(&self, color: bool) -> String {
         let rendered: Vec<String> = self.iter().map(|problem| problem.render(color)).collect();
         rendered.join("\n\n")
@@ -167,16 +166,16 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {}
 
-/// One file as it was read, so that a problem can show its line.
+/// A file as it was read, kept so that a problem can show its line.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Source {
-    /// As people know it.
+    /// The name under which people know the file.
     pub(crate) name: String,
-    /// All of it.
+    /// The whole text.
     pub(crate) text: String,
-    /// Its place among the files read, the main file first.
+    /// The index of the file among the files read, with the main file first.
     order: usize,
-    /// Where lines begin, so that the place of a problem is not counted out each time.
+    /// The positions at which lines begin, so that the line of a problem is not counted each time.
     line_starts: Vec<usize>,
 }
 
@@ -193,7 +192,7 @@ impl Source {
         })
     }
 
-    /// An error in this file.
+    /// Creates an error in this file.
     pub(crate) fn error(
         self: &Arc<Self>,
         span: Range<usize>,
@@ -202,7 +201,7 @@ impl Source {
         self.problem(Severity::Error, span, message.into())
     }
 
-    /// A warning about this file.
+    /// Creates a warning about this file.
     pub(crate) fn warning(
         self: &Arc<Self>,
         span: Range<usize>,
@@ -211,7 +210,7 @@ impl Source {
         self.problem(Severity::Warning, span, message.into())
     }
 
-    /// `file:line:column` of a place, for hints that point elsewhere.
+    /// Returns `file:line:column` of a position, for hints that refer to another place.
     pub(crate) fn place(&self, at: usize) -> String {
         let (line, column) = self.line_and_column(at);
         format!("{}:{line}:{column}", self.name)
@@ -248,13 +247,13 @@ impl Source {
         )
     }
 
-    /// The line that holds this place, without its line end.
+    /// Returns the line that contains this position, without its line end.
     fn line_around(&self, at: usize) -> Range<usize> {
         let start = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
         let end = self.text[at..]
             .find('\n')
             .map_or(self.text.len(), |newline| at + newline);
-        // A span may point at the `\r` of a CRLF line end; the line must still hold it.
+        // A span may point at the `\r` of a CRLF line end, and the line must still contain it.
         if end > at && self.text[..end].ends_with('\r') {
             start..end - 1
         } else {
@@ -271,7 +270,7 @@ fn floor_char_boundary(text: &str, at: usize) -> usize {
     at
 }
 
-/// Collects problems on the way.
+/// The problems collected so far.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     problems: Vec<Problem>,
@@ -295,7 +294,7 @@ impl Report {
         self.errors > 0
     }
 
-    /// The warnings if there is nothing worse, or else everything.
+    /// Returns the warnings if there are no errors, or otherwise all problems.
     pub(crate) fn finish(mut self) -> Result<Vec<Problem>, Problems> {
         self.problems.sort_by(Problem::position);
         self.problems.dedup();

@@ -1,15 +1,15 @@
-//! The file operators write, and the code that understands it: text in, [`Settings`] or *all*
-//! problems out.
+//! The configuration file and the code that reads it: text in, [`Settings`] or *all* problems out.
 //!
-//! The way of a file: `document` (is it text, is it TOML) -> `shape` (does it fit the schema) ->
-//! `lower` (what does it mean, does it fit together) -> [`Settings`]. Every step reports what it
-//! finds and goes on with the rest, so an operator sees all problems of a file at once, each at its
-//! line with a caret and a hint. `schema` holds the words of the file once, for serde, for editors
-//! and for `shape`. Other files and the environment come in through a [`Loader`].
+//! The steps for a file: `document` (is it text, is it TOML) -> `shape` (does it fit the schema) ->
+//! `lower` (what does it mean, do its parts fit together) -> [`Settings`]. Every step reports what
+//! it finds and continues with the rest. An operator therefore sees all problems of a file at once,
+//! each at its line with a caret and a hint. `schema` contains the words of the file once, for
+//! serde, for editors and for `shape`. Other files and the environment are read through a
+//! [`Loader`].
 //!
-//! Architecture invariant: nothing here reads a file, a clock or the environment, or knows the HTTP
-//! engine. The same text and the same answers of the loader always give the same result, so
-//! `cutover check` says exactly what a reload will do.
+//! Architecture invariant: this crate does not read files, a clock or the environment, and does not
+//! depend on the HTTP engine. The same text and the same answers of the loader always give the same
+//! result, so `cutover check` shows exactly what a reload will do.
 
 mod document;
 mod duration;
@@ -33,41 +33,42 @@ pub use settings::{
     Role, Routing, Server, Settings, State, Token, Traces,
 };
 
-/// How the shell hands in the world. Paths are as the file writes them: relative to the folder of
-/// the main file unless absolute, in included files too.
+/// The interface through which the shell provides other files and the environment. Paths are as the
+/// file contains them: relative to the folder of the main file unless absolute, also in included
+/// files.
 pub trait Loader {
-    /// The text of an included file or of a `file:` list.
+    /// Returns the text of an included file or of a `file:` list.
     ///
     /// # Errors
-    /// Why it cannot be read, in words for the operator.
+    /// The reason why it cannot be read, in words for the operator.
     fn read(&self, path: &str) -> Result<String, String>;
 
-    /// The text of an included file. The shell may treat it otherwise than a list: a cut of it may
-    /// show.
+    /// Returns the text of an included file. The shell may treat it differently from a list,
+    /// because an excerpt of it may be shown.
     ///
     /// # Errors
-    /// Why it cannot be read, in words for the operator.
+    /// The reason why it cannot be read, in words for the operator.
     fn include(&self, path: &str) -> Result<String, String> {
         self.read(path)
     }
 
-    /// The files that match a pattern with `*`, sorted, in a form that [`Loader::read`] takes. No
-    /// match is an empty list.
+    /// Returns the files that match a pattern with `*`, sorted, in a form that [`Loader::read`]
+    /// accepts. The list is empty if there is no match.
     ///
     /// # Errors
-    /// Why the folder cannot be read, or what is wrong with the pattern.
+    /// The reason why the folder cannot be read, or what is wrong with the pattern.
     fn glob(&self, pattern: &str) -> Result<Vec<String>, String>;
 
-    /// A variable of the environment, for `${NAME}` in strings.
+    /// Returns a variable of the environment, for `${NAME}` in strings.
     fn env(&self, name: &str) -> Option<String>;
 }
 
-/// Reads the text of a main file, and what it names through the loader. `name` is how problems call
-/// it.
+/// Parses the text of a main file, and the files that it names through the loader. `name` is the
+/// name of the main file in problems.
 ///
 /// # Errors
-/// Everything that is wrong with the file, its includes and its lists, at once, warnings included.
-/// The one exception is broken TOML, where only the first mistake of a file can be told from its
+/// All mistakes in the file, its includes and its lists, at once, including warnings. The one
+/// exception is broken TOML, where only the first mistake of a file can be distinguished from its
 /// consequences.
 pub fn parse(name: &str, text: &str, loader: &dyn Loader) -> Result<Settings, Problems> {
     let mut world = world::World::new(loader);
@@ -75,8 +76,8 @@ pub fn parse(name: &str, text: &str, loader: &dyn Loader) -> Result<Settings, Pr
     let mut report = error::Report::default();
     let settings = lower::lower(&main, world, &mut report);
     let warnings = report.finish()?;
-    // Every `None` on the way comes with an error; if one ever does not, the file is refused all
-    // the same.
+    // Every `None` on the way is accompanied by an error. If one ever is not, the file is refused
+    // nevertheless.
     settings
         .map(|settings| Settings {
             warnings,
@@ -85,8 +86,8 @@ pub fn parse(name: &str, text: &str, loader: &dyn Loader) -> Result<Settings, Pr
         .ok_or_else(|| Problems::only(main.error(0..0, "this file cannot be understood")))
 }
 
-/// The annotated reference: every key with its default and what it is for. It parses, and is a good
-/// first file.
+/// Returns the annotated reference: every key with its default and its purpose. It parses, and is a
+/// good first file.
 pub fn reference() -> &'static str {
     include_str!("../cutover.toml")
 }

@@ -1,9 +1,9 @@
-//! What a valid file means, in types that cannot hold an invalid one.
+//! The meaning of a valid file, in types that cannot hold an invalid one.
 //!
-//! These are the answers of [`crate::parse`]; the words of the file (its mirror for serde and for
-//! the schema) are in `schema`. What the core decides with is stored as core types, so that the
-//! proxy hands it on without a second conversion. Deliberately absent: serialisation. The file is
-//! the only form, and it is written by people.
+//! These are the results of [`crate::parse`]. The words of the file (its mirror for serde and for
+//! the schema) are in `schema`. Everything the core needs for its decisions is stored as core
+//! types, so that the proxy passes it on without a second conversion. Deliberately absent:
+//! serialisation. The file is the only form, and it is written by people.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,45 +16,46 @@ use ipnet::IpNet;
 
 use crate::error::Problem;
 
-/// Everything one file (with its includes and lists) asks for.
+/// The settings from one file, with its includes and lists.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// Where requests come in, and the limits on them. Needs a restart to change.
+    /// The listening addresses and the limits on requests. A change needs a restart.
     pub listen: Listen,
-    /// The admin port. Needs a restart to change.
+    /// The admin port. A change needs a restart.
     pub admin: Admin,
-    /// Where state is kept. Needs a restart to change.
+    /// The place where state is kept. A change needs a restart.
     pub state: State,
-    /// What is logged.
+    /// The settings of the log.
     pub log: Log,
-    /// Where spans go; `None` makes none.
+    /// The destination of spans. `None` creates no spans.
     pub traces: Option<Traces>,
-    /// All backends, in file order; at least one, names unique.
+    /// All backends in file order. There is at least one, and the names are unique.
     pub backends: Vec<Backend>,
-    /// What happens outside of the rollouts.
+    /// The handling of requests outside of the rollouts.
     pub routing: Routing,
-    /// All rollouts, those of the main file first, then those of the included files; ids unique.
-    /// The first match wins.
+    /// All rollouts, those of the main file first, then those of the included files. The ids are
+    /// unique. The first match applies.
     pub rollouts: Vec<RolloutSettings>,
-    /// For each rollout id the file it stands in: the name given to [`crate::parse`], or the path
-    /// of an included file as the loader was asked for it.
+    /// The file of each rollout id: the name given to [`crate::parse`], or the path of an included
+    /// file as it was passed to the loader.
     pub rollout_files: BTreeMap<String, String>,
-    /// What is allowed but probably not meant, sorted by position.
+    /// Mistakes that are allowed but probably not intended, sorted by position.
     pub warnings: Vec<Problem>,
-    /// SHA-256, as 64 lower-case hex digits, over the text of everything read: main file, includes
-    /// and lists, in the order in which the file names them. Names of files are not part of
-    /// it, so moving the folder does not change it.
+    /// The SHA-256, as 64 lower-case hex digits, over the text of everything read: main file,
+    /// includes and lists, in the order in which the file names them. The names of the files are
+    /// not part of it, so moving the folder does not change it.
     pub digest: String,
-    /// All other files read, as the loader was asked for them: for the watcher. No duplicates.
+    /// All other files read, as they were passed to the loader. The watcher uses them. There are
+    /// no duplicates.
     pub files: Vec<String>,
 }
 
 impl Settings {
-    /// The names of the keys that differ from the running settings and need a restart, such as
-    /// `listen.http`. Empty when a reload is enough.
+    /// Returns the names of the keys that differ from the running settings and need a restart, such
+    /// as `listen.http`. Empty when a reload is enough.
     pub fn restart_needed(&self, running: &Self) -> Vec<&'static str> {
-        // Taken apart by name, so that a new field cannot be forgotten here.
-        // Certificates are read anew whenever they change.
+        // The fields are destructured by name, so that a new field cannot be forgotten here.
+        // Certificates are read again whenever they change.
         let Listen {
             http,
             https,
@@ -72,7 +73,7 @@ impl Settings {
         } = &self.listen;
         let Admin { address, tokens } = &self.admin;
         let State { directory } = &self.state;
-        // The others are read anew for each request.
+        // The other fields are read again for each request.
         let Log {
             format,
             access: _,
@@ -137,48 +138,49 @@ impl Settings {
     }
 }
 
-/// `[listen]`: where requests come in, and the limits on them.
+/// `[listen]`: the listening addresses and the limits on requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listen {
-    /// Addresses without TLS. Port 0 lets the system choose.
+    /// The addresses without TLS. Port 0 lets the system choose.
     pub http: Vec<SocketAddr>,
-    /// Addresses with TLS; at least one here or in `http`.
+    /// The addresses with TLS. There is at least one address here or in `http`.
     pub https: Vec<SocketAddr>,
-    /// Chosen by server name; the first is the default. Not empty where `https` is not.
+    /// The certificates, chosen by server name. The first is the default. Not empty where `https`
+    /// is not empty.
     pub certificates: Vec<Certificate>,
-    /// Whether cleartext HTTP/2 is understood on the `http` addresses.
+    /// Whether cleartext HTTP/2 is accepted on the `http` addresses.
     pub h2c: bool,
-    /// What moves the bytes of requests.
+    /// The engine that transfers the bytes of requests.
     pub engine: Engine,
-    /// Networks whose `X-Forwarded-*` headers are believed.
+    /// The networks whose `X-Forwarded-*` headers are trusted.
     pub trusted_proxies: Vec<IpNet>,
-    /// Client connections held at once, `1..=1_000_000`.
+    /// The maximum number of open client connections, `1..=1_000_000`.
     pub max_connections: usize,
     /// The largest request head in bytes, from 1 KiB to 1 MiB.
     pub max_header_bytes: usize,
-    /// For a whole request head. Like all timeouts here: from 1 ms to 10 years.
+    /// The timeout for a whole request head. Like all timeouts here, it is from 1 ms to 10 years.
     pub header_timeout: Duration,
-    /// For a request body that stalls.
+    /// The timeout for a request body that stalls.
     pub body_idle_timeout: Duration,
-    /// For a client that does not read.
+    /// The timeout for a client that does not read.
     pub write_timeout: Duration,
-    /// For a connection between two requests.
+    /// The timeout for a connection between two requests.
     pub keepalive_timeout: Duration,
     /// The largest request body in bytes, at least 1.
     pub max_body: u64,
 }
 
-/// What moves the bytes of requests: `listen.engine`.
+/// The engine that transfers the bytes of requests: `listen.engine`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Engine {
-    /// Plain HTTP/1.1 on the fast lane, everything else through the proxy engine.
+    /// Plain HTTP/1.1 uses the fast lane, and everything else uses the proxy engine.
     Auto,
-    /// Everything through the proxy engine.
+    /// All requests use the proxy engine.
     Proxy,
 }
 
 impl Engine {
-    /// The word of the file.
+    /// Returns the name used in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Auto => "auto",
@@ -190,46 +192,48 @@ impl Engine {
 /// One entry of `listen.certificates`: two paths, relative to the folder of the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Certificate {
-    /// The chain, PEM.
+    /// The path of the certificate chain, in PEM form.
     pub cert: String,
-    /// The private key, PEM.
+    /// The path of the private key, in PEM form.
     pub key: String,
 }
 
 /// `[admin]`: the port for people, programs and metrics.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admin {
-    /// Where it listens; a loopback address unless there are tokens. Port 0 lets the system
-    /// choose.
+    /// The listening address. It is a loopback address unless there are tokens. Port 0 lets the
+    /// system choose.
     pub address: SocketAddr,
-    /// Who may come in; names unique. Empty: everybody on this machine.
+    /// The tokens that grant access. Their names are unique. If there are none, every user of this
+    /// machine has access.
     pub tokens: Vec<Token>,
 }
 
 /// One entry of `admin.tokens`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
-    /// Whose it is, as the journal names them.
+    /// The name of the token's owner in the journal.
     pub name: String,
-    /// What it allows.
+    /// The role, which defines the permissions of the token.
     pub role: Role,
-    /// SHA-256 of the token. The token itself is never in the file.
+    /// The SHA-256 of the token. The token itself is never in the file.
     pub sha256: [u8; 32],
 }
 
-/// What a token allows. Ordered: each role may do what the ones before it may.
+/// The permissions of a token. Roles are ordered: each role includes the permissions of the earlier
+/// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Role {
-    /// Reads.
+    /// Permission to read.
     Viewer,
-    /// Also moves rollouts.
+    /// Permission to read and to move rollouts.
     Operator,
-    /// Also does what is rare and sharp.
+    /// All permissions, including rare and dangerous operations.
     Admin,
 }
 
 impl Role {
-    /// The name the file uses.
+    /// Returns the name used in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Viewer => "viewer",
@@ -239,81 +243,81 @@ impl Role {
     }
 }
 
-/// `[state]`: where the latch, the journal and the last good file are kept.
+/// `[state]`: the place of the latch, the journal and the last good file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// A folder; relative paths are the shell's to resolve. Not empty.
+    /// The path of a folder, which is not empty. The shell resolves relative paths.
     pub directory: String,
 }
 
-/// `[log]`: what is written of events and requests.
+/// `[log]`: the logging of events and requests.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Log {
-    /// The form of a line.
+    /// The format of a line.
     pub format: LogFormat,
-    /// Which requests get a line.
+    /// The requests that get a line.
     pub access: AccessLog,
-    /// How many of those that went well.
+    /// The share of successful requests that get a line.
     pub sample: Rate,
-    /// What a line says of the user key.
+    /// The form of the user key in a line.
     pub user: LogUser,
-    /// Where the lines of requests go; `None` is standard output. As the file has it: relative
-    /// paths are the shell's to resolve.
+    /// The file for the lines of requests. `None` is standard output. The path is as in the file:
+    /// the shell resolves relative paths.
     pub file: Option<String>,
 }
 
-/// `[traces]`: where spans go.
+/// `[traces]`: the destination of spans.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Traces {
-    /// `http://` with a host and perhaps a port, without a path.
+    /// The collector's address: `http://` with a host and an optional port, without a path.
     pub endpoint: String,
-    /// How many requests are sampled.
+    /// The share of requests that are sampled.
     pub sample: Rate,
-    /// The name of this service. Not empty.
+    /// The name of this service, which is not empty.
     pub service: String,
 }
 
-/// What a line says of the user key.
+/// The form of the user key in a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LogUser {
-    /// A keyed hash.
+    /// A keyed hash of the user key.
     Hashed,
-    /// The key.
+    /// The plain user key.
     Plain,
-    /// Nothing.
+    /// No user key.
     Off,
 }
 
-/// The form of a log line.
+/// The format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum LogFormat {
     /// One JSON object per line.
     Json,
-    /// For eyes.
+    /// A line of text for people.
     Text,
 }
 
-/// Which requests get a line in the log.
+/// The requests that get a line in the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AccessLog {
-    /// Every one.
+    /// All requests.
     All,
-    /// Those that failed.
+    /// Failed requests only.
     Errors,
-    /// None.
+    /// No requests.
     Off,
 }
 
-/// `[backend.NAME]`: servers that answer the same.
+/// `[backend.NAME]`: equivalent servers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backend {
     /// The name that rollouts use.
     pub name: Arc<str>,
-    /// At least one.
+    /// The servers. There is at least one.
     pub servers: Vec<Server>,
-    /// To make a connection. Like all timeouts here: from 1 ms to 10 years.
+    /// The timeout for making a connection. Like all timeouts here, it is from 1 ms to 10 years.
     pub connect_timeout: Duration,
-    /// From the whole request to the response header.
+    /// The timeout from the whole request to the response header.
     pub response_timeout: Duration,
     /// How long the body of an ordinary answer may pause after its header.
     pub body_pause_timeout: Duration,
@@ -321,21 +325,22 @@ pub struct Backend {
     pub stream_idle_timeout: Duration,
     /// How long an unused connection is kept.
     pub idle_timeout: Duration,
-    /// Whether the servers are spoken to in HTTP/2, and in nothing else.
+    /// Whether the servers are contacted with HTTP/2 only.
     pub http2: bool,
-    /// The name that certificates of its servers must be for; `None` is the host of each.
+    /// The name that the certificates of its servers must be valid for. `None` is the host of each
+    /// server.
     pub server_name: Option<String>,
-    /// What certificates of its servers must be signed by, as DER; `None` is what the system
-    /// trusts.
+    /// The CA certificates that must have signed the certificates of its servers, as DER. `None`
+    /// means the CAs that the system trusts.
     pub ca: Option<Vec<Vec<u8>>>,
-    /// Active health checks.
+    /// The active health checks. `None` if there are none.
     pub health: Option<HealthCheck>,
-    /// How long a server that has come back takes to its full share; zero is at once.
+    /// How long a recovered server takes to reach its full share. Zero is at once.
     pub slow_start: Duration,
 }
 
 impl Backend {
-    /// How long an answer may be silent after its header.
+    /// Returns how long an answer may be silent after its header.
     pub fn pause(&self, is_stream: bool) -> Duration {
         if is_stream {
             self.stream_idle_timeout
@@ -344,7 +349,7 @@ impl Backend {
         }
     }
 
-    /// The longest time for which anything is waited for of a server.
+    /// Returns the longest time of all waits for a server.
     pub fn longest_wait(&self) -> Duration {
         self.response_timeout
             .max(self.body_pause_timeout)
@@ -352,27 +357,28 @@ impl Backend {
     }
 }
 
-/// `health` of a backend.
+/// The `health` table of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HealthCheck {
-    /// What is asked for; begins with `/`.
+    /// The requested path, which begins with `/`.
     pub path: String,
-    /// From 10 ms to an hour.
+    /// The interval between checks, from 10 ms to an hour.
     pub interval: Duration,
-    /// Failures in a row that make a server unhealthy, `1..=1000`.
+    /// The number of failures in a row that make a server unhealthy, `1..=1000`.
     pub unhealthy_after: u32,
-    /// Successes in a row that make it healthy again, `1..=1000`.
+    /// The number of successes in a row that make it healthy again, `1..=1000`.
     pub healthy_after: u32,
 }
 
-/// One server of a backend. Displays as `host:port`, an IPv6 address in brackets, with `https://` before it where TLS is spoken.
+/// One server of a backend. Displays as `host:port`, with an IPv6 address in brackets, and with
+/// `https://` before it where TLS is used.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Server {
     /// A lower-case name, or an IP address without brackets.
     pub host: String,
-    /// `1..=65535`.
+    /// The port, `1..=65535`.
     pub port: u16,
-    /// Whether TLS is spoken.
+    /// Whether TLS is used.
     pub tls: bool,
 }
 
@@ -387,14 +393,14 @@ impl fmt::Display for Server {
     }
 }
 
-/// `[routing]`: what happens outside of the rollouts.
+/// `[routing]`: the handling of requests outside of the rollouts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Routing {
-    /// The backend of requests that no rollout matches; always one of the backends.
+    /// The backend of requests that no rollout matches. It is always one of the backends.
     pub default_backend: Arc<str>,
-    /// SHA-256 of the testers' token; `None` switches the override off.
+    /// The SHA-256 of the testers' token. `None` disables the override.
     pub override_token_sha256: Option<[u8; 32]>,
-    /// Whether clients see which side answered.
+    /// Whether clients can see which side answered.
     pub expose_decision: bool,
 }
 
@@ -403,7 +409,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_server_is_displayed_as_it_is_dialled() {
+    fn a_server_is_displayed_in_the_form_in_which_it_is_dialled() {
         assert_eq!(
             Server {
                 host: "10.0.0.1".into(),
@@ -425,7 +431,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_are_ordered_by_what_they_allow() {
+    fn roles_are_ordered_by_their_permissions() {
         assert!(Role::Viewer < Role::Operator && Role::Operator < Role::Admin);
     }
 }

@@ -1,19 +1,19 @@
-//! Small matters of wording: lists, quotes, near misses, variables.
+//! Helpers for the wording of messages: lists, quotes, near misses, variables.
 
-/// How far apart two words may be to be taken for the same: a third of the longer one, and never
-/// more than this.
+/// The largest distance between two words that are taken for the same: a third of the longer one,
+/// and never more than this.
 const MAX_DISTANCE: usize = 3;
 
-/// Strings in messages are cut to this many characters.
+/// The length in characters to which strings in messages are cut.
 const MAX_QUOTED: usize = 60;
 
-/// The candidate that was probably meant.
+/// Returns the candidate that was probably meant.
 pub(crate) fn nearest<'c>(
     word: &str,
     candidates: impl IntoIterator<Item = &'c str>,
 ) -> Option<&'c str> {
     let lower = word.to_lowercase();
-    // A megabyte of key must not be compared letter by letter.
+    // A key of a megabyte must not be compared letter by letter.
     if lower.len() > MAX_QUOTED {
         return None;
     }
@@ -32,12 +32,12 @@ pub(crate) fn nearest<'c>(
         .map(|(_, candidate)| candidate)
 }
 
-/// Words with commas.
+/// Joins words with commas.
 pub(crate) fn list<'w>(words: impl IntoIterator<Item = &'w str>) -> String {
     words.into_iter().collect::<Vec<_>>().join(", ")
 }
 
-/// Quoted words with commas, and "or" before the last.
+/// Joins quoted words with commas, and with "or" before the last.
 pub(crate) fn either(words: &[&str]) -> String {
     match words {
         [] => String::new(),
@@ -53,7 +53,7 @@ pub(crate) fn either(words: &[&str]) -> String {
     }
 }
 
-/// A string in quotes, escaped, cut if it is long.
+/// Returns a string in quotes, escaped, and cut if it is long.
 pub(crate) fn quote(text: &str) -> String {
     match text.char_indices().nth(MAX_QUOTED) {
         None => format!("{text:?}"),
@@ -61,7 +61,7 @@ pub(crate) fn quote(text: &str) -> String {
     }
 }
 
-/// A piece of the file on one line, cut if it is long.
+/// Returns a piece of the file on one line, cut if it is long.
 pub(crate) fn clip(text: &str) -> String {
     let line = text.lines().next().unwrap_or_default();
     match line.char_indices().nth(MAX_QUOTED) {
@@ -70,7 +70,7 @@ pub(crate) fn clip(text: &str) -> String {
     }
 }
 
-/// A key as TOML writes it: quoted unless bare.
+/// Returns a key in TOML form, with quotes unless it is a bare key.
 pub(crate) fn key(name: &str) -> String {
     let bare = !name.is_empty()
         && name
@@ -79,15 +79,15 @@ pub(crate) fn key(name: &str) -> String {
     if bare { name.to_owned() } else { quote(name) }
 }
 
-/// Why a string with `${` cannot be used.
+/// The reason why a string with `${` cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct ExpandError {
     pub(crate) message: String,
     pub(crate) hint: String,
 }
 
-/// Puts the environment's values in for `${NAME}`; `$${` stands for a literal `${`. Values are not
-/// looked at again.
+/// Substitutes the environment's values for `${NAME}`; `$${` stands for a literal `${`. Substituted
+/// values are not expanded again.
 pub(crate) fn expand(
     text: &str,
     env: &dyn Fn(&str) -> Option<String>,

@@ -1,4 +1,4 @@
-//! Everything that is read besides the main file, each text once, and the digest over all of it.
+//! The texts that are read besides the main file, each one once, and the digest over all of them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,8 +8,8 @@ use sha2::{Digest, Sha256};
 use crate::Loader;
 use crate::error::Source;
 
-/// The loader, and what it was asked for. A file named twice is read once, so one parse sees one
-/// version of it.
+/// The loader, and the files that were read through it. A file named twice is read once, so one
+/// parse sees one version of it.
 pub(crate) struct World<'a> {
     loader: &'a dyn Loader,
     texts: BTreeMap<String, Result<Arc<Source>, String>>,
@@ -27,18 +27,18 @@ impl<'a> World<'a> {
         }
     }
 
-    /// The main file, whose text the shell has read already.
+    /// Adds the main file, whose text the shell has already read.
     pub(crate) fn main(&mut self, name: &str, text: &str) -> Arc<Source> {
         self.absorb(text);
         Source::new(name, text.to_owned(), 0)
     }
 
-    /// A list, a file of certificates, or an included file that was read before.
+    /// Reads a list, a file of certificates, or an included file that was read before.
     pub(crate) fn read(&mut self, path: &str) -> Result<Arc<Source>, String> {
         self.read_by(path, |loader| loader.read(path))
     }
 
-    /// An included file.
+    /// Reads an included file.
     pub(crate) fn include(&mut self, path: &str) -> Result<Arc<Source>, String> {
         self.read_by(path, |loader| loader.include(path))
     }
@@ -68,7 +68,7 @@ impl<'a> World<'a> {
         self.loader
     }
 
-    /// The paths read, in order, and the digest as hex digits.
+    /// Returns the paths read, in order, and the digest as hex digits.
     pub(crate) fn finish(self) -> (Vec<String>, String) {
         let digest = self
             .digest
@@ -79,8 +79,8 @@ impl<'a> World<'a> {
         (self.files, digest)
     }
 
-    /// With the length first, so that moving a line from the end of one file to the start of the
-    /// next is a change.
+    /// Adds a text to the digest, with its length first. Moving a line from the end of one file to
+    /// the start of the next is therefore a change.
     fn absorb(&mut self, text: &str) {
         self.digest.update((text.len() as u64).to_le_bytes());
         self.digest.update(text.as_bytes());

@@ -1,7 +1,7 @@
-//! Files that people write, right and wrong, one mistake each and named after it. What is said
-//! about each is in the `.expected` file beside it: all of the rendered message, read by a person
-//! before it was committed. `UPDATE=1 cargo test -p cutover-config` rewrites them; then read the
-//! difference.
+//! Tests with files that people write, right and wrong, with one mistake each and named after it.
+//! The output for each is in the `.expected` file beside it: the whole rendered message, read by a
+//! person before it was committed. `UPDATE=1 cargo test -p cutover-config` rewrites them; then read
+//! the difference.
 
 mod common;
 
@@ -197,7 +197,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn every_valid_file_means_what_was_expected() {
+fn every_valid_file_has_the_expected_meaning() {
     let files = files("valid");
     assert!(files.len() >= 12, "{} files", files.len());
     let wrong: Vec<String> = files
@@ -211,7 +211,7 @@ fn every_valid_file_means_what_was_expected() {
 }
 
 #[test]
-fn every_invalid_file_is_refused_in_the_expected_words() {
+fn every_invalid_file_is_refused_with_the_expected_message() {
     let files = files("invalid");
     assert!(files.len() >= 45, "{} files", files.len());
     let wrong: Vec<String> = files
@@ -225,7 +225,7 @@ fn every_invalid_file_is_refused_in_the_expected_words() {
 }
 
 #[test]
-fn a_file_of_one_mistake_has_one_error() {
+fn a_file_with_one_mistake_has_one_error() {
     for path in files("invalid") {
         if path.file_stem().is_some_and(|stem| stem == "many-mistakes") {
             continue;
@@ -240,7 +240,7 @@ fn a_file_of_one_mistake_has_one_error() {
 }
 
 #[test]
-fn no_expected_text_is_left_over() {
+fn no_expected_text_is_unused() {
     for kind in ["valid", "invalid"] {
         for entry in fs::read_dir(folder("tests").join(kind))
             .expect("the corpus")

@@ -1,4 +1,5 @@
-//! What is read besides the main file, and what changes between two versions of it.
+//! Tests of the files that are read besides the main file, and of the differences between two
+//! versions of it.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,7 +10,7 @@ mod common;
 
 use common::{BACKENDS, with};
 
-/// Files in memory; remembers what was asked for.
+/// Files in memory that record which ones were read.
 #[derive(Default)]
 struct Files {
     files: BTreeMap<String, String>,
@@ -94,7 +95,7 @@ fn a_list_that_two_rollouts_name_is_read_once() {
 }
 
 #[test]
-fn included_rollouts_come_after_those_of_the_main_file_and_know_where_they_stand() {
+fn included_rollouts_follow_the_main_file_and_know_their_file() {
     let files = Files::new(&[
         ("teams/b.toml", &rollout("b")),
         ("teams/a.toml", &rollout("a")),
@@ -128,14 +129,14 @@ fn included_rollouts_come_after_those_of_the_main_file_and_know_where_they_stand
 }
 
 #[test]
-fn a_pattern_that_takes_the_main_file_too_does_not_include_it() {
+fn a_pattern_that_matches_the_main_file_does_not_include_it() {
     let main = format!("include = [\"*.toml\"]\n{BACKENDS}{}", rollout("main"));
     let files = Files::new(&[("cutover.toml", &main), ("more.toml", &rollout("more"))]);
     assert_eq!(files.parse(&main).rollouts.len(), 2);
 }
 
 #[test]
-fn the_digest_changes_with_every_text_that_was_read_and_with_nothing_else() {
+fn the_digest_changes_only_with_the_texts_that_were_read() {
     let main = format!(
         "include = [\"a.toml\"]\n{BACKENDS}{}always_new = [\"file:vip.txt\"]\n",
         rollout("main")
@@ -157,7 +158,7 @@ fn the_digest_changes_with_every_text_that_was_read_and_with_nothing_else() {
 }
 
 #[test]
-fn files_that_cannot_be_what_they_should_be_are_refused_in_their_own_name() {
+fn invalid_files_are_refused_under_their_own_names() {
     let main = format!(
         "include = [\"a.toml\"]\n{BACKENDS}{}always_new = [\"file:vip.txt\"]\n",
         rollout("main")
@@ -186,7 +187,7 @@ fn files_that_cannot_be_what_they_should_be_are_refused_in_their_own_name() {
 }
 
 #[test]
-fn a_file_full_of_mistakes_is_answered_in_good_time_and_in_part() {
+fn a_file_full_of_mistakes_is_reported_quickly_and_in_part() {
     let main = "nonsense_0 = 1\n".to_owned()
         + &(1..40_000)
             .map(|number| format!("nonsense_{number} = 1\n"))
@@ -205,7 +206,7 @@ fn a_file_full_of_mistakes_is_answered_in_good_time_and_in_part() {
 }
 
 #[test]
-fn only_what_is_read_once_needs_a_restart() {
+fn only_keys_that_are_read_once_need_a_restart() {
     let files = Files::default();
     let running = files.parse(&with(""));
     let changed = |head: &str, more: &str| {
@@ -250,7 +251,7 @@ fn the_longest_duration_is_ten_years() {
 }
 
 #[test]
-fn problems_are_sorted_by_place_and_say_where_they_are() {
+fn problems_are_sorted_by_position_and_show_it() {
     let problems = cutover_config::parse(
         "x.toml",
         "b = 1\na = 2\n[[rollout]]\nid = \"a\"\nkey = [\"ip\"]\n",

@@ -1,4 +1,4 @@
-//! What holds for every text, not only for those that somebody thought of.
+//! Properties that hold for every text, and not only for the texts of other tests.
 
 mod common;
 
@@ -8,7 +8,7 @@ use cutover_core::Percent;
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::sample::{Index, select};
 
-/// Parses and renders, and checks what every answer must keep.
+/// Parses and renders a text, and checks the properties of every result.
 fn check(text: &str) -> Result<Settings, Problems> {
     let result = parse(text);
     match &result {
@@ -48,7 +48,7 @@ fn check(text: &str) -> Result<Settings, Problems> {
     result
 }
 
-/// Values of all types, right for some keys and wrong for most.
+/// Values of all types, which are right for some keys and wrong for most.
 const VALUES: [&str; 43] = [
     "1",
     "0",
@@ -95,7 +95,7 @@ const VALUES: [&str; 43] = [
     "{ path = \"/x\" }",
 ];
 
-/// Lines that may stand anywhere.
+/// Lines that may appear anywhere.
 const LINES: [&str; 16] = [
     "[rollout]",
     "[[rollout]]",
@@ -117,17 +117,17 @@ const LINES: [&str; 16] = [
 
 #[derive(Clone, Debug)]
 enum Edit {
-    /// The value of a line.
+    /// Replaces the value of a line.
     Value(Index, &'static str),
-    /// A new line.
+    /// Inserts a new line.
     Insert(Index, &'static str),
-    /// A line less.
+    /// Removes a line.
     Remove(Index),
-    /// Two lines change places.
+    /// Swaps two lines.
     Swap(Index, Index),
-    /// A character anywhere.
+    /// Inserts a character anywhere.
     Character(Index, char),
-    /// Everything after a character.
+    /// Cuts off the text after a character.
     Cut(Index),
 }
 
@@ -143,7 +143,8 @@ fn edits() -> impl Strategy<Value = Vec<Edit>> {
     proptest::collection::vec(edit, 0..8)
 }
 
-/// The reference with and without the part that comes later, so that its keys are met too.
+/// Returns the reference with and without the part that is not supported yet, so that its keys are
+/// also tested.
 fn start() -> impl Strategy<Value = String> {
     prop_oneof![
         Just(reference().to_owned()),
@@ -206,7 +207,7 @@ fn apply(text: &str, edits: &[Edit]) -> String {
     lines.join("\n")
 }
 
-/// Rollouts `r0`, `r1`, ... in odd layouts, with a comment on each percentage.
+/// Returns rollouts `r0`, `r1`, ... in unusual layouts, with a comment on each percentage.
 fn rollouts(count: usize) -> String {
     let layouts = [
         "[[rollout]]\nid = \"rN\"\npercent = 5   # raised by ana, CHG-N\nkey = \
@@ -223,17 +224,17 @@ fn rollouts(count: usize) -> String {
 
 proptest! {
     #[test]
-    fn no_text_makes_it_panic(text in any::<String>()) {
+    fn no_text_causes_a_panic(text in any::<String>()) {
         let _ = check(&text);
     }
 
     #[test]
-    fn no_file_near_the_reference_makes_it_panic(text in start(), edits in edits()) {
+    fn no_file_close_to_the_reference_causes_a_panic(text in start(), edits in edits()) {
         let _ = check(&apply(&text, &edits));
     }
 
     #[test]
-    fn a_percentage_that_was_set_is_the_one_that_is_read(thousandths in 0..=100_000u32, which in any::<Index>(), crlf in any::<bool>()) {
+    fn a_percentage_that_was_set_is_read_back(thousandths in 0..=100_000u32, which in any::<Index>(), crlf in any::<bool>()) {
         let percent = Percent::from_thousandths(thousandths).expect("in range");
         let count = 5;
         let number = which.index(count);

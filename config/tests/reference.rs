@@ -1,4 +1,4 @@
-//! The files that are shipped: the reference, the schema and the examples say what the code does.
+//! Tests of the shipped files: the reference, the schema and the examples agree with the code.
 
 mod common;
 
@@ -9,9 +9,9 @@ use cutover_config::{Settings, reference, schema};
 use serde_json::Value;
 
 #[test]
-fn every_default_written_in_the_reference_is_the_default_of_the_code() {
+fn every_default_in_the_reference_is_the_default_of_the_code() {
     let written = parse(reference()).unwrap_or_else(|problems| panic!("{problems}"));
-    // The same with only the lines that are marked as examples.
+    // The reference with only the lines that are marked as examples.
     let mut bare = String::new();
     for line in reference().lines() {
         let is_heading = line.starts_with("[backend") || line.starts_with("[[rollout]]");
@@ -31,7 +31,7 @@ fn every_default_written_in_the_reference_is_the_default_of_the_code() {
 }
 
 #[test]
-fn every_default_that_editors_show_is_the_one_of_the_reference() {
+fn every_default_in_the_schema_is_the_one_in_the_reference() {
     fn compare(schema: &Value, written: &Value, path: &str, compared: &mut usize) {
         for (key, property) in schema["properties"].as_object().into_iter().flatten() {
             let path = format!("{path}.{key}");
@@ -105,7 +105,7 @@ fn every_supported_key_is_in_the_reference() {
 }
 
 #[test]
-fn the_part_of_the_reference_that_comes_later_is_refused_line_by_line() {
+fn every_unsupported_line_of_the_reference_is_refused() {
     let later = reference()
         .split("what is not there:")
         .nth(1)
@@ -119,7 +119,7 @@ fn the_part_of_the_reference_that_comes_later_is_refused_line_by_line() {
         "[[rollout]]\n",
         &format!("{backends}[[rollout]]\nid = \"a\"\nkey = [\"ip\"]\n"),
     );
-    // The one other thing to say is the warning about `ip` as the only key.
+    // The only other message is the warning about `ip` as the only key.
     let problems = parse(&uncommented).expect_err("nothing of this is supported");
     let refused = problems
         .iter()

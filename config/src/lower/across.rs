@@ -1,5 +1,5 @@
-//! What one rollout does to another: the same id, the same users, or nothing left to match. And
-//! what a backend does to the guard of a rollout.
+//! The checks across rollouts: the same id, the same users, or requests that an earlier rollout
+//! already matches. Also the effect of a backend on the guard of a rollout.
 
 use std::time::Duration;
 
@@ -12,8 +12,8 @@ use crate::settings::Backend;
 use crate::shape::rollout_context;
 use crate::text::quote;
 
-/// Compares all rollouts, in the order in which they are tried, and each with the backend it moves
-/// users to.
+/// Compares all rollouts in the order in which they are tried, and each with the backend that it
+/// moves users to.
 pub(super) fn check(drafts: &[Draft], backends: &[Backend], report: &mut Report) {
     for (index, later) in drafts.iter().enumerate() {
         let earlier = &drafts[..index];
@@ -67,8 +67,8 @@ pub(super) fn check(drafts: &[Draft], backends: &[Backend], report: &mut Report)
     }
 }
 
-/// A written hang rule that a response timeout always forestalls. The default one is no mistake of
-/// anybody's: the failures count then.
+/// Reports a written hang rule that a response timeout always preempts. The default hang rule is
+/// not a mistake: the failures count in that case.
 fn never_hangs(draft: &Draft, settings: &RolloutSettings, backends: &[Backend]) -> Option<Problem> {
     let span = draft.hang_span.clone()?;
     let older_than = settings.guard.rules.iter().find_map(|rule| {
@@ -124,7 +124,7 @@ fn shadowed(
     ))
 }
 
-/// Whether every request that `later` accepts is accepted by `first`.
+/// Whether `first` accepts every request that `later` accepts.
 fn takes_all(first: &Match, later: &Match) -> bool {
     let host = match (first.host.as_deref(), later.host.as_deref()) {
         (None, _) => true,
@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_is_out_of_reach_only_if_everything_it_takes_is_taken() {
+    fn a_rollout_is_unreachable_only_if_all_its_requests_are_taken() {
         let everything = of(None, None, &[]);
         let shop = of(Some("shop.example"), Some("/shop"), &["GET"]);
         assert!(takes_all(&everything, &shop));

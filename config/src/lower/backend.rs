@@ -1,4 +1,4 @@
-//! `[backend.NAME]`: servers and their timeouts.
+//! The reading of `[backend.NAME]`: servers and their timeouts.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,10 +16,11 @@ use crate::settings::{Backend, HealthCheck, Server};
 use crate::text::{clip, key as toml_key, quote};
 use crate::world::World;
 
-/// The largest file of certificates of authorities in bytes.
+/// The largest file of CA certificates in bytes.
 pub const MAX_CA: usize = 4 << 20;
 
-/// What names of backends and rollouts look like: they are labels of metrics and parts of URLs.
+/// Whether a text is a valid name for a backend or a rollout. These names are labels of metrics and
+/// parts of URLs.
 pub(super) fn is_name(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     text.len() <= 64
@@ -29,7 +30,7 @@ pub(super) fn is_name(text: &str) -> bool {
             .all(|byte| plain(byte) || matches!(byte, b'.' | b'_' | b'-'))
 }
 
-/// A name as close to the text as the rules allow, for hints.
+/// Returns a name as close to the text as the rules allow, for hints.
 pub(super) fn as_name(text: &str) -> Option<String> {
     let name: String = text
         .trim()
@@ -47,7 +48,7 @@ pub(super) fn as_name(text: &str) -> Option<String> {
 }
 
 impl Lower<'_> {
-    /// All backends in file order.
+    /// Returns all backends in file order.
     pub(super) fn backends(
         &mut self,
         tables: BTreeMap<At<String>, BackendTable>,
@@ -204,7 +205,7 @@ impl Lower<'_> {
         })
     }
 
-    /// The certificates of a PEM file.
+    /// Returns the certificates of a PEM file.
     fn authorities(
         &mut self,
         at: &At<String>,
@@ -296,7 +297,7 @@ impl Lower<'_> {
     }
 }
 
-/// `host:port`, with or without a scheme before it.
+/// Parses `host:port`, with or without a scheme before it.
 fn server(text: &str) -> Result<Server, Fault> {
     let fault =
         |hint: String| Fault::new(format!("expected host:port, found {}", quote(text)), hint);
@@ -384,7 +385,7 @@ fn is_host(text: &str) -> bool {
                 .all(is_label))
 }
 
-/// A name in a certificate.
+/// Parses a name in a certificate.
 fn host_name(text: &str) -> Result<String, Fault> {
     if is_host(text) {
         Ok(text.to_ascii_lowercase())
@@ -396,7 +397,7 @@ fn host_name(text: &str) -> Result<String, Fault> {
     }
 }
 
-/// The target of a health check.
+/// Parses the target of a health check.
 fn health_path(text: &str) -> Result<String, Fault> {
     let plain = text
         .bytes()
@@ -414,7 +415,7 @@ fn health_path(text: &str) -> Result<String, Fault> {
     }
 }
 
-/// The same with a port, for hints.
+/// Returns the host with a port, for hints.
 fn with_port(host: &str, port: u16) -> String {
     let host = host.split('/').next().unwrap_or_default();
     match host {

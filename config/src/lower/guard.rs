@@ -1,4 +1,4 @@
-//! `[rollout.guard]`: when new counts as worse.
+//! The reading of `[rollout.guard]`: the definition of when new counts as worse.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -14,27 +14,30 @@ use crate::schema::{
 };
 use crate::text::quote;
 
-/// A shorter window holds too few requests to judge by, and a longer one would judge the hour
-/// before the change.
+/// The bounds of the window. A shorter window contains too few requests for a judgement, and a
+/// longer one would judge the hour before the change.
 const WINDOW: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
-/// A latency limit above this is not one.
+/// The largest meaningful latency limit.
 const MAX_LATENCY: Duration = Duration::from_secs(3600);
 
-/// A request that waits longer has met its response timeout, or is not waited for by anybody. A
-/// shorter wait is not a hang.
+/// The bounds of the hang time. A request that waits longer has reached its response timeout, or is
+/// no longer needed. A shorter wait is not a hang.
 const HANG: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// A server that is started again may be away for a second, and nobody waits for an hour to act.
+/// The bounds of the down time. A server that restarts may be away for a second, and an operator
+/// would not wait an hour for a reaction.
 const DOWN: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(3600));
 
-/// A false alarm more often than this is a guard nobody leaves on.
+/// The minimum time between false alarms. A guard with more frequent false alarms would be switched
+/// off.
 const MIN_FALSE_ALARM: Duration = Duration::from_secs(3600);
 
-/// A raise that takes more than an hour to settle is not a matter of warmth.
+/// The bounds of the warm-up. If new does not settle within an hour after a raise, the reason is
+/// not a cold start.
 const WARM_UP: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
 
-/// Headers that an answer needs, or that say something else.
+/// Headers that an answer needs, or that have another meaning.
 const NO_OUTCOME_HEADERS: [&str; 14] = [
     "connection",
     "content-encoding",
@@ -52,8 +55,8 @@ const NO_OUTCOME_HEADERS: [&str; 14] = [
     "www-authenticate",
 ];
 
-/// The rules that are written, and the defaults of those that are not, but for those that are
-/// switched off: in the order of all names.
+/// Returns the written rules, and the defaults of the others except those that are switched off, in
+/// the order of all names.
 fn with_defaults(mut rules: Vec<Rule>, off: &[&str]) -> Vec<Rule> {
     let is_wanted = |default: &Rule| {
         !off.contains(&default.name()) && rules.iter().all(|rule| rule.name() != default.name())
@@ -68,14 +71,14 @@ fn with_defaults(mut rules: Vec<Rule>, off: &[&str]) -> Vec<Rule> {
     rules
 }
 
-/// A number that the schema keeps small.
+/// Returns a number that the schema keeps small.
 fn count(at: &At<u64>) -> u32 {
     u32::try_from(at.value).unwrap_or(u32::MAX)
 }
 
 impl Lower<'_> {
-    /// The guard of a rollout whose block begins at `header`; `percent` is the share on new that is
-    /// in force.
+    /// Reads the guard of a rollout whose block begins at `header`. `percent` is the share on new
+    /// that is in force.
     pub(super) fn guard(
         &mut self,
         table: Option<At<GuardTable>>,
@@ -149,8 +152,8 @@ impl Lower<'_> {
                 );
             }
             Mode::Threshold => {
-                // The rules about the moment are judged as in sequential mode, each by those of
-                // these keys that matter to it.
+                // The rules about the present moment are judged as in sequential mode. Each one
+                // uses those of these keys that apply to it.
                 let (hang, health, dead) = (hang.is_some(), health.is_some(), dead_after.is_some());
                 let keys = [
                     (
@@ -265,7 +268,8 @@ impl Lower<'_> {
         }
     }
 
-    /// What a rule says, unless it is switched off: then the rules of these names are.
+    /// Returns what a rule contains, unless it is switched off. In that case, adds the rules of
+    /// these names to those that are switched off.
     fn switch<T>(
         &mut self,
         at: Option<At<OrOff<T>>>,
@@ -325,7 +329,8 @@ impl Lower<'_> {
         }
     }
 
-    /// `users` are the rules for which the key would matter in threshold mode, too, if any.
+    /// Warns about a key of sequential mode. `users` are the rules for which the key would also
+    /// apply in threshold mode, if any.
     fn warn_of_sequential_key(&mut self, key: &str, span: Option<&Range<usize>>, users: &str) {
         if let Some(span) = span {
             let without = if users.is_empty() {
@@ -348,7 +353,7 @@ impl Lower<'_> {
         }
     }
 
-    /// What a threshold guard cannot see.
+    /// Warns about faults that a threshold guard cannot detect.
     fn warn_of_gaps(
         &mut self,
         rules: &[Rule],
@@ -421,7 +426,7 @@ impl Lower<'_> {
         ));
     }
 
-    /// The rules that are written, in the order of the contract.
+    /// Returns the written rules, in the order of the contract.
     fn rules(
         &mut self,
         errors: ErrorsTable,
@@ -549,7 +554,7 @@ mod tests {
             .guard
     }
 
-    /// The keys that are warned of, with the rollout's name taken off.
+    /// Returns the keys that have a warning, without the rollout's name.
     fn warned(new: &str, text: &str) -> Vec<String> {
         let key = |message: &str| {
             message
@@ -575,7 +580,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_section_and_with_an_empty_one_the_guard_is_the_default() {
+    fn a_missing_or_empty_section_gives_the_default_guard() {
         assert_eq!(
             settings("", "percent = 5\n").rollouts[0].guard,
             GuardSettings::default()
@@ -626,7 +631,7 @@ mod tests {
     }
 
     #[test]
-    fn in_sequential_mode_each_written_key_replaces_one_default() {
+    fn each_written_key_replaces_one_default_in_sequential_mode() {
         for (text, rule) in [
             ("errors = { max = \"0.5%\" }", Rule::ErrorsMax(rate(5_000))),
             (
@@ -741,7 +746,7 @@ mod tests {
     }
 
     #[test]
-    fn the_outcome_header_is_read_in_lower_case_and_warm_up_has_bounds() {
+    fn the_outcome_header_is_lower_cased_and_warm_up_has_bounds() {
         assert_eq!(
             guard("outcome_header = \"X-Cutover-Outcome\"")
                 .outcome_header
@@ -753,8 +758,8 @@ mod tests {
     }
 
     #[test]
-    fn a_latency_limit_is_added_to_the_defaults_and_rules_stand_in_the_order_of_their_names() {
-        // Written from the last to the first.
+    fn a_latency_limit_is_added_to_the_defaults_in_name_order() {
+        // The rules are written from the last to the first.
         let text = "redirects = { vs_legacy = 3 }\ndead_after = 5\nhealth = { down_for = \"2s\" \
                     }\nlatency = { mean = \"4ms\", p99 = \"3ms\", p95 = \"2ms\", p50 = \"1ms\" \
                     }\nerrors = { vs_legacy = 2 }";
@@ -778,7 +783,7 @@ mod tests {
     }
 
     #[test]
-    fn in_threshold_mode_only_what_is_written_is_a_rule() {
+    fn threshold_mode_has_only_the_written_rules() {
         for (text, rule) in [
             ("errors = { max = \"2%\" }", Rule::ErrorsMax(rate(20_000))),
             (
@@ -799,7 +804,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_warned_of_exactly_where_it_has_no_effect() {
+    fn a_key_has_a_warning_exactly_where_it_has_no_effect() {
         let sequential = "min_users = 5\nfalse_alarm_every = \"7d\"\nshared_cause = \"hold\"";
         let threshold = "window = \"10s\"\nmin_requests = 50";
         let (of_sequential, of_threshold) = (
@@ -837,7 +842,7 @@ mod tests {
             ),
             of_sequential[..2]
         );
-        // The one warning is about the mode.
+        // The only warning is about the mode.
         assert_eq!(
             warned("", &format!("mode = \"off\"\n{sequential}\n{threshold}")),
             ["guard"]
@@ -845,7 +850,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hang_that_is_written_must_come_before_the_response_timeout() {
+    fn a_written_hang_time_must_be_shorter_than_the_response_timeout() {
         let hang = |older_than: &str| format!("hang = {{ older_than = \"{older_than}\" }}");
         let warning = ["guard.hang.older_than"];
         let none: [&str; 0] = [];
@@ -863,7 +868,8 @@ mod tests {
             ),
             warning
         );
-        // The default is nobody's mistake, and a guard that is off has been warned of.
+        // The default is not a mistake of the operator, and the guard that is off already has a
+        // warning.
         assert_eq!(warned("response_timeout = \"5s\"", ""), none);
         assert_eq!(
             warned(
@@ -872,7 +878,7 @@ mod tests {
             ),
             ["guard"]
         );
-        // Only the backend that users are moved to matters.
+        // Only the backend that users are moved to is relevant.
         assert_eq!(
             warned(
                 "[backend.other]\nservers = [\"c:1\"]\nresponse_timeout = \"1s\"",
@@ -883,7 +889,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_window_cannot_compare_at_100_percent_a_sequential_guard_can() {
+    fn a_comparison_at_100_percent_needs_a_sequential_guard() {
         let at_100 = |text: &str| {
             settings("", &format!("percent = 100\n[rollout.guard]\n{text}\n"))
                 .warnings
@@ -911,7 +917,7 @@ mod tests {
     }
 
     #[test]
-    fn a_holdback_is_warned_of_where_it_bites_below_100_percent() {
+    fn a_holdback_that_takes_effect_below_100_percent_has_a_warning() {
         let of = |percent: &str, holdback: &str| {
             settings("", &format!("percent = {percent}\nholdback = {holdback}\n"))
         };

@@ -1,10 +1,10 @@
-//! From the words of the file to what they mean. Every check that the schema cannot express is
-//! here, and each reports and goes on.
+//! The translation of the file's words into their meaning. Every check that the schema cannot
+//! express is here, and each one reports and continues.
 //!
-//! A value that is wrong is replaced by its default for the rest of the run, so that one mistake
-//! does not hide the next; the report has an error then, and the settings are dropped. What has no
+//! A wrong value is replaced by its default for the rest of the run, so that one mistake does not
+//! hide the next. The report then has an error, and the settings are dropped. A value without a
 //! default is an `Option`. Sections: `process` (listen, admin, state, log, routing), `backend`,
-//! `rollout`, `guard`; `request` reads what speaks of requests (hosts, paths, keys), `across`
+//! `rollout`, `guard`. `request` reads the parts about requests (hosts, paths, keys), and `across`
 //! compares the rollouts with each other.
 
 mod across;
@@ -33,7 +33,7 @@ use crate::shape::RATE_SHAPE;
 use crate::text::{clip, nearest};
 use crate::world::World;
 
-/// What is wrong with a text, without its place: what was expected and found, and what to type.
+/// A mistake in a text, without its position: what was expected and found, and what to type.
 struct Fault {
     what: String,
     hint: Option<String>,
@@ -48,7 +48,7 @@ impl Fault {
     }
 }
 
-/// Reads everything, beginning with the main file. `None` leaves at least one error in the report.
+/// Reads all files, starting with the main file. `None` leaves at least one error in the report.
 pub(crate) fn lower(
     main: &Arc<Source>,
     mut world: World<'_>,
@@ -171,7 +171,8 @@ pub(crate) fn lower(
     })
 }
 
-/// One file on its way. `context` is how messages begin: empty, or the rollout they are about.
+/// The state while reading one file. `context` is the beginning of messages: empty, or the rollout
+/// that they concern.
 struct Lower<'a> {
     source: &'a Arc<Source>,
     report: &'a mut Report,
@@ -179,7 +180,7 @@ struct Lower<'a> {
 }
 
 impl Lower<'_> {
-    /// An error about a key; push it when its label and hint are on it.
+    /// Creates an error about a key. It must be pushed after its label and hint have been added.
     fn error(&self, span: &Range<usize>, key: &str, what: impl AsRef<str>) -> Problem {
         self.source.error(
             span.clone(),
@@ -194,7 +195,7 @@ impl Lower<'_> {
         )
     }
 
-    /// Reports a fault at its place, or hands the value on.
+    /// Reports a fault at its position, or returns the value.
     fn settle<T>(&mut self, span: &Range<usize>, key: &str, result: Result<T, Fault>) -> Option<T> {
         match result {
             Ok(value) => Some(value),
@@ -209,7 +210,8 @@ impl Lower<'_> {
         }
     }
 
-    /// A key that is part of the file's language and does nothing yet: refused, never ignored.
+    /// Refuses a key that is part of the file's language but not implemented yet. It is never
+    /// ignored.
     fn refuse(&mut self, span: Range<usize>, what: &str, hint: &str) {
         let problem = self
             .source
@@ -218,7 +220,7 @@ impl Lower<'_> {
             .push(problem.label("not supported yet").hint(hint));
     }
 
-    /// A duration within limits, or its default.
+    /// Returns a duration within limits, or its default.
     fn duration(
         &mut self,
         at: Option<&At<DurationText>>,
@@ -255,12 +257,12 @@ impl Lower<'_> {
         self.settle(&at.span, key, result).unwrap_or(default)
     }
 
-    /// A timeout: long enough to be one, or its default.
+    /// Returns a timeout that is long enough to be meaningful, or its default.
     fn timeout(&mut self, at: Option<&At<DurationText>>, key: &str, default: &str) -> Duration {
         self.duration(at, key, default, Duration::from_millis(1), MAX_DURATION)
     }
 
-    /// A size within limits, or its default.
+    /// Returns a size within limits, or its default.
     fn size(
         &mut self,
         at: Option<&At<SizeText>>,
@@ -297,13 +299,13 @@ impl Lower<'_> {
         self.settle(&at.span, key, result).unwrap_or(default)
     }
 
-    /// A share of requests, or its default.
+    /// Returns a share of requests, or its default.
     fn share(&mut self, at: Option<&At<RateText>>, key: &str, default: &str) -> Rate {
         let share = match at {
             Some(at) => self.share_of(at, key),
             None => Rate::parse(default).ok(),
         };
-        // Not there only beside a problem that has been told.
+        // It is missing only together with a problem that has been reported.
         share.unwrap_or(Rate::NONE)
     }
 
@@ -327,8 +329,8 @@ impl Lower<'_> {
         self.settle(&at.span, key, result)
     }
 
-    /// A number as its author wrote it, so that decimals stay exact; in its shortest form where
-    /// TOML allows more than digits and a point.
+    /// Returns a number as its author wrote it, so that decimals stay exact. Where TOML allows more
+    /// than digits and a point, it is returned in its shortest form.
     fn digits(&self, at: &At<Number>) -> String {
         let written = self
             .source
@@ -348,7 +350,7 @@ impl Lower<'_> {
         }
     }
 
-    /// The name of a backend that exists, or its default.
+    /// Returns the name of an existing backend, or its default.
     fn backend_name(
         &mut self,
         at: Option<&At<String>>,
@@ -361,7 +363,7 @@ impl Lower<'_> {
         if names.iter().any(|known| known == name) {
             return Some(name.into());
         }
-        // Without any backend there is one problem, and it is reported already.
+        // Without any backend there is one problem, and it has already been reported.
         if names.is_empty() {
             return None;
         }
@@ -407,7 +409,8 @@ impl Lower<'_> {
         None
     }
 
-    /// The files that `include` names, in its order, each once, without the main file itself.
+    /// Returns the files that `include` names, in its order, each once, without the main file
+    /// itself.
     fn includes(&mut self, patterns: &[At<String>], world: &mut World<'_>) -> Vec<String> {
         let mut paths = Vec::new();
         let mut seen: BTreeSet<String> = BTreeSet::new();
@@ -473,7 +476,7 @@ impl Lower<'_> {
     }
 }
 
-/// How to write what was probably meant, if that would be accepted.
+/// Returns how to write what was probably meant, if that would be accepted.
 fn duration_hint(text: &str) -> Option<String> {
     let compact: String = text
         .chars()

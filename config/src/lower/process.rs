@@ -1,5 +1,5 @@
-//! `[listen]`, `[admin]`, `[state]`, `[log]`, `[routing]`: what the process is, apart from what it
-//! routes.
+//! The reading of `[listen]`, `[admin]`, `[state]`, `[log]` and `[routing]`: the process itself,
+//! apart from what it routes.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -17,14 +17,14 @@ use crate::settings::{
 };
 use crate::text::quote;
 
-/// SHA-256 of nothing, and of a single line end: what comes of `echo -n "$TOKEN" | sha256sum` and
-/// `echo "$TOKEN" | sha256sum` while TOKEN is not set.
+/// The SHA-256 of nothing, and of a single line end. These are the results of `echo -n "$TOKEN" |
+/// sha256sum` and `echo "$TOKEN" | sha256sum` while TOKEN is not set.
 const HASHES_OF_NOTHING: [&str; 2] = [
     "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
     "01ba4719c80b6fe911b091a7c05124b64eeece964e09c058ef8f9805daca546b",
 ];
 
-/// A token's name is shown in every line of the journal.
+/// The maximum length of a token's name, which is shown in every line of the journal.
 const MAX_TOKEN_NAME: usize = 64;
 
 impl Lower<'_> {
@@ -127,7 +127,7 @@ impl Lower<'_> {
         })
     }
 
-    /// Addresses to listen on, each once, and none of them the admin's.
+    /// Returns the addresses to listen on, each once, and none of them equal to the admin address.
     fn addresses(
         &mut self,
         texts: &[At<String>],
@@ -165,7 +165,8 @@ impl Lower<'_> {
         (!addresses.is_empty()).then_some(addresses)
     }
 
-    /// Certificates as pairs of paths; they are there exactly where something listens for TLS.
+    /// Returns the certificates as pairs of paths. There are certificates exactly where a listener
+    /// uses TLS.
     fn certificates(
         &mut self,
         tables: Option<At<Vec<CertificateTable>>>,
@@ -406,7 +407,7 @@ impl Lower<'_> {
             sample,
             service,
         } = table;
-        // That it is there has been checked by its shape.
+        // The shape check has ensured that it is present.
         let endpoint =
             endpoint.and_then(|at| self.settle(&at.span, "traces.endpoint", collector(&at.value)));
         let sample = self.share(sample.as_ref(), "traces.sample", default::TRACES_SAMPLE);
@@ -466,7 +467,7 @@ impl Lower<'_> {
     }
 }
 
-/// A collector's address, without a slash at its end.
+/// Parses the address of a collector, without a slash at its end.
 fn collector(text: &str) -> Result<String, Fault> {
     const HINT: &str = "write it like \"http://127.0.0.1:4318\"";
     let bare = text.trim_end_matches('/');
@@ -506,7 +507,7 @@ fn collector(text: &str) -> Result<String, Fault> {
     ))
 }
 
-/// An IP address with a port. `any` is the address that hints put in for a missing one.
+/// Parses an IP address with a port. `any` is the address that hints use in place of a missing one.
 fn address(text: &str, any: &str) -> Result<SocketAddr, Fault> {
     if let Ok(address) = text.parse::<SocketAddr>() {
         return Ok(address);
@@ -531,7 +532,7 @@ fn address(text: &str, any: &str) -> Result<SocketAddr, Fault> {
     Err(Fault::new(what, hint))
 }
 
-/// A network, or a single address as the network of itself.
+/// Parses a network, or a single address as a network of one address.
 fn network(text: &str) -> Result<IpNet, Fault> {
     let single = || text.parse::<IpAddr>().map(IpNet::from);
     text.parse::<IpNet>()
@@ -546,7 +547,8 @@ fn network(text: &str) -> Result<IpNet, Fault> {
         })
 }
 
-/// 64 hex digits. Messages do not repeat them: someone may have written the token itself.
+/// Parses 64 hex digits. Messages do not repeat them, because the operator may have written the
+/// token itself.
 fn sha256_of(text: &str) -> Result<[u8; 32], Fault> {
     let hint = "make it with: printf %s \"$TOKEN\" | sha256sum";
     let characters = text.chars().count();

@@ -1,5 +1,5 @@
-//! What speaks of requests: `match` and `key`. Each text is normalised to the form in which the
-//! gateway compares it, or refused with the text to write.
+//! The reading of `match` and `key`, which concern requests. Each text is normalised to the form in
+//! which the gateway compares it, or refused with the text to write.
 
 use cutover_core::{Key, KeySource, KeyStep, Match};
 
@@ -7,11 +7,11 @@ use super::{Fault, Lower};
 use crate::schema::{At, MatchTable};
 use crate::text::quote;
 
-/// What sources of keys look like, for messages.
+/// The description of key sources in messages.
 const SOURCE_SHAPE: &str = "header:NAME, cookie:NAME, jwt:CLAIM, query:NAME, path:N or ip";
 
-/// Names of headers and cookies that all say who the user is, in lower case and without anything
-/// but letters and digits.
+/// Names of headers and cookies that all identify the user, in lower case and without anything
+/// except letters and digits.
 const USERS: [&str; 6] = ["uid", "user", "userid", "username", "login", "email"];
 
 /// Headers that belong to one connection, and never to a user.
@@ -27,7 +27,7 @@ const HOP_BY_HOP: [&str; 9] = [
     "upgrade",
 ];
 
-/// Headers that the proxy writes itself, a new value for each request or each connection.
+/// Headers that the proxy itself writes, with a new value for each request or each connection.
 const OURS: [&str; 5] = [
     "x-request-id",
     "x-forwarded-for",
@@ -36,7 +36,7 @@ const OURS: [&str; 5] = [
     "traceparent",
 ];
 
-/// A path has no more segments than this.
+/// The maximum number of segments of a path.
 const MAX_SEGMENT: usize = 100;
 
 impl Lower<'_> {
@@ -76,7 +76,8 @@ impl Lower<'_> {
         })
     }
 
-    /// Path prefixes in the form in which requests are compared. `None` if one cannot be used.
+    /// Returns path prefixes in the form in which requests are compared. `None` if one cannot be
+    /// used.
     pub(super) fn prefixes(
         &mut self,
         texts: Option<&At<Vec<At<String>>>>,
@@ -161,7 +162,7 @@ impl Lower<'_> {
     }
 }
 
-/// A host in lower case, with or without `*.` before it.
+/// Parses a host and returns it in lower case, with or without `*.` before it.
 fn host(text: &str) -> Result<Box<str>, Fault> {
     let fault = |hint: &str| {
         Fault::new(
@@ -210,7 +211,8 @@ fn host(text: &str) -> Result<Box<str>, Fault> {
     Ok(text.to_ascii_lowercase().into())
 }
 
-/// A path prefix as the gateway compares it; `None` for `/`, which takes everything.
+/// Parses a path prefix into the form in which the gateway compares it; `None` for `/`, which
+/// matches everything.
 fn path(text: &str) -> Result<Option<Box<str>>, Fault> {
     let fault = |hint: String| {
         Fault::new(
@@ -283,7 +285,7 @@ fn path(text: &str) -> Result<Option<Box<str>>, Fault> {
     Ok((!text.is_empty()).then(|| text.into()))
 }
 
-/// The same with its escapes decoded; `None` if that is not text without a `%`.
+/// Returns the text with its escapes decoded; `None` if the result is not text without a `%`.
 fn decoded(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -327,7 +329,7 @@ fn method(text: &str) -> Result<Box<str>, Fault> {
     }
 }
 
-/// A source of keys with the steps of reading behind it.
+/// Parses a key source with its decoding steps.
 fn key_of(text: &str) -> Result<Key, Fault> {
     let mut parts = text.split('|');
     let source = key_source(parts.next().unwrap_or_default())?;
@@ -365,7 +367,7 @@ fn step(name: &str, text: &str) -> Result<KeyStep, Fault> {
         })
 }
 
-/// What is doubtful about the steps of a key, and what to do.
+/// Returns what is doubtful about the steps of a key, and what to do.
 fn doubtful(key: &Key) -> Option<(String, &'static str)> {
     let at = |step: KeyStep| key.steps.iter().position(|found| *found == step);
     if matches!(key.source, KeySource::Query(_) | KeySource::Path(_))
@@ -395,7 +397,7 @@ fn doubtful(key: &Key) -> Option<(String, &'static str)> {
     })
 }
 
-/// Whether one of two sources is a header and the other a cookie, and both say who the user is by
+/// Whether one of two sources is a header and the other a cookie, and both identify the user by
 /// their names.
 fn look_alike(one: &KeySource, other: &KeySource) -> bool {
     let (KeySource::Header(header), KeySource::Cookie(cookie)) = (one, other) else {
@@ -519,7 +521,7 @@ fn header(name: &str, text: &str) -> Result<Box<str>, Fault> {
     Err(Fault::new(format!("the header {name:?} {what}"), hint))
 }
 
-/// A token as HTTP means it (RFC 9110, 5.6.2).
+/// Whether a text is a token in the sense of HTTP (RFC 9110, 5.6.2).
 fn is_token(text: &str) -> bool {
     !text.is_empty()
         && text
@@ -532,7 +534,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_is_kept_as_requests_are_compared_with_it() {
+    fn a_path_is_normalised_as_requests_are() {
         for (text, kept) in [
             ("/checkout", Some("/checkout")),
             ("/checkout/", Some("/checkout")),
@@ -615,7 +617,7 @@ mod tests {
     }
 
     #[test]
-    fn a_header_and_a_cookie_look_alike_by_what_they_name() {
+    fn a_header_and_a_cookie_look_alike_by_their_names() {
         let alike = |one: &str, other: &str| {
             look_alike(
                 &key_source(one).unwrap_or(KeySource::Ip),
@@ -635,7 +637,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_of_keys_is_one_of_six() {
+    fn a_key_source_is_one_of_six() {
         for (text, kept) in [
             ("header:X-User-Id", "header:x-user-id"),
             ("cookie:uid", "cookie:uid"),

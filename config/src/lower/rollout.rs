@@ -1,4 +1,4 @@
-//! `[[rollout]]`: which requests move, who of their users, and where to.
+//! The reading of `[[rollout]]`: which requests and users move, and to which backend.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -17,20 +17,21 @@ use crate::world::World;
 
 /// The largest list of users in bytes: about a million keys of 16 bytes.
 pub const MAX_LIST: usize = 16 << 20;
-/// A stream that may stay on a bad backend for longer than this was not meant to be closed.
+/// The maximum drain time. A stream that may stay on a bad backend for longer than this was not
+/// meant to be closed.
 const MAX_DRAIN: Duration = Duration::from_secs(86_400);
 
-/// A rollout as far as it could be read, and where it stands.
+/// A rollout as far as it could be read, and its position.
 pub(super) struct Draft {
     pub(super) id: Option<String>,
     pub(super) source: Arc<Source>,
-    /// Its `[[rollout]]` line.
+    /// The position of its `[[rollout]]` line.
     pub(super) header: Range<usize>,
-    /// Its `id`, or else the header.
+    /// The position of its `id`, or otherwise of the header.
     pub(super) id_span: Range<usize>,
-    /// Its `salt`, or else the header.
+    /// The position of its `salt`, or otherwise of the header.
     pub(super) salt_span: Range<usize>,
-    /// The `older_than` of its guard, if that is written.
+    /// The position of the `older_than` of its guard. `None` if it is not written.
     pub(super) hang_span: Option<Range<usize>>,
     pub(super) settings: Option<RolloutSettings>,
 }
@@ -162,7 +163,8 @@ impl Lower<'_> {
         }
     }
 
-    /// Users kept on legacy. Warns where that is felt below 100 %, which is what it is for.
+    /// Reads the share of users kept on legacy. Warns where it takes effect below 100 %, although
+    /// it is meant for 100 %.
     fn holdback(&mut self, at: &At<Number>, percent: Option<Percent>) -> Option<Percent> {
         let holdback = self.percent(at, "holdback")?;
         let most = beside(holdback)?;
@@ -236,7 +238,8 @@ impl Lower<'_> {
         Some(sides)
     }
 
-    /// The users of a list, its files read. `None` if an entry cannot be used.
+    /// Returns the users of a list, including those in its files. `None` if an entry cannot be
+    /// used.
     fn users(
         &mut self,
         entries: Option<&At<Vec<At<String>>>>,
@@ -354,7 +357,7 @@ impl Lower<'_> {
     }
 }
 
-/// The largest share on new that a control group leaves.
+/// Returns the largest share on new that a control group allows.
 fn beside(holdback: Percent) -> Option<Percent> {
     Percent::from_thousandths(
         Percent::FULL

@@ -175,7 +175,7 @@ pub(crate) struct LogTable {
     /// What a line says of the user key.
     #[schemars(extend("default" = "hashed"))]
     pub(crate) user: Option<LogUserText>,
-    /// (restart) A file for the lines of requests, in place of standard output; opened anew on
+    /// (restart) A file for the lines of requests, in place of standard output; reopened on
     /// SIGUSR1. Relative to the folder of this file.
     #[schemars(extend("examples" = ["access.log", "/var/log/cutover/access.log"]))]
     pub(crate) file: Option<At<String>>,

@@ -6,7 +6,9 @@
 //! would stop at the first. Ranges, defaults and examples are in the schema too, so an editor shows
 //! what the program checks. No `#[serde(flatten)]`: it loses spans.
 //!
-//! Tables are in `file` and `rollout`, kinds of values in `value`. A description that ends in "Not supported yet." belongs to a key that is understood and refused, so that nobody believes in a safety that is not there.
+//! Tables are in `file` and `rollout`, kinds of values in `value`. A description that ends in "Not
+//! supported yet." belongs to a key that is understood and refused, so that nobody believes in a
+//! safety that is not there.
 
 mod file;
 mod rollout;

@@ -1,13 +1,13 @@
-//! Has the file the shape that the schema describes? Finds every unknown key, wrong type, missing
-//! key and number out of range at once.
+//! The check whether the file has the shape that the schema describes. It finds every unknown key,
+//! wrong type, missing key and number out of range at once.
 //!
-//! serde stops at its first error, and the usual way round (record, cut the offender out, try
-//! again) leaves the wording to serde. So the parsed tree is walked along the schema, the same that
-//! editors use: what it refuses is reported with our words and cut out, and what is left
-//! deserialises. Variables (`${NAME}`) are put in on the way, so that a value from the environment
-//! is checked like any other.
+//! serde stops at its first error, and the usual workaround (record, cut out the offender, retry)
+//! leaves the wording to serde. Therefore the parsed tree is walked along the schema, the same one
+//! that editors use. Anything that the schema refuses is reported in our words and cut out, and the
+//! rest deserialises. Variables (`${NAME}`) are substituted on the way, so that a value from the
+//! environment is checked like any other.
 //!
-//! Deliberately absent: `pattern`. What a string means is parsed by `lower`, into types.
+//! Deliberately absent: `pattern`. `lower` parses the meaning of a string into types.
 
 mod path;
 mod wording;
@@ -26,10 +26,10 @@ use path::Path;
 pub(crate) use path::rollout_context;
 use wording::{example, expected, heading_with, kind, retype, words};
 
-/// What a rate looks like, for messages.
+/// The description of a rate in messages.
 pub(crate) const RATE_SHAPE: &str = "a percentage such as \"1%\" or \"0.05%\"";
 
-/// Checks one file against its schema. What is refused is reported and cut out of `table`.
+/// Checks one file against its schema. Refused parts are reported and cut out of `table`.
 pub(crate) fn check(
     source: &Arc<Source>,
     table: &mut DeTable<'_>,
@@ -113,7 +113,7 @@ impl Shape<'_> {
             .into_iter()
             .filter(|name| !table.contains_key(name.as_str()))
             .collect();
-        // Either of several sets of keys; the first is the usual one.
+        // There are several alternative sets of keys, and the first is the usual one.
         let alternatives: Vec<Vec<String>> = schema["anyOf"]
             .as_array()
             .into_iter()
@@ -158,8 +158,8 @@ impl Shape<'_> {
         );
     }
 
-    /// Where a key belongs that was written in the wrong table, typically below a `[rollout.guard]`
-    /// line.
+    /// Returns where a key belongs that was written in the wrong table, typically below a
+    /// `[rollout.guard]` line.
     fn place_of(&self, name: &str, path: &Path) -> Option<String> {
         if self.included && property(schema::main_file(), name).is_some() {
             return Some(
@@ -273,7 +273,7 @@ impl Shape<'_> {
         *array = kept;
     }
 
-    /// A string that must be one of several words, if the schema says so.
+    /// Checks a string that must be one of several words, if the schema requires that.
     fn choice(&mut self, text: &str, schema: &Value, path: &Path, span: Range<usize>) -> bool {
         let words = words(schema);
         if words.is_empty() || words.contains(&text) {
@@ -309,7 +309,7 @@ impl Shape<'_> {
         fits
     }
 
-    /// Puts variables into a string; says whether there were any.
+    /// Substitutes variables in a string, and returns whether there were any.
     fn expand(&mut self, value: &mut Spanned<DeValue<'_>>, path: &Path) -> Result<bool, ()> {
         let span = value.span();
         let DeValue::String(text) = value.get_mut() else {
@@ -366,7 +366,7 @@ fn keys(schema: &Value) -> impl Iterator<Item = &str> {
         .map(|(name, _)| name.as_str())
 }
 
-/// What does nothing yet is not offered to anybody.
+/// A key that has no effect yet is not suggested to users.
 fn is_supported(schema: &Value) -> bool {
     !schema["description"]
         .as_str()

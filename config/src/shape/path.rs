@@ -1,15 +1,15 @@
-//! Where in the file a value stands.
+//! The position of a value in the file.
 
 use crate::text::{self};
 use toml::de::DeValue;
 
-/// Where in the file a key stands, as messages begin with it: `listen.http[1]: `, `rollout
-/// "checkout": guard.window: `.
+/// The path of a key in the file, as it appears at the beginning of messages: `listen.http[1]: `,
+/// `rollout "checkout": guard.window: `.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Path {
     pub(super) context: String,
     pub(super) keys: String,
-    /// The same as a table heading, without ids and numbers.
+    /// The path as a table heading, without ids and numbers.
     pub(super) heading: String,
 }
 
@@ -44,7 +44,7 @@ impl Path {
         }
     }
 
-    /// The last key, as a hint repeats it.
+    /// Returns the last key, as a hint repeats it.
     pub(super) fn key(&self) -> &str {
         let key = self.keys.rsplit('.').next().unwrap_or_default();
         key.split('[').next().unwrap_or_default()
@@ -66,7 +66,7 @@ impl std::fmt::Display for Path {
     }
 }
 
-/// How messages begin that speak of a rollout: by its id, or else by its number in the file,
+/// Returns the beginning of messages about a rollout: its id, or otherwise its number in the file,
 /// counted from 1.
 pub(crate) fn rollout_context(id: Option<&str>, index: usize) -> String {
     match id {

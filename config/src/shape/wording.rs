@@ -1,4 +1,4 @@
-//! What a value is and what is expected, in words.
+//! Descriptions of values and of the expected values, in words.
 
 use super::{RATE_SHAPE, is, is_supported, keys, within};
 use crate::duration::{DURATION_SHAPE, SIZE_SHAPE};
@@ -7,8 +7,8 @@ use crate::text::{self};
 use serde_json::{Map, Value};
 use toml::de::DeValue;
 
-/// The table that has this key, as its heading, and whether it is a list of tables: the outermost
-/// that fits.
+/// Returns the heading of the table that has this key, and whether it is a list of tables. The
+/// outermost matching table is returned.
 pub(super) fn heading_with(root: &Value, name: &str) -> Option<(String, bool)> {
     let mut level: Vec<(String, bool, &Value)> = vec![(String::new(), false, root)];
     while !level.is_empty() {
@@ -49,7 +49,7 @@ pub(super) fn words(schema: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// The words to choose from, without those that do nothing yet.
+/// Returns the words to choose from, without those that have no effect yet.
 pub(super) fn offered(schema: &Value) -> Vec<&str> {
     schema["oneOf"]
         .as_array()
@@ -60,7 +60,7 @@ pub(super) fn offered(schema: &Value) -> Vec<&str> {
         .collect()
 }
 
-/// What a value must be, in words.
+/// Describes what a value must be, in words.
 pub(super) fn expected(schema: &Value) -> String {
     if !words(schema).is_empty() {
         return text::either(&offered(schema));
@@ -78,7 +78,7 @@ pub(super) fn expected(schema: &Value) -> String {
     }
 }
 
-/// What type a value must have, in words.
+/// Describes the type that a value must have, in words.
 pub(super) fn kind(schema: &Value) -> &'static str {
     if is(schema, "boolean") && !schema["type"].is_string() {
         return if is(schema, "object") {
@@ -99,8 +99,8 @@ pub(super) fn kind(schema: &Value) -> &'static str {
     }
 }
 
-/// What to type for a value of the wrong type: the same value in the right form where that can be
-/// told, or else an example.
+/// Returns what to type for a value of the wrong type: the same value in the right form where that
+/// is known, or otherwise an example.
 pub(super) fn retype(found: &DeValue<'_>, schema: &Value, key: &str) -> Option<String> {
     let written = match found {
         DeValue::String(text) if is(schema, "array") && is(&schema["items"], "string") => {
@@ -160,7 +160,7 @@ pub(super) fn retype(found: &DeValue<'_>, schema: &Value, key: &str) -> Option<S
     }
 }
 
-/// A value to copy, as TOML.
+/// Returns a value to copy, as TOML.
 pub(super) fn example(schema: &Value) -> String {
     let value = schema["examples"].get(0).or_else(|| schema.get("default"));
     value.map_or_else(|| "...".to_owned(), toml_of)

@@ -6,17 +6,17 @@ use std::path::{Path, PathBuf};
 
 use cutover_config::{Loader, Problems, Settings};
 
-/// A folder below the crate.
+/// Returns a folder below the crate.
 pub fn folder(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
-/// Reads from one folder.
+/// A loader that reads from one folder.
 pub struct Folder(pub PathBuf);
 
 impl Loader for Folder {
     fn read(&self, path: &str) -> Result<String, String> {
-        // Fixed words: those of the system differ between systems.
+        // The words are fixed, because those of the system differ between systems.
         fs::read_to_string(self.0.join(path)).map_err(|_| "no such file".to_owned())
     }
 
@@ -57,11 +57,11 @@ pub fn parse(text: &str) -> Result<Settings, Problems> {
     cutover_config::parse("cutover.toml", text, &Folder(folder("tests/files")))
 }
 
-/// Two backends, to put in front of rollouts.
+/// Two backends, to be put before rollouts.
 pub const BACKENDS: &str = "[backend.legacy]\nservers = \
                             [\"127.0.0.1:3001\"]\n[backend.new]\nservers = [\"127.0.0.1:3002\"]\n";
 
-/// A rollout that is valid beside [`BACKENDS`]; `more` is added to it.
+/// Returns a rollout that is valid together with [`BACKENDS`], with `more` added to it.
 pub fn with(more: &str) -> String {
     format!("{BACKENDS}[[rollout]]\nid = \"a\"\npercent = 5\nkey = [\"cookie:uid\"]\n{more}\n")
 }

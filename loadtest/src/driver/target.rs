@@ -43,7 +43,8 @@ pub enum Trust {
 }
 
 impl Target {
-    /// Reads and resolves `http://host:port` or `https://host:port`. Anything but loopback needs `allow_remote`.
+    /// Reads and resolves `http://host:port` or `https://host:port`. Anything but loopback needs
+    /// `allow_remote`.
     pub async fn resolve(text: &str, allow_remote: bool) -> Result<Self, UsageError> {
         let wrong = || {
             UsageError::new(format!(

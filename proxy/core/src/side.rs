@@ -3,20 +3,20 @@
 use std::fmt;
 use std::ops::{Index, IndexMut};
 
-/// Which of the two backends: the one users come from, or the one they are moved to.
+/// One of the two backends: the one that users are moved from, or the one that they are moved to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Side {
-    /// The stack that users come from.
+    /// The stack that users are moved from.
     Legacy,
     /// The stack that users are moved to.
     New,
 }
 
 impl Side {
-    /// Both, in the order in which tables show them.
+    /// Both sides, in the order in which tables show them.
     pub const BOTH: [Self; 2] = [Self::Legacy, Self::New];
 
-    /// The name used in files, headers, metrics and sentences.
+    /// Returns the name used in files, headers, metrics and sentences.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Legacy => "legacy",
@@ -24,7 +24,7 @@ impl Side {
         }
     }
 
-    /// The opposite side.
+    /// Returns the opposite side.
     pub const fn other(self) -> Self {
         match self {
             Self::Legacy => Self::New,

@@ -1,5 +1,5 @@
-//! The sequential judge on virtual time: the real engine, made-up traffic, printed seeds. What must
-//! trip trips quickly; what is not new's fault never does.
+//! Tests of the sequential judge on virtual time, with the real engine, simulated traffic and
+//! printed seeds. A fault of new must trip quickly. A fault that is not new's must never trip.
 
 mod common;
 
@@ -16,7 +16,7 @@ use cutover_core::{
 use proptest::prelude::*;
 
 #[test]
-fn a_dead_backend_costs_a_handful_of_answers_whatever_the_share() {
+fn a_dead_backend_costs_a_handful_of_answers_at_any_share() {
     for percent in ["5", "50", "95", "100"] {
         for kind in [FaultKind::Errors(1.0), FaultKind::Refused] {
             let runs: Vec<Noticed> = (0..9)
@@ -25,8 +25,8 @@ fn a_dead_backend_costs_a_handful_of_answers_whatever_the_share() {
             let bad = median(runs.iter().map(|run| run.bad).collect());
             let most = runs.iter().map(|run| run.bad).max().unwrap_or_default();
             eprintln!("{percent} % {kind:?}: median {bad}, at most {most}");
-            // At 95 % legacy's few requests are waited for, since they tell whether it is dead,
-            // too.
+            // At 95 % the judge waits for legacy's few requests, because they show whether legacy
+            // is dead as well.
             assert!(
                 bad <= if percent == "95" { 60 } else { 20 } && most <= 150,
                 "{percent} %: median {bad}, at most {most}"
@@ -36,7 +36,7 @@ fn a_dead_backend_costs_a_handful_of_answers_whatever_the_share() {
 }
 
 #[test]
-fn small_regressions_are_found_in_seconds() {
+fn small_regressions_are_detected_in_seconds() {
     for (kind, seconds) in [
         (FaultKind::Errors(0.05), 8),
         (FaultKind::Errors(0.02), 25),
@@ -57,7 +57,7 @@ fn small_regressions_are_found_in_seconds() {
 }
 
 #[test]
-fn low_traffic_is_judged_too() {
+fn low_traffic_is_also_judged() {
     let runs: Vec<Noticed> = (0..30)
         .map(|seed| noticed("5", 20.0, seed, FaultKind::Errors(1.0), 5 * MINUTE))
         .collect();
@@ -67,7 +67,7 @@ fn low_traffic_is_judged_too() {
 }
 
 #[test]
-fn requests_that_hang_are_noticed_at_the_age_of_the_rule_and_not_at_the_timeout() {
+fn hanging_requests_are_detected_at_the_rules_age_before_the_timeout() {
     for seed in 0..10 {
         let run = noticed("50", 200.0, seed, FaultKind::Hang, MINUTE);
         assert_eq!(run.rule, "hang", "seed {seed}");
@@ -86,9 +86,9 @@ fn requests_that_hang_are_noticed_at_the_age_of_the_rule_and_not_at_the_timeout(
 }
 
 #[test]
-fn a_backend_without_servers_is_noticed_after_the_time_of_the_rule() {
+fn a_backend_without_servers_is_detected_after_the_rules_time() {
     let mut scenario = scenario("50", 200.0, 1);
-    // Only this rule: refused connections would be noticed much sooner.
+    // Only this rule is enabled, because refused connections would be detected much sooner.
     scenario
         .settings
         .guard
@@ -158,7 +158,7 @@ fn few_users_with_many_requests_are_not_muted() {
 }
 
 #[test]
-fn an_outage_of_both_sides_is_not_blamed_on_new() {
+fn an_outage_of_both_sides_does_not_blame_new() {
     for (percent, rate) in [
         ("5", 0.2),
         ("50", 0.2),
@@ -195,7 +195,7 @@ fn an_outage_of_both_sides_is_not_blamed_on_new() {
 #[test]
 fn an_outage_of_both_sides_right_after_a_raise_undoes_the_raise() {
     let mut world = World::new(scenario("5", 300.0, 1));
-    // Long enough to know how legacy fares as ever.
+    // This is long enough to know legacy's usual rate.
     run(&mut world, 16 * MINUTE);
     world.set(settings("25"));
     run(&mut world, 2 * MINUTE);
@@ -219,7 +219,7 @@ fn an_outage_of_both_sides_right_after_a_raise_undoes_the_raise() {
 }
 
 #[test]
-fn by_the_literal_reading_an_outage_of_both_sides_rolls_back() {
+fn an_outage_of_both_sides_rolls_back_if_so_configured() {
     let mut literal = scenario("5", 1_000.0, 1);
     literal.settings.guard.shared_cause = SharedCause::Rollback;
     let found = notice(
@@ -263,7 +263,7 @@ fn while_both_sides_are_bad_a_raise_waits_and_a_lowering_does_not() {
 }
 
 #[test]
-fn a_new_side_that_stays_bad_after_a_shared_outage_is_rolled_back() {
+fn a_new_that_stays_bad_after_a_shared_outage_is_rolled_back() {
     let mut world = World::new(scenario("50", 1_000.0, 1));
     run(&mut world, MINUTE);
     let from = world.elapsed();
@@ -284,9 +284,9 @@ fn a_new_side_that_stays_bad_after_a_shared_outage_is_rolled_back() {
     assert_eq!(said.len(), 1, "{said:?}");
 }
 
-/// `make judge` does this for a hundred days.
+/// `make judge` runs this for a hundred days.
 #[test]
-fn two_healthy_backends_stay_for_hours() {
+fn two_healthy_backends_cause_no_rollback_for_hours() {
     for (seed, (errors, percent)) in (100..).zip([
         (0.0, "5"),
         (0.001, "5"),
@@ -307,7 +307,7 @@ fn two_healthy_backends_stay_for_hours() {
 }
 
 #[test]
-fn both_slow_at_once_is_nobodys_fault() {
+fn latency_that_rises_on_both_sides_does_not_blame_new() {
     for seed in 0..10 {
         let mut world = World::new(scenario("25", 500.0, seed));
         run(&mut world, 2 * MINUTE);
@@ -323,11 +323,11 @@ fn both_slow_at_once_is_nobodys_fault() {
 }
 
 #[test]
-fn noisy_users_do_not_trip_anything() {
+fn noisy_users_do_not_trip_any_rule() {
     for seed in 0..3 {
         let mut world = World::new(scenario("5", 1_000.0, seed));
         let mut chance = Chance::new(seed + 1_000);
-        // Six hours with one user a minute who fails twenty times in five seconds.
+        // Six hours with one user per minute who fails twenty times in five seconds.
         for _ in 0..6 * 3600 * 4 {
             for _ in 0..chance.poisson(0.25 / 60.0) {
                 world.noisy_user(20);
@@ -343,7 +343,7 @@ fn noisy_users_do_not_trip_anything() {
 }
 
 #[test]
-fn changing_the_share_in_mid_evidence_blames_nobody_and_loses_nothing() {
+fn a_changed_share_during_evidence_blames_no_side_and_loses_nothing() {
     for seed in 0..5 {
         let mut world = World::new(scenario("1", 1_000.0, seed));
         for percent in ["5", "50", "2", "100", "1", "99", "0", "100", "50", "0.5"] {
@@ -379,11 +379,11 @@ fn changing_the_share_in_mid_evidence_blames_nobody_and_loses_nothing() {
 }
 
 #[test]
-fn a_slow_common_drift_is_not_blamed_on_new() {
+fn a_slow_common_drift_does_not_blame_new() {
     let mut world = World::new(scenario("50", 500.0, 4));
     run(&mut world, MINUTE);
     for step in 1..=40u32 {
-        // Errors from 0.1 % to 0.9 %, latencies to twice what they were, on both sides.
+        // Errors rise from 0.1 % to 0.9 %, and latencies to twice their value, on both sides.
         let from = world.elapsed();
         let lasts = MINUTE;
         world.fault(Fault {
@@ -403,7 +403,7 @@ fn a_slow_common_drift_is_not_blamed_on_new() {
 }
 
 #[test]
-fn wall_clock_jumps_change_nothing() {
+fn wall_clock_jumps_have_no_effect() {
     let mut world = World::new(scenario("50", 500.0, 5));
     let mut chance = Chance::new(5);
     for _ in 0..2_000 {
@@ -449,7 +449,7 @@ fn missing_ticks_are_longer_ticks() {
 }
 
 #[test]
-fn at_a_hundred_percent_new_is_held_against_what_legacy_was() {
+fn at_100_percent_new_is_compared_with_legacys_past() {
     for (kind, rule) in [
         (FaultKind::Errors(0.05), "errors_"),
         (FaultKind::Slow(4.0), "latency_vs_legacy"),
@@ -492,7 +492,7 @@ fn at_a_hundred_percent_new_is_held_against_what_legacy_was() {
 }
 
 #[test]
-fn holdback_keeps_a_control_group_at_a_hundred_percent() {
+fn holdback_keeps_a_control_group_at_100_percent() {
     let mut scenario = scenario("100", 1_000.0, 8);
     scenario.settings.holdback = Percent::parse("1").expect("a percentage");
     let mut world = World::new(scenario);
@@ -507,7 +507,7 @@ fn holdback_keeps_a_control_group_at_a_hundred_percent() {
 }
 
 #[test]
-fn a_dry_run_says_it_once_and_moves_nobody() {
+fn a_dry_run_reports_once_and_does_not_move_users() {
     let mut scenario = scenario("50", 500.0, 9);
     scenario.settings.guard.dry_run = true;
     let mut world = World::new(scenario);
@@ -529,7 +529,7 @@ fn a_dry_run_says_it_once_and_moves_nobody() {
 }
 
 #[test]
-fn a_re_armed_guard_begins_without_evidence_and_trips_again() {
+fn a_re_armed_guard_starts_without_evidence_and_trips_again() {
     let mut world = World::new(scenario("50", 500.0, 10));
     run(&mut world, MINUTE);
     let from = world.elapsed();
@@ -578,7 +578,7 @@ fn verdicts_are_sentences_with_numbers() {
 }
 
 #[test]
-fn a_trip_remembers_the_minute_before_it() {
+fn a_trip_records_the_minute_before_it() {
     let mut world = World::new(scenario("50", 500.0, 12));
     run(&mut world, 2 * MINUTE);
     let from = world.elapsed();
@@ -606,10 +606,10 @@ fn a_trip_remembers_the_minute_before_it() {
     assert!(last >= 5, "the failures that decided are in it: {last}");
 }
 
-/// Ten thousand honest users at 0.1 % errors, and clients that fail on purpose. None of them may
-/// decide; real failures still do.
+/// There are ten thousand honest users at 0.1 % errors, and clients that fail on purpose. None of
+/// these clients may decide, but real failures must.
 #[test]
-fn denial_of_rollout_does_not_work() {
+fn clients_that_fail_on_purpose_do_not_decide() {
     let one_id = |_: u32| Requester {
         user: 7_777_777,
         network: 42,
@@ -716,7 +716,7 @@ fn a_crawler_on_one_side_does_not_make_the_other_look_bad() {
     }
 }
 
-/// Counts of one tick, put into totals with a user for each failure.
+/// Adds the counts of one tick to totals, with a user for each failure.
 fn add(
     totals: &mut PerSide<Totals>,
     side: Side,
@@ -749,9 +749,10 @@ fn add(
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// New fails at most as often as legacy, tick by tick, at any rate, split and traffic: no rule about failures trips, at ticks or in between.
+    /// New fails at most as often as legacy, tick by tick, at any rate, split and traffic. No rule
+    /// about failures may trip, at ticks or in between.
     #[test]
-    fn evidence_never_trips_on_a_new_side_that_is_no_worse_than_legacy(
+    fn evidence_never_trips_on_a_new_side_no_worse_than_legacy(
         share in 1u64..100,
         ticks in proptest::collection::vec((0u64..40, 0.0f64..1.0, 0.0f64..1.0, any::<bool>()), 1..120),
     ) {
@@ -764,7 +765,7 @@ proptest! {
         for (traffic, of_legacy, of_new, in_between) in ticks {
             let (n, m) = (traffic * share, traffic * (100 - share));
             let y = (m as f64 * of_legacy) as u64;
-            // x / n <= y / m
+            // This ensures x / n <= y / m.
             let most = (n * y).checked_div(m).unwrap_or_default();
             let x = (most as f64 * of_new) as u64;
             now.mono = now.mono.forward(if in_between { Duration::from_millis(20) } else { Duration::from_millis(250) });
@@ -779,9 +780,10 @@ proptest! {
         }
     }
 
-    /// Ticks without data are no evidence: wherever they stand they do not trip, they lose nothing, and their order is nothing.
+    /// Ticks without data are not evidence. Wherever they occur, they do not trip a rule, they lose
+    /// nothing, and their order has no effect.
     #[test]
-    fn ticks_without_data_change_nothing(before in 0usize..400, between in 0usize..400, failed in 1u64..8) {
+    fn ticks_without_data_have_no_effect(before in 0usize..400, between in 0usize..400, failed in 1u64..8) {
         let detector = |quiet: &[usize]| {
             let mut detector = Detector::new(Test::absolute(0.01), Mono::default());
             for &quiet in quiet {
@@ -807,7 +809,7 @@ proptest! {
 }
 
 #[test]
-fn a_cold_start_after_a_raise_and_fractions_of_a_millisecond_are_no_evidence() {
+fn a_cold_start_and_fractions_of_a_millisecond_are_no_evidence() {
     for seed in 0..5 {
         let mut cold = scenario("10", 400.0, seed);
         cold.traffic = Traffic {
@@ -818,8 +820,8 @@ fn a_cold_start_after_a_raise_and_fractions_of_a_millisecond_are_no_evidence() {
         let mut world = World::new(cold);
         run(&mut world, MINUTE);
         world.set(settings("50"));
-        // Connections are opened and caches filled: fifty times as slow for a second and a half,
-        // and then twice as slow for good.
+        // Connections are opened and caches filled: new is fifty times as slow for a second and a
+        // half, and then permanently twice as slow.
         let from = world.elapsed();
         world.fault(Fault {
             side: Some(Side::New),
@@ -838,7 +840,7 @@ fn a_cold_start_after_a_raise_and_fractions_of_a_millisecond_are_no_evidence() {
 }
 
 #[test]
-fn a_stall_that_makes_what_is_under_way_slow_is_one_event_and_not_hundreds() {
+fn a_stall_that_slows_requests_in_flight_counts_as_one_event() {
     for seed in 0..3 {
         let mut stalls = scenario("50", 4_000.0, seed);
         stalls.traffic = Traffic {
@@ -861,7 +863,7 @@ fn a_stall_that_makes_what_is_under_way_slow_is_one_event_and_not_hundreds() {
         };
         stall(&mut world, 5);
         assert_eq!(run(&mut world, 2 * MINUTE), [], "seed {seed}");
-        // One that stalls again and again has a tail that legacy has not.
+        // A backend that stalls again and again has a tail that legacy does not have.
         stall(&mut world, 40);
         assert_eq!(
             rollbacks(&run(&mut world, 6 * MINUTE)).len(),
@@ -872,7 +874,7 @@ fn a_stall_that_makes_what_is_under_way_slow_is_one_event_and_not_hundreds() {
 }
 
 #[test]
-fn what_is_slow_and_stays_slow_is_noticed_after_two_seconds() {
+fn a_lasting_slowdown_is_detected_after_two_seconds() {
     let delay = median(
         (0..9)
             .map(|seed| noticed("50", 1_000.0, seed, FaultKind::Slow(3.0), MINUTE).delay)

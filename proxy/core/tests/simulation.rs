@@ -1,4 +1,5 @@
-//! The control plane on virtual time: whole lives of a rollout, and the order of effects.
+//! Tests of the control plane on virtual time: whole lifetimes of a rollout, and the order of
+//! effects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,7 +58,8 @@ fn cli() -> Actor {
     }
 }
 
-/// A control plane, its clock, its traffic, and what the shell would have made of its effects.
+/// A control plane, its clock and its traffic, and the state that the shell would derive from its
+/// effects.
 struct World {
     plane: ControlPlane,
     now: Now,
@@ -126,7 +128,7 @@ impl World {
         })
     }
 
-    /// The mode that requests of a rollout meet, or those that match none.
+    /// Returns the mode for requests of a rollout, or for requests that match none.
     fn mode(&self, rollout: Option<&str>) -> Maintenance {
         self.closed
             .iter()
@@ -202,7 +204,7 @@ impl World {
         Ok(())
     }
 
-    /// One tick in which each side answered `requests`, of which `failed` failed.
+    /// Runs one tick in which each side answered `requests`, of which `failed` failed.
     fn tick(&mut self, traffic: PerSide<(u64, u64)>) {
         self.totals.resize_with(1, PerSide::default);
         for side in Side::BOTH {
@@ -247,7 +249,7 @@ impl World {
             .map_or_else(|| "gone".to_owned(), |(_, share)| share.to_string())
     }
 
-    /// The same state in a new process, at the same time of day.
+    /// Returns the same state in a new process, at the same time of day.
     fn restart(&self) -> Self {
         let mut world = Self::new(Restored::Known(self.persisted.clone()));
         world.now.wall = self.now.wall;
@@ -276,7 +278,7 @@ fn tripped() -> World {
 }
 
 #[test]
-fn a_breach_publishes_zero_first_then_persists_then_tells() {
+fn a_breach_publishes_zero_then_persists_then_announces() {
     let world = tripped();
     assert_eq!(
         world.order,
@@ -292,9 +294,9 @@ fn a_breach_publishes_zero_first_then_persists_then_tells() {
 }
 
 #[test]
-fn a_breach_is_noticed_within_window_arithmetic_and_one_tick() {
-    // 50 healthy requests are needed in the window, then more than 1 % of 400 must fail: 5 of them,
-    // all in the first broken tick.
+fn a_breach_is_detected_within_the_window_and_one_tick() {
+    // The window needs 50 healthy requests. Then more than 1 % of 400 must fail: 5 requests, all in
+    // the first broken tick.
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     for _ in 0..50 {
         world.tick(HEALTHY);
@@ -307,7 +309,7 @@ fn a_breach_is_noticed_within_window_arithmetic_and_one_tick() {
 }
 
 #[test]
-fn a_healthy_rollout_goes_on() {
+fn a_healthy_rollout_continues() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     for _ in 0..4_000 {
         world.tick(PerSide {
@@ -318,7 +320,7 @@ fn a_healthy_rollout_goes_on() {
     assert_eq!(world.share("checkout"), "5");
 }
 
-/// A plane with these shares, as another process would have it.
+/// Returns a control plane with these shares, as another process would have it.
 fn plane_of(shares: &[(&str, &str)]) -> ControlPlane {
     let mut plane = ControlPlane::new(Restored::Fresh);
     let rollouts = shares
@@ -339,7 +341,7 @@ fn plane_of(shares: &[(&str, &str)]) -> ControlPlane {
 }
 
 #[test]
-fn who_follows_exposes_what_the_lead_exposes_and_never_lifts_a_latch_of_its_own() {
+fn a_follower_exposes_what_the_leader_does_and_keeps_its_own_latch() {
     let lead = Lead::of(&plane_of(&[("a", "5"), ("b", "60"), ("c", "7")]).split());
     let mut follower = plane_of(&[("a", "50"), ("b", "50"), ("c", "50"), ("gone", "50")]);
     let rollback = Event::Command {
@@ -374,7 +376,7 @@ fn who_follows_exposes_what_the_lead_exposes_and_never_lifts_a_latch_of_its_own(
 }
 
 #[test]
-fn a_trip_of_another_process_latches_with_its_cause_and_only_once() {
+fn a_trip_of_another_process_latches_once_with_its_cause() {
     let trip = tripped()
         .plane
         .rollout("checkout")
@@ -413,7 +415,7 @@ fn a_trip_of_another_process_latches_with_its_cause_and_only_once() {
 }
 
 #[test]
-fn nothing_but_rearm_or_a_higher_generation_lifts_the_latch() {
+fn only_rearm_or_a_higher_generation_lifts_the_latch() {
     let mut world = tripped();
     let same = settings("checkout", "5", 1);
     for settings in [
@@ -469,7 +471,7 @@ fn a_latch_survives_a_restart_while_its_rollout_is_out_of_the_file() {
 }
 
 #[test]
-fn a_rearmed_guard_starts_from_nothing() {
+fn a_rearmed_guard_starts_without_evidence() {
     let mut world = tripped();
     world
         .command("checkout", Command::Rearm)
@@ -493,7 +495,7 @@ fn a_rearmed_guard_starts_from_nothing() {
 }
 
 #[test]
-fn a_raise_is_durable_before_it_is_in_force_and_a_drop_the_other_way_round() {
+fn a_raise_is_saved_before_it_applies_and_a_drop_after() {
     let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
     world.settings(vec![settings("a", "6", 1), settings("b", "50", 1)]);
     assert_eq!(
@@ -524,7 +526,7 @@ fn a_raise_is_durable_before_it_is_in_force_and_a_drop_the_other_way_round() {
 }
 
 #[test]
-fn a_rollout_re_armed_beside_a_lowered_one_stays_latched_until_that_is_durable() {
+fn a_rearm_beside_a_drop_stays_latched_until_the_change_is_durable() {
     let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
     world
         .command("a", Command::Rollback { force: true })
@@ -567,14 +569,14 @@ fn a_rollout_re_armed_beside_a_lowered_one_stays_latched_until_that_is_durable()
 }
 
 #[test]
-fn a_file_that_says_the_same_announces_nothing() {
+fn a_file_without_changes_announces_nothing() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     world.settings(vec![settings("checkout", "5", 1)]);
     assert_eq!(world.order, ["persist", "publish checkout=5"]);
 }
 
 #[test]
-fn a_person_can_roll_back_and_says_why() {
+fn a_manual_rollback_records_its_reason() {
     let mut world = World::with(vec![settings("checkout", "25", 1)]);
     world
         .command("checkout", Command::Rollback { force: true })
@@ -594,7 +596,7 @@ fn a_person_can_roll_back_and_says_why() {
 }
 
 #[test]
-fn commands_that_make_no_sense_change_nothing() {
+fn invalid_commands_change_nothing() {
     let mut world = World::with(vec![settings("checkout", "25", 1)]);
     let unknown = world
         .command("chekout", Command::Rollback { force: true })
@@ -614,7 +616,7 @@ fn commands_that_make_no_sense_change_nothing() {
 }
 
 #[test]
-fn an_unreadable_state_starts_everything_at_zero_and_says_so() {
+fn an_unreadable_state_starts_all_rollouts_at_zero_and_reports_it() {
     let mut world = World::new(Restored::Unreadable(
         "status.json: unexpected end".to_owned(),
     ));
@@ -656,7 +658,7 @@ fn an_unreadable_state_starts_everything_at_zero_and_says_so() {
 }
 
 #[test]
-fn a_dry_run_reports_once_and_moves_nobody() {
+fn a_dry_run_reports_once_and_does_not_move_users() {
     let mut dry = settings("checkout", "5", 1);
     dry.guard.dry_run = true;
     let mut world = World::with(vec![dry]);
@@ -679,7 +681,7 @@ fn a_dry_run_reports_once_and_moves_nobody() {
 }
 
 #[test]
-fn a_changed_percentage_under_a_latch_says_that_nothing_moves() {
+fn a_changed_percentage_under_a_latch_reports_that_no_users_move() {
     let mut world = tripped();
     world.settings(vec![settings("checkout", "25", 1)]);
     assert_eq!(
@@ -699,7 +701,7 @@ fn a_changed_percentage_under_a_latch_says_that_nothing_moves() {
 const TEN_MINUTES: Duration = Duration::from_secs(600);
 
 #[test]
-fn maintenance_is_in_force_before_it_is_saved_in_both_directions() {
+fn maintenance_applies_before_it_is_saved_in_both_directions() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     world
         .maintain(None, Maintenance::Full, Some(TEN_MINUTES))
@@ -735,7 +737,7 @@ fn maintenance_is_in_force_before_it_is_saved_in_both_directions() {
 }
 
 #[test]
-fn the_stricter_of_everything_and_of_one_rollout_holds() {
+fn the_stricter_of_a_global_and_a_rollout_window_applies() {
     let mut world = World::with(vec![settings("a", "5", 1), settings("b", "50", 1)]);
     world
         .maintain(Some("a"), Maintenance::Hold, None)
@@ -792,7 +794,7 @@ fn the_stricter_of_everything_and_of_one_rollout_holds() {
 }
 
 #[test]
-fn maintenance_ends_by_itself_and_says_that_it_was_the_timer() {
+fn maintenance_that_expires_is_attributed_to_the_timer() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     world
         .maintain(
@@ -815,7 +817,7 @@ fn maintenance_ends_by_itself_and_says_that_it_was_the_timer() {
         Some("checkout: maintenance is off after 1 s, it was read-only: its time is over")
     );
     assert!(world.persisted.maintenance.is_empty());
-    // Somebody else's word in the meantime replaces the timer.
+    // A command of another operator in the meantime replaces the timer.
     world
         .maintain(None, Maintenance::Hold, Some(Duration::from_secs(1)))
         .expect("everything is there");
@@ -829,7 +831,7 @@ fn maintenance_ends_by_itself_and_says_that_it_was_the_timer() {
 }
 
 #[test]
-fn maintenance_survives_a_restart_and_ends_when_it_was_meant_to() {
+fn maintenance_survives_a_restart_and_ends_on_time() {
     let file = vec![settings("checkout", "5", 1)];
     let mut world = World::with(file.clone());
     world
@@ -876,7 +878,7 @@ fn maintenance_survives_a_restart_and_ends_when_it_was_meant_to() {
 }
 
 #[test]
-fn maintenance_of_a_rollout_out_of_the_file_waits_for_its_return() {
+fn maintenance_of_a_removed_rollout_waits_for_its_return() {
     let mut world = World::with(vec![settings("checkout", "5", 1)]);
     world
         .maintain(Some("checkout"), Maintenance::Full, None)
@@ -899,7 +901,7 @@ fn maintenance_of_a_rollout_out_of_the_file_waits_for_its_return() {
 }
 
 #[test]
-fn maintenance_and_a_rollback_do_not_touch_each_other() {
+fn maintenance_and_a_rollback_are_independent() {
     let mut world = tripped();
     world
         .maintain(Some("checkout"), Maintenance::Hold, None)
@@ -928,7 +930,7 @@ fn maintenance_and_a_rollback_do_not_touch_each_other() {
 }
 
 #[test]
-fn a_latch_is_in_force_before_it_is_saved_where_only_a_list_is_on_new() {
+fn a_latch_applies_before_it_is_saved_if_only_a_list_is_on_new() {
     let mut listed = settings("checkout", "0", 1);
     listed.always_new = UserList::new(["qa"]);
     let mut world = World::with(vec![listed]);
@@ -987,13 +989,15 @@ fn act() -> impl Strategy<Value = Act> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: while latched the published share is zero, and only `rearm` or a higher generation ends that.
+    /// Whatever happens in whatever order, the published share is zero while latched, and only
+    /// `rearm` or a higher generation ends that.
     #[test]
-    fn the_latch_holds_through_every_history(acts in proptest::collection::vec(act(), 1..60)) {
+    fn the_latch_holds_through_any_sequence_of_events(acts in proptest::collection::vec(act(), 1..60)) {
         let mut file = settings("checkout", "5", 1);
         let mut world = World::with(vec![file.clone()]);
         let mut latched_at: Option<u64> = None;
-        // By whom it concerns: the rollout, everything. The mode, and after how many ticks it ends.
+        // By scope: the rollout, everything. Contains the mode, and the number of ticks until it
+        // ends.
         let mut closed: [Option<(Maintenance, Option<u32>)>; 2] = [None, None];
         for act in acts {
             match act {
@@ -1037,7 +1041,8 @@ proptest! {
                 Act::Restart => {
                     world = world.restart();
                     world.settings(vec![file.clone()]);
-                    // The file is read anew: a generation that rose while the rollout was out of the file counts now.
+                    // The file is loaded again: a generation that rose while the rollout was out of
+                    // the file counts now.
                     if latched_at.is_some_and(|latched| file.generation > latched) {
                         latched_at = None;
                     }

@@ -1,6 +1,6 @@
-//! Worlds of real but unusual traffic: users who always fail, requests without a key, long polls, a
-//! legacy that is switched off. Equal backends stay, whatever the world is like; what hurts users
-//! is told, and nobody is moved to where it is worse.
+//! Simulations of real but unusual traffic: users who always fail, requests without a key, long
+//! polls, a legacy that is switched off. Equal backends never cause a rollback, whatever the
+//! traffic. A fault that affects users is reported, and users are never moved to a worse side.
 
 mod common;
 
@@ -22,7 +22,7 @@ fn legacy(kind: FaultKind) -> Fault {
     at_once(Some(Side::Legacy), kind)
 }
 
-/// What goes wrong from now on, for this time.
+/// Adds a fault that begins now and lasts for this time.
 fn break_for(world: &mut World, fault: Fault, lasts: Duration) {
     let from = world.elapsed();
     world.fault(Fault {
@@ -36,7 +36,7 @@ fn changes(said: &[(&'static str, String)]) -> Vec<&'static str> {
     said.iter().map(|(change, _)| *change).collect()
 }
 
-/// Runs until something of this kind is announced; after how long it was, or `None` after
+/// Runs until a change of this kind is announced. Returns the time until then, or `None` after
 /// `patience`.
 fn until(world: &mut World, change: &str, patience: Duration) -> Option<(Duration, Announcement)> {
     let begin = world.elapsed();
@@ -52,10 +52,10 @@ fn until(world: &mut World, change: &str, patience: Duration) -> Option<(Duratio
     None
 }
 
-// A rollback must lead to something better.
+// A rollback must lead to a better state.
 
 #[test]
-fn a_legacy_that_is_switched_off_gets_nobody_and_people_are_told() {
+fn a_legacy_that_is_switched_off_gets_no_users_and_is_reported() {
     for percent in ["100", "95"] {
         let mut world = World::new(scenario(percent, 100.0, 1));
         run(&mut world, MINUTE);
@@ -71,17 +71,17 @@ fn a_legacy_that_is_switched_off_gets_nobody_and_people_are_told() {
         );
         assert!(
             said[0].1.starts_with(
-                "checkout: new is worse, but legacy does not answer: nobody was moved, raises are \
+                "checkout: new is worse, but legacy does not answer: no user was moved, raises are \
                  frozen at"
             ),
             "{said:?}"
         );
         let sentence = world.plane().rollouts()[0].sentence();
         assert!(
-            sentence.contains("new is worse, but legacy does not answer, so nobody was moved"),
+            sentence.contains("new is worse, but legacy does not answer, so no user was moved"),
             "{sentence}"
         );
-        // A raise waits.
+        // The raise waits.
         let mut raised = settings("100");
         raised.guard.min_users = 4;
         world.set(raised);
@@ -91,7 +91,7 @@ fn a_legacy_that_is_switched_off_gets_nobody_and_people_are_told() {
 }
 
 #[test]
-fn a_dead_new_beside_a_dead_legacy_is_told_within_a_second() {
+fn a_dead_new_beside_a_dead_legacy_is_reported_within_a_second() {
     for seed in 0..20 {
         let mut world = World::new(scenario("100", 2_000.0, seed));
         run(&mut world, 30 * SECOND);
@@ -106,7 +106,7 @@ fn a_dead_new_beside_a_dead_legacy_is_told_within_a_second() {
 }
 
 #[test]
-fn everybody_is_dropped_when_legacy_is_back_and_new_is_still_worse() {
+fn a_worse_new_is_rolled_back_when_legacy_is_back() {
     let mut world = World::new(scenario("100", 200.0, 2));
     run(&mut world, MINUTE);
     break_for(&mut world, legacy(FaultKind::Refused), 60 * SECOND);
@@ -123,7 +123,7 @@ fn everybody_is_dropped_when_legacy_is_back_and_new_is_still_worse() {
 }
 
 #[test]
-fn a_new_that_recovers_before_legacy_is_back_stays() {
+fn a_new_that_recovers_before_legacy_is_not_rolled_back() {
     let mut world = World::new(scenario("100", 200.0, 3));
     run(&mut world, MINUTE);
     break_for(&mut world, legacy(FaultKind::Refused), 3 * MINUTE);
@@ -134,7 +134,7 @@ fn a_new_that_recovers_before_legacy_is_back_stays() {
 }
 
 #[test]
-fn a_legacy_that_dies_after_the_drop_spills_to_a_new_that_answers_and_gets_its_users_back() {
+fn a_legacy_that_dies_after_a_rollback_spills_and_gets_users_back() {
     let mut world = World::new(scenario("50", 200.0, 4));
     run(&mut world, MINUTE);
     break_for(&mut world, new(FaultKind::Errors(0.3)), 5 * SECOND);
@@ -150,7 +150,7 @@ fn a_legacy_that_dies_after_the_drop_spills_to_a_new_that_answers_and_gets_its_u
 }
 
 #[test]
-fn a_legacy_that_cannot_carry_the_users_it_got_is_told() {
+fn a_legacy_that_cannot_carry_its_users_is_reported() {
     for (kind, what) in [
         (FaultKind::Errors(0.4), "failed"),
         (FaultKind::Slow(8.0), "took more than"),
@@ -174,9 +174,9 @@ fn a_legacy_that_cannot_carry_the_users_it_got_is_told() {
     }
 }
 
-// Like with like.
+// Comparisons of comparable users.
 
-/// Runs a world of equal backends, and says what was announced.
+/// Runs a world of equal backends, and returns the announcements.
 fn equal(
     seed: u64,
     percent: &str,
@@ -208,7 +208,7 @@ fn requests_without_a_key_are_not_compared_with_users_on_new() {
 }
 
 #[test]
-fn staff_on_slow_pages_is_not_compared_with_everybody_else() {
+fn staff_on_slow_pages_are_not_compared_with_other_users() {
     for seed in 0..3 {
         let mut scenario = scenario("0", 100.0, seed);
         scenario.traffic = Traffic {
@@ -227,7 +227,7 @@ fn staff_on_slow_pages_is_not_compared_with_everybody_else() {
 }
 
 #[test]
-fn a_limit_goes_on_over_users_who_are_not_compared() {
+fn a_limit_also_covers_users_who_are_not_compared() {
     let mut scenario = scenario("0", 200.0, 1);
     scenario.traffic = Traffic {
         users: 60,
@@ -244,9 +244,9 @@ fn a_limit_goes_on_over_users_who_are_not_compared() {
     );
 }
 
-/// Expired tokens, heavy accounts and slow devices: users who are drawn once and stay.
+/// Users with expired tokens, large accounts or slow devices are drawn once and stay the same.
 #[test]
-fn users_who_always_fail_are_on_new_by_accident_and_blame_nobody() {
+fn users_who_always_fail_and_are_on_new_by_chance_do_not_blame_new() {
     for seed in 0..40 {
         let said = equal(
             seed,
@@ -288,8 +288,8 @@ fn users_who_always_fail_are_on_new_by_accident_and_blame_nobody() {
 }
 
 #[test]
-fn what_hurts_many_users_is_found_as_soon_as_before() {
-    // The table of delays with users as trials: median of 15 runs within a third of it.
+fn a_fault_of_many_users_is_detected_as_fast_as_before() {
+    // The table of delays with users as trials: the median of 15 runs must be within a third of it.
     for (kind, seconds) in [
         (FaultKind::Errors(0.05), 9),
         (FaultKind::ErrorsOfUsers(0.5), 2),
@@ -324,9 +324,9 @@ fn what_hurts_many_users_is_found_as_soon_as_before() {
 }
 
 #[test]
-fn one_user_at_night_for_whom_both_sides_fail_rolls_nothing_back() {
+fn one_user_who_fails_on_both_sides_at_night_causes_no_rollback() {
     for seed in 0..5 {
-        // One user, who is on new, and a backend that fails him on either side.
+        // There is one user, who is on new, and both backends fail this user.
         let mut scenario = scenario("99", 0.5, seed);
         scenario.traffic = Traffic {
             users: 2,
@@ -343,9 +343,10 @@ fn one_user_at_night_for_whom_both_sides_fail_rolls_nothing_back() {
     }
 }
 
-// What is as ever is no cause.
+// Usual behaviour is not a cause.
 
-/// A world in which legacy is as it is for an hour and a quarter; then new gets more users.
+/// Returns a world in which legacy shows its usual behaviour for an hour and a quarter, after which
+/// new receives more users.
 fn raised(
     seed: u64,
     traffic: impl FnOnce(Traffic) -> Traffic,
@@ -374,7 +375,7 @@ fn polls(traffic: Traffic) -> Traffic {
 }
 
 #[test]
-fn long_polls_undo_no_raise_and_freeze_nothing_for_ever() {
+fn long_polls_undo_no_raise_and_freeze_nothing_permanently() {
     for seed in 0..3 {
         let mut world = raised(seed, polls, |_| ());
         let said = run(&mut world, 30 * MINUTE);
@@ -410,7 +411,7 @@ fn chronic_errors_on_both_sides_undo_no_raise() {
 }
 
 #[test]
-fn an_outage_of_both_after_a_raise_freezes_and_a_failure_of_new_alone_is_blamed() {
+fn an_outage_of_both_sides_freezes_raises_and_new_alone_is_blamed() {
     for seed in 0..3 {
         let mut world = raised(seed, polls, |_| ());
         run(&mut world, 15 * MINUTE);
@@ -431,10 +432,10 @@ fn an_outage_of_both_after_a_raise_freezes_and_a_failure_of_new_alone_is_blamed(
     }
 }
 
-// Warming up.
+// The warm-up after a raise.
 
 #[test]
-fn a_new_that_is_slow_while_it_warms_up_is_not_latched_and_one_that_stays_slow_is() {
+fn a_slow_warm_up_is_not_latched_but_a_lasting_slowdown_is() {
     for seed in 0..3 {
         let mut world = World::new(scenario("5", 300.0, seed));
         run(&mut world, 2 * MINUTE);
@@ -466,7 +467,7 @@ fn a_new_that_is_slow_while_it_warms_up_is_not_latched_and_one_that_stays_slow_i
 }
 
 #[test]
-fn errors_count_while_it_warms_up() {
+fn errors_count_during_the_warm_up() {
     let mut world = World::new(scenario("5", 300.0, 1));
     run(&mut world, 2 * MINUTE);
     world.set(settings("25"));
@@ -474,10 +475,10 @@ fn errors_count_while_it_warms_up() {
     assert!(until(&mut world, "rollback", 5 * SECOND).is_some());
 }
 
-// What was missed.
+// Faults that were not detected before.
 
 #[test]
-fn a_redirect_loop_of_everybody_on_new_is_noticed_and_one_redirect_for_all_is_not() {
+fn a_redirect_loop_on_new_is_detected_but_one_redirect_is_not() {
     for seed in 0..3 {
         let mut world = World::new(scenario("25", 300.0, seed));
         run(&mut world, MINUTE);
@@ -490,7 +491,7 @@ fn a_redirect_loop_of_everybody_on_new_is_noticed_and_one_redirect_for_all_is_no
             told.sentence
         );
         eprintln!("seed {seed}: after {after:?}: {}", told.sentence);
-        // Both sides send everybody to a login, as a site does.
+        // Both sides redirect all users to a login, as a site does.
         let mut world = World::new(scenario("25", 300.0, seed));
         run(&mut world, MINUTE);
         break_for(
@@ -503,7 +504,7 @@ fn a_redirect_loop_of_everybody_on_new_is_noticed_and_one_redirect_for_all_is_no
 }
 
 #[test]
-fn a_tail_that_becomes_very_slow_is_noticed() {
+fn a_tail_that_becomes_very_slow_is_detected() {
     for (share, times, rps, seconds) in [(0.04, 75.0, 200.0, 40), (0.01, 20.0, 2_000.0, 60)] {
         let delays: Vec<Duration> = (0..5)
             .map(|seed| {
@@ -530,10 +531,10 @@ fn a_tail_that_becomes_very_slow_is_noticed() {
     }
 }
 
-// At the top of the ramp.
+// The last steps of a rollout.
 
 #[test]
-fn a_dead_new_costs_a_dozen_answers_at_any_share_also_right_after_the_raise() {
+fn a_dead_new_costs_a_dozen_answers_at_any_share_and_after_a_raise() {
     for percent in ["1", "25", "50", "95", "99.9", "100"] {
         for settled in [Duration::from_secs(5), Duration::from_secs(30)] {
             let bad: Vec<u64> = (0..10)
@@ -561,7 +562,7 @@ fn a_dead_new_costs_a_dozen_answers_at_any_share_also_right_after_the_raise() {
 }
 
 #[test]
-fn an_announcement_of_each_kind_has_a_name_of_its_own() {
+fn each_kind_of_announcement_has_a_name_of_its_own() {
     let names = [
         Change::NoRefuge,
         Change::NoRefugeEnded,
@@ -583,7 +584,7 @@ fn an_announcement_of_each_kind_has_a_name_of_its_own() {
 }
 
 #[test]
-fn a_short_outage_of_legacy_rolls_nothing_back() {
+fn a_short_outage_of_legacy_causes_no_rollback() {
     for (percent, outage, kind) in [
         ("50", 4, FaultKind::Refused),
         ("50", 10, FaultKind::Refused),
@@ -605,7 +606,7 @@ fn a_short_outage_of_legacy_rolls_nothing_back() {
 }
 
 #[test]
-fn a_legacy_that_fails_most_requests_is_no_yardstick_for_what_else_new_answers() {
+fn a_legacy_that_fails_most_requests_is_no_reference_for_new() {
     for errors in [0.4, 0.95] {
         let mut world = World::new(scenario("50", 100.0, 5));
         run(&mut world, 10 * MINUTE);
@@ -616,7 +617,7 @@ fn a_legacy_that_fails_most_requests_is_no_yardstick_for_what_else_new_answers()
 }
 
 #[test]
-fn a_legacy_that_fails_everybody_after_the_drop_spills_to_new() {
+fn a_legacy_that_fails_all_users_after_a_rollback_spills_to_new() {
     let mut world = World::new(scenario("50", 100.0, 7));
     run(&mut world, MINUTE);
     break_for(&mut world, new(FaultKind::Errors(0.04)), FOREVER);

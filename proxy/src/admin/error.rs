@@ -126,7 +126,7 @@ impl From<Refusal> for ApiError {
                 StatusCode::PRECONDITION_FAILED,
                 "revision_mismatch",
                 &message,
-                "read the status again and decide anew",
+                "read the status again, then decide",
             ),
         }
     }

@@ -95,7 +95,7 @@ pub fn start(
                 tokio::select! {
                     served = axum::serve(Gated { listener, closed }, router(admin)) => {
                         if let Err(error) = served {
-                            tracing::error!(%error, "the admin port is not served any more");
+                            tracing::error!(%error, "the admin port is no longer served");
                         }
                     }
                     () = stopped => {}

@@ -141,7 +141,7 @@ impl Start {
         let common = Arc::new(Common::new(settings, None));
         let settings = &common.settings;
         for warning in &settings.warnings {
-            tracing::warn!("{warning}");
+            tracing::warn!(%warning, "the file has a warning");
         }
         let published = Arc::new(Published::new(Snapshot::new(
             plane.split(),

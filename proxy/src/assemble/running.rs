@@ -156,7 +156,7 @@ impl Running {
         drop((self.control, self.watch, self.stop_certificates));
         for thread in self.threads {
             if thread.join().is_err() {
-                tracing::error!("a thread ended in a panic");
+                tracing::error!("a thread panicked");
             }
         }
         cut

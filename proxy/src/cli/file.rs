@@ -495,7 +495,7 @@ impl Move {
         let why = if same_users {
             ""
         } else {
-            " (salt, key or anonymous changed: everybody is hashed anew)"
+            " (salt, key or anonymous changed: every user is hashed again)"
         };
         let generation = match (old, new) {
             (Some(old), Some(new)) if new.generation > old.generation => format!(

@@ -115,7 +115,7 @@ impl Explain {
 pub(super) struct Status {
     /// Only this rollout
     rollout: Option<String>,
-    /// Show it anew every second
+    /// Show it again every second
     #[arg(long, short = 'w')]
     watch: bool,
     /// Print JSON; with --watch a line each second

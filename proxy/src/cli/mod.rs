@@ -37,7 +37,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy in the foreground. SIGTERM drains and a second one ends it; SIGHUP reads the
-    /// file again; SIGUSR1 opens the access log anew; SIGUSR2 starts the program anew and lets it
+    /// file again; SIGUSR1 reopens the access log; SIGUSR2 starts the program anew and lets it
     /// take over
     Run(run::Run),
     /// Everything on one machine: two sample backends, simulated users, a ramp, a breakdown and the

@@ -103,7 +103,7 @@ impl Recording {
     }
 }
 
-/// What came between two totals; a process that was started anew counts from zero.
+/// What came between two totals; a process that was restarted counts from zero.
 fn difference(now: TickSide, before: TickSide) -> TickSide {
     let restarted = now.iter().zip(&before).any(|(now, before)| now < before);
     std::array::from_fn(|at| {

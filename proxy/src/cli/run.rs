@@ -167,7 +167,7 @@ impl Run {
         let cut = match end {
             End::Stop { lead } => {
                 systemd::stopping();
-                tracing::info!("stopping: not ready any more; requests in flight may finish");
+                tracing::info!("stopping: no longer ready; requests in flight may finish");
                 running.stop(lead, self.grace, hurry)
             }
             End::Succeeded => running.retire(self.lead, self.grace, hurry),

@@ -84,11 +84,28 @@ impl Control {
                             Arc::clone(&announcement.rollout),
                             self.plane.revision(),
                         ));
-                        tracing::error!(rollout = %announcement.rollout, change = "rollback", rule = trip.cause.label(), "{}", announcement.sentence);
+                        tracing::error!(
+                            rollout = %announcement.rollout,
+                            change = "rollback",
+                            rule = trip.cause.label(),
+                            sentence = announcement.sentence,
+                            "rolled back"
+                        );
                     } else if is_degraded(&announcement.change) {
-                        tracing::warn!(rollout = %announcement.rollout, change = announcement.change.name(), "{}", announcement.sentence);
+                        tracing::warn!(
+                            rollout = %announcement.rollout,
+                            change = announcement.change.name(),
+                            sentence = announcement.sentence,
+                            "a rollout needs attention"
+                        );
                     } else {
-                        tracing::info!(rollout = %announcement.rollout, change = announcement.change.name(), actor = announcement.actor.name, "{}", announcement.sentence);
+                        tracing::info!(
+                            rollout = %announcement.rollout,
+                            change = announcement.change.name(),
+                            actor = announcement.actor.name,
+                            sentence = announcement.sentence,
+                            "a rollout changed"
+                        );
                     }
                     self.pass_on(&announcement);
                     // The other process writes its own; until it is ready, lines wait for the case

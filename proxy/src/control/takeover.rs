@@ -84,7 +84,7 @@ impl Control {
                 (false, true) if knows_all => Command::Rearm,
                 (true, true) | (false, _) => continue,
             };
-            tracing::info!(rollout = %led.id, latched = led.latched, "the latch of the new process holds here, too");
+            tracing::info!(rollout = %led.id, latched = led.latched, "the latch of the new process also applies here");
             // What it asks for is told and saved by the other process.
             let _ = self.plane.on(
                 Event::Command {

@@ -261,7 +261,7 @@ impl Stage {
         self.expect(
             seen.moved_back == 0,
             &format!(
-                "raising to {share} % should move nobody back, found {}",
+                "raising to {share} % should move no user back, found {}",
                 seen.moved_back
             ),
         );
@@ -324,7 +324,7 @@ impl Stage {
         let before = self.new.requests();
         self.tell(
             "latch",
-            "saving `percent = 60`: a rollback is latched, so nobody moves",
+            "saving `percent = 60`: a rollback is latched, so no user moves",
         );
         self.save(Percent::parse("60").map_err(|error| error.to_string())?)?;
         let rollout = self

@@ -202,7 +202,7 @@ fn closed(restriction: Restriction, method: &Method) -> Option<String> {
     match restriction.mode.treats(is_safe(method)) {
         Treatment::Pass => None,
         Treatment::Hold => Some(format!(
-            "maintenance is {mode}, so it is parked and then decided anew; {without}:"
+            "maintenance is {mode}, so it is parked and decided again afterwards; {without}:"
         )),
         Treatment::Refuse => Some(format!(
             "maintenance is {mode}, so it is answered with 503; {without}:"

@@ -99,7 +99,7 @@ impl Watch {
             );
         }
         for file in self.told.iter().filter(|file| !waited.contains(file)) {
-            tracing::info!(file, "a file has rested");
+            tracing::info!(file, "a changed file is complete");
         }
         self.told.clone_from(&waited);
         self.control.waiting_blocking(waited)

@@ -1,13 +1,16 @@
-//! The certificates that clients see: chosen by server name, read again when their files change.
+//! The certificates that clients see. They are chosen by server name, and read again when their
+//! files change.
 //!
-//! A pair whose files cannot be used keeps the last one that could: a renewal that fails half-way
-//! must not take the site down. What is wrong is told once, in the log and as a metric, and looked
-//! at again every second. At the start there is no last one, so a bad pair is an error then.
+//! A pair whose files are unusable keeps the last usable certificate: a renewal that fails half-way
+//! must not take the site down. The problem is reported once, in the log and as a metric, and
+//! checked again every second. At the start there is no earlier certificate, so a bad pair is an
+//! error then.
 //!
-//! A chain that is being written in place may be cut between two certificates, which no syntax
-//! shows. So both files have to rest (see `rest`); until then the pair before stays in use.
+//! A chain that is being written in place may be cut between two certificates, and no syntax check
+//! detects that. So both files have to remain unchanged for a while (see `rest`). Until then the
+//! previous pair stays in use.
 //!
-//! Changes are noticed by the files' content and not by events: certificates are renewed by tools
+//! Changes are detected by the files' content and not by events. Certificates are renewed by tools
 //! that write, rename, or swap links, on every kind of file system.
 //!
 //! Deliberately absent: fetching certificates (ACME), client certificates, OCSP stapling.
@@ -34,13 +37,13 @@ use crate::clock;
 use crate::shared::published::Published;
 use crate::shared::settling::{Fingerprint, Settling};
 
-/// How often files are looked at.
+/// How often files are checked.
 const LOOK: Duration = Duration::from_secs(1);
-/// How often files are looked at while one of them rests.
+/// How often files are checked while one of them has changed recently.
 const LOOK_AT_RESTING: Duration = Duration::from_millis(100);
-/// How long files that cannot be used have to rest before they are called broken.
+/// How long unusable files have to remain unchanged before they are reported as broken.
 const BROKEN: Duration = Duration::from_millis(200);
-/// From here on the log warns, once a day.
+/// The number of remaining days from which the log warns, once a day.
 const WARN_DAYS: i64 = 14;
 const DAY_MS: i64 = 86_400_000;
 
@@ -51,42 +54,42 @@ pub struct Certificates(Arc<ArcSwap<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     pairs: Vec<Arc<Pair>>,
-    /// By lower-case name; `*.example.org` stands under that text.
+    /// The certificates by lower-case name. `*.example.org` is stored under that text.
     by_name: HashMap<String, Arc<CertifiedKey>>,
 }
 
-/// One pair of files, as last read with success.
+/// One pair of files, as last read successfully.
 #[derive(Debug)]
 struct Pair {
     of: Certificate,
     fingerprint: [u8; 32],
-    /// What was seen of both files.
+    /// The fingerprints of both files.
     sights: [Fingerprint; 2],
     key: Arc<CertifiedKey>,
     names: Vec<String>,
     expires_ms: i64,
-    /// Why the files as they are now cannot be used.
+    /// The reason why the current files are unusable. `None` if they are usable.
     problem: Option<String>,
 }
 
-/// How a certificate stands, for metrics and `status`.
+/// The state of a certificate, for metrics and `status`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// Its path, as the file names it.
+    /// The path of the certificate, as the configuration file names it.
     pub path: String,
-    /// When it expires, in milliseconds of Unix time.
+    /// The time of expiry, in milliseconds of Unix time.
     pub expires_ms: i64,
-    /// Whether the files as they are now are in use.
+    /// Whether the current files are in use.
     pub is_current: bool,
 }
 
-/// A pair of files that cannot be used.
+/// An unusable pair of files.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot use the certificate {} with the key {} ([listen] certificates): {why}", of.cert, of.key)]
 pub struct Unusable {
-    /// Which.
+    /// The certificate.
     of: Certificate,
-    /// Why.
+    /// The reason.
     why: String,
 }
 
@@ -94,7 +97,7 @@ impl Certificates {
     /// Reads all pairs. Paths are relative to `base`.
     ///
     /// # Errors
-    /// The first pair that cannot be used.
+    /// The first unusable pair.
     pub fn load(base: &Path, wanted: &[Certificate]) -> Result<Self, Unusable> {
         let pairs = wanted.iter().map(|of| {
             read(base, of)
@@ -114,10 +117,11 @@ impl Certificates {
         Ok(Self(Arc::new(ArcSwap::from_pointee(table))))
     }
 
-    /// TLS 1.2 and 1.3, HTTP/2 and HTTP/1.1, with these certificates as they change.
+    /// Returns a configuration for TLS 1.2 and 1.3, and for HTTP/2 and HTTP/1.1. It uses these
+    /// certificates, including later changes.
     ///
     /// # Errors
-    /// When the system gives no random numbers.
+    /// When the system provides no random numbers.
     pub fn server_config(&self) -> Result<ServerConfig, rustls::Error> {
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(provider)
@@ -130,7 +134,7 @@ impl Certificates {
         Ok(config)
     }
 
-    /// How each stands, in the order of the file.
+    /// Returns the state of each certificate, in the order of the configuration file.
     pub fn standings(&self) -> Vec<Standing> {
         self.0
             .load()
@@ -144,8 +148,8 @@ impl Certificates {
             .collect()
     }
 
-    /// Reads what has changed and has rested; what cannot be used stays as it was. Says whether any
-    /// file still rests.
+    /// Reads files that have changed and then remained unchanged for a while. Unusable files leave
+    /// the old certificate in place. Returns whether any file may still be changing.
     fn refresh(
         &self,
         base: &Path,
@@ -227,7 +231,7 @@ impl Certificates {
                 .iter()
                 .zip(&before.pairs)
                 .all(|(now, before)| Arc::ptr_eq(now, before));
-        // Without any there would be no handshake at all: better an old one.
+        // Without any certificate there would be no handshake at all, so an old one is better.
         if !unchanged && !pairs.is_empty() {
             self.0.store(Arc::new(Table::of(pairs)));
         }
@@ -251,10 +255,10 @@ impl Certificates {
         }
     }
 
-    /// Follows the files of whatever is published, from a thread of its own.
+    /// Follows the files of the published configuration on a thread of its own.
     ///
     /// # Errors
-    /// When the system refuses the thread.
+    /// When the system cannot create the thread.
     pub fn follow(
         &self,
         base: PathBuf,
@@ -266,7 +270,7 @@ impl Certificates {
             .name("certificates".to_owned())
             .spawn(move || {
                 let mut warned = None;
-                // New pairs that cannot be used, and why: told once.
+                // New unusable pairs and their problems, each of which is reported once.
                 let (mut rests, mut told) = (Rests::new(), Vec::new());
                 loop {
                     let some_rest = certificates.refresh(
@@ -313,7 +317,7 @@ impl Table {
         Self { pairs, by_name }
     }
 
-    /// The exact name first, then `*.` for its first label.
+    /// Looks up the exact name first, and then `*.` in place of its first label.
     fn for_name(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
         let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
         self.by_name.get(&name).or_else(|| {
@@ -346,20 +350,21 @@ impl Pair {
     }
 }
 
-/// What a look has found of a pair.
+/// The result of checking a pair.
 enum Found {
-    /// The files in use.
+    /// The files are the ones in use.
     Same,
-    /// Others that may still be being written.
+    /// The files are different and may still be being written.
     Rests,
-    /// Others that are whole.
+    /// The files are different and complete.
     New(Box<Pair>),
 }
 
-/// Pairs whose files have changed, and since when both have rested.
+/// The pairs whose files have changed, and since when both files have remained unchanged.
 type Rests = Vec<(Certificate, [Settling; 2])>;
 
-/// Whether the files of a pair have rested: until they can be taken for whole, or be called broken.
+/// Returns whether the files of a pair have remained unchanged long enough to be considered
+/// complete, or broken.
 fn have_rested(
     of: &Certificate,
     known: Option<&Arc<Pair>>,
@@ -387,7 +392,7 @@ fn have_rested(
     })
 }
 
-/// The content of both files, and a hash over it.
+/// The content of both files, and a hash of it.
 struct Files {
     fingerprint: [u8; 32],
     sights: [Fingerprint; 2],
@@ -456,7 +461,7 @@ fn pair(of: &Certificate, files: &Files) -> Result<Pair, String> {
     })
 }
 
-/// The names a certificate is for, in lower case, and when it expires.
+/// Returns the names that a certificate is for, in lower case, and when it expires.
 fn names_of(der: &CertificateDer<'_>) -> Option<(Vec<String>, i64)> {
     let (_, certificate) = X509Certificate::from_der(der).ok()?;
     let alternatives = certificate.subject_alternative_name().ok().flatten();

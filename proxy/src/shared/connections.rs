@@ -1,11 +1,10 @@
 //! Counts of client connections, and of requests that the lane left to the proxy engine. The
-//! listener and the lane write them; the metrics and the end of the process read them.
+//! listener and the lane write them. The metrics and the shutdown of the process read them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Client connections: how many are open, how many were turned away, and what of theirs was not the
-/// lane's.
+/// Counters of open client connections, of refused ones, and of requests that the lane declined.
 #[derive(Debug, Default)]
 pub struct Connections {
     open: AtomicUsize,
@@ -14,17 +13,18 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Open connections.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Connections closed at once because `max_connections` were open.
+    /// Returns the number of connections that were closed at once because `max_connections` were
+    /// open.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// Requests that the lane left to the proxy engine.
+    /// Returns the counts of requests that the lane left to the proxy engine.
     pub fn declines(&self) -> &Declines {
         &self.declines
     }
@@ -50,35 +50,35 @@ impl Drop for OpenConnection {
     }
 }
 
-/// Why a request is left to the proxy engine.
+/// The reason why a request is left to the proxy engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Declined {
     /// The head is not plain, or large.
     Head,
-    /// It is not HTTP/1.1.
+    /// The request is not HTTP/1.1.
     Version,
-    /// The method is not one of the usual ones.
+    /// The method is not a common one.
     Method,
     /// The target is not a path in plain characters.
     Target,
     /// There is not exactly one plain `Host`.
     Host,
-    /// The body is not framed by one length.
+    /// The body is not framed by a single length.
     Framing,
-    /// Fields are for the next hop only.
+    /// There are hop-by-hop fields.
     HopByHop,
-    /// It may become, or be answered by, something that lasts.
+    /// The exchange may be long-lived.
     Lasts,
-    /// A body where none is usual: it could not be sent twice.
+    /// The request has a body where none is usual, so it could not be sent twice.
     Body,
     /// A backend speaks TLS or HTTP/2.
     Backend,
-    /// Maintenance holds it.
+    /// Maintenance holds the request.
     Held,
 }
 
 impl Declined {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 11] = [
         Self::Head,
         Self::Version,
@@ -93,7 +93,7 @@ impl Declined {
         Self::Held,
     ];
 
-    /// The name used in metrics.
+    /// Returns the name used in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Head => "head",
@@ -111,7 +111,7 @@ impl Declined {
     }
 }
 
-/// How many requests were declined, by reason. Counted in one place for all threads, since such a
+/// The number of declined requests by reason. All threads share the counters, because such a
 /// request is slow anyway.
 #[derive(Debug, Default)]
 pub struct Declines([AtomicU64; Declined::ALL.len()]);
@@ -128,26 +128,26 @@ impl Declines {
     }
 }
 
-/// How many clients may do so at once. Where there are more, somebody is up to something.
+/// The number of clients that may linger at once. More than that indicates an attack.
 pub const MOST_LINGERING: usize = 1_024;
 
-/// How many clients are let finish at present.
+/// Returns how many clients currently linger.
 pub fn lingering() -> usize {
     LINGERING.load(Ordering::Relaxed)
 }
 
-/// One of the connections that are ending. They count as open no more, so there is a limit of their
-/// own.
+/// One lingering connection. Lingering connections no longer count as open, so they have a limit of
+/// their own.
 #[derive(Debug)]
 pub struct Lingering;
 
 static LINGERING: AtomicUsize = AtomicUsize::new(0);
 
 impl Lingering {
-    /// Returns a place, or `None` if as many as `most` are taken.
+    /// Returns a slot, or `None` if `most` slots are taken.
     pub fn enter(most: usize) -> Option<Self> {
         let place = LINGERING.fetch_add(1, Ordering::Relaxed) < most;
-        // Without a place it leaves at once.
+        // A connection without a slot is closed at once.
         Some(Self).filter(|_| place)
     }
 }

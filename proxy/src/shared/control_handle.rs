@@ -1,5 +1,5 @@
-//! The door to the control plane: send it something, await the answer. Cheap to clone; everything
-//! that changes a rollout goes through here or through the file.
+//! The handle to the control plane, which sends a message and awaits the answer. Cheap to clone.
+//! Everything that changes a rollout uses this handle or the configuration file.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,162 +12,164 @@ use tokio::sync::{mpsc, oneshot};
 use crate::shared::published::Common;
 use crate::shared::report::Report;
 
-/// How many messages may wait. Senders wait for room; the data path never sends.
+/// The number of messages that may wait. Senders wait for room, and the data path never sends.
 const QUEUE: usize = 64;
 
 /// Sends messages to the control loop.
 #[derive(Clone, Debug)]
 pub struct ControlHandle(mpsc::Sender<Message>);
 
-/// The revisions at which somebody wants a change to be made: any for `None`, one of these else.
+/// The revisions at which a caller wants a change to be made. `None` is any revision, and otherwise
+/// it has to be one of these.
 pub type IfRevision = Option<Vec<u64>>;
 
-/// What can be told to the control loop.
+/// A message to the control loop.
 #[derive(Debug)]
 pub enum Message {
-    /// A valid file.
+    /// A valid configuration file.
     Settings {
-        /// The file, prepared.
+        /// The prepared configuration.
         common: Arc<Common>,
-        /// Changed keys that need a restart and so were not taken.
+        /// The changed keys that need a restart and were therefore not applied.
         restart_needed: Vec<&'static str>,
-        /// Who changed it.
+        /// Who changed the file.
         actor: Actor,
-        /// Why.
+        /// The reason for the change.
         reason: String,
-        /// Told when it is in force.
+        /// Receives the result when the file is in force.
         reply: oneshot::Sender<Applied>,
     },
-    /// A file that cannot be used. What is in force stays.
+    /// An unusable configuration file. The configuration in force is kept.
     Rejected {
         /// The problems as text.
         problems: String,
     },
-    /// These files have changed and are not read yet: they may still be being written.
+    /// These files have changed and have not been read yet, because they may still be being
+    /// written.
     Waiting {
-        /// As the file names them.
+        /// The files, as the configuration names them.
         files: Vec<String>,
     },
-    /// Somebody is about to change the file. Until the release, who wants a change at the same
-    /// revision is refused.
+    /// A caller is about to change the file. Until the release, changes by others at the same
+    /// revision are refused.
     Reserve {
-        /// Only at one of these revisions.
+        /// The change is made only at one of these revisions.
         if_revision: Vec<u64>,
-        /// Whether the file may be changed.
+        /// Receives whether the file may be changed.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// The file has been changed, or will not be.
     Release,
-    /// Somebody wants something of a rollout.
+    /// A command for a rollout.
     Command {
-        /// Which rollout.
+        /// The name of the rollout.
         rollout: String,
-        /// What.
+        /// The command.
         command: Command,
-        /// Who.
+        /// Who sent the command.
         actor: Actor,
-        /// Why.
+        /// The reason for the command.
         reason: String,
-        /// Only at one of these revisions.
+        /// The command is carried out only at one of these revisions.
         if_revision: IfRevision,
-        /// The answer.
+        /// Receives the answer.
         reply: oneshot::Sender<Result<Applied, Refusal>>,
     },
-    /// Somebody wants something kept out, or let in again.
+    /// A change of maintenance: requests are to be kept out, or admitted again.
     Maintenance {
-        /// What.
+        /// The requested change.
         wish: MaintenanceWish,
-        /// Who.
+        /// Who requested the change.
         actor: Actor,
-        /// Why.
+        /// The reason for the change.
         reason: String,
-        /// Only at one of these revisions.
+        /// The change is made only at one of these revisions.
         if_revision: IfRevision,
-        /// The answer.
+        /// Receives the answer.
         reply: oneshot::Sender<Result<Applied, Refusal>>,
     },
-    /// Somebody wants to know how things stand.
+    /// A request for the current status.
     Report(oneshot::Sender<Report>),
-    /// Somebody wants to know that the loop turns.
+    /// A request for proof that the loop runs.
     Pulse(oneshot::Sender<()>),
-    /// Another process takes over: from now on nothing is written here, and what it has in force
-    /// holds here.
+    /// Another process takes over. From now on nothing is written here, and the configuration that
+    /// process has in force applies here.
     HandOver {
-        /// Told of every rollback that is decided here.
+        /// Receives every rollback that is decided here.
         trips: mpsc::UnboundedSender<Tripped>,
-        /// What the other process needs to know beside the saved state; or why this is no time for
-        /// it.
+        /// Receives what the other process needs besides the saved state, or why a handover is not
+        /// possible now.
         reply: oneshot::Sender<Result<Handovers, String>>,
     },
-    /// The other process has failed: all is as before.
+    /// The other process has failed, and this process returns to its earlier state.
     TakeBack,
-    /// What the process that has taken over has in force.
+    /// The state that the successor process has in force.
     Lead {
         /// The shares, latches and maintenance.
         lead: Lead,
-        /// How many of the rollbacks that were decided here are in it.
+        /// The number of rollbacks decided here that this state includes.
         acknowledged: u64,
     },
-    /// The process before this one has rolled back.
+    /// The predecessor process has rolled back.
     Tripped {
-        /// What happened there.
+        /// The rollback.
         tripped: Tripped,
-        /// Told when it is in force.
+        /// Notified when the rollback is in force.
         reply: oneshot::Sender<()>,
     },
 }
 
-/// What each rollout knows beside its saved standing.
+/// The state of each rollout besides its saved state.
 pub type Handovers = BTreeMap<Arc<str>, Handover>;
 
-/// A rollback that one process tells another of.
+/// A rollback that one process reports to another.
 #[derive(Clone, Debug)]
 pub struct Tripped {
-    /// Which rollout.
+    /// The name of the rollout.
     pub rollout: String,
-    /// What happened.
+    /// The cause of the rollback.
     pub trip: Trip,
-    /// Who.
+    /// Who caused the rollback.
     pub actor: Actor,
-    /// Why.
+    /// The reason for the rollback.
     pub reason: String,
 }
 
-/// What is to be kept out.
+/// A requested change of maintenance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MaintenanceWish {
-    /// Of one rollout, or of everything.
+    /// The name of the rollout, or `None` for everything.
     pub rollout: Option<String>,
     /// The mode from now on.
     pub mode: Maintenance,
-    /// For how long; `None` until somebody says otherwise.
+    /// The duration of the mode. `None` means until the next change.
     pub lasts: Option<Duration>,
 }
 
-/// Something was done.
+/// The result of a change that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// The revision from which on it is in force.
+    /// The revision from which on the change is in force.
     pub revision: u64,
-    /// Whether it is durable, too.
+    /// Whether the change is also durable.
     pub durable: bool,
 }
 
-/// Something was not done; nothing has changed.
+/// The reason why a change was not made. Nothing has changed.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// The command makes no sense now.
+    /// The command is not valid in the current state.
     #[error(transparent)]
     Command(#[from] CommandError),
-    /// Another process is about to take over, and must not begin with a state that is already old.
+    /// Another process is about to take over, and must not start with an outdated state.
     #[error("a new process is taking over")]
     HandingOver,
-    /// Somebody else was faster.
-    #[error("expected revision {}, found {found}: somebody changed it meanwhile", revisions(.expected))]
+    /// Another caller was faster.
+    #[error("expected revision {}, found {found}: another caller changed it first", revisions(.expected))]
     Revision {
-        /// What the caller had seen; empty if it was no revision.
+        /// The revisions that the caller had seen. Empty if the caller named no valid revision.
         expected: Vec<u64>,
-        /// What is in force.
+        /// The revision in force.
         found: u64,
     },
 }
@@ -184,19 +186,19 @@ fn revisions(expected: &[u64]) -> String {
     }
 }
 
-/// The control loop has ended: the process is going down.
+/// The control loop has ended because the process is shutting down.
 #[derive(Debug, thiserror::Error)]
 #[error("the proxy is shutting down")]
 pub struct Gone;
 
 impl ControlHandle {
-    /// A handle and the inbox of the loop it leads to.
+    /// Creates a handle and the inbox of its control loop.
     pub fn new() -> (Self, mpsc::Receiver<Message>) {
         let (sender, inbox) = mpsc::channel(QUEUE);
         (Self(sender), inbox)
     }
 
-    /// Puts a valid file in force, from a thread outside any runtime.
+    /// Puts a valid file in force. To be called from a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -220,7 +222,7 @@ impl ControlHandle {
         answer.blocking_recv().map_err(|_| Gone)
     }
 
-    /// Tells of a file that cannot be used, from a thread outside any runtime.
+    /// Reports an unusable file. To be called from a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -230,7 +232,7 @@ impl ControlHandle {
             .map_err(|_| Gone)
     }
 
-    /// Tells which files are waited for, from a thread outside any runtime.
+    /// Reports which files are still awaited. To be called from a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -240,11 +242,11 @@ impl ControlHandle {
             .map_err(|_| Gone)
     }
 
-    /// Compares revisions, and keeps others who name one from changing anything until
-    /// [`ControlHandle::release_blocking`]. From a thread outside any runtime.
+    /// Compares revisions, and prevents changes by other callers that name a revision until
+    /// [`ControlHandle::release_blocking`]. To be called from a thread outside any runtime.
     ///
     /// # Errors
-    /// When the loop has ended; inside, when the revision is another one.
+    /// When the loop has ended. The inner result is an error when the revision is another one.
     pub fn reserve_blocking(&self, if_revision: IfRevision) -> Result<Result<(), Refusal>, Gone> {
         let Some(if_revision) = if_revision else {
             return Ok(Ok(()));
@@ -256,7 +258,7 @@ impl ControlHandle {
         answer.blocking_recv().map_err(|_| Gone)
     }
 
-    /// Lets others change things again, from a thread outside any runtime.
+    /// Allows changes by other callers again. To be called from a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -267,7 +269,7 @@ impl ControlHandle {
     /// Rolls back or re-arms.
     ///
     /// # Errors
-    /// When the loop has ended; inside, when the command is refused.
+    /// When the loop has ended. The inner result is an error when the command is refused.
     pub async fn command(
         &self,
         rollout: String,
@@ -294,7 +296,7 @@ impl ControlHandle {
     /// Begins or ends maintenance.
     ///
     /// # Errors
-    /// When the loop has ended; inside, when it is refused.
+    /// When the loop has ended. The inner result is an error when the change is refused.
     pub async fn maintenance(
         &self,
         wish: MaintenanceWish,
@@ -316,7 +318,7 @@ impl ControlHandle {
         answer.await.map_err(|_| Gone)
     }
 
-    /// How things stand now.
+    /// Returns the current status.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -329,7 +331,7 @@ impl ControlHandle {
         answer.await.map_err(|_| Gone)
     }
 
-    /// Returns when the loop has turned, from a thread outside any runtime.
+    /// Returns when the loop has responded. To be called from a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -341,11 +343,12 @@ impl ControlHandle {
         answer.blocking_recv().map_err(|_| Gone)
     }
 
-    /// Saves everything, lets go of the state directory and follows from now on, from a thread
-    /// outside any runtime.
+    /// Saves everything, releases the state directory and follows the successor from now on. To be
+    /// called from a thread outside any runtime.
     ///
     /// # Errors
-    /// When the loop has ended; inside, why this is no time for it: all is as before then.
+    /// When the loop has ended. The inner error says why a handover is not possible now, and then
+    /// nothing has changed.
     pub fn hand_over_blocking(
         &self,
         trips: mpsc::UnboundedSender<Tripped>,
@@ -357,7 +360,7 @@ impl ControlHandle {
         answer.blocking_recv().map_err(|_| Gone)
     }
 
-    /// Leads again, from a thread outside any runtime.
+    /// Leads again. To be called from a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -365,8 +368,8 @@ impl ControlHandle {
         self.0.blocking_send(Message::TakeBack).map_err(|_| Gone)
     }
 
-    /// Follows what the process that has taken over has in force, from a thread outside any
-    /// runtime.
+    /// Follows the state that the successor process has in force. To be called from a thread
+    /// outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.
@@ -376,8 +379,8 @@ impl ControlHandle {
             .map_err(|_| Gone)
     }
 
-    /// Rolls back because the process before this one has, and returns when that is in force. From
-    /// a thread outside any runtime.
+    /// Rolls back because the predecessor process has, and returns when the rollback is in force.
+    /// To be called from a thread outside any runtime.
     ///
     /// # Errors
     /// When the loop has ended.

@@ -1,17 +1,17 @@
-//! What outlives a request follows a rollback: WebSockets and streams that are still on new some
+//! Ends long-lived exchanges after a rollback. WebSockets and streams that are still on new some
 //! time after it are told to end.
 //!
-//! Every connection carries a [`DrainMarker`]: which rollout its present request is on new for, and
-//! since which revision. The control loop sends one word when the time is up, and whoever carries a
-//! stay looks whether it is meant. A request that comes and goes pays two stores for it; requests
-//! of a later revision (a tester's, or after re-arming) stay.
+//! Every connection carries a [`DrainMarker`]. It says for which rollout the current request is on
+//! new, and since which revision. The control loop sends one signal when the time is up, and each
+//! connection with a marker checks whether the signal applies to it. A short request pays two
+//! stores for this. Requests of a later revision (a tester's, or after re-arming) stay.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-/// To all connections. Cheap to clone.
+/// The drain signal to all connections. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct DrainSignal(Arc<Inner>);
 
@@ -21,29 +21,29 @@ struct Inner {
     counts: [AtomicU64; 2],
 }
 
-/// Who has to leave.
+/// The requests that have to end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Order {
-    /// Requests on new in this slot that began under an older revision.
+    /// The requests on new in this slot that began under an older revision.
     Slot(usize, u64),
-    /// Everybody: the process ends.
+    /// All requests, because the process ends.
     All,
 }
 
-/// What was ended.
+/// The kind of exchange that was ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
     /// A WebSocket.
     WebSocket,
-    /// Anything else that was still being answered.
+    /// Any other exchange that was still being answered.
     Stream,
 }
 
 impl Drained {
-    /// All, in the order of their counts.
+    /// All kinds, in the order of their counts.
     pub const ALL: [Self; 2] = [Self::WebSocket, Self::Stream];
 
-    /// The name used in metrics.
+    /// Returns the name used in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::WebSocket => "websocket",
@@ -53,57 +53,57 @@ impl Drained {
 }
 
 impl DrainSignal {
-    /// Sends away what is on new in this slot since before a revision.
+    /// Drains the requests that are on new in this slot since before a revision.
     pub fn order(&self, slot: usize, before: u64) {
         self.0.orders.send_modify(|orders| {
-            // One for each slot: a later rollback includes an earlier one.
+            // There is one order for each slot, because a later rollback includes an earlier one.
             orders.retain(|order| !matches!(order, Order::Slot(known, _) if *known == slot));
             orders.push(Order::Slot(slot, before));
         });
     }
 
-    /// Sends away everything that has not ended by itself.
+    /// Drains everything that has not ended by itself.
     pub fn order_all(&self) {
         self.0.orders.send_modify(|orders| orders.push(Order::All));
     }
 
-    /// For one connection.
+    /// Returns a receiver for one connection.
     pub fn listen(&self) -> DrainReceiver {
         let mut orders = self.0.orders.subscribe();
         orders.mark_unchanged();
         DrainReceiver(orders)
     }
 
-    /// Counts one that was ended.
+    /// Counts one exchange that was ended.
     pub fn count(&self, ended: Drained) {
         self.0.counts[ended as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How many were ended, in the order of [`Drained::ALL`].
+    /// Returns how many exchanges were ended, in the order of [`Drained::ALL`].
     pub fn counts(&self) -> [u64; 2] {
         std::array::from_fn(|at| self.0.counts[at].load(Ordering::Relaxed))
     }
 }
 
-/// Hears orders.
+/// Receives drain orders.
 #[derive(Clone, Debug)]
 pub struct DrainReceiver(watch::Receiver<Vec<Order>>);
 
 impl DrainReceiver {
-    /// Returns when an order has come. Cancel safe.
+    /// Returns when an order was received. Cancel safe.
     pub async fn come(&mut self) {
         if self.0.changed().await.is_err() {
-            // Nobody will ever order anything.
+            // No order can follow, because the sender is gone.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Whether any order means this stay.
+    /// Returns whether any order applies to this marker.
     pub fn means(&self, stay: &DrainMarker) -> bool {
         self.0.borrow().iter().any(|order| stay.is_meant(*order))
     }
 
-    /// Returns when an order has come that this stay has to follow. Cancel safe.
+    /// Returns when an order was received that applies to this marker. Cancel safe.
     pub async fn sent_away(&mut self, stay: &DrainMarker) {
         loop {
             self.come().await;
@@ -114,15 +114,16 @@ impl DrainReceiver {
     }
 }
 
-/// Where the present request of a connection, or of a stream, is.
+/// The rollout and revision of the current request of a connection, or of a stream.
 #[derive(Debug, Default)]
 pub struct DrainMarker(AtomicU64);
 
-/// A revision and a slot in one word: slots are counted from one, so zero is no stay.
+/// The number of bits for the slot. A revision and a slot share one word. Slots are counted from
+/// one, so zero means no marker.
 const SLOT_BITS: u32 = 16;
 
 impl DrainMarker {
-    /// On new, in this slot, decided under this revision.
+    /// Marks the request as on new, in this slot, decided under this revision.
     pub fn on_new(&self, slot: usize, revision: u64) {
         self.0.store(
             revision << SLOT_BITS | (slot as u64 + 1) & ((1 << SLOT_BITS) - 1),
@@ -130,7 +131,7 @@ impl DrainMarker {
         );
     }
 
-    /// Nowhere in particular.
+    /// Clears the marker.
     pub fn over(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_who_were_on_new_of_this_rollout_before_the_rollback_have_to_leave() {
+    fn only_requests_on_new_before_the_rollback_are_drained() {
         let drains = DrainSignal::default();
         let stays: Vec<DrainMarker> = (0..4).map(|_| DrainMarker::default()).collect();
         stays[0].on_new(1, 6);
@@ -175,7 +176,7 @@ mod tests {
             .map(|(listener, stay)| is_sent_away(listener, stay))
             .collect();
         assert_eq!(leave, [true, false, false, false]);
-        // Whoever comes later hears of later orders only.
+        // A later receiver gets later orders only.
         assert!(!is_sent_away(&mut drains.listen(), &stays[0]));
         drains.order(1, 9);
         assert!(

@@ -1,9 +1,9 @@
-//! How many requests that fail on new may be answered by legacy, and how that went.
+//! The budget of requests that fail on new and may be answered by legacy, and the results.
 //!
-//! A backend that dies must not double the load on the other: of new's requests of the last ten
-//! seconds at most a fifth are saved, and at most ten where there were only a few. The control loop
-//! hands out permits at each tick; the request path takes one only when a request has failed, so a
-//! request that succeeds pays nothing. Permits that were not used end with the tick.
+//! A failing backend must not double the load on the other. Of new's requests of the last ten
+//! seconds at most a fifth fail over, or at most ten if there were only a few. The control loop
+//! hands out permits at each tick. The request path takes one only when a request has failed, so a
+//! request that succeeds pays nothing. Unused permits expire with the tick.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
@@ -11,29 +11,30 @@ use std::time::Duration;
 
 use cutover_core::Mono;
 
-/// Over this time new's requests and saved ones are counted.
+/// The time over which new's requests and failovers are counted.
 const SPAN: Duration = Duration::from_secs(10);
-/// One of so many may be saved.
+/// One of this many requests may fail over.
 const ONE_OF: u64 = 5;
-/// So many in ten seconds may be saved however few there are: one a second is no load.
+/// The number of failovers in ten seconds that are allowed however few requests there are. One per
+/// second is no load.
 const AT_LEAST: u64 = 10;
 
-/// What became of a request that failed on new and could have been saved.
+/// The result of a request that failed on new and could have failed over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailoverResult {
     /// Legacy answered it.
     Saved,
-    /// Legacy failed, too.
+    /// Legacy failed as well.
     Failed,
-    /// Too many others were saved in the last ten seconds.
+    /// The failover budget of the last ten seconds was used up.
     Denied,
 }
 
 impl FailoverResult {
-    /// All, in the order of their counts.
+    /// All results, in the order of their counts.
     pub const ALL: [Self; 3] = [Self::Saved, Self::Failed, Self::Denied];
 
-    /// The name used in metrics and the access log.
+    /// Returns the name used in metrics and the access log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Saved => "saved",
@@ -62,7 +63,8 @@ impl Default for FailoverBudget {
 }
 
 impl FailoverBudget {
-    /// Takes a permit. Without one the failure has to be shown, and is counted as denied.
+    /// Takes a permit. Without one the client receives the failure, and the request is counted as
+    /// denied.
     pub fn permit(&self) -> bool {
         let has_one = self.permits.fetch_sub(1, Ordering::Relaxed) > 0;
         if has_one {
@@ -73,26 +75,28 @@ impl FailoverBudget {
         has_one
     }
 
-    /// Counts what became of a request.
+    /// Counts the result of a request.
     pub fn count(&self, saving: FailoverResult) {
         self.counts[saving as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// The counts so far, in the order of [`FailoverResult::ALL`].
+    /// Returns the counts so far, in the order of [`FailoverResult::ALL`].
     pub fn counts(&self) -> [u64; 3] {
         std::array::from_fn(|at| self.counts[at].load(Ordering::Relaxed))
     }
 }
 
-/// What the control loop remembers to hand out permits of one rollout.
+/// The state that the control loop keeps to hand out permits of one rollout.
 #[derive(Clone, Debug, Default)]
 pub struct BudgetRefill {
-    /// Requests on new and permits taken so far, at the ticks of the last ten seconds.
+    /// The numbers of requests on new and of permits taken so far, at the ticks of the last ten
+    /// seconds.
     seen: VecDeque<(Mono, u64, u64)>,
 }
 
 impl BudgetRefill {
-    /// Hands out the permits until the next tick. `requests` is how many new has been asked so far.
+    /// Hands out the permits until the next tick. `requests` is the number of requests sent to new
+    /// so far.
     pub fn hand_out(&mut self, rescue: &FailoverBudget, requests: u64, now: Mono) {
         let taken = rescue.taken.load(Ordering::Relaxed);
         while self.seen.len() > 1
@@ -104,7 +108,7 @@ impl BudgetRefill {
             self.seen.pop_front();
         }
         if self.seen.is_empty() {
-            // What came before the first tick counts, too.
+            // Requests before the first tick also count.
             self.seen.push_back((now, 0, 0));
         }
         let (_, requests_before, taken_before) = self.seen.front().copied().unwrap_or((now, 0, 0));
@@ -122,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn at_most_a_fifth_of_news_requests_in_any_ten_seconds_are_saved() {
+    fn at_most_a_fifth_of_the_requests_on_new_in_ten_seconds_fail_over() {
         let (rescue, mut ration) = (FailoverBudget::default(), BudgetRefill::default());
         let tick = Duration::from_millis(250);
         let mut now = Mono::default();
@@ -131,7 +135,7 @@ mod tests {
         for tick_number in 0..400u64 {
             ration.hand_out(&rescue, requests, now);
             let before = rescue.taken.load(Ordering::Relaxed);
-            // All fail after half a minute, a hundred a tick.
+            // After half a minute all requests fail, a hundred per tick.
             for _ in 0..100 {
                 requests += 1;
                 if tick_number > 120 {
@@ -157,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn where_there_are_few_requests_a_few_are_saved_all_the_same() {
+    fn a_few_failovers_are_allowed_when_requests_are_few() {
         let (rescue, mut ration) = (FailoverBudget::default(), BudgetRefill::default());
         assert!((0..AT_LEAST).all(|_| rescue.permit()) && !rescue.permit());
         ration.hand_out(&rescue, 12, Mono::default());

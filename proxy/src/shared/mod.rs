@@ -1,4 +1,5 @@
-//! What two rooms use to meet. Each file says who writes it and who reads it.
+//! The types through which two modules communicate. Each file says which module writes it and which
+//! reads it.
 
 pub mod certificates;
 pub mod connections;

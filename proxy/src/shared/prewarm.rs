@@ -1,5 +1,5 @@
-//! What the control loop says to the request path when a backend is about to get its first users,
-//! and how long it waits for that. What is done about it is `gateway::stoker`.
+//! Tells the request path that a backend is about to get its first users, and limits how long the
+//! control loop waits for that. The work itself is in `gateway::prewarm`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::upstream::Backend;
 
-/// How long somebody waits for a warm-up: no longer than a tick. What takes longer goes on without
-/// them.
+/// How long a caller waits for a prewarm: no longer than a tick. A longer prewarm continues without
+/// the caller.
 const WAIT: Duration = Duration::from_millis(100);
 
-/// Asks for warm-ups. Cheap to clone.
+/// Requests prewarms. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Prewarm(mpsc::UnboundedSender<PrewarmRequest>);
 
-/// Backends, and whom to tell when they are warm.
+/// The backends to prewarm, and the channel that is notified when they are warm.
 pub type PrewarmRequest = (Vec<Arc<Backend>>, oneshot::Sender<()>);
 
-/// What has been asked for.
+/// The requested prewarms.
 #[derive(Debug)]
 pub struct PrewarmRequests(mpsc::UnboundedReceiver<PrewarmRequest>);
 
 impl Prewarm {
-    /// The two ends.
+    /// Creates the two ends.
     pub fn new() -> (Self, PrewarmRequests) {
         let (wishes, wished) = mpsc::unbounded_channel();
         (Self(wishes), PrewarmRequests(wished))
     }
 
-    /// Has these warmed up, and returns when that is done, after 100 ms at the latest.
+    /// Has these backends prewarmed. Returns when that is done, or after 100 ms at the latest.
     pub async fn warm(&self, backends: Vec<Arc<Backend>>) {
         let (done, is_done) = oneshot::channel();
-        // Nobody there is the end of the process.
+        // A receiver that is gone means that the process ends.
         if backends
             .iter()
             .any(|backend| backend.settings().health.is_some())
@@ -45,7 +45,7 @@ impl Prewarm {
 }
 
 impl PrewarmRequests {
-    /// The next one; `None` when nobody can ask any more.
+    /// Returns the next request. `None` when no more requests can follow.
     pub async fn next(&mut self) -> Option<PrewarmRequest> {
         self.0.recv().await
     }

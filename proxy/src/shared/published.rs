@@ -1,9 +1,10 @@
-//! The one handle through which the control plane reaches the data path: a snapshot swapped as a
-//! whole.
+//! The one handle through which the control plane reaches the data path: a snapshot that is
+//! replaced as a whole.
 //!
 //! Everything that must agree is in one [`Snapshot`]: percentages, latches, backends, header
-//! values. A request takes one at its start and keeps it to its end, so it sees one version
-//! of the file. Only control swaps; the gateway reads. Whoever waits for a change is told of each.
+//! values. A request takes one at its start and keeps it to its end, so it sees one version of the
+//! file. Only the control plane replaces the snapshot, and the gateway reads it. Tasks that wait
+//! for changes are notified of each one.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,7 +26,7 @@ pub struct Published {
 }
 
 impl Published {
-    /// Begins with this snapshot.
+    /// Creates the handle with this snapshot.
     pub fn new(snapshot: Snapshot) -> Self {
         Self {
             snapshot: ArcSwap::from_pointee(snapshot),
@@ -33,12 +34,12 @@ impl Published {
         }
     }
 
-    /// The snapshot in force.
+    /// Returns the snapshot in force.
     pub fn load(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
     }
 
-    /// Tells of each snapshot that comes into force from now on.
+    /// Returns a receiver that is notified of each new snapshot from now on.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
@@ -51,58 +52,58 @@ impl Published {
     }
 }
 
-/// Everything the data path needs to know.
+/// Everything that the data path needs to know.
 #[derive(Debug)]
 pub struct Snapshot {
-    /// Who goes where.
+    /// The split of users between the sides.
     pub split: Split,
-    /// What is prepared for each rollout, in the order of `split.rollouts`.
+    /// The prepared parts of each rollout, in the order of `split.rollouts`.
     pub prepared: Vec<Arc<Prepared>>,
-    /// What does not belong to a single rollout.
+    /// The parts that do not belong to a single rollout.
     pub common: Arc<Common>,
 }
 
-/// What a file says beside its rollouts, prepared for the data path.
+/// The parts of a configuration file besides its rollouts, prepared for the data path.
 #[derive(Debug)]
 pub struct Common {
     /// The parsed file.
     pub settings: Settings,
-    /// Its backends by name.
+    /// The backends by name.
     pub backends: BTreeMap<Arc<str>, Arc<Backend>>,
-    /// Where requests go that match no rollout.
+    /// The backend for requests that match no rollout.
     pub default_backend: Arc<Backend>,
-    /// Whether all of its servers speak HTTP/1.1 without TLS.
+    /// Whether all servers of the default backend speak HTTP/1.1 without TLS.
     pub is_default_plain: bool,
-    /// Lower-case names of headers that carry a user key in any rollout: none may be nominated as
-    /// hop-by-hop.
+    /// The lower-case names of headers that carry a user key in any rollout. None of them may be
+    /// named as hop-by-hop in `Connection`.
     pub key_headers: Vec<HeaderName>,
 }
 
-/// What is prepared for one rollout.
+/// The prepared parts of one rollout.
 #[derive(Debug)]
 pub struct Prepared {
-    /// Its recorder slot.
+    /// The recorder slot of the rollout.
     pub slot: usize,
-    /// Its backends.
+    /// The backends of the rollout.
     pub backends: PerSide<Arc<Backend>>,
-    /// Whether all servers of both speak HTTP/1.1 without TLS.
+    /// Whether all servers of both backends speak HTTP/1.1 without TLS.
     pub is_plain: bool,
-    /// Its id as a header value.
+    /// The id of the rollout as a header value.
     pub id: HeaderValue,
-    /// Its key sources with parsed header names.
+    /// The key sources of the rollout with parsed header names.
     pub keys: Vec<PreparedKey>,
-    /// The header in which its backends say what an answer was.
+    /// The header in which the backends report the result of an answer.
     pub outcome_header: Option<HeaderName>,
 }
 
 /// A key source, ready to be looked up.
 #[derive(Clone, Debug)]
 pub struct PreparedKey {
-    /// Where to look.
+    /// Where the key is found.
     pub source: KeySource,
-    /// How what stands there is read.
+    /// The steps by which the value is read.
     pub steps: Box<[KeyStep]>,
-    /// The header that carries it, if one does.
+    /// The header that carries the key, if the source is a header.
     pub header: Option<HeaderName>,
 }
 
@@ -125,8 +126,8 @@ impl PreparedKey {
 }
 
 impl Common {
-    /// Prepares a file. Backends whose settings did not change are taken over from `before`; new
-    /// ones resolve their names, which may block on DNS.
+    /// Prepares a configuration file. Backends whose settings did not change are taken over from
+    /// `before`. New ones resolve their names, which may block on DNS.
     pub fn new(settings: Settings, before: Option<&Self>) -> Self {
         let backends: BTreeMap<Arc<str>, Arc<Backend>> = settings
             .backends
@@ -174,8 +175,7 @@ impl Common {
 }
 
 impl Snapshot {
-    /// Joins a split with the file it was made from. Parts of `before` that stand unchanged are
-    /// shared.
+    /// Joins a split with the file it was made from. Unchanged parts of `before` are shared.
     pub fn new(split: Split, common: Arc<Common>, before: Option<&Self>) -> Self {
         let prepared = split
             .rollouts
@@ -214,7 +214,7 @@ impl Snapshot {
         }
     }
 
-    /// The backends that a share of some rollout's users is sent to as new.
+    /// Returns the backends that receive a share of some rollout's users as new.
     pub fn new_in_use(&self) -> Vec<Arc<Backend>> {
         let rollouts = self.split.rollouts.iter().zip(&self.prepared);
         rollouts
@@ -223,12 +223,12 @@ impl Snapshot {
             .collect()
     }
 
-    /// Which sides of a rollout have passed a health check lately.
+    /// Returns which sides of a rollout have passed a health check recently.
     pub fn pass_checks(&self, at: usize, now: Mono) -> PerSide<bool> {
         PerSide::from_fn(|side: Side| self.prepared[at].backends[side].has_passed_a_check(now))
     }
 
-    /// Which sides of a rollout have a server to send to.
+    /// Returns which sides of a rollout have a server that can be used.
     pub fn available(&self, at: usize) -> PerSide<bool> {
         PerSide::from_fn(|side: Side| self.prepared[at].backends[side].is_available())
     }

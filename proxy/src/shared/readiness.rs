@@ -1,8 +1,8 @@
-//! Whether requests may be sent here, and whether those who ask know it.
+//! Whether requests may be sent to this process, and whether those who query readiness know it.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Ready from its making until it falls, which it does once.
+/// The readiness of the process. It is ready from its creation until it falls, which happens once.
 #[derive(Debug, Default)]
 pub struct Readiness {
     has_fallen: AtomicBool,
@@ -11,7 +11,7 @@ pub struct Readiness {
 }
 
 impl Readiness {
-    /// Answers somebody who asks.
+    /// Returns the readiness to an outside caller, such as a load balancer.
     pub fn is_ready(&self) -> bool {
         let ready = !self.has_fallen.load(Ordering::Acquire);
         let seen = if ready { &self.asked } else { &self.told };
@@ -19,18 +19,18 @@ impl Readiness {
         ready
     }
 
-    /// No new requests from now on.
+    /// Ends readiness: new requests should no longer be sent here.
     pub fn fall(&self) {
         self.has_fallen.store(true, Ordering::Release);
     }
 
-    /// Whether it has fallen; asking so is not being told.
+    /// Returns whether readiness has ended. This query does not count as informing the caller.
     pub fn has_fallen(&self) -> bool {
         self.has_fallen.load(Ordering::Acquire)
     }
 
-    /// Whether whoever has asked before has been told that it fell. Nobody asks where there is no
-    /// load balancer.
+    /// Returns whether every earlier caller has been informed that readiness ended. Without a load
+    /// balancer there are no callers.
     pub fn is_fall_known(&self) -> bool {
         !self.asked.load(Ordering::Acquire) || self.told.load(Ordering::Acquire)
     }

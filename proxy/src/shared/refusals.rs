@@ -1,5 +1,4 @@
-//! The reasons for which a request is refused before anything is decided on it, and how often each
-//! occurred.
+//! The reasons for which a request is refused before the decision, and how often each occurred.
 //!
 //! The names are part of the interface: they are the `code` of the error body, the label of a
 //! metric and a field of the access log.
@@ -9,11 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// A reason for which a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The request line has not the form `METHOD TARGET HTTP/1.1`.
+    /// The request line does not have the form `METHOD TARGET HTTP/1.1`.
     RequestLine,
     /// The protocol version is not served.
     Version,
-    /// A line of the head does not end in both bytes of a line end.
+    /// A line of the head does not end with both bytes of a line end.
     LineEnd,
     /// A header line is malformed.
     Header,
@@ -41,7 +40,7 @@ pub enum Refusal {
     Lookalike,
     /// The request carries more than one user key of one kind.
     AmbiguousUser,
-    /// A stream of HTTP/2 was refused before a request of it was known.
+    /// An HTTP/2 stream was refused before its request was known.
     Stream,
 }
 

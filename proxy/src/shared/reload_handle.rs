@@ -16,7 +16,8 @@ pub struct ReloadHandle(Sender<FileRequest>);
 /// A request to the thread that follows the configuration file.
 #[derive(Debug)]
 pub enum FileRequest {
-    /// Compare the files with what is in force, because something in their directories changed.
+    /// Compare the files with the configuration in force, because something in their directories
+    /// changed.
     Look,
     /// Read the file now.
     Reload(ReloadRequest),
@@ -34,11 +35,11 @@ pub enum FileRequest {
 /// A request to read the file now.
 #[derive(Debug)]
 pub struct ReloadRequest {
-    /// Who asked.
+    /// Who requested the reload.
     pub actor: Actor,
-    /// Why.
+    /// The reason for the reload.
     pub reason: String,
-    /// The revisions at which the file may be read; `None` allows any.
+    /// The revisions at which the file may be read. `None` allows any.
     pub if_revision: IfRevision,
     /// Receives the result.
     pub reply: oneshot::Sender<Result<Applied, ReloadError>>,
@@ -51,13 +52,13 @@ pub struct SetRequest {
     pub rollout: String,
     /// The new percentage.
     pub percent: Percent,
-    /// Whether only to check that the percentage could be set.
+    /// Whether to check only that the percentage could be set.
     pub dry_run: bool,
-    /// Who asked.
+    /// Who requested the change.
     pub actor: Actor,
-    /// Why.
+    /// The reason for the change.
     pub reason: String,
-    /// The revisions at which the file may be changed; `None` allows any.
+    /// The revisions at which the file may be changed. `None` allows any.
     pub if_revision: IfRevision,
     /// Receives the result.
     pub reply: oneshot::Sender<Result<Applied, SetError>>,
@@ -74,10 +75,10 @@ pub enum ReloadError {
     Refused(#[from] Refusal),
 }
 
-/// Why a percentage was not set.
+/// The reason why a percentage was not set.
 #[derive(Debug, thiserror::Error)]
 pub enum SetError {
-    /// The present file has problems, given as text. They come first.
+    /// The current file has problems, given as text. They take precedence.
     #[error("the file already has problems; fix these first:\n{0}")]
     Broken(String),
     /// No rollout in the file has this id.
@@ -91,7 +92,7 @@ pub enum SetError {
     /// The rollout's percentage cannot be edited.
     #[error("{0}")]
     Edit(cutover_config::EditError),
-    /// The file would have problems with the new percentage; they are given as text.
+    /// The file would have problems with the new percentage, given as text.
     #[error("the file would not be valid with this percentage:\n{0}")]
     Rejected(String),
     /// Another program is writing the file.
@@ -103,7 +104,7 @@ pub enum SetError {
     /// The control loop refused the change.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The file was saved with problems at the same moment; they are given as text.
+    /// The file was saved with problems at the same moment. They are given as text.
     #[error("the percentage was written, but the file cannot be used now:\n{0}")]
     ChangedMeanwhile(String),
     /// The file cannot be written, for example because it is a mounted configuration map.

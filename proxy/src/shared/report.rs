@@ -1,4 +1,4 @@
-//! What the control loop reports about all rollouts. The control loop writes it; the admin port
+//! The report of the control loop about all rollouts. The control loop writes it. The admin port
 //! and the metrics read it.
 
 use std::sync::Arc;
@@ -9,27 +9,27 @@ use crate::shared::published::Common;
 use crate::shared::recorder::SlotTotals;
 use crate::status::Status;
 
-/// What the control loop hands out: the status, and the counts behind it for the metrics.
+/// The report of the control loop: the status, and the counts behind it for the metrics.
 #[derive(Debug)]
 pub struct Report {
-    /// For people and programs.
+    /// The status, for people and programs.
     pub status: Status,
-    /// Counts and latencies of each rollout, in the order of the status, and of requests that
+    /// The counts and latencies of each rollout, in the order of the status, and of requests that
     /// match none.
     pub measured: Vec<Measured>,
-    /// Counts of requests that match no rollout.
+    /// The counts of requests that match no rollout.
     pub unmatched: SlotTotals,
-    /// The file in force.
+    /// The configuration file in force.
     pub common: Arc<Common>,
-    /// Rollbacks since the start by rollout and label.
+    /// The rollbacks since the start, by rollout and label.
     pub rollbacks: Vec<(Arc<str>, String, u64)>,
 }
 
 /// The counts of one rollout.
 #[derive(Debug)]
 pub struct Measured {
-    /// Since the start of the process.
+    /// The counts since the start of the process.
     pub totals: SlotTotals,
-    /// p50, p95 and p99 of the last minute in seconds.
+    /// p50, p95 and p99 of the last minute, in seconds.
     pub recent_quantiles: PerSide<Option<[f64; 3]>>,
 }

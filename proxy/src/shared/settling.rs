@@ -1,12 +1,13 @@
-//! How long a file has to be left alone before it counts as whole.
+//! How long a file has to remain unchanged before it counts as complete.
 //!
-//! *What for.* A file that is written in place is short for a while. A list of users, a bundle of
-//! certificates or a chain of certificates has no syntax that shows the cut: its first half is a
-//! valid file that says something else.
+//! *Purpose.* A file that is written in place is incomplete for a while. A list of users, a bundle
+//! of certificates or a chain of certificates has no syntax that reveals the truncation: its first
+//! half is a valid file with a different meaning.
 //!
-//! *Why this way.* Content, size and time of modification have to rest. The rest grows with the
-//! pauses that the writer makes, so a slow writer is waited for. A file that was renamed into its
-//! place, or that a turned link leads to, was written elsewhere and needs the short rest only.
+//! *Why this way.* Content, size and time of modification have to remain unchanged. The required
+//! time grows with the pauses that the writer makes, so a slow writer is waited for. A file that
+//! was renamed into its place, or that a changed link leads to, was written elsewhere and needs the
+//! short time only.
 //!
 //! *Not here:* what is in force meanwhile. `watch` and `certificates` decide that.
 
@@ -18,40 +19,41 @@ use std::time::Duration;
 use cutover_core::{Mono, Wall};
 use sha2::{Digest, Sha256};
 
-/// The rest of a file whose syntax shows most cuts, and of a file that was renamed into its place.
+/// The required time for a file whose syntax reveals most truncations, and for a file that was
+/// renamed into its place.
 pub const SHORT: Duration = Duration::from_millis(20);
-/// The rest of a file whose content does not show a cut.
+/// The required time for a file whose content does not reveal a truncation.
 pub const LONG: Duration = Duration::from_secs(1);
-/// The rest of a file that has fewer entries than the one in force.
+/// The required time for a file that has fewer entries than the one in force.
 pub const SHORTER: Duration = Duration::from_secs(2);
-/// The longest rest, and that of a file that has become empty.
+/// The longest required time, which also applies to a file that has become empty.
 pub const MOST: Duration = Duration::from_secs(10);
-/// How many times the longest pause of its writer a file has to rest.
+/// The factor by which the required time exceeds the longest pause of the writer.
 const PAUSES: u32 = 4;
 
-/// What one look saw of a file.
+/// What one check saw of a file.
 #[derive(Clone, Debug)]
 pub struct Fingerprint {
-    /// SHA-256 of the content, or of the reason why it cannot be read.
+    /// SHA-256 of the content, or of the reason why the file is unreadable.
     pub content: [u8; 32],
-    /// How many bytes it has; 0 if it cannot be read.
+    /// The size in bytes. 0 if the file is unreadable.
     pub size: u64,
-    /// How many lines say something: neither blank nor a comment.
+    /// The number of lines that are neither blank nor a comment.
     pub entries: usize,
     /// Whether the last line ends with a line break.
     pub ends_with_line: bool,
-    /// When it was written last, in seconds and nanoseconds of Unix time.
+    /// The time of the last modification, in seconds and nanoseconds of Unix time.
     modified: (i64, i64),
-    /// Device and inode.
+    /// The device and inode.
     inode: (u64, u64),
-    /// Whether the last change to the inode was no write: a rename, or a changed mode.
+    /// Whether the last change to the inode was not a write, but a rename or a changed mode.
     moved: bool,
-    /// Where the path leads, links followed.
+    /// The file that the path leads to after all links are followed.
     target: Option<PathBuf>,
 }
 
 impl Fingerprint {
-    /// Notes what was read from a path.
+    /// Records what was read from a path.
     pub fn of(path: &Path, read: Result<&[u8], &str>) -> Self {
         let metadata = std::fs::metadata(path).ok();
         let field = |get: fn(&Metadata) -> i64| metadata.as_ref().map_or(0, get);
@@ -75,14 +77,15 @@ impl Fingerprint {
         }
     }
 
-    /// Whether another look saw the same content, size and time of modification.
+    /// Returns whether another check saw the same content, size and time of modification.
     pub fn is_like(&self, other: &Self) -> bool {
         (self.content, self.size, self.modified, self.inode)
             == (other.content, other.size, other.modified, other.inode)
     }
 
-    /// Whether the file came whole: another file stood here before, and this one was renamed here
-    /// after it had been written, or a link on the way was turned to it.
+    /// Returns whether the file appeared as a whole. That is the case if another file was here
+    /// before, and this one was renamed here after it had been written, or a link on the way was
+    /// changed to it.
     pub fn came_whole(&self, before: Option<&Self>) -> bool {
         let was_turned = before.is_some_and(|before| {
             before.target.is_some() && self.target.is_some() && before.target != self.target
@@ -90,7 +93,8 @@ impl Fingerprint {
         was_turned || (self.moved && before.is_none_or(|before| before.inode != self.inode))
     }
 
-    /// Whether it was written that shortly before a moment, by the clock of its file system.
+    /// Returns whether the file was written within `time` before a moment, by the clock of its file
+    /// system.
     pub fn was_written_within(&self, time: Duration, now: Wall) -> bool {
         let modified = self
             .modified
@@ -101,7 +105,8 @@ impl Fingerprint {
             && (0..time.as_millis() as i64).contains(&now.as_millis().saturating_sub(modified))
     }
 
-    /// The least rest of a file without syntax that follows the one in force, if there was one.
+    /// Returns the minimum time for a file without syntax. `before` is the file in force, if there
+    /// was one.
     pub fn rest_after(&self, before: Option<&Self>) -> Duration {
         match before {
             Some(before) if self.size == 0 && before.size > 0 => MOST,
@@ -112,7 +117,7 @@ impl Fingerprint {
     }
 }
 
-/// A file that has changed, and since when it has rested.
+/// A file that has changed, and since when it has remained unchanged.
 #[derive(Debug)]
 pub struct Settling {
     sight: Fingerprint,
@@ -122,7 +127,7 @@ pub struct Settling {
 }
 
 impl Settling {
-    /// Begins with the first look that saw the change.
+    /// Creates the state with the first check that saw the change.
     pub fn new(sight: Fingerprint, now: Mono) -> Self {
         Self {
             sight,
@@ -132,7 +137,7 @@ impl Settling {
         }
     }
 
-    /// Notes another look.
+    /// Records another check.
     pub fn look(&mut self, sight: Fingerprint, now: Mono) {
         if !self.sight.is_like(&sight) {
             self.longest_pause = self.longest_pause.max(now.since(self.since));
@@ -144,18 +149,18 @@ impl Settling {
         self.sight = sight;
     }
 
-    /// What the last look saw.
+    /// Returns what the last check saw.
     pub fn sight(&self) -> &Fingerprint {
         &self.sight
     }
 
-    /// How long it has to rest, at least this long.
+    /// Returns how long the file has to remain unchanged, which is at least `least`.
     pub fn needed(&self, least: Duration) -> Duration {
         least.max((self.longest_pause * PAUSES).min(MOST))
     }
 
-    /// Whether it has rested that long. A time of modification that never rests is believed to lie
-    /// after [`MOST`].
+    /// Returns whether the file has remained unchanged for that long. If its time of modification
+    /// keeps changing, that time is ignored after [`MOST`].
     pub fn has_rested(&self, least: Duration, now: Mono) -> bool {
         now.since(self.since) >= self.needed(least) || now.since(self.content_since) >= MOST
     }
@@ -178,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rest_grows_with_the_pauses_of_the_writer_up_to_its_limit() {
+    fn the_required_time_grows_with_the_writers_pauses_up_to_its_limit() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("list");
         let mut file = fs::File::create(&path).expect("created");
@@ -205,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn a_time_of_modification_that_never_rests_is_not_waited_for_forever() {
+    fn an_ever_changing_modification_time_is_ignored_in_the_end() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("list");
         fs::write(&path, "ana\n").expect("written");
@@ -220,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn the_rest_depends_on_what_was_there_and_how_the_file_came() {
+    fn the_required_time_depends_on_the_old_file_and_how_it_was_replaced() {
         let directory = tempfile::tempdir().expect("a directory");
         let (path, beside) = (
             directory.path().join("list"),
@@ -257,7 +262,8 @@ mod tests {
             SHORTER,
             "a shorter list always rests"
         );
-        // As a configuration map does: folders of versions, and a link to the present one.
+        // The layout is that of a configuration map: folders of versions, and a link to the current
+        // one.
         let at = |name: &str| directory.path().join(name);
         for (version, text) in [
             ("1", "ana\nbob\n"),

@@ -28,7 +28,7 @@ pub struct RolloutStatus {
     /// Whether both sides are bad at once, so that raises are frozen.
     #[serde(default)]
     pub shared_cause: bool,
-    /// Whether new is worse and legacy does not answer, so that nobody is moved and raises are
+    /// Whether new is worse and legacy does not answer, so that no user is moved and raises are
     /// frozen.
     #[serde(default)]
     pub no_refuge: bool,

@@ -1,8 +1,9 @@
-//! Out of files or memory: whose fault that is, and a line about it now and then.
+//! The handling of missing file descriptors or memory: the attribution of such failures, and an
+//! occasional log line.
 //!
-//! Such a request fails in the thousands a second, and says nothing about a backend: it is no
-//! evidence, no retry helps it, and one line every ten seconds is enough to find the limit that is
-//! too low.
+//! Such requests fail by the thousands per second, and say nothing about a backend. They are no
+//! evidence, and no retry helps them. One line every ten seconds is enough to find the limit that
+//! is too low.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,25 +15,26 @@ use nix::errno::Errno;
 
 use crate::clock;
 
-/// How often it is said.
+/// The minimum time between two log lines.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Lines that are written now and then, however often there is a reason.
+/// A limit on the rate of log lines, however often there is a reason for one.
 #[derive(Debug, Default)]
 pub struct LogLimit {
-    /// Microseconds and one; 0 before the first line.
+    /// The time of the last line in microseconds, plus one. 0 before the first line.
     said: AtomicU64,
 }
 
 impl LogLimit {
-    /// With nothing said so far.
+    /// Creates a limit without an earlier line.
     pub const fn new() -> Self {
         Self {
             said: AtomicU64::new(0),
         }
     }
 
-    /// Whether it is time for a line. True for one of those who ask at once.
+    /// Returns whether a line is due. If several threads call it at once, it returns true to one of
+    /// them.
     pub fn is_due(&self, now: Mono) -> bool {
         let (now, said) = (
             now.as_micros().saturating_add(1),
@@ -46,9 +48,9 @@ impl LogLimit {
     }
 }
 
-/// Whether a connection to a backend could not be made because this process or machine is out of
-/// files or memory: no backend can help that, and none is to blame. Says so in the log now and
-/// then.
+/// Returns whether a connection to a backend failed because this process or machine is out of file
+/// descriptors or memory. No backend causes that, so the failure is attributed to none. Logs the
+/// shortage occasionally.
 pub fn is_noted(error: &io::Error) -> bool {
     static SELDOM: LogLimit = LogLimit::new();
     let is_ours = matches!(
@@ -78,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_backend_refuses_is_no_shortage_of_ours() {
+    fn a_refused_connection_is_not_a_shortage_of_the_proxy() {
         let of = |errno: Errno| is_noted(&io::Error::from_raw_os_error(errno as i32));
         assert!(of(Errno::EMFILE) && of(Errno::ENFILE) && of(Errno::ENOBUFS) && of(Errno::ENOMEM));
         assert!(

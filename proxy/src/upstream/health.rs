@@ -1,13 +1,13 @@
-//! Active health checks: each server of a backend with `health` is asked for its path, again and
-//! again, on a connection of its own.
+//! Active health checks. The health path of each server of a backend with `health` is requested
+//! repeatedly, on a new connection.
 //!
-//! A check takes the same way as a request (address, TLS, protocol, certificates), but no
-//! connection of the pool: it is to tell whether the server can be reached. Whoever is new is taken
-//! for healthy until its first check, and that one counts alone: at the start nobody waits for
-//! checks, and a server that is down is out within an interval.
+//! A check uses the same address, TLS, protocol and certificates as a request, but no connection of
+//! the pool. It has to find out whether the server can be reached. A new server is considered
+//! healthy until its first check, and that check alone decides. So at the start no request waits
+//! for checks, and a server that is down is taken out within an interval.
 //!
-//! Also resolves the names of backends again and again. A name that fails keeps its last good
-//! addresses.
+//! This module also resolves the names of backends repeatedly. A name that fails to resolve keeps
+//! its last good addresses.
 
 use std::collections::HashMap;
 use std::io;
@@ -26,20 +26,20 @@ use tokio::task::AbortHandle;
 use crate::clock;
 use crate::upstream::{Backend, Server};
 
-/// How often it is looked whether there are servers to check that nobody checks, and whether names
-/// are due.
+/// How often the task looks for servers without a check, and for names that are due.
 const LOOK: Duration = Duration::from_millis(100);
-/// How often the names of backends are resolved again.
+/// The interval at which the names of backends are resolved again.
 const RESOLVE: Duration = Duration::from_secs(5);
-/// An answer may take as long as the interval, within these bounds.
+/// The lower bound of how long an answer may take. Within the bounds an answer may take as long as
+/// the interval.
 const LEAST_PATIENCE: Duration = Duration::from_secs(1);
 const MOST_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Checks the servers and resolves the names of the present `backends`, from a thread of its own,
+/// Checks the servers and resolves the names of the current `backends`, on a thread of its own,
 /// until `stopped` turns true.
 ///
 /// # Errors
-/// When the system refuses the thread.
+/// When the system cannot create the thread.
 pub fn start(
     backends: impl Fn() -> Vec<Arc<Backend>> + Clone + Send + Sync + 'static,
     mut stopped: watch::Receiver<bool>,
@@ -63,12 +63,12 @@ pub fn start(
                     }
                 }
             });
-            // A name that is being looked up must not hold up the stop.
+            // A pending name lookup must not delay the stop.
             runtime.shutdown_background();
         })
 }
 
-/// A check for each server that is to be checked, and none for any other.
+/// Makes sure that each server with checks has one running check, and that no other server has one.
 fn keep_up(
     backends: &[Arc<Backend>],
     connector: &Arc<Connector>,
@@ -94,7 +94,8 @@ fn keep_up(
         is_wanted
     });
     for (key, (backend, server)) in wanted {
-        // The task holds the server, so its address is nobody else's while it runs.
+        // The task holds the server, so no other server can have its address in memory while the
+        // task runs.
         checks.entry(key).or_insert_with(|| {
             tokio::spawn(watch_over(backend, server, Arc::clone(connector))).abort_handle()
         });
@@ -141,7 +142,7 @@ async fn watch_over(backend: Arc<Backend>, server: Arc<Server>, connector: Arc<C
     }
 }
 
-/// One check; or why it is not good.
+/// Performs one check. The error says why it failed.
 async fn check(connector: &Connector, server: &Server, health: &HealthCheck) -> Result<(), String> {
     let told = |error: Box<pingora::Error>| error.to_string();
     let (mut session, _) = connector
@@ -176,7 +177,7 @@ async fn check(connector: &Connector, server: &Server, health: &HealthCheck) -> 
     }
 }
 
-/// Asks servers once, outside of the regular checks.
+/// Checks servers once, outside of the regular checks.
 pub struct Prober(Connector);
 
 impl Default for Prober {
@@ -186,8 +187,8 @@ impl Default for Prober {
 }
 
 impl Prober {
-    /// Whether a server passes the check that its backend names; where none is named, whether a
-    /// connection to it can be made.
+    /// Returns whether a server passes the check that its backend names. If none is named, returns
+    /// whether a connection can be made.
     pub async fn is_answered(&self, backend: &Backend, server: &Server) -> bool {
         match &backend.settings().health {
             Some(health) => check(&self.0, server, health).await.is_ok(),
@@ -196,7 +197,7 @@ impl Prober {
     }
 }
 
-/// The server as a check connects to it: not by the connections of requests.
+/// Returns the server as a check connects to it, without the connections of requests.
 fn fresh_peer(server: &Server) -> HttpPeer {
     let mut peer = server.peer().clone();
     peer.group_key ^= 1;

@@ -1,18 +1,19 @@
-//! The servers of a backend: addresses resolved off the request path, peers prepared beforehand,
-//! and which of them may be asked.
+//! The servers of a backend: addresses resolved off the request path, peers prepared in advance,
+//! and which servers may be used.
 //!
 //! A [`Backend`] outlives reloads as long as its settings stay the same. Peers are identified by
-//! address, TLS name and protocol, so a reload that changes none of these finds the connection pool
-//! warm. A name that stops resolving keeps its last good addresses.
+//! address, TLS name and protocol, so a reload that changes none of these keeps the connection pool
+//! warm. A name that no longer resolves keeps its last good addresses.
 //!
-//! A server is asked unless its checks fail (`health` of the backend, see the room of that name) or
-//! it is ejected: five requests in a row that got no answer from it send it out for ten seconds,
-//! longer each time, but never the last one. A backend without any server that passes its checks is
-//! "without a server": the decision then sends its users to the other side. What a server answers,
-//! even 500, ejects nobody: that is the guard's to judge, for all users at once.
+//! A server is used unless its checks fail (`health` of the backend, see the module of that name)
+//! or it is ejected. Five consecutive requests without an answer eject it for ten seconds, longer
+//! each time, but the last server is never ejected. If no server of a backend passes its checks,
+//! the backend is "without a server", and the decision then sends its users to the other side. An
+//! answer of a server, even 500, never ejects it. Such answers are judged by the guard, for all
+//! users at once.
 //!
-//! Of the servers in turn, two are looked at and the one with fewer requests in flight gets the
-//! next (Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001).
+//! Servers take turns. Two of them are compared, and the one with fewer requests in flight gets the
+//! next request (Mitzenmacher, *The Power of Two Choices in Randomized Load Balancing*, 2001).
 
 pub mod fd_exhaustion;
 pub mod health;
@@ -35,20 +36,21 @@ use sha2::{Digest, Sha256};
 pub use server::{Chosen, Connect, Server, make_fresh};
 use server::{EJECTED_FOR, FAILURES_TO_EJECT, MAX_EJECTIONS, Traffic, micros};
 
-/// Streams at once on one HTTP/2 connection to a server; more open another connection.
+/// The number of concurrent streams on one HTTP/2 connection to a server. Additional streams open
+/// another connection.
 const MAX_STREAMS: usize = 100;
 
-/// Bytes of an answer over HTTP/2 that wait for a client to read them.
+/// The number of bytes of an HTTP/2 answer that wait for a client to read them.
 pub const STREAM_WINDOW: u32 = 512 << 10;
 
-/// The same for all streams of a connection: as many as there may be at once, so that clients who
-/// do not read hold up nobody else.
+/// The window for all streams of a connection together, in bytes. It covers the largest number of
+/// concurrent streams, so that clients that do not read block no others.
 pub const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 
-/// Where the count of departures begins in the number that keeps connections apart.
+/// The bit position of the count of departures in the number that keeps connections apart.
 const DEPARTURES: u32 = 3;
 
-/// One backend of the file, ready to be sent to.
+/// One backend of the file, ready for use.
 #[derive(Debug)]
 pub struct Backend {
     settings: BackendSettings,
@@ -56,15 +58,15 @@ pub struct Backend {
     authorities: Option<Arc<CaType>>,
     /// The last good addresses of each server. Only the resolver takes this lock.
     resolved: Mutex<Vec<Vec<SocketAddr>>>,
-    /// Names that have never had an address.
+    /// The number of names that have never had an address.
     unresolved: AtomicUsize,
     next: AtomicUsize,
     traffic: Arc<Traffic>,
 }
 
 impl Backend {
-    /// A backend with its addresses resolved now. Servers that `before` had already keep what is
-    /// known of them. May block on DNS: never call it on the request path.
+    /// Creates a backend and resolves its addresses now. Servers that `before` already had keep
+    /// their state. May block on DNS: never call it on the request path.
     pub fn new(settings: BackendSettings, before: Option<&Self>) -> Self {
         let resolved = Mutex::new(vec![Vec::new(); settings.servers.len()]);
         let authorities = settings.ca.as_ref().map(|authorities| -> Arc<CaType> {
@@ -85,7 +87,7 @@ impl Backend {
         };
         backend.resolve();
         if let Some(before) = before {
-            // Without checks nothing would ever set a failed one right again.
+            // Without checks, a failed server would never be marked healthy again.
             let checked = backend.settings.health.is_some();
             let known = before.servers.load();
             for server in &**backend.servers.load() {
@@ -98,33 +100,33 @@ impl Backend {
         backend
     }
 
-    /// What the file says.
+    /// Returns the settings of the file.
     pub fn settings(&self) -> &BackendSettings {
         &self.settings
     }
 
-    /// Whether all of its servers speak HTTP/1.1 without TLS.
+    /// Returns whether all servers speak HTTP/1.1 without TLS.
     pub fn is_plain(&self) -> bool {
         !self.settings.http2 && self.settings.servers.iter().all(|server| !server.tls)
     }
 
-    /// All servers that have an address.
+    /// Returns all servers that have an address.
     pub fn servers(&self) -> Arc<Vec<Arc<Server>>> {
         self.servers.load_full()
     }
 
-    /// How many servers there would be if nothing were wrong with any: all that have an address,
-    /// and one for each name that has never had one.
+    /// Returns how many servers there would be without failures: all that have an address, and one
+    /// for each name that has never had one.
     pub fn expected(&self) -> usize {
         self.servers.load().len() + self.unresolved.load(Ordering::Relaxed)
     }
 
-    /// Attempts under way.
+    /// Returns the number of attempts in flight.
     pub fn active(&self) -> usize {
         self.traffic.active.load(Ordering::Relaxed)
     }
 
-    /// Connections of the lane that rest.
+    /// Returns the number of idle connections of the lane.
     pub fn resting(&self) -> usize {
         self.servers
             .load()
@@ -133,7 +135,7 @@ impl Backend {
             .sum()
     }
 
-    /// Throws away what has rested too long or has ended.
+    /// Drops connections that were idle for longer than allowed or have ended.
     pub fn tidy(&self, now: Mono) {
         self.servers
             .load()
@@ -141,13 +143,13 @@ impl Backend {
             .for_each(|server| server.pool().tidy(self.settings.idle_timeout, now));
     }
 
-    /// How many attempts got their connection so.
+    /// Returns how many attempts got their connection in this way.
     pub fn connects(&self, how: Connect) -> u64 {
         self.traffic.connects[how as usize].load(Ordering::Relaxed)
     }
 
-    /// Whether a connection to one is likely to be one to the other: they have the same name and
-    /// the same addresses.
+    /// Returns whether a connection to one backend is likely to be usable as a connection to the
+    /// other: they have the same name and the same addresses.
     pub fn is_like(&self, other: &Self) -> bool {
         let addresses = |backend: &Self| {
             backend
@@ -159,7 +161,7 @@ impl Backend {
         self.settings.name == other.settings.name && addresses(self) == addresses(other)
     }
 
-    /// Whether there is a server to send to.
+    /// Returns whether there is a server that can be used.
     pub fn is_available(&self) -> bool {
         self.servers
             .load()
@@ -167,7 +169,7 @@ impl Backend {
             .any(|server| server.passes_checks())
     }
 
-    /// Whether a check of one of its servers has passed within the last two intervals.
+    /// Returns whether a check of one of the servers has passed within the last two intervals.
     pub fn has_passed_a_check(&self, now: Mono) -> bool {
         let Some(health) = &self.settings.health else {
             return false;
@@ -179,7 +181,7 @@ impl Backend {
             .any(|server| server.check_passed_us.load(Ordering::Relaxed) >= since)
     }
 
-    /// A server for the next attempt, another one than `tried`. `None` when there is none.
+    /// Chooses a server for the next attempt, other than `tried`. `None` when there is none.
     pub fn choose(&self, tried: Option<SocketAddr>, now: Mono) -> Option<Chosen> {
         let servers = self.servers.load();
         if let [only] = servers.as_slice() {
@@ -195,14 +197,15 @@ impl Backend {
         let server = match (healthy.next(), healthy.next()) {
             (Some(first), Some(second)) => self.lighter(first, second, turn, now),
             (Some(only), None) => only,
-            // All that pass their checks are ejected: better one of these than nobody.
+            // All servers that pass their checks are ejected. Using one of them is better than
+            // using none.
             (None, _) => in_turn().find(|server| server.passes_checks())?,
         };
         Some(Chosen::new(server))
     }
 
-    /// The one with fewer requests in flight; the first where they have as many. One that warms up
-    /// stands back for the other now and then.
+    /// Returns the server with fewer requests in flight, or the first if both have the same number.
+    /// A server that is warming up sometimes yields to the other.
     fn lighter<'a>(
         &self,
         first: &'a Arc<Server>,
@@ -211,7 +214,8 @@ impl Backend {
         now: Mono,
     ) -> &'a Arc<Server> {
         let warmth = first.warmth(self.settings.slow_start, now);
-        // By turns and not by chance: of 100 turns as many as its warmth in per cent.
+        // The choice is made by turns and not by chance: of 100 turns the server takes as many as
+        // its warmth in percent.
         if warmth < 1.0 && turn.wrapping_mul(61) % 100 >= (warmth * 100.0) as usize {
             return second;
         }
@@ -224,8 +228,8 @@ impl Backend {
         }
     }
 
-    /// A server gave no answer: it could not be reached, broke off or took too long. Says whether
-    /// it is ejected now.
+    /// Records that a server gave no answer: it could not be reached, aborted or exceeded a limit.
+    /// Returns whether it is ejected now.
     pub fn failed(&self, server: &Server, now: Mono) -> bool {
         let failures = server.failures.fetch_add(1, Ordering::Relaxed) + 1;
         if failures < FAILURES_TO_EJECT || !server.is_healthy(now) {
@@ -246,7 +250,7 @@ impl Backend {
             .ejected_until_us
             .store(micros(until), Ordering::Relaxed);
         server.failures.store(0, Ordering::Relaxed);
-        tracing::warn!(backend = &*self.settings.name, server = server.name, address = %server.address, seconds = (EJECTED_FOR * times).as_secs(), "a server gave no answer {failures} times in a row and is not asked for a while");
+        tracing::warn!(backend = &*self.settings.name, server = server.name, address = %server.address, failures, seconds = (EJECTED_FOR * times).as_secs(), "a server did not answer several times in a row and gets no requests for a while");
         true
     }
 
@@ -293,7 +297,7 @@ impl Backend {
     }
 
     fn server(&self, address: SocketAddr, named: &ServerSettings) -> Server {
-        // Never empty: pingora verifies nothing without a name.
+        // The name is never empty, because pingora verifies nothing without one.
         let name = self
             .settings
             .server_name
@@ -339,9 +343,9 @@ impl Backend {
     }
 }
 
-/// Keeps connections apart that different authorities vouched for: the engine tells kept
-/// connections apart by address, name and protocol only, so that a server would be taken on
-/// another's trust.
+/// Returns a group that keeps apart connections verified by different authorities. The engine
+/// distinguishes kept connections by address, name and protocol only. Without the group, a server
+/// would be trusted on another authority's verification.
 fn group_of(authorities: &[Vec<u8>]) -> u64 {
     let digest = Sha256::digest(authorities.concat());
     digest
@@ -350,8 +354,8 @@ fn group_of(authorities: &[Vec<u8>]) -> u64 {
         .fold(0, |group, byte| group << 8 | u64::from(*byte))
 }
 
-/// The addresses of a name in one family, IPv4 where there is a choice: `localhost` is one server,
-/// not one per protocol.
+/// Returns the addresses of a name in one family, IPv4 if there is a choice. `localhost` is one
+/// server, not one per protocol.
 fn of_one_family(found: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let v4 = found.iter().any(SocketAddr::is_ipv4);
     found
@@ -388,7 +392,7 @@ mod tests {
     const THREE: [&str; 3] = ["127.0.0.1:1001", "127.0.0.1:1002", "127.0.0.1:1003"];
 
     #[test]
-    fn servers_are_asked_in_turn_and_a_busy_one_less() {
+    fn servers_take_turns_and_a_busy_one_gets_fewer_requests() {
         let backend = backend(&THREE, "");
         let mut ports = [0; 3];
         for _ in 0..300 {
@@ -396,8 +400,8 @@ mod tests {
             ports[usize::from(chosen.server().address().port()) - 1001] += 1;
         }
         assert_eq!(ports, [100; 3]);
-        // Two requests hang on the first: it gets nothing as long as the one it is compared with
-        // has less to do.
+        // Two requests hang on the first server. It gets no others as long as the server it is
+        // compared with has fewer requests.
         let busy = &backend.servers()[0];
         busy.in_flight.store(2, Ordering::Relaxed);
         let to_busy = (0..300)
@@ -441,7 +445,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_gives_no_answer_is_ejected_for_a_while_and_never_the_last_one() {
+    fn an_unresponsive_server_is_ejected_but_never_the_last_one() {
         let backend = backend(&THREE, "");
         let servers = backend.servers();
         for _ in 0..FAILURES_TO_EJECT {
@@ -470,7 +474,7 @@ mod tests {
                 .count(),
             1
         );
-        // An answer in between and it begins anew.
+        // An answer in between restarts the count.
         let last = servers
             .iter()
             .find(|server| server.is_healthy(at(2)))
@@ -481,7 +485,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_fails_its_checks_is_not_asked_and_a_backend_without_any_is_not_available() {
+    fn failed_checks_exclude_a_server_and_make_a_backend_unavailable() {
         let backend = backend(&THREE[..2], "health = { path = \"/healthz\" }");
         let servers = backend.servers();
         servers[0].checked(false, at(1));
@@ -501,7 +505,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server_that_has_come_back_gets_more_and_more_of_its_share() {
+    fn a_returning_server_gets_a_growing_share() {
         let backend = backend(
             &THREE[..2],
             "slow_start = \"100s\"\nhealth = { path = \"/healthz\" }",
@@ -530,7 +534,7 @@ mod tests {
     }
 
     #[test]
-    fn a_changed_file_does_not_forget_which_servers_are_down() {
+    fn a_changed_file_keeps_the_state_of_its_servers() {
         let before = backend(&THREE, "health = { path = \"/healthz\" }");
         before.servers()[1].checked(false, at(1));
         let mut settings = before.settings().clone();

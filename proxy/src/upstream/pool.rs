@@ -1,10 +1,10 @@
-//! Connections to one server that rest between two requests.
+//! Idle connections to one server.
 //!
-//! Each thread has a shelf of its own, last in, first out, so that a thread meets neither a lock
-//! that another holds nor a connection of another's cache; only where its shelf is empty it looks
-//! at its neighbours'. What is taken is silent and open: the kernel is asked, each time. The
-//! runtime knows of an end, or of bytes that nobody asked for, only when it has looked, and until
-//! then the next user would be answered with them.
+//! Each thread has a shelf of its own, last in, first out. So a thread neither waits for a lock
+//! that another holds nor takes a connection that is in another CPU's cache. Only if its own shelf
+//! is empty does it try the shelves of its neighbours. A connection that is taken is silent and
+//! open, because the kernel is queried each time. The runtime learns of an end, or of unsolicited
+//! bytes, only when it polls. Until then the next user would receive those bytes as an answer.
 
 use std::cell::Cell;
 use std::os::fd::{AsRawFd, RawFd};
@@ -17,14 +17,14 @@ use nix::sys::socket::{MsgFlags, recv};
 use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
-/// Shelves; more threads share them.
+/// The number of shelves. If there are more threads, they share them.
 const SHELVES: usize = 16;
-/// Connections that have ended and are looked at for one request.
+/// The number of ended connections that are tried for one request.
 const MOST_GONE: usize = 8;
-/// Connections on a shelf.
+/// The number of connections on a shelf.
 const PLACES: usize = 512;
 
-/// The resting connections to one server.
+/// The idle connections to one server.
 #[derive(Debug, Default)]
 pub struct Pool {
     shelves: [Mutex<Vec<Settling>>; SHELVES],
@@ -37,7 +37,7 @@ struct Settling {
 }
 
 impl Settling {
-    /// Whether nothing has come. Its end would have come, too.
+    /// Returns whether nothing was received, neither bytes nor the end of the connection.
     fn is_silent(&self) -> bool {
         !has_unread(self.stream.as_raw_fd())
     }
@@ -47,7 +47,7 @@ impl Settling {
     }
 }
 
-/// The shelf of this thread.
+/// Returns the shelf of this thread.
 fn own() -> usize {
     static THREADS: AtomicUsize = AtomicUsize::new(0);
     thread_local! {
@@ -62,14 +62,14 @@ fn own() -> usize {
 }
 
 impl Pool {
-    /// A connection that can be used, if there is one that has not rested for `longest`.
+    /// Returns a usable connection, if there is one that has been idle for less than `longest`.
     pub fn take(&self, longest: Duration, now: Mono) -> Option<TcpStream> {
         let own = own();
-        // Closed when no lock is held.
+        // These are closed when no lock is held.
         let mut gone = Vec::new();
         for step in 0..SHELVES {
             let shelf = &self.shelves[(own + step) % SHELVES];
-            // A neighbour that is busy with its shelf has work for what is on it.
+            // A neighbour that is using its shelf needs the connections on it.
             let Some(mut shelf) = (if step == 0 {
                 Some(shelf.lock())
             } else {
@@ -82,8 +82,7 @@ impl Pool {
                     return Some(resting.stream);
                 }
                 gone.push(resting);
-                // Where so many have ended the others have, too; they are thrown away in their
-                // time.
+                // If this many have ended, the others have as well. They are dropped later.
                 if gone.len() == MOST_GONE {
                     return None;
                 }
@@ -92,7 +91,8 @@ impl Pool {
         None
     }
 
-    /// Lays a connection down whose last answer was read to its end, unless 512 rest on its shelf.
+    /// Stores a connection whose last answer was read to its end, unless 512 are already on the
+    /// shelf.
     pub fn put(&self, stream: TcpStream, now: Mono) {
         let mut shelf = self.shelves[own()].lock();
         if shelf.len() < PLACES {
@@ -100,7 +100,8 @@ impl Pool {
         }
     }
 
-    /// Throws away what has rested too long, has ended, or says something unasked.
+    /// Drops connections that were idle for longer than allowed, have ended, or received
+    /// unsolicited bytes.
     pub fn tidy(&self, longest: Duration, now: Mono) {
         for shelf in &self.shelves {
             let mut shelf = shelf.lock();
@@ -110,35 +111,35 @@ impl Pool {
                 })
                 .collect();
             drop(shelf);
-            // Closing takes its time.
+            // Closing takes time.
             drop(gone);
         }
     }
 
-    /// How many rest.
+    /// Returns the number of idle connections.
     pub fn len(&self) -> usize {
         self.shelves.iter().map(|shelf| shelf.lock().len()).sum()
     }
 
-    /// Whether none does.
+    /// Returns whether there are no idle connections.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// What waits unread on a connection.
+/// The unread data on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unread {
-    /// Nothing, and it is open.
+    /// Nothing is unread, and the connection is open.
     Nothing,
-    /// Bytes.
+    /// Bytes are unread.
     Bytes,
-    /// Its end.
+    /// The connection has ended.
     End,
 }
 
-/// Asks the kernel. Engines look, too, but at what the runtime has been told, not at what has come
-/// since.
+/// Queries the kernel. Engines also check, but they see what the runtime has been told and not what
+/// was received since.
 pub fn unread(socket: RawFd) -> Unread {
     match recv(
         socket,
@@ -151,7 +152,7 @@ pub fn unread(socket: RawFd) -> Unread {
     }
 }
 
-/// Whether something waits unread on a kept connection: its end, or bytes that nobody asked for.
+/// Returns whether something is unread on a kept connection: its end, or unsolicited bytes.
 pub fn has_unread(socket: RawFd) -> bool {
     unread(socket) != Unread::Nothing
 }
@@ -182,7 +183,7 @@ mod tests {
         (ours, theirs)
     }
 
-    /// Waits until the kernel has something for us.
+    /// Waits until the kernel has received something.
     async fn hear(pool: &Pool) {
         for _ in 0..10_000 {
             let is_heard = pool.shelves.iter().any(|shelf| {
@@ -200,7 +201,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_one_laid_down_last_is_taken_first_by_whatever_thread() {
+    async fn the_connection_stored_last_is_taken_first_by_any_thread() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let pool = Pool::default();
         let (first, _a) = pair(&listener).await;
@@ -219,7 +220,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_has_ended_or_speaks_unasked_or_rested_too_long_is_nobodys() {
+    async fn ended_unsolicited_or_expired_connections_are_not_reused() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let pool = Pool::default();
         let (ours, theirs) = pair(&listener).await;

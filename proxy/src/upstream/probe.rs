@@ -1,5 +1,6 @@
-//! Asks a backend whether it can take users, before they are sent there: the health check that the
-//! file names, or else a connection (with its TLS and HTTP/2 handshake). Any server will do.
+//! Probes whether a backend can take users, before they are sent there. It uses the health check
+//! that the file names, or else a connection (with its TLS and HTTP/2 handshake). One responding
+//! server is enough.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,10 +14,10 @@ use tokio::sync::mpsc;
 use crate::upstream::Backend;
 use crate::upstream::health::Prober;
 
-/// Servers of a backend that are asked at once.
+/// The number of servers of a backend that are probed at once.
 const MAX_SERVERS: usize = 8;
 
-/// Asks, and hears the answers.
+/// Sends probes and receives the answers.
 pub struct Probes {
     prober: Arc<Prober>,
     answers: mpsc::UnboundedSender<Answer>,
@@ -32,16 +33,16 @@ impl fmt::Debug for Probes {
 /// Whether a backend can take users.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// The rollout for which it was asked.
+    /// The rollout of the probe.
     pub rollout: Arc<str>,
-    /// The side.
+    /// The probed side.
     pub side: Side,
-    /// Whether it can.
+    /// Whether the backend can take users.
     pub is_good: bool,
 }
 
 impl Probes {
-    /// Nothing is asked yet.
+    /// Creates the probes without any in flight.
     pub fn new() -> Self {
         let (answers, heard) = mpsc::unbounded_channel();
         Self {
@@ -51,14 +52,14 @@ impl Probes {
         }
     }
 
-    /// Asks a backend for a rollout. The answer comes within a quarter of a second.
+    /// Probes a backend for a rollout. The answer is available within a quarter of a second.
     pub fn ask(&self, rollout: Arc<str>, side: Side, backend: Arc<Backend>) {
         let (prober, answers) = (Arc::clone(&self.prober), self.answers.clone());
         tokio::spawn(async move {
             let is_good = tokio::time::timeout(ASK_PATIENCE, any_answers(&prober, &backend))
                 .await
                 .unwrap_or(false);
-            // Nobody listens when the process ends.
+            // The receiver is gone when the process ends.
             let _ = answers.send(Answer {
                 rollout,
                 side,
@@ -67,7 +68,7 @@ impl Probes {
         });
     }
 
-    /// The next answer.
+    /// Returns the next answer.
     pub async fn next(&mut self) -> Option<Answer> {
         self.heard.recv().await
     }

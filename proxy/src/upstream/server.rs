@@ -11,31 +11,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// So many requests in a row without an answer send a server out.
+/// The number of consecutive requests without an answer that eject a server.
 pub(super) const FAILURES_TO_EJECT: u32 = 5;
 
-/// For how long, the first time; twice as long the second, and so on.
+/// The duration of the first ejection. The second is twice as long, and so on.
 pub(super) const EJECTED_FOR: Duration = Duration::from_secs(10);
 
-/// At most so many times as long.
+/// The largest factor for the duration of an ejection.
 pub(super) const MAX_EJECTIONS: u32 = 30;
 
-/// How an attempt got its connection.
+/// The way in which an attempt got its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Connect {
-    /// It was made.
+    /// The connection was established.
     New,
-    /// It was in the pool.
+    /// The connection was in the pool.
     Reused,
-    /// It did not.
+    /// There was no connection.
     Failed,
 }
 
 impl Connect {
-    /// All of them.
+    /// All variants.
     pub const ALL: [Self; 3] = [Self::New, Self::Reused, Self::Failed];
 
-    /// The name used in metrics.
+    /// Returns the name used in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::New => "new",
@@ -45,38 +45,38 @@ impl Connect {
     }
 }
 
-/// Attempts at a backend; goes on when the file changes it.
+/// The attempts at a backend. The counts continue when the file changes the backend.
 #[derive(Debug, Default)]
 pub(super) struct Traffic {
-    /// Under way.
+    /// The number of attempts in flight.
     pub(super) active: AtomicUsize,
-    /// How they got their connection.
+    /// The number of attempts by the way they got their connection.
     pub(super) connects: [AtomicU64; Connect::ALL.len()],
 }
 
-/// One address of a backend, and what is known of it.
+/// One address of a backend, and its state.
 #[derive(Debug)]
 pub struct Server {
     pub(super) peer: HttpPeer,
     pub(super) address: SocketAddr,
-    /// As the file names it.
+    /// The name in the file.
     pub(super) name: String,
     pub(super) in_flight: AtomicUsize,
     pub(super) traffic: Arc<Traffic>,
-    /// Connections of the lane that rest. Those of the proxy engine are its own.
+    /// The idle connections of the lane. The proxy engine keeps its own.
     pub(super) pool: ArcSwap<Pool>,
-    /// How often the connections of HTTP/2 that were open were left.
+    /// How often the open HTTP/2 connections were abandoned.
     pub(super) departures: AtomicU64,
-    /// Whether its checks pass. Without checks they do.
+    /// Whether the server passes its checks. Always true without checks.
     pub(super) passes_checks: AtomicBool,
-    /// When a check passed last, in microseconds of the process; zero is never.
+    /// The time of the last passed check, in microseconds of the process. Zero means never.
     pub(super) check_passed_us: AtomicU64,
-    /// Requests in a row that got no answer.
+    /// The number of consecutive requests without an answer.
     pub(super) failures: AtomicU32,
     pub(super) ejections: AtomicU32,
-    /// In microseconds of the process; zero is never.
+    /// The end of the ejection, in microseconds of the process. Zero means never.
     pub(super) ejected_until_us: AtomicU64,
-    /// When it came back last; zero is never.
+    /// The time of the last return. Zero means never.
     pub(super) back_since_us: AtomicU64,
 }
 
@@ -95,7 +95,7 @@ impl Chosen {
         }
     }
 
-    /// The server.
+    /// Returns the server.
     pub fn server(&self) -> &Arc<Server> {
         &self.server
     }
@@ -109,74 +109,74 @@ impl Drop for Chosen {
 }
 
 impl Server {
-    /// Its address.
+    /// Returns the address of the server.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// As the file names it, such as `shop.internal:3000`.
+    /// Returns the name in the file, such as `shop.internal:3000`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its host and port, as requests of our own name it.
+    /// Returns the host and port, as our own requests name them.
     pub fn host(&self) -> &str {
         self.name.trim_start_matches("https://")
     }
 
-    /// What pingora connects to.
+    /// Returns the peer that pingora connects to.
     pub fn peer(&self) -> &HttpPeer {
         &self.peer
     }
 
-    /// What pingora connects to for one attempt.
+    /// Returns the peer that pingora connects to for one attempt.
     pub fn peer_for_attempt(&self) -> HttpPeer {
         let mut peer = self.peer.clone();
         peer.group_key ^= self.departures.load(Ordering::Relaxed) << DEPARTURES;
         peer
     }
 
-    /// Sends no more requests over the connections of HTTP/2 that are open now: one of them may be
-    /// dead. What is under way on them goes on.
+    /// Sends no more requests over the HTTP/2 connections that are open now, because one of them
+    /// may be dead. Requests in flight on them continue.
     pub fn leave_connections(&self) {
         if self.peer.options.alpn != ALPN::H1 {
             self.departures.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    /// Connections of the lane that rest.
+    /// Returns the idle connections of the lane.
     pub fn pool(&self) -> arc_swap::Guard<Arc<Pool>> {
         self.pool.load()
     }
 
-    /// Whether its checks pass.
+    /// Returns whether the server passes its checks.
     pub fn passes_checks(&self) -> bool {
         self.passes_checks.load(Ordering::Relaxed)
     }
 
-    /// Whether it may be asked.
+    /// Returns whether the server may be used.
     pub fn is_healthy(&self, now: Mono) -> bool {
         self.passes_checks() && self.ejected_until_us.load(Ordering::Relaxed) <= micros(now)
     }
 
-    /// The result of its checks has changed.
+    /// Records that the result of the checks has changed.
     pub fn checked(&self, passes: bool, now: Mono) {
         if !self.passes_checks.swap(passes, Ordering::Relaxed) && passes {
             self.came_back(now);
         }
     }
 
-    /// A check has passed.
+    /// Records that a check has passed.
     pub fn check_passed(&self, now: Mono) {
         self.check_passed_us.store(micros(now), Ordering::Relaxed);
     }
 
-    /// An attempt at it has its connection, or has none.
+    /// Records whether an attempt got its connection.
     pub fn connected(&self, how: Connect) {
         self.traffic.connects[how as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It has answered, whatever it said.
+    /// Records that the server has answered, whatever the answer.
     pub fn answered(&self) {
         if self.failures.load(Ordering::Relaxed) != 0 {
             self.failures.store(0, Ordering::Relaxed);
@@ -189,9 +189,9 @@ impl Server {
         self.back_since_us.store(micros(now), Ordering::Relaxed);
     }
 
-    /// Between 0 and 1: how much of its share it gets while it warms up.
+    /// Returns the fraction of its share that the server gets while it warms up, between 0 and 1.
     pub(super) fn warmth(&self, slow_start: Duration, now: Mono) -> f64 {
-        // An ejection ends by itself; what comes back begins there.
+        // An ejection ends by itself, and the time of return is the end of the ejection.
         let back = self
             .back_since_us
             .load(Ordering::Relaxed)
@@ -202,7 +202,7 @@ impl Server {
         (micros(now).saturating_sub(back) as f64 / slow_start.as_micros() as f64).clamp(0.05, 1.0)
     }
 
-    /// What is known of a server holds for the one that takes its place in a changed file.
+    /// Takes over the state of the server that this one replaces in a changed file.
     pub(super) fn inherit(&self, before: &Self) {
         for (to, from) in [
             (&self.ejected_until_us, &before.ejected_until_us),
@@ -226,12 +226,12 @@ pub(super) fn micros(at: Mono) -> u64 {
     cutover_core::time::micros(at.since(Mono::default()))
 }
 
-/// Makes a peer for one connection that is not a kept one, and is not kept. Where one kept
-/// connection was of no use, others are likely to be.
+/// Prepares a peer for one new connection that is not kept. If one kept connection was unusable,
+/// others are likely to be as well.
 pub fn make_fresh(peer: &mut HttpPeer) {
     peer.group_key ^= FRESH;
     peer.options.idle_timeout = Some(Duration::ZERO);
 }
 
-/// Keeps connections that are not to be kept apart from the others.
+/// The group that separates connections that are not kept from the others.
 pub(super) const FRESH: u64 = 2;

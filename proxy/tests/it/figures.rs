@@ -20,6 +20,24 @@ fn read(path: &str) -> String {
     .unwrap()
 }
 
+/// A text with single spaces, so that a sentence is found wherever its lines break.
+fn in_one_line(text: &str) -> String {
+    text.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// All pages of docs.
+fn pages() -> String {
+    let docs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs");
+    let mut pages = String::new();
+    for entry in fs::read_dir(docs).unwrap() {
+        let path = entry.unwrap().path();
+        if path.extension().is_some_and(|end| end == "md") {
+            pages.push_str(&fs::read_to_string(path).unwrap());
+        }
+    }
+    in_one_line(&pages)
+}
+
 /// The value of a constant that is private to its module, read off the source: a product or a shift
 /// of numbers, or a duration, in microseconds.
 fn constant(path: &str, name: &str) -> u64 {
@@ -111,10 +129,10 @@ fn every_figure_of_the_table_of_limits_is_what_the_program_does() {
         ..
     } = defaults();
     let (backend, guard) = (&backends[0], &rollouts[0].guard);
-    let readme = read("README.md");
+    let page = read("docs/limits.md");
     let row = |key: &str, value: String| {
         let cell = format!("| {key} | {value}");
-        assert!(readme.contains(&cell), "README.md has no `{cell}`");
+        assert!(page.contains(&cell), "docs/limits.md has no `{cell}`");
     };
     row("`listen.http`", format!("`{}` |", listen.http[0]));
     row(
@@ -187,10 +205,10 @@ fn every_figure_of_the_table_of_limits_is_what_the_program_does() {
 
 #[test]
 fn every_sentence_with_a_limit_is_what_the_program_does() {
-    let readme = read("README.md");
+    let pages = pages();
     let parking = HoldLimits::default();
     let (upstream, health, rescue) = (
-        "proxy/src/upstream/mod.rs",
+        "proxy/src/upstream/server.rs",
         "proxy/src/upstream/health.rs",
         "proxy/src/shared/failover_budget.rs",
     );
@@ -224,10 +242,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         (backend.stream_idle_timeout, backend.body_pause_timeout),
         (Duration::from_secs(3_600), Duration::from_secs(300))
     );
-    let (http2, session) = (
-        "proxy/src/gateway/http2/mod.rs",
-        "proxy/src/gateway/http2/session/mod.rs",
-    );
+    let http2 = "proxy/src/gateway/http2/mod.rs";
     let sentences = [
         format!(
             "requests are parked, at most {} each and {} at a time",
@@ -255,11 +270,11 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         ),
         format!(
             "may send {} of an answer",
-            size(constant(upstream, "STREAM_WINDOW"))
+            size(constant("proxy/src/upstream/mod.rs", "STREAM_WINDOW"))
         ),
         format!(
             "has room for {} such streams",
-            constant(upstream, "MAX_STREAMS")
+            constant("proxy/src/upstream/mod.rs", "MAX_STREAMS")
         ),
         format!(
             "{} streams are open at once",
@@ -272,7 +287,10 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         format!(
             "up to {} more attempts. More than {} of body",
             constant("proxy/src/gateway/adapter/mod.rs", "MAX_UNPROCESSED"),
-            size(constant(session, "REPLAY"))
+            size(constant(
+                "proxy/src/gateway/http2/session/replay.rs",
+                "REPLAY"
+            ))
         ),
         // These are written out in words.
         "left out for ten seconds (longer each time) after five requests in\n  a row got no answer"
@@ -280,7 +298,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
         "At most a fifth of new's requests of the last ten seconds, and ten where there were only \
          a few"
             .to_owned(),
-        "A client that hangs up frees the place within a quarter of a second".to_owned(),
+        "A client that hangs up frees its place within a quarter of a second".to_owned(),
         format!(
             "heads above 16 KiB or {} fields",
             constant(lane, "MAX_FIELDS")
@@ -291,8 +309,8 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
             size(journal::MAX_PAGE_BYTES as u64)
         ),
         format!(
-            "{} are read at a time, who waits longer than {}",
-            ["none", "one", "two", "three"][admin::HISTORIES],
+            "{} histories are read at a time; a third caller that waits longer than {}",
+            ["No", "One", "Two", "Three"][admin::HISTORIES],
             seconds("proxy/src/admin/mod.rs", "HISTORY_PATIENCE")
         ),
         format!(
@@ -326,8 +344,8 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
     ];
     for sentence in &sentences {
         assert!(
-            readme.contains(sentence),
-            "README.md does not say: {sentence}"
+            pages.contains(&in_one_line(sentence)),
+            "no page in docs says: {sentence}"
         );
     }
     let wait = format!("in mode hold they wait, {} at most", human(parking.longest));

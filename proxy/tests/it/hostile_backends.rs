@@ -249,7 +249,8 @@ fn odd_but_whole() -> Vec<Case> {
         case(
             "drips an answer",
             |talk, _| {
-                // A few bytes at a time: on a busy machine each rest takes longer than it should, and the head has half a second.
+                // A few bytes at a time: on a busy machine each rest takes longer than it should,
+                // and the head has half a second.
                 for bytes in b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".chunks(5) {
                     talk.say(bytes)?;
                     talk.rest(Duration::from_millis(1));
@@ -277,7 +278,8 @@ fn odd_but_whole() -> Vec<Case> {
             None,
         ),
         case("nominates headers", says!(b"HTTP/1.1 200 OK\r\nconnection: x-a, keep-alive\r\nx-a: 1\r\ncontent-length: 2\r\n\r\nok"), Body(200, "ok"), None),
-        // What comes first on a fresh connection is taken for the answer; what the backend says when it has read the request must not be the next one.
+        // What comes first on a fresh connection is taken for the answer; what the backend says
+        // when it has read the request must not be the next one.
         Case {
             at_accept: AtAccept::Say(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly"),
             ..case("answers before it was asked", says!(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison"), Body(200, "early"), None)

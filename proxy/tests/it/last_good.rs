@@ -253,7 +253,7 @@ fn a_state_directory_given_wins_over_the_file_and_that_is_told() {
     let mut log = std::io::BufReader::new(child.stdout.take().unwrap());
     let told = log_line(
         &mut log,
-        "the state directory that was given is used, and not the one in the file",
+        "the state directory of the command line is used instead of the one in the file",
     );
     assert_eq!(told["given"], given.display().to_string());
     let ready = log_line(&mut log, "cutover is ready");

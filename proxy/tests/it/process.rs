@@ -373,7 +373,7 @@ fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
     process.signal("-TERM");
     log_line(
         &mut process.log,
-        "stopping: not ready any more; requests in flight may finish",
+        "stopping: no longer ready; requests in flight may finish",
     );
     until("readiness to fall", || {
         (process.admin_ask("GET", "/readyz", &Value::Null).status() == 503).then_some(())
@@ -408,7 +408,7 @@ fn a_second_sigterm_ends_it_with_requests_in_flight() {
     process.signal("-TERM");
     log_line(
         &mut process.log,
-        "stopping: not ready any more; requests in flight may finish",
+        "stopping: no longer ready; requests in flight may finish",
     );
     process.signal("-TERM");
     log_line(&mut process.log, "stopped with connections still open");

@@ -115,7 +115,7 @@ fn a_dead_new_beside_a_legacy_that_is_off_moves_nobody_until_legacy_is_back() {
         standing["sentence"]
             .as_str()
             .unwrap()
-            .contains("new is worse, but legacy does not answer, so nobody was moved"),
+            .contains("new is worse, but legacy does not answer, so no user was moved"),
         "{standing}"
     );
     assert_eq!(

@@ -144,7 +144,7 @@ fn a_stop_of_the_new_process_during_its_start_leaves_the_old_one() {
         process.signal("-USR2");
         let pid = log_line(
             &mut process.log,
-            "upgrade: a new process has been started, and is to take over",
+            "upgrade: a new process was started and will take over",
         )["pid"]
             .as_u64()
             .unwrap();
@@ -270,7 +270,7 @@ fn a_signal_during_the_drain_neither_ends_it_nor_is_lost_silently() {
     process.signal("-TERM");
     log_line(
         &mut process.log,
-        "stopping: not ready any more; requests in flight may finish",
+        "stopping: no longer ready; requests in flight may finish",
     );
     process.signal("-USR1");
     process.signal("-HUP");

@@ -17,13 +17,13 @@ use serde_json::{Value, json};
 use crate::harness::{Behaviour, Client, Message, PATIENCE, QUICK_GUARD, rollout, until};
 use crate::process::{World, log_line};
 
-const STARTED: &str = "upgrade: a new process has been started, and is to take over";
+const STARTED: &str = "upgrade: a new process was started and will take over";
 const TOOK_OVER: &str =
     "upgrade: the new process has taken over; requests in flight may finish here";
 const FAILED: &str = "upgrade failed: this process goes on as before";
 const ENDED: &str = "this process has ended";
 const ALONE: &str = "upgrade: the process before this one has ended";
-const FOLLOWED: &str = "the latch of the new process holds here, too";
+const FOLLOWED: &str = "the latch of the new process also applies here";
 
 /// The binary under a name of its own, so that another one can be put in its place.
 fn program(directory: &Path) -> PathBuf {

@@ -6,7 +6,7 @@
 pub struct Chance([u64; 4]);
 
 impl Chance {
-    /// The generator of this seed.
+    /// Creates the generator with this seed.
     pub fn new(seed: u64) -> Self {
         let mut state = seed;
         Self(std::array::from_fn(|_| {
@@ -31,17 +31,17 @@ impl Chance {
         result
     }
 
-    /// Evenly from `0.0..1.0`.
+    /// Returns a uniformly distributed number in `0.0..1.0`.
     pub fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// Evenly from `0..below`.
+    /// Returns a uniformly distributed number in `0..below`.
     pub fn below(&mut self, below: u32) -> u32 {
         ((u128::from(self.next()) * u128::from(below)) >> 64) as u32
     }
 
-    /// Whether something of this probability happens.
+    /// Whether an event of this probability happens.
     pub fn happens(&mut self, probability: f64) -> bool {
         probability > 0.0 && self.unit() < probability
     }
@@ -51,12 +51,12 @@ impl Chance {
         (-2.0 * a.ln()).sqrt() * (std::f64::consts::TAU * b).cos()
     }
 
-    /// How many events of this mean happen.
+    /// Returns a random number of events with this mean.
     pub fn poisson(&mut self, mean: f64) -> u64 {
         if mean <= 0.0 {
             return 0;
         }
-        // Large means in parts, since the product below would underflow.
+        // A large mean is split into parts, because the product below would underflow.
         if mean > 30.0 {
             return self.poisson(mean / 2.0) + self.poisson(mean / 2.0);
         }

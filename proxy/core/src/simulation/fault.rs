@@ -1,4 +1,4 @@
-//! What goes wrong in a simulation.
+//! The faults of a simulation.
 
 use super::traffic::Traffic;
 use crate::control::rollout::RolloutSettings;
@@ -6,43 +6,43 @@ use crate::side::Side;
 use crate::stats::users::Requester;
 use std::time::Duration;
 
-/// Something that goes wrong.
+/// A fault in a simulation.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Fault {
-    /// Where; `None` is both sides.
+    /// The side that has the fault. `None` means both sides.
     pub side: Option<Side>,
-    /// What.
+    /// The kind of the fault.
     pub kind: FaultKind,
-    /// From when on.
+    /// The time at which the fault begins.
     pub from: Duration,
-    /// For how long.
+    /// How long the fault lasts.
     pub lasts: Duration,
 }
 
-/// What goes wrong.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum FaultKind {
-    /// This share of requests gets a 500.
+    /// This share of requests receives a 500.
     Errors(f64),
     /// Connections are refused.
     Refused,
-    /// Requests get no answer.
+    /// Requests receive no answer.
     Hang,
-    /// Latencies are this many times what they were.
+    /// Latencies are multiplied by this factor.
     Slow(f64),
-    /// This share of requests gets a 404.
+    /// This share of requests receives a 404.
     ClientErrors(f64),
-    /// This share of users gets a 500 for everything.
+    /// This share of users receives a 500 for every request.
     ErrorsOfUsers(f64),
-    /// This share of users is sent in circles: every answer is a redirect.
+    /// This share of users is redirected in circles: every answer is a redirect.
     Redirects(f64),
-    /// This share of requests takes so many times as long.
+    /// This share of requests takes this many times as long.
     Tail(f64, f64),
     /// There is no server.
     NoServer,
 }
 
-/// One user who fails, whatever the backend.
+/// A user whose requests fail on every backend.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Noise {
     pub(super) who: Requester,
@@ -50,19 +50,19 @@ pub(super) struct Noise {
     pub(super) left: u32,
 }
 
-/// What to simulate.
+/// The description of a simulation.
 #[derive(Clone, Debug)]
 pub struct Scenario {
     /// The rollout and its guard.
     pub settings: RolloutSettings,
     /// The traffic while nothing is wrong.
     pub traffic: Traffic,
-    /// What goes wrong, and when.
+    /// The faults, with their times.
     pub faults: Vec<Fault>,
-    /// Of all chance.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// Whether failures are looked at between ticks, as in the proxy.
+    /// Whether failures are evaluated between ticks, as in the proxy.
     pub between_ticks: bool,
-    /// After how long a request that hangs fails.
+    /// The time after which a hanging request fails.
     pub timeout: Duration,
 }

@@ -1,15 +1,16 @@
-//! What a guard can do before anything has happened: how long each rule takes to notice, and how
-//! often it would roll back a healthy backend.
+//! The forecast of what a guard can do before it has seen traffic: how long each rule takes to
+//! detect a fault, and how often it would roll back a healthy backend.
 //!
-//! The delays come from the rule itself, run on made-up counts tick by tick, many times. The false
-//! alarms of a sequential rule are its share of what `false_alarm_every` promises. Those
-//! of a threshold rule are counted as up-crossings: failures come at a rate `a`, and an alarm is
-//! the one that comes while exactly the tolerated number `k` is in the window, so there are
-//! `a * P(Poisson(a * window) = k)` of them per second (exact for a stationary Poisson process).
+//! The delays are measured on the rule itself, run on simulated counts tick by tick, many times.
+//! The false alarms of a sequential rule are its share of what `false_alarm_every` promises. The
+//! false alarms of a threshold rule are counted as up-crossings. Failures occur at a rate `a`, and
+//! an alarm is the failure that occurs while exactly the tolerated number `k` is in the window. So
+//! there are `a * P(Poisson(a * window) = k)` alarms per second (exact for a stationary Poisson
+//! process).
 //!
-//! Each rule is looked at by itself and with enough users hurt. Where there are too few users for
-//! that, whatever happens, the forecast says so. Traffic is steady; real traffic is not, so these
-//! are orders of magnitude for choosing, not promises.
+//! Each rule is evaluated by itself and with enough affected users. Where there can never be enough
+//! users, the forecast says so. The simulated traffic is steady. Real traffic is not, so these
+//! numbers are orders of magnitude for choosing settings and not promises.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -22,41 +23,42 @@ use crate::simulation::{Chance, Traffic};
 use crate::stats::users::TICK;
 use crate::time::Mono;
 
-/// The shares of new's requests that fail (or are slow, or wait, or are 4xx: whatever the rule is
-/// about), for which delays are given.
+/// The shares of bad requests on new for which delays are given. A bad request fails, is slow,
+/// waits or is a 4xx, depending on the rule.
 pub const SHARES: [f64; 4] = [0.02, 0.05, 0.5, 1.0];
 
-/// Slower than this is "not noticed": nobody would wait for it.
+/// The longest delay that counts as detected. A user would not wait longer than this.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
 const RUNS: usize = 41;
 const MONTH: f64 = 30.0 * 24.0 * 3600.0;
 
-/// What one rule can do.
+/// The forecast for one rule.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Forecast {
     /// The rule.
     pub rule: Rule,
-    /// How often it would roll back a healthy backend in 30 days, at most or about.
+    /// The number of rollbacks of a healthy backend in 30 days, as an upper bound or an
+    /// approximation.
     pub false_alarms_30d: f64,
-    /// For each of [`SHARES`].
+    /// The delay for each of [`SHARES`]. `None` where the fault is not detected.
     pub delays: [Option<Delay>; 4],
-    /// Why it cannot work as it is.
+    /// The reason why the rule cannot work with these settings. `None` if it can.
     pub cannot_work: Option<String>,
 }
 
-/// How long until a rule trips.
+/// The time until a rule trips.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Delay {
-    /// In half of the cases, in seconds.
+    /// The time in half of the cases, in seconds.
     pub median_s: f64,
-    /// In nineteen of twenty cases, in seconds.
+    /// The time in nineteen of twenty cases, in seconds.
     pub p95_s: f64,
-    /// Requests to new until then, in half of the cases.
+    /// The number of requests to new until then, in half of the cases.
     pub requests: f64,
 }
 
-/// The healthy rates of a rule's bad events on new and legacy.
+/// Returns the healthy rates of a rule's bad events on new and legacy.
 fn healthy(rule: Rule, traffic: &Traffic) -> (f64, f64) {
     match rule {
         Rule::ErrorsMax(_) | Rule::ErrorsVsLegacy(_) | Rule::Dead(_) => {
@@ -65,16 +67,16 @@ fn healthy(rule: Rule, traffic: &Traffic) -> (f64, f64) {
         Rule::ClientErrorsVsLegacy(_) => (traffic.client_errors, traffic.client_errors),
         Rule::AbortsVsLegacy(_) => (traffic.aborts, traffic.aborts),
         Rule::RedirectsVsLegacy(_) => (0.0, 0.0),
-        // A limit that is met: half of what it allows.
+        // For a limit that is met: half of what it allows.
         Rule::Latency(point, _) => (point.slower_share() / 2.0, point.slower_share() / 2.0),
-        // Legacy's p90, and new compared at a longer time.
+        // Legacy's p90, while new is compared at a longer time.
         Rule::LatencyVsLegacy(_) => (0.046, 0.1),
         Rule::Hang(_) | Rule::Health(_) => (0.0, 0.0),
     }
 }
 
-/// The forecasts of all rules of a guard, for this traffic with `percent` of it on new. The chance
-/// in it has a fixed seed: the same question has the same answer.
+/// Returns the forecasts of all rules of a guard, for this traffic with `percent` of it on new. The
+/// random numbers have a fixed seed, so the same arguments give the same result.
 pub fn forecast(guard: &GuardSettings, traffic: &Traffic, percent: Percent) -> Vec<Forecast> {
     if guard.mode == Mode::Off {
         return Vec::new();
@@ -91,7 +93,7 @@ pub fn forecast(guard: &GuardSettings, traffic: &Traffic, percent: Percent) -> V
         .collect()
 }
 
-/// Requests per second.
+/// The numbers of requests per second.
 #[derive(Clone, Copy)]
 struct Rates {
     new: f64,
@@ -210,8 +212,8 @@ fn of_rule(guard: &GuardSettings, rule: Rule, traffic: &Traffic, rates: Rates) -
     }
 }
 
-/// How often a healthy backend crosses a threshold in 30 days. The number of requests in a window
-/// varies, too, so the tolerated number is averaged over it.
+/// Returns how often a healthy backend crosses a threshold in 30 days. The number of requests in a
+/// window also varies, so the tolerated number is averaged over it.
 fn up_crossings(guard: &GuardSettings, rule: Rule, traffic: &Traffic, rates: Rates) -> f64 {
     let (of_new, of_legacy) = healthy(rule, traffic);
     let window_s = guard.window.as_secs_f64();
@@ -232,8 +234,7 @@ fn up_crossings(guard: &GuardSettings, rule: Rule, traffic: &Traffic, rates: Rat
                 .floor()
                 .max(MIN_COMPARED_EVENTS as f64 - 1.0)
         }
-        // The p95 of new above so many times the p95 of legacy, whose own p95 is a matter of chance
-        // too.
+        // The p95 of new exceeds this many times the p95 of legacy, which itself varies by chance.
         Rule::LatencyVsLegacy(_)
         | Rule::RedirectsVsLegacy(_)
         | Rule::Hang(_)
@@ -249,7 +250,8 @@ fn up_crossings(guard: &GuardSettings, rule: Rule, traffic: &Traffic, rates: Rat
     of_new * rates.new * probability / deviations.iter().map(|&z| weight(z)).sum::<f64>() * MONTH
 }
 
-/// `P(Poisson(mean) = k)`, by logarithms, with Stirling's series for the factorial.
+/// Returns `P(Poisson(mean) = k)`, computed by logarithms, with Stirling's series for the
+/// factorial.
 fn poisson(mean: f64, k: f64) -> f64 {
     let log_factorial: f64 = if k < 20.0 {
         (1..=k as u32).map(|i| f64::from(i).ln()).sum()
@@ -259,7 +261,7 @@ fn poisson(mean: f64, k: f64) -> f64 {
     (k * mean.max(1e-300).ln() - mean - log_factorial).exp()
 }
 
-/// The delay when a share `bad` of new's requests is bad.
+/// Returns the delay when a share `bad` of new's requests is bad.
 fn delay(
     guard: &GuardSettings,
     rule: Rule,
@@ -379,7 +381,7 @@ impl Alarm {
         }
     }
 
-    /// A false alarm of the warm-up is not the delay that is asked for.
+    /// A false alarm during the warm-up is not the delay that is measured.
     fn calm(&mut self) {
         if let Self::Sequential {
             detectors,
@@ -471,13 +473,13 @@ mod tests {
     }
 
     #[test]
-    fn a_short_window_is_known_to_cry_wolf() {
+    fn a_short_window_is_forecast_to_cause_false_alarms() {
         let traffic = Traffic {
             rps: 1_000.0,
             ..Traffic::default()
         };
-        // 50 requests a second to new at 0.1 %: in 10 s the limit of 1 % is 5 failures, 0.5 are
-        // expected. A look at 100 days of it found 98 of 100 days with an alarm.
+        // There are 50 requests a second to new at 0.1 %. In 10 s the limit of 1 % is 5 failures,
+        // and 0.5 are expected. A simulation of 100 days had an alarm on 98 of them.
         let short = &forecast(&threshold(10, 100), &traffic, percent("5"))[0];
         assert!(
             short.false_alarms_30d > 10.0 && short.false_alarms_30d < 1_000.0,
@@ -488,7 +490,7 @@ mod tests {
     }
 
     #[test]
-    fn up_crossings_are_those_of_a_simulation() {
+    fn up_crossings_match_those_of_a_simulation() {
         let traffic = Traffic {
             rps: 1_000.0,
             ..Traffic::default()
@@ -519,7 +521,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_that_never_has_enough_requests_is_told() {
+    fn a_rule_that_never_has_enough_requests_is_reported() {
         let forecasts = forecast(&threshold(30, 200), &Traffic::default(), percent("5"));
         assert!(
             forecasts[0]
@@ -535,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn sequential_rules_share_the_budget_and_find_a_dead_backend_at_once() {
+    fn sequential_rules_share_the_budget_and_detect_a_dead_backend_fast() {
         let guard = GuardSettings::default();
         let forecasts = forecast(
             &guard,
@@ -567,7 +569,7 @@ mod tests {
     }
 
     #[test]
-    fn without_a_control_group_comparisons_say_so() {
+    fn comparisons_without_a_control_group_are_reported() {
         let forecasts = forecast(
             &GuardSettings::default(),
             &Traffic::default(),

@@ -1,4 +1,4 @@
-//! How long the guard takes to notice a fault.
+//! The measurement of how long the guard takes to detect a fault.
 
 use super::fault::{Fault, Scenario};
 use super::world::World;
@@ -6,26 +6,26 @@ use crate::control::plane::{Announcement, Change};
 use crate::time::Mono;
 use std::time::Duration;
 
-/// How a fault was noticed.
+/// How a fault was detected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Noticed {
-    /// After how long.
+    /// The time until the fault was detected.
     pub delay: Duration,
-    /// Requests to new in that time.
+    /// The number of requests to new in that time.
     pub requests: u64,
-    /// Bad answers of new in that time.
+    /// The number of bad answers of new in that time.
     pub bad: u64,
     /// The rule that tripped.
     pub rule: String,
-    /// What it said.
+    /// The sentence of the rule.
     pub sentence: String,
 }
 
-/// Lets a world be healthy for `warm_up`, adds `fault` from then on, and waits at most `patience`
-/// for the rollback. `Err` holds the false alarm when it came before.
+/// Runs a healthy world for `warm_up`, then adds `fault`, and waits at most `patience` for the
+/// rollback. `Err` contains the false alarm if one occurred before the fault.
 ///
 /// # Errors
-/// The sentence of a rollback before anything was wrong.
+/// The sentence of a rollback that occurred before the fault.
 pub fn notice(
     scenario: Scenario,
     warm_up: Duration,
@@ -54,7 +54,7 @@ pub fn notice(
     });
     while world.elapsed() < began + patience {
         if let Some(trip) = trip_of(world.tick()) {
-            // It may lie within the tick.
+            // The rollback may occur within the tick.
             let (at, on_new) = world.tripped.unwrap_or((world.now.mono, world.on_new));
             let delay = at.since(Mono::default()) - began;
             return Ok(Some(Noticed {

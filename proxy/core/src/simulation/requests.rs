@@ -1,4 +1,4 @@
-//! What becomes of simulated requests.
+//! The handling of simulated requests.
 
 use super::fault::{Fault, FaultKind};
 use super::traffic::{KEYLESS_TIMES, PATHS, User};
@@ -15,7 +15,7 @@ impl World {
         self.faults(side).any(|kind| kind == FaultKind::NoServer)
     }
 
-    /// What is wrong with a side now.
+    /// Returns the faults of a side that are active now.
     pub(super) fn faults(&self, side: Side) -> impl Iterator<Item = FaultKind> + '_ {
         let elapsed = self.elapsed();
         let is_on = move |fault: &&Fault| {
@@ -44,7 +44,7 @@ impl World {
         })
     }
 
-    /// One request. Says whether it failed on new.
+    /// Simulates one request. Returns whether it failed on new.
     pub(super) fn request(
         &mut self,
         started: &mut PerSide<u64>,
@@ -158,8 +158,8 @@ impl World {
         self.end(side, &ending, who)
     }
 
-    /// Polls that have waited for their time are answered well. They are decided once more, since a
-    /// side is all that matters of them.
+    /// Ends the long polls whose time has passed with a good answer. They are decided again,
+    /// because only their side matters.
     pub(super) fn end_polls(&mut self) {
         while let Some((_, number)) = self
             .polls
@@ -179,7 +179,7 @@ impl World {
         }
     }
 
-    /// Counts the end of a request. Says whether it failed on new.
+    /// Counts the end of a request. Returns whether it failed on new.
     pub(super) fn end(&mut self, side: Side, ending: &Ending, who: Requester) -> bool {
         let path = PATHS[self.chance.below(PATHS.len() as u32) as usize];
         let counted = self.watch.see(side, ending, who, path, self.now.mono);

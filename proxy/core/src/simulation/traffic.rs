@@ -1,4 +1,4 @@
-//! Simulated users and the load that they make.
+//! Simulated users and the load that they generate.
 
 use super::chance::Chance;
 use crate::stats::users::Requester;
@@ -6,41 +6,43 @@ use crate::stats::users::Requester;
 /// Healthy traffic.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Traffic {
-    /// Requests per second over both sides.
+    /// The number of requests per second over both sides.
     pub rps: f64,
-    /// How many users there are.
+    /// The number of users.
     pub users: u32,
-    /// How many client networks they come from.
+    /// The number of client networks of these users.
     pub networks: u32,
     /// The share of requests that fail on a healthy backend.
     pub errors: f64,
-    /// The share answered 4xx by a healthy backend.
+    /// The share of requests that a healthy backend answers with a 4xx.
     pub client_errors: f64,
-    /// The share of requests that clients give up.
+    /// The share of requests that clients abort.
     pub aborts: f64,
     /// The median latency in microseconds.
     pub median_us: f64,
     /// The spread of the latency: the standard deviation of its logarithm. 1 is a heavy tail.
     pub sigma: f64,
-    /// Whether few users do most of what is done (Zipf's law), rather than all alike.
+    /// Whether few users send most of the requests (Zipf's law), instead of all users being
+    /// equally active.
     pub is_uneven: bool,
-    /// The share of users of whom `persistent_rate` of the requests are answered 4xx, on either
-    /// side: expired tokens, broken scripts.
+    /// The share of users of whom `persistent_rate` of the requests receive a 4xx on either side,
+    /// because of expired tokens or broken scripts.
     pub persistent: f64,
-    /// How many of the requests of a persistent user fail.
+    /// The share of requests of a persistent user that fail.
     pub persistent_rate: f64,
     /// The share of users who are `slow_times` slower than the others, on either side.
     pub slow_users: f64,
-    /// How many times slower they are.
+    /// The factor by which these users are slower.
     pub slow_times: f64,
-    /// The share of requests without a user key; all of them are quick and go to legacy.
+    /// The share of requests without a user key. All of them are fast and go to legacy.
     pub keyless: f64,
-    /// How much slower requests of users named in `always_new` are than those of others.
+    /// The factor by which requests of users listed in `always_new` are slower than those of
+    /// others.
     pub listed_times: f64,
-    /// The share of requests that are long polls, answered after 14 s; a fifth of the users send
+    /// The share of requests that are long polls, answered after 14 s. A fifth of the users send
     /// all of them.
     pub polls: f64,
-    /// By how much traffic falls at night, `0..=1`: midnight is at the beginning.
+    /// The fraction by which traffic falls at night, `0..=1`. The simulation begins at midnight.
     pub night: f64,
 }
 
@@ -61,7 +63,7 @@ impl Default for Traffic {
 }
 
 impl Traffic {
-    /// Nothing at all: no user is unlike another.
+    /// No traffic and no differences between users.
     pub(super) const STILL: Self = Self {
         rps: 0.0,
         users: 1,
@@ -83,7 +85,7 @@ impl Traffic {
     };
 }
 
-/// One user.
+/// A simulated user.
 #[derive(Clone, Debug)]
 pub(super) struct User {
     pub(super) key: Vec<u8>,
@@ -91,11 +93,12 @@ pub(super) struct User {
     pub(super) is_listed: bool,
     pub(super) is_persistent: bool,
     pub(super) is_slow: bool,
-    /// Whether a fault of some users strikes this one: `0..1`, below the share of the fault.
+    /// The random number that decides whether a fault of some users affects this one: `0..1`,
+    /// affected if it is below the share of the fault.
     pub(super) luck: f64,
 }
 
-/// Draws by weight in constant time (Walker 1977, with Vose's construction of 1991).
+/// A sampler that draws by weight in constant time (Walker 1977, with Vose's construction of 1991).
 #[derive(Clone, Debug)]
 pub(super) struct Alias(Vec<(f64, u32)>);
 
@@ -131,7 +134,7 @@ impl Alias {
     }
 }
 
-/// What is asked for, evenly.
+/// The requested paths, which are all equally likely.
 pub(super) const PATHS: [&str; 6] = [
     "/",
     "/cart",
@@ -141,5 +144,5 @@ pub(super) const PATHS: [&str; 6] = [
     "/search",
 ];
 
-/// A keyless request takes this part of the others' time.
+/// The duration of a keyless request, as a fraction of that of other requests.
 pub(super) const KEYLESS_TIMES: f64 = 0.1;

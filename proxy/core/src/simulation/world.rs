@@ -20,7 +20,7 @@ use crate::time::{Mono, Now, Wall, micros};
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// A world: traffic, backends, the proxy's counters and its control plane.
+/// A simulated world: traffic, backends, the proxy's counters and its control plane.
 #[derive(Debug)]
 pub struct World {
     pub(super) scenario: Scenario,
@@ -30,7 +30,7 @@ pub struct World {
     pub(super) watch: UserTracker,
     pub(super) totals: Vec<PerSide<Totals>>,
     pub(super) users: Vec<User>,
-    /// Draws a user by activity.
+    /// The sampler that draws a user by activity. `None` if all users are equally active.
     pub(super) activity: Option<Alias>,
     pub(super) latencies: Vec<f32>,
     pub(super) now: Now,
@@ -39,9 +39,9 @@ pub struct World {
     pub(super) started: VecDeque<PerSide<u64>>,
     pub(super) hang_ticks: Option<usize>,
     pub(super) noise: Vec<Noise>,
-    /// Long polls under way.
+    /// The long polls in flight.
     pub(super) polls: VecDeque<(Mono, usize)>,
-    /// Questions under way: when the answer comes, and to which side.
+    /// The probes in flight: the time of the answer, and the probed side.
     pub(super) asked: Vec<(Mono, Side)>,
     pub(super) compared: Vec<PerSide<Totals>>,
     pub(super) compared_started: VecDeque<PerSide<u64>>,
@@ -51,7 +51,7 @@ pub struct World {
 }
 
 impl World {
-    /// A world at its beginning.
+    /// Creates a world at its beginning.
     pub fn new(scenario: Scenario) -> Self {
         let mut chance = Chance::new(scenario.seed);
         let traffic = scenario.traffic;
@@ -124,27 +124,28 @@ impl World {
         world
     }
 
-    /// The control plane.
+    /// Returns the control plane.
     pub fn plane(&self) -> &ControlPlane {
         &self.plane
     }
 
-    /// The time in this world.
+    /// Returns the time in this world.
     pub fn now(&self) -> Now {
         self.now
     }
 
-    /// The time since the beginning.
+    /// Returns the time since the beginning.
     pub fn elapsed(&self) -> Duration {
         self.now.mono.since(Mono::default())
     }
 
-    /// Requests to new, and bad answers among them, since the beginning.
+    /// Returns the number of requests to new since the beginning, and the number of bad answers
+    /// among them.
     pub fn on_new(&self) -> (u64, u64) {
         self.on_new
     }
 
-    /// Bad answers of new by the last rollback, since the beginning.
+    /// Returns the number of bad answers of new from the beginning until the last rollback.
     pub fn bad_at_trip(&self) -> Option<u64> {
         self.tripped.map(|(_, (_, bad))| bad)
     }
@@ -168,10 +169,10 @@ impl World {
         self.carry_out(effects)
     }
 
-    /// Gives a command, as a person would.
+    /// Sends a command, as a person would.
     ///
     /// # Errors
-    /// When the plane refuses it.
+    /// The reason for which the control plane refused the command.
     pub fn command(&mut self, command: Command) -> Result<Vec<Announcement>, CommandError> {
         let id = self.scenario.settings.id.clone();
         let actor = Actor {
@@ -190,12 +191,12 @@ impl World {
         Ok(self.carry_out(effects))
     }
 
-    /// Adds to what goes wrong.
+    /// Adds a fault.
     pub fn fault(&mut self, fault: Fault) {
         self.scenario.faults.push(fault);
     }
 
-    /// Lets one user of each of these send this many failing requests, one per tick.
+    /// Adds one user who sends this many failing requests, one per tick.
     pub fn noisy_user(&mut self, requests: u32) {
         let number = self.chance.below(self.users.len() as u32) as usize;
         let User { key, who, .. } = self.users[number].clone();
@@ -209,7 +210,7 @@ impl World {
         });
     }
 
-    /// A client that makes a request fail on purpose.
+    /// Simulates a client that makes a request fail on purpose.
     pub fn fails_on_purpose(&mut self, who: Requester, side: Side) {
         let ending = Ending {
             outcome: Outcome::Failure(FailureKind::Status),
@@ -220,7 +221,7 @@ impl World {
         self.end(side, &ending, who);
     }
 
-    /// One user who sends many requests at once; all of them are answered well.
+    /// Simulates one user who sends many requests at once. All of them receive good answers.
     pub fn crawls(&mut self, who: Requester, side: Side, requests: u32) {
         let ending = Ending {
             outcome: Outcome::Success,
@@ -233,17 +234,17 @@ impl World {
         }
     }
 
-    /// The wall clock is set by an operator: nothing but records may notice.
+    /// Sets the wall clock, as an operator would. Only records may be affected.
     pub fn jump_wall_clock(&mut self, millis: i64) {
         self.now.wall = Wall::from_millis(self.now.wall.as_millis() + millis);
     }
 
-    /// One tick of 250 ms. Answers with what the plane announced.
+    /// Simulates one tick of 250 ms. Returns the announcements of the control plane.
     pub fn tick(&mut self) -> Vec<Announcement> {
         self.run(TICK)
     }
 
-    /// A tick that comes late: traffic for `length`, then one look.
+    /// Simulates a late tick: traffic for `length`, then a single evaluation.
     pub fn run(&mut self, length: Duration) -> Vec<Announcement> {
         let mut said = Vec::new();
         let begin = self.now;
@@ -361,7 +362,7 @@ impl World {
         self.carry_out(effects)
     }
 
-    /// Tells the plane of answers to its questions that have come by now.
+    /// Passes to the control plane the probe answers that have arrived by now.
     pub(super) fn hear_answers(&mut self) -> Vec<Announcement> {
         let mut said = Vec::new();
         while let Some(at) = self.asked.iter().position(|(due, _)| *due <= self.now.mono) {
@@ -378,8 +379,8 @@ impl World {
         said
     }
 
-    /// What reached the age of the hang rule in this tick: of all evidence, and of users who are
-    /// compared.
+    /// Returns the requests that reached the age of the hang rule in this tick, over all evidence
+    /// and of users who are compared.
     pub(super) fn waited(&mut self) -> (PerSide<Waited>, PerSide<Waited>) {
         let Some(ticks) = self.hang_ticks else {
             return Default::default();

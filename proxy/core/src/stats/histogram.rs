@@ -1,30 +1,30 @@
-//! Latencies in HDR buckets: 2 significant digits from 1 us to 60 s, 2,560 counters, relative width
-//! at most 0.78 %.
+//! Latency histograms in HDR buckets: 2 significant digits from 1 us to 60 s, 2,560 counters,
+//! relative width at most 0.78 %.
 //!
-//! The index is the one of `hdrhistogram` with the same bounds, so that atomics on the request
-//! path, sums in the control plane and the library's quantiles speak of the same buckets; a test
-//! holds the two against each other. Three digits would cost seven times the memory and buy nothing
-//! a rule can use.
+//! The index is the one of `hdrhistogram` with the same bounds. Atomics on the request path, sums
+//! in the control plane and the library's quantiles therefore use the same buckets, and a test
+//! compares the two. Three digits would cost seven times the memory without a benefit for any rule.
 //!
-//! Quantiles are for people. A limit is judged by [`Latencies::above`], a count of requests surely
-//! slower than the limit: exact at the limit, where a quantile would be off by the width of its
-//! bucket.
+//! Quantiles are for people. A limit is judged by [`Latencies::above`], a count of requests that
+//! were certainly slower than the limit. The count is exact at the limit, where a quantile would be
+//! off by the width of its bucket.
 
 use hdrhistogram::Histogram;
 
-/// How many counters there are.
+/// The number of counters.
 pub const COUNTERS: usize = 2_560;
-/// How many octaves (halves of HDR's buckets) of [`OCTAVE`] counters.
+/// The number of octaves (halves of HDR's buckets) of [`OCTAVE`] counters.
 pub const OCTAVES: usize = COUNTERS / OCTAVE;
-/// Counters in an octave.
+/// The number of counters in an octave.
 pub const OCTAVE: usize = 128;
-/// The largest latency that is kept apart, in microseconds; slower ones count as this.
+/// The largest latency that is distinguished, in microseconds. Slower ones are counted as this one.
 pub const MAX_US: u64 = 60_000_000;
 
 const SUB_BUCKET_BITS: u32 = 8;
 const SUB_BUCKET_MASK: u64 = (1 << SUB_BUCKET_BITS) - 1;
 
-/// The counter for a latency in microseconds. Zero counts as one, more than 60 s as 60 s.
+/// Returns the counter for a latency in microseconds. Zero counts as one, and more than 60 s counts
+/// as 60 s.
 pub const fn index_of(latency_us: u64) -> usize {
     let value = if latency_us > MAX_US {
         MAX_US
@@ -36,7 +36,7 @@ pub const fn index_of(latency_us: u64) -> usize {
     (bucket as usize * OCTAVE) + sub_bucket as usize
 }
 
-/// The smallest latency in microseconds that falls into the counter `index`.
+/// Returns the smallest latency in microseconds that belongs to the counter `index`.
 pub const fn lowest_of(index: usize) -> u64 {
     if index < 2 * OCTAVE {
         return index as u64;
@@ -45,7 +45,7 @@ pub const fn lowest_of(index: usize) -> u64 {
     ((index - bucket * OCTAVE) as u64) << bucket
 }
 
-/// Counts of latencies; sums and differences are bucket by bucket.
+/// Counts of latencies. Sums and differences are computed bucket by bucket.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Latencies {
     counts: Box<[u64]>,
@@ -73,7 +73,7 @@ impl Latencies {
         self.total += count;
     }
 
-    /// Takes away `count` latencies that were added to the counter `index` before.
+    /// Removes `count` latencies that were added to the counter `index` before.
     pub fn subtract(&mut self, index: usize, count: u64) {
         debug_assert!(
             self.counts[index] >= count,
@@ -83,34 +83,35 @@ impl Latencies {
         self.total -= count;
     }
 
-    /// How many latencies are counted.
+    /// Returns the number of counted latencies.
     pub fn total(&self) -> u64 {
         self.total
     }
 
-    /// The count of one counter.
+    /// Returns the count of one counter.
     pub fn count(&self, index: usize) -> u64 {
         self.counts[index]
     }
 
-    /// All counters in order.
+    /// Returns all counters in order.
     pub fn counts(&self) -> &[u64] {
         &self.counts
     }
 
-    /// How many latencies are surely above `limit_us`: those in counters that begin above it.
+    /// Returns the number of latencies that are certainly above `limit_us`: those in counters that
+    /// begin above it.
     pub fn above(&self, limit_us: u64) -> u64 {
         let first = index_of(limit_us) + 1;
         self.counts[first.min(COUNTERS)..].iter().sum()
     }
 
-    /// The latency in microseconds at `quantile` in `0.0..=1.0`, read by `hdrhistogram` (the
-    /// highest value of its counter); `None` without samples.
+    /// Returns the latency in microseconds at `quantile` in `0.0..=1.0`, as read by `hdrhistogram`
+    /// (the highest value of its counter); `None` without samples.
     pub fn quantile(&self, quantile: f64) -> Option<u64> {
         self.quantiles(&[quantile]).map(|values| values[0])
     }
 
-    /// Several quantiles at once; `None` without samples.
+    /// Returns several quantiles at once; `None` without samples.
     pub fn quantiles(&self, quantiles: &[f64]) -> Option<Vec<u64>> {
         if self.total == 0 {
             return None;
@@ -122,8 +123,8 @@ impl Latencies {
             .enumerate()
             .filter(|(_, count)| **count > 0)
         {
-            // Values up to 60 s are in range by construction of `index_of`, so nothing is lost to
-            // the library's bounds.
+            // Values up to 60 s are in range by construction of `index_of`, so the library's bounds
+            // drop nothing.
             histogram.saturating_record_n(lowest_of(index), count);
         }
         Some(
@@ -135,7 +136,7 @@ impl Latencies {
     }
 }
 
-/// An empty library histogram with our bounds.
+/// Returns an empty library histogram with the bounds of this module.
 fn empty() -> Histogram<u64> {
     Histogram::new_with_bounds(1, MAX_US, 2).expect("1 us to 60 s with two digits are valid bounds")
 }
@@ -145,7 +146,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_index_is_the_one_of_the_library() {
+    fn the_index_equals_the_one_of_the_library() {
         let mut library = empty();
         assert_eq!(library.distinct_values(), COUNTERS);
         let mut value = 1u64;
@@ -163,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn every_counter_begins_where_it_says() {
+    fn every_counter_begins_at_its_lowest_value() {
         for index in 1..=index_of(MAX_US) {
             assert_eq!(index_of(lowest_of(index)), index);
             assert_eq!(index_of(lowest_of(index) - 1), index - 1);

@@ -1,4 +1,4 @@
-//! What the guard counts: outcomes, latencies, windows of them, and users.
+//! The statistics of the guard: outcomes, latencies, windows of them, and users.
 
 pub mod histogram;
 pub mod outcome;

@@ -1,9 +1,10 @@
-//! What happened: cumulative totals, and spans as differences of two snapshots.
+//! Windows of counts: cumulative totals, and spans as differences of two snapshots.
 //!
-//! The data path only ever adds to cumulative counts. Everything that speaks of "the last 30 s" is
-//! a difference: nothing is reset, so the guard, the page and Prometheus read the same numbers and
-//! cannot disagree. A [`Window`] keeps the differences of its ticks in a sparse form and their
-//! running sum, so that it costs memory in proportion to what happened, not to its length.
+//! The data path only ever adds to cumulative counts. Every statement about "the last 30 s" is a
+//! difference. Counts are never reset, so the guard, the page and Prometheus read the same numbers
+//! and cannot disagree. A [`Window`] keeps the differences of its ticks in a sparse form and their
+//! running sum. Its memory use is therefore proportional to the number of events and not to its
+//! length.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -13,25 +14,26 @@ use crate::stats::outcome::{CODE_CLASSES, Ending, FailureKind, Outcome, code_cla
 use crate::stats::users::{BLOCKS, Class, Counted};
 use crate::time::Mono;
 
-/// Everything one side has done since the process started.
+/// All counts of one side since the process started.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Answers by status class, evidence or not, in the order of [`CODE_CLASSES`].
+    /// The number of answers by status class, evidence or not, in the order of [`CODE_CLASSES`].
     pub code_classes: [u64; CODE_CLASSES.len()],
-    /// The counts that rules are made of.
+    /// The counts that rules use.
     pub counts: Counts,
-    /// Latencies of evidence, to the response header.
+    /// The latencies of evidence, up to the response header.
     pub latencies: Latencies,
-    /// Users as trials.
+    /// The users as trials.
     pub trials: Trials,
-    /// Latencies of users who appear in a tick, one of each, in a coarser form: what means are
-    /// compared by.
+    /// The latencies of users who appear in a tick, one of each, in a coarser form. Means are
+    /// compared with them.
     pub of_users: CoarseLatencies,
 }
 
-/// How many counters of [`CoarseLatencies`] there are.
+/// The number of counters of [`CoarseLatencies`].
 pub const COARSE: usize = COUNTERS / COARSE_STEP;
-/// So many counters of [`Latencies`] are one here: each is an eighth of an octave wide.
+/// The number of counters of [`Latencies`] that form one counter here. Each is an eighth of an
+/// octave wide.
 const COARSE_STEP: usize = 16;
 
 /// Latencies in counters an eighth of an octave wide.
@@ -45,13 +47,13 @@ impl Default for CoarseLatencies {
 }
 
 impl CoarseLatencies {
-    /// The counter for a counter of [`Latencies`].
+    /// Returns the counter for a counter of [`Latencies`].
     pub const fn index_of(index: usize) -> usize {
         index / COARSE_STEP
     }
 
-    /// What came between earlier counts and these: the lowest latency of each counter in
-    /// microseconds, and how many fell into it.
+    /// Returns the difference between earlier counts and these: the lowest latency of each counter
+    /// in microseconds, and its number of entries.
     pub fn since<'a>(&'a self, earlier: &'a Self) -> impl Iterator<Item = (u64, u64)> + Clone + 'a {
         let news = self
             .0
@@ -65,26 +67,25 @@ impl CoarseLatencies {
     }
 }
 
-/// Users as trials, each at most once in a block. Blocks of several lengths run side by side: the
-/// shortest comes first.
+/// Users as trials, each at most once in a block. Blocks of several lengths run side by side, and
+/// the shortest is listed first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Trials {
-    /// Users whose first answer in the block has come.
+    /// The number of users whose first answer in the block has been received.
     pub served: [u64; BLOCKS],
-    /// Those of them whose first answer was bad, by [`Class::index`].
+    /// The number of these users whose first answer was bad, by [`Class::index`].
     pub first_bad: [[u64; BLOCKS]; Class::COUNT],
-    /// Users to whom something bad has happened for the first time in the block, by
-    /// [`Class::index`].
+    /// The number of users with their first bad event in the block, by [`Class::index`].
     pub affected: [[u64; BLOCKS]; Class::COUNT],
 }
 
 impl Trials {
-    /// What came between earlier trials and these.
+    /// Returns the difference between earlier trials and these.
     pub fn since(&self, earlier: &Self) -> Self {
         self.zip(earlier, u64::saturating_sub)
     }
 
-    /// Adds the trials of another place.
+    /// Adds the trials of another source.
     pub fn add(&mut self, other: &Self) {
         *self = self.zip(other, |mine, theirs| mine + theirs);
     }
@@ -104,7 +105,7 @@ impl Trials {
         }
     }
 
-    /// Adds what one ended request counts in.
+    /// Adds the counts of one ended request.
     pub fn record(&mut self, counted: Counted) {
         let bump = |counts: &mut [u64; BLOCKS], blocks: usize| {
             counts.iter_mut().take(blocks).for_each(|count| *count += 1);
@@ -120,31 +121,33 @@ impl Trials {
 /// The scalar counts of evidence.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests that say something about the backend: successes, client errors and failures.
+    /// The number of requests that show something about the backend: successes, client errors and
+    /// failures.
     pub requests: u64,
-    /// Failures by [`FailureKind::index`].
+    /// The number of failures by [`FailureKind::index`].
     pub failures: [u64; FailureKind::COUNT],
-    /// 4xx answers.
+    /// The number of 4xx answers.
     pub client_errors: u64,
-    /// Clients that gave up; not among `requests`.
+    /// The number of requests that the client aborted. They are not among `requests`.
     pub aborts: u64,
-    /// Users seen for the first time in a tick: what the counted bad events are compared with.
+    /// The number of users seen for the first time in a tick, which counted bad events are
+    /// compared with.
     pub appearances: u64,
-    /// Bad events as far as they count: at most so many of each user and network. By
-    /// [`Class::index`].
+    /// The number of bad events as far as they count: at most a fixed number of each user and
+    /// network. Indexed by [`Class::index`].
     pub counted: [u64; Class::COUNT],
-    /// Sum of the latencies in microseconds, for the mean.
+    /// The sum of the latencies in microseconds, for the mean.
     pub latency_sum_us: u64,
 }
 
 impl Counts {
-    /// Failures of all kinds.
+    /// Returns the number of failures of all kinds.
     pub fn failed(&self) -> u64 {
         self.failures.iter().sum()
     }
 
-    /// Users who got a good answer, and users who got a failure or gave up, each at most four times
-    /// a second.
+    /// Returns the number of users who received a good answer, and of users who received a failure
+    /// or gave up. Each counts at most four times a second.
     pub fn users_fared(&self) -> (u64, u64) {
         let bad = self.counted[Class::Failure.index()] + self.counted[Class::Abort.index()];
         (
@@ -154,12 +157,12 @@ impl Counts {
         )
     }
 
-    /// What came between earlier counts and these.
+    /// Returns the difference between earlier counts and these.
     pub fn since(&self, earlier: &Self) -> Self {
         self.zip(earlier, u64::saturating_sub)
     }
 
-    /// Adds the counts of another place.
+    /// Adds the counts of another source.
     pub fn add(&mut self, other: &Self) {
         *self = self.zip(other, |mine, theirs| mine + theirs);
     }
@@ -182,7 +185,7 @@ impl Counts {
 
 impl Totals {
     /// Adds one ended request that counts in these classes of bad events. The recorder does the
-    /// same with atomics; this is the meaning of it.
+    /// same with atomics, and this function defines the meaning.
     pub fn record(&mut self, ending: &Ending, counted: Counted) {
         self.code_classes[code_class(ending.status)] += 1;
         if !ending.evidence.counts() {
@@ -219,19 +222,19 @@ impl Totals {
     }
 }
 
-/// What happened between two snapshots.
+/// The events between two snapshots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Span {
     /// The difference of the scalar counts.
     pub counts: Counts,
     /// The difference of the latencies.
     pub latencies: Latencies,
-    /// How much time it covers.
+    /// The period that the span covers.
     pub covers: Duration,
 }
 
 impl Span {
-    /// The mean latency in microseconds; `None` without samples.
+    /// Returns the mean latency in microseconds; `None` without samples.
     pub fn mean_us(&self) -> Option<u64> {
         self.counts
             .latency_sum_us
@@ -239,10 +242,10 @@ impl Span {
     }
 }
 
-/// The last `length` of one side, to the tick: an outcome leaves with the first tick at which its
-/// own tick lies `length` back.
+/// The last `length` of one side, with the resolution of a tick. An outcome leaves at the first
+/// tick at which its own tick is `length` ago.
 ///
-/// The first tick only says where counting begins: what the totals hold by then is past.
+/// The first tick only defines where counting begins: earlier totals are not part of the window.
 #[derive(Clone, Debug)]
 pub struct Window {
     length: Duration,
@@ -251,7 +254,7 @@ pub struct Window {
     sum: Span,
 }
 
-/// The last snapshot, and when it was taken.
+/// The last snapshot, and its time.
 #[derive(Clone, Debug)]
 struct Seen {
     at: Mono,
@@ -267,7 +270,7 @@ struct Tick {
 }
 
 impl Window {
-    /// A window in which nothing has happened; it begins with its first tick.
+    /// Creates an empty window, which begins with its first tick.
     pub fn new(length: Duration) -> Self {
         Self {
             length,
@@ -277,7 +280,7 @@ impl Window {
         }
     }
 
-    /// A window that begins now, for totals that are all zero now.
+    /// Creates a window that begins now, for totals that are all zero now.
     pub fn from_nothing(length: Duration, now: Mono) -> Self {
         Self {
             seen: Some(Seen {
@@ -288,22 +291,22 @@ impl Window {
         }
     }
 
-    /// Its full length.
+    /// Returns the full length of the window.
     pub fn length(&self) -> Duration {
         self.length
     }
 
-    /// Changes the length; a shorter one forgets at the next tick.
+    /// Changes the length. A shorter window discards older counts at the next tick.
     pub fn set_length(&mut self, length: Duration) {
         self.length = length;
     }
 
-    /// Forgets everything; the next tick begins it anew.
+    /// Discards everything. The next tick begins the window again.
     pub fn restart(&mut self) {
         *self = Self::new(self.length);
     }
 
-    /// Takes the cumulative totals at `now`. A late call is one longer tick.
+    /// Records the cumulative totals at `now`. A late call is one longer tick.
     pub fn tick(&mut self, now: Mono, totals: &Totals) {
         let Some(seen) = &mut self.seen else {
             self.seen = Some(Seen {
@@ -347,26 +350,26 @@ impl Window {
             .map_or(Duration::ZERO, |tick| now.since(tick.start));
     }
 
-    /// The latencies of the last tick, as counters and how many fell into each.
+    /// Returns the latencies of the last tick, as pairs of a counter and its number of entries.
     pub fn last_latencies(&self) -> &[(u16, u64)] {
         self.ticks.back().map_or(&[], |tick| &tick.latencies)
     }
 
-    /// The counts of the last tick.
+    /// Returns the counts of the last tick.
     pub fn last_counts(&self) -> Counts {
         self.ticks
             .back()
             .map_or_else(Counts::default, |tick| tick.counts)
     }
 
-    /// What has been counted since the last tick.
+    /// Returns the counts since the last tick.
     pub fn since_last(&self, totals: &Totals) -> Counts {
         self.seen.as_ref().map_or_else(Counts::default, |seen| {
             totals.counts.zip(&seen.totals.counts, u64::saturating_sub)
         })
     }
 
-    /// What happened in the window up to the last tick.
+    /// Returns the counts in the window up to the last tick.
     pub fn span(&self) -> &Span {
         &self.sum
     }
@@ -429,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_happened_before_a_window_begins_is_past() {
+    fn events_before_a_window_begins_are_not_in_it() {
         let mut totals = Totals::default();
         let mut window = Window::new(Duration::from_secs(10));
         totals.record(
@@ -463,7 +466,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_evidence_shows_in_the_answers_only() {
+    fn a_request_that_is_no_evidence_counts_only_in_the_answers() {
         let mut totals = Totals::default();
         totals.record(
             &Ending {

@@ -1,4 +1,4 @@
-//! Worlds on virtual time, and what is said in them.
+//! Simulated worlds on virtual time for tests, and their announcements.
 
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
@@ -59,7 +59,7 @@ pub fn at_once(side: Option<Side>, kind: FaultKind) -> Fault {
     }
 }
 
-/// Runs for `minutes`, and gives what was announced beside the start.
+/// Runs a world for the given time, and returns the announcements except for the start.
 pub fn run(world: &mut World, time: Duration) -> Vec<(&'static str, String)> {
     let end = world.elapsed() + time;
     let mut said = Vec::new();

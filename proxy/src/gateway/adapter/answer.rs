@@ -40,7 +40,7 @@ impl Adapter {
             if context.interim > MAX_INTERIM || response.status == StatusCode::SWITCHING_PROTOCOLS {
                 return Err(Error::explain(
                     ErrorType::InvalidHTTPHeader,
-                    "too many interim answers, or a switch of protocols that nobody asked for",
+                    "too many interim answers, or a switch of protocols without a request for it",
                 )
                 .into_up());
             }

@@ -286,7 +286,7 @@ impl ProxyHttp for Adapter {
         let error = || {
             Error::explain(
                 ErrorType::ConnectionClosed,
-                "the kept connection had ended or held bytes nobody asked for",
+                "the kept connection was closed or held unexpected bytes",
             )
             .into_up()
         };

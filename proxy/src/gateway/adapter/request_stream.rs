@@ -97,7 +97,7 @@ impl Drop for RequestStream {
 
 impl RequestStream {
     /// Creates the stream of a request. `left` decodes the part of the request that is still
-    /// missing, and `ahead` holds the bytes received after it. `patience` holds the deadlines.
+    /// missing, and `pipelined` holds the bytes received after it. `patience` holds the deadlines.
     ///
     /// The receiver gets the stream if the engine drops it. The engine drops even a usable
     /// connection when an HTTP/2 backend answers and resets its stream before it has taken all of

@@ -409,7 +409,8 @@ impl Http2 {
 }
 
 tokio::task_local! {
-    /// The connection of the current HTTP/2 stream. Pingora carries our data along for HTTP/1.1 only.
+    /// The connection of the current HTTP/2 stream. Pingora carries our data along for HTTP/1.1
+    /// only.
     static CONN: Arc<Conn>;
 }
 

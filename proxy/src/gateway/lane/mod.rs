@@ -1,16 +1,17 @@
 //! The fast lane: plain HTTP/1.1, forwarded as the bytes that were received.
 //!
-//! ```text
-//! serve: wait for a head (no buffer while idle) -> with_head: parse, check, decide            one pass over the bytes of the thread's buffer
-//!          |- not plain, or not to be answered at once: Declined, with every byte that was read -> the proxy engine, for one request
-//!          '- Transaction: a server -> a kept or new connection -> head and body up -> the answer's head -> its body down
-//! ```
+//! 1. `serve` waits for a head, without a buffer while the connection is idle. It parses and checks
+//!    the head in one pass over the bytes of the thread's buffer, and asks the [`Router`].
+//! 2. A request that is not plain, or cannot be answered at once, is `Declined`. The proxy engine
+//!    gets it with every byte that was read, for this one request.
+//! 3. A `Transaction` chooses a server, uses a kept or a new connection, sends head and body,
+//!    receives the head of the answer and relays its body.
 //!
 //! Decisions, evidence, failover, our own headers and log lines belong to the [`Router`], as for
 //! the other engine. Deadlines belong to [`Deadlines`](crate::gateway::listener::deadlines). This
 //! module only moves bytes. It contains which requests are plain (`request`), where a body ends
-//! (`framing`), heads built from the received lines (`lines`, `response`), bodies with one buffer
-//! each way (`relay`), and the order of all this (`transaction`).
+//! (`body_decoder`), heads built from the received lines (`header_lines`, `response`), bodies with
+//! one buffer each way (`body_relay`), and the order of all this (`transaction`).
 //!
 //! A request needs no allocation, no timer, no task and no channel. Buffers are lent by the thread
 //! and returned whenever the lane has to wait.
@@ -18,8 +19,7 @@
 //! Deliberately absent: chunked requests, upgrades, `Expect`, long-lived exchanges, TLS and HTTP/2
 //! to backends, HTTP/1.0, requests that maintenance holds. The proxy engine has all of these.
 //!
-//! Besides requiring fewer features, it costs about half of the proxy engine's CPU per request:
-//! `docs/PERFORMANCE.md`.
+//! It costs about half of the proxy engine's CPU per request: see `docs/PERFORMANCE.md`.
 
 pub(in crate::gateway) mod body_decoder;
 pub(in crate::gateway) mod body_relay;
@@ -120,8 +120,8 @@ impl Lane {
     }
 
     /// Serves a client as long as its requests are plain. The deadline that was set last applies to
-    /// the first byte of the first request, and to its whole head if `is_first`. `ahead` holds the
-    /// bytes that the client sent before the lane took over.
+    /// the first byte of the first request, and to its whole head if `is_first`. `pipelined` holds
+    /// the bytes that the client sent before the lane took over.
     pub async fn serve<S: LaneStream>(
         &self,
         client: &mut S,

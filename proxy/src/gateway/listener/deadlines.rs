@@ -116,7 +116,8 @@ impl Deadlines {
                     let is_meant = orders.means(&conn.stay);
                     if is_meant {
                         conn.send_away();
-                        // The request may have ended meanwhile, and the signal is not meant for the next one.
+                        // The request may have ended meanwhile, and the signal is not meant for the
+                        // next one.
                         if !orders.means(&conn.stay) {
                             conn.heard();
                         }

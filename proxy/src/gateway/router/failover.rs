@@ -141,7 +141,7 @@ impl Router {
         }
         let moves = match status {
             _ if !can_repeat => false,
-            // The backend knows better than its status.
+            // The backend's own report takes precedence over its status.
             _ if matches!(exchange.said, Some(Said::Success | Said::Ignore)) => false,
             500.. => self.rescue(
                 exchange,
@@ -163,7 +163,7 @@ impl Router {
         }
     }
 
-    /// An attempt at this server begins; what has been sent before is over.
+    /// Records that an attempt at this server begins. Earlier sending is over.
     pub fn attempt(&self, exchange: &mut Exchange, server: SocketAddr, now: Mono) {
         let side = exchange.side();
         if let Some(spans) = &mut exchange.trace.spans {
@@ -171,15 +171,15 @@ impl Router {
         }
     }
 
-    /// The present attempt is over, with a failure of the server if it was one.
+    /// Records that the current attempt has ended, and the server's failure if there was one.
     pub fn attempt_ended(&self, exchange: &mut Exchange, failure: Option<FailureKind>, now: Mono) {
         if let Some(spans) = &mut exchange.trace.spans {
             spans.ended(failure, now);
         }
     }
 
-    /// A request that failed on new before anything of the answer went out: whether legacy is asked
-    /// now.
+    /// Decides about a request that failed on new before any part of the answer was sent. Returns
+    /// whether the request is now sent to legacy.
     pub fn rescue(
         &self,
         exchange: &mut Exchange,
@@ -213,8 +213,8 @@ impl Router {
         true
     }
 
-    /// A file that is missing on one side may be there on the other: assets are named by the build
-    /// that needs them.
+    /// Moves a request to the other side if a file is missing. The file may exist there, because
+    /// assets are named by the build that needs them.
     pub(super) fn fall_back(&self, exchange: &mut Exchange, path: &str, now: Mono) -> bool {
         let Some(at) = exchange.rollout.filter(|_| {
             exchange.moved.is_none() && matches!(exchange.method, Method::GET | Method::HEAD)
@@ -222,7 +222,7 @@ impl Router {
             return false;
         };
         let rule = &exchange.snapshot.split.rollouts[at].rule;
-        // Empty for nearly everybody, and then the path is not even looked at.
+        // The list is empty in nearly all configurations, and then the path is not read at all.
         if rule.fallback_on_404.is_empty()
             || !rule.falls_back(&normalised(path))
             || !exchange.snapshot.prepared[at].backends[exchange.side().other()].is_available()
@@ -234,8 +234,7 @@ impl Router {
         true
     }
 
-    /// Ends the request on the side that was decided, as what it was there, and begins it on the
-    /// other.
+    /// Ends the request on the decided side, with its outcome there, and begins it on the other.
     pub(super) fn move_over(&self, exchange: &mut Exchange, moved: Moved, path: &str, now: Mono) {
         let latency_us = exchange.answered.unwrap_or(now).since(exchange.started);
         let ending = Ending {
@@ -246,7 +245,8 @@ impl Router {
         };
         let in_flight = exchange.in_flight.take();
         match moved {
-            // It is over on new, but whether it is new's failure is told by legacy.
+            // The request is over on new, but the answer of legacy decides whether that counts as a
+            // failure of new.
             Moved::Failover => {
                 drop(in_flight);
                 exchange.failed_on_new = Some(Box::new(ending));
@@ -277,8 +277,9 @@ impl Router {
         }
     }
 
-    /// Legacy has said what it makes of a request that failed on new, or nobody will hear it. What
-    /// fails on both is the request's own fault, or that of something both stand on.
+    /// Judges a request that failed on new, once legacy has answered or no answer is expected. A
+    /// failure on both sides is caused by the request itself, or by something that both sides
+    /// depend on.
     pub(super) fn judge_failover(
         &self,
         exchange: &mut Exchange,

@@ -1,17 +1,16 @@
-//! Where requests wait while maintenance holds them, and the task that lets them go in the order in
-//! which they came.
+//! Holds requests during maintenance, and releases them in the order of arrival.
 //!
-//! A request takes a place, stands in line and waits for its turn, its time limit or its client's
-//! hanging up, whichever is first. One task, the [`Releaser`], owns the line, so that there is
-//! an order and no lock: requests hand it the sending half of a channel, and it sends when their
-//! mode is over. It wakes by what is published and lets go in small batches: ten thousand
-//! requests at once would hit the backend harder than any client may.
+//! A request takes a slot, joins the line and waits until it is released, its time limit is reached
+//! or its client disconnects, whichever is first. One task, the [`Releaser`], owns the line, so
+//! that there is an order and no lock. Requests give it the sending half of a channel, and it sends
+//! when their mode is over. It is woken by what is published and releases requests in small
+//! batches, because ten thousand requests at once would hit the backend harder than any client may.
 //!
-//! Nothing is read from a client whose request waits, since that would take bytes from its body or
-//! from its next request. So the kernel is asked whether it is still there.
+//! Nothing is read from a client whose request is held, because that would take bytes from its body
+//! or from its next request. So the kernel is queried for whether the client is still connected.
 //!
-//! A place is freed when its request stops waiting for whatever reason. Nobody who has left is let
-//! go in place of somebody who waits.
+//! A slot is freed when its request stops waiting for any reason. A request that has left does not
+//! use up the release of one that waits.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -27,23 +26,23 @@ use crate::gateway::message::head::{Conn, Head};
 use crate::gateway::router::{Exchange, Router, Step};
 use crate::shared::published::{Published, Snapshot};
 
-/// How many are let go at once.
+/// The number of requests that are released at once.
 const BATCH: usize = 16;
-/// The time between two batches: 8,000 requests in a second at most.
+/// The time between two batches. It limits the rate to 8,000 requests per second.
 const PAUSE: Duration = Duration::from_millis(2);
-/// How often a parked request looks whether its client is still there.
+/// How often a held request checks whether its client is still connected.
 const LOOK: Duration = Duration::from_millis(250);
 
-/// States of a TCP socket, as Linux numbers them, in which the other end has closed: CLOSE and
+/// The states of a TCP socket, as Linux numbers them, in which the other end has closed: CLOSE and
 /// CLOSE_WAIT.
 const CLOSED: [u8; 2] = [7, 8];
 
-/// How much may wait, and how long.
+/// The limits on how many requests are held, and for how long.
 #[derive(Clone, Copy, Debug)]
 pub struct HoldLimits {
-    /// Requests at the same time, over all rollouts.
+    /// The number of requests that are held at the same time, over all rollouts.
     pub places: usize,
-    /// One request, over all its waits.
+    /// How long one request is held, over all its waits.
     pub longest: Duration,
 }
 
@@ -56,20 +55,20 @@ impl Default for HoldLimits {
     }
 }
 
-/// How the wait of a request ended.
+/// The way in which the wait of a request ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldOutcome {
-    /// The mode is over and it is its turn.
+    /// The mode is over and the request is next in line.
     Released,
-    /// It has waited as long as may be.
+    /// The request was held for as long as allowed.
     Expired,
-    /// Its client hung up.
+    /// The client disconnected.
     Left,
-    /// It never waited: every place was taken.
+    /// The request was never held, because every slot was taken.
     NoPlace,
 }
 
-/// The places. One set per process.
+/// The slots of held requests. There is one queue per process.
 #[derive(Debug)]
 pub struct HoldQueue {
     limits: HoldLimits,
@@ -77,10 +76,10 @@ pub struct HoldQueue {
     line: mpsc::UnboundedSender<Waiting>,
 }
 
-/// One request in line.
+/// One request in the line.
 #[derive(Debug)]
 struct Waiting {
-    /// The rollout that holds it; `None` where none matched.
+    /// The rollout that holds the request. `None` if no rollout matched.
     rollout: Option<Arc<str>>,
     go: oneshot::Sender<()>,
 }
@@ -90,7 +89,7 @@ impl Waiting {
         let Some(id) = &self.rollout else {
             return snapshot.split.maintenance.mode == Maintenance::Hold;
         };
-        // A rollout that left the file holds nobody: the request is decided anew.
+        // A rollout that left the file holds no requests: the request is decided again.
         snapshot
             .split
             .rollouts
@@ -103,7 +102,7 @@ impl Waiting {
     }
 }
 
-/// A place, freed when it is dropped.
+/// A slot, which is freed when it is dropped.
 #[derive(Debug)]
 pub struct HoldSlot<'a>(&'a HoldQueue);
 
@@ -114,7 +113,7 @@ impl Drop for HoldSlot<'_> {
 }
 
 impl HoldQueue {
-    /// Places, and who lets go from them.
+    /// Creates the queue and its releaser.
     pub fn new(published: Arc<Published>, limits: HoldLimits) -> (Self, Releaser) {
         let (line, arrivals) = mpsc::unbounded_channel();
         let taken: Arc<AtomicUsize> = Arc::default();
@@ -134,7 +133,7 @@ impl HoldQueue {
         )
     }
 
-    /// A place, unless all are taken.
+    /// Returns a slot, unless all are taken.
     pub fn place(&self) -> Option<HoldSlot<'_>> {
         let take = |taken: usize| (taken < self.limits.places).then_some(taken + 1);
         self.taken
@@ -143,8 +142,8 @@ impl HoldQueue {
             .map(|_| HoldSlot(self))
     }
 
-    /// Parks a request once, and says what the router makes of it afterwards. `tcp_state` is that
-    /// of the client's socket now, as the kernel numbers it.
+    /// Holds a request once, and returns what the router makes of it afterwards. `tcp_state` is the
+    /// current state of the client's socket, as the kernel numbers it.
     pub async fn hold(
         &self,
         router: &Router,
@@ -168,8 +167,8 @@ impl HoldQueue {
 }
 
 impl HoldSlot<'_> {
-    /// Waits until the rollout is not held any more and it is this request's turn. `already` is how
-    /// long it has waited before; `has_left` is asked from time to time.
+    /// Waits until the rollout is no longer held and this request is next in line. `already` is how
+    /// long the request waited before. `has_left` is called from time to time.
     pub async fn wait(
         self,
         rollout: Option<Arc<str>>,
@@ -177,7 +176,7 @@ impl HoldSlot<'_> {
         has_left: impl Fn() -> bool,
     ) -> HoldOutcome {
         let (go, mut turn) = oneshot::channel();
-        // An releaser who is gone: the process goes down, and nobody will be let go any more.
+        // If the releaser is gone, the process is ending, and no more requests are released.
         if self.0.line.send(Waiting { rollout, go }).is_err() {
             return HoldOutcome::Expired;
         }
@@ -197,7 +196,7 @@ impl HoldSlot<'_> {
     }
 }
 
-/// Lets parked requests go. One per process, as a task beside the requests.
+/// Releases held requests. There is one per process, as a task beside the requests.
 #[derive(Debug)]
 pub struct Releaser {
     published: Arc<Published>,
@@ -207,7 +206,7 @@ pub struct Releaser {
 }
 
 impl Releaser {
-    /// Works until the places are gone.
+    /// Works until the queue is gone.
     pub async fn work(mut self) {
         let mut changes = self.published.changes();
         loop {
@@ -216,7 +215,7 @@ impl Releaser {
                     Some(waiting) => self.take_in(waiting).await,
                     None => return,
                 },
-                // The sender lives as long as what we read from it.
+                // The sender lives as long as the value we read from it.
                 _ = changes.changed() => self.let_go().await,
             }
         }
@@ -225,8 +224,8 @@ impl Releaser {
     async fn take_in(&mut self, waiting: Waiting) {
         let is_held = waiting.is_held(&self.published.load());
         self.line.push_back(waiting);
-        // Who has left stays in line until somebody looks. Twice as many as may wait are at least
-        // half of them gone.
+        // A request that has left stays in line until the line is cleaned up. If the line is twice
+        // as long as the number of slots, at least half of the requests in it have left.
         if self.line.len() > 2 * self.taken.load(Ordering::Acquire).max(BATCH) {
             self.line.retain(|waiting| !waiting.has_left());
         }
@@ -236,7 +235,8 @@ impl Releaser {
         }
     }
 
-    /// Goes along the line once: whoever is not held any more goes, the others stay in their order.
+    /// Goes through the line once. Requests that are no longer held are released, and the others
+    /// keep their order.
     async fn let_go(&mut self) {
         let mut snapshot = self.published.load();
         let mut stay = VecDeque::new();
@@ -273,7 +273,7 @@ mod tests {
         longest: Duration::from_secs(30),
     };
 
-    /// HoldQueue under a world whose maintenance is `hold` for everything.
+    /// A hold queue in a test environment whose maintenance is `hold` for everything.
     struct Lot {
         world: World,
         hold_queue: Arc<HoldQueue>,
@@ -293,7 +293,7 @@ mod tests {
             }
         }
 
-        /// Parks a request and returns when it is in line.
+        /// Holds a request and returns when it is in line.
         async fn park(&self, number: usize, rollout: Option<&str>) -> JoinHandle<HoldOutcome> {
             let (hold_queue, released, rollout) = (
                 Arc::clone(&self.hold_queue),
@@ -333,7 +333,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn everybody_is_let_go_in_the_order_in_which_they_came() {
+    async fn held_requests_are_released_in_the_order_of_arrival() {
         let mut lot = Lot::open(PATIENT);
         let count = 5 * BATCH + 3;
         let mut tasks = Vec::new();
@@ -350,7 +350,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_rollout_goes_while_another_waits() {
+    async fn one_rollout_is_released_while_another_is_held() {
         let mut lot = Lot::open(PATIENT);
         lot.world.maintain(Some("mint"), Maintenance::Hold, None);
         let mint = lot.park(0, Some("mint")).await;
@@ -374,7 +374,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_comes_when_the_mode_is_just_over_goes_at_once() {
+    async fn a_request_that_arrives_as_the_mode_ends_is_released_at_once() {
         let mut lot = Lot::open(PATIENT);
         lot.world.maintain(None, Maintenance::Off, None);
         assert_eq!(
@@ -391,7 +391,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nobody_waits_longer_than_the_limit_over_all_waits() {
+    async fn the_time_limit_applies_to_all_waits_of_a_request_together() {
         let lot = Lot::open(HoldLimits {
             longest: Duration::from_millis(30),
             ..PATIENT
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_place_is_freed_by_whoever_leaves_and_no_more_are_given_than_there_are() {
+    async fn a_request_that_leaves_frees_its_slot_and_slots_are_limited() {
         let mut lot = Lot::open(HoldLimits {
             places: 2,
             ..PATIENT
@@ -445,7 +445,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_has_left_does_not_fill_the_line() {
+    async fn requests_that_have_left_do_not_fill_the_line() {
         let mut world = World::new();
         world.maintain(Some("checkout"), Maintenance::Hold, None);
         let (hold_queue, mut releaser) = HoldQueue::new(Arc::clone(&world.published), PATIENT);

@@ -10,10 +10,11 @@ use crate::shared::recorder::Halted;
 use cutover_core::{FailureKind, Maintenance, Mono, Treatment};
 use http::Method;
 
-/// When to ask again where maintenance has no end yet, in seconds.
+/// The value of `Retry-After`, in seconds, when maintenance has no end yet.
 pub(super) const RETRY_AFTER: u32 = 30;
 
-/// What a client gets that comes while it is closed: when to ask again is the end, if there is one.
+/// Creates the answer that a client receives during maintenance. The suggested time for a retry is
+/// the end of maintenance, if there is one.
 pub(super) fn closed_reply(exchange: &Exchange, now: Mono) -> Reply {
     let remaining = exchange
         .snapshot
@@ -37,7 +38,8 @@ pub(super) fn closed_reply(exchange: &Exchange, now: Mono) -> Reply {
 }
 
 impl Router {
-    /// What maintenance does to a request that no tester sent; nothing if it passes.
+    /// Decides what maintenance does to a request that is not from a tester. `None` if the request
+    /// passes.
     pub(super) fn closed(
         &self,
         exchange: &mut Exchange,
@@ -60,13 +62,13 @@ impl Router {
         Some(Step::Reply(reply))
     }
 
-    /// Counts a request as parked: there is a place for it.
+    /// Counts a request as held. It already has a slot.
     pub fn park(&self, exchange: &mut Exchange) {
         exchange.held = Some(self.recorder.hold(exchange.slot()));
     }
 
-    /// A request is not parked any more: it is decided anew, on what is in force now and as if it
-    /// had just come, or answered.
+    /// Ends the hold of a request. The request is either answered, or decided again on the current
+    /// configuration as if it had just arrived.
     pub fn unparked(
         &self,
         mut exchange: Exchange,

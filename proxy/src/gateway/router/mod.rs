@@ -1,29 +1,27 @@
-//! Our logic about one request: identify, decide, edit, classify, record. One type, synchronous,
-//! without sockets and without pingora; time is an argument.
+//! The proxy's own logic about one request: identify, decide, edit, classify, record. It is one
+//! type, synchronous, without sockets and without pingora. Time is an argument.
 //!
-//! ```text
-//! request(head, conn, now) -> (Exchange, Step)      what one request remembers, and: forward it, answer it ourselves, or hold it; all three of
-//!   look(head) -> RequestView                              one pass over the fields, before anything is decided or counted: the lane may still decline
-//!   decide(look, head, conn, now) -> (Exchange, Step)
-//!   begin(x)                                        counted as in flight
-//! edits(x, head, conn, edits)                       headers to the backend
-//! attempt(x, server, now) / attempt_ended(x, ..)    which server is asked, and what became of it: for the line and the span
-//! sent(x, now)                                      all of the request is with the backend: the wait for its answer begins
-//! answered(x, status, says, path, can_repeat, now) -> Answer  the first final answer of the backend: it goes to the client, or legacy is asked instead
-//! client_edits(x, edits)                            headers to the client
-//! is_a_websocket(x), grpc_status(x, code)           what an answer turned out to be
-//! rescue(x, failure, ..) -> bool                    a failing request of new that legacy may answer goes there, once; so does a file that is missing on one side
-//! failed(x, failure, refusal) -> Reply              what the client gets when the backend did not answer, or the body was at fault
-//! done(x, path, end, clock)                         exactly once: outcome, counters, one line of access log
-//! refused(sketch, conn, reply, ..)                 a request that cannot even be read: counters and line, without an `Exchange`
-//! park(x) / unparked(x, head, conn, why, now)       after `Step::Hold`: it waits, and is decided anew, or answered
-//! ```
+//! | call, in this order | what it does |
+//! |---|---|
+//! | `request` | makes the [`Exchange`] and the [`Step`]: forward, answer or hold |
+//! | `look`, `decide`, `begin` | the three parts of it; the lane may decline after `look` |
+//! | `edits` | sets the headers to the backend |
+//! | `attempt`, `attempt_ended` | name the server that is used, and the result |
+//! | `sent` | the backend has the whole request, so the wait for its answer begins |
+//! | `answered` | the first final answer: it goes to the client, or legacy answers instead |
+//! | `rescue` | a failing request of new that legacy may answer is moved to legacy, once |
+//! | `client_edits` | sets the headers to the client |
+//! | `is_a_websocket`, `grpc_status` | what an answer turned out to be |
+//! | `failed` | the reply to the client when the backend did not answer |
+//! | `done` | exactly once: outcome, counters, one line of the access log |
+//! | `refused` | an unreadable request: counters and log line, without an [`Exchange`] |
+//! | `park`, `unparked` | after `Step::Hold`: the request is held, then decided again |
 //!
-//! Maintenance stands before the decision. What it answers is nobody's request and nobody's
-//! evidence; only a tester with a valid token passes it.
+//! Maintenance is checked before the decision. A request that maintenance answers is attributed to
+//! no backend and is no evidence. Only a tester with a valid token passes it.
 //!
-//! Requests that match no rollout go to the default backend and are counted under no rollout; they
-//! are evidence on nobody.
+//! Requests that match no rollout go to the default backend and are counted under no rollout. They
+//! are no evidence about any side.
 
 mod edits;
 mod ending;
@@ -62,10 +60,10 @@ pub use failover::{ATTEMPTS_ON_A_SIDE, AfterResponse, Blame, Failure, Moved, Sen
 pub use route::is_trusted;
 use route::new_request_id;
 
-/// Interim answers that a backend may send before its answer.
+/// The number of interim answers that a backend may send before its final answer.
 pub const MAX_INTERIM: u8 = 32;
 
-/// The router. One per process.
+/// The router. There is one per process.
 #[derive(Debug)]
 pub struct Router {
     published: Arc<Published>,
@@ -74,11 +72,12 @@ pub struct Router {
     traces: Traces,
     limits: Limits,
     refusals: Arc<Refusals>,
-    /// Tells users and networks apart in memory; nobody outside can foresee it.
+    /// The hasher that distinguishes users and networks in memory. Its values cannot be predicted
+    /// from outside.
     hasher: RandomState,
 }
 
-/// Limits on one request.
+/// The limits on one request.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// The largest request head in bytes.
@@ -87,31 +86,32 @@ pub struct Limits {
     pub max_body: u64,
 }
 
-/// What is in force, and what the head of a request says, before anything is decided.
+/// The configuration in force and the content of a request head, before anything is decided.
 #[derive(Debug)]
 pub struct RequestView<'a> {
     snapshot: Arc<Snapshot>,
-    /// What the head says.
+    /// The fields of the head.
     pub fields: Fields<'a>,
 }
 
-/// What to do with a request.
+/// The next step for a request.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Step {
     /// Send it to [`Exchange::backend`].
     Forward,
-    /// Answer it.
+    /// Answer it with this reply.
     Reply(Reply),
-    /// Park it, and tell [`Router::unparked`] how that ended. What cannot wait is answered.
+    /// Hold it, and tell [`Router::unparked`] how that ended. A request that cannot wait gets this
+    /// reply.
     Hold(Reply),
 }
 
-/// What can be read of a request that is refused before it is one.
+/// The readable part of a request that is refused before it is decided.
 #[derive(Clone, Debug)]
 pub struct Sketch {
-    /// The method; `-` where none can be read.
+    /// The method, or `-` if it is unreadable.
     pub method: Method,
-    /// The path without its query; `-` where none can be read.
+    /// The path without its query, or `-` if it is unreadable.
     pub path: Box<str>,
 }
 
@@ -125,7 +125,7 @@ impl Default for Sketch {
 }
 
 impl Router {
-    /// A router that reads what is published and counts into the recorder.
+    /// Creates a router that reads what is published and counts into the recorder.
     pub fn new(
         published: Arc<Published>,
         recorder: Arc<Recorder>,
@@ -149,7 +149,7 @@ impl Router {
         }
     }
 
-    /// Takes a request in: who is it, and where does it go?
+    /// Accepts a request: identifies its user and decides where it goes.
     pub fn request(&self, head: &impl Head, conn: &Conn, now: Mono) -> (Exchange, Step) {
         let (mut exchange, step) = self.decide(self.look(head), head, conn, now);
         if step == Step::Forward {
@@ -158,15 +158,16 @@ impl Router {
         (exchange, step)
     }
 
-    /// The first part of [`Router::request`]: what is in force, and what the head says.
+    /// Performs the first part of [`Router::request`]: reads the configuration in force and the
+    /// head.
     pub fn look<'a>(&self, head: &'a impl Head) -> RequestView<'a> {
         let snapshot = self.published.load();
         let fields = Fields::of(head, &snapshot.common.key_headers);
         RequestView { snapshot, fields }
     }
 
-    /// The second: where it goes. Nothing is counted of a request that is forwarded, so that an
-    /// engine may still leave it to another one.
+    /// Performs the second part: decides where the request goes. A forwarded request is not counted
+    /// yet, so that an engine may still leave it to another one.
     pub fn decide(
         &self,
         look: RequestView<'_>,
@@ -223,7 +224,7 @@ impl Router {
         (exchange, step)
     }
 
-    /// The third: a request that is forwarded is in flight now.
+    /// Performs the third part: counts a forwarded request as in flight.
     pub fn begin(&self, exchange: &mut Exchange) {
         exchange.in_flight = Some(self.recorder.begin(
             exchange.slot(),
@@ -238,14 +239,14 @@ impl Router {
     }
 }
 
-/// Notes the answer to a request that is itself at fault.
+/// Records the answer to a request that is itself invalid.
 fn refuse(exchange: &mut Exchange, reply: Reply) -> Step {
     exchange.refused = Some(Box::new(reply));
     Step::Reply(reply)
 }
 
-/// The path that rules are matched on: percent-decoded, without empty and dot segments. The bytes
-/// forwarded are the client's own.
+/// Returns the path on which rules are matched: percent-decoded, without empty and dot segments.
+/// The bytes forwarded are the client's own.
 pub fn normalised(path: &str) -> Cow<'_, str> {
     let bytes = path.as_bytes();
     let odd = |(&byte, &next): (&u8, &u8)| {
@@ -313,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_goes_to_the_side_of_the_bucket_and_the_backend_is_told() {
+    fn the_bucket_decides_the_side_and_the_backend_is_told() {
         let (router, _) = router();
         let head = head("/checkout/1")
             .with("x-user-id", "user-1")
@@ -354,7 +355,7 @@ mod tests {
     }
 
     #[test]
-    fn forged_headers_do_not_arrive_even_where_no_rollout_matches() {
+    fn forged_headers_are_removed_even_if_no_rollout_matches() {
         let (router, _) = router();
         let head = head("/")
             .with("x-cutover-bucket", "1")
@@ -403,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_apart_is_refused() {
+    fn ambiguous_requests_are_refused() {
         let (router, _) = router();
         assert_eq!(
             refused(
@@ -446,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_matches_the_path_that_the_backend_will_understand() {
+    fn a_rule_matches_the_path_as_the_backend_will_read_it() {
         let (router, _) = router();
         for path in [
             "/checkout",
@@ -505,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn blame_is_narrow() {
+    fn only_backend_failures_are_attributed_to_the_backend() {
         let (router, mut reader) = router();
         let failure = |blame, kind| Some(Failure { blame, kind });
         for (status, failure, expected) in [
@@ -589,7 +590,7 @@ mod tests {
             ),
             (6, 4, 1, 2)
         );
-        // Five answers at 5 ms, the truncated one among them, and a timeout after 9 ms.
+        // Five answers after 5 ms, including the truncated one, and a timeout after 9 ms.
         assert_eq!(
             (totals.latencies.total(), totals.counts.latency_sum_us),
             (6, 34_000)
@@ -620,7 +621,7 @@ mod tests {
     }
 
     #[test]
-    fn read_only_refuses_whatever_may_change_something() {
+    fn read_only_mode_refuses_every_unsafe_method() {
         let mut world = World::new();
         world.maintain(Some("checkout"), Maintenance::ReadOnly, None);
         let (router, _) = world.router();
@@ -664,7 +665,7 @@ mod tests {
     }
 
     #[test]
-    fn everything_includes_requests_that_match_no_rollout() {
+    fn maintenance_of_everything_includes_unmatched_requests() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Full, None);
         let (router, _) = world.router();
@@ -677,12 +678,12 @@ mod tests {
         assert_eq!(
             refused(&router, &TestHead::get("/")),
             400,
-            "what is wrong whoever sent it is said first"
+            "what is wrong for every client comes first"
         );
     }
 
     #[test]
-    fn a_client_is_told_to_come_back_at_the_end_if_there_is_one() {
+    fn retry_after_is_the_end_of_maintenance_if_there_is_one() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Full, Some(Duration::from_secs(600)));
         let (router, _) = world.router();
@@ -732,7 +733,7 @@ mod tests {
     }
 
     #[test]
-    fn what_maintenance_answers_is_nobodys_request() {
+    fn a_request_answered_by_maintenance_is_attributed_to_no_backend() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Full, None);
         let (router, mut reader) = world.router();
@@ -764,7 +765,7 @@ mod tests {
     }
 
     #[test]
-    fn a_parked_request_is_decided_anew_on_what_is_in_force_then() {
+    fn a_held_request_is_decided_again_on_the_current_snapshot() {
         let mut world = World::new();
         world.maintain(Some("checkout"), Maintenance::Hold, None);
         let (router, mut reader) = world.router();
@@ -844,7 +845,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_without_a_place_is_refused_at_once() {
+    fn a_request_without_a_slot_is_refused_at_once() {
         let mut world = World::new();
         world.maintain(None, Maintenance::Hold, Some(Duration::from_secs(12)));
         let (router, mut reader) = world.router();

@@ -1,4 +1,4 @@
-//! Which rollout and which side a request goes to.
+//! The choice of a rollout and a side for a request.
 
 use super::exchange::Exchange;
 use super::failover::{Blame, Failure};
@@ -23,7 +23,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use subtle::ConstantTimeEq;
 
-/// The side a tester asks for, if the token is right. Constant time in the token.
+/// Returns the side that a tester requests, if the token is right. The token is compared in
+/// constant time.
 pub(super) fn override_of(header: Option<&[u8]>, token_sha256: Option<&[u8; 32]>) -> Option<Side> {
     let expected = token_sha256?;
     let header = std::str::from_utf8(header?).ok()?;
@@ -33,7 +34,7 @@ pub(super) fn override_of(header: Option<&[u8]>, token_sha256: Option<&[u8; 32]>
     bool::from(digest.ct_eq(expected)).then_some(side)
 }
 
-/// All values of a header joined by commas, as one forwarder would have written them.
+/// Returns all values of a header joined by commas, as a single proxy would have written them.
 pub(super) fn joined<'a>(head: &'a impl Head, name: &HeaderName) -> Option<Cow<'a, [u8]>> {
     let mut all: Option<Cow<'a, [u8]>> = None;
     head.each(name, &mut |value| {
@@ -45,12 +46,12 @@ pub(super) fn joined<'a>(head: &'a impl Head, name: &HeaderName) -> Option<Cow<'
     all
 }
 
-/// Whether a proxy at this address is believed.
+/// Returns whether a proxy at this address is trusted.
 pub fn is_trusted(trusted: &[ipnet::IpNet], address: IpAddr) -> bool {
     trusted.iter().any(|network| network.contains(&address))
 }
 
-/// Whether the client came over TLS, as far as we or a trusted proxy know.
+/// Returns whether the client used TLS, as far as we or a trusted proxy know.
 pub(super) fn is_secure(head: &impl Head, conn: &Conn) -> bool {
     conn.tls
         || (conn.trusted
@@ -67,8 +68,8 @@ pub(super) fn set_cookie(id: &str, secure: bool) -> Option<HeaderValue> {
     .ok()
 }
 
-/// Makes the id of a request: 128 random bits in hexadecimal digits. It is the id of the trace
-/// where that begins here, so that one id finds both.
+/// Creates the id of a request: 128 random bits in hexadecimal digits. If the trace begins here,
+/// the id of the trace is used, so that one id finds both.
 pub(super) fn new_request_id(trace: &Trace) -> RequestId {
     RequestId::Ours(hex_digits(if trace.parent.is_none() {
         trace.id
@@ -82,7 +83,8 @@ pub(super) fn hex(number: u128) -> String {
 }
 
 impl Router {
-    /// The host that a request asks for, or what is wrong with the request whoever sent it.
+    /// Returns the host that a request names, or why the request is invalid regardless of its
+    /// sender.
     pub(super) fn host_of<'a>(
         &self,
         head: &'a impl Head,
@@ -166,8 +168,8 @@ impl Router {
                 }
             },
         };
-        // Nearly always there is a server, so the side is looked at first and the other one only if
-        // it has none.
+        // There is nearly always a server, so the decided side is checked first, and the other side
+        // only if the first has none.
         let mut decision = decide(
             rollout,
             &Ask {
@@ -202,7 +204,8 @@ impl Router {
         if is_available {
             return Step::Forward;
         }
-        // Nobody was asked, but the users of this side get nothing: that is the backend's failure.
+        // No server was contacted, but the users of this side get no answer: that is a failure of
+        // the backend.
         exchange.failure = Some(Failure {
             blame: Blame::Backend,
             kind: FailureKind::Connect,
@@ -210,8 +213,8 @@ impl Router {
         Step::Reply(Reply::NO_SERVER)
     }
 
-    /// Who asks: the user, or without a key the client's address; and the network, since made-up
-    /// ids are cheap and addresses are not.
+    /// Identifies the requester by the user, or without a key by the client's address. The network
+    /// is included because made-up ids are cheap and addresses are not.
     pub(super) fn who(&self, key: UserKey<'_>, client: IpAddr) -> Requester {
         let user = match key {
             UserKey::Known(key) => self.hasher.hash_one(key),

@@ -149,7 +149,7 @@ pub(crate) const FILE: &str = r#"
     anonymous = "cookie"
 "#;
 
-/// A file in force, and who may change what is published of it.
+/// A configuration in force for tests, and the means to change what is published.
 pub(crate) struct World {
     pub(crate) plane: ControlPlane,
     pub(crate) common: Arc<crate::shared::published::Common>,
@@ -184,7 +184,7 @@ impl World {
         }
     }
 
-    /// Puts a mode of maintenance in force at the time zero.
+    /// Puts a maintenance mode in force at time zero.
     pub(crate) fn maintain(
         &mut self,
         rollout: Option<&str>,

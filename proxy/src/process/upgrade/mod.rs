@@ -131,7 +131,7 @@ impl Upgrade {
         ours.set_write_timeout(Some(PATIENCE))?;
         let child = program.start(theirs)?;
         let pid = child.id();
-        tracing::info!(pid, program = %program.path.display(), "upgrade: a new process has been started, and is to take over");
+        tracing::info!(pid, program = %program.path.display(), "upgrade: a new process was started and will take over");
         let child = Arc::new(Mutex::new(child));
         let watched = Arc::clone(&child);
         std::thread::Builder::new()
@@ -305,8 +305,8 @@ fn follow(stream: &UnixStream, control: &ControlHandle) {
         }
     }
     tracing::error!(
-        "upgrade: the new process says nothing any more; this one goes on with its drain, and \
-         leaves the state to whoever comes next"
+        "upgrade: the new process no longer answers; this one continues its drain, and \
+         leaves the state to the next process"
     );
 }
 
@@ -380,7 +380,7 @@ impl Successor {
         let goes_on = clock::go_on_from(cutover_core::Mono::from_micros(clock_us));
         if !goes_on {
             tracing::warn!(
-                "the clock of the process before this one cannot be gone on with: its evidence is \
+                "the clock of the process before this one cannot be continued: its evidence is \
                  left behind"
             );
         }

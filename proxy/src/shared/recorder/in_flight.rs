@@ -9,7 +9,7 @@ use cutover_core::{Ending, Evidence, Mono, PerSide, Requester, Side};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// A request that is parked.
+/// A request that is held.
 #[derive(Debug)]
 pub struct Held {
     pub(super) recorder: Arc<Recorder>,
@@ -18,7 +18,7 @@ pub struct Held {
 }
 
 impl Held {
-    /// Counts how the wait ended.
+    /// Counts how the hold ended.
     pub fn end(mut self, ending: Halted) {
         self.ending = ending;
     }
@@ -36,15 +36,15 @@ pub struct InFlight {
     pub(super) recorder: Arc<Recorder>,
     pub(super) slot: usize,
     pub(super) side: Side,
-    /// The cell of the ring it waits in, and where that is.
+    /// The cell of the ring in which the request waits, and the evidence it is counted under.
     pub(super) waiting: Option<(usize, Evidence)>,
     pub(super) is_finished: bool,
-    /// Of an open WebSocket: where it is counted.
+    /// The counter of open WebSockets, if the request is one.
     pub(super) websocket: Option<Arc<PerSide<AtomicU64>>>,
 }
 
 impl InFlight {
-    /// The request has become a WebSocket, and is one to its end.
+    /// Records that the request has become a WebSocket. It remains one until its end.
     pub fn is_a_websocket(&mut self) {
         if self.websocket.is_none() {
             let mut counted = None;
@@ -73,7 +73,8 @@ impl InFlight {
         });
     }
 
-    /// Counts the request as waiting for an answer from now on: all of it has been sent.
+    /// Counts the request as waiting for an answer from now on, because the whole request has been
+    /// sent.
     pub fn waits(&mut self, who: Requester, evidence: Evidence, at: Mono) {
         if self.waiting.is_some() {
             return;

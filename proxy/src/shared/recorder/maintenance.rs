@@ -1,24 +1,24 @@
-//! What maintenance did to a request.
+//! The treatment of a request by maintenance.
 
-/// What maintenance did to a request.
+/// The treatment of a request by maintenance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Halted {
-    /// Answered with 503 at once.
+    /// The request was answered with 503 at once.
     Refused,
-    /// Parked.
+    /// The request was held.
     Held,
-    /// Let go after it was parked, to be decided.
+    /// The request was released after it was held, to be decided.
     Released,
-    /// Answered with 503 after it was parked for as long as may be.
+    /// The request was answered with 503 after it was held for as long as allowed.
     Expired,
-    /// Its client hung up while it was parked.
+    /// The client disconnected while the request was held.
     Left,
 }
 
 impl Halted {
-    /// How many there are.
+    /// The number of variants.
     pub const COUNT: usize = 5;
-    /// All of them, in the order of their index.
+    /// All variants, in the order of their index.
     pub const ALL: [Self; Self::COUNT] = [
         Self::Refused,
         Self::Held,
@@ -27,7 +27,7 @@ impl Halted {
         Self::Left,
     ];
 
-    /// The name in metrics.
+    /// Returns the name used in metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Refused => "refused",
@@ -38,7 +38,7 @@ impl Halted {
         }
     }
 
-    /// The place in arrays of counts.
+    /// Returns the position in arrays of counts.
     pub const fn index(self) -> usize {
         self as usize
     }

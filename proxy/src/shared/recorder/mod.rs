@@ -1,26 +1,27 @@
-//! What happened so far, counted on the request path without a lock, a shared counter or an
-//! allocation.
+//! The counts of requests so far, recorded on the request path without a lock, a shared counter or
+//! an allocation.
 //!
-//! Each (thread, rollout, side) has a shard of its own that only that thread writes: plain loads
-//! and stores with relaxed order, no read-modify-write (about a nanosecond each). Shards are
-//! cumulative and never reset, so there is no rotation to race with. A lock is taken once, when a
-//! thread first meets a rollout.
+//! Each (thread, rollout, side) has a shard of its own that only that thread writes. It uses plain
+//! loads and stores with relaxed order, and no read-modify-write (about a nanosecond each). Shards
+//! are cumulative and never reset, so there is no rotation to race with. A lock is taken once, when
+//! a thread first meets a rollout.
 //!
-//! The control plane reads through the one [`Reader`]. It keeps what it saw last and adds
-//! differences, so that the 32-bit latency counters may wrap, and descends only into octaves that
-//! changed, so that idle shards cost twenty loads. A shard whose thread has ended is read one last
-//! time and let go; its counts stay in the totals.
+//! The control plane reads through the one [`Reader`]. The reader keeps the values it saw last and
+//! adds differences, so that the 32-bit latency counters may wrap. It descends only into octaves
+//! that changed, so that idle shards cost twenty loads. A shard whose thread has ended is read one
+//! last time and released, and its counts stay in the totals.
 //!
-//! In flight is started minus finished. The two may be counted by different threads, since a task
-//! moves between them; each count still has one writer.
+//! The number in flight is started minus finished. The two may be counted by different threads,
+//! because a task moves between them, but each count still has one writer.
 //!
-//! Who was hurt is counted by the core's [`UserTracker`], one for each rollout, shared by all
-//! threads: bad and slow requests pay for it. A failure on new also rings a bell, so that the judge
-//! need not wait for its tick. Requests without an answer are counted by the tick in which they
-//! began to wait, in a ring of [`WAIT_TICKS`], so that those of a certain age can be told without
-//! looking at any request.
+//! Affected users are counted by the core's [`UserTracker`]. There is one for each rollout, shared
+//! by all threads, and only bad and slow requests pay for it. A failure on new also wakes the
+//! control loop, so that the judgement need not wait for the next tick. Requests without an answer
+//! are counted by the tick in which they began to wait, in a ring of [`WAIT_TICKS`]. Thus requests
+//! of a certain age can be counted without reading any single request.
 //!
-//! What maintenance did to requests is counted apart: it says nothing about any backend.
+//! What maintenance did to requests is counted separately, because it says nothing about any
+//! backend.
 
 mod in_flight;
 mod maintenance;
@@ -44,10 +45,10 @@ pub use reader::{Look, Reader, SlotTotals};
 use shard::Shard;
 pub use shard::WAIT_TICKS;
 
-/// The slot of requests that match no rollout. Rollouts follow after it: see [`slot_of`].
+/// The slot of requests that match no rollout. The slots of rollouts follow it: see [`slot_of`].
 pub const UNMATCHED: usize = 0;
 
-/// The recorder slot of a control-plane slot.
+/// Returns the recorder slot of a control-plane slot.
 pub const fn slot_of(rollout_slot: usize) -> usize {
     rollout_slot + 1
 }
@@ -59,17 +60,17 @@ pub struct Recorder {
     registry: Arc<Registry>,
 }
 
-/// What the two halves share.
+/// The state that the two halves share.
 #[derive(Debug, Default)]
 struct Registry {
     shards: Mutex<Vec<Registered>>,
-    /// By slot.
+    /// The shared state by slot.
     shared: Mutex<Vec<Shared>>,
-    /// Rung by each failure on new.
+    /// Notified by each failure on new.
     failed: Arc<Notify>,
 }
 
-/// What all threads share of a slot; a request that succeeds only reads it.
+/// The state of a slot that all threads share. A request that succeeds only reads it.
 #[derive(Clone, Debug, Default)]
 struct Shared {
     watch: Arc<UserTracker>,
@@ -98,20 +99,20 @@ struct Registered {
     shards: Arc<PerSide<Shard>>,
 }
 
-/// Where a request came from.
+/// The origin of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Origin<'a> {
-    /// Who sent it.
+    /// The user or network that sent the request.
     pub who: Requester,
-    /// What was asked for.
+    /// The path of the request.
     pub path: &'a str,
-    /// The epoch of the rollout it was decided under.
+    /// The epoch of the rollout under which the request was decided.
     pub epoch: u64,
-    /// When it ended.
+    /// The time at which the request ended.
     pub at: Mono,
 }
 
-/// A recorder and its one reader.
+/// Creates a recorder and its one reader.
 pub fn recorder() -> (Arc<Recorder>, Reader) {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let registry: Arc<Registry> = Arc::default();
@@ -129,28 +130,29 @@ pub fn recorder() -> (Arc<Recorder>, Reader) {
     )
 }
 
-/// What one thread has of a slot.
+/// The state of one thread for a slot.
 #[derive(Debug)]
 struct Local {
-    /// Of requests whose users are compared, and what is counted of all requests.
+    /// The shards of requests whose users are compared, with the counts that cover all requests.
     shards: Arc<PerSide<Shard>>,
-    /// Of all other requests; made for the first of them.
+    /// The shards of all other requests, created for the first of them.
     apart: OnceCell<Arc<PerSide<Shard>>>,
     watch: Arc<UserTracker>,
     rescue: Arc<FailoverBudget>,
     websockets: Arc<PerSide<AtomicU64>>,
 }
 
-/// The same by slot.
+/// The state of one thread by slot.
 type BySlot = Vec<Option<Local>>;
 
 thread_local! {
-    /// Shards of this thread by recorder and slot. Almost always one recorder; tests run several in a process.
+    /// The shards of this thread by recorder and slot. There is almost always one recorder, but
+    /// tests run several in a process.
     static SHARDS: RefCell<Vec<(usize, BySlot)>> = const { RefCell::new(Vec::new()) };
 }
 
 impl Recorder {
-    /// Counts a request as started on `side`; dropping the guard counts it as finished, however the
+    /// Counts a request as started on `side`. Dropping the guard counts it as finished, however the
     /// request ends.
     pub fn begin(self: &Arc<Self>, slot: usize, side: Side, reason: Option<Reason>) -> InFlight {
         self.with(slot, |local| {
@@ -170,16 +172,16 @@ impl Recorder {
         }
     }
 
-    /// Counts the end of a request on `side`. Of a rollout that was re-armed since it was decided,
-    /// it is no evidence.
+    /// Counts the end of a request on `side`. The request is no evidence if its rollout was
+    /// re-armed after the decision.
     pub fn record(&self, slot: usize, side: Side, ending: &Ending, origin: &Origin<'_>) {
         self.with(slot, |local| {
             self.record_locally(local, slot, side, ending, origin);
         });
     }
 
-    /// Counts a request of this slot as parked; dropping the guard counts it as one whose client
-    /// left.
+    /// Counts a request of this slot as held. Dropping the guard counts it as one whose client
+    /// disconnected.
     pub fn hold(self: &Arc<Self>, slot: usize) -> Held {
         self.halted(slot, Halted::Held);
         Held {
@@ -222,8 +224,7 @@ impl Recorder {
         }
     }
 
-    /// The permits and counts of requests of a slot that legacy may save. Only for requests that
-    /// have failed.
+    /// Returns the failover budget of a slot. Only for requests that have failed.
     pub fn rescue(&self, slot: usize) -> Arc<FailoverBudget> {
         let mut found = None;
         self.with(slot, |local| found = Some(Arc::clone(&local.rescue)));
@@ -231,8 +232,8 @@ impl Recorder {
     }
 
     fn with(&self, slot: usize, use_local: impl FnOnce(&Local)) {
-        // A thread that is being torn down has no shards any more; what it would have counted is
-        // lost with the process.
+        // A thread that is ending no longer has shards. The counts that are missed here are lost
+        // with the process.
         let _ = SHARDS.try_with(|recorders| {
             let mut recorders = recorders.borrow_mut();
             let at = match recorders.iter().position(|(id, _)| *id == self.id) {
@@ -280,7 +281,7 @@ impl Recorder {
         shards
     }
 
-    /// Where a request of this evidence is counted.
+    /// Returns the shards in which a request of this evidence is counted.
     fn shards<'a>(&self, local: &'a Local, slot: usize, evidence: Evidence) -> &'a PerSide<Shard> {
         if evidence.is_compared() {
             &local.shards
@@ -308,7 +309,7 @@ mod tests {
     }
 
     #[test]
-    fn what_many_threads_count_is_read_completely() {
+    fn the_counts_of_many_threads_are_read_completely() {
         let (recorder, mut reader) = recorder();
         let threads: Vec<_> = (0..8u64)
             .map(|thread| {
@@ -335,7 +336,7 @@ mod tests {
         while threads.iter().any(|thread| !thread.is_finished()) {
             reader.read();
         }
-        // Joined, not only finished: a thread lets its shards go after its last line.
+        // The threads have to be joined, because a thread releases its shards after its last line.
         threads
             .into_iter()
             .for_each(|thread| thread.join().expect("the thread ends"));
@@ -358,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_in_flight_until_its_guard_is_dropped_even_on_another_thread() {
+    fn a_request_is_in_flight_until_any_thread_drops_its_guard() {
         let (recorder, mut reader) = recorder();
         let in_flight = recorder.begin(1, Side::Legacy, None);
         reader.read();
@@ -375,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_that_still_wait_at_an_age_are_told_by_the_tick_they_began_in() {
+    fn waiting_requests_of_an_age_are_found_by_their_starting_tick() {
         let (recorder, mut reader) = recorder();
         let mut waiting = Vec::new();
         for user in 0..40 {
@@ -399,7 +400,7 @@ mod tests {
             Waited::default(),
             "each request is told once"
         );
-        // A round of the ring later: those of before still wait, and are not told again.
+        // One round of the ring later, the earlier requests still wait, and are not reported again.
         let mut late = recorder.begin(1, Side::New, None);
         late.waits(
             Requester {
@@ -415,7 +416,7 @@ mod tests {
     }
 
     #[test]
-    fn waits_of_threads_that_have_ended_are_not_forgotten() {
+    fn the_waits_of_ended_threads_are_kept() {
         let (recorder, mut reader) = recorder();
         let begin = |user| {
             let recorder = Arc::clone(&recorder);
@@ -440,7 +441,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_decided_before_a_re_arming_is_no_evidence_after_it() {
+    fn a_request_decided_before_a_re_arm_is_no_evidence_after_it() {
         let (recorder, mut reader) = recorder();
         let failure = ending(Outcome::Failure(FailureKind::Status), 5);
         recorder.record(1, Side::New, &failure, &Origin::default());
@@ -475,7 +476,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_recorder_counts_what_totals_mean(endings in proptest::collection::vec((0usize..10, 100u16..600, 0u64..70_000_000, 0usize..3), 0..200)) {
+        fn the_recorder_counts_in_the_same_way_as_totals(endings in proptest::collection::vec((0usize..10, 100u16..600, 0u64..70_000_000, 0usize..3), 0..200)) {
             let (recorder, mut reader) = recorder();
             let (mut expected, mut expected_compared) = (Totals::default(), Totals::default());
             let watch = UserTracker::default();

@@ -14,20 +14,21 @@ use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, PoisonError};
 use tokio::sync::Notify;
 
-/// Everything a slot has counted, as the reader last saw it.
+/// The counts of a slot, as the reader last saw them.
 #[derive(Clone, Debug, Default)]
 pub struct SlotTotals {
-    /// Outcomes, for the guard and the metrics.
+    /// The outcomes, for the guard and the metrics.
     pub totals: PerSide<Totals>,
-    /// Those of users whom the hash or chance placed: the sides are compared by them.
+    /// The outcomes of users who were placed by the hash or by chance. The sides are compared by
+    /// these.
     pub compared: PerSide<Totals>,
-    /// Decisions by [`Reason::index`], both sides together.
+    /// The decisions by [`Reason::index`], both sides together.
     pub reasons: [u64; Reason::COUNT],
-    /// Requests that have started and not finished.
+    /// The number of requests that have started and not finished.
     pub in_flight: PerSide<u64>,
-    /// Open WebSockets.
+    /// The number of open WebSockets.
     pub websockets: PerSide<u64>,
-    /// What became of failing requests that could be saved, in the order of
+    /// The results of failing requests that could fail over, in the order of
     /// [`FailoverResult::ALL`](crate::shared::failover_budget::FailoverResult::ALL).
     pub savings: [u64; 3],
     /// What maintenance did to requests, by [`Halted::index`].
@@ -35,7 +36,7 @@ pub struct SlotTotals {
 }
 
 impl SlotTotals {
-    /// How many requests are parked.
+    /// Returns how many requests are held.
     pub fn parked(&self) -> u64 {
         let count = |halted: Halted| self.halted[halted.index()];
         count(Halted::Held)
@@ -43,7 +44,7 @@ impl SlotTotals {
     }
 }
 
-/// What one look sees of a slot, beside its totals.
+/// The facts that one check finds about a slot, besides its totals.
 #[derive(Debug, Default)]
 pub struct Look {
     pub(super) streaks: PerSide<u32>,
@@ -54,7 +55,7 @@ pub struct Look {
 }
 
 impl Look {
-    /// The same for the judge.
+    /// Converts the facts to the guard's input.
     pub fn observed<'a>(
         &'a self,
         totals: &'a PerSide<Totals>,
@@ -76,7 +77,7 @@ impl Look {
     }
 }
 
-/// The reading half: sums the shards of all threads. Owned by the control plane.
+/// The reading half, which sums the shards of all threads. The control plane owns it.
 #[derive(Debug)]
 pub struct Reader {
     pub(super) registry: Arc<Registry>,
@@ -89,19 +90,20 @@ pub(super) struct Slot {
     pub(super) sum: SlotTotals,
     pub(super) started: PerSide<u64>,
     pub(super) finished: PerSide<u64>,
-    /// Of users who are not compared, and of those who are.
+    /// The waits of users who are not compared, and of those who are.
     pub(super) waits: [PerSide<Waits>; 2],
     pub(super) population: LastPopulation,
     pub(super) ration: BudgetRefill,
 }
 
-/// What the reader knows of the ring of waiting requests of one side.
+/// The reader's view of the ring of waiting requests of one side.
 #[derive(Clone, Debug)]
 pub(super) struct Waits {
-    /// Of threads that have ended.
+    /// The counts of threads that have ended.
     pub(super) retired_begun: Box<[u16]>,
     pub(super) retired_ended: Box<[u16]>,
-    /// What had begun, and what still waited, when a cell was read last: a round of the ring ago.
+    /// The requests that had begun, and those that still waited, when a cell was last read, one
+    /// round of the ring ago.
     pub(super) begun: Box<[u16]>,
     pub(super) stuck: Box<[u16]>,
 }
@@ -135,10 +137,10 @@ impl Reader {
             known,
             slots,
         } = self;
-        // A shard that only we still hold belonged to a thread that has ended: nobody can write it
-        // any more (`get_mut` makes its last writes visible). It is let go once all it
-        // counted is in the sums; a thread that ended since the look above is let go at the next
-        // read.
+        // A shard that only the reader still holds belonged to a thread that has ended. No thread
+        // can write it any longer (`get_mut` makes its last writes visible). It is released once
+        // all its counts are in the sums. A thread that ended since the check above is released at
+        // the next read.
         known.retain_mut(|known| {
             let Some(shards) = Arc::get_mut(&mut known.shards) else {
                 return true;
@@ -158,14 +160,15 @@ impl Reader {
             slot.sum.savings = shared.rescue.counts();
             slot.sum.websockets =
                 PerSide::from_fn(|side| shared.websockets[side].load(Ordering::Relaxed));
-            // Started is summed with finished of the same pass, but other threads go on meanwhile:
-            // never below zero.
+            // Started is summed with finished of the same pass, but other threads continue
+            // meanwhile, so the difference is kept from going below zero.
             slot.sum.in_flight =
                 PerSide::from_fn(|side| slot.started[side].saturating_sub(slot.finished[side]));
         }
     }
 
-    /// The same for counts only: latencies stay where they were. Cheap enough for every failure.
+    /// Adds the counts only and leaves latencies unchanged. Cheap enough to be called after every
+    /// failure.
     pub fn read_counts(&mut self) {
         self.add_all(false);
     }
@@ -202,17 +205,17 @@ impl Reader {
         }
     }
 
-    /// The bell that each failure on new rings.
+    /// Returns the notification for each failure on new.
     pub fn failed(&self) -> Arc<Notify> {
         Arc::clone(&self.registry.failed)
     }
 
-    /// The watch of a slot.
+    /// Returns the user tracker of a slot.
     pub fn watch(&self, slot: usize) -> Arc<UserTracker> {
         self.registry.watch(slot)
     }
 
-    /// Hands out the permits to save failing requests until the next tick.
+    /// Hands out the failover permits until the next tick.
     pub fn hand_out_permits(&mut self, now: Mono) {
         for (at, slot) in self.slots.iter_mut().enumerate() {
             slot.ration
@@ -220,12 +223,12 @@ impl Reader {
         }
     }
 
-    /// What is seen of a slot beside its totals. At a tick, `aged` are the ticks whose requests
-    /// have now reached the age at which they hang.
+    /// Returns the facts about a slot besides its totals. At a tick, `aged` are the ticks whose
+    /// requests have now reached the age at which they count as hanging.
     pub fn look(&mut self, slot: usize, now: Mono, aged: Option<Range<u64>>) -> Look {
         let watch = self.registry.watch(slot);
         let known = self.slots.get_mut(slot);
-        // Once a second, and not for all slots at once.
+        // This is done once per second, and not for all slots at once.
         let is_due = aged.is_some() && (tick_of(now) as usize + slot).is_multiple_of(4);
         let population = match known {
             Some(slot) => slot.population.look(&watch, is_due, now),
@@ -244,9 +247,9 @@ impl Reader {
         }
     }
 
-    /// The requests that began to wait in these ticks, and those of them that still wait: of all
-    /// users, and of those who are compared. Each tick is to be asked for once, within a round of
-    /// the ring.
+    /// Returns the requests that began to wait in these ticks, and those of them that still wait:
+    /// for all users, and for those who are compared. Each tick has to be queried once, within a
+    /// round of the ring.
     pub(super) fn waited(
         &mut self,
         slot: usize,
@@ -284,8 +287,8 @@ impl Reader {
                             sum.wrapping_add(cells(&shards[side])[cell].load(Ordering::Relaxed))
                         })
                     };
-                    // Ended before begun, so that a request between the two reads counts as waiting
-                    // and not as minus one.
+                    // Ended is read before begun, so that a request between the two reads counts as
+                    // waiting and not as minus one.
                     let ended = sum(|shard| &shard.waits_ended, waits.retired_ended[cell]);
                     let begun = sum(|shard| &shard.waits_begun, waits.retired_begun[cell]);
                     let waiting = begun.wrapping_sub(ended);
@@ -302,13 +305,14 @@ impl Reader {
         })
     }
 
-    /// The sums of one slot as of the last [`Reader::read`]; `None` before its first request.
+    /// Returns the sums of one slot as of the last [`Reader::read`]. `None` before its first
+    /// request.
     pub fn slot(&self, slot: usize) -> Option<&SlotTotals> {
         self.slots.get(slot).map(|slot| &slot.sum)
     }
 
-    /// The totals of all rollouts by control-plane slot, for a tick, and those of users who are
-    /// compared.
+    /// Returns the totals of all rollouts by control-plane slot, for a tick, and the totals of
+    /// users who are compared.
     pub fn rollouts(&self) -> impl ExactSizeIterator<Item = (&PerSide<Totals>, &PerSide<Totals>)> {
         self.slots
             .iter()
@@ -316,7 +320,7 @@ impl Reader {
             .map(|slot| (&slot.sum.totals, &slot.sum.compared))
     }
 
-    /// Requests in flight over all slots and sides.
+    /// Returns the number of requests in flight over all slots and sides.
     pub fn in_flight(&self) -> u64 {
         self.slots
             .iter()
@@ -325,7 +329,7 @@ impl Reader {
     }
 }
 
-/// Waiting requests by the place they come from.
+/// Waiting requests by their place of origin.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Places {
     pub(super) started: u64,
@@ -358,7 +362,7 @@ impl Places {
 }
 
 impl Waits {
-    /// Takes over what a thread that has ended had counted.
+    /// Takes over the counts of a thread that has ended.
     pub(super) fn retire(&mut self, shard: &Shard) {
         for (retired, cells) in [
             (&mut self.retired_begun, &shard.waits_begun),

@@ -81,23 +81,24 @@ pub(super) struct Shard {
     pub(super) of_users: [AtomicU32; COARSE],
     pub(super) octaves: [AtomicU32; OCTAVES],
     pub(super) latencies: Box<[AtomicU32]>,
-    /// By tick and place. They wrap; their difference does not.
+    /// The number of waits begun, by tick and place. The counters wrap, but their difference does
+    /// not.
     pub(super) waits_begun: Box<[AtomicU16]>,
     pub(super) waits_ended: Box<[AtomicU16]>,
 }
 
-/// The counts of [`Trials`], written by one thread.
+/// The counts of [`Trials`], which one thread writes.
 #[derive(Debug, Default)]
 pub(super) struct SharedTrials {
     pub(super) served: [AtomicU32; BLOCKS],
     pub(super) first_bad: [[AtomicU32; BLOCKS]; Class::COUNT],
     pub(super) affected: [[AtomicU32; BLOCKS]; Class::COUNT],
-    /// How often anything was added.
+    /// The number of additions.
     pub(super) changes: AtomicU32,
 }
 
 impl SharedTrials {
-    /// The meaning is that of [`Trials::record`].
+    /// Counts a request. The meaning is that of [`Trials::record`].
     #[cold]
     pub(super) fn record(&self, counted: Counted) {
         let add = |counts: &[AtomicU32; BLOCKS], blocks: usize| {
@@ -115,7 +116,7 @@ impl SharedTrials {
         );
     }
 
-    /// What has come since it was read last, if anything.
+    /// Returns what was added since the last read, if anything.
     pub(super) fn news(&self, seen: &mut SeenTrials) -> Option<Trials> {
         let changes = self.changes.load(Ordering::Acquire);
         if std::mem::replace(&mut seen.changes, changes) == changes {
@@ -139,7 +140,7 @@ impl SharedTrials {
     }
 }
 
-/// What was last seen of [`SharedTrials`].
+/// The values of [`SharedTrials`] at the last read.
 #[derive(Debug, Default)]
 pub(super) struct SeenTrials {
     pub(super) served: [u32; BLOCKS],
@@ -170,7 +171,7 @@ impl Shard {
 }
 
 impl Shard {
-    /// The meaning is that of [`Totals::record`]; a test holds the two against each other.
+    /// Counts a request. The meaning is that of [`Totals::record`], and a test compares the two.
     pub(super) fn record(&self, ending: &Ending, counted: Counted) {
         self.bump(Counter::CodeClass(code_class(ending.status)), 1);
         if !ending.evidence.counts() {
@@ -208,7 +209,7 @@ impl Shard {
 }
 
 impl Shard {
-    /// Whether requests were counted that the reader has not seen.
+    /// Returns whether requests were counted that the reader has not seen.
     pub(super) fn differs(&self, seen: &Seen) -> bool {
         self.counters
             .iter()
@@ -217,7 +218,7 @@ impl Shard {
     }
 }
 
-/// Adds on the only thread that writes this counter.
+/// Adds `by` to a counter. Only the one thread that writes this counter may call it.
 pub(super) fn bump(counter: &AtomicU64, by: u64) {
     counter.store(
         counter.load(Ordering::Relaxed).wrapping_add(by),
@@ -225,7 +226,7 @@ pub(super) fn bump(counter: &AtomicU64, by: u64) {
     );
 }
 
-/// Adds one on the only thread that writes this counter.
+/// Adds one to a counter. Only the one thread that writes this counter may call it.
 pub(super) fn bump32(counter: &AtomicU32) {
     counter.store(
         counter.load(Ordering::Relaxed).wrapping_add(1),
@@ -233,7 +234,7 @@ pub(super) fn bump32(counter: &AtomicU32) {
     );
 }
 
-/// Adds one on the only thread that writes this counter.
+/// Adds one to a counter. Only the one thread that writes this counter may call it.
 pub(super) fn bump16(counter: &AtomicU16) {
     counter.store(
         counter.load(Ordering::Relaxed).wrapping_add(1),
@@ -340,7 +341,7 @@ pub(super) fn news(counter: &AtomicU64, seen: &mut u64) -> u64 {
     count.wrapping_sub(std::mem::replace(seen, count))
 }
 
-/// What was last seen of one shard.
+/// The values of one shard at the last read.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) counters: [u64; Counter::COUNT],
@@ -362,11 +363,12 @@ impl Default for Seen {
     }
 }
 
-/// How many ticks the ring of waiting requests holds. One that waits longer is taken for one of the
-/// present round, which is why a hang is noticed at a minute at the latest.
+/// The number of ticks that the ring of waiting requests holds. A request that waits longer is
+/// mistaken for one of the current round. Therefore a hang has to be detected within a minute at
+/// the latest.
 pub const WAIT_TICKS: usize = 256;
 
-/// Into how many places waiting requests are told apart.
+/// The number of places by which waiting requests are distinguished.
 pub(super) const PLACES: usize = 16;
 
 pub(super) const WAIT_CELLS: usize = WAIT_TICKS * PLACES;

@@ -317,10 +317,10 @@ impl Out {
         match open(path) {
             Ok(file) => {
                 (self.writer, self.is_torn) = (Writer(Box::new(file)), false);
-                tracing::info!(file = %path.display(), "the access log is opened anew");
+                tracing::info!(file = %path.display(), "the access log was reopened");
             }
             Err(error) => {
-                tracing::error!(file = %path.display(), %error, "the access log cannot be opened anew; lines go on to where they went");
+                tracing::error!(file = %path.display(), %error, "the access log cannot be reopened; lines still go to the old file");
             }
         }
     }

@@ -123,7 +123,7 @@ pub const NO_REFUGE: Name = name(
     "cutover_guard_no_refuge",
     "gauge",
     &["rollout"],
-    "1 while new is worse but legacy does not answer, so that nobody is moved and raises are \
+    "1 while new is worse but legacy does not answer, so that no user is moved and raises are \
      frozen.",
 );
 /// Spilled.
@@ -397,7 +397,7 @@ pub const ALL: [Name; 40] = [
 pub fn document() -> String {
     let mut text = String::from(
         "# Metrics\n\nMade from `proxy/src/metrics/names.rs` (`UPDATE=1 cargo test -p cutover \
-         --test it every_metric` writes it anew). `GET /metrics` on the admin port; base units, \
+         --test it every_metric` writes it). `GET /metrics` on the admin port; base units, \
          ratios from 0 to 1.\nEvery label pair of a rollout exists from its start. No user, path \
          or raw status is ever a label, so the number of series depends on the file alone.\n\n| \
          metric | type | labels | how to read it |\n|---|---|---|---|\n",

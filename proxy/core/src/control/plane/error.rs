@@ -42,7 +42,7 @@ impl fmt::Display for CommandError {
             Self::LegacyDown { id } => write!(
                 f,
                 "legacy of `{id}` does not answer, so a rollback would give errors to everybody; \
-                 nobody was moved"
+                 no user was moved"
             ),
             Self::MustAsk { id } => write!(
                 f,

@@ -105,7 +105,7 @@ impl ControlPlane {
                     }
                     Judgement::SharedCauseEnded => {
                         let sentence = format!(
-                            "{}: both sides are not bad at once any more, {} % of users are on new",
+                            "{}: both sides are no longer bad at once, {} % of users are on new",
                             rollout.id(),
                             rollout.effective()
                         );
@@ -121,7 +121,7 @@ impl ControlPlane {
                     }
                     Judgement::NoRefuge(sentence) => {
                         let sentence = format!(
-                            "{}: new is worse, but legacy does not answer: nobody was moved, \
+                            "{}: new is worse, but legacy does not answer: no user was moved, \
                              raises are frozen at {} %: {sentence}",
                             rollout.id(),
                             rollout.effective()

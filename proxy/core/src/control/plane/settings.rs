@@ -173,7 +173,7 @@ impl ControlPlane {
             (Some(latch), _) if settings.generation <= latch.generation => Phase::RolledBack(latch),
             (None, Some(why)) => {
                 let sentence = format!(
-                    "the saved state could not be read ({why}), so nobody knows whether it was \
+                    "the saved state could not be read ({why}), so it is unknown whether it was \
                      rolled back"
                 );
                 let trip = Trip {

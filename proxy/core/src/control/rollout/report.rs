@@ -32,7 +32,7 @@ impl Rollout {
         if let (Phase::Holding, Some(stranded)) = (&self.phase, &self.stranded) {
             return format!(
                 "{desired} % asked, {} % of users are on new and raises are frozen: new is worse, \
-                 but legacy does not answer, so nobody was moved: {}",
+                 but legacy does not answer, so no user was moved: {}",
                 self.effective(),
                 stranded.sentence
             );

@@ -332,7 +332,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn each_step_decides_before_the_next() {
+    fn each_step_of_the_decision_precedes_the_next() {
         let full = rollout("100", false);
         let none = rollout("0", false);
         check(
@@ -367,7 +367,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_rollback_is_above_lists_and_buckets_but_not_above_a_testers_override() {
+    fn a_rollback_outranks_lists_and_buckets_but_not_an_override() {
         let latched = rollout("100", true);
         check(
             &latched,
@@ -389,7 +389,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_backend_without_a_server_is_replaced_unless_somebody_said_otherwise() {
+    fn a_backend_without_a_server_is_replaced_unless_chosen_explicitly() {
         let full = rollout("100", false);
         let no_new = PerSide {
             legacy: true,
@@ -460,7 +460,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn after_a_rollback_by_the_guard_a_legacy_that_cannot_take_users_spills_to_new() {
+    fn after_a_guard_rollback_an_unavailable_legacy_spills_to_new() {
         let spilling = |spill| RolloutSplit {
             spill,
             ..rollout("5", true)
@@ -567,7 +567,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn chance_is_bucketed_like_a_user() {
+    fn a_random_bucket_is_treated_like_a_users_bucket() {
         let half = rollout("50", false);
         let low = UserKey::Random(Bucket::of_hash(0));
         let high = UserKey::Random(Bucket::of_hash(u32::MAX));
@@ -592,7 +592,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_match_takes_whole_segments_and_hosts() {
+    fn a_match_applies_to_whole_segments_and_hosts() {
         let matches = Match {
             host: Some("shop.example".into()),
             path: Some("/checkout".into()),

@@ -1,4 +1,4 @@
-//! Which requests a rollout takes, and what it asks of them.
+//! The requests that a rollout applies to, and how it treats them.
 
 use super::key::{Anonymous, Key, UserList};
 use crate::routing::bucket::Salt;
@@ -10,31 +10,32 @@ use std::sync::Arc;
 pub struct RolloutRule {
     /// The id of the rollout.
     pub id: Arc<str>,
-    /// Its place in the recorder, the same for as long as the process lives.
+    /// The index of the rollout in the recorder, which is fixed for the lifetime of the process.
     pub slot: usize,
-    /// Which requests it takes.
+    /// The requests that the rollout applies to.
     pub matches: Match,
-    /// The salt of its hash.
+    /// The salt of the rollout's hash.
     pub salt: Salt,
-    /// Where the user key comes from; the first source that is not empty wins.
+    /// The sources of the user key. The first source that is not empty is used.
     pub keys: Vec<Key>,
-    /// What happens to a request without a key.
+    /// The treatment of a request without a key.
     pub anonymous: Anonymous,
-    /// Users on new whatever their bucket, unless rolled back.
+    /// The users who are on new regardless of their hash bucket, unless the rollout is rolled
+    /// back.
     pub always_new: UserList,
-    /// Users on legacy whatever their bucket.
+    /// The users who are on legacy regardless of their hash bucket.
     pub always_legacy: UserList,
-    /// Names of the backends of the two sides.
+    /// The names of the backends of the two sides.
     pub backends: PerSide<Arc<str>>,
-    /// Whether a request that fails on new is answered by legacy.
+    /// Whether legacy answers a request that fails on new.
     pub failover: Failover,
-    /// Path prefixes, in the form of [`Match::path`], below which a file that is missing on one
-    /// side is fetched from the other.
+    /// The path prefixes, in the form of [`Match::path`], below which a file that is missing on
+    /// one side is fetched from the other.
     pub fallback_on_404: Vec<Box<str>>,
 }
 
 impl RolloutRule {
-    /// Whether a file missing at this normalised path is fetched from the other side.
+    /// Whether a file that is missing at this normalised path is fetched from the other side.
     pub fn falls_back(&self, path: &str) -> bool {
         self.fallback_on_404
             .iter()
@@ -42,21 +43,21 @@ impl RolloutRule {
     }
 }
 
-/// Which requests that fail on new are answered by legacy.
+/// The requests that legacy answers when they fail on new.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Failover {
-    /// None.
+    /// No requests.
     Off,
-    /// Those of which nothing was sent: the connection could not be made.
+    /// Requests of which nothing was sent, because the connection could not be made.
     Connect,
-    /// These, and those that change nothing (GET, HEAD, OPTIONS) if the failure shows before the
-    /// response header or is one (5xx).
+    /// The requests of `Connect`, and requests that change nothing (GET, HEAD, OPTIONS) if the
+    /// failure occurs before the response header or is a 5xx response.
     #[default]
     Safe,
 }
 
 impl Failover {
-    /// The name the file uses.
+    /// Returns the name used in the file.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Off => "off",
@@ -66,21 +67,22 @@ impl Failover {
     }
 }
 
-/// Which requests a rollout takes. Each part is optional; an absent one accepts everything.
+/// The requests that a rollout applies to. Each part is optional, and an absent part accepts
+/// everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Match {
-    /// Lower-case host without port, or `*.example.org` for any name below it.
+    /// A lower-case host without a port, or `*.example.org` for any name below it.
     pub host: Option<Box<str>>,
-    /// Path prefix by whole segments, beginning with `/` and without a closing one: `/shop` takes
-    /// `/shop` and `/shop/1`, not `/shopping`.
+    /// A path prefix by whole segments, which begins with `/` and does not end with one: `/shop`
+    /// matches `/shop` and `/shop/1`, but not `/shopping`.
     pub path: Option<Box<str>>,
-    /// Upper-case methods; empty takes all.
+    /// The methods in upper case. An empty list matches all methods.
     pub methods: Vec<Box<str>>,
 }
 
 impl Match {
-    /// Whether a request is taken. `host` has no port and may end in the dot of a full name, `path`
-    /// is normalised and has no query.
+    /// Whether the rollout applies to a request. `host` has no port and may end in the dot of a
+    /// full name. `path` is normalised and has no query.
     pub fn accepts(&self, host: &str, path: &str, method: &str) -> bool {
         self.accepts_host(host)
             && self.accepts_path(path)
@@ -112,12 +114,13 @@ impl Match {
     }
 }
 
-/// A host without the dot that a full name may end in: `shop.example.` is `shop.example`.
+/// Returns a host without the dot that a full name may end in: `shop.example.` becomes
+/// `shop.example`.
 pub(crate) fn without_root(host: &str) -> &str {
     host.strip_suffix('.').unwrap_or(host)
 }
 
-/// Whether a normalised path is the prefix or below it, by whole segments.
+/// Whether a normalised path equals the prefix or is below it, by whole segments.
 pub(super) fn is_below(prefix: &str, path: &str) -> bool {
     prefix == "/"
         || path

@@ -1,34 +1,34 @@
-//! What a process that has taken over has in force, for the process before it.
+//! The state that a successor process has in force, for its predecessor.
 
 use super::Split;
 use crate::percent::Percent;
 use crate::routing::restriction::Restriction;
 use std::sync::Arc;
 
-/// What another process has in force that serves the same users and leads.
+/// The state in force of another process that serves the same users and leads.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Lead {
-    /// Each of its rollouts.
+    /// The state of each of its rollouts.
     pub rollouts: Vec<LedRollout>,
-    /// What is kept out of requests that match no rollout.
+    /// The restriction for requests that match no rollout.
     pub maintenance: Restriction,
 }
 
-/// What another process has in force for one rollout.
+/// The state in force of one rollout in another process.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LedRollout {
-    /// Its id.
+    /// The id of the rollout.
     pub id: Arc<str>,
     /// The effective share of users on new.
     pub percent: Percent,
     /// Whether it is rolled back.
     pub latched: bool,
-    /// What is kept out of its requests.
+    /// The restriction for the rollout's requests.
     pub maintenance: Restriction,
 }
 
 impl Lead {
-    /// What this split means for a process that follows.
+    /// Returns the state of this split for a process that follows.
     pub fn of(split: &Split) -> Self {
         let rollouts = split.rollouts.iter().map(|rollout| LedRollout {
             id: Arc::clone(&rollout.rule.id),

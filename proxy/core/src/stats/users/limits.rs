@@ -7,17 +7,17 @@ use crate::side::{PerSide, Side};
 use crate::time::Mono;
 use std::sync::atomic::Ordering;
 
-/// What the control plane wants to be watched in one rollout. Written by it alone.
+/// What the request path must watch in one rollout. Only the control plane writes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TrackerLimits {
-    /// Outcomes of requests that were decided under another epoch are evidence on nobody: a
-    /// re-armed rollout is not judged by what its old self left behind.
+    /// The present epoch. Outcomes of requests that were decided under another epoch are not
+    /// evidence: a re-armed rollout is not judged by requests from before.
     pub epoch: u64,
-    /// Latency limits in microseconds; `u64::MAX` is none.
+    /// The latency limits in microseconds; `u64::MAX` means no limit.
     pub slow: PerSide<[u64; LIMITS]>,
     /// How often one user and one network count in [`USER_PERIOD`], by class.
     pub shares: [(u16, u16); Class::COUNT],
-    /// When the running blocks began, the shortest first.
+    /// The start times of the running blocks, the shortest first.
     pub blocks: [Mono; BLOCKS],
 }
 
@@ -33,7 +33,7 @@ impl Default for TrackerLimits {
 }
 
 impl UserTracker {
-    /// Sets what is watched from now on.
+    /// Sets the limits that are watched from now on.
     pub fn set_tracker_limits(&self, tracker_limits: &TrackerLimits) {
         self.epoch.store(tracker_limits.epoch, Ordering::Relaxed);
         let blocks = tracker_limits

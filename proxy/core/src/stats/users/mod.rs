@@ -1,28 +1,30 @@
-//! Who was hurt: the request path's part of the judge, written by all request threads, read by the
-//! control plane.
+//! The user tracker: the part of the judge on the request path, written by all request threads and
+//! read by the control plane.
 //!
-//! Statistics over requests can be fooled by one client. So of each user only so many bad events
-//! count in ten seconds, and of each client network too; both numbers come from what an average
-//! user or network does ([`fair_share`]), so that few users with many requests are not muted. What
-//! is counted is remembered for a while as a [`BadEvent`], so that a verdict can say how many users
-//! were hurt and whether one of them, or one network, did it alone.
+//! Statistics over requests can be distorted by one client. Therefore only a limited number of bad
+//! events of each user counts in ten seconds, and likewise of each client network. Both numbers are
+//! derived from what an average user or network does ([`fair_share`]), so that few users with many
+//! requests are not muted. Events that count are remembered for a while as a [`BadEvent`]. A
+//! verdict can then state how many users were affected, and whether a single user or network caused
+//! all of it.
 //!
-//! What bad events are compared with counts users, too: [`Counted::is_appearance`] is a user seen
-//! for the first time in a tick. A crawler that sends a thousand requests a second to one side is
-//! four appearances a second, and does not make the other side's rate of failures look large.
+//! The base that bad events are compared with also counts users: [`Counted::is_appearance`] is a
+//! user seen for the first time in a tick. A crawler that sends a thousand requests a second to one
+//! side is four appearances a second, and does not make the other side's failure rate look large.
 //!
-//! The judge also takes users as trials: of each running block of time it wants to know how many
-//! users were served, how many had something bad happen, and for how many their first answer was
-//! bad. A user is told apart by a stamp, the time of the last appearance or of the last bad event.
-//! One table serves both sides: with one for each, the fuller table would lose more users to
-//! collisions, and which side a user is on would no longer be independent of being counted.
+//! The judge also uses users as trials. For each running block of time it needs three numbers: how
+//! many users were served, how many had a bad event, and for how many the first answer was bad. A
+//! user is distinguished by a stamp, the time of the last appearance or of the last bad event. One
+//! table serves both sides. With one table for each, the fuller table would lose more users to
+//! collisions, and the side of a user would no longer be independent of being counted.
 //!
-//! A success costs a few loads of shared, rarely written words (the failing streak, the slowest
-//! latency nobody asks about) and one of the user's cell; its store when the user appears. Only bad
-//! or slow events touch more. Tables are found by hash and may collide: a collision loses an event,
-//! never invents one.
+//! A success costs a few loads of shared, rarely written words (the failure streak, the lowest
+//! latency limit) and one load of the user's cell, with a store when the user appears. Only bad or
+//! slow events touch more. Table cells are found by hash and may collide: a collision loses an
+//! event and never invents one.
 //!
-//! Deliberately absent: user keys. A user is 32 bits of hash here and in everything made of it.
+//! Deliberately absent: user keys. A user is 32 bits of hash here and in everything derived from
+//! it.
 
 mod class;
 mod limits;
@@ -47,67 +49,68 @@ pub use population::{LastPopulation, Population, fair_share};
 pub use stamp::tick_of;
 use stamp::{age, is_recent, place, stamp_of, take};
 
-/// How often the guard looks, and the unit of time in the tables.
+/// The interval at which the guard evaluates, and the unit of time in the tables.
 pub const TICK: Duration = Duration::from_millis(250);
 
-/// For how long a user's bad event stands for all of that user's bad events.
+/// How long a user's bad event stands for all bad events of that user.
 pub const USER_PERIOD: Duration = Duration::from_secs(10);
 
-/// How many users of one network may count in [`USER_PERIOD`] at least.
+/// The minimum number of users of one network that may count in [`USER_PERIOD`].
 pub const NETWORK_USERS: u16 = 4;
 
-/// The network share that caps nothing.
+/// The network share that sets no cap.
 pub const NO_CAP: u16 = u16::MAX;
 
-/// How many blocks of time run side by side.
+/// The number of blocks of time that run side by side.
 pub const BLOCKS: usize = 3;
 
-/// So many redirects in a row, and nothing else, are one bad event of a user.
+/// The number of redirects in a row, without another answer, that are one bad event of a user.
 pub const REDIRECTS_IN_A_ROW: u16 = 5;
 
-/// Redirects further apart than this are not in a row.
+/// Redirects further apart than this do not count as being in a row.
 const REDIRECTS_WITHIN: Duration = Duration::from_secs(60);
 
 const PERIOD_TICKS: u16 = (USER_PERIOD.as_millis() / TICK.as_millis()) as u16;
 
 const REDIRECT_TICKS: u16 = (REDIRECTS_WITHIN.as_millis() / TICK.as_millis()) as u16;
 
-/// Stamps are forgotten after this many ticks: twice the longest block.
+/// Stamps expire after this many ticks, which is twice the longest block.
 const STAMP_TICKS: u16 = 4_096;
 
 const USERS: usize = 1 << 16;
 
 const NETWORKS: usize = 1 << 14;
 
-/// How many bad_events of one class are kept between two looks of the control plane; further ones
-/// are counted only.
+/// The number of bad events of one class that are kept between two evaluations by the control
+/// plane. Further ones are only counted.
 const BAD_EVENTS_PER_LOOK: u32 = 256;
 
-/// How many latency limits are watched on each side.
+/// The number of latency limits that are watched on each side.
 pub const LIMITS: usize = 9;
 
-/// The one who sent a request, as far as the judge cares. Both are hashes that the shell mixes
-/// well.
+/// The sender of a request, as far as the judge needs it. Both values are hashes that the shell
+/// mixes well.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Requester {
-    /// Of the user key, or of the client's address where there is no key.
+    /// The hash of the user key, or of the client's address if there is no key.
     pub user: u32,
-    /// Of the client's network: /24 or /48.
+    /// The hash of the client's network: /24 or /48.
     pub network: u32,
 }
 
 /// A bad event on new that counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadEvent {
-    /// Of what kind.
+    /// The class of the event.
     pub class: Class,
-    /// Who was hurt.
+    /// The affected user.
     pub who: Requester,
-    /// When.
+    /// The time of the event.
     pub at: Mono,
-    /// What was asked for; failures only.
+    /// The requested path. Recorded for failures only.
     pub path: Option<Box<str>>,
-    /// Whether the user was placed by the hash or by chance, and so is compared with legacy's.
+    /// Whether the user was placed by the hash or by chance, and is therefore compared with
+    /// legacy's users.
     pub is_compared: bool,
 }
 
@@ -119,33 +122,33 @@ pub struct BadEvent {
 #[derive(Debug)]
 pub struct UserTracker {
     epoch: AtomicU64,
-    /// When the running blocks began, as stamps: sixteen bits each, the shortest block lowest.
+    /// The start times of the running blocks, as stamps: sixteen bits each, the shortest block
+    /// lowest.
     blocks: AtomicU64,
     sides: PerSide<SideTables>,
     shares: [AtomicU32; Class::COUNT],
-    /// In which tick a user of either side was seen last, and on which side; zero is never.
+    /// The tick in which a user of either side was seen last, and the side; zero is never.
     seen: Box<[AtomicU16]>,
-    /// In which tick something bad of a class happened to a user of either side last; zero is
-    /// never.
+    /// The tick of the last bad event of a class for a user of either side; zero is never.
     affected: [OnceLock<Box<[AtomicU16]>>; Class::COUNT],
-    /// The redirects that a user got in a row, and in which tick the first of them was.
+    /// The number of redirects that a user received in a row, and the tick of the first of them.
     redirects: OnceLock<Box<[AtomicU32]>>,
-    /// In which tick anybody was redirected last; zero is never.
+    /// The tick in which any user was redirected last; zero is never.
     redirected: AtomicU16,
-    /// In which tick a network of new was seen last.
+    /// The tick in which a network of new was seen last.
     networks: Box<[AtomicU16]>,
-    /// The tick after the last one in which somebody was seen on new, and what it was when a look
-    /// at the tables found them empty: a rollout that rests is not looked through again and again.
+    /// The tick after the last one in which a user was seen on new, and its value when the tables
+    /// were last found empty. The tables of an idle rollout are not searched again and again.
     newest: AtomicU32,
     empty_at: AtomicU32,
-    /// How often somebody came to new who had not been there lately. Whoever looks sees by it
-    /// whether there is anybody to count.
+    /// The number of users who arrived on new without having been there lately. It shows a reader
+    /// whether there are users to count.
     newcomers: AtomicU32,
     bad_events: Mutex<Vec<BadEvent>>,
     kept: [AtomicU32; Class::COUNT],
 }
 
-/// What one side has of its own.
+/// The tables that belong to one side only.
 #[derive(Debug)]
 struct SideTables {
     floor: AtomicU64,
@@ -191,7 +194,7 @@ impl Default for UserTracker {
 }
 
 impl UserTracker {
-    /// Takes the end of one request on `side`, and says in which classes it counts.
+    /// Records the end of one request on `side`, and returns the classes in which it counts.
     #[inline]
     pub fn see(
         &self,
@@ -241,7 +244,7 @@ impl UserTracker {
         counted
     }
 
-    /// Somebody appears on new.
+    /// Records that a user appears on new.
     fn comes(&self, was: u16, now: u16, who: Requester, at: Mono) {
         let network = &self.networks[who.network as usize % NETWORKS];
         let network_was = network.load(Ordering::Relaxed);
@@ -250,20 +253,19 @@ impl UserTracker {
         if self.newest.load(Ordering::Relaxed) < tick {
             self.newest.store(tick, Ordering::Relaxed);
         }
-        // Last: whoever sees it sees what was stored before.
+        // Stored last: a thread that reads it also sees what was stored before.
         if was & 1 == 0 || !is_recent(was >> 1, now) || !is_recent(network_was, now) {
             self.newcomers.fetch_add(1, Ordering::Release);
         }
     }
 
-    /// In how many of the running blocks a stamp is from before their begin, the shortest block
-    /// first.
+    /// Returns the number of running blocks that began after the stamp, the shortest block first.
     #[inline]
     fn first_in(&self, was: u16, now: u16) -> u8 {
         let blocks = self.blocks.load(Ordering::Relaxed);
         let was_before = if was == 0 { u16::MAX } else { age(now, was) };
         let precedes = |block: usize| was_before > age(now, (blocks >> (16 * block)) as u16);
-        // Longer blocks began no later than shorter ones, and most users come again within the
+        // Longer blocks began no later than shorter ones, and most users appear again within the
         // shortest.
         if !precedes(0) {
             return 0;
@@ -277,7 +279,7 @@ impl UserTracker {
         self.epoch.load(Ordering::Relaxed) == epoch
     }
 
-    /// Counts the redirects that each user gets in a row; anything else ends the row.
+    /// Counts the redirects that each user receives in a row. Any other answer ends the row.
     #[cold]
     #[expect(
         clippy::too_many_arguments,
@@ -298,7 +300,7 @@ impl UserTracker {
         if is_redirect && last != now {
             self.redirected.store(now, Ordering::Relaxed);
         } else if !is_redirect && age(now, last) > REDIRECT_TICKS {
-            // Rows from before are too old to go on.
+            // Rows from before are too old to continue.
             self.redirected.store(0, Ordering::Relaxed);
             return;
         }
@@ -327,7 +329,7 @@ impl UserTracker {
         }
     }
 
-    /// Something bad has happened to a user.
+    /// Records that a user had a bad event.
     #[expect(
         clippy::too_many_arguments,
         reason = "the arguments of `see` and what it has found so far"
@@ -398,7 +400,7 @@ impl UserTracker {
         if let Some(class) = class {
             self.hurts(class, side, ending, who, path, at, counted);
         }
-        // An abort has no answer, so it is in no latency.
+        // An aborted request has no answer, so it is in no latency.
         if is_slow && class != Some(Class::Abort) {
             for (limit, slow) in sheet.slow.iter().enumerate() {
                 if ending
@@ -419,7 +421,7 @@ impl UserTracker {
         }
     }
 
-    /// Whether this bad event of this user counts, and from now on that it has.
+    /// Whether this bad event of this user counts. If so, it is recorded as counted.
     fn admit(&self, side: Side, class: Class, who: Requester, at: Mono) -> bool {
         let shares = self.shares[class.index()].load(Ordering::Relaxed);
         let (of_user, of_network) = (shares as u16, (shares >> 16) as u16);
@@ -447,12 +449,12 @@ impl UserTracker {
         }
     }
 
-    /// How many failures each side has had since its last success.
+    /// Returns the number of failures of each side since its last success.
     pub fn streaks(&self) -> PerSide<u32> {
         PerSide::from_fn(|side| self.sides[side].streak.load(Ordering::Relaxed))
     }
 
-    /// Takes what has been witnessed since the last call.
+    /// Takes the bad events recorded since the last call.
     pub fn drain(&self) -> Vec<BadEvent> {
         for kept in &self.kept {
             kept.store(0, Ordering::Relaxed);
@@ -555,7 +557,7 @@ mod tests {
     }
 
     #[test]
-    fn a_busy_user_among_few_may_count_more_often() {
+    fn a_busy_user_among_few_users_may_count_more_often() {
         assert_eq!(fair_share(0.01, 500.0, 450.0, 1), 1, "many users");
         assert_eq!(
             fair_share(0.01, 10_000.0, 50.0, 1),
@@ -572,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn a_success_that_is_not_slow_counts_nowhere_and_ends_a_streak() {
+    fn a_fast_success_counts_nowhere_and_ends_a_streak() {
         let watch = UserTracker::default();
         for number in 0..7 {
             watch.see(Side::New, &failure(), user(number), "/", at(1));
@@ -589,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn slow_requests_count_at_each_limit_they_are_above() {
+    fn slow_requests_count_at_each_limit_that_they_exceed() {
         let watch = UserTracker::default();
         let mut tracker_limits = TrackerLimits::default();
         (
@@ -622,7 +624,7 @@ mod tests {
     }
 
     #[test]
-    fn a_crowd_is_counted_again_when_it_is_due_or_somebody_has_come() {
+    fn a_population_is_counted_when_due_or_when_a_user_has_arrived() {
         let (watch, mut last) = (UserTracker::default(), LastPopulation::default());
         assert_eq!(last.look(&watch, false, at(1_000)), None, "nobody has come");
         for number in 0..3 {
@@ -662,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn the_census_counts_users_and_networks_and_forgets_them() {
+    fn the_population_counts_users_and_networks_and_forgets_them() {
         let watch = UserTracker::default();
         for number in 0..300 {
             watch.see(Side::New, &success(5), user(number), "/", at(1_000));
@@ -692,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn a_large_crowd_is_estimated() {
+    fn a_large_population_is_estimated() {
         let watch = UserTracker::default();
         for number in 0..100_000 {
             watch.see(Side::New, &success(5), user(number), "/", at(1_000));
@@ -705,7 +707,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_appears_once_in_a_tick_however_many_requests_there_are() {
+    fn a_user_appears_once_per_tick_however_many_requests_it_sends() {
         let watch = UserTracker::default();
         let appearances = |side, millis: u64| {
             (0..1_000)
@@ -728,7 +730,7 @@ mod tests {
     }
 
     #[test]
-    fn witnesses_are_those_that_counted_and_few_enough_to_carry() {
+    fn recorded_bad_events_are_limited_to_those_that_counted() {
         let watch = UserTracker::default();
         for number in 0..10_000 {
             watch.see(
@@ -753,7 +755,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_evidence_leaves_no_trace() {
+    fn a_request_that_is_no_evidence_leaves_no_trace() {
         let watch = UserTracker::default();
         let ignored = [
             Ending {

@@ -1,21 +1,22 @@
-//! Times of the last appearance, in a few bits.
+//! Times of the last appearance, stored in a few bits.
 
 use super::{PERIOD_TICKS, TICK};
 use crate::time::Mono;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// How many bits of a tick a stamp has: some two hours.
+/// The number of bits of a tick in a stamp: about two hours.
 pub(super) const STAMP_BITS: u32 = 15;
 
 pub(super) const STAMP_MASK: u16 = (1 << STAMP_BITS) - 1;
 
-/// A tick as the tables keep it. Zero is "never".
+/// Returns a tick in the form that the tables keep. Zero is "never".
 pub(super) fn stamp_of(at: Mono) -> u16 {
     (tick_of(at) as u16 & STAMP_MASK).max(1)
 }
 
-/// The ticks from one stamp to a later one. Requests are stamped with a time just before they end,
-/// and other threads go on: a stamp that is a little ahead is from now.
+/// Returns the number of ticks from one stamp to a later one. Requests are stamped with a time just
+/// before they end, while other threads continue. A stamp that is slightly ahead therefore counts
+/// as now.
 pub(super) const fn age(now: u16, stamp: u16) -> u16 {
     let ticks = now.wrapping_sub(stamp) & STAMP_MASK;
     if ticks > STAMP_MASK - 1_000 { 0 } else { ticks }
@@ -26,12 +27,12 @@ pub(super) fn is_recent(stamp: u16, now: u16) -> bool {
     stamp != 0 && age(now, stamp) <= PERIOD_TICKS
 }
 
-/// The tick that a moment lies in.
+/// Returns the tick that contains a moment.
 pub fn tick_of(at: Mono) -> u64 {
     at.as_micros() / TICK.as_micros() as u64
 }
 
-/// Counts one more in a cell of (start of its period, count), unless it holds `most` already.
+/// Adds one to a cell of (start of its period, count), unless it already holds `most`.
 pub(super) fn take(cell: &AtomicU32, now: u16, most: u16) -> bool {
     let mut was = cell.load(Ordering::Relaxed);
     loop {
@@ -50,7 +51,8 @@ pub(super) fn take(cell: &AtomicU32, now: u16, most: u16) -> bool {
     }
 }
 
-/// A path as a place in the program: at most three segments, with what looks like an id left out.
+/// Reduces a path to a place in the program: at most three segments, without segments that look
+/// like an id.
 pub(super) fn place(path: &str) -> Box<str> {
     let path = path.split(['?', '#']).next().unwrap_or_default();
     let mut place = String::new();

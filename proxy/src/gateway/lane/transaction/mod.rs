@@ -66,7 +66,7 @@ pub(super) struct Transaction<'a> {
 
 impl<'a> Transaction<'a> {
     /// Creates the transaction of a request whose head is at the start of this buffer. Bytes in it
-    /// after the request are moved to `ahead`.
+    /// after the request are moved to `pipelined`.
     pub(super) fn new(
         lane: &'a Lane,
         watched: &'a Deadline,
