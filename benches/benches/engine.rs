@@ -1,10 +1,10 @@
-//! What Cutover adds to a request, piece by piece, and what its control plane does four times a
-//! second.
+//! Benchmarks of what Cutover adds to a request, piece by piece, and of what its control plane does
+//! four times a second.
 //!
-//! On the allocator of the product, since the pieces that allocate are judged too. Each figure has
-//! a target in README.md; nothing here fails when a target is missed, because time on a
-//! shared machine is no fact. Deliberately absent: sockets and pingora. The cost of the whole proxy
-//! is for `make peers` to say.
+//! They use the allocator of the product, since the pieces that allocate are measured as well. Each
+//! figure has a target in README.md. Nothing here fails when a target is missed, because times on a
+//! shared machine are not reliable. Deliberately absent: sockets and pingora. `make peers` measures
+//! the cost of the whole proxy.
 
 use std::hint::black_box;
 use std::io::{Read, Write};
@@ -28,7 +28,7 @@ use cutover_core::{
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// `Split::rollout_for` and `decide`, with the user key at hand.
+/// Measures `Split::rollout_for` and `decide`, with the user key at hand.
 fn decide(criterion: &mut Criterion) {
     let split = fixture::split();
     let mut group = criterion.benchmark_group("decide");
@@ -54,7 +54,8 @@ fn decide(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One successful ending; then all the recorder does for a request.
+/// Measures the recording of one successful ending, and then everything the recorder does for a
+/// request.
 fn record(criterion: &mut Criterion) {
     let (recorder, _reader) = recorder();
     let endings: Vec<Ending> = fixture::endings(4_096, 3)
@@ -95,23 +96,23 @@ fn record(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// Both sides have a server.
+/// Whether each side has a server: both have.
 const BOTH: PerSide<bool> = PerSide {
     legacy: true,
     new: true,
 };
-/// No side has health checks.
+/// Whether each side has health checks: neither has.
 const NEITHER: PerSide<bool> = PerSide {
     legacy: false,
     new: false,
 };
 const ROLLOUTS: usize = 10;
 const THREADS: usize = 16;
-/// Requests that each thread adds to each rollout between two ticks: with the numbers above about
-/// 20,000 a second.
+/// The number of requests that each thread adds to each rollout between two ticks. With the numbers
+/// above these are about 20,000 a second.
 const NEWS: usize = 32;
 
-/// Request threads that add news when told to, so that a tick finds all shards changed and last
+/// Request threads that add counts on demand, so that a tick finds all shards changed and last
 /// written by another thread.
 struct Workers {
     begin: Arc<Barrier>,
@@ -185,14 +186,14 @@ impl Drop for Workers {
             .store(false, std::sync::atomic::Ordering::Relaxed);
         self.begin.wait();
         for thread in self.threads.drain(..) {
-            // A worker that panicked has said so on standard error already.
+            // A worker that panicked has already reported it on standard error.
             let _ = thread.join();
         }
     }
 }
 
-/// What the control loop calls at each tick, with the time passed in: on the real clock a benchmark
-/// would squeeze thousands of ticks into a window that holds 120.
+/// Does what the control loop does at each tick, with the time passed in. On the real clock a
+/// benchmark would squeeze thousands of ticks into a window that holds 120.
 fn tick_at(reader: &mut Reader, plane: &mut ControlPlane, now: Now) -> Vec<Effect> {
     reader.read();
     let tick = tick_of(now.mono);
@@ -219,7 +220,8 @@ fn tick_at(reader: &mut Reader, plane: &mut ControlPlane, now: Now) -> Vec<Effec
     effects
 }
 
-/// Sixteen threads and ten rollouts, all with news; windows as full as they are after a minute.
+/// Measures a tick with sixteen threads and ten rollouts, all with new counts, and with windows as
+/// full as after a minute.
 fn tick(criterion: &mut Criterion) {
     let mut guard = GuardSettings::default();
     guard.rules.push(Rule::Latency(LatencyPoint::P99, 800_000));
@@ -266,15 +268,15 @@ fn tick(criterion: &mut Criterion) {
         });
 }
 
-/// One request through the whole router. The copy of the headers that it edits is the engine's work
-/// and not timed.
+/// Measures one request through the whole router. The engine makes the copy of the headers that the
+/// router edits, so this copy is not timed.
 fn router(criterion: &mut Criterion) {
     let (router, _reader) = fixture::router();
     passes(criterion, "request_edits_answered_done", &router);
 }
 
-/// The same with an access log, as a thread of requests sees it: its own part, and now and then the
-/// writer's on the same core.
+/// Measures one request through the whole router with an access log, as a request thread sees it.
+/// This includes the thread's own part, and occasionally the writer's on the same core.
 fn gate_logged(criterion: &mut Criterion) {
     let (router, _reader, _) = fixture::gate_logging();
     passes(criterion, "with_an_access_log", &router);
@@ -304,7 +306,7 @@ fn passes(criterion: &mut Criterion, name: &str, router: &Router) {
         });
 }
 
-/// A whole scrape over a connection of its own: the real proxy with a hundred rollouts.
+/// Measures a whole scrape over a separate connection: the real proxy with a hundred rollouts.
 fn scrape(criterion: &mut Criterion) {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("cutover.toml");

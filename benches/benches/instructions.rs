@@ -1,15 +1,16 @@
-//! Instructions of each piece, counted by callgrind: the same on a busy machine as on a quiet one,
-//! so a regression shows at once and nothing fails by chance.
+//! Instruction counts of each piece, measured by callgrind. They are the same on a busy machine as
+//! on a quiet one, so a regression is found at once and nothing fails by chance.
 //!
-//! Each limit is about a seventh above what was counted when it was set, for compilers and C
-//! libraries differ a little; whoever makes a piece cheaper lowers it. There are two: for the
-//! profile `counted`, which is a release without link-time optimisation (`make instructions`; the
-//! product's own build needs fewer still), and for a development build, whose counts mean nothing
-//! by themselves but notice one more pass or lookup as well and are there in seconds (`make test`).
+//! Each limit is about a seventh above the count at the time it was set, because compilers and C
+//! libraries differ a little. A change that makes a piece cheaper lowers its limit. There are two
+//! limits. One is for the profile `counted`, which is a release without link-time optimisation
+//! (`make instructions`; the product's own build needs fewer still). The other is for a development
+//! build (`make test`), whose counts mean nothing by themselves but also reveal an additional pass
+//! or lookup, and are ready in seconds.
 //!
 //! Deliberately absent: time, and pingora. `cutover-loadtest peers` compares whole proxies.
 
-// What the macros make has no documents, and takes its arguments by value.
+// Items that the macros generate have no documentation, and take their arguments by value.
 #![allow(missing_docs, clippy::needless_pass_by_value)]
 
 use std::hint::black_box;
@@ -44,16 +45,15 @@ use gungraun::{
 };
 use http::HeaderMap;
 
-// The product's.
+// The allocator of the product.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// So many times each piece of a request is run, so that what only the first one needs does not
-/// matter.
+/// How many times each piece of a request is run, so that additional work for the first one does
+/// not matter.
 const REQUESTS: usize = 1_000;
 
-/// At most so many instructions for each of so many runs, in an optimised and in a development
-/// build.
+/// Sets the most instructions for each of `runs` runs, in an optimised and in a development build.
 fn limit(runs: usize, optimised: u64, development: u64) -> LibraryBenchmarkConfig {
     let instructions = if cfg!(debug_assertions) {
         development
@@ -61,7 +61,7 @@ fn limit(runs: usize, optimised: u64, development: u64) -> LibraryBenchmarkConfi
         optimised
     };
     let mut config = LibraryBenchmarkConfig::default();
-    // Without caches simulated: they are another machine's.
+    // Caches are not simulated, because they would be those of another machine.
     config.tool(
         Callgrind::with_args(["--cache-sim=no"])
             .hard_limits([(EventKind::Ir, runs as u64 * instructions)]),
@@ -98,7 +98,7 @@ fn thousand() -> (Split, Vec<String>) {
 }
 
 fn long_list() -> (Split, Vec<String>) {
-    // To make the list takes a development build half a minute.
+    // A development build takes half a minute to make the list.
     let count = if cfg!(debug_assertions) {
         50_000u32
     } else {
@@ -163,7 +163,7 @@ fn extract_key((keys, head): (Vec<PreparedKey>, MemoryHead)) -> (Vec<PreparedKey
 
 struct Counting {
     recorder: Arc<Recorder>,
-    /// Shards are the reader's, too.
+    /// The reader is kept because it also owns the shards.
     _reader: Reader,
     origins: Vec<Origin<'static>>,
     side: Side,
@@ -224,7 +224,7 @@ fn passes() -> Passes {
         conn: fixture::conn(),
         heads,
     };
-    // The first request of a thread makes its counters.
+    // The first request of a thread creates its counters.
     let (head, mut edits) = (MemoryHead::of_user("first"), HeaderMap::new());
     fixture::pass(&passes.router, &passes.conn, &head, &mut edits);
     passes.reader.read();
@@ -253,7 +253,7 @@ struct Ticking {
 const TICKS: usize = 10;
 
 impl Ticking {
-    /// Windows are full, and there is news if wanted.
+    /// Creates the state with full windows, and with new counts if `has_news` is true.
     fn new(rollouts: usize, has_news: bool) -> Self {
         let mut guard = GuardSettings::default();
         guard.rules.push(Rule::Latency(LatencyPoint::P99, 800_000));
@@ -345,7 +345,8 @@ impl Ticking {
     }
 }
 
-// Ten ticks, of which the first sees news: the judge of each rollout, and the look at its counters.
+// Runs ten ticks, of which the first sees new counts. This covers the judge of each rollout, and
+// the reading of its counters.
 #[library_benchmark(config = limit(TICKS, 2_200_000, 5_100_000))]
 #[bench::ten_rollouts(Ticking::new(10, true))]
 #[bench::many_at_rest(args = (Ticking::new(if cfg!(debug_assertions) { 30 } else { 100 }, false)), config = limit(TICKS, 3_100_000, 1_500_000))]

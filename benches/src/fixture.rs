@@ -1,11 +1,12 @@
-//! The rollouts, users and requests that every figure of this crate is made with: the same in each
-//! run, and big enough to be honest.
+//! The rollouts, users and requests with which every figure of this crate is measured. They are the
+//! same in each run, and large enough to be realistic.
 //!
-//! Users have keys as long as a UUID, there are ten thousand of them, and each request is of
-//! another one: a single key would sit in the first-level cache and teach the branch predictor.
+//! User keys are as long as a UUID, there are ten thousand of them, and each request is from
+//! another user. A single key would stay in the first-level cache and train the branch predictor.
 //! Rollouts are built from the core's types; only the router reads a file, because its settings,
-//! limits and backends come from one.
+//! limits and backends are read from one.
 
+use cutover_config::NoFiles;
 use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,32 +24,31 @@ use cutover_core::control::plane::{Actor, Restored};
 use cutover_core::routing::bucket::murmur3_x86_32;
 use cutover_core::routing::split::decide;
 use cutover_core::{
-    Anonymous, Ask, ControlPlane, Decision, Ending, Event, Failover, FailureKind, GuardSettings,
-    KeySource, Match, Mono, Now, Outcome, PerSide, Percent, Requester, RolloutSettings, Split,
-    UserKey, UserList,
+    Ask, ControlPlane, Decision, Ending, Event, FailureKind, GuardSettings, KeySource, Match, Mono,
+    Now, Outcome, PerSide, Percent, Requester, RolloutSettings, Split, UserKey, UserList,
 };
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-/// How many users there are, and how many are on the list.
+/// The number of users, and the number of users on the list.
 pub const USERS: usize = 10_000;
-/// The path of a request that the third rollout takes.
+/// The path of a request that matches the third rollout.
 pub const PATH: &str = "/checkout/basket/items";
-/// How many headers the router adds to a request at most; an adapter makes room for them.
+/// The most headers that the router adds to a request; an adapter reserves space for them.
 const OUR_HEADERS: usize = 9;
-/// The host of a request.
+/// The host of each request.
 pub const HOST: &str = "shop.example";
 
-/// Pseudo-random numbers, the same in every run (SplitMix64).
+/// A generator of pseudo-random numbers, the same in every run (SplitMix64).
 #[derive(Clone, Debug)]
 pub struct Numbers(u64);
 
 impl Numbers {
-    /// The sequence of this seed.
+    /// Creates the sequence of this seed.
     pub const fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// The next number as a share, `0.0..1.0`.
+    /// Returns the next number as a share, `0.0..1.0`.
     pub fn share(&mut self) -> f64 {
         (self.draw() >> 11) as f64 / (1u64 << 53) as f64
     }
@@ -62,7 +62,7 @@ impl Numbers {
     }
 }
 
-/// User keys in the form of UUIDs; another seed gives other users.
+/// Returns user keys in the form of UUIDs; another seed gives other users.
 pub fn users(seed: u64) -> Vec<String> {
     let mut numbers = Numbers::new(seed);
     let mut user = || {
@@ -79,39 +79,26 @@ pub fn users(seed: u64) -> Vec<String> {
     (0..USERS).map(|_| user()).collect()
 }
 
-/// Seeds of the users of requests and of those on the list.
+/// The seed of the users who send requests.
 pub const REQUESTING: u64 = 1;
-/// See [`REQUESTING`].
+/// The seed of the users on the list; see [`REQUESTING`].
 pub const LISTED: u64 = 2;
 
-/// A rollout at 50 % under `/ID`, keyed by a header.
+/// Returns a rollout at 50 % under `/ID`, keyed by a header.
 pub fn rollout(id: &str, always_new: UserList, guard: GuardSettings) -> RolloutSettings {
     RolloutSettings {
-        id: id.into(),
         matches: Match {
             path: Some(format!("/{id}").into()),
             ..Match::default()
         },
-        salt: id.into(),
         keys: vec![KeySource::Header("x-user-id".into()).into()],
-        anonymous: Anonymous::Legacy,
         always_new,
-        always_legacy: UserList::default(),
-        backends: PerSide {
-            legacy: "legacy".into(),
-            new: "new".into(),
-        },
-        percent: Percent::parse("50").expect("50 is a percentage"),
-        holdback: Percent::ZERO,
-        failover: Failover::Off,
-        fallback_on_404: Vec::new(),
-        drain_on_rollback: Duration::from_secs(60),
-        generation: 1,
         guard,
+        ..RolloutSettings::for_tests(id, Percent::parse("50").expect("50 is a percentage"))
     }
 }
 
-/// A control plane that has taken these rollouts.
+/// Returns a control plane that has accepted these rollouts.
 pub fn plane(rollouts: Vec<RolloutSettings>) -> ControlPlane {
     let mut plane = ControlPlane::new(Restored::Fresh);
     plane
@@ -127,7 +114,7 @@ pub fn plane(rollouts: Vec<RolloutSettings>) -> ControlPlane {
     plane
 }
 
-/// Three rollouts of which the third takes [`PATH`] and has the list.
+/// Returns three rollouts, of which the third matches [`PATH`] and has the list.
 pub fn split() -> Split {
     let rollout = |id, list| rollout(id, list, GuardSettings::default());
     plane(vec![
@@ -138,7 +125,7 @@ pub fn split() -> Split {
     .split()
 }
 
-/// What the request path does to decide one request, given its user key.
+/// Decides one request as the request path does, given its user key.
 #[inline]
 pub fn decide_one(
     split: &Split,
@@ -161,7 +148,7 @@ pub fn decide_one(
     ))
 }
 
-/// Where a request of this user comes from.
+/// Returns the origin of a request from this user.
 pub fn origin(user: u32) -> Origin<'static> {
     let user = murmur3_x86_32(&user.to_le_bytes());
     Origin {
@@ -175,13 +162,13 @@ pub fn origin(user: u32) -> Origin<'static> {
     }
 }
 
-/// The ends of requests as a healthy backend makes them: latencies around 20 ms with a slow tail
-/// (log-normal, a sigma of 0.6: p99 near 80 ms), 4 % of 4xx and 0.2 % of 5xx.
+/// Returns the ends of requests that a healthy backend produces: latencies around 20 ms with a slow
+/// tail (log-normal, a sigma of 0.6: p99 near 80 ms), 4 % of 4xx and 0.2 % of 5xx.
 pub fn endings(count: usize, seed: u64) -> Vec<Ending> {
     let mut numbers = Numbers::new(seed);
     let mut ending = || {
-        // The sum of twelve shares is close enough to a normal distribution of variance one around
-        // six.
+        // The sum of twelve shares is close enough to a normal distribution with mean six and
+        // variance one.
         let normal = (0..12).map(|_| numbers.share()).sum::<f64>() - 6.0;
         let latency_us = (20_000.0 * (0.6 * normal).exp()) as u64;
         let (outcome, status) = match numbers.share() {
@@ -221,25 +208,8 @@ percent = 50
 key = ["header:x-user-id"]
 "#;
 
-/// There is one file, and the text of it is at hand.
-struct NoFiles;
-
-impl cutover_config::Loader for NoFiles {
-    fn read(&self, path: &str) -> Result<String, String> {
-        Err(format!("no file {path}"))
-    }
-
-    fn glob(&self, _: &str) -> Result<Vec<String>, String> {
-        Ok(Vec::new())
-    }
-
-    fn env(&self, _: &str) -> Option<String> {
-        None
-    }
-}
-
-/// A file with so many rollouts, for a process on ports of its own that keeps its state in this
-/// folder.
+/// Returns a file with `rollouts` rollouts, for a process with its own ports that keeps its state
+/// in this directory.
 pub fn file_of(rollouts: usize, folder: &Path) -> String {
     let head = format!(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\n[admin]\naddress = \
@@ -256,25 +226,26 @@ pub fn file_of(rollouts: usize, folder: &Path) -> String {
     })
 }
 
-/// What a file of ours means.
+/// Parses the text of a file of this crate.
 ///
 /// # Panics
-/// When it is not valid.
+/// Panics when the text is not valid.
 pub fn settings(text: &str) -> Settings {
     cutover_config::parse("benchmark.toml", text, &NoFiles)
         .unwrap_or_else(|problems| panic!("the file of the benchmark is not valid: {problems}"))
 }
 
-/// A router with three rollouts of which the third takes [`PATH`], without an access log.
+/// Returns a router with three rollouts, of which the third matches [`PATH`], without an access
+/// log.
 pub fn router() -> (Router, Reader) {
     gate_with(AccessLog::off())
 }
 
-/// The same with an access log in JSON, written to nowhere by a thread of its own that counts the
-/// bytes.
+/// Returns the router of three rollouts with an access log in JSON. A separate thread counts its
+/// bytes and discards them.
 ///
 /// # Panics
-/// When the system refuses the thread.
+/// Panics when the system refuses the thread.
 pub fn gate_logging() -> (Router, Reader, Arc<AtomicU64>) {
     struct Nowhere(Arc<AtomicU64>);
     impl std::io::Write for Nowhere {
@@ -316,7 +287,7 @@ fn gate_with(access_log: AccessLog) -> (Router, Reader) {
     )
 }
 
-/// The connection that all requests come over.
+/// Returns the connection on which all requests are received.
 pub fn conn() -> Conn {
     Conn::new(IpAddr::from([192, 0, 2, 7]), false, false)
 }
@@ -330,7 +301,7 @@ pub struct MemoryHead {
 }
 
 impl MemoryHead {
-    /// A browser's request of this user.
+    /// Creates the request of a browser for this user.
     pub fn of_user(user: &str) -> Self {
         let mut headers = HeaderMap::new();
         for (name, value) in [
@@ -364,14 +335,14 @@ impl MemoryHead {
         }
     }
 
-    /// The headers that an engine would send on, with room for ours.
+    /// Returns the headers that an engine would send on, with room for those of Cutover.
     pub fn copied(&self) -> HeaderMap {
         let mut copy = self.headers.clone();
         copy.reserve(OUR_HEADERS);
         copy
     }
 
-    /// The same with this query.
+    /// Adds this query to the request.
     pub fn with_query(self, query: &str) -> Self {
         Self {
             query: Some(query.to_owned()),
@@ -379,10 +350,10 @@ impl MemoryHead {
         }
     }
 
-    /// The same with one more header.
+    /// Adds one more header to the request.
     ///
     /// # Panics
-    /// When it is not valid.
+    /// Panics when the header is not valid.
     pub fn with(mut self, name: &'static str, value: &str) -> Self {
         self.headers.append(
             HeaderName::from_static(name),
@@ -435,11 +406,12 @@ impl Head for MemoryHead {
     }
 }
 
-/// One request through the whole router, from its head to its counters. The backend answers after
-/// 20 ms on the clock that is passed in.
+/// Passes one request through the whole router, from its head to its counters. The backend answers
+/// after 20 ms on the clock that is passed in.
 ///
 /// # Panics
-/// When the router would not forward it: then the figure would be of something else.
+/// Panics when the router would not forward the request, because the figure would then measure
+/// something else.
 pub fn pass(router: &Router, conn: &Conn, head: &MemoryHead, edits: &mut HeaderMap) {
     let started = Mono::from_micros(1_000_000);
     let (mut exchange, step) = router.request(head, conn, started);
@@ -468,7 +440,7 @@ mod tests {
     use cutover_core::{Reason, Side};
 
     #[test]
-    fn the_third_rollout_decides_and_the_list_is_another_population() {
+    fn the_third_rollout_decides_and_the_list_is_a_separate_population() {
         let split = split();
         assert_eq!(split.rollout_for(HOST, PATH, "GET"), Some(2));
         let reasons = |seed, reason| {
@@ -482,7 +454,7 @@ mod tests {
     }
 
     #[test]
-    fn endings_are_those_of_a_healthy_backend_with_a_tail() {
+    fn endings_look_like_a_healthy_backend_with_a_slow_tail() {
         let endings = endings(100_000, 7);
         let mut latencies: Vec<u64> = endings
             .iter()
@@ -507,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pass_is_counted_on_the_side_that_the_backend_is_told() {
+    fn a_pass_is_counted_on_the_side_shown_to_the_backend() {
         let (router, mut reader) = router();
         let head = MemoryHead::of_user("somebody");
         let mut edits = head.copied();

@@ -1,7 +1,7 @@
-//! The decision and the counting of a request allocate nothing. Allocations are counted, not timed,
-//! so this holds on any machine and in any build.
+//! Deciding and counting a request allocate nothing. Allocations are counted, not timed, so the
+//! test is valid on any machine and in any build.
 //!
-//! A test binary of its own, because an allocator is chosen for a whole program.
+//! This is a separate test binary, because an allocator is chosen for a whole program.
 
 use std::io::Write;
 
@@ -14,7 +14,7 @@ use cutover_core::{Outcome, Reason, Side};
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 
 #[test]
-fn the_counter_counts() {
+fn the_allocator_counts_allocations() {
     assert_eq!(counted(|| Box::new(1)).1, 1);
     let mut grown = vec![1];
     assert_eq!(counted(|| grown.extend(0..1_000)).1, 1);
@@ -45,7 +45,7 @@ fn a_decision_allocates_nothing() {
 }
 
 #[test]
-fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_rollout() {
+fn counting_allocates_only_for_the_first_request_of_a_rollout() {
     let (recorder, _reader) = recorder();
     let (endings, bad): (Vec<_>, Vec<_>) = fixture::endings(10_000, 3)
         .into_iter()
@@ -67,8 +67,8 @@ fn counting_a_request_allocates_nothing_but_the_first_time_a_thread_meets_a_roll
         }
     });
     assert_eq!((ending, whole), (0, 0));
-    // What goes wrong is remembered: tables for its kind the first time, then a bad_event at most,
-    // and of one user only one.
+    // Failures are remembered. The first one allocates the tables for its kind. After that each
+    // failure allocates at most one bad event, and only one for each user.
     let (_, first) = counted(|| {
         bad.iter()
             .for_each(|ending| recorder.record(slot, Side::New, ending, &fixture::origin(1)));
@@ -94,7 +94,7 @@ fn the_allocations_of_a_whole_pass_are_known() {
             counted(|| fixture::pass(&router, &conn, &head, &mut edits)).1
         })
         .collect();
-    // Not through the print macros: the harness would keep the figure to itself.
+    // The print macros are not used, because the harness would capture the figure.
     let (first, rest) = passes.split_first().expect("there are users");
     let (least, most) = (
         rest.iter().min().copied().unwrap_or_default(),

@@ -1,8 +1,8 @@
-//! What a request and a connection of the fast lane allocate: the whole proxy in this process, its
-//! backend and its client in threads that allocate nothing.
+//! The allocations of a request and of a connection on the fast lane. The whole proxy runs in this
+//! process; its backend and its client run in threads that allocate nothing.
 //!
-//! A test binary of its own, because an allocator is chosen for a whole program, and of one test,
-//! because it counts what all threads do.
+//! This is a separate test binary, because an allocator is chosen for a whole program. It has a
+//! single test, because it counts the allocations of all threads.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +34,7 @@ fn backend() -> std::net::SocketAddr {
 fn answer(mut stream: TcpStream) {
     let mut request = [0; 4096];
     while stream.read(&mut request).is_ok_and(|read| read > 0) {
-        // A request of the lane comes in one piece.
+        // A request on the lane is received in one piece.
         if stream.write_all(ANSWER).is_err() {
             return;
         }
@@ -52,7 +52,7 @@ fn ask(client: &mut TcpStream) {
 }
 
 #[test]
-fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_three_kibibytes() {
+fn a_lane_request_allocates_nothing_and_an_idle_connection_3_kib() {
     let (directory, backend) = (tempfile::tempdir().unwrap(), backend());
     let file = directory.path().join("cutover.toml");
     let text = format!(
@@ -75,7 +75,8 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_thr
     let mut client = TcpStream::connect(proxy.http[0]).unwrap();
     (0..200).for_each(|_| ask(&mut client));
 
-    // Others work by the clock: four ticks a second, and this test for a few of them.
+    // Other tasks work by the clock: there are four ticks a second, and this test lasts for a few
+    // of them.
     const REQUESTS: u64 = 10_000;
     let before = of_all_threads();
     (0..REQUESTS).for_each(|_| ask(&mut client));
@@ -93,8 +94,8 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_thr
             open.push(TcpStream::connect(proxy.http[0]).unwrap());
             ask(open.last_mut().unwrap());
         }
-        // Tasks that have ended are freed when their threads get round to it; the least that is
-        // seen is what rests.
+        // Tasks that have ended are freed only when their threads next run, so the lowest value
+        // seen is the number of bytes that idle connections keep.
         let (deadline, mut least) = (Instant::now() + Duration::from_secs(2), i64::MAX);
         while Instant::now() < deadline && least > 3 * 1024 * CONNECTIONS as i64 {
             least = least.min(live_bytes() - before);
@@ -102,8 +103,8 @@ fn a_request_on_the_lane_allocates_nothing_and_a_connection_that_rests_keeps_thr
         }
         least / CONNECTIONS as i64
     };
-    // What is made once for all (the pool, the watchdog's list, the judge's tables at the first
-    // slow answer) falls into some of the rounds.
+    // One-time allocations (the pool, the list of the deadlines task, the judge's tables at the
+    // first slow answer) fall into some of the rounds.
     let rounds: Vec<i64> = (0..5).map(|_| more()).collect();
     assert!(
         rounds.iter().any(|bytes| *bytes <= 3 * 1024),

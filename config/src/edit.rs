@@ -56,8 +56,9 @@ impl std::error::Error for EditError {}
 /// # use cutover_core::Percent;
 /// let text = "[[rollout]]\nid = \"a\"\npercent = 5   # CHG-123\n";
 /// let percent = Percent::parse("12.5").expect("a percentage");
-/// assert_eq!(cutover_config::set_percent(text, "a", percent).as_deref(), Ok("[[rollout]]\nid =
-/// \"a\"\npercent = 12.5   # CHG-123\n"));
+/// let edited = cutover_config::set_percent(text, "a", percent)?;
+/// assert_eq!(edited, "[[rollout]]\nid = \"a\"\npercent = 12.5   # CHG-123\n");
+/// # Ok::<(), cutover_config::EditError>(())
 /// ```
 pub fn set_percent(text: &str, rollout: &str, percent: Percent) -> Result<String, EditError> {
     let span = place_of_percent(text, rollout)?;

@@ -63,6 +63,24 @@ pub trait Loader {
     fn env(&self, name: &str) -> Option<String>;
 }
 
+/// A loader without files and without an environment, for a text that names none.
+#[derive(Clone, Copy, Debug)]
+pub struct NoFiles;
+
+impl Loader for NoFiles {
+    fn read(&self, path: &str) -> Result<String, String> {
+        Err(format!("no file {path}"))
+    }
+
+    fn glob(&self, _: &str) -> Result<Vec<String>, String> {
+        Ok(Vec::new())
+    }
+
+    fn env(&self, _: &str) -> Option<String> {
+        None
+    }
+}
+
 /// Parses the text of a main file, and the files that it names through the loader. `name` is the
 /// name of the main file in problems.
 ///

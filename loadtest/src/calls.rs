@@ -1,4 +1,4 @@
-//! Single requests beside the load: to admin ports and to the control ports of backends.
+//! Single requests outside the load: to admin ports and to the control ports of backends.
 
 use crate::driver::Target;
 use bytes::Bytes;
@@ -11,12 +11,12 @@ use std::io;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Longest time of one call.
+/// The longest time that one call may take.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Largest answer that is read.
+/// The largest answer that is read, in bytes.
 const MOST_BYTES: usize = 8 * 1024 * 1024;
 
-/// Asks an address without TLS, with a body as JSON, and reads the whole answer.
+/// Sends one request without TLS, with an optional JSON body, and reads the whole answer.
 pub async fn call(
     method: &Method,
     url: &str,
@@ -34,7 +34,7 @@ pub async fn call(
         .authority()
         .ok_or_else(|| wrong(&"expected a whole URL"))?
         .clone();
-    // The check of the address is the target's: whoever is asked has to be allowed.
+    // The address check is the one of load targets: every address that is called has to be allowed.
     Target::resolve(&format!("http://{authority}"), allow_remote)
         .await
         .map_err(|error| wrong(&error))?;

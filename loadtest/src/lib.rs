@@ -1,10 +1,10 @@
-//! Load kit of Cutover: sample backends with a fault dial, an open-loop generator that checks
-//! stickiness while it measures, and scenarios that put both to a purpose.
+//! The load kit of Cutover: sample backends with a fault dial, an open-loop generator that checks
+//! stickiness while it measures, and scenarios that use both.
 //!
-//! The kit is a black box beside the proxy. It imports none of the proxy's crates, so that its
-//! opinion of who belongs on which side ([`users::Oracle`]) is a second, independent one: a mistake
-//! in the proxy's hash cannot repeat itself here unnoticed. For the same reason it can be used with
-//! any proxy.
+//! The kit is a black box next to the proxy. It imports none of the proxy's crates, so its decision
+//! of which side a user belongs to ([`users::Oracle`]) is a second, independent one. A mistake in
+//! the proxy's hash cannot repeat itself here unnoticed. For the same reason the kit can be used
+//! with any proxy.
 
 pub mod backend;
 pub mod calls;

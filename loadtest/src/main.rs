@@ -1,7 +1,8 @@
-//! Command line of the load kit: arguments, progress, and exit codes.
+//! The command line of the load kit: arguments, progress, and exit codes.
 //!
-//! Exit codes: 0 done; 1 the run failed or, with `--assert`, found a violation; 2 bad usage. The
-//! result goes to stdout and everything said on the way to stderr, so that `--json` can be piped.
+//! The exit codes are 0 for success, 1 if the run failed or, with `--assert`, found a violation,
+//! and 2 for bad usage. The result goes to stdout and all other messages go to stderr, so the
+//! output of `--json` can be piped.
 
 mod cli;
 
@@ -9,12 +10,12 @@ use clap::{Parser, Subcommand};
 use cli::{Failure, say};
 use std::process::ExitCode;
 
-/// Quicker than glibc's where many small things come and go.
+/// This allocator is faster than glibc's for many small, short-lived allocations.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Load kit of Cutover: sample backends, an open-loop generator that checks stickiness, and
-/// scenarios.
+/// scenarios
 #[derive(Debug, Parser)]
 #[command(name = "cutover-loadtest", version)]
 struct Arguments {
@@ -24,17 +25,16 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve as a sample backend with a fault dial (GET and PUT /__dial, GET /__stats).
+    /// Serve as a sample backend with a fault dial (GET and PUT /__dial, GET /__stats)
     Backend(cli::backend::BackendArguments),
-    /// Send requests of stable users and check that each stays on its side.
+    /// Send requests of stable users and check that each stays on its side
     Run(Box<cli::run::RunArguments>),
-    /// Play a scenario: start backends and a proxy, load, break, move, and judge what came out.
+    /// Play a scenario: start backends and a proxy, apply load and faults, and judge the result
     Scenario(Box<cli::scenario::ScenarioArguments>),
-    /// Compare the cost of cutover with a do-nothing proxy, HAProxy and nginx.
+    /// Compare the cost of cutover with a do-nothing proxy, HAProxy and nginx
     #[cfg(target_os = "linux")]
     Peers(Box<cutover_loadtest::peers::Arguments>),
-    /// Play the same messages through two engines of cutover, and find what they do not treat
-    /// alike.
+    /// Play the same messages through two engines of cutover and find differences
     #[cfg(target_os = "linux")]
     Differential(Box<cutover_loadtest::differential::Arguments>),
 }

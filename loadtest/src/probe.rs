@@ -1,10 +1,11 @@
-//! What processes use, by `/proc`: processor time, the wait for a processor, memory, open files.
+//! The resources that processes use, read from `/proc`: processor time, the wait for a processor,
+//! memory, and open files.
 //!
-//! The wait matters as much as the use: on a shared machine a process that is starved for
-//! processors uses few. Time of this very process is told apart by threads, because generator and
-//! sample backends share it.
+//! The wait matters as much as the use: on a shared machine a process that is starved of processors
+//! uses few. The time of this process is split by threads, because the generator and the sample
+//! backends share it.
 //!
-//! Deliberately absent: other systems than Linux. There everything reads as unknown, and a report
+//! Deliberately absent: systems other than Linux. There everything reads as unknown, and a report
 //! says so.
 
 use crate::stopping::stopped;
@@ -13,47 +14,48 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How the threads of sample backends are called.
+/// The name of the threads of sample backends.
 pub const BACKEND_THREADS: &str = "backend";
 
 /// What a process had used at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Usage {
-    /// Processor time.
+    /// The processor time.
     pub busy: Duration,
-    /// Time in which a thread could have run and had no processor.
+    /// The time in which a thread was ready to run but had no processor.
     pub starved: Duration,
 }
 
 /// What a process holds at one moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Holding {
-    /// Resident memory in bytes.
+    /// The resident memory in bytes.
     pub memory_bytes: u64,
-    /// Open files, connections among them.
+    /// The number of open files, including connections.
     pub files: u64,
 }
 
-/// A process that is watched.
+/// A process that is monitored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
     pid: u32,
 }
 
 impl Probe {
-    /// Of the process with this id.
+    /// Creates a probe of the process with this ID.
     pub fn of(pid: u32) -> Self {
         Self { pid }
     }
 
-    /// What the threads used whose names `takes` likes; none if the process cannot be read.
+    /// Returns the usage of the threads whose names `takes` accepts, or `None` if the process
+    /// cannot be read.
     pub fn usage(&self, takes: impl Fn(&str) -> bool) -> Option<Usage> {
         let mut usage = Usage::default();
         for thread in fs::read_dir(format!("/proc/{}/task", self.pid))
             .ok()?
             .flatten()
         {
-            // A thread that has ended meanwhile is left out.
+            // A thread that has ended in the meantime is left out.
             let name = fs::read_to_string(thread.path().join("comm")).unwrap_or_default();
             if takes(name.trim_end())
                 && let Some((busy, starved)) = schedule_of(&thread.path())
@@ -65,7 +67,7 @@ impl Probe {
         Some(usage)
     }
 
-    /// What it holds; none if the process cannot be read.
+    /// Returns what the process holds, or `None` if it cannot be read.
     pub fn holding(&self) -> Option<Holding> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let kib = status
@@ -84,7 +86,7 @@ impl Probe {
         })
     }
 
-    /// Processors it may use, by its affinity.
+    /// Returns the number of processors that the process may use, by its affinity.
     pub fn cores(&self) -> Option<f64> {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let list = status
@@ -95,7 +97,7 @@ impl Probe {
     }
 }
 
-/// Processor time and waiting time of a thread.
+/// Returns the processor time and the waiting time of a thread.
 fn schedule_of(task: &Path) -> Option<(Duration, Duration)> {
     let text = fs::read_to_string(task.join("schedstat")).ok()?;
     let mut numbers = text.split_whitespace().map(str::parse::<u64>);
@@ -105,7 +107,7 @@ fn schedule_of(task: &Path) -> Option<(Duration, Duration)> {
     ))
 }
 
-/// How many numbers a list such as `0-3,8` has.
+/// Counts the numbers in a list such as `0-3,8`.
 fn count_list(list: &str) -> Option<f64> {
     let mut count = 0_u32;
     for range in list.split(',') {
@@ -115,17 +117,17 @@ fn count_list(list: &str) -> Option<f64> {
     Some(f64::from(count))
 }
 
-/// Processors that were used, and waited for, over some time.
+/// The processors that were used, and waited for, over some time.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Cores {
-    /// Used.
+    /// The number of processors used.
     pub busy: f64,
-    /// Waited for.
+    /// The number of processors waited for.
     pub starved: f64,
 }
 
 impl Usage {
-    /// What was used between two moments.
+    /// Returns what was used between two moments.
     pub fn since(&self, earlier: &Self, time: Duration) -> Cores {
         let seconds = time.as_secs_f64().max(1e-9);
         Cores {
@@ -145,7 +147,7 @@ pub struct Moment {
 }
 
 impl Moment {
-    /// Looks at the proxy, if there is one, and at this process.
+    /// Reads the usage of the proxy, if there is one, and of this process.
     pub fn look(proxy: Option<Probe>) -> Self {
         let own = Probe::of(std::process::id());
         Self {
@@ -156,7 +158,7 @@ impl Moment {
         }
     }
 
-    /// What was used since an earlier look.
+    /// Returns what was used since an earlier moment.
     pub fn since(&self, earlier: &Self) -> Used {
         let time = self.at.duration_since(earlier.at);
         let between = |now: &Option<Usage>, then: &Option<Usage>| {
@@ -170,29 +172,29 @@ impl Moment {
     }
 }
 
-/// Processors used over some time, by whom.
+/// The processors used over some time, by user.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Used {
-    /// The proxy.
+    /// The processors used by the proxy.
     pub proxy: Option<Cores>,
-    /// The generator.
+    /// The processors used by the generator.
     pub generator: Option<Cores>,
-    /// Sample backends in this process.
+    /// The processors used by sample backends in this process.
     pub backends: Option<Cores>,
 }
 
-/// The processes of a scenario over time.
+/// One sample of the processes of a scenario.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sample {
-    /// When, since the start of the run.
+    /// The time of the sample, in milliseconds since the start of the run.
     pub at_ms: f64,
-    /// Processors used since the sample before.
+    /// The processors used since the previous sample.
     pub used: Used,
     /// What the proxy holds.
     pub proxy: Option<Holding>,
 }
 
-/// Takes a sample every `every` into the list that it returns when `stop` comes.
+/// Takes a sample every `every` until `stop` is signalled, and returns the list.
 pub async fn sample(
     proxy: Option<Probe>,
     start: Instant,

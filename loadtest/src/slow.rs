@@ -1,12 +1,13 @@
-//! Clients that are slow on purpose: heads a byte at a time, answers hardly read, connections that
-//! say nothing.
+//! Deliberately slow clients: heads sent a byte at a time, answers hardly read, and silent
+//! connections.
 //!
-//! They come beside the load, at a stated time, and come back when they are cut off. How long a
-//! target bears each kind is counted; what it does to the others is for the load to show, by the
-//! parts of the run before and during.
+//! The clients start at a stated time during the load, and reconnect when they are cut off. The
+//! report counts how long a target tolerates each kind. Their effect on other clients is for the
+//! load to show, by comparing the parts of the run before and during.
 //!
-//! A slow reader learns that it was cut off only when it has read what is still under way, which is
-//! megabytes in the buffers of two kernels: that count says little, the target's own log says when.
+//! A slow reader learns that it was cut off only after it has read what is still in transit, which
+//! is megabytes in the buffers of two kernels. That count therefore says little, and the target's
+//! own log shows when it happened.
 
 use crate::driver::{Connector, Protocol, RunPlan};
 use crate::report::{Quantiles, Times};
@@ -20,35 +21,35 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// Time from one client to the next when they come: a crowd at the door would be another test.
+/// The delay between the starts of two clients. A simultaneous start would be another test.
 const STAGGER: Duration = Duration::from_millis(20);
-/// Pause after a connection that ended, before the client comes back.
+/// The pause after a connection ended, before the client reconnects.
 const AGAIN: Duration = Duration::from_millis(200);
-/// Bytes that a slow reader takes at a time.
+/// The number of bytes that a slow reader takes at a time.
 const SIP: usize = 64;
-/// What a client with a slow head never comes to the end of.
+/// The header line that a client with a slow head never completes.
 const ENDLESS: &[u8] = b"x-slow: ";
 
-/// Slow clients of a scenario.
+/// The slow clients of a scenario.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SlowSection {
-    /// Clients that send a request head byte by byte, and never its end.
+    /// The number of clients that send a request head byte by byte, and never finish it.
     #[serde(default)]
     pub heads: u32,
-    /// Clients that ask for much and hardly read.
+    /// The number of clients that request a large answer and hardly read it.
     #[serde(default)]
     pub readers: u32,
-    /// Clients that connect and say nothing.
+    /// The number of clients that connect and send nothing.
     #[serde(default)]
     pub idle: u32,
-    /// Time between two bytes of a head, or two sips of an answer.
+    /// The time between two bytes of a head, or two reads of an answer.
     #[serde(default = "pause", deserialize_with = "values::duration")]
     pub pause: Duration,
-    /// Size that readers ask for, by `?bytes=`.
+    /// The size that readers request with `?bytes=`.
     #[serde(default = "more_than_buffers_hold")]
     pub bytes: usize,
-    /// When they come.
+    /// The time at which the clients start.
     #[serde(default, deserialize_with = "values::duration")]
     pub from: Duration,
 }
@@ -57,25 +58,25 @@ fn pause() -> Duration {
     Duration::from_millis(500)
 }
 
-/// What kernels keep on the way of one connection is a few mebibytes.
+/// Returns a size above what kernels buffer for one connection, which is a few mebibytes.
 fn more_than_buffers_hold() -> usize {
     32 * 1024 * 1024
 }
 
-/// What became of one kind.
+/// The result of one kind of slow client.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct SlowReport {
-    /// `heads`, `readers` or `idle`.
+    /// The kind: `heads`, `readers` or `idle`.
     pub kind: &'static str,
-    /// Clients of this kind.
+    /// The number of clients of this kind.
     pub clients: u32,
-    /// Connections they opened.
+    /// The number of connections that they opened.
     pub opened: u64,
-    /// Connections that could not be opened.
+    /// The number of connections that could not be opened.
     pub refused: u64,
-    /// Connections that the target ended.
+    /// The number of connections that the target ended.
     pub cut_off: u64,
-    /// How long those had lasted.
+    /// The lifetime of the connections that the target ended.
     pub lasted: Quantiles,
 }
 
@@ -93,7 +94,7 @@ struct Life {
     lasted: Vec<u64>,
 }
 
-/// Lets them come, and go when `stop` comes.
+/// Starts the slow clients, and ends them when `stop` is signalled.
 pub async fn crowd(
     section: &SlowSection,
     plan: &RunPlan,
@@ -184,7 +185,7 @@ async fn live(
     life
 }
 
-/// Returns when the target has ended the connection.
+/// Behaves as a slow client until the target has ended the connection.
 async fn be_slow(
     kind: Kind,
     wire: &mut Box<dyn crate::driver::Wire>,
@@ -196,7 +197,8 @@ async fn be_slow(
         Kind::Head => {
             for byte in request.bytes().chain(ENDLESS.iter().copied().cycle()) {
                 tokio::select! {
-                    // Whatever arrives now is a refusal, and the end of the connection after it.
+                    // Anything that arrives now is a refusal, followed by the end of the
+                    // connection.
                     read = wire.read(&mut sip) => if !matches!(read, Ok(1..)) { return },
                     () = tokio::time::sleep(pause) => if wire.write_all(&[byte]).await.is_err() { return },
                 }

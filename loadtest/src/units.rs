@@ -1,18 +1,18 @@
-//! Values as people write them on a command line: durations, percentages, rates.
+//! Values as users write them on a command line: durations, percentages, rates.
 //!
-//! Every parser is a plain function from text to value whose error says what was expected and what
-//! was found; the command line prints it unchanged. Deliberately absent: compound durations
+//! Every parser is a plain function from text to value. Its error says what was expected and what
+//! was found, and the command line prints it unchanged. Deliberately absent: compound durations
 //! ("1m30s") and decimals in durations, which have an exact spelling in a smaller unit anyway.
 
 use std::fmt;
 use std::time::Duration;
 
-/// A value that the caller got wrong, with a message that says what was expected.
+/// An invalid value from the caller, with a message that says what was expected.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UsageError(String);
 
 impl UsageError {
-    /// An error with this message.
+    /// Creates an error with this message.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
@@ -26,7 +26,7 @@ impl fmt::Display for UsageError {
 
 impl std::error::Error for UsageError {}
 
-/// Reads a duration such as `250ms`, `5s`, `2m` or `1h`.
+/// Parses a duration such as `250ms`, `5s`, `2m` or `1h`.
 pub fn parse_duration(text: &str) -> Result<Duration, UsageError> {
     let wrong = || {
         UsageError::new(format!(
@@ -52,7 +52,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, UsageError> {
         .ok_or_else(wrong)
 }
 
-/// Reads a duration as [`parse_duration`] does and refuses zero.
+/// Parses a duration like [`parse_duration`], and refuses zero.
 pub fn parse_positive_duration(text: &str) -> Result<Duration, UsageError> {
     match parse_duration(text)? {
         Duration::ZERO => Err(UsageError::new(format!(
@@ -62,7 +62,7 @@ pub fn parse_positive_duration(text: &str) -> Result<Duration, UsageError> {
     }
 }
 
-/// Reads a rate in requests per second: a decimal above 0, at most one million.
+/// Parses a rate in requests per second: a decimal above 0, at most one million.
 pub fn parse_rate(text: &str) -> Result<f64, UsageError> {
     text.parse::<f64>()
         .ok()
@@ -74,7 +74,7 @@ pub fn parse_rate(text: &str) -> Result<f64, UsageError> {
         })
 }
 
-/// A percentage with at most three decimal places, held exactly as thousandths of a percent.
+/// A percentage with at most three decimal places, stored exactly as thousandths of a percent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Percent {
     thousandths: u32,
@@ -84,7 +84,7 @@ impl Percent {
     /// 0 %.
     pub const ZERO: Self = Self { thousandths: 0 };
 
-    /// Reads `25`, `12.5`, `0.125`, each with or without a trailing `%`.
+    /// Parses `25`, `12.5`, `0.125`, each with or without a trailing `%`.
     pub fn parse(text: &str) -> Result<Self, UsageError> {
         let wrong = || {
             UsageError::new(format!(
@@ -113,12 +113,12 @@ impl Percent {
         Ok(Self { thousandths })
     }
 
-    /// Thousandths of a percent, 0 to 100000.
+    /// Returns the thousandths of a percent, 0 to 100000.
     pub fn thousandths(self) -> u32 {
         self.thousandths
     }
 
-    /// The same as a share, 0.0 to 1.0.
+    /// Returns the percentage as a share, 0.0 to 1.0.
     pub fn as_share(self) -> f64 {
         f64::from(self.thousandths) / 100_000.0
     }
@@ -159,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_duration_is_told_what_was_expected_and_found() {
+    fn an_invalid_duration_reports_what_was_expected_and_found() {
         for text in [
             "",
             "5",
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_percentage_is_refused() {
+    fn an_invalid_percentage_is_refused() {
         for text in [
             "", "%", ".5", "5.", "-1", "+1", "100.001", "101", "0.0001", "1e1", "2000", "25%%",
             "1,5",

@@ -1,8 +1,8 @@
-//! Stable users, and the oracle that knows which side each of them belongs on.
+//! The stable users, and the oracle that knows the side each of them belongs to.
 //!
-//! The generator draws from a fixed population (`user-0`, `user-1`, …) so that every user comes
-//! back many times and a change of side shows. The oracle repeats the published rule of the hash
-//! from its definition, with its own MurmurHash3:
+//! The generator draws from a fixed population (`user-0`, `user-1`, …) so that every user returns
+//! many times and a change of side shows. The oracle repeats the published rule of the hash from
+//! its definition, with its own MurmurHash3:
 //!
 //! ```text
 //! hash   = murmur3_x86_32(utf8(salt + ":" + user), seed 0)
@@ -11,7 +11,7 @@
 //! ```
 //!
 //! Deliberately absent: any code shared with the proxy (an oracle that shares code with what it
-//! judges judges nothing), and skewed draws: each user is equally likely, which is what the
+//! judges judges nothing), and skewed draws. Each user is equally likely, which is what the
 //! intervals of the report assume.
 
 use crate::units::{Percent, UsageError};
@@ -20,7 +20,7 @@ use rand::{Rng, SeedableRng};
 use serde::Serialize;
 use std::fmt;
 
-/// Largest population that is accepted; the report keeps a few bytes for each user.
+/// The largest population that is accepted. The report keeps a few bytes for each user.
 pub const MOST_USERS: u32 = 10_000_000;
 
 const BUCKETS: u64 = 100_000;
@@ -36,7 +36,7 @@ pub enum Side {
 }
 
 impl Side {
-    /// The side named by a response header, if the name is one of the two.
+    /// Returns the side named by a response header, if the name is one of the two.
     pub fn from_name(name: &[u8]) -> Option<Self> {
         match name {
             b"legacy" => Some(Self::Legacy),
@@ -45,7 +45,7 @@ impl Side {
         }
     }
 
-    /// `legacy` or `new`.
+    /// Returns `legacy` or `new`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Legacy => "legacy",
@@ -60,12 +60,12 @@ impl fmt::Display for Side {
     }
 }
 
-/// The key of the user with this number.
+/// Returns the key of the user with this number.
 pub fn user_name(user: u32) -> String {
     format!("user-{user}")
 }
 
-/// Draws users uniformly from a population, the same sequence for the same seed.
+/// Random draws of users, uniform over a population. The same seed gives the same sequence.
 #[derive(Debug, Clone)]
 pub struct UserDraws {
     population: u32,
@@ -73,7 +73,7 @@ pub struct UserDraws {
 }
 
 impl UserDraws {
-    /// Draws from `user-0` to `user-(population - 1)`.
+    /// Creates draws from `user-0` to `user-(population - 1)`.
     pub fn new(population: u32, seed: u64) -> Result<Self, UsageError> {
         if population == 0 || population > MOST_USERS {
             return Err(UsageError::new(format!(
@@ -86,13 +86,13 @@ impl UserDraws {
         })
     }
 
-    /// The number of the next user.
+    /// Returns the number of the next user.
     pub fn draw(&mut self) -> u32 {
         self.random.random_range(0..self.population)
     }
 }
 
-/// Knows the side of every user under one salt and percentage.
+/// An oracle that knows the side of every user under one salt and percentage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Oracle {
     salt: String,
@@ -100,7 +100,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// An oracle for this salt and this percentage on new.
+    /// Creates an oracle for this salt and this percentage on new.
     pub fn new(salt: impl Into<String>, percent: Percent) -> Self {
         Self {
             salt: salt.into(),
@@ -108,33 +108,33 @@ impl Oracle {
         }
     }
 
-    /// The salt.
+    /// Returns the salt.
     pub fn salt(&self) -> &str {
         &self.salt
     }
 
-    /// The percentage of users on new.
+    /// Returns the percentage of users on new.
     pub fn percent(&self) -> Percent {
         self.percent
     }
 
-    /// The bucket of a user, 0 to 99999.
+    /// Returns the hash bucket of a user, 0 to 99999.
     pub fn bucket(&self, user: &str) -> u64 {
         let hash = murmur3_x86_32(format!("{}:{user}", self.salt).as_bytes(), 0);
         (u64::from(hash) * BUCKETS) >> 32
     }
 
-    /// The side the user belongs on.
+    /// Returns the side that the user belongs to.
     pub fn side(&self, user: &str) -> Side {
         self.side_at(user, self.percent)
     }
 
-    /// The side the user belongs on at another percentage.
+    /// Returns the side that the user belongs to at another percentage.
     pub fn side_at(&self, user: &str, percent: Percent) -> Side {
         Self::side_of(self.bucket(user), percent)
     }
 
-    /// The side of a bucket.
+    /// Returns the side of a bucket.
     pub fn side_of(bucket: u64, percent: Percent) -> Side {
         if bucket < u64::from(percent.thousandths()) {
             Side::New
@@ -143,7 +143,7 @@ impl Oracle {
         }
     }
 
-    /// How many of the users `user-0` to `user-(population - 1)` belong on new.
+    /// Returns how many of the users `user-0` to `user-(population - 1)` belong to new.
     pub fn users_on_new(&self, population: u32) -> u32 {
         let mut on_new = 0;
         for user in 0..population {
@@ -153,7 +153,7 @@ impl Oracle {
     }
 }
 
-/// MurmurHash3_x86_32 of Austin Appleby, from its public-domain definition.
+/// Computes MurmurHash3_x86_32 of Austin Appleby, from its public-domain definition.
 pub fn murmur3_x86_32(bytes: &[u8], seed: u32) -> u32 {
     let scramble = |block: u32| {
         block
@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn buckets_are_those_of_the_agreed_vectors() {
+    fn buckets_match_the_agreed_vectors() {
         let agreed = [
             ("checkout-2026", "user-1", 237_975_799, 5_540),
             ("checkout-2026", "user-2", 3_998_113_648, 93_088),
@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn a_user_is_on_new_from_the_first_percentage_above_the_bucket() {
-        // Bucket 5540: 5.540 % does not reach it, 5.541 % does.
+        // Bucket 5540: 5.540 % does not include it, but 5.541 % does.
         for (percent, side) in [
             ("0", Side::Legacy),
             ("5.54", Side::Legacy),

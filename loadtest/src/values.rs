@@ -1,5 +1,5 @@
-//! How the values of a scenario file are read: by the same parsers as the command line's, with
-//! their words in the error.
+//! The deserialisation of the values of a scenario file. It uses the parsers of the command line
+//! and their error messages.
 
 use crate::driver::{Protocol, UserKey};
 use crate::units::{Percent, UsageError, parse_duration};
@@ -17,29 +17,29 @@ fn text<'de, D: Deserializer<'de>, T>(
     parse(&String::deserialize(deserializer)?).map_err(D::Error::custom)
 }
 
-/// A duration such as "250ms".
+/// Deserialises a duration such as "250ms".
 pub(crate) fn duration<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
     text(deserializer, parse_duration)
 }
 
-/// A duration that may be left out.
+/// Deserialises an optional duration.
 pub(crate) fn some_duration<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Duration>, D::Error> {
     duration(deserializer).map(Some)
 }
 
-/// Where a request carries its user.
+/// Deserialises where a request carries its user.
 pub(crate) fn key<'de, D: Deserializer<'de>>(deserializer: D) -> Result<UserKey, D::Error> {
     text(deserializer, str::parse)
 }
 
-/// A path with its query.
+/// Deserialises a path with its query.
 pub(crate) fn path<'de, D: Deserializer<'de>>(deserializer: D) -> Result<PathAndQuery, D::Error> {
     text(deserializer, parse_path)
 }
 
-/// A path with its query.
+/// Parses a path with its query.
 pub fn parse_path(text: &str) -> Result<PathAndQuery, UsageError> {
     text.parse()
         .ok()
@@ -47,7 +47,7 @@ pub fn parse_path(text: &str) -> Result<PathAndQuery, UsageError> {
         .ok_or_else(|| UsageError::new(format!("expected a path such as \"/\", found {text:?}")))
 }
 
-/// A header's name.
+/// Deserialises the name of a header.
 pub(crate) fn header<'de, D: Deserializer<'de>>(deserializer: D) -> Result<HeaderName, D::Error> {
     text(deserializer, |text| {
         text.parse()
@@ -55,23 +55,23 @@ pub(crate) fn header<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Heade
     })
 }
 
-/// A method.
+/// Deserialises a method.
 pub(crate) fn method<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Method, D::Error> {
     text(deserializer, parse_method)
 }
 
-/// A method such as GET.
+/// Parses a method such as GET.
 pub fn parse_method(text: &str) -> Result<Method, UsageError> {
     text.parse()
         .map_err(|_| UsageError::new(format!("expected a method such as GET, found {text:?}")))
 }
 
-/// A protocol.
+/// Deserialises a protocol.
 pub(crate) fn protocol<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Protocol, D::Error> {
     text(deserializer, str::parse)
 }
 
-/// A percentage, as a number or as text.
+/// Deserialises a percentage, given as a number or as text.
 pub(crate) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Percent, D::Error> {
     struct Reader;
 
@@ -100,7 +100,7 @@ pub(crate) fn percent<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Perc
     deserializer.deserialize_any(Reader)
 }
 
-/// A percentage that may be left out.
+/// Deserialises an optional percentage.
 pub(crate) fn some_percent<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Option<Percent>, D::Error> {
@@ -117,7 +117,7 @@ pub enum Variable {
     Whole(i64),
     /// A number.
     Number(f64),
-    /// Yes or no.
+    /// A boolean.
     Flag(bool),
 }
 

@@ -1,9 +1,9 @@
-//! WebSockets held open beside the requests, each saying a word now and then and waiting for its
-//! echo.
+//! WebSockets held open during the load. Each sends a message at intervals and waits for its echo.
 //!
-//! Each belongs to a stable user, so that the proxy puts it on that user's side. What is counted is
-//! what users would notice: opened or refused, closed before they closed it and with which code,
-//! and the time of a round trip from when its word was due.
+//! Each WebSocket belongs to a stable user, so the proxy routes it to that user's side. The report
+//! counts what users would notice. These are handshakes that were accepted or refused, and
+//! connections that ended before the client closed them, with their close codes. The round-trip
+//! time is measured from the moment a message was due.
 
 use crate::driver::{Connector, Protocol, RunPlan};
 use crate::report::{Quantiles, Times};
@@ -25,21 +25,21 @@ use tokio_tungstenite::client_async;
 use tokio_tungstenite::tungstenite::handshake::client::generate_key;
 use tokio_tungstenite::tungstenite::{Error, Message};
 
-/// Longest time of a handshake.
+/// The longest time that a handshake may take.
 const HANDSHAKE: Duration = Duration::from_secs(10);
-/// Pause between two handshakes, so that a thousand do not come at once.
+/// The pause between two handshakes, so that a thousand do not arrive at once.
 const STAGGER: Duration = Duration::from_millis(2);
 
-/// WebSockets of a scenario.
+/// The WebSockets of a scenario.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WebSocketSection {
-    /// How many, of the first users.
+    /// The number of WebSockets, one for each of the first users.
     pub count: u32,
-    /// Path of the handshake.
+    /// The path of the handshake.
     #[serde(default = "root", deserialize_with = "values::path")]
     pub path: PathAndQuery,
-    /// Time between two words of one.
+    /// The time between two messages on a WebSocket.
     #[serde(default = "second", deserialize_with = "values::duration")]
     pub interval: Duration,
 }
@@ -52,31 +52,32 @@ fn second() -> Duration {
     Duration::from_secs(1)
 }
 
-/// What became of them.
+/// The result of all WebSockets.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct WebSocketReport {
-    /// Handshakes that were accepted.
+    /// The number of accepted handshakes.
     pub opened: u64,
-    /// Those that were not, by status or failure.
+    /// The number of handshakes that were not accepted, by status or failure.
     pub refused: BTreeMap<String, u64>,
-    /// Those that ended before we closed them, by close code, or `none` without a close frame.
+    /// The number of WebSockets that ended before the kit closed them, by close code, or `none`
+    /// without a close frame.
     pub closed_early: BTreeMap<String, u64>,
-    /// Words sent.
+    /// The number of messages sent.
     pub sent: u64,
-    /// Echoes that came back.
+    /// The number of echoes received.
     pub echoed: u64,
-    /// Time from when a word was due to its echo.
+    /// The time from when a message was due to its echo.
     pub round_trip: Quantiles,
 }
 
 impl WebSocketReport {
-    /// How many ended before we closed them.
+    /// Returns how many WebSockets ended before the kit closed them.
     pub fn lost(&self) -> u64 {
         self.closed_early.values().sum()
     }
 }
 
-/// What became of one.
+/// The result of one WebSocket.
 #[derive(Debug, Default)]
 struct Life {
     refused: Option<String>,
@@ -85,7 +86,7 @@ struct Life {
     round_trips: Vec<u64>,
 }
 
-/// Opens them, and holds them until `stop` comes.
+/// Opens the WebSockets, and holds them until `stop` is signalled.
 pub async fn hold(
     section: &WebSocketSection,
     plan: &RunPlan,
@@ -94,7 +95,7 @@ pub async fn hold(
     if section.interval.is_zero() {
         return Err(UsageError::new("expected a websockets.interval above 0"));
     }
-    // The handshake of RFC 6455 is one of HTTP/1.1.
+    // The handshake of RFC 6455 uses HTTP/1.1.
     let connector = Arc::new(Connector::new(&plan.target, Protocol::H1, &plan.trust)?);
     let mut lives = JoinSet::new();
     for user in 0..section.count {
@@ -180,7 +181,7 @@ async fn live(
     loop {
         tokio::select! {
             () = stopped(&mut stop) => {
-                // Whether the other side answers the closing is its own affair.
+                // It does not matter whether the other side answers the close frame.
                 let _ = socket.close(None).await;
                 return life;
             }

@@ -1,4 +1,5 @@
-//! The sample backend as a client sees it, on raw sockets so that the bytes are beyond doubt.
+//! Tests of the sample backend from a client's point of view, on raw sockets so that the bytes are
+//! beyond doubt.
 
 use cutover_loadtest::backend::{Backend, BackendConfig, Dial};
 use cutover_loadtest::units::Percent;
@@ -13,7 +14,7 @@ async fn start(change: impl Fn(&mut BackendConfig)) -> Backend {
     Backend::start(config).await.expect("a backend")
 }
 
-/// Sends one request on a connection of its own and reads until the end of the connection.
+/// Sends one request on a new connection and reads until the end of the connection.
 async fn exchange(
     address: SocketAddr,
     head: &str,
@@ -39,7 +40,7 @@ async fn ask(backend: &Backend, head: &str, body: &str) -> (String, String) {
 }
 
 #[tokio::test]
-async fn anything_is_answered_with_the_name_the_path_and_the_user() {
+async fn every_answer_names_the_backend_the_path_and_the_user() {
     let backend = start(|_| {}).await;
     for head in ["GET /a?b=c", "POST /a?b=c", "DELETE /a?b=c"] {
         let (head, body) = ask(&backend, head, "some body").await;
@@ -53,7 +54,7 @@ async fn anything_is_answered_with_the_name_the_path_and_the_user() {
 }
 
 #[tokio::test]
-async fn the_body_is_filled_up_to_the_size_asked_for_and_stays_json() {
+async fn the_body_is_padded_to_the_requested_size_and_stays_json() {
     let backend = start(|config| config.body_bytes = 1_000).await;
     let (_, body) = ask(&backend, "GET /", "").await;
     assert_eq!(body.len(), 1_000);
@@ -63,7 +64,7 @@ async fn the_body_is_filled_up_to_the_size_asked_for_and_stays_json() {
 }
 
 #[tokio::test]
-async fn an_error_rate_of_everything_fails_everything_even_under_a_healthy_dial() {
+async fn a_full_error_rate_fails_everything_despite_a_healthy_dial() {
     let backend =
         start(|config| config.error_rate = Percent::parse("100%").expect("percent")).await;
     let (head, _) = ask(&backend, "GET /", "").await;
@@ -73,7 +74,7 @@ async fn an_error_rate_of_everything_fails_everything_even_under_a_healthy_dial(
 }
 
 #[tokio::test]
-async fn the_dial_is_turned_shown_and_turned_back_over_its_control_path() {
+async fn the_dial_is_set_shown_and_reset_through_its_control_path() {
     let backend = start(|_| {}).await;
     let dial = r#"{"status":503,"share":1.0}"#;
     let (head, shown) = ask(&backend, "PUT /__dial", dial).await;
@@ -105,7 +106,7 @@ async fn the_dial_is_turned_shown_and_turned_back_over_its_control_path() {
 }
 
 #[tokio::test]
-async fn a_wrong_dial_is_a_400_that_says_why_and_changes_nothing() {
+async fn an_invalid_dial_is_a_400_with_a_reason_and_changes_nothing() {
     let backend = start(|_| {}).await;
     ask(&backend, "PUT /__dial", r#"{"latency_ms":1}"#).await;
     let (head, body) = ask(&backend, "PUT /__dial", r#"{"status":9}"#).await;
@@ -143,7 +144,7 @@ async fn a_reset_is_seen_as_a_reset_by_the_client() {
 }
 
 #[tokio::test]
-async fn a_share_strikes_some_requests_and_spares_the_others() {
+async fn a_share_strikes_some_requests_and_not_others() {
     let backend = start(|_| {}).await;
     let dial = Dial {
         status: Some(500),
@@ -154,7 +155,7 @@ async fn a_share_strikes_some_requests_and_spares_the_others() {
     for _ in 0..40 {
         ask(&backend, "GET /", "").await;
     }
-    // The draws are seeded: the same ones in every run.
+    // The draws are seeded, so they are the same in every run.
     let statuses = backend.stats().statuses;
     assert!(statuses[&200] >= 10 && statuses[&500] >= 10, "{statuses:?}");
     backend.stop().await;
@@ -180,13 +181,13 @@ async fn stopping_ends_requests_that_hang() {
     }
     backend.stop().await;
     let mut answer = Vec::new();
-    // The end of the connection, orderly or not, but no answer.
+    // The connection may end orderly or not, but without an answer.
     let _ = stream.read_to_end(&mut answer).await;
     assert!(answer.is_empty());
 }
 
 #[tokio::test]
-async fn a_name_that_no_header_can_carry_is_refused() {
+async fn a_name_that_is_no_valid_header_value_is_refused() {
     let error = Backend::start(BackendConfig::named("new\n"))
         .await
         .expect_err("a wrong name");
@@ -194,10 +195,10 @@ async fn a_name_that_no_header_can_carry_is_refused() {
 }
 
 #[tokio::test]
-async fn a_backend_that_refuses_is_out_of_reach_and_comes_back_on_the_same_port() {
+async fn a_refusing_backend_is_unreachable_and_returns_on_its_port() {
     let backend = start(|config| config.control = Some(([127, 0, 0, 1], 0).into())).await;
     let control = backend.control().expect("a control port");
-    // A kept connection, to see it end.
+    // This kept connection shows whether the backend ends it.
     let mut kept = TcpStream::connect(backend.address())
         .await
         .expect("a connection");
@@ -220,7 +221,7 @@ async fn a_backend_that_refuses_is_out_of_reach_and_comes_back_on_the_same_port(
         ErrorKind::ConnectionRefused
     );
     let mut rest = Vec::new();
-    // The end of the connection, orderly or not.
+    // The connection may end orderly or not.
     let _ = kept.read_to_end(&mut rest).await;
     assert_eq!(
         exchange(control, "GET /__dial", "")
@@ -245,7 +246,7 @@ async fn a_backend_that_refuses_is_out_of_reach_and_comes_back_on_the_same_port(
 }
 
 #[tokio::test]
-async fn refusing_needs_another_way_to_the_dial() {
+async fn refusing_needs_a_control_port_or_a_handle() {
     let backend = start(|_| {}).await;
     let (head, body) = ask(&backend, "PUT /__dial", r#"{"refuse":true}"#).await;
     assert!(head.starts_with("HTTP/1.1 400"), "{head}");
@@ -269,7 +270,7 @@ async fn refusing_needs_another_way_to_the_dial() {
 }
 
 #[tokio::test]
-async fn a_body_that_drips_comes_whole_and_a_request_may_ask_for_its_size() {
+async fn a_dripped_body_arrives_whole_with_the_requested_size() {
     let backend = start(|_| {}).await;
     backend
         .dial()
@@ -301,7 +302,7 @@ async fn connections_beyond_the_limit_are_closed() {
 }
 
 #[tokio::test]
-async fn requests_wait_for_each_other_where_one_is_worked_on_at_a_time() {
+async fn requests_wait_if_only_one_is_worked_on_at_a_time() {
     let backend = start(|config| {
         config.concurrency = Some(1);
         config.latency = std::time::Duration::from_millis(5);

@@ -1,7 +1,7 @@
-//! The bottleneck is named correctly in prepared cases: each has one, made by the sample backend,
-//! which stands for a proxy where it is a child process.
+//! Tests that bottlenecks are named correctly in prepared cases. The sample backend creates each
+//! bottleneck. Where it runs as a child process, it stands for a proxy.
 //!
-//! What is asserted is the name, never a rate. The limits on latency leave room for a machine that
+//! The tests assert the name and never a rate. The limits on latency leave room for a machine that
 //! has other work: a first step that fails by accident would leave nothing to compare with.
 
 use cutover_loadtest::capacity::{Bottleneck, CapacityReport};
@@ -47,10 +47,10 @@ fn check(found: &CapacityReport, expected: Bottleneck) {
     );
 }
 
-/// Each answer costs 20 ms of the only thread: 50 in a second, whatever the machine.
+/// Each answer costs 20 ms of the only thread, so there are 50 per second on any machine.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[cfg(target_os = "linux")]
-async fn a_proxy_that_has_no_processor_left() {
+async fn a_proxy_without_free_processors_is_the_bottleneck() {
     let found = explored(
         r#"
 title = "processor"
@@ -72,9 +72,9 @@ precision = 1.0
     check(&found, Bottleneck::ProxyCpu);
 }
 
-/// Two answers at once, each 40 ms: 50 in a second.
+/// Two answers at once take 40 ms each, so there are 50 per second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_works_on_two_requests_at_once() {
+async fn a_backend_limited_to_two_requests_is_the_bottleneck() {
     let found = explored(
         r#"
 title = "backend"
@@ -95,9 +95,9 @@ precision = 1.0
     check(&found, Bottleneck::Backend);
 }
 
-/// Four connections are served and every further one is closed.
+/// Four connections are served, and every further connection is closed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_limit_on_connections() {
+async fn a_limit_on_connections_is_the_bottleneck() {
     let found = explored(
         r#"
 title = "connections"
@@ -118,9 +118,9 @@ precision = 1.0
     check(&found, Bottleneck::ConnectionLimit);
 }
 
-/// One connection of the generator, and 20 ms for each answer: 50 in a second.
+/// The generator has one connection and each answer takes 20 ms, so there are 50 per second.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_generator_with_too_few_connections() {
+async fn a_generator_with_too_few_connections_is_the_bottleneck() {
     let found = explored(
         r#"
 title = "generator"
@@ -141,7 +141,7 @@ precision = 1.0
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nothing_that_gives_way_is_no_bottleneck() {
+async fn no_bottleneck_is_named_if_every_rate_passes() {
     let found = explored(
         "title = \"nothing\"\n[backend.new]\n[load]\ntimeout = \"60s\"\n[capacity]\nstart = \
          5\nmost = 10\nstep = \"300ms\"\np99 = \"60s\"\n",

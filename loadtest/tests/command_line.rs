@@ -1,4 +1,4 @@
-//! The program as a shell sees it: what it prints and how it exits.
+//! Tests of the program from a shell's point of view: what it prints and how it exits.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Output, Stdio};
@@ -18,7 +18,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// A backend process, ended with the test.
+/// A backend process that ends with the test.
 struct BackendProcess {
     child: Child,
     url: String,
@@ -47,7 +47,7 @@ impl BackendProcess {
 
 impl Drop for BackendProcess {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
@@ -168,7 +168,7 @@ fn a_healthy_run_exits_with_0_and_prints_the_table() {
 }
 
 #[test]
-fn a_failing_run_exits_with_1_only_under_assert_and_says_which() {
+fn a_failing_run_exits_with_1_only_with_assert_and_says_why() {
     let backend = BackendProcess::start(&["--error-rate", "100%"]);
     let run = [
         "run",
@@ -197,7 +197,7 @@ fn a_failing_run_exits_with_1_only_under_assert_and_says_which() {
 }
 
 #[test]
-fn the_scenarios_that_come_with_the_kit_are_listed_and_shown() {
+fn the_built_in_scenarios_are_listed_and_printed() {
     let list = text(&output(&["scenario"]).stdout);
     for name in [
         "steady",
@@ -233,7 +233,7 @@ fn the_scenarios_that_come_with_the_kit_are_listed_and_shown() {
 }
 
 #[test]
-fn a_scenario_needs_the_program_that_it_names() {
+fn a_scenario_needs_its_program() {
     let output = program()
         .args(["scenario", "steady"])
         .env_remove("CUTOVER")
@@ -245,7 +245,7 @@ fn a_scenario_needs_the_program_that_it_names() {
 }
 
 #[test]
-fn a_scenario_reports_in_every_form_and_fails_only_under_assert() {
+fn a_scenario_reports_in_every_format_and_fails_only_with_assert() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = |name: &str| folder.path().join(name).display().to_string();
     let (scenario, html, hgrm) = (
@@ -290,7 +290,7 @@ fn a_scenario_reports_in_every_form_and_fails_only_under_assert() {
 }
 
 #[test]
-fn a_run_by_tokens_over_http2_with_websockets_writes_its_page() {
+fn a_run_with_tokens_http2_and_websockets_writes_its_page() {
     let backend = BackendProcess::start(&[]);
     let folder = tempfile::tempdir().expect("a folder");
     let html = folder.path().join("run.html").display().to_string();

@@ -1,7 +1,7 @@
-//! Whole runs of the generator against servers in this process that behave well or badly.
+//! Tests of whole runs of the generator against servers in this process that behave well or badly.
 //!
-//! Nothing here waits for the clock: runs are as long as their number of requests, and where a test
-//! has to step in, it follows the progress of the run.
+//! No test waits for the clock. The length of a run is given by its number of requests. A test that
+//! has to intervene follows the progress of the run.
 
 mod support;
 
@@ -45,7 +45,7 @@ async fn a_backend_that_splits_by_the_hash_has_no_wrong_side() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_splits_at_another_percentage_is_found_though_it_is_sticky() {
+async fn a_sticky_backend_with_another_percentage_is_detected() {
     let splitter = oracle("60");
     let address = start_server(true, move |request, _| splitter.side(&user_of(request))).await;
     let mut plan = plan(address).await;
@@ -60,7 +60,7 @@ async fn a_backend_that_splits_at_another_percentage_is_found_though_it_is_stick
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_is_not_sticky_shows_users_on_more_than_one_side() {
+async fn a_backend_without_stickiness_shows_users_on_both_sides() {
     let address = start_server(true, |_, before| {
         if before % 2 == 0 {
             Side::Legacy
@@ -87,7 +87,7 @@ async fn a_backend_that_is_not_sticky_shows_users_on_more_than_one_side() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_cutover_in_the_middle_of_a_run_goes_from_legacy_to_new_only() {
+async fn a_cutover_during_a_run_moves_users_only_from_legacy_to_new() {
     let address = start_server(true, |_, before| {
         if before < 200 {
             Side::Legacy
@@ -97,7 +97,7 @@ async fn a_cutover_in_the_middle_of_a_run_goes_from_legacy_to_new_only() {
     })
     .await;
     let mut plan = plan(address).await;
-    // One connection has one request in flight, so that every direction is certain.
+    // One connection has one request in flight, so every direction is certain.
     plan.connections = 1;
     let report = run(&plan).await;
 
@@ -109,12 +109,12 @@ async fn a_cutover_in_the_middle_of_a_run_goes_from_legacy_to_new_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_dial_turned_to_500_in_the_middle_of_a_run_shows_as_users_hurt() {
+async fn a_dial_set_to_500_during_a_run_shows_as_affected_users() {
     let backend = Backend::start(BackendConfig::named("new"))
         .await
         .expect("a backend");
     let mut plan = plan(backend.address()).await;
-    // Long enough that the test, not the clock, ends it.
+    // The duration is long enough that the test ends the run, not the clock.
     plan.duration = Duration::from_secs(600);
     let driver = Driver::start(plan.clone()).expect("a run");
     let mut progress = driver.progress();
@@ -175,7 +175,7 @@ async fn connections_closed_without_an_answer_are_resets() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn requests_that_hang_are_given_up_and_so_are_those_that_wait_behind_them() {
+async fn hanging_requests_and_those_waiting_behind_them_time_out() {
     let dial = Dial {
         hang: true,
         ..Dial::default()
@@ -188,8 +188,8 @@ async fn requests_that_hang_are_given_up_and_so_are_those_that_wait_behind_them(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_target_where_nobody_listens_is_a_connect_failure() {
-    // Bound but not listening: the port cannot be taken by another test.
+async fn a_target_without_a_listener_is_a_connect_failure() {
+    // The socket is bound but does not listen, so no other test can take the port.
     let socket = TcpSocket::new_v4().expect("a socket");
     socket
         .bind((Ipv4Addr::LOCALHOST, 0).into())
@@ -212,7 +212,8 @@ async fn an_answer_that_is_not_http_is_a_protocol_failure() {
                 let mut request = [0; 1024];
                 let _ = stream.read(&mut request).await;
                 let _ = stream.write_all(b"not http at all\r\n\r\n").await;
-                // Held until the client closes, so that the answer is not overtaken by a reset.
+                // The connection is held until the client closes it, so that a reset does not
+                // overtake the answer.
                 while stream.read(&mut request).await.is_ok_and(|read| read > 0) {}
             });
         }
@@ -222,7 +223,7 @@ async fn an_answer_that_is_not_http_is_a_protocol_failure() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_target_that_closes_after_every_answer_fails_nothing() {
+async fn a_target_that_closes_after_every_answer_causes_no_failure() {
     let address = start_server(false, |_, _| Side::Legacy).await;
     let report = run(&plan(address).await).await;
     assert_eq!(report.sides.legacy, 400);
@@ -230,7 +231,7 @@ async fn a_target_that_closes_after_every_answer_fails_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_travel_in_a_cookie_when_asked_and_the_path_is_kept() {
+async fn a_cookie_can_carry_the_user_and_the_path_is_kept() {
     let address = start_server(true, |request, _| {
         let cookie = request.headers()["cookie"].to_str().expect("text");
         assert!(cookie.starts_with("uid=user-"), "{cookie}");
@@ -254,7 +255,7 @@ async fn users_travel_in_a_cookie_when_asked_and_the_path_is_kept() {
 }
 
 #[tokio::test]
-async fn a_plan_that_cannot_be_remembered_is_refused() {
+async fn a_plan_with_too_many_requests_is_refused() {
     let mut plan = plan(([127, 0, 0, 1], 1).into()).await;
     plan.duration = Duration::from_secs(1_000_000);
     let message = Driver::start(plan).expect_err("too long").to_string();
@@ -265,7 +266,7 @@ async fn a_plan_that_cannot_be_remembered_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http2_shares_connections_and_counts_as_http1_does() {
+async fn http2_shares_connections_and_counts_like_http1() {
     let report = run_against_dial(Dial::default(), |plan| {
         plan.protocol = Protocol::H2;
         plan.connections = 2;
@@ -281,7 +282,7 @@ async fn http2_shares_connections_and_counts_as_http1_does() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn http2_meets_statuses_and_resets() {
+async fn http2_statuses_and_resets_are_counted() {
     let broken = run_against_dial(
         Dial {
             status: Some(503),
@@ -306,7 +307,7 @@ async fn http2_meets_statuses_and_resets() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn connections_that_end_after_some_requests_fail_nothing() {
+async fn replacing_connections_after_some_requests_causes_no_failure() {
     let connections = Arc::new(AtomicU64::new(0));
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
         .await
@@ -341,7 +342,7 @@ async fn connections_that_end_after_some_requests_fail_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_target_with_tls_is_believed_by_its_authority_only() {
+async fn a_tls_target_is_trusted_only_through_its_authority() {
     let signed =
         rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])
             .expect("a certificate");

@@ -1,8 +1,8 @@
-//! The comparison as a shell sees it, with the real nginx and HAProxy where they are installed
-//! (`make packages`).
+//! Tests of the comparison from a shell's point of view, with the real nginx and HAProxy where they
+//! are installed (`make packages`).
 //!
-//! Nothing here depends on how fast the machine is. The product and the do-nothing proxy are other
-//! crates' programs, so they take part in `make test` and not here.
+//! No test depends on how fast the machine is. The product and the do-nothing proxy are programs of
+//! other crates, so they take part in `make test` and not here.
 #![cfg(target_os = "linux")]
 
 use cutover_loadtest::peers::peer::on_path;
@@ -22,7 +22,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
-fn a_program_that_was_asked_for_and_is_missing_is_named() {
+fn a_requested_program_that_is_missing_is_named() {
     let output = peers(&[
         "--only",
         "cutover,nginx",
@@ -50,7 +50,7 @@ fn bad_usage_exits_with_2() {
 }
 
 #[test]
-fn nginx_and_haproxy_do_the_job_they_are_compared_at() {
+fn nginx_and_haproxy_do_the_job_of_the_comparison() {
     let rows: Vec<&str> = [
         ("nginx", "nginx,nginx-log"),
         ("haproxy", "haproxy,haproxy-log"),
@@ -83,7 +83,7 @@ fn nginx_and_haproxy_do_the_job_they_are_compared_at() {
         json_at,
     ]);
     let (table, said) = (text(&output.stdout), text(&output.stderr));
-    // The exit code holds that no request failed, no user moved and every share is within its
+    // Exit code 0 means that no request failed, no user moved and every share is within its
     // interval.
     assert_eq!(output.status.code(), Some(0), "{said}\n{table}");
     assert!(

@@ -1,7 +1,7 @@
-//! Whole scenarios against servers in this process, and against the sample backend as a child
-//! process that stands for a proxy.
+//! Tests of whole scenarios against servers in this process, and against the sample backend as a
+//! child process that stands for a proxy.
 //!
-//! A split whose percentage can be set over HTTP stands for a proxy that moves users; it can also
+//! A split whose percentage can be set over HTTP stands for a proxy that moves users. It can also
 //! be told to cheat.
 
 mod support;
@@ -46,8 +46,8 @@ fn holds(outcome: &Outcome, name: &str) -> Option<bool> {
         .holds
 }
 
-/// A split by the hash whose percentage is the last one of a path `/set/PERCENT`; `cheats` sends a
-/// user to the wrong side.
+/// Starts a split by the hash. Its percentage is the last one set by a path `/set/PERCENT`.
+/// `cheats` sends a user to the wrong side.
 async fn start_split(cheats: impl Fn(&str, u32) -> bool + Send + Sync + 'static) -> String {
     let percent = Arc::new(AtomicU32::new(10));
     let address = start_server(true, move |request, _| {
@@ -100,7 +100,7 @@ failed = 0
 "#;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_who_move_with_the_steps_are_explained() {
+async fn moves_in_the_direction_of_a_step_are_explained() {
     let outcome = played(MOVES, Some(start_split(|_, _| false).await))
         .await
         .expect("an outcome");
@@ -124,7 +124,7 @@ async fn users_who_move_with_the_steps_are_explained() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn users_who_move_against_what_a_step_says_are_found() {
+async fn moves_against_the_direction_of_a_step_are_detected() {
     let text = MOVES.replacen("to-new", "to-legacy", 1);
     let outcome = played(&text, Some(start_split(|_, _| false).await))
         .await
@@ -134,8 +134,8 @@ async fn users_who_move_against_what_a_step_says_are_found() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_single_user_on_the_wrong_side_is_found_and_named() {
-    // From the second step on this one stays where he must not be.
+async fn a_single_user_on_the_wrong_side_is_detected_and_named() {
+    // From the second step on, this user stays on the wrong side.
     let outcome = played(
         MOVES,
         Some(start_split(|user, percent| user == "user-7" && percent == 0).await),
@@ -156,7 +156,7 @@ async fn a_single_user_on_the_wrong_side_is_found_and_named() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_step_that_fails_is_a_verdict_and_ends_nothing() {
+async fn a_failed_step_is_a_verdict_and_does_not_end_the_run() {
     let text = MOVES.replace("{target}/set/0", "http://127.0.0.1:1/");
     let outcome = played(&text, Some(start_split(|_, _| false).await))
         .await
@@ -210,7 +210,7 @@ bad_answers = 0
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_backend_that_refuses_is_turned_back_by_its_handle() {
+async fn a_refusing_backend_is_reset_through_its_handle() {
     let text = r#"
 title = "refuse"
 [backend.new]
@@ -245,7 +245,7 @@ dial = {}
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_proxy_is_started_by_its_command_found_by_its_output_and_watched() {
+async fn a_proxy_is_started_found_by_its_output_and_monitored() {
     let text = r#"
 title = "proxy"
 [proxy]
@@ -300,7 +300,7 @@ websockets_lost = 0
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_proxy_that_does_not_start_is_told_with_its_last_words() {
+async fn a_proxy_that_does_not_start_is_reported_with_its_last_output() {
     let text = "title = \"t\"\n[proxy]\ncommand = [\"sh\", \"-c\", \"echo my last words; exit \
                 3\"]\ntarget = \"listening on {}\"\n";
     let message = played(text, None).await.expect_err("no proxy").to_string();
@@ -311,7 +311,7 @@ async fn a_proxy_that_does_not_start_is_told_with_its_last_words() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_unknown_placeholder_is_told_before_anything_is_loaded() {
+async fn an_unknown_placeholder_is_reported_before_the_load_starts() {
     let text = "title = \"t\"\n[backend.new]\n[load]\nduration = \"1s\"\n[[step]]\nat = \
                 \"0s\"\ncommand = [\"true\", \"{nowhere}\"]\n";
     let message = played(text, None).await.expect_err("a mistake").to_string();

@@ -1,5 +1,5 @@
-//! What must hold for every input, as functions of bytes. The fuzz targets call them with made-up
-//! bytes; the ordinary tests of the proxy call them with the seeds and with random ones.
+//! The invariants for every input, as functions of bytes. The fuzz targets call them with made-up
+//! bytes; the ordinary tests of the proxy call them with the seeds and with random bytes.
 
 #![allow(dead_code, reason = "each fuzz target uses one of them")]
 
@@ -15,8 +15,8 @@ use cutover_config::Loader;
 use cutover_core::KeySource;
 use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
-/// A request head made of bytes: the target in the first line, `name: value` in the others. What is
-/// no header is left out.
+/// A request head made of bytes: the target in the first line, `name: value` in the others. Lines
+/// that are not headers are omitted.
 struct Bytes {
     path: String,
     query: Option<String>,
@@ -92,7 +92,8 @@ impl Head for Bytes {
     }
 }
 
-/// One user, nobody, or a refusal, and the same each time; a key is never empty.
+/// Checks that a head gives one user, no user, or a refusal, and the same each time; a key is never
+/// empty.
 pub fn keys(bytes: &[u8]) {
     let head = Bytes::new(bytes);
     let client = IpAddr::from([192, 0, 2, 7]);
@@ -120,7 +121,7 @@ pub fn keys(bytes: &[u8]) {
             );
             match &found {
                 Identity::Key(key, _) => assert!(!key.is_empty(), "{source:?} gave an empty key"),
-                Identity::Nobody => {
+                Identity::Anonymous => {
                     assert!(!matches!(source, KeySource::Ip), "everybody has an address");
                 }
                 Identity::Refused(why) => assert!(!why.is_empty()),
@@ -134,7 +135,7 @@ pub fn keys(bytes: &[u8]) {
                 "a header's key is its bytes"
             );
         }
-        if found != Identity::Nobody && first_found.is_none() {
+        if found != Identity::Anonymous && first_found.is_none() {
             first_found = Some(match found {
                 Identity::Key(key, _) => Identity::Key(Cow::Owned(key.into_owned()), Some(at)),
                 other => other,
@@ -166,8 +167,8 @@ pub fn keys(bytes: &[u8]) {
     );
 }
 
-/// A normalised path is absolute, has no dot segments, and normalising it again changes nothing
-/// unless an escaped percent sign was in it.
+/// Checks that a normalised path is absolute and has no dot segments. Normalising it again changes
+/// nothing unless it contained an escaped percent sign.
 pub fn path(bytes: &[u8]) {
     let text = String::from_utf8_lossy(bytes);
     let path = format!("/{text}");
@@ -185,7 +186,7 @@ pub fn path(bytes: &[u8]) {
     if !normal.contains('%') {
         assert_eq!(normalised(&normal), normal, "{path:?}");
     }
-    // Spelling every byte as an escape must not hide a path from a rule.
+    // Escaping every byte must not hide a path from a rule.
     let escaped: String = path.bytes().map(|byte| format!("%{byte:02x}")).collect();
     let plainly = normalised(&path);
     if !path.contains('%') {
@@ -214,8 +215,8 @@ impl Loader for NoFiles {
     }
 }
 
-/// Settings or problems, the same each time; each problem lies within the text, says something, and
-/// can be shown.
+/// Checks that a text gives settings or problems, the same each time. Each problem lies within the
+/// text, has a message, and can be rendered.
 pub fn config(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
         return;
@@ -258,8 +259,8 @@ pub fn config(bytes: &[u8]) {
     }
 }
 
-/// Whether these bytes are the head of a message in the one form that everybody reads alike: lines
-/// of `name: value` that end in both bytes, and one empty line, at the end.
+/// Whether these bytes are the head of a message in the one form that all parsers read alike. It
+/// consists of lines of `name: value` that end in both bytes, and one empty line at the end.
 fn is_in_one_form(form: &[u8]) -> bool {
     let text: Vec<char> = form.iter().map(|&byte| char::from(byte)).collect();
     let text: String = text.into_iter().collect();
@@ -279,8 +280,9 @@ fn is_in_one_form(form: &[u8]) -> bool {
     lines.next().is_some_and(is_line) && lines.all(is_field)
 }
 
-/// A request that the lane takes has one form, which it takes again and does not change; what comes
-/// after its head makes no difference, and no beginning of it is a whole one.
+/// Checks that a request that the lane accepts has one form, which the lane accepts again and does
+/// not change. The bytes after its head make no difference, and no beginning of it is a whole
+/// request.
 pub fn lane_request(bytes: &[u8]) {
     let Request::Taken { head, body, form } = fuzz_api::request(bytes) else {
         return;
@@ -317,8 +319,8 @@ pub fn lane_request(bytes: &[u8]) {
     }
 }
 
-/// An answer has one form, framed as it was; it is the same in however many parts its body comes,
-/// and chunks that go on are chunks.
+/// Checks that an answer has one form, framed as it was. It is the same for any number of parts of
+/// its body, and chunks that are passed on are valid chunks.
 pub fn lane_response(bytes: &[u8]) {
     for to_head in [false, true] {
         let Response::Whole {

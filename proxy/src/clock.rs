@@ -8,19 +8,19 @@ use cutover_core::{Mono, Now, Wall};
 
 static START: OnceLock<Instant> = OnceLock::new();
 
-/// The monotonic clock: microseconds since the first reading in this process.
+/// Reads the monotonic clock, in microseconds since the first reading in this process.
 pub fn mono() -> Mono {
     Mono::from_micros(micros(START.get_or_init(Instant::now).elapsed()))
 }
 
-/// Makes the monotonic clock go on from where it stands in another process, so that moments can be
-/// handed over as they are. Says whether it does: not if it has been read here before.
+/// Makes the monotonic clock continue from its time in another process, so that times can be handed
+/// over unchanged. Returns whether it does; it does not if the clock has been read here before.
 pub fn go_on_from(there: Mono) -> bool {
     let began = Instant::now().checked_sub(Duration::from_micros(there.as_micros()));
     began.is_some_and(|began| START.set(began).is_ok())
 }
 
-/// The wall clock, for people and records. Before 1970 reads as 1970.
+/// Reads the wall clock, for people and records. A time before 1970 is read as 1970.
 pub fn wall() -> Wall {
     let millis = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -28,7 +28,7 @@ pub fn wall() -> Wall {
     Wall::from_millis(i64::try_from(millis).unwrap_or(i64::MAX))
 }
 
-/// One reading of both clocks.
+/// Reads both clocks once.
 pub fn now() -> Now {
     Now {
         mono: mono(),
@@ -36,7 +36,8 @@ pub fn now() -> Now {
     }
 }
 
-/// A wall-clock moment as RFC 3339 in UTC with milliseconds, such as `2026-11-20T10:15:30.250Z`.
+/// Formats a wall-clock time as RFC 3339 in UTC with milliseconds, such as
+/// `2026-11-20T10:15:30.250Z`.
 pub fn rfc3339(wall: Wall) -> String {
     match jiff::Timestamp::from_millisecond(wall.as_millis()) {
         Ok(timestamp) => format!("{timestamp:.3}"),
@@ -44,7 +45,7 @@ pub fn rfc3339(wall: Wall) -> String {
     }
 }
 
-/// Reads back what [`rfc3339`] wrote.
+/// Parses a time that [`rfc3339`] wrote.
 pub fn parse_rfc3339(text: &str) -> Option<Wall> {
     text.parse::<jiff::Timestamp>()
         .ok()
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_moment_is_written_in_utc_and_reads_back() {
+    fn a_time_is_written_in_utc_and_parsed_back() {
         let wall = Wall::from_millis(1_795_169_730_250);
         assert_eq!(rfc3339(wall), "2026-11-20T10:15:30.250Z");
         assert_eq!(parse_rfc3339(&rfc3339(wall)), Some(wall));

@@ -1,9 +1,9 @@
 //! Cutover: an edge reverse proxy that moves live users from an old stack to a new one.
 //!
-//! The rooms and what may know what: ARCHITECTURE.md. `assemble` is the only file that knows all of
-//! them; the gateway, control, watch and admin meet through three handles,
-//! [`shared::published::Published`],
-//! [`shared::recorder::Recorder`] and [`shared::control_handle::ControlHandle`].
+//! ARCHITECTURE.md describes the modules and which of them may know which. `assemble` is the only
+//! module that knows all of them. The modules `gateway`, `control`, `reload` and `admin` meet
+//! through three handles, [`shared::published::Published`], [`shared::recorder::Recorder`] and
+//! [`shared::control_handle::ControlHandle`].
 
 pub mod admin;
 pub mod assemble;

@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-/// glibc's allocator keeps what many connections once used; this one gives it back and is quicker.
+/// glibc's allocator keeps the memory that many connections once used; this one returns it and is
+/// faster.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

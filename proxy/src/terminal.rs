@@ -1,18 +1,18 @@
-//! Lines for the terminal: data on stdout, words for people on stderr. Colours are dropped where
-//! nobody would see them.
+//! Lines for the terminal: data on stdout, and messages for people on stderr. Colours are omitted
+//! if the output is not a terminal.
 
 use std::io::{self, Write};
 
 /// Writes a line of data to stdout.
 ///
 /// # Errors
-/// When stdout cannot be written; a reader that went away (`| head`) is
+/// Fails when stdout cannot be written; a reader that has gone (`| head`) is
 /// [`io::ErrorKind::BrokenPipe`].
 pub fn out(line: &str) -> io::Result<()> {
     writeln!(anstream::stdout(), "{line}")
 }
 
-/// Writes a line for people to stderr. Where nobody listens, nothing is lost.
+/// Writes a line for people to stderr. A failure to write is ignored.
 pub fn note(line: &str) {
     let _ = writeln!(anstream::stderr(), "{line}");
 }

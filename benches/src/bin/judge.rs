@@ -1,9 +1,10 @@
-//! What the sequential judge promises, measured on virtual time with the real engine: how long it
-//! takes to notice, and how often it cries wolf.
+//! The promises of the sequential detector, measured on virtual time with the real engine: how long
+//! it takes to detect a fault, and how often it raises a false alarm.
 //!
-//! `delays` prints the table that the design was chosen by (a thousand requests per second, a
-//! twentieth of them to new, and low traffic) beside what this engine does. `aa` lets two healthy
-//! backends run for days and counts rollbacks. Every run names its seeds. `make judge` calls both.
+//! `delays` prints the table by which the design was chosen (a thousand requests per second, a
+//! twentieth of them to new, and low traffic) beside the results of this engine. `aa` lets two
+//! healthy backends run for days and counts rollbacks. Every run prints its seeds. `make judge`
+//! calls both.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -12,10 +13,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use cutover_core::control::plane::Change;
 use cutover_core::simulation::{Fault, FaultKind, Scenario, Traffic, World, notice};
-use cutover_core::{
-    Anonymous, Command, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Rule,
-    Side, UserList,
-};
+use cutover_core::{Command, GuardSettings, Percent, RolloutSettings, Rule, Side, UserList};
 
 #[derive(Debug, Parser)]
 #[command(about = "The sequential judge on virtual time: delays and false alarms")]
@@ -26,21 +24,21 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum What {
-    /// How long until a fault is noticed, beside the table of the design
+    /// Measure how long a fault takes to be detected, beside the table of the design
     Delays {
-        /// Runs of each cell
+        /// The number of runs of each cell
         #[arg(long, default_value_t = 200)]
         runs: u64,
         /// Exit with 1 when a median is slower than the table by more than 30 %
         #[arg(long)]
         assert: bool,
     },
-    /// Two healthy backends: how often is new rolled back?
+    /// Count how often new is rolled back when both backends are healthy
     Aa {
-        /// Days of virtual time in total
+        /// The total of virtual time in days
         #[arg(long, default_value_t = 100.0)]
         days: f64,
-        /// Threads
+        /// The number of threads
         #[arg(long, default_value_t = 2)]
         threads: usize,
         /// Only worlds whose name contains this
@@ -54,24 +52,8 @@ enum What {
 
 fn settings(percent: &str, guard: GuardSettings) -> RolloutSettings {
     RolloutSettings {
-        id: "checkout".into(),
-        matches: Match::default(),
-        salt: "checkout".into(),
-        keys: vec![],
-        anonymous: Anonymous::Legacy,
-        always_new: UserList::default(),
-        always_legacy: UserList::default(),
-        backends: PerSide {
-            legacy: "legacy".into(),
-            new: "new".into(),
-        },
-        percent: Percent::parse(percent).expect("a percentage"),
-        generation: 1,
-        holdback: Percent::ZERO,
-        failover: Failover::Off,
-        fallback_on_404: Vec::new(),
-        drain_on_rollback: Duration::from_secs(60),
         guard,
+        ..RolloutSettings::for_tests("checkout", Percent::parse(percent).expect("a percentage"))
     }
 }
 
@@ -91,9 +73,9 @@ fn scenario(
     }
 }
 
-/// Small faults of a comparison take longer since it also has to hold with users as trials: 2 % of
-/// the requests took 13 s before. One row of the design's table: traffic, the rule by itself, and
-/// the medians in seconds for four failure rates of new; 0 where the table has none.
+/// A row of the design's table: traffic, the rule by itself, and the medians in seconds for four
+/// failure rates of new; 0 where the table has none. Small faults take longer since a comparison
+/// also has to hold with users as trials: 2 % of the requests took 13 s before.
 struct Row {
     rps: f64,
     percent: &'static str,
@@ -135,8 +117,8 @@ const TABLE: [Row; 5] = [
     },
 ];
 
-/// Seconds to the rollback, sorted, and bad answers of new, sorted. A run that did not notice
-/// counts as endless.
+/// Returns the seconds to the rollback, sorted, and the bad answers of new, sorted. A run without
+/// detection counts as endless.
 fn measure(
     rps: f64,
     percent: &str,
@@ -224,8 +206,8 @@ fn delays(runs: u64) -> bool {
                 at(&seconds, 0.95).unwrap_or_default(),
             );
             let deviation = median / expected - 1.0;
-            // Faster is no fault: the table's grain is a tick, and failures are looked at between
-            // ticks.
+            // A faster detection is not an error: the resolution of the table is a tick, and
+            // failures are also checked between ticks.
             within &= deviation <= 0.3;
             println!(
                 "  {:>5} %: {median:>7.2} / {p95:<7.2} design {expected:>6.2}  {:>+6.0} %",
@@ -256,9 +238,9 @@ fn delays(runs: u64) -> bool {
     within
 }
 
-/// The upper end of a one-sided 95 % interval for the mean of a Poisson count.
+/// Returns the upper end of a one-sided 95 % interval for the mean of a Poisson count.
 fn upper_bound(count: u64) -> f64 {
-    // The mean at which so few are seen in one of twenty cases, by bisection.
+    // The bisection finds the mean at which a count this low is seen in one of twenty cases.
     let at_most = |mean: f64| {
         let mut term = (-mean).exp();
         (0..=count).fold(0.0, |sum, k| {
@@ -279,15 +261,15 @@ fn upper_bound(count: u64) -> f64 {
     high
 }
 
-/// A healthy world: two backends alike, under traffic of its own kind.
+/// A healthy world: two identical backends with one kind of traffic.
 struct Healthy {
     name: &'static str,
     percent: &'static str,
-    /// A new draw of users after so long: who is on new by accident, and always fails, stays
-    /// there.
+    /// The time after which users are drawn again. Until then, users who always fail and are on
+    /// new by chance stay there.
     draw: Duration,
     traffic: Traffic,
-    /// The first users are named in `always_new`.
+    /// The number of users who are named in `always_new`, beginning with the first.
     listed: u32,
 }
 
@@ -412,7 +394,7 @@ fn healthy_worlds() -> Vec<Healthy> {
         Healthy {
             listed: 10,
             ..drawn(
-                "ten listed users on slow pages, nobody else on new",
+                "ten listed users on slow pages, no other user on new",
                 "0",
                 Traffic {
                     listed_times: 8.0,
@@ -429,7 +411,7 @@ fn healthy_worlds() -> Vec<Healthy> {
             },
         ),
         drawn(
-            "3 % fail on both sides, for ever",
+            "3 % fail on both sides, all the time",
             "25",
             Traffic {
                 errors: 0.03,
@@ -450,10 +432,10 @@ fn healthy_worlds() -> Vec<Healthy> {
     ]
 }
 
-/// One draw of a healthy world; what was announced of it that should not have been.
+/// Runs one draw of a healthy world, and returns the announcements that should not have been made.
 fn live(healthy: &Healthy, seed: u64, time: Duration) -> Vec<String> {
     let mut settings = settings(healthy.percent, GuardSettings::default());
-    // Another draw of the hash.
+    // Another salt gives another draw of the hash.
     settings.salt = format!("draw-{seed}").into();
     settings.always_new = UserList::new((0..healthy.listed).map(|user| format!("u{user}")));
     let mut world = World::new(scenario(settings, healthy.traffic, seed, true));
@@ -483,7 +465,7 @@ fn aa(days: f64, threads: usize, only: Option<&str>) -> bool {
         worlds.len()
     );
     let each = Duration::from_secs_f64(days * 86_400.0 / worlds.len() as f64);
-    // The longest first, so that the threads end together.
+    // The longest parts run first, so that the threads end together.
     let mut parts: Vec<(usize, u64, Duration)> = Vec::new();
     for (at, world) in worlds.iter().enumerate() {
         let mut left = each;
@@ -542,7 +524,7 @@ fn aa(days: f64, threads: usize, only: Option<&str>) -> bool {
     holds && count <= most(promised)
 }
 
-/// The count that a Poisson variable of this mean exceeds in one of twenty cases at most.
+/// Returns the count that a Poisson variable of this mean exceeds in at most one of twenty cases.
 fn most(mean: f64) -> u64 {
     let mut term = (-mean).exp();
     let mut sum = term;

@@ -1,10 +1,10 @@
-//! A proxy on pingora that does nothing but split: one hash of the user, modulo 100, and a prepared
-//! peer. What Cutover costs beyond it is Cutover's own.
+//! A proxy on pingora that does nothing except split: one hash of the user, modulo 100, and a
+//! prepared peer. It shows which part of Cutover's cost is its own.
 //!
-//! Everything that is not Cutover's logic is kept as Cutover has it: allocator, runtime, read
-//! buffer, pool, timeouts of the peer, no modules. No callback but `upstream_peer`, and no handler
-//! for signals, so SIGTERM ends it at once. Deliberately absent: any header that is changed, and
-//! anything that is counted.
+//! Everything that is not Cutover's logic is the same as in Cutover: allocator, runtime, read
+//! buffer, pool, timeouts of the peer, no modules. The only callback is `upstream_peer`, and
+//! signals have no handler, so SIGTERM ends it at once. Deliberately absent: any header that is
+//! changed, and anything that is counted.
 
 use std::hash::{DefaultHasher, Hasher};
 use std::io::Write;
@@ -27,20 +27,20 @@ use pingora::services::Service;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// A do-nothing proxy to compare with.
+/// Run a proxy that does nothing except split, for comparison
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Where to listen; port 0 picks a free one.
+    /// The address to listen on; port 0 picks a free one
     #[arg(long)]
     listen: SocketAddr,
-    /// Where requests go; given twice, the second backend gets a share of the users.
+    /// The backend; given twice, the second one gets a share of the users
     #[arg(long, required = true)]
     backend: Vec<SocketAddr>,
-    /// How many of a hundred users go to the last backend, by a hash of x-user-id.
+    /// How many of a hundred users go to the last backend, by a hash of x-user-id
     #[arg(long, default_value_t = 25)]
     percent: u64,
-    /// Worker threads.
+    /// The number of worker threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
 }
@@ -65,7 +65,7 @@ impl ProxyHttp for DoNothing {
             .headers
             .get("x-user-id")
             .map_or(&[][..], http::HeaderValue::as_bytes);
-        // Without random keys, so a user stays where he is when it is started again.
+        // The hash has no random keys, so a user stays on the same backend after a restart.
         let mut hasher = DefaultHasher::new();
         hasher.write(user);
         let peer = if hasher.finish() % 100 < self.percent {
@@ -77,7 +77,7 @@ impl ProxyHttp for DoNothing {
     }
 }
 
-/// A peer with the timeouts that a backend of a file has when the file does not say.
+/// Returns a peer with the timeouts that a backend has if the file sets none.
 fn peer(backend: SocketAddr) -> HttpPeer {
     let (connect, response, idle) = (
         Duration::from_secs(1),
@@ -95,7 +95,7 @@ fn peer(backend: SocketAddr) -> HttpPeer {
 
 fn main() -> std::io::Result<()> {
     let arguments = Arguments::parse();
-    // Bound here and handed over, because pingora does not say which port it got.
+    // The socket is bound here and handed over, because pingora does not report its port.
     let listener = std::net::TcpListener::bind(arguments.listen)?;
     listener.set_nonblocking(true)?;
     let address = listener.local_addr()?;

@@ -38,13 +38,15 @@ const MIN_FALSE_ALARM: Duration = Duration::from_secs(3600);
 const WARM_UP: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
 
 /// Headers that an answer needs, or that have another meaning.
-const NO_OUTCOME_HEADERS: [&str; 14] = [
+const NO_OUTCOME_HEADERS: [&str; 19] = [
     "connection",
     "content-encoding",
     "content-length",
     "content-type",
     "date",
     "etag",
+    "grpc-message",
+    "grpc-status",
     "keep-alive",
     "location",
     "retry-after",
@@ -53,6 +55,10 @@ const NO_OUTCOME_HEADERS: [&str; 14] = [
     "transfer-encoding",
     "upgrade",
     "www-authenticate",
+    // The proxy sets these in answers itself.
+    "x-cutover-backend",
+    "x-cutover-rollout",
+    "x-cutover-reason",
 ];
 
 /// Returns the written rules, and the defaults of the others except those that are switched off, in
@@ -520,30 +526,14 @@ impl Lower<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Loader, Settings, parse};
-
-    struct Nothing;
-
-    impl Loader for Nothing {
-        fn read(&self, _: &str) -> Result<String, String> {
-            Err("no such file".to_owned())
-        }
-
-        fn glob(&self, _: &str) -> Result<Vec<String>, String> {
-            Ok(Vec::new())
-        }
-
-        fn env(&self, _: &str) -> Option<String> {
-            None
-        }
-    }
+    use crate::{NoFiles, Settings, parse};
 
     fn settings(new: &str, rollout: &str) -> Settings {
         let backends = format!(
             "[backend.legacy]\nservers = [\"a:1\"]\n[backend.new]\nservers = [\"b:1\"]\n{new}\n"
         );
         let text = format!("{backends}[[rollout]]\nid = \"a\"\nkey = [\"cookie:uid\"]\n{rollout}");
-        parse("cutover.toml", &text, &Nothing)
+        parse("cutover.toml", &text, &NoFiles)
             .unwrap_or_else(|problems| panic!("{text}\n{problems}"))
     }
 

@@ -7,7 +7,8 @@
 //! what the program checks. No `#[serde(flatten)]`: it loses spans.
 //!
 //! Tables are in `file` and `rollout`, kinds of values in `value`. A description that ends in "Not
-//! supported yet." belongs to a key that is understood and refused, so that nobody believes in a
+//! supported yet." belongs to a key that is understood and refused, so that no operator believes in
+//! a
 //! safety that is not there.
 
 mod file;
@@ -124,6 +125,11 @@ fn tidy(schema: &mut Value) {
                     let only = only.clone();
                     object.insert("type".to_owned(), only);
                 }
+            }
+            if let Some(Value::String(text)) = object.get_mut("description") {
+                // The lines of a doc comment are one paragraph.
+                let paragraphs = text.split("\n\n").map(|lines| lines.replace('\n', " "));
+                *text = paragraphs.collect::<Vec<_>>().join("\n\n");
             }
             drop_null_variant(object);
             object.values_mut().for_each(tidy);

@@ -1,4 +1,5 @@
-//! One request of the sample backend: what happens to it is drawn, then done.
+//! The handling of one request by the sample backend: its outcome is drawn at random, then carried
+//! out.
 
 use crate::backend::dial::Dial;
 use crate::backend::{Shared, lock, websocket};
@@ -17,17 +18,18 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 use tokio::time::Sleep;
 
-/// Path that shows (`GET`) and turns (`PUT`) the dial.
+/// The path that shows (`GET`) and sets (`PUT`) the fault dial.
 pub const DIAL_PATH: &str = "/__dial";
-/// Path that shows what was counted.
+/// The path that shows the counters.
 pub const STATS_PATH: &str = "/__stats";
-/// Header that names the backend in every answer.
+/// The header that names the backend in every answer.
 pub const SERVED_BY: &str = "x-served-by";
 
 const MOST_DIAL_BYTES: usize = 64 * 1024;
-/// What bodies are filled up with: one piece for all of them, so that a large body costs no memory.
+/// The filler of response bodies. All bodies share this one buffer, so a large body costs no
+/// memory.
 static FILLER: [u8; 64 * 1024] = [b' '; 64 * 1024];
-/// Largest body that a request may ask for with `?bytes=N`.
+/// The largest body that a request may ask for with `?bytes=N`.
 const MOST_ASKED_BYTES: usize = 64 * 1024 * 1024;
 
 /// How a request ends.
@@ -38,7 +40,7 @@ enum Ending {
     Reset,
 }
 
-/// What happens to one request.
+/// The drawn outcome of one request.
 #[derive(Debug, Clone, Copy)]
 struct Fate {
     latency: Duration,
@@ -48,7 +50,7 @@ struct Fate {
 }
 
 impl Shared {
-    /// Draws what happens to the next request.
+    /// Draws the outcome of the next request.
     fn draw(&self) -> Fate {
         let dial = self.dial.get();
         let (struck, broken, latency) = {
@@ -105,7 +107,7 @@ impl Shared {
     }
 }
 
-/// The reason a connection ends without an answer.
+/// The error of a request whose connection ends without an answer.
 #[derive(Debug)]
 pub(super) struct Unanswered;
 
@@ -201,7 +203,7 @@ pub(super) async fn answer(
     ))
 }
 
-/// The size that a request asks for with `bytes=N` in its query.
+/// Returns the size that a request asks for with `bytes=N` in its query.
 fn asked_bytes(query: &str) -> Option<usize> {
     query
         .split('&')
@@ -210,7 +212,7 @@ fn asked_bytes(query: &str) -> Option<usize> {
         .map(|bytes: usize| bytes.min(MOST_ASKED_BYTES))
 }
 
-/// Keeps a processor busy.
+/// Keeps a processor busy for the given time.
 fn work(time: Duration) {
     if !time.is_zero() {
         let begin = Instant::now();
@@ -220,7 +222,7 @@ fn work(time: Duration) {
     }
 }
 
-/// Reads a body to its end without keeping it.
+/// Reads a body to its end and discards it.
 async fn drain(mut body: Incoming) -> Result<(), Unanswered> {
     while !body.is_end_stream() {
         match body.frame().await {
@@ -232,7 +234,7 @@ async fn drain(mut body: Incoming) -> Result<(), Unanswered> {
     Ok(())
 }
 
-/// Shows and turns the dial, and shows what was counted.
+/// Answers the control paths: shows and sets the dial, and shows the counters.
 pub(super) async fn control(shared: &Shared, request: Request<Incoming>) -> Response<Reply> {
     match request.uri().path() {
         DIAL_PATH => dial(shared, request).await,
@@ -294,7 +296,7 @@ fn method_not_allowed(shared: &Shared, allowed: &'static str) -> Response<Reply>
     response
 }
 
-/// A body, at once or byte by byte, filled up with spaces.
+/// A response body, sent at once or byte by byte, and padded with spaces.
 #[derive(Debug)]
 pub(super) struct Reply {
     rest: Bytes,

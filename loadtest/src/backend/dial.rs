@@ -1,9 +1,9 @@
-//! The fault dial: what a backend does wrong from now on.
+//! The fault dial: the faults that a backend shows from now on.
 //!
-//! A dial is plain data that can be wrong only in ways [`Dial::check`] names, so that a scenario is
-//! refused before anything has started. Faults strike single requests, all or a share of them,
-//! except `refuse`: a backend that refuses has closed its listener and every connection, as a
-//! process that has died.
+//! A dial is plain data. [`Dial::check`] names every way in which it can be wrong, so a bad
+//! scenario is refused before anything has started. Faults strike single requests, either all of
+//! them or a share. The exception is `refuse`: a backend that refuses has closed its listener and
+//! every connection, like a process that has died.
 
 use crate::units::UsageError;
 use rand::Rng;
@@ -14,58 +14,59 @@ use tokio::sync::watch;
 
 use crate::backend::lock;
 
-/// Longest latency the dial accepts, in milliseconds: ten minutes.
+/// The longest latency that the dial accepts, in milliseconds: ten minutes.
 const MOST_LATENCY_MS: u64 = 600_000;
-/// Longest time of work for a request, in microseconds: ten seconds.
+/// The longest processor time per request that the dial accepts, in microseconds: ten seconds.
 const MOST_WORK_US: u64 = 10_000_000;
-/// 99 % quantile of the normal distribution.
+/// The 99 % quantile of the normal distribution.
 const Z_99: f64 = 2.326_347_874_040_841;
 
 /// A setting of the fault dial. The default, `{}`, is healthy.
 ///
-/// At most one of `status`, `hang`, `reset` and `refuse`; `hang` and `refuse` stand alone, `refuse`
-/// also without `share`.
+/// At most one of `status`, `hang`, `reset` and `refuse` may be set. `hang` and `refuse` cannot be
+/// combined with any other fault, and `refuse` cannot be combined with `share` either.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Dial {
-    /// Answer with this status, 200 to 599.
+    /// The status of the answer, 200 to 599.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status: Option<u16>,
-    /// Wait this many milliseconds before anything else; the median, if `latency_p99_ms` is given,
-    /// too.
+    /// The wait before anything else, in milliseconds. It is the median if `latency_p99_ms` is
+    /// also given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<u64>,
-    /// Draw the wait from a log-normal distribution with this 99th percentile.
+    /// The 99th percentile of the log-normal distribution from which the wait is drawn, in
+    /// milliseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latency_p99_ms: Option<u64>,
-    /// Spend this much time of a processor on each request, in microseconds.
+    /// The processor time spent on each request, in microseconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub work_us: Option<u64>,
-    /// Send the body byte by byte with this many milliseconds before each.
+    /// The wait before each byte of the body, in milliseconds. The body is sent byte by byte.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub drip_ms: Option<u64>,
-    /// Never answer, and keep the connection open.
+    /// Whether requests are never answered while their connection stays open.
     #[serde(default, skip_serializing_if = "is_false")]
     pub hang: bool,
-    /// Close the socket without answering.
+    /// Whether the socket is closed without an answer.
     #[serde(default, skip_serializing_if = "is_false")]
     pub reset: bool,
-    /// Close the listener and all connections, and refuse new ones.
+    /// Whether the listener and all connections are closed and new connections are refused.
     #[serde(default, skip_serializing_if = "is_false")]
     pub refuse: bool,
-    /// Share of requests that the fault strikes, 0.0 to 1.0; all of them when absent.
+    /// The share of requests that the fault strikes, 0.0 to 1.0. `None` means all of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub share: Option<f64>,
 }
 
-// The shape is serde's: skip_serializing_if passes a reference.
+// Serde dictates this signature: `skip_serializing_if` passes a reference.
 #[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_false(value: &bool) -> bool {
     !value
 }
 
 impl Dial {
-    /// Reads and checks a dial written as JSON.
+    /// Parses and checks a dial written as JSON.
     pub fn from_json(json: &[u8]) -> Result<Self, UsageError> {
         let dial: Self = serde_json::from_slice(json).map_err(|error| {
             UsageError::new(format!(
@@ -78,12 +79,12 @@ impl Dial {
         Ok(dial)
     }
 
-    /// Whether the backend works as it should.
+    /// Whether the dial is set to no fault.
     pub fn is_healthy(&self) -> bool {
         *self == Self::default()
     }
 
-    /// Whether the combination of faults means something.
+    /// Checks that the combination of faults is meaningful.
     pub fn check(&self) -> Result<(), UsageError> {
         if let Some(status) = self.status
             && !(200..=599).contains(&status)
@@ -163,14 +164,14 @@ impl Dial {
         Ok(())
     }
 
-    /// Draws the wait of one request.
+    /// Draws the latency of one request.
     pub(super) fn draw_latency(&self, random: &mut impl Rng) -> Duration {
         let median = self.latency_ms.unwrap_or(0) as f64 / 1e3;
         let Some(p99) = self.latency_p99_ms else {
             return Duration::from_secs_f64(median);
         };
         let spread = ((p99 as f64 / 1e3) / median).ln() / Z_99;
-        // Box and Muller: 1 - u is in (0, 1], whose logarithm is finite.
+        // The Box-Muller transform: 1 - u is in (0, 1], so its logarithm is finite.
         let normal = (-2.0 * (1.0 - random.random::<f64>()).ln()).sqrt()
             * (std::f64::consts::TAU * random.random::<f64>()).cos();
         Duration::try_from_secs_f64(median * (spread * normal).exp())
@@ -179,20 +180,20 @@ impl Dial {
     }
 }
 
-/// Turns the dial of a running backend. Clones turn the same dial.
+/// A handle that sets the dial of a running backend. Clones set the same dial.
 #[derive(Debug, Clone, Default)]
 pub struct DialHandle(Arc<Switch>);
 
 #[derive(Debug, Default)]
 struct Switch {
     dial: Mutex<Dial>,
-    /// Whether connections are to be refused, and whether they are.
+    /// Whether connections are to be refused, and whether they are refused now.
     refuse: watch::Sender<bool>,
     refused: watch::Sender<bool>,
 }
 
 impl DialHandle {
-    /// Turns the dial; requests that arrive from now on meet it. A wrong dial changes nothing.
+    /// Sets the dial for all requests that arrive from now on. An invalid dial changes nothing.
     pub fn set(&self, dial: Dial) -> Result<(), UsageError> {
         dial.check()?;
         *lock(&self.0.dial) = dial;
@@ -200,10 +201,10 @@ impl DialHandle {
         Ok(())
     }
 
-    /// Turns the dial and returns when the listener is closed, or open, as the dial says.
+    /// Sets the dial and returns once the listener is closed or open, as the dial requires.
     pub async fn turn(&self, dial: Dial) -> Result<(), UsageError> {
         self.set(dial)?;
-        // The sender lives in this very handle.
+        // The sender is owned by this handle.
         let _ = self
             .0
             .refused
@@ -213,7 +214,7 @@ impl DialHandle {
         Ok(())
     }
 
-    /// The present setting.
+    /// Returns the current setting.
     pub fn get(&self) -> Dial {
         *lock(&self.0.dial)
     }
@@ -234,7 +235,7 @@ mod tests {
     use rand::rngs::StdRng;
 
     #[test]
-    fn every_documented_dial_is_read_and_shown_as_written() {
+    fn every_documented_dial_round_trips_through_json() {
         for json in [
             r#"{"status":500,"share":1.0}"#,
             r#"{"status":503,"latency_ms":50}"#,
@@ -254,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_dial_is_refused_with_what_was_expected() {
+    fn an_invalid_dial_is_refused_with_what_was_expected() {
         for (json, expected) in [
             ("", "expected a dial such as"),
             ("[1]", "expected a dial such as"),
@@ -290,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_dial_leaves_the_dial_as_it_was() {
+    fn an_invalid_dial_leaves_the_dial_unchanged() {
         let handle = DialHandle::default();
         let good = Dial {
             status: Some(503),
@@ -306,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn drawn_latencies_have_the_median_and_the_tail_of_the_dial() {
+    fn drawn_latencies_match_the_median_and_the_tail_of_the_dial() {
         let dial = Dial {
             latency_ms: Some(20),
             latency_p99_ms: Some(200),

@@ -1,18 +1,21 @@
-//! Sample backend: answers anything, says who it is, and can be made to misbehave while it runs.
+//! A sample backend that answers any request, names itself, and can be made to misbehave while it
+//! runs.
 //!
 //! A cutover is judged by what happens when the new system fails, so the backend carries a *fault
-//! dial* that is turned over its own control path (`PUT /__dial`), over a port that is only for
-//! that, or, in-process, through [`DialHandle`]. Faults strike after the request was read in full,
-//! as those of an application do. A reset is a real one (the socket is closed with a zero linger
-//! time, the client sees `RST`). A backend that refuses has no listener any more: its dial is out
-//! of reach on its own port then, which is why such a dial needs a control port or a handle.
+//! dial*. The dial is set through the backend's own control path (`PUT /__dial`), through a
+//! separate control port, or, in-process, through [`DialHandle`]. Faults strike after the request
+//! was read in full, as the faults of an application do. A reset is a real one: the socket is
+//! closed with a zero linger time, and the client sees `RST`. A backend that refuses no longer has
+//! a listener. Its dial is then out of reach on its own port, so such a dial needs a control port
+//! or a handle.
 //!
-//! Two layers of trouble are kept apart: what the backend was *started* with (latency, error rate,
-//! limits) stays for its lifetime; the dial comes on top, and `{}` takes only the dial away.
+//! Two layers of faults are kept apart. The settings that the backend was *started* with (latency,
+//! error rate, limits) stay for its lifetime. The dial is applied on top, and `{}` removes only the
+//! dial.
 //!
-//! It speaks HTTP/1.1, HTTP/2 by prior knowledge, and echoes on WebSockets. Deliberately absent:
-//! TLS, and any protection of the control path. It is a stand-in for tests and demonstrations,
-//! never a service.
+//! The backend speaks HTTP/1.1 and HTTP/2 by prior knowledge, and echoes on WebSockets.
+//! Deliberately absent: TLS, and any protection of the control path. It is a stand-in for tests and
+//! demonstrations, never a service.
 
 mod answer;
 mod dial;
@@ -42,41 +45,43 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
-/// Pause after a failed accept (out of file descriptors) or bind, so that the loop does not spin.
+/// The pause after a failed accept (out of file descriptors) or a failed bind, so that the loop
+/// does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Connections that wait to be accepted.
+/// The number of connections that may wait to be accepted.
 const BACKLOG: u32 = 1_024;
-/// How HTTP/2 begins; no method of HTTP/1.1 begins so.
+/// The first bytes of an HTTP/2 connection. No HTTP/1.1 method starts with them.
 const PREFACE: &[u8] = b"PRI";
 
-/// What a backend is started with.
+/// The configuration that a backend is started with.
 #[derive(Debug, Clone)]
 pub struct BackendConfig {
-    /// Address to listen on; port 0 picks a free one.
+    /// The address to listen on. Port 0 picks a free port.
     pub listen: SocketAddr,
-    /// Another address that has only the control paths, reachable also while connections are
-    /// refused.
+    /// A separate address that serves only the control paths. It stays reachable while connections
+    /// are refused.
     pub control: Option<SocketAddr>,
-    /// Name in the `x-served-by` header and in the body.
+    /// The name in the `x-served-by` header and in the body.
     pub name: String,
-    /// Time every answer takes.
+    /// The time that every answer takes.
     pub latency: Duration,
-    /// Time of a processor that every answer takes.
+    /// The processor time that every answer takes.
     pub work: Duration,
-    /// Share of answers that are 500.
+    /// The percentage of answers with status 500.
     pub error_rate: Percent,
-    /// Size of the body. The JSON is followed by spaces up to this size; it is never cut.
+    /// The size of the body in bytes. The JSON is padded with spaces up to this size and is never
+    /// truncated.
     pub body_bytes: usize,
-    /// Requests worked on at once; further ones wait.
+    /// The number of requests that are worked on at once. Further requests wait.
     pub concurrency: Option<usize>,
-    /// Connections served at once; further ones are closed.
+    /// The number of connections that are served at once. Further connections are closed.
     pub connections: Option<usize>,
-    /// Seed of the draws that decide which requests a share strikes.
+    /// The seed of the random draws that decide which requests a fault strikes.
     pub seed: u64,
 }
 
 impl BackendConfig {
-    /// A healthy backend of this name on a free loopback port.
+    /// Returns the configuration of a healthy backend with this name on a free loopback port.
     pub fn named(name: impl Into<String>) -> Self {
         Self {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
@@ -104,7 +109,7 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// Binds and serves.
+    /// Binds the addresses and starts serving.
     pub async fn start(config: BackendConfig) -> io::Result<Self> {
         let served_by = HeaderValue::from_str(&config.name).map_err(|_| {
             io::Error::new(
@@ -149,30 +154,30 @@ impl Backend {
         })
     }
 
-    /// The address it listens on.
+    /// Returns the address that the backend listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The address of the control port, if it has one.
+    /// Returns the address of the control port, if the backend has one.
     pub fn control(&self) -> Option<SocketAddr> {
         self.control
     }
 
-    /// The fault dial.
+    /// Returns a handle to the fault dial.
     pub fn dial(&self) -> DialHandle {
         self.shared.dial.clone()
     }
 
-    /// What was counted so far.
+    /// Returns the counters so far.
     pub fn stats(&self) -> Stats {
         self.shared.counters.read()
     }
 
-    /// Closes the listener and every connection, and returns when they are closed.
+    /// Closes the listener and every connection, and returns once they are closed.
     pub async fn stop(self) {
         drop(self.stop);
-        // The task only fails by panicking, which has been reported by then.
+        // The task fails only by panicking, and a panic has been reported by then.
         let _ = self.task.await;
     }
 }
@@ -186,11 +191,12 @@ struct Shared {
     counters: Counters,
     random: Mutex<StdRng>,
     permits: Option<Semaphore>,
-    /// Changes when connections are to end.
+    /// A counter that changes when connections are to be closed.
     closing: watch::Sender<u64>,
 }
 
-/// A socket that holds the address without listening: who connects is refused.
+/// Returns a socket that is bound to the address but does not listen, so connections to it are
+/// refused.
 fn reserve(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
@@ -216,7 +222,7 @@ async fn serve_until(
         }
     };
     tokio::select! {
-        // Both a message and a dropped handle mean stop.
+        // A message and a dropped handle both mean stop.
         _ = stopped => {}
         () = serve_requests(address, listener, &shared) => {}
         () = controlled => {}
@@ -224,8 +230,8 @@ async fn serve_until(
     shared.closing.send_modify(|closing| *closing += 1);
 }
 
-/// Serves connections, and has no listener while the dial says so. Dropping the future closes
-/// everything.
+/// Serves connections, and closes the listener while the dial requires it. Dropping the future
+/// closes everything.
 async fn serve_requests(address: SocketAddr, mut listener: TcpListener, shared: &Arc<Shared>) {
     let mut refuse = shared.dial.refusals();
     loop {
@@ -249,8 +255,8 @@ async fn serve_requests(address: SocketAddr, mut listener: TcpListener, shared: 
         drop(listener);
         shared.closing.send_modify(|closing| *closing += 1);
         connections.shutdown().await;
-        // The address stays ours, so that nobody else gets it meanwhile; a connection is refused
-        // all the same.
+        // The address stays bound so that no other process takes it in the meantime. Connections
+        // are still refused.
         let mut reserved = reserve(address);
         shared.dial.refused(true);
         told(&mut refuse, false).await;
@@ -265,10 +271,10 @@ async fn serve_requests(address: SocketAddr, mut listener: TcpListener, shared: 
     }
 }
 
-/// Waits until connections are to be refused, or accepted again.
+/// Waits until connections are to be refused, or are to be accepted again.
 async fn told(refuse: &mut watch::Receiver<bool>, wanted: bool) {
-    // The sender lives in the handle that every caller holds. The value is let go at once, for it
-    // is a lock.
+    // The sender is owned by the handle that every caller holds. The value is dropped at once
+    // because it holds a lock.
     let _ = refuse.wait_for(|refuse| *refuse == wanted).await.is_ok();
 }
 
@@ -296,21 +302,21 @@ async fn serve_control(listener: TcpListener, shared: &Arc<Shared>) {
 }
 
 async fn serve(stream: TcpStream, shared: Arc<Shared>) {
-    // Latency is a nicety here: a socket that refuses the option still serves.
+    // Low latency is optional here: a socket that refuses the option still serves.
     let _ = stream.set_nodelay(true);
     let _open = shared.counters.open();
     let service = service_fn({
         let shared = Arc::clone(&shared);
         move |request: Request<Incoming>| {
             let shared = Arc::clone(&shared);
-            // Boxed because hyper hands the socket back only from connections whose future can
-            // move.
+            // The future is boxed because hyper returns the socket only from connections whose
+            // future can move.
             Box::pin(async move { answer(&shared, request).await })
                 as Pin<Box<dyn Future<Output = Answer> + Send>>
         }
     });
     if speaks_http2(&stream).await {
-        // What goes wrong on a connection is the client's to count.
+        // Errors on a connection are counted by the client.
         let _ = http2::Builder::new(TokioExecutor::new())
             .serve_connection(TokioIo::new(stream), service)
             .await;
@@ -323,12 +329,12 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>) {
         && error.is_user()
         && let Some(parts) = connection.into_parts()
     {
-        // Without the option the close is an orderly one; the client still gets no answer.
+        // Without the option the close is an orderly one. The client still gets no answer.
         let _ = parts.io.into_inner().set_zero_linger();
     }
 }
 
-/// Looks at the first bytes without taking them.
+/// Peeks at the first bytes of a connection to tell whether it speaks HTTP/2.
 async fn speaks_http2(stream: &TcpStream) -> bool {
     let mut first = [0; PREFACE.len()];
     loop {
@@ -342,7 +348,8 @@ async fn speaks_http2(stream: &TcpStream) -> bool {
     }
 }
 
-/// A panic elsewhere leaves none of these values half-written, so a poisoned lock is still good.
+/// Locks a mutex even if it is poisoned. A panic elsewhere leaves none of these values
+/// half-written, so the value is still valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

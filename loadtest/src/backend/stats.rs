@@ -1,4 +1,4 @@
-//! What a backend counted since its start. Requests on the control paths do not count.
+//! The counters of a backend since its start. Requests on the control paths are not counted.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -8,27 +8,27 @@ use std::time::{Duration, Instant};
 
 use crate::backend::lock;
 
-/// What a backend counted since its start.
+/// The counters of a backend since its start.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// Requests read in full.
+    /// The number of requests read in full.
     pub requests: u64,
-    /// Answers by status.
+    /// The number of answers by status.
     pub statuses: BTreeMap<u16, u64>,
-    /// Requests left without an answer on an open connection.
+    /// The number of requests left without an answer on an open connection.
     pub hung: u64,
-    /// Requests whose connection was closed instead of an answer.
+    /// The number of requests whose connection was closed instead of answered.
     pub reset: u64,
-    /// Time that answers took, over all of them, in microseconds: from the whole request to the
-    /// head of the answer.
+    /// The total time of all answers, in microseconds. Each is measured from the complete request
+    /// to the head of the answer.
     pub busy_us: u64,
-    /// Most requests at once.
+    /// The highest number of requests in flight at once.
     pub most_in_flight: u64,
-    /// Connections that are open.
+    /// The number of open connections.
     pub connections: u64,
-    /// Connections closed because there were too many.
+    /// The number of connections closed because the limit was reached.
     pub turned_away: u64,
-    /// WebSockets opened.
+    /// The number of WebSockets opened.
     pub websockets: u64,
 }
 
@@ -82,13 +82,13 @@ impl Counters {
         *lock(&self.statuses).entry(status).or_default() += 1;
     }
 
-    /// A connection, for as long as the guard lives.
+    /// Counts a connection as open for the lifetime of the returned guard.
     pub(super) fn open(&self) -> Open<'_> {
         self.connections.fetch_add(1, Ordering::Relaxed);
         Open(self)
     }
 
-    /// A request, for as long as the guard lives.
+    /// Counts a request as in flight for the lifetime of the returned guard.
     pub(super) fn begin(&self) -> Begun<'_> {
         self.requests.fetch_add(1, Ordering::Relaxed);
         let now = self.in_flight.fetch_add(1, Ordering::Relaxed) + 1;

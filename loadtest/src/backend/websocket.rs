@@ -1,4 +1,4 @@
-//! WebSockets of the sample backend: it says everything back until somebody closes.
+//! WebSockets of the sample backend. Every message is echoed until one side closes.
 
 use crate::backend::Shared;
 use futures_util::{SinkExt, StreamExt};
@@ -13,7 +13,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-/// A client's wish to switch to WebSocket.
+/// A client's request to switch to WebSocket.
 pub(super) struct Switch {
     accept: HeaderValue,
     upgrade: OnUpgrade,
@@ -38,7 +38,7 @@ impl Switch {
         })
     }
 
-    /// Writes the answer's headers and echoes as soon as it is sent.
+    /// Writes the headers of the answer and starts to echo once it is sent.
     pub(super) fn accept(self, headers: &mut HeaderMap, shared: &Arc<Shared>) {
         headers.clear();
         headers.insert(crate::backend::SERVED_BY, shared.served_by.clone());
@@ -54,7 +54,7 @@ impl Switch {
                 WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, None).await;
             loop {
                 let message = tokio::select! {
-                    // As the end of a process: no close frame.
+                    // The connection ends without a close frame, as it does when a process dies.
                     _ = closing.changed() => return,
                     message = socket.next() => message,
                 };
@@ -64,7 +64,7 @@ impl Switch {
                             return;
                         }
                     }
-                    // Pings and closing are answered by the library while it reads.
+                    // The library answers pings and close frames while it reads.
                     Some(Ok(_)) => {}
                     Some(Err(_)) | None => return,
                 }

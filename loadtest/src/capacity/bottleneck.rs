@@ -1,18 +1,19 @@
-//! The name of a bottleneck, from evidence: a pure function.
+//! The identification of a bottleneck from evidence, as a pure function.
 //!
-//! Everything slow looks slow everywhere: a busy backend fills the proxy's connections, and those
-//! the generator's. So the question is not what is full but what has changed between the gentlest
-//! step that passed and the gentlest that failed, asked from the outside to the inside:
+//! Anything slow appears slow everywhere: a busy backend fills the proxy's connections, and those
+//! fill the generator's. The question is therefore not what is full. It is what has changed between
+//! the gentlest step that passed and the gentlest step that failed. The checks run from the outside
+//! to the inside:
 //!
-//! 1. Answers that were refused while processors were idle: a limit on connections.
+//! 1. Answers were refused while processors were idle: a limit on connections.
 //! 2. The wait for one of the generator's connections has grown and the exchange on it has not: the
 //!    generator has too few.
 //! 3. The exchange has grown, and most of that is time in the backend: the backend.
 //! 4. The proxy has used, or waited for, nearly all the processors it may use: the proxy.
-//! 5. The generator was late by itself: the generator. A proxy that takes all there is makes it
-//!    late, too, which is why this comes after.
-//! 6. The exchange has grown with idle processors, and the backend never saw more than so many
-//!    requests at once: a limit on connections again, this time inside.
+//! 5. The generator was late by itself: the generator. A proxy that takes all processors also makes
+//!    the generator late, so this check runs after the one for the proxy.
+//! 6. The exchange has grown with idle processors, and the number of requests in the backend at
+//!    once had a ceiling: again a limit on connections, this time inside.
 
 use crate::driver::{Outcome, TransportFailure};
 use crate::probe::{Cores, Used};
@@ -21,26 +22,26 @@ use http::StatusCode;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// Share of the processors from which on they are the limit.
+/// The share of the available processors above which they count as the limit.
 const FULL: f64 = 0.85;
-/// Share of failures that have to be refusals.
+/// The share of failures that have to be refusals.
 const MOSTLY: f64 = 0.5;
-/// How much longer an exchange has to take to have grown.
+/// The factor by which an exchange has to be longer to count as grown.
 const GROWN: f64 = 1.5;
 
-/// What ends the growth.
+/// The cause that ends the growth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Bottleneck {
-    /// The proxy's processors.
+    /// The processors of the proxy.
     ProxyCpu,
-    /// The backend's time.
+    /// The time spent in the backend.
     Backend,
-    /// A number of connections or requests at once.
+    /// A limit on connections or on concurrent requests.
     ConnectionLimit,
     /// The load generator itself.
     Generator,
-    /// Nothing that the evidence names.
+    /// No cause that the evidence supports.
     Unknown,
 }
 
@@ -56,47 +57,47 @@ impl fmt::Display for Bottleneck {
     }
 }
 
-/// What a step shows. Times are means in microseconds unless they say otherwise.
+/// The measurements of one step. Times are means in microseconds unless stated otherwise.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Evidence {
-    /// 99th percentile of latency from the intended start.
+    /// The 99th percentile of latency from the intended start.
     pub p99_us: u64,
-    /// Requests.
+    /// The number of requests.
     pub requests: u64,
-    /// Those that failed.
+    /// The number of failed requests.
     pub failed: u64,
-    /// Those that failed by a refusal: no connection, a reset, 429 or 503.
+    /// The number of requests that failed by a refusal: no connection, a reset, 429 or 503.
     pub refused: u64,
-    /// 99th percentile of the generator's own lateness.
+    /// The 99th percentile of the generator's own lateness.
     pub late_p99_us: u64,
-    /// From the release to a connection.
+    /// The time from the release of a request to its connection.
     pub wait_us: f64,
-    /// Its 99th percentile.
+    /// The 99th percentile of the time from the release of a request to its connection.
     pub wait_p99_us: u64,
-    /// From a connection to the end of the answer.
+    /// The time from getting a connection to the end of the answer.
     pub exchange_us: Option<f64>,
-    /// In the backend.
+    /// The time spent in the backend.
     pub service_us: Option<f64>,
-    /// Most requests at once that a backend has seen so far.
+    /// The highest number of concurrent requests that a backend has seen so far.
     pub most_in_backend: Option<u64>,
-    /// Processors.
+    /// The processor time that was used.
     pub used: Used,
 }
 
-/// What evidence is compared with.
+/// The limits that evidence is compared with.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
-    /// Processors that the proxy may use.
+    /// The number of processors that the proxy may use.
     pub proxy_cores: Option<f64>,
-    /// Processors of the machine that this process may use.
+    /// The number of processors of the machine that this process may use.
     pub machine_cores: f64,
-    /// Most requests that the generator can have in flight.
+    /// The highest number of requests that the generator can have in flight.
     pub in_flight: u64,
-    /// The latency within which a step passes.
+    /// The 99th percentile of latency up to which a step passes, in microseconds.
     pub p99_us: u64,
 }
 
-/// Whether a failure says that there is no room.
+/// Whether a failure means that a limit was reached.
 pub(super) fn is_refusal(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Answered { status, .. } => matches!(
@@ -110,7 +111,7 @@ pub(super) fn is_refusal(outcome: &Outcome) -> bool {
     }
 }
 
-/// Names what broke, with the numbers that say so.
+/// Names the bottleneck and gives the numbers that support it.
 pub fn name(base: Option<&Evidence>, broken: &Evidence, limits: &Limits) -> (Bottleneck, String) {
     let proxy = broken
         .used
@@ -306,7 +307,7 @@ mod tests {
             }),
             ..used(0.0, 0.9)
         };
-        // It makes the generator late, too.
+        // A proxy without free processors also makes the generator late.
         check(
             Evidence {
                 used: starved,
@@ -319,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_whose_own_time_has_grown_is_named_though_everything_in_front_of_it_is_full() {
+    fn a_slower_backend_is_named_though_everything_in_front_is_full() {
         let broken = Evidence {
             p99_us: 400_000,
             wait_us: 200_000.0,
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn refusals_with_idle_processors_are_a_limit_on_connections() {
+    fn refusals_with_idle_processors_are_a_connection_limit() {
         check(
             Evidence {
                 failed: 700,
@@ -383,7 +384,7 @@ mod tests {
     }
 
     #[test]
-    fn few_requests_at_once_in_the_backend_are_a_limit_on_connections_inside() {
+    fn low_concurrency_in_the_backend_is_a_connection_limit_inside() {
         check(
             Evidence {
                 p99_us: 90_000,
@@ -399,7 +400,7 @@ mod tests {
     }
 
     #[test]
-    fn the_generator_is_named_when_its_connections_are_few_or_it_is_late() {
+    fn the_generator_is_named_when_it_is_late_or_lacks_connections() {
         check(
             Evidence {
                 p99_us: 90_000,
@@ -428,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nothing_explains_is_not_given_a_name() {
+    fn an_unexplained_slowdown_is_unknown() {
         check(
             Evidence {
                 p99_us: 90_000,

@@ -1,9 +1,10 @@
-//! Where the knee is, and what makes it: the highest rate that a target bears, and the name of what
-//! ended it.
+//! The capacity search: the highest rate that a target sustains, and the name of the bottleneck
+//! that ended the growth.
 //!
-//! Steps of open-loop load, each of one rate: doubled until one fails, then halved in between. A
-//! step passes if nothing failed and the 99th percentile from the intended start stays within a
-//! limit. What each step shows is kept as evidence; [`bottleneck::name`] reads it.
+//! The search runs steps of open-loop load, each at one rate. The rate is doubled until a step
+//! fails, and then the gap is halved. A step passes if nothing failed and the 99th percentile from
+//! the intended start stays within a limit. The measurements of each step are kept as evidence for
+//! [`bottleneck::name`].
 
 pub mod bottleneck;
 mod search;
@@ -23,32 +24,32 @@ use std::io;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Rate of the requests that go directly to a backend, beside a step.
+/// The rate of the requests sent directly to a backend during a step, in requests per second.
 const DIRECT_RATE: f64 = 20.0;
-/// Pause between two steps, for queues to empty.
+/// The pause between two steps, so that queues can empty.
 const REST: Duration = Duration::from_millis(300);
 
-/// The search for the knee.
+/// The configuration of the capacity search.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CapacitySection {
-    /// The first rate.
+    /// The first rate, in requests per second.
     #[serde(default = "first")]
     pub start: f64,
-    /// The highest rate that is tried.
+    /// The highest rate that is tried, in requests per second.
     #[serde(default = "highest")]
     pub most: f64,
-    /// How long each rate lasts.
+    /// The duration of each step.
     #[serde(default = "step", deserialize_with = "values::duration")]
     pub step: Duration,
-    /// The 99th percentile within which a step passes.
+    /// The 99th percentile of latency up to which a step passes.
     #[serde(default = "p99", deserialize_with = "values::duration")]
     pub p99: Duration,
-    /// How near the knee is to be found: 0.1 is within a tenth.
+    /// The relative precision of the result: 0.1 means within a tenth.
     #[serde(default = "precision")]
     pub precision: f64,
-    /// A backend that is not one of ours: its own time is measured by a few requests beside the
-    /// target.
+    /// The address of an external backend. Its own time is measured by a few requests sent to it
+    /// directly.
     pub direct: Option<String>,
 }
 
@@ -72,44 +73,46 @@ fn precision() -> f64 {
     0.1
 }
 
-/// What was found.
+/// The result of the capacity search.
 #[derive(Debug, Clone, Serialize)]
 pub struct CapacityReport {
-    /// The highest rate that passed; none if none did.
+    /// The highest rate that passed. `None` means that no rate passed.
     pub knee: Option<f64>,
-    /// What ended it; none if nothing did up to the highest rate.
+    /// The bottleneck that ended the growth. `None` means that nothing failed up to the highest
+    /// rate.
     pub bottleneck: Option<Bottleneck>,
-    /// Why that is its name, with the numbers.
+    /// The reason for the named bottleneck, with the numbers.
     pub sentence: String,
-    /// The steps in their order.
+    /// The steps in the order in which they ran.
     pub steps: Vec<CapacityStep>,
 }
 
-/// One rate.
+/// One step of the capacity search.
 #[derive(Debug, Clone, Serialize)]
 pub struct CapacityStep {
-    /// Requests per second that were to be sent.
+    /// The intended rate, in requests per second.
     pub rate: f64,
-    /// Whether it passed.
+    /// Whether the step passed.
     pub passed: bool,
-    /// What it shows.
+    /// The measurements of the step.
     pub evidence: Evidence,
 }
 
-/// What is explored, beside where the requests go.
+/// The system under test, apart from the address that receives the requests.
 pub struct Subject<'world> {
-    /// The proxy, to see what it uses.
+    /// The probe of the proxy process, which measures its use of processors.
     pub probe: Option<Probe>,
-    /// Processors it may use, if that is known better than by its affinity.
+    /// The number of processors that the proxy may use, if it is known more exactly than from its
+    /// affinity.
     pub cores: Option<f64>,
-    /// A backend that is not one of ours.
+    /// An external backend.
     pub direct: Option<Target>,
-    /// What our backends have counted.
+    /// A function that returns the counters of the kit's own backends.
     pub stats: &'world (dyn Fn() -> BTreeMap<String, Stats> + Send + Sync),
 }
 
-/// Looks for the knee. Also returns everything that was measured at the last rate that passed, or
-/// at the last one.
+/// Searches for the highest rate. Also returns all measurements of the last rate that passed or, if
+/// none passed, of the last rate.
 pub async fn explore(
     section: &CapacitySection,
     plan: &RunPlan,
@@ -163,8 +166,8 @@ pub async fn explore(
         .filter(|step| step.passed)
         .map(|step| step.rate)
         .max_by(f64::total_cmp);
-    // The gentlest step that passed shows how things are without load, the gentlest that failed
-    // what broke first.
+    // The gentlest step that passed shows the system without load. The gentlest step that failed
+    // shows what broke first.
     let base = steps
         .iter()
         .filter(|step| step.passed)
@@ -219,7 +222,7 @@ async fn measure(plan: &RunPlan, subject: &Subject<'_>) -> io::Result<(Evidence,
         None => None,
     };
     let driver = Driver::start(plan.clone())?;
-    // Looked at while the load is on, not after its end.
+    // The processors are sampled while the load runs, not after its end.
     tokio::time::sleep(plan.duration).await;
     let used = Moment::look(probe).since(&before);
     let mut measurement = driver.finish().await?;
@@ -270,7 +273,7 @@ fn exchange(record: &Record) -> Option<u64> {
     Some(record.finished.saturating_sub(record.sent?))
 }
 
-/// The mean of these times in microseconds.
+/// Returns the mean of these times in microseconds.
 fn mean(nanoseconds: impl Iterator<Item = u64>) -> Option<f64> {
     let (mut sum, mut count) = (0.0, 0_u64);
     for one in nanoseconds {
@@ -280,7 +283,7 @@ fn mean(nanoseconds: impl Iterator<Item = u64>) -> Option<f64> {
     (count > 0).then(|| sum / count as f64 / 1e3)
 }
 
-/// The mean time of an answer in our backends, of those between two countings.
+/// Returns the mean time of the answers in the kit's own backends between two snapshots.
 fn service(before: &BTreeMap<String, Stats>, after: &BTreeMap<String, Stats>) -> Option<f64> {
     let sum = |counted: &BTreeMap<String, Stats>, of: &dyn Fn(&Stats) -> u64| {
         counted.values().map(of).sum::<u64>()

@@ -1,11 +1,11 @@
-//! Which rate to try next. A pure sequence, so that it can be tested without a target.
+//! The choice of the next rate. It is a pure sequence, so it can be tested without a target.
 
-/// How often the first rate is halved when it is too much.
+/// How often the first rate is halved when it is too high.
 const HALVINGS: u32 = 5;
-/// Most steps after doubling: a limit that moves must not keep the search going.
+/// The highest number of steps after doubling. A moving limit must not keep the search running.
 const BISECTIONS: u32 = 8;
 
-/// Doubling, then halving the gap between what passed and what did not.
+/// A search that doubles the rate, then halves the gap between what passed and what failed.
 #[derive(Debug, Clone)]
 pub(super) struct Search {
     start: f64,
@@ -30,7 +30,7 @@ impl Search {
         }
     }
 
-    /// The next rate; none when the knee is known well enough.
+    /// Returns the next rate, or `None` once the result is precise enough.
     pub(super) fn next(&self) -> Option<f64> {
         match (self.passed, self.failed) {
             (None, None) => Some(self.start),
@@ -44,7 +44,7 @@ impl Search {
         }
     }
 
-    /// What a rate came to.
+    /// Records whether a rate passed.
     pub(super) fn found(&mut self, rate: f64, passed: bool) {
         match (self.passed, self.failed) {
             (Some(_), Some(_)) => self.bisections += 1,
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_double_until_one_fails_and_close_in_on_the_knee() {
+    fn rates_double_until_one_fails_and_then_bisect() {
         let (tried, knee) = knee(3_000.0, 500.0, 1e6);
         assert_eq!(tried[..4], [500.0, 1_000.0, 2_000.0, 4_000.0]);
         assert!(
@@ -84,14 +84,14 @@ mod tests {
     }
 
     #[test]
-    fn a_first_rate_that_is_too_much_is_halved() {
+    fn a_first_rate_that_is_too_high_is_halved() {
         let (tried, knee) = knee(100.0, 500.0, 1e6);
         assert_eq!(tried[..4], [500.0, 250.0, 125.0, 62.5]);
         assert!((90.0..=100.0).contains(&knee.expect("a knee")), "{knee:?}");
     }
 
     #[test]
-    fn what_never_passes_and_what_never_fails_ends_the_search() {
+    fn the_search_ends_when_every_rate_fails_or_every_rate_passes() {
         let (tried, none) = knee(0.0, 500.0, 1e6);
         assert_eq!((tried.len(), none), (6, None));
         let (tried, most) = knee(1e9, 500.0, 3_000.0);

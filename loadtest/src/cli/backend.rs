@@ -1,4 +1,4 @@
-//! `cutover-loadtest backend`: a sample backend as a process of its own.
+//! The command `cutover-loadtest backend`: a sample backend as its own process.
 
 use crate::cli::{Failure, interrupted, write_out};
 use cutover_loadtest::backend::{Backend, BackendConfig};
@@ -9,45 +9,45 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::time::Duration;
 
-/// Arguments of `backend`.
+/// Arguments of `backend`
 #[derive(Debug, clap::Args)]
 pub struct BackendArguments {
-    /// Address to listen on; port 0 picks a free one.
+    /// Address to listen on; port 0 picks a free one
     #[arg(long, default_value = "127.0.0.1:0")]
     listen: SocketAddr,
-    /// Address of a port that only turns the dial; needed for the dial {"refuse":true}.
+    /// Address of a port that serves only the dial; needed for the dial {"refuse":true}
     #[arg(long)]
     control: Option<SocketAddr>,
-    /// Name in the x-served-by header, such as legacy or new.
+    /// Name in the x-served-by header, such as legacy or new
     #[arg(long)]
     name: String,
-    /// Time every answer takes.
+    /// Time that every answer takes
     #[arg(long, default_value = "0ms", value_parser = parse_duration)]
     latency: Duration,
-    /// Time of a processor every answer takes, in microseconds.
+    /// Processor time that every answer takes, in microseconds
     #[arg(long, default_value_t = 0, value_name = "MICROSECONDS")]
     work: u64,
-    /// Percentage of answers that are 500, such as 0.1%.
+    /// Percentage of answers with status 500, such as 0.1%
     #[arg(long, default_value = "0", value_parser = Percent::parse)]
     error_rate: Percent,
-    /// Size of the body in bytes; a smaller size than that of its JSON changes nothing.
+    /// Size of the body in bytes; a size below that of its JSON has no effect
     #[arg(long, default_value_t = 0, value_parser = body_bytes)]
     body_bytes: usize,
-    /// Requests worked on at once; further ones wait.
+    /// Number of requests worked on at once; further ones wait
     #[arg(long)]
     concurrency: Option<usize>,
-    /// Connections served at once; further ones are closed.
+    /// Number of connections served at once; further ones are closed
     #[arg(long)]
     connections: Option<usize>,
-    /// Threads; one for each core unless given.
+    /// Number of threads; one for each core by default
     #[arg(long)]
     pub threads: Option<usize>,
-    /// Seed of the draws that decide which requests an error rate or a share strikes.
+    /// Seed of the draws that decide which requests an error rate or a share strikes
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
 
-/// A size within bounds.
+/// Parses the size of a body and checks its bounds.
 pub fn body_bytes(text: &str) -> Result<usize, UsageError> {
     text.parse()
         .ok()
@@ -59,7 +59,7 @@ pub fn body_bytes(text: &str) -> Result<usize, UsageError> {
         })
 }
 
-/// Serves until it is interrupted.
+/// Serves until the process is interrupted.
 pub async fn serve(arguments: BackendArguments) -> Result<ExitCode, Failure> {
     let listen = arguments.listen;
     let backend = Backend::start(BackendConfig {

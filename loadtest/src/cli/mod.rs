@@ -1,4 +1,4 @@
-//! Arguments of the commands, and what each does.
+//! The command line: the arguments of each command and what it does.
 
 pub mod backend;
 pub mod run;
@@ -9,11 +9,11 @@ use cutover_loadtest::units::UsageError;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-/// Why the program ends without a result.
+/// The reason why the program ends without a result.
 pub enum Failure {
-    /// The caller's mistake.
+    /// A mistake of the caller.
     Usage(UsageError),
-    /// Anything else.
+    /// Any other error.
     Running(io::Error),
 }
 
@@ -32,19 +32,19 @@ impl From<io::Error> for Failure {
     }
 }
 
-/// Whom to believe at a target with TLS.
+/// Which certificates to trust at a target with TLS
 #[derive(Debug, clap::Args)]
 pub struct TrustArguments {
-    /// Believe certificates signed by this authority (PEM), for targets with https://.
+    /// Trust certificates signed by this authority (PEM), for targets with https://
     #[arg(long, value_name = "FILE", conflicts_with = "insecure")]
     ca: Option<PathBuf>,
-    /// Believe any certificate.
+    /// Trust any certificate
     #[arg(long)]
     insecure: bool,
 }
 
 impl TrustArguments {
-    /// As the driver wants it.
+    /// Returns the trust setting for the driver.
     pub fn trust(&self) -> Trust {
         match &self.ca {
             Some(file) => Trust::Authority(file.clone()),
@@ -54,29 +54,29 @@ impl TrustArguments {
     }
 }
 
-/// What becomes of a result, and who may be loaded.
+/// Where results are written, and which targets may be loaded
 #[derive(Debug, clap::Args)]
 pub struct ReportArguments {
-    /// Exit with 1 if anything is not as expected: a user on a wrong side, a failed request, or
-    /// what a scenario expects.
+    /// Exit with 1 if anything is not as expected: a user on a wrong side, a failed request, or an
+    /// unmet expectation of a scenario
     #[arg(long)]
     pub assert: bool,
-    /// Write JSON instead of a table.
+    /// Write JSON instead of a table
     #[arg(long)]
     pub json: bool,
-    /// Write a report with charts, in one file.
+    /// Write a report with charts to this file
     #[arg(long, value_name = "FILE")]
     pub html: Option<PathBuf>,
-    /// Write the percentile distribution of latency (of the last run), for the plotter of
-    /// HdrHistogram.
+    /// Write the percentile distribution of latency (of the last run), for the HdrHistogram
+    /// plotter
     #[arg(long, value_name = "FILE")]
     pub hgrm: Option<PathBuf>,
-    /// Allow a target that is not loopback. Load only machines that are yours to load.
+    /// Allow a target that is not loopback; load only machines that are yours to load
     #[arg(long)]
     pub allow_remote: bool,
 }
 
-/// Returns when somebody interrupts the program, or ends it.
+/// Returns when the program is interrupted or terminated.
 #[cfg(unix)]
 pub async fn interrupted() -> io::Result<()> {
     use tokio::signal::unix::{SignalKind, signal};
@@ -89,13 +89,13 @@ pub async fn interrupted() -> io::Result<()> {
     Ok(())
 }
 
-/// Returns when somebody interrupts the program.
+/// Returns when the program is interrupted.
 #[cfg(not(unix))]
 pub async fn interrupted() -> io::Result<()> {
     tokio::signal::ctrl_c().await
 }
 
-/// Writes to stdout. A reader that went away has read all it wanted.
+/// Writes to stdout. A closed pipe is not an error: its reader has read all it wanted.
 pub fn write_out(text: &str) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match stdout
@@ -107,12 +107,13 @@ pub fn write_out(text: &str) -> io::Result<()> {
     }
 }
 
-/// Writes a line to stderr. There is nowhere left to say that stderr is closed.
+/// Writes a line to stderr. Errors are ignored because there is nowhere left to report a closed
+/// stderr.
 pub fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Writes a file of the report.
+/// Writes one file of the report.
 pub fn write_file(path: &std::path::Path, text: &str) -> io::Result<()> {
     std::fs::write(path, text)
         .map_err(|error| io::Error::other(format!("cannot write {}: {error}", path.display())))

@@ -1,4 +1,4 @@
-//! `cutover-loadtest run`: load, and whether each user stays on his side.
+//! The command `cutover-loadtest run`: generates load and checks that each user stays on one side.
 
 use crate::cli::backend::body_bytes;
 use crate::cli::{
@@ -21,70 +21,70 @@ use std::process::ExitCode;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// Arguments of `run`.
+/// Arguments of `run`
 #[derive(Debug, clap::Args)]
 pub struct RunArguments {
-    /// Where the requests go, such as http://127.0.0.1:8080 or https://localhost:8443.
+    /// URL that receives the requests, such as http://127.0.0.1:8080 or https://localhost:8443
     #[arg(long)]
     target: String,
-    /// Requests per second.
+    /// Requests per second
     #[arg(long, default_value = "1000", value_parser = parse_rate)]
     rps: f64,
-    /// Number of stable users, user-0 and up.
+    /// Number of stable users, user-0 and up
     #[arg(long, default_value_t = 10_000)]
     users: u32,
-    /// Time during which requests start.
+    /// Time during which requests start
     #[arg(long, default_value = "10s", value_parser = parse_positive_duration)]
     duration: Duration,
-    /// What is spoken: h1 or h2 (without TLS by prior knowledge).
+    /// Protocol: h1 or h2 (without TLS by prior knowledge)
     #[arg(long, default_value = "h1")]
     protocol: Protocol,
-    /// Method of every request.
+    /// Method of every request
     #[arg(long, default_value = "GET", value_parser = parse_method)]
     method: Method,
-    /// Path and query of every request.
+    /// Path and query of every request
     #[arg(long, default_value = "/", value_parser = parse_path)]
     path: PathAndQuery,
-    /// Size of the body of every request.
+    /// Size of the body of every request
     #[arg(long, default_value_t = 0, value_parser = body_bytes)]
     body_bytes: usize,
-    /// Where a request carries its user: header:<name>, cookie:<name> or jwt:<claim>.
+    /// Where a request carries its user: header:<name>, cookie:<name> or jwt:<claim>
     #[arg(long, default_value = "header:x-user-id")]
     key: UserKey,
-    /// Response header that names the side, legacy or new.
+    /// Response header that names the side, legacy or new
     #[arg(long, default_value = SERVED_BY)]
     side_header: HeaderName,
-    /// Keep-alive connections; with h1 also the most requests in flight.
+    /// Number of keep-alive connections; with h1 also the limit of requests in flight
     #[arg(long, default_value_t = 32)]
     connections: usize,
-    /// Most requests at once on a connection of h2.
+    /// Limit of concurrent requests on an h2 connection
     #[arg(long, default_value_t = 32)]
     streams: usize,
-    /// Requests after which a connection is closed and another one opened.
+    /// Number of requests after which a connection is closed and replaced
     #[arg(long, default_value_t = u32::MAX, hide_default_value = true)]
     requests_per_connection: u32,
-    /// Longest time from the intended start of a request to the end of its answer.
+    /// Longest time from the intended start of a request to the end of its answer
     #[arg(long, default_value = "10s", value_parser = parse_positive_duration)]
     timeout: Duration,
-    /// WebSockets held open beside the requests, of the first users.
+    /// Number of WebSockets held open during the run, one for each of the first users
     #[arg(long, default_value_t = 0)]
     websockets: u32,
-    /// Path of their handshake.
+    /// Path of the WebSocket handshake
     #[arg(long, default_value = "/", value_parser = parse_path)]
     websocket_path: PathAndQuery,
-    /// Time between two words of one.
+    /// Time between two messages on a WebSocket
     #[arg(long, default_value = "1s", value_parser = parse_duration)]
     websocket_interval: Duration,
-    /// Start requests at random (Poisson) instead of at equal gaps.
+    /// Start requests at random (Poisson) instead of at equal intervals
     #[arg(long)]
     poisson: bool,
-    /// Seed of the users drawn and of the Poisson gaps.
+    /// Seed of the users drawn and of the Poisson intervals
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Salt of the hash; with --percent, the side of every answer is checked.
+    /// Salt of the hash; with --percent, the side of every answer is checked
     #[arg(long, requires = "percent")]
     salt: Option<String>,
-    /// Percentage of users on new, with at most three decimal places.
+    /// Percentage of users on new, with at most three decimal places
     #[arg(long, requires = "salt", value_parser = Percent::parse)]
     percent: Option<Percent>,
     #[command(flatten)]
@@ -93,7 +93,7 @@ pub struct RunArguments {
     report: ReportArguments,
 }
 
-/// Runs a load and reports.
+/// Runs a load and prints its report.
 pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     let plan = RunPlan {
         trust: arguments.trust.trust(),
@@ -188,7 +188,7 @@ pub async fn run(arguments: RunArguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(1))
 }
 
-/// Shows once per second how far the run is.
+/// Shows the progress of the run once per second.
 async fn show_progress(progress: watch::Receiver<Progress>) {
     let mut seconds = tokio::time::interval(Duration::from_secs(1));
     seconds.tick().await;
@@ -205,7 +205,7 @@ async fn show_progress(progress: watch::Receiver<Progress>) {
 }
 
 async fn stop_when_interrupted(stop: StopHandle) {
-    // Without the signal the run ends at its planned duration.
+    // Without the signal handler the run ends at its planned duration.
     if interrupted().await.is_ok() {
         say("interrupted: finishing what was released");
         stop.stop();

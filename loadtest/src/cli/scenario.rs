@@ -1,4 +1,4 @@
-//! `cutover-loadtest scenario`: a whole story in a file, and what came out of it.
+//! The command `cutover-loadtest scenario`: plays a scenario from a file and reports its result.
 
 use crate::cli::{
     Failure, ReportArguments, TrustArguments, interrupted, say, write_file, write_out,
@@ -14,36 +14,36 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use tokio::sync::watch;
 
-/// Arguments of `scenario`.
+/// Arguments of `scenario`
 #[derive(Debug, clap::Args)]
 pub struct ScenarioArguments {
-    /// A file, or the name of one that comes with the kit; without it these are listed.
+    /// File, or name of a built-in scenario; without it the built-in ones are listed
     scenario: Option<String>,
-    /// Load this instead of starting the scenario's proxy, such as http://127.0.0.1:8080.
+    /// Load this target instead of starting the scenario's proxy, such as http://127.0.0.1:8080
     #[arg(long)]
     target: Option<String>,
-    /// The program that stands for {cutover}.
+    /// Program that replaces {cutover}
     #[arg(long, value_name = "PROGRAM", env = "CUTOVER")]
     cutover: Option<PathBuf>,
-    /// The process that serves the target, to see what it uses.
+    /// Process that serves the target, to measure its resource use
     #[arg(long, value_name = "PID")]
     proxy_pid: Option<u32>,
-    /// How often to play it, each time from the beginning.
+    /// Number of times to play the scenario, each time from the beginning
     #[arg(long)]
     runs: Option<u32>,
-    /// Change a key of the scenario, such as load.rate=500 or step.2.at=3s. May be repeated.
+    /// Change a key of the scenario, such as load.rate=500 or step.2.at=3s; may be repeated
     #[arg(long, value_name = "KEY=VALUE")]
     set: Vec<String>,
     #[command(flatten)]
     trust: TrustArguments,
-    /// Write the scenario as it would be played, and do not play it.
+    /// Print the scenario as it would be played, without playing it
     #[arg(long)]
     print: bool,
     #[command(flatten)]
     report: ReportArguments,
 }
 
-/// Plays a scenario and reports.
+/// Plays a scenario and prints its report.
 pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
     let Some(name) = &arguments.scenario else {
         let mut list = String::new();
@@ -99,7 +99,7 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
     let outcome = tokio::select! {
         outcome = play(&scenario, name, &text, &surroundings, &stage) => outcome?,
         abandoned = twice_interrupted(&end) => {
-            // What was started ends with the future that was dropped.
+            // Everything that was started ends with the dropped future.
             abandoned?;
             return Err(io::Error::other("interrupted twice: abandoned").into());
         }
@@ -132,7 +132,7 @@ pub async fn run(arguments: ScenarioArguments) -> Result<ExitCode, Failure> {
     Ok(ExitCode::from(1))
 }
 
-/// The first interruption ends the load, the second one everything.
+/// Waits for interruptions: the first one ends the load, the second one ends everything.
 async fn twice_interrupted(end: &watch::Sender<bool>) -> io::Result<()> {
     interrupted().await?;
     say("interrupted: finishing what was released");

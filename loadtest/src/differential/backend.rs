@@ -1,16 +1,15 @@
-//! The backends behind one engine: they do what the script of each request says, and remember what
-//! came.
+//! The backends behind one engine. They follow the script of each request and record what arrives.
 //!
-//! Every group of listeners belongs to one conversation at a time, so that what one case does to a
-//! kept connection is seen by nobody else. All connections of a group are closed before and after a
-//! case in which it matters what an engine has kept ([`Case::is_calm`]), so it finds the pools of
-//! both engines empty; the others use what the ones before them left. Requests whose target and
-//! host are both so odd that no rollout takes them arrive at a backend that all share; their
-//! scripts do nothing to a connection that its next user would notice, which is up to who writes
-//! them.
+//! Every group of listeners belongs to one conversation at a time, so the effects of one case on a
+//! kept connection are invisible to all other cases. If it matters to a case which connections an
+//! engine has kept ([`Case::is_calm`]), all connections of its group are closed before and after
+//! the case. Such a case finds the pools of both engines empty. Other cases use the connections
+//! that earlier cases left. Requests whose target and host are both so odd that no rollout matches
+//! them arrive at a backend that all groups share. Their scripts must not do anything to a
+//! connection that its next user would notice. The author of a script is responsible for that.
 //!
-//! Scripts are looked up by the code that the request carries. What comes without a code belongs to
-//! the case that the group plays; it is answered, and it counts.
+//! Scripts are looked up by the code that the request carries. A request without a code is
+//! attributed to the case that the group is playing. It is answered and it is counted.
 
 use crate::differential::case::{After, CODE, Case, Script, decode};
 use crate::differential::threads::{Threads, look_around};
@@ -26,29 +25,29 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, watch};
 
-/// What a request without a code is answered.
+/// The answer to a request without a code.
 const STRAY: &[u8] = b"HTTP/1.1 200 OK\r\nx-case: stray\r\ncontent-length: 0\r\n\r\n";
-/// How long is waited, after a conversation, for what the backend still reads of it.
+/// How long to wait after a conversation for what the backend is still reading.
 const SETTLE: Duration = Duration::from_secs(3);
-/// How long after the last byte a connection is reset.
+/// The delay between the last byte and the reset of a connection.
 const RESET: Duration = Duration::from_millis(3);
-/// How long an engine that has answered in a backend's place may still say something to the
+/// How long an engine that has answered in place of the backend may still send something to the
 /// backend.
 const AFTERWARDS: Duration = Duration::from_millis(2);
-/// How often a thread looks at the network until all that arrived is with the one that reads it: a
-/// connection is accepted, then it is read.
+/// How often a thread polls the network until everything that arrived has reached its reader. A
+/// connection is first accepted and then read.
 const LOOKS: usize = 4;
 
-/// What arrived of one request, each time it did.
+/// The record of one arrival of a request at a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// Which request of the case, if it said so.
+    /// The index of the request in the case. `None` if the request carried no code.
     pub request: Option<usize>,
-    /// Its head.
+    /// The head of the request.
     pub head: Head,
-    /// How its body was framed.
+    /// The framing of the request body.
     pub framing: Framing,
-    /// Its body.
+    /// The body of the request.
     pub body: Body,
 }
 
@@ -61,7 +60,7 @@ pub struct Play {
     settled: Notify,
 }
 
-/// All backends behind one engine.
+/// The backends behind one engine.
 #[derive(Debug)]
 pub struct Backends {
     groups: Vec<Group>,
@@ -74,12 +73,12 @@ struct Group {
     legacy: SocketAddr,
     new: SocketAddr,
     current: Arc<Mutex<Option<Arc<Play>>>>,
-    /// Raised to close all connections.
+    /// A counter that is raised to close all connections.
     epoch: watch::Sender<u64>,
     open: Arc<Open>,
 }
 
-/// How many connections of a group are open.
+/// The number of open connections of a group.
 #[derive(Debug, Default)]
 struct Open {
     count: AtomicUsize,
@@ -91,24 +90,25 @@ struct Shared {
     plays: Mutex<HashMap<u64, Arc<Play>>>,
 }
 
-/// Where a connection was accepted.
+/// The listener that accepted a connection.
 #[derive(Clone, Debug)]
 struct Place {
     shared: Arc<Shared>,
-    /// The case that its group plays; nothing in the commons.
+    /// The case that the group is playing. `None` for the shared backend.
     current: Option<Arc<Mutex<Option<Arc<Play>>>>>,
 }
 
-/// A lock whose holder cannot have left anything half done: all of them do one thing.
+/// Locks a mutex even if it is poisoned. Every holder performs a single operation, so none can have
+/// left anything half done.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Backends {
-    /// Starts so many groups, each on its thread.
+    /// Starts the given number of groups, each on its own thread.
     ///
     /// # Errors
-    /// When there are no ports.
+    /// Fails if no ports are available.
     pub async fn start(groups: usize, threads: &Threads) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let (never, _) = watch::channel(0);
@@ -152,12 +152,12 @@ impl Backends {
         })
     }
 
-    /// The address of the backend that all share.
+    /// Returns the address of the backend that all groups share.
     pub fn commons(&self) -> SocketAddr {
         self.commons
     }
 
-    /// The addresses of legacy and new of each group.
+    /// Returns the addresses of legacy and new for each group.
     pub fn groups(&self) -> impl Iterator<Item = (SocketAddr, SocketAddr)> {
         self.groups.iter().map(|group| (group.legacy, group.new))
     }
@@ -180,16 +180,16 @@ impl Backends {
         play
     }
 
-    /// Ends a case: waits for what the backend still reads of it, and says what arrived. Where the
-    /// engine answered in the backend's place, something may be under way that no answer has waited
-    /// for. Has to run on the thread of the group.
+    /// Ends a case: waits for what the backend is still reading, and returns what arrived. If the
+    /// engine answered in place of the backend, bytes may be in flight that no answer has waited
+    /// for. This function has to run on the thread of the group.
     pub async fn end(&self, group: usize, play: &Play, is_under_way: bool) -> Vec<Arrival> {
         if let Some(group) = self.groups.get(group) {
             if is_under_way {
                 tokio::time::sleep(AFTERWARDS).await;
                 look_around(LOOKS).await;
             }
-            // What is not over by then shows as a body that fell silent.
+            // A body that is unfinished by then is recorded as silent.
             let _ = tokio::time::timeout(SETTLE, zero(&play.busy, &play.settled)).await;
             if !play.case.is_calm() {
                 group.close_all().await;
@@ -211,12 +211,12 @@ impl Group {
     }
 }
 
-/// Returns when the number is 0.
+/// Returns once the number is 0.
 async fn zero(number: &AtomicUsize, changed: &Notify) {
     loop {
         let told = changed.notified();
         tokio::pin!(told);
-        // From here on nothing is missed.
+        // From here on no notification is missed.
         told.as_mut().enable();
         if number.load(Ordering::SeqCst) == 0 {
             return;
@@ -225,7 +225,8 @@ async fn zero(number: &AtomicUsize, changed: &Notify) {
     }
 }
 
-/// A request that is being read or answered. It ends when this is dropped, however.
+/// A request that is being read or answered. The exchange ends when this value is dropped, for any
+/// reason.
 struct Exchange {
     play: Option<Arc<Play>>,
     arrival: usize,
@@ -262,7 +263,7 @@ impl Drop for Exchange {
     }
 }
 
-/// Counts as open until it is dropped.
+/// A guard that counts its connection as open until it is dropped.
 struct Counted(Arc<Open>);
 
 impl Drop for Counted {
@@ -282,7 +283,8 @@ async fn listen(
     let address = listener.local_addr()?;
     tokio::spawn(async move {
         loop {
-            // Out of files for a moment: the engine sees a connection that waits.
+            // The process is briefly out of file descriptors. The engine sees a connection that
+            // waits.
             let Ok((stream, _)) = listener.accept().await else {
                 tokio::time::sleep(Duration::from_millis(10)).await;
                 continue;
@@ -293,7 +295,7 @@ async fn listen(
             tokio::spawn(async move {
                 let _counted = counted;
                 tokio::select! {
-                    // What has arrived is read before the end is looked at.
+                    // Data that has arrived is read before the end is checked.
                     biased;
                     () = serve(stream, &place) => {}
                     _ = epoch.changed() => {}
@@ -305,7 +307,7 @@ async fn listen(
 }
 
 async fn serve(stream: TcpStream, place: &Place) {
-    // Without it an answer in pieces waits for acknowledgements.
+    // Without this option an answer in pieces waits for acknowledgements.
     let _ = stream.set_nodelay(true);
     let (read, mut write) = stream.into_split();
     let mut reader = Reader::new(read);
@@ -315,7 +317,8 @@ async fn serve(stream: TcpStream, place: &Place) {
             HeadRead::Whole(head) => head,
             HeadRead::Ended(0) => return,
             HeadRead::Ended(_) | HeadRead::TooLong => {
-                // No engine may send half a head. It is kept as an arrival that nobody asked for.
+                // An engine must never send half a head. It is recorded as an arrival without a
+                // request.
                 let head = Head {
                     start: reader.rest().to_vec(),
                     fields: Vec::new(),
@@ -336,8 +339,8 @@ async fn serve(stream: TcpStream, place: &Place) {
             After::Keep => is_kept = true,
             After::Close => return,
             After::Reset => {
-                // Behind an answer it is no part of it: sooner, it would be chance what of the
-                // answer is lost.
+                // The reset follows the answer at a distance. If it came sooner, chance would
+                // decide how much of the answer is lost.
                 tokio::time::sleep(RESET).await;
                 if let Ok(stream) = reader.into_inner().reunite(write) {
                     let _ = stream.set_zero_linger();
@@ -359,7 +362,7 @@ impl Place {
             .and_then(|current| lock(current).clone())
     }
 
-    /// The play and the number of the request that carries this head.
+    /// Returns the play and the index of the request that this head belongs to.
     fn find(&self, head: &Head) -> (Option<Arc<Play>>, Option<usize>) {
         let codes: Vec<&[u8]> = head.values(CODE).collect();
         let Some((case, request)) = codes.first().and_then(|code| decode(code)) else {
@@ -413,7 +416,7 @@ async fn answer(
         read_body(reader, framing, &exchange).await
     } else {
         let ending = read_body(reader, framing, &exchange).await;
-        // Half a request gets no answer from a careful backend.
+        // A careful backend does not answer half a request.
         is_said = is_said && ending == Ending::Whole && say(write, script).await;
         ending
     };
@@ -436,7 +439,7 @@ async fn read_body(
     reading.body.ending
 }
 
-/// A body that is remembered as far as it came, also if nobody waits for the rest.
+/// A body that is recorded as far as it arrived, even if no task waits for the rest.
 struct Reading<'a> {
     exchange: &'a Exchange,
     body: Body,

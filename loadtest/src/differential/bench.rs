@@ -1,4 +1,5 @@
-//! One case after the other, on both engines: played, judged, and looked at again.
+//! The bench that plays one case after another on both engines, compares the results, and checks
+//! each difference again.
 
 use crate::differential::backend::Backends;
 use crate::differential::case::Case;
@@ -16,23 +17,25 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// What took longer may have met a timeout of an engine, which are a second.
+/// The duration above which a case may have met a timeout of an engine. Those timeouts are one
+/// second.
 const STALL: Duration = Duration::from_millis(900);
 
-/// What cases are played on.
+/// The equipment that cases are played on.
 #[derive(Debug)]
 pub struct Bench {
     /// The backends of each engine.
     pub backends: [Backends; 2],
-    /// Where clients connect.
+    /// The addresses that clients connect to, one per engine.
     pub addresses: [SocketAddr; 2],
     /// The names of the engines.
     pub names: [String; 2],
-    /// What chance begins with.
+    /// The seed of the random numbers.
     pub seed: u64,
-    /// The groups that no worker has, for a second opinion: one for each thread, in their order.
+    /// The groups that no worker uses, for a second opinion: one for each thread, in the order of
+    /// the threads.
     pub spares: Vec<tokio::sync::Mutex<usize>>,
-    /// Whether conversations are printed also where nothing is different.
+    /// Whether conversations without a difference are printed as well.
     pub full: bool,
 }
 
@@ -56,7 +59,7 @@ impl Bench {
         tokio::join!(self.play(0, group, case), self.play(1, group, case))
     }
 
-    /// Plays a case and counts what came of it.
+    /// Plays a case and counts its result.
     pub async fn play_and_judge(&self, course: &Course, group: usize, number: u64) {
         let case = Arc::new(generate::case(self.seed, number, group));
         let begun = Instant::now();
@@ -177,10 +180,10 @@ impl Bench {
         lookup::judge(case, first, again).await
     }
 
-    /// Whether a difference shows among other backends, too. What does not is of one place and one
-    /// time, and not of an engine.
+    /// Plays the case again on other backends and returns whether a difference shows there as well.
+    /// A difference that does not recur comes from one place and time, not from an engine.
     async fn second_opinion(&self, group: usize, case: &Arc<Case>) -> Verdict {
-        // There are as many as threads, so one of them is on the thread of this group.
+        // There is one spare group per thread, so one of them is on the thread of this group.
         let Some(spare) = self.spares.get(group % self.spares.len().max(1)) else {
             return Verdict::Differs;
         };
@@ -193,7 +196,7 @@ impl Bench {
         }
     }
 
-    /// A smaller case with a difference of this kind.
+    /// Returns a smaller case with a difference of this kind.
     async fn shrunk(&self, group: usize, case: &Arc<Case>, kind: &str) -> String {
         let differs = |case: Case| async move {
             let case = Arc::new(case);
@@ -228,8 +231,8 @@ impl Bench {
     }
 }
 
-/// What differences are grouped by: what they are about, and both values where these are words and
-/// not data.
+/// Returns the key by which differences are grouped: their subject, and both values if these are
+/// words and not data.
 fn kind_of(difference: &Difference) -> String {
     let Difference {
         what,
@@ -246,7 +249,8 @@ fn kind_of(difference: &Difference) -> String {
     }
 }
 
-/// Writes a line to stderr. There is nowhere left to say that stderr is closed.
+/// Writes a line to stderr. Errors are ignored because there is nowhere left to report a closed
+/// stderr.
 pub fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }

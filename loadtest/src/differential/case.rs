@@ -1,139 +1,143 @@
-//! One case: what a client says, byte by byte, and what the backend answers to each request.
+//! One case: what a client sends, byte by byte, and what the backend answers to each request.
 //!
-//! A case is data. Everything that chance decides is decided when it is made, so that it can be
-//! played on two engines, played again, printed, and made smaller.
+//! A case is data. Every random decision is taken when the case is made. It can therefore be played
+//! on two engines, replayed, printed, and shrunk.
 
 use std::time::Duration;
 
-/// The name of the line that tells the backend which request this is.
+/// The name of the header line that tells the backend which request this is.
 pub const CODE: &str = "x-script";
-/// The line of an answer that says which request it is for.
+/// The name of the header line that tells which request an answer is for.
 pub const ANSWERED: &str = "x-case";
 
 /// A conversation on one client connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Case {
-    /// Its number; with the seed it is all that is needed to make it again.
+    /// The number of the case. The number and the seed suffice to make the case again.
     pub number: u64,
-    /// What is asked, in order.
+    /// The requests, in order.
     pub requests: Vec<Request>,
-    /// Whether all is written at once, before the first answer is read.
+    /// Whether all requests are written at once, before the first answer is read.
     pub is_pipelined: bool,
 }
 
-/// A request as it goes on the wire.
+/// A request as it is sent on the wire.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// The request line with its end, and what stands before it.
+    /// The request line with its line end, and any bytes before it.
     pub start: Vec<u8>,
-    /// The lines after it with their ends. The one that holds the code of the request is never
+    /// The header lines with their line ends. The line with the code of the request is never
     /// dropped.
     pub lines: Vec<Vec<u8>>,
-    /// What ends the head.
+    /// The bytes that end the head.
     pub end: Vec<u8>,
-    /// Everything behind the head.
+    /// All bytes after the head.
     pub body: Vec<u8>,
-    /// How it is cut into writes.
+    /// How the request is split into writes.
     pub writes: Writes,
-    /// Whether its method is one whose answer has no body.
+    /// Whether the answer to the method has no body.
     pub is_head: bool,
     /// Whether the client waits for an interim answer before it sends the body.
     pub awaits_continue: bool,
-    /// Whether the client says that it will send nothing more: what is missing will not come.
+    /// Whether the client half-closes the connection after this request, so that missing bytes
+    /// never arrive.
     pub is_last_word: bool,
-    /// What the backend does.
+    /// The script of the backend for this request.
     pub script: Script,
 }
 
-/// How the writes of a case are cut when it is played again.
+/// How the writes of a case are split when it is replayed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// As the case says.
+    /// The split given by the case.
     AsItIs,
-    /// Each request is one write.
+    /// Each request in one write.
     Whole,
-    /// The beginning of each request comes byte by byte.
+    /// The beginning of each request byte by byte.
     Bytes,
-    /// As much at once as an engine reads at once: it has answered what is whole before it sees
-    /// more.
+    /// Writes of the size that an engine reads at once. The engine has answered every complete
+    /// request before it sees more.
     Looks,
 }
 
-/// How many bytes an engine reads at once while it reads a head; and how many times at most.
+/// How many bytes an engine reads at once while it reads a head, and how many reads it makes at
+/// most.
 pub const LOOK: usize = 4 << 10;
 const LOOKS: usize = 40;
 
-/// How bytes are cut into writes.
+/// How bytes are split into writes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Writes {
-    /// Where a write ends, ascending. Behind the last one all the rest is one write.
+    /// The offsets at which writes end, in ascending order. All bytes after the last offset form
+    /// one write.
     pub cuts: Vec<usize>,
-    /// What happens between two writes.
+    /// The pause between two writes.
     pub pause: Pause,
 }
 
-/// What happens between two writes.
+/// The pause between two writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pause {
-    /// Nothing: the kernel may join them.
+    /// No pause: the kernel may merge the writes.
     #[default]
     Nothing,
-    /// Others may run.
+    /// A yield that lets other tasks run.
     Yield,
-    /// A millisecond.
+    /// A pause of one millisecond.
     Tiny,
 }
 
 /// What the backend does with one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Script {
-    /// What goes out before the body of the request is read: interim answers that a client may
+    /// The bytes sent before the body of the request is read: interim answers that a client may
     /// wait for.
     pub before: Vec<u8>,
-    /// Whether the answer goes out before the body of the request is read.
+    /// Whether the answer is sent before the body of the request is read.
     pub is_early: bool,
-    /// Whether a connection that has served before is closed instead.
+    /// Whether the backend closes a connection that has already served a request, instead of
+    /// answering.
     pub closes_kept: bool,
     /// The answer, byte by byte.
     pub answer: Vec<u8>,
-    /// Whether it says more than its answer is, so that the connection is of no use to the next
-    /// one.
+    /// Whether the backend sends more bytes than the answer has, which makes the connection
+    /// unusable for the next request.
     pub says_more: bool,
-    /// How it is cut into writes.
+    /// How the answer is split into writes.
     pub writes: Writes,
-    /// What becomes of the connection.
+    /// What happens to the connection afterwards.
     pub after: After,
 }
 
-/// What becomes of a connection to the backend.
+/// What happens to a connection to the backend after an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum After {
-    /// It is kept.
+    /// The connection is kept open.
     #[default]
     Keep,
-    /// It is closed.
+    /// The connection is closed.
     Close,
-    /// It is reset.
+    /// The connection is reset.
     Reset,
-    /// It stays open, and nothing more is said on it.
+    /// The connection stays open, and nothing more is sent on it.
     Hang,
 }
 
 impl Script {
-    /// Whether an answer that comes before the body of the request says that nobody wants that: by
-    /// its status, or since the connection does not stay.
+    /// Whether an answer that is sent before the body of the request refuses that body, either by
+    /// its status or because the connection is not kept.
     pub fn refuses(&self) -> bool {
         !matches!(self.answer.get(9), Some(b'2' | b'3')) || self.after != After::Keep
     }
 }
 
 impl Case {
-    /// Whether nothing in it depends on which connections to the backend an engine has kept, and it
-    /// leaves none that another case could stumble over.
+    /// Whether the case does not depend on the connections to the backend that an engine has kept,
+    /// and leaves none that could disturb another case.
     pub fn is_calm(&self) -> bool {
         let is_calm = |request: &Request| {
             let script = &request.script;
-            // What may arrive without a code has to belong to nobody else.
+            // A request that may arrive without a code must belong to no other case.
             script.after == After::Keep
                 && !script.closes_kept
                 && !script.says_more
@@ -143,7 +147,7 @@ impl Case {
         self.requests.iter().all(is_calm)
     }
 
-    /// The same bytes in other writes.
+    /// Returns the case with the same bytes split into other writes.
     pub fn cut(&self, cut: Cut) -> Self {
         let mut case = self.clone();
         for request in &mut case.requests {
@@ -159,7 +163,7 @@ impl Case {
                 Cut::Looks => Pause::Tiny,
                 Cut::AsItIs | Cut::Whole => Pause::Nothing,
             };
-            // Where a client waits for 100 a write has to end.
+            // A write has to end where a client waits for 100.
             let cuts = if cut == Cut::Whole && !request.awaits_continue {
                 Vec::new()
             } else {
@@ -172,7 +176,7 @@ impl Case {
 }
 
 impl Pause {
-    /// Waits as long as it says.
+    /// Waits for the length of the pause.
     pub async fn rest(self) {
         match self {
             Self::Nothing => {}
@@ -183,7 +187,7 @@ impl Pause {
 }
 
 impl Writes {
-    /// The pieces of these bytes.
+    /// Returns the pieces into which these bytes are split.
     pub fn pieces<'a>(&'a self, bytes: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
         let ends = self
             .cuts
@@ -201,7 +205,7 @@ impl Writes {
 }
 
 impl Request {
-    /// Bytes that may be a request or not.
+    /// Returns a request made of raw bytes, which need not be a valid request.
     pub fn raw(bytes: Vec<u8>) -> Self {
         Self {
             start: bytes,
@@ -216,34 +220,34 @@ impl Request {
         }
     }
 
-    /// Whether what stands behind its head is no body of it.
+    /// Whether the bytes after the head are not a body of the request.
     pub fn has_loose_bytes(&self) -> bool {
         !self.body.is_empty() && !self.names("content-length:") && !self.names("transfer-encoding:")
     }
 
-    /// Whether what stands behind its head could be taken for a request.
+    /// Whether the bytes after the head could be read as another request.
     pub fn holds_another(&self) -> bool {
         const LONGEST: usize = 1_000;
         self.body.len() < LONGEST && self.body.windows(5).any(|window| window == b"HTTP/")
     }
 
-    /// The bytes of the head.
+    /// Returns the bytes of the head.
     pub fn head(&self) -> Vec<u8> {
         [&self.start[..], &self.lines.concat(), &self.end].concat()
     }
 
-    /// All bytes.
+    /// Returns all bytes of the request.
     pub fn bytes(&self) -> Vec<u8> {
         [&self.head()[..], &self.body].concat()
     }
 
-    /// Whether a line has to stay for the backend to know the request.
+    /// Whether a line has to stay so that the backend can identify the request.
     pub fn is_code(line: &[u8]) -> bool {
         line.get(..CODE.len())
             .is_some_and(|name| name.eq_ignore_ascii_case(CODE.as_bytes()))
     }
 
-    /// Whether some line of the head has this name, given in lower case, however it goes on.
+    /// Whether some line of the head starts with this name, given in lower case.
     pub fn names(&self, name: &str) -> bool {
         self.lines.iter().any(|line| {
             line.get(..name.len())
@@ -252,12 +256,12 @@ impl Request {
     }
 }
 
-/// The code of a request, as it stands in its line.
+/// Returns the code of a request as it is written in its header line.
 pub fn code(case: u64, request: usize) -> String {
     format!("{case}.{request}")
 }
 
-/// The case and the request that a code names.
+/// Returns the case and the request that a code names.
 pub fn decode(code: &[u8]) -> Option<(u64, usize)> {
     let (case, request) = std::str::from_utf8(code).ok()?.split_once('.')?;
     Some((case.parse().ok()?, request.parse().ok()?))
@@ -268,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pieces_are_the_whole_in_order() {
+    fn pieces_join_to_the_whole_in_order() {
         let writes = Writes {
             cuts: vec![1, 3, 9],
             pause: Pause::Nothing,
@@ -293,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn a_conversation_can_come_as_an_engine_reads_it() {
+    fn a_conversation_can_be_split_the_way_an_engine_reads_it() {
         let long = Request {
             lines: vec![[b"x-long: ", &[b'a'; 5_000][..], b"\r\n"].concat()],
             body: b"body".to_vec(),
@@ -316,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn a_case_is_calm_if_nothing_of_it_is_left_for_the_next() {
+    fn a_case_is_calm_if_it_leaves_nothing_for_the_next_case() {
         let is_calm = |change: fn(&mut Request)| {
             let mut request = Request {
                 lines: vec![b"Host: h\r\n".to_vec()],
@@ -345,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_read_as_it_is_written() {
+    fn a_code_round_trips() {
         assert_eq!(decode(code(17, 3).as_bytes()), Some((17, 3)));
         for other in ["", "17", "a.1", "1.b", "1.2.3"] {
             assert_eq!(decode(other.as_bytes()), None, "{other}");

@@ -1,10 +1,11 @@
-//! The client of a case: it says what the case has, in the pieces it has, and remembers what it was
-//! answered.
+//! The client of a case. It sends the bytes of the case in the given pieces and records the
+//! answers.
 //!
-//! A request is written and its answer read at the same time, because an answer may come early. A
-//! write that fails is no observation: how much the kernel took before the other end closed is
-//! chance. What was read until then is. A client that is told `Connection: close`, or whose answer
-//! was broken, says nothing more; all later requests of the case are not sent.
+//! A request is written and its answer is read at the same time, because an answer may be sent
+//! early. A failed write is not an observation: how much the kernel took before the other end
+//! closed is chance. What was read until then is an observation. A client that receives
+//! `Connection: close` or a broken answer sends nothing more, and all later requests of the case
+//! are not sent.
 
 use crate::differential::case::{ANSWERED, After, Case, Request};
 use crate::differential::wire::{Body, Ending, Framing, Head, HeadRead, Reader};
@@ -16,62 +17,62 @@ use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-/// How long an answer may take. The timeouts of the engines are shorter, so that they show, and not
-/// this.
+/// How long an answer may take. The timeouts of the engines are shorter, so a stall shows as an
+/// engine's timeout and not as this one.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long the rest of a request may take that has been answered.
+/// How long the rest of a request may take after it has been answered.
 const REST: Duration = Duration::from_secs(2);
 /// How long a client waits for 100 before it sends its body anyway.
 const CONTINUE: Duration = Duration::from_millis(300);
 
-/// How long after an answer every engine has noticed that the backend has ended the connection, by
-/// a reset or otherwise.
+/// The time after an answer within which every engine has noticed that the backend has ended the
+/// connection, by a reset or otherwise.
 const NOTICED: Duration = Duration::from_millis(8);
 
-/// What a request came to.
+/// The outcome of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
-    /// A head of an answer came.
+    /// The head of an answer was received.
     Answered,
-    /// The connection ended without one.
+    /// The connection ended without an answer.
     Closed,
-    /// The connection ended in one.
+    /// The connection ended in the middle of a head.
     HalfAHead,
-    /// Nothing came in time.
+    /// Nothing was received in time.
     Silent,
-    /// The connection could not be used any more.
+    /// The connection was no longer usable.
     #[default]
     NotSent,
 }
 
-/// What the client got for one request.
+/// What the client received for one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
-    /// What it came to.
+    /// The outcome of the request.
     pub outcome: Outcome,
-    /// Interim answers.
+    /// The interim answers.
     pub interim: Vec<Head>,
     /// The head of the answer, if there was one.
     pub head: Head,
-    /// How its body was framed.
+    /// The framing of the answer's body.
     pub framing: Option<Framing>,
-    /// Its body.
+    /// The body of the answer.
     pub body: Body,
-    /// Whether the connection ended behind it, where that was to be seen without asking again.
+    /// Whether the connection ended after the answer, if this was visible without another request.
     pub is_closed: bool,
 }
 
-/// What the client got in a conversation.
+/// What the client received in a conversation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Replies {
-    /// For each request of the case.
+    /// The replies, one for each request of the case.
     pub replies: Vec<Reply>,
-    /// What came behind the last answer.
+    /// The bytes received after the last answer.
     pub surplus: Vec<u8>,
 }
 
 impl Replies {
-    /// Whether some answer came from the engine and not from the backend, or something was not
+    /// Whether any answer came from the engine instead of the backend, or any request was not
     /// answered.
     pub fn has_answer_of_the_engine(&self) -> bool {
         self.replies.iter().any(|reply| {
@@ -89,8 +90,8 @@ pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
     let Ok(Ok(stream)) = timeout(PATIENCE, TcpStream::connect(address)).await else {
         return replies;
     };
-    // Pieces are to leave as pieces. And nobody needs the port's rest after the end: a few thousand
-    // connections in a second would use them up.
+    // The pieces have to be sent as pieces. The reset at the end frees the port at once: a few
+    // thousand connections per second would otherwise use up all ports.
     let _ = stream.set_nodelay(true);
     let _ = stream.set_zero_linger();
     let (read, mut write) = stream.into_split();
@@ -109,15 +110,16 @@ pub async fn converse(address: SocketAddr, case: &Case) -> Replies {
             if !may_go_on(reply) {
                 break;
             }
-            // Sooner it would be chance whether an engine has noticed that the connection behind it
-            // has ended.
+            // Without this wait, chance would decide whether an engine has noticed that the
+            // backend's connection has ended.
             if request.script.after != After::Keep {
                 tokio::time::sleep(NOTICED).await;
             }
         }
     }
     replies.surplus = reader.rest().to_vec();
-    // The end is the reset. To shut one side before would be one more thing to say.
+    // The connection ends with the reset. Shutting down one direction first would be an additional
+    // signal.
     write.forget();
     replies
 }
@@ -188,14 +190,14 @@ async fn exchange(
         }
     };
     let reading = async {
-        // What came in time stays.
+        // Everything received in time is kept.
         let _ = timeout(PATIENCE, read(reader, request, reply, &heard)).await;
         fall_silent(reply);
     };
     both(writing, reading).await;
 }
 
-/// Waits for the answer, and then a little for the rest of the request.
+/// Waits for the answer, and then briefly for the rest of the request.
 async fn both(writing: impl Future<Output = ()>, reading: impl Future<Output = ()>) {
     tokio::pin!(writing, reading);
     tokio::select! {
@@ -251,7 +253,7 @@ async fn read(
         if framing == Framing::UntilClose || reply.body.ending != Ending::Whole {
             reply.is_closed = true;
         } else if says_close {
-            // Whoever says so has to do so.
+            // An engine that announces a close has to close.
             reader.to_end().await;
             reply.is_closed = true;
         }

@@ -1,9 +1,9 @@
-//! What two engines made of the same case, compared.
+//! The comparison of what two engines made of the same case.
 //!
-//! Compared is what each end got: of every request what arrived at the backend, how often and in
-//! which framing, and of every answer what the client got and whether the connection went on.
-//! Deliberately absent: time, the number of connections to the backend, and how bytes were cut into
-//! segments. Nobody may rely on those.
+//! Both ends are compared. For every request: what arrived at the backend, how often, and in which
+//! framing. For every answer: what the client received and whether the connection stayed open.
+//! Deliberately absent: time, the number of connections to the backend, and how bytes were split
+//! into segments. No client or backend may rely on those.
 
 use crate::differential::backend::Arrival;
 use crate::differential::case::{ANSWERED, Case, Request, decode};
@@ -14,33 +14,34 @@ use crate::differential::wire::{Body, Ending, Field, Framing, Head};
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
-/// What one engine made of a case.
+/// What was observed when one engine handled a case.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observation {
-    /// What the client got.
+    /// What the client received.
     pub client: Replies,
-    /// What the backend got.
+    /// What the backend received.
     pub arrivals: Vec<Arrival>,
 }
 
-/// One thing that is not the same.
+/// One difference between the engines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The request, counted from 0; none for what belongs to no request.
+    /// The index of the request, counted from 0. `None` for a difference that belongs to no
+    /// request.
     pub request: Option<usize>,
-    /// What it is about, such as `backend header x-a`.
+    /// The subject of the difference, such as `backend header x-a`.
     pub what: String,
-    /// How the reference has it.
+    /// The value of the reference.
     pub reference: String,
-    /// How the candidate has it.
+    /// The value of the candidate.
     pub candidate: String,
-    /// Why it may be, if it may.
+    /// The rule that allows the difference. `None` if no rule allows it.
     pub rule: Option<Rule>,
 }
 
 impl Observation {
-    /// An answer that belongs to another case, if the client got one. That is wrong however the
-    /// engines agree on it.
+    /// Returns an answer that belongs to another case, if the client received one. Such an answer
+    /// is wrong even if both engines agree on it.
     pub fn crossed(&self, case: &Case) -> Option<String> {
         let heads = self.client.replies.iter().map(|reply| &reply.head);
         let foreign = |code: &&[u8]| decode(code).is_some_and(|(number, _)| number != case.number);
@@ -51,7 +52,7 @@ impl Observation {
     }
 }
 
-/// Everything that is not the same, explained or not.
+/// Returns all differences, explained or not.
 pub fn compare(case: &Case, reference: &Observation, candidate: &Observation) -> Vec<Difference> {
     if reference == candidate {
         return Vec::new();
@@ -382,7 +383,7 @@ fn kind(framing: Framing) -> &'static str {
     }
 }
 
-/// Bytes as one reads them, the long ones shortened.
+/// Formats bytes for a reader, and shortens long ones.
 pub fn shown(bytes: &[u8]) -> String {
     const MOST: usize = 300;
     let text = bytes[..bytes.len().min(MOST)].escape_ascii().to_string();
@@ -501,7 +502,7 @@ mod tests {
         }
     }
 
-    /// What is found when the candidate is changed in this way.
+    /// Returns the differences that are found when the candidate is changed in this way.
     fn found(change: impl Fn(&mut Observation)) -> Vec<(String, Option<Rule>)> {
         let mut candidate = seen();
         change(&mut candidate);
@@ -528,12 +529,12 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_the_same() {
+    fn identical_observations_have_no_difference() {
         assert_eq!(found(|_| {}), []);
     }
 
     #[test]
-    fn each_thing_a_client_gets_is_compared() {
+    fn everything_that_a_client_receives_is_compared() {
         assert_eq!(
             found(|seen| seen.client.replies[0].outcome = Outcome::Closed),
             one("client outcome")
@@ -573,7 +574,7 @@ mod tests {
     }
 
     #[test]
-    fn each_thing_a_backend_gets_is_compared() {
+    fn everything_that_a_backend_receives_is_compared() {
         assert_eq!(found(|seen| seen.arrivals.clear()), one("backend asked"));
         assert_eq!(
             found(|seen| seen.arrivals.push(seen.arrivals[0].clone())),
@@ -607,7 +608,7 @@ mod tests {
     }
 
     #[test]
-    fn random_ids_may_differ_and_others_may_not() {
+    fn only_random_ids_may_differ() {
         assert_eq!(
             request(
                 "4bf92f3577b34da6a3ce929d0e0e4736",
@@ -626,7 +627,7 @@ mod tests {
     }
 
     #[test]
-    fn dates_keep_alive_and_order_may_differ_as_their_rules_say() {
+    fn dates_keep_alive_and_order_may_differ_by_their_rules() {
         assert_eq!(
             answer("18:35:45", "18:35:46"),
             by("client header date", Rule::Date)
@@ -663,7 +664,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_may_differ_and_trailers_and_extensions_may_not() {
+    fn chunks_may_differ_but_trailers_and_extensions_may_not() {
         assert_eq!(
             found(|seen| seen.client.replies[0].body.chunks = vec![1, 1]),
             by("client chunks", Rule::ChunkBoundaries)
@@ -693,7 +694,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_broke_off_more_or_less_may_come_and_nothing_else() {
+    fn broken_answers_may_differ_only_in_length() {
         let with = |end: Ending, bytes: &[u8]| {
             let mut seen = seen();
             (
@@ -724,7 +725,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_of_another_case_is_seen_in_one_conversation_alone() {
+    fn an_answer_of_another_case_is_found_in_a_single_conversation() {
         assert_eq!(seen().crossed(&case()), None);
         assert_eq!(
             seen()

@@ -1,4 +1,4 @@
-//! How far a run is, and its tally, for all workers.
+//! The progress of a run and its tally, shared by all workers.
 
 use crate::differential::report::{Kind, Tally};
 use std::collections::BTreeMap;
@@ -7,10 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// A worker that plays no case.
+/// The marker of a worker that plays no case.
 const IDLE: u64 = u64::MAX;
 
-/// How far the run is.
+/// The progress of the run.
 #[derive(Debug)]
 pub struct Course {
     next: AtomicU64,
@@ -20,7 +20,8 @@ pub struct Course {
 }
 
 impl Course {
-    /// Nothing of these cases has been played, by so many workers.
+    /// Creates the progress of a run over these cases with the given number of workers. No case has
+    /// been played yet.
     pub fn new(cases: Range<u64>, workers: usize) -> Self {
         Self {
             next: AtomicU64::new(cases.start),
@@ -30,7 +31,7 @@ impl Course {
         }
     }
 
-    /// The next case of a worker, who has played the one before.
+    /// Returns the next case for a worker that has finished its previous one.
     pub fn take(&self, worker: usize) -> Option<u64> {
         let number = self.next.fetch_add(1, Ordering::Relaxed);
         let taken = (number < self.end).then_some(number);
@@ -40,7 +41,7 @@ impl Course {
         taken
     }
 
-    /// The cases that are being played.
+    /// Returns the cases that are being played.
     pub fn playing(&self) -> Vec<u64> {
         self.playing
             .iter()
@@ -49,17 +50,17 @@ impl Course {
             .collect()
     }
 
-    /// Begins no other case.
+    /// Stops the run from starting further cases.
     pub fn stop(&self) {
         self.next.store(self.end, Ordering::Relaxed);
     }
 
-    /// What was counted.
+    /// Returns the tally.
     pub fn tally(&self) -> MutexGuard<'_, Tally> {
         self.tally.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A line for whoever waits.
+    /// Returns a progress line for the waiting user.
     pub fn progress(&self, took: Duration) -> String {
         let tally = self.tally();
         let count = |kinds: &BTreeMap<_, Kind>| kinds.values().map(|kind| kind.cases).sum::<u64>();

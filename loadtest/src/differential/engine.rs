@@ -1,9 +1,9 @@
-//! A cutover process with one engine, in front of backends of ours.
+//! A Cutover process with one engine, in front of the kit's own backends.
 //!
-//! Every group of backends has two rollouts, one that takes requests by their host and one that
-//! takes them by their path, so that an odd host or an odd path alone does not lead away from them.
-//! Timeouts are short, for what is missing shall be noticed soon; guards, failover and the access
-//! log are off, for they would make one request depend on others.
+//! Every group of backends has two rollouts. One matches requests by host and the other by path, so
+//! an odd host or an odd path alone does not lead away from the group. Timeouts are short, because
+//! missing bytes should be noticed soon. Guards, failover and the access log are off, because they
+//! would make one request depend on others.
 
 use crate::calls::call;
 use crate::differential::backend::Backends;
@@ -18,18 +18,18 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// How long a process may take until it is ready.
+/// How long a process may take to become ready.
 const START: Duration = Duration::from_secs(30);
-/// How often is looked whether it is.
+/// The interval at which readiness is checked.
 const LOOK: Duration = Duration::from_millis(10);
-/// What it says: that it is ready, and what ends it. What its engine says of every odd message
-/// would fill a disk in millions of cases.
+/// The log level of the process: it logs that it is ready, and what ends it. The messages of its
+/// engine about every odd request would fill a disk in millions of cases.
 const LOG: &str = "error,cutover=info";
-/// Lines of its output that are shown when it fails.
+/// The number of lines of its output that are shown when it fails.
 const LAST_LINES: usize = 30;
 
-/// What the group's rollouts are matched by: the host is this with `.test`, the path begins with
-/// it.
+/// Returns the name that a group's rollouts match: the host is this name with `.test`, and the path
+/// starts with it.
 pub fn group_name(group: usize) -> String {
     format!("w{group:03}")
 }
@@ -37,14 +37,14 @@ pub fn group_name(group: usize) -> String {
 /// A running process.
 #[derive(Debug)]
 pub struct Engine {
-    /// What `[listen] engine` is.
+    /// The value of `[listen] engine`.
     pub name: String,
-    /// Where clients connect.
+    /// The address that clients connect to.
     pub address: SocketAddr,
     admin: String,
     process: Process,
     log: PathBuf,
-    // Kept for its end: the process writes there.
+    // The folder that the process writes to. It is deleted when this value is dropped.
     _folder: TempDir,
 }
 
@@ -52,7 +52,7 @@ impl Engine {
     /// Starts a process and waits until it is ready.
     ///
     /// # Errors
-    /// When it does not get ready, with the end of what it said.
+    /// Fails if the process does not become ready. The error contains the end of its output.
     pub async fn start(
         program: &Path,
         name: &str,
@@ -112,10 +112,10 @@ impl Engine {
         }
     }
 
-    /// What the process said last, if it has ended.
+    /// Returns the last output of the process, if it has ended.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// Fails if the system does not report the state of the process.
     pub fn last_words(&mut self) -> io::Result<Option<String>> {
         if self.process.is_running()? {
             return Ok(None);
@@ -125,7 +125,7 @@ impl Engine {
         )))
     }
 
-    /// How many requests the process counts, and all it says of the lane.
+    /// Returns how many requests the process has counted, and all its metrics about the lane.
     pub async fn counted(&self) -> Counted {
         let Ok((200, text)) = call(
             &http::Method::GET,
@@ -141,12 +141,12 @@ impl Engine {
     }
 }
 
-/// What metrics say.
+/// The values read from the metrics.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Counted {
-    /// Requests that ended on a side.
+    /// The number of requests that ended on a side.
     pub requests: f64,
-    /// Every sample whose name begins with `cutover_lane_`.
+    /// Every sample whose name starts with `cutover_lane_`.
     pub lane: Vec<(String, f64)>,
 }
 
@@ -236,7 +236,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_lane_and_the_requests_are_read_off_the_metrics() {
+    fn the_lane_and_the_requests_are_read_from_the_metrics() {
         let text = "# HELP x\ncutover_requests_total{rollout=\"a\"} \
                     3\ncutover_requests_total{rollout=\"b\"} \
                     4\ncutover_lane_declined_total{reason=\"te\"} \

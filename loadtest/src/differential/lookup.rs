@@ -1,36 +1,36 @@
-//! A difference, looked at again: is it one, is it chance, or does it not come back?
+//! The second examination of a difference: whether it is real, is chance, or does not recur.
 //!
-//! The reference is played again as it was, and with the same bytes cut into other writes: where
-//! its outcome hangs on that, it is nothing that anybody could rely on.
+//! The reference is replayed both unchanged and with the same bytes split into other writes. If its
+//! outcome depends on that split, no client or backend can rely on the outcome.
 
 use crate::differential::case::{Case, Cut};
 use crate::differential::compare::{Difference, Observation, compare};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How often a case is played again.
+/// How often a case is replayed.
 const AGAIN: usize = 8;
-/// How often the reference is played for outcomes that it may have, too.
+/// How often the reference is played to collect its possible outcomes.
 const MOST_REFERENCES: usize = 40;
 
-/// How long is looked at one case. One that waits for timeouts is played less often.
+/// The longest time spent on one case. A case that waits for timeouts is replayed less often.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// The ways in which the reference is played again, in turns.
+/// The splits with which the reference is replayed, in turn.
 const WAYS: [Cut; 5] = [Cut::AsItIs, Cut::Whole, Cut::Looks, Cut::AsItIs, Cut::Bytes];
 
-/// What a difference is.
+/// The verdict about a difference.
 #[derive(Debug)]
 pub enum Verdict {
-    /// The reference alone gives both outcomes.
+    /// Chance: the reference alone gives both outcomes.
     Chance,
-    /// It did not happen again.
+    /// The difference did not recur.
     Unrepeated,
-    /// It is one.
+    /// The difference is real.
     Differs,
 }
 
-/// What no rule explains.
+/// Returns the differences that no rule explains.
 pub fn unexplained(differences: &[Difference]) -> Vec<&Difference> {
     differences
         .iter()
@@ -38,23 +38,23 @@ pub fn unexplained(differences: &[Difference]) -> Vec<&Difference> {
         .collect()
 }
 
-/// Whether these two are the same, as far as rules go.
+/// Whether two observations are equal or differ only as rules allow.
 pub fn agree(case: &Case, reference: &Observation, candidate: &Observation) -> bool {
     compare(case, reference, candidate)
         .iter()
         .all(|difference| difference.rule.is_some())
 }
 
-/// Which engine is played again.
+/// The engine that is played again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Again {
-    /// The reference, with writes cut in this way.
+    /// The reference, with writes split in this way.
     Reference(Cut),
     /// The candidate.
     Candidate,
 }
 
-/// Judges a difference by more plays, which `play` does.
+/// Judges a difference by replaying it with `play`.
 pub async fn judge<F: Future<Output = Observation>>(
     case: &Case,
     first: (&Observation, &Observation),
@@ -88,7 +88,8 @@ pub async fn judge<F: Future<Output = Observation>>(
             [] => return Verdict::Chance,
             [0] if is_enough => return Verdict::Unrepeated,
             _ if is_enough => return Verdict::Differs,
-            // Nothing that the candidate does is known, and the reference has had its turns.
+            // No outcome of the candidate is known from the reference, and the reference has had
+            // its turns.
             unknown if unknown.len() == candidates.len() && references.len() > AGAIN => {
                 return Verdict::Differs;
             }
@@ -104,7 +105,7 @@ mod tests {
     use crate::differential::generate;
     use std::cell::Cell;
 
-    /// What an engine shows that closes the connection or not.
+    /// Returns the observation of an engine that closes the connection or keeps it.
     fn shows(is_closed: bool) -> Observation {
         Observation {
             client: Replies {
@@ -138,7 +139,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_difference_that_stays_is_one() {
+    async fn a_difference_that_recurs_is_real() {
         assert!(matches!(
             verdict((false, true), |_| false, |_| true).await,
             Verdict::Differs
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_the_reference_does_alone_is_chance() {
+    async fn an_outcome_that_the_reference_also_gives_is_chance() {
         assert!(matches!(
             verdict((false, true), |at| at % 3 == 0, |_| true).await,
             Verdict::Chance
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_never_comes_back_is_unrepeated() {
+    async fn a_difference_that_does_not_recur_is_unrepeated() {
         assert!(matches!(
             verdict((false, true), |_| false, |_| false).await,
             Verdict::Unrepeated

@@ -1,17 +1,17 @@
-//! The same messages through two engines of the proxy.
+//! Differential testing: the same messages through two engines of the proxy.
 //!
-//! Cutover has two engines for HTTP/1.1, and nobody may be able to tell which of them served him
-//! but by what `rules` lists. So this starts two processes that differ in `[listen] engine` only,
-//! plays made-up conversations through both, bad ones for the most part, and compares what each end
-//! got. What is not the same is explained by a listed rule, or it is a finding.
+//! Cutover has two engines for HTTP/1.1. A client must not be able to tell which of them served it,
+//! except by what `rules` lists. This test starts two processes that differ only in `[listen]
+//! engine`, plays generated conversations through both, most of them malformed, and compares what
+//! each end received. A difference is either explained by a listed rule or is a finding.
 //!
-//! `generate` makes cases, `client` and `backend` play their two ends, `wire` reads what they get,
-//! `engine` is the process between them, `threads` is where they run, `compare` and `rules` judge,
-//! `shrink` makes a finding small, `show` prints it, `report` is what there is to say.
+//! `generate` makes cases. `client` and `backend` play their two ends, and `wire` reads what they
+//! receive. `engine` is the process between them, and `threads` is where they run. `compare` and
+//! `rules` judge. `shrink` reduces a finding, `show` prints it, and `report` collects the results.
 //!
-//! A difference is looked at again before it counts: both engines play the case some more times. If
-//! the reference alone gives both outcomes it is chance; if the difference does not show again it
-//! is listed as unrepeated, and only `--strict` makes that a failure.
+//! A difference is checked again before it counts: both engines play the case some more times. If
+//! the reference alone gives both outcomes, the difference is chance. If the difference does not
+//! recur, it is listed as unrepeated, and only `--strict` makes that a failure.
 
 pub mod case;
 pub mod compare;

@@ -1,8 +1,8 @@
-//! The run: two processes, many conversations at once, and a tally.
+//! The run: two processes, many concurrent conversations, and a tally.
 //!
-//! Each worker has a group of backends in front of each engine and plays one case after the other;
-//! it takes the next number, so a slow case holds up nobody else. Memory does not grow with the
-//! number of cases: what agrees is counted and forgotten.
+//! Each worker has a group of backends in front of each engine and plays one case after another. It
+//! takes the next free number, so a slow case does not delay other workers. Memory does not grow
+//! with the number of cases: cases that agree are counted and discarded.
 
 use crate::differential::backend::Backends;
 use crate::differential::bench::{Bench, say};
@@ -21,17 +21,17 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
-/// The engine that every other one has to be like.
+/// The engine that every other engine has to match.
 const REFERENCE: &str = "proxy";
-/// How often a progress line is written.
+/// The interval between progress lines.
 const PROGRESS: Duration = Duration::from_secs(3);
-/// How often is looked whether both processes live.
+/// The interval at which the liveness of both processes is checked.
 const PULSE: Duration = Duration::from_millis(100);
 
-/// Arguments of `differential`.
+/// Arguments of `differential`
 #[derive(Clone, Debug, clap::Args)]
 pub struct Arguments {
-    /// The program that is started twice.
+    /// Program that is started twice
     #[arg(
         long,
         value_name = "PROGRAM",
@@ -39,39 +39,39 @@ pub struct Arguments {
         default_value = "target/release/cutover"
     )]
     cutover: PathBuf,
-    /// What [listen] engine is in the second process; it is "proxy" in the first.
+    /// Value of [listen] engine in the second process; it is "proxy" in the first
     #[arg(long, default_value = "auto")]
     engine: String,
-    /// How many cases to play.
+    /// Number of cases to play
     #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..u64::MAX))]
     cases: u64,
-    /// What chance begins with.
+    /// Seed of the random numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Play this case only, and print both conversations.
+    /// Play this case only, and print both conversations
     #[arg(long, conflicts_with = "cases")]
     case: Option<u64>,
-    /// The first case, to go on where another run ended.
+    /// Number of the first case, to continue where another run ended
     #[arg(long, default_value_t = 0, conflicts_with = "case")]
     from: u64,
-    /// How many conversations go on at once.
+    /// Number of concurrent conversations
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..=256))]
     connections: u16,
-    /// Request threads of each process; one for each core by default.
+    /// Request threads of each process; one for each core by default
     #[arg(long)]
     threads: Option<usize>,
-    /// Fail for a difference that did not show again, too.
+    /// Also fail for a difference that did not recur
     #[arg(long)]
     strict: bool,
-    /// Write the report as JSON instead of a table.
+    /// Write the report as JSON instead of a table
     #[arg(long)]
     json: bool,
 }
 
-/// Compares the engines. The exit code is 1 if something is different and no rule says why.
+/// Compares the engines. The exit code is 1 if there is a difference that no rule explains.
 ///
 /// # Errors
-/// When a process does not start, or ends.
+/// Fails if a process does not start, or ends.
 pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
@@ -94,7 +94,7 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
     allow_open_files(groups * 20)?;
     let processors = std::thread::available_parallelism()?.get();
     let threads = Threads::start(processors.min(groups))?;
-    // The last ones, one for each thread, are those for a second opinion.
+    // The last groups, one for each thread, are reserved for second opinions.
     let all = groups + threads.number();
     let (first, second) = (
         Backends::start(all, &threads).await?,
@@ -158,7 +158,7 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
             },
             _ = pulse.tick() => pulse_of(&mut engines, &course)?,
             _ = progress.tick() => if is_followed { say(&course.progress(begun.elapsed())) },
-            // What is being played is played to its end, and reported.
+            // Cases in progress are played to the end and reported.
             _ = interrupt.recv() => course.stop(),
             _ = terminate.recv() => return Err(io::Error::other("ended by SIGTERM")),
         }
@@ -187,7 +187,7 @@ pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
     })
 }
 
-/// So many groups, in the order of the threads that they are on.
+/// Returns one spare group for each thread, in the order of the threads.
 fn spares(groups: Range<usize>) -> Vec<usize> {
     let number = groups.len();
     let mut spares: Vec<usize> = groups.collect();
@@ -226,8 +226,8 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, TcpStream};
 
-    /// The least that may be called an engine: each client connection is one to the backend, and
-    /// bytes pass. `mangle` may do something to those of the client.
+    /// Starts a minimal engine: each client connection becomes one connection to the backend, and
+    /// bytes pass through. `mangle` may change the bytes of the client.
     async fn relay(backend: SocketAddr, mangle: fn(&mut [u8])) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
@@ -276,7 +276,7 @@ mod tests {
             full: false,
         });
         let course = Arc::new(Course::new(cases, 1));
-        // All of it is the first group's.
+        // Everything belongs to the first group.
         threads
             .spawn(0, work(bench, Arc::clone(&course), 0))
             .await
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn two_engines_that_do_the_same_are_the_same_and_a_changed_byte_is_found() {
+    async fn identical_engines_agree_and_a_changed_byte_is_found() {
         let plain = |number: &u64| {
             let case = generate::case(1, *number, 0);
             let is_plain = |request: &crate::differential::case::Request| {

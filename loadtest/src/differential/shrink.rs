@@ -1,18 +1,19 @@
-//! A smaller case that still differs: whoever reads it has less to think about.
+//! The reduction of a case to a smaller one that still differs, so that its reader has less to
+//! consider.
 //!
-//! Greedy and bounded: requests go first, then the cutting into writes, then lines one by one, then
-//! bodies. Each try is a play of both engines, and a case whose difference comes and goes is
-//! small enough when it does not show once.
+//! The search is greedy and bounded. Requests are removed first, then splits into writes, then
+//! lines one by one, then bodies. Each attempt plays the case on both engines. A case whose
+//! difference is intermittent counts as small enough when the difference does not show once.
 
 use crate::differential::case::{Case, Request, Writes};
 use std::time::{Duration, Instant};
 
 /// The most plays for one case.
 const MOST_TRIES: usize = 80;
-/// How long is tried.
+/// The longest time spent on one case.
 const LONGEST: Duration = Duration::from_secs(20);
 
-/// Makes a case smaller as long as `differs` holds.
+/// Reduces a case as long as `differs` holds.
 pub async fn shrink<F: Future<Output = bool>>(
     case: Case,
     mut differs: impl FnMut(Case) -> F,
@@ -21,7 +22,7 @@ pub async fn shrink<F: Future<Output = bool>>(
     let (begun, mut tries) = (Instant::now(), 0);
     let mut at = 0;
     loop {
-        // A step that helped leaves another thing at the same place.
+        // After a successful step another item is at the same place.
         let Some(candidate) = step(&smallest, at) else {
             return smallest;
         };
@@ -42,12 +43,12 @@ pub async fn shrink<F: Future<Output = bool>>(
     }
 }
 
-/// The case with one thing less. Nothing when there is no such step any more; nothing inside where
+/// Returns the case with one item less. Returns `None` if no such step is left, and `Some(None)` if
 /// the step does not apply.
 fn step(case: &Case, at: usize) -> Option<Option<Case>> {
     let requests = case.requests.len();
     if at < requests {
-        // The last ones first. The first is never all that is left out.
+        // The last requests are removed first. The first request is always kept.
         let gone = requests - 1 - at;
         return Some((requests > 1 && gone > 0).then(|| without_request(case, gone)));
     }
@@ -68,8 +69,8 @@ fn step(case: &Case, at: usize) -> Option<Option<Case>> {
     None
 }
 
-/// Requests behind the one that goes keep their codes, so its place stays: only what comes last can
-/// go.
+/// Returns the case without the requests from `gone` on. Only the last requests can be removed,
+/// because a request's code holds its place in the case.
 fn without_request(case: &Case, gone: usize) -> Case {
     let mut case = case.clone();
     case.requests.truncate(gone);
@@ -114,7 +115,7 @@ mod tests {
     use crate::differential::generate;
 
     #[tokio::test]
-    async fn what_does_not_matter_goes() {
+    async fn irrelevant_parts_of_a_case_are_removed() {
         let mut case = generate::case(1, 1, 0);
         case.requests.truncate(1);
         case.requests[0]

@@ -1,9 +1,9 @@
 //! The threads that cases are played on.
 //!
-//! Each has a runtime of its own and a share of the groups: the worker of a group, both of its
-//! clients and the backends of both engines live on one thread, so that nothing that one of them
-//! says wakes another thread. Such a thread also knows when everything that had arrived has been
-//! looked at, without asking over the network.
+//! Each thread has its own runtime and a share of the groups. The worker of a group, both of its
+//! clients and the backends of both engines live on one thread, so their messages never wake
+//! another thread. Such a thread also knows, without a request over the network, when everything
+//! that had arrived has been handled.
 
 use std::future::pending;
 use std::io;
@@ -15,10 +15,10 @@ use tokio::task::JoinHandle;
 pub struct Threads(Vec<Handle>);
 
 impl Threads {
-    /// Starts so many.
+    /// Starts the given number of threads.
     ///
     /// # Errors
-    /// When the system has none left.
+    /// Fails if the system cannot create another thread.
     pub fn start(number: usize) -> io::Result<Self> {
         let mut all = Vec::new();
         for at in 0..number.max(1) {
@@ -31,12 +31,12 @@ impl Threads {
         Ok(Self(all))
     }
 
-    /// How many there are.
+    /// Returns the number of threads.
     pub fn number(&self) -> usize {
         self.0.len()
     }
 
-    /// Runs something on the thread that this group belongs to.
+    /// Spawns a task on the thread that this group belongs to.
     pub fn spawn<T: Send + 'static>(
         &self,
         group: usize,
@@ -49,10 +49,10 @@ impl Threads {
     }
 }
 
-/// Lets a thread look so often at everything that has arrived.
+/// Lets the thread process everything that has arrived, the given number of times.
 pub async fn look_around(times: usize) {
     for _ in 0..times {
-        // Whoever yields goes on behind the next look at the network.
+        // A task that yields continues after the next poll of the network.
         tokio::task::yield_now().await;
     }
 }

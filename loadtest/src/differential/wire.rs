@@ -1,37 +1,37 @@
-//! Messages of HTTP/1 off a stream, as they stand there: what both ends of the tester read with.
+//! The reader of HTTP/1 messages, exactly as they are on a stream. Both ends of the tester use it.
 //!
-//! A parser of a library would put right, or refuse, exactly what is to be compared, so this one
-//! takes what comes: lines keep their spelling and order, and what cannot be read is kept as it is
-//! and called so. Everything that was read lives with the caller and not in the future, so that a
-//! deadline may drop a read and what came until then is still there.
+//! The parser of a library would correct or refuse exactly the bytes that are to be compared. This
+//! one accepts everything: lines keep their spelling and order, and unreadable bytes are kept
+//! unchanged and marked as such. Everything that was read is stored with the caller and not in the
+//! future. A deadline may therefore drop a read, and the bytes read until then are still there.
 //!
-//! Deliberately absent: judging. Whether a message should look like this is nobody's question here,
-//! only whether two engines made the same of it.
+//! Deliberately absent: judging. Whether a message is well-formed does not matter here. What
+//! matters is whether two engines made the same of it.
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// The longest head that is read; no script and no engine has a longer one.
+/// The longest head that is read, in bytes. No script and no engine has a longer one.
 const MOST_HEAD_BYTES: usize = 256 * 1024;
-/// The longest line of a chunked body, with its extensions.
+/// The longest line of a chunked body with its extensions, in bytes.
 const MOST_LINE_BYTES: usize = 128 * 1024;
 
-/// Room for the next read where one has filled what there was.
+/// The room for the next read after a read has filled the buffer, in bytes.
 const FLOOD: usize = 64 * 1024;
 
-/// A stream with what was read of it and not yet understood.
+/// A stream with the bytes that were read and not yet parsed.
 #[derive(Debug)]
 pub struct Reader<S> {
     stream: S,
     buffer: Vec<u8>,
     start: usize,
-    /// Whether the last read had no room for more.
+    /// Whether the last read filled the buffer.
     is_flooded: bool,
 }
 
-/// One line of a head: a name as it was spelled, and its value without the space around it.
+/// One line of a head: a name in its original spelling, and its value without surrounding space.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Field {
-    /// The name, or the whole line where there is no colon.
+    /// The name, or the whole line if it has no colon.
     pub name: Vec<u8>,
     /// The value.
     pub value: Vec<u8>,
@@ -40,35 +40,35 @@ pub struct Field {
 /// The head of a message.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Head {
-    /// Request line or status line.
+    /// The request line or status line.
     pub start: Vec<u8>,
-    /// The other lines, in their order.
+    /// The header lines, in their order.
     pub fields: Vec<Field>,
 }
 
 /// How the end of a body is found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
-    /// There is none.
+    /// There is no body.
     None,
-    /// So many bytes.
+    /// The body has this many bytes.
     Length(u64),
-    /// In chunks.
+    /// The body is chunked.
     Chunked,
-    /// All that comes until the connection ends.
+    /// The body ends with the connection.
     UntilClose,
 }
 
-/// How reading a body ended.
+/// How the reading of a body ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Ending {
-    /// All of it came.
+    /// The whole body was received.
     Whole,
-    /// The connection ended first.
+    /// The connection ended before the body did.
     Cut,
-    /// It cannot be read.
+    /// The body is malformed.
     Garbled,
-    /// Nothing more came, and the connection stayed.
+    /// Nothing more was received, and the connection stayed open.
     #[default]
     Silent,
 }
@@ -76,31 +76,31 @@ pub enum Ending {
 /// A body, decoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Body {
-    /// Its bytes without framing.
+    /// The bytes of the body without framing.
     pub bytes: Vec<u8>,
     /// The length of each chunk.
     pub chunks: Vec<u64>,
-    /// What stood behind the sizes of chunks.
+    /// The extensions after the sizes of chunks.
     pub extensions: Vec<Vec<u8>>,
-    /// What stood behind the last chunk.
+    /// The trailers after the last chunk.
     pub trailers: Vec<Field>,
-    /// How it ended.
+    /// How the reading of the body ended.
     pub ending: Ending,
 }
 
-/// What reading a head came to.
+/// The result of reading a head.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HeadRead {
-    /// A whole one.
+    /// A complete head.
     Whole(Head),
-    /// The connection ended, after so many bytes of it.
+    /// The connection ended after this many bytes of the head.
     Ended(usize),
-    /// It had no end within the limit.
+    /// The head had no end within the limit.
     TooLong,
 }
 
 impl<S: AsyncRead + Unpin> Reader<S> {
-    /// Nothing of the stream has been read.
+    /// Creates a reader for a stream of which nothing has been read.
     pub fn new(stream: S) -> Self {
         Self {
             stream,
@@ -110,12 +110,12 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         }
     }
 
-    /// The stream, without what was read of it.
+    /// Returns the stream, without the bytes that were already read.
     pub fn into_inner(self) -> S {
         self.stream
     }
 
-    /// What was read and not understood yet.
+    /// Returns the bytes that were read and not yet parsed.
     pub fn rest(&self) -> &[u8] {
         &self.buffer[self.start..]
     }
@@ -126,7 +126,7 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         &self.buffer[start..start + length]
     }
 
-    /// Reads more; false at the end, in whichever way it came.
+    /// Reads more. Returns false at the end of the stream, for whatever reason it ended.
     async fn more(&mut self) -> bool {
         if self.start == self.buffer.len() {
             self.buffer.clear();
@@ -138,14 +138,14 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         if self.is_flooded {
             self.buffer.reserve(FLOOD);
         }
-        // What a reset leaves unread is lost either way: how the connection ended is chance, that
-        // it ended is not.
+        // Bytes that a reset leaves unread are lost in any case. How the connection ended is
+        // chance, but that it ended is not.
         let read = self.stream.read_buf(&mut self.buffer).await;
         self.is_flooded = self.buffer.len() == self.buffer.capacity();
         matches!(read, Ok(read) if read > 0)
     }
 
-    /// Reads and forgets until the connection ends.
+    /// Reads and discards bytes until the connection ends.
     pub async fn to_end(&mut self) {
         while self.more().await {
             self.start = self.buffer.len();
@@ -171,7 +171,8 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         }
     }
 
-    /// Reads a body into `body`, which has how far it came if this is dropped.
+    /// Reads a body into `body`. If this future is dropped, `body` holds everything received so
+    /// far.
     pub async fn body(&mut self, framing: Framing, body: &mut Body) {
         body.ending = Ending::Silent;
         body.ending = match framing {
@@ -248,7 +249,7 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         }
     }
 
-    /// A line without its end, which has to be both bytes.
+    /// Reads a line without its line end, which has to be both bytes.
     async fn line(&mut self) -> Result<Vec<u8>, Ending> {
         loop {
             if let Some(end) = self.rest().iter().position(|&byte| byte == b'\n') {
@@ -268,7 +269,7 @@ impl<S: AsyncRead + Unpin> Reader<S> {
     }
 }
 
-/// Where a head ends, if it does: behind the first empty line.
+/// Returns where a complete head ends: behind the first empty line.
 fn end_of_head(bytes: &[u8], from: usize) -> Option<usize> {
     let found = bytes
         .get(from..)?
@@ -304,7 +305,7 @@ impl Field {
 }
 
 impl Head {
-    /// Reads a whole head, its empty line at the end included.
+    /// Parses a whole head, including its final empty line.
     pub fn parse(bytes: &[u8]) -> Self {
         let text = bytes.strip_suffix(b"\r\n\r\n").unwrap_or(bytes);
         let mut lines = split_lines(text);
@@ -315,7 +316,7 @@ impl Head {
         }
     }
 
-    /// The values of a name, which is given in lower case.
+    /// Returns the values of a name, which is given in lower case.
     pub fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.fields
             .iter()
@@ -323,7 +324,7 @@ impl Head {
             .map(|field| field.value.as_slice())
     }
 
-    /// Whether a list such as `Connection` holds this word.
+    /// Whether a list header such as `Connection` contains this word.
     pub fn lists(&self, name: &str, word: &str) -> bool {
         self.values(name).any(|value| {
             value
@@ -332,7 +333,7 @@ impl Head {
         })
     }
 
-    /// The number in a status line, 0 if there is none.
+    /// Returns the number in a status line, or 0 if there is none.
     pub fn status(&self) -> u16 {
         let number = self
             .start
@@ -342,13 +343,13 @@ impl Head {
         number.unwrap_or(0)
     }
 
-    /// How the body of this request is framed. What comes out of an engine is read as the least
-    /// careful backend would.
+    /// Returns the framing of this request's body. The output of an engine is read as the least
+    /// careful backend would read it.
     pub fn request_framing(&self) -> Framing {
         self.framing().unwrap_or(Framing::None)
     }
 
-    /// How the body of this answer is framed.
+    /// Returns the framing of this answer's body.
     pub fn answer_framing(&self, to_head: bool) -> Framing {
         match self.status() {
             100..=199 | 204 | 304 => Framing::None,
@@ -380,7 +381,7 @@ fn split_lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// A stream that says what it is told, for tests.
+/// Creates a reader over fixed bytes, for tests.
 #[cfg(test)]
 pub fn read_from(bytes: &[u8]) -> Reader<&[u8]> {
     Reader::new(bytes)
@@ -398,7 +399,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_head_is_kept_as_it_is_spelled() {
+    async fn a_head_keeps_its_original_spelling() {
         let mut reader =
             read_from(b"HTTP/1.1 200 OK\r\nX-A:  1 \r\nx-a: 2\r\nno colon\r\n\r\nrest");
         let HeadRead::Whole(head) = reader.head().await else {
@@ -464,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn the_framing_of_an_answer_depends_on_what_was_asked() {
+    fn the_framing_of_an_answer_depends_on_the_method() {
         let head = Head::parse(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n");
         assert_eq!(
             (head.answer_framing(false), head.answer_framing(true)),

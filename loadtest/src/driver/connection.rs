@@ -1,12 +1,12 @@
-//! Connections to the target: TCP or TLS, HTTP/1.1 or HTTP/2, and requests on them.
+//! Connections to the target (TCP or TLS, HTTP/1.1 or HTTP/2), and the requests on them.
 //!
-//! HTTP/2 without TLS begins by prior knowledge; with TLS the protocol asked for is the only one
-//! offered, so that a target which cannot speak it fails instead of being measured in another one.
+//! HTTP/2 without TLS starts by prior knowledge. With TLS the chosen protocol is the only one
+//! offered, so a target that cannot speak it fails instead of being measured in another one.
 //!
-//! A request is sent again only if the connection proves that no byte of it was written (an idle
-//! connection that the target closed); anything else is counted as the failure a user would see.
-//! Deliberately absent: HTTP/2 streams that are refused and may be sent again, which browsers do
-//! and not all clients.
+//! A request is sent again only if the connection proves that none of its bytes was written (an
+//! idle connection that the target closed). Anything else is counted as the failure that a user
+//! would see. Deliberately absent: repeating refused HTTP/2 streams, which browsers do but not all
+//! clients.
 
 use crate::driver::record::{Outcome, TransportFailure};
 use crate::driver::target::{Target, Trust, client_config};
@@ -29,14 +29,14 @@ use tokio::sync::Mutex;
 use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
-/// What requests are spoken in.
+/// The protocol of the requests.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
-    /// HTTP/1.1, one request at a time on each connection.
+    /// HTTP/1.1, with one request at a time on each connection.
     #[default]
     H1,
-    /// HTTP/2, several.
+    /// HTTP/2, with several requests at a time on each connection.
     H2,
 }
 
@@ -54,11 +54,11 @@ impl std::str::FromStr for Protocol {
     }
 }
 
-/// Bytes to and from the target, with or without TLS.
+/// A byte stream to and from the target, with or without TLS.
 pub trait Wire: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Wire for T {}
 
-/// Opens connections to one target.
+/// A factory for connections to one target.
 #[derive(Clone)]
 pub struct Connector {
     target: Target,
@@ -67,7 +67,7 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// For this target, in this protocol.
+    /// Creates a connector for this target and protocol.
     pub fn new(target: &Target, protocol: Protocol, trust: &Trust) -> Result<Self, UsageError> {
         let offered: &[u8] = match protocol {
             Protocol::H1 => b"http/1.1",
@@ -86,10 +86,10 @@ impl Connector {
         })
     }
 
-    /// A connection without anything said on it but TLS.
+    /// Opens a connection on which only the TLS handshake has taken place.
     pub async fn wire(&self) -> io::Result<Box<dyn Wire>> {
         let stream = TcpStream::connect(&self.target.addresses[..]).await?;
-        // A refused option costs latency, which is then measured.
+        // A refused option costs latency, and that latency is measured.
         let _ = stream.set_nodelay(true);
         match &self.tls {
             None => Ok(Box::new(stream)),
@@ -100,7 +100,7 @@ impl Connector {
         }
     }
 
-    /// The certificate that the target shows now, in DER; none without TLS.
+    /// Returns the certificate that the target presents now, in DER. Returns `None` without TLS.
     pub async fn certificate(&self) -> io::Result<Option<Vec<u8>>> {
         let Some(tls) = &self.tls else {
             return Ok(None);
@@ -159,7 +159,7 @@ enum Sender {
     H2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// The task that moves the bytes of a connection; it ends with the last user of the connection.
+/// The task that moves the bytes of a connection. It ends with the last user of the connection.
 struct Mover(AbortHandle);
 
 impl Drop for Mover {
@@ -193,7 +193,8 @@ impl Connection {
         }
     }
 
-    /// The same connection for one more stream of it; none where there is one stream only.
+    /// Returns the same connection for another stream, or `None` if the connection has only one
+    /// stream.
     fn share(&self) -> Option<Self> {
         match &self.sender {
             Sender::H1(_) => None,
@@ -206,13 +207,13 @@ impl Connection {
     }
 }
 
-/// A connection as several tasks use it: each in turn with HTTP/1.1 (which has one task), all at
-/// once with HTTP/2.
+/// A connection as several tasks use it. With HTTP/1.1 it has one task. With HTTP/2 all tasks use
+/// it at once.
 #[derive(Clone)]
 pub(super) struct Line {
     connector: Arc<Connector>,
     kept: Arc<Mutex<Option<Connection>>>,
-    /// Requests after which a connection is closed and another one opened.
+    /// The number of requests after which a connection is closed and replaced.
     most: u32,
     side_header: HeaderName,
 }
@@ -227,7 +228,7 @@ impl Line {
         }
     }
 
-    /// Makes one request; `sent` becomes the time at which a connection took it.
+    /// Makes one request, and sets `sent` to the time at which a connection took it.
     pub(super) async fn exchange(
         &self,
         mut request: Request<Full<Bytes>>,
@@ -247,8 +248,8 @@ impl Line {
                         open.made += 1;
                         Some(shared)
                     }
-                    // Taken out: a request that is given up must not leave its connection to the
-                    // next one.
+                    // The connection is taken out of the slot: an abandoned request must not leave
+                    // its connection to the next one.
                     None => slot.take(),
                 },
             }
@@ -273,7 +274,8 @@ impl Line {
         }
     }
 
-    /// A new connection. With HTTP/2 the one that somebody else has just opened will do.
+    /// Returns a new connection. With HTTP/2 a connection that another task has just opened is used
+    /// instead.
     async fn fresh(&self) -> Result<Connection, TransportFailure> {
         match self.connector.protocol {
             Protocol::H1 => self.connector.open().await,

@@ -1,8 +1,8 @@
 //! Where a request carries its user: a header, a cookie, or a claim of a bearer token.
 //!
-//! Tokens are signed (HS256) although whoever routes by a claim need not look at the signature: a
-//! token that some gateway on the way refuses would measure that gateway's refusals. The key is
-//! fixed and public, for it protects nothing.
+//! Tokens are signed (HS256) although a router that uses a claim need not check the signature. If a
+//! gateway on the way refused a token, the load would measure that gateway's refusals. The key is
+//! fixed and public, because it protects nothing.
 
 use crate::units::UsageError;
 use crate::users::user_name;
@@ -14,24 +14,24 @@ use ring::hmac;
 use std::fmt;
 use std::str::FromStr;
 
-/// What tokens are signed with: for gateways that insist on a signature.
+/// The key that signs tokens, for gateways that insist on a signature.
 pub const TOKEN_KEY: &[u8] = b"cutover-loadtest";
-/// `{"alg":"HS256","typ":"JWT"}`
+/// The encoded token header `{"alg":"HS256","typ":"JWT"}`.
 const TOKEN_HEAD: &str = "eyJhbGciOiJIUzI1NiIsInR5cCI6IkpXVCJ9";
 
 /// Where a request carries its user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum UserKey {
-    /// In a header of this name.
+    /// A header of this name.
     Header(HeaderName),
-    /// In a cookie of this name.
+    /// A cookie of this name.
     Cookie(String),
-    /// In this claim of a bearer token.
+    /// This claim of a bearer token.
     Jwt(String),
 }
 
 impl UserKey {
-    /// The header of the user with this number.
+    /// Returns the header that carries the user with this number.
     pub fn header(&self, user: u32) -> Option<(HeaderName, HeaderValue)> {
         let user = user_name(user);
         let (name, value) = match self {
@@ -44,7 +44,7 @@ impl UserKey {
 }
 
 fn token(claim: &str, user: &str) -> String {
-    // JSON text of two strings cannot fail to be written.
+    // Serialising two strings as JSON cannot fail.
     let claims = serde_json::json!({ claim: user }).to_string();
     let signed = format!("{TOKEN_HEAD}.{}", URL_SAFE_NO_PAD.encode(claims));
     let signature = hmac::sign(
@@ -66,8 +66,8 @@ impl FromStr for UserKey {
         };
         match text.split_once(':').ok_or_else(wrong)? {
             ("header", name) => Ok(Self::Header(name.parse().map_err(|_| wrong())?)),
-            // A cookie name is a token (RFC 6265, section 4.1.1), as a header name is; only the
-            // latter is case-insensitive, so the name is kept as it was written.
+            // A cookie name is a token (RFC 6265, section 4.1.1), like a header name. Only header
+            // names are case-insensitive, so a cookie name is kept as it was written.
             ("cookie", name) if HeaderName::from_str(name).is_ok() => {
                 Ok(Self::Cookie(name.to_owned()))
             }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_the_same_for_the_same_user_and_says_who_it_is() {
+    fn a_token_names_its_user_and_is_stable() {
         let key = UserKey::Jwt("sub".to_owned());
         let (name, value) = key.header(7).expect("a header");
         assert_eq!(name, "authorization");
@@ -133,8 +133,8 @@ mod tests {
         };
         assert_eq!(text(parts[0]), r#"{"alg":"HS256","typ":"JWT"}"#);
         assert_eq!(text(parts[1]), r#"{"sub":"user-7"}"#);
-        // By openssl: printf %s HEAD.CLAIMS | openssl dgst -sha256 -hmac cutover-loadtest -binary |
-        // basenc --base64url
+        // Computed with openssl: printf %s HEAD.CLAIMS | openssl dgst -sha256 -hmac
+        // cutover-loadtest -binary | basenc --base64url
         assert_eq!(parts[2], "nsdSwAsDP4kogZU0LycjeKw8A0_UHJwnzvoI2Nblzjk");
     }
 }

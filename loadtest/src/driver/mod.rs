@@ -1,18 +1,18 @@
-//! Open-loop generator: requests start when the schedule says, not when the target is ready.
+//! The open-loop generator: requests start when the schedule says, not when the target is ready.
 //!
-//! Real users do not wait for each other. A closed loop does: it stops asking while the target is
+//! Real users do not wait for each other. A closed loop does: it stops sending while the target is
 //! stalled and so hides the stall ("coordinated omission"). Here every request has an *intended*
-//! start and everything is measured from it, including the wait for a free connection and the
+//! start, and everything is measured from it, including the wait for a free connection and the
 //! opening of one.
 //!
-//! Three instants of each request are kept beside the intended one: *released* (the pacer handed it
-//! over), *sent* (a connection took it) and *finished*. Released minus intended is the generator's
-//! own lateness; sent minus intended adds the wait for a connection.
+//! Three instants of each request are kept in addition to the intended one: *released* (the pacer
+//! handed it over), *sent* (a connection took it) and *finished*. Released minus intended is the
+//! generator's own lateness. Sent minus intended adds the wait for a connection.
 //!
-//! A task takes requests from one queue in order and makes one at a time. With HTTP/1.1 it has a
-//! connection of its own; with HTTP/2 as many tasks as there are streams share one. One record is
-//! kept for every request, because the order in which one user's requests were sent is known only
-//! afterwards; that is why a run is limited to [`MOST_REQUESTS`].
+//! A task takes requests from one queue in order and makes one at a time. With HTTP/1.1 each task
+//! has its own connection. With HTTP/2 as many tasks as there are streams share one. One record is
+//! kept for every request, because the order in which a user's requests were sent is known only
+//! afterwards. A run is therefore limited to [`MOST_REQUESTS`].
 //!
 //! Deliberately absent: redirects, retries, and a warm-up that is left out of the numbers.
 
@@ -46,59 +46,62 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, mpsc, watch};
 use tokio::task::JoinSet;
 
-/// Most requests one run may make.
+/// The most requests that one run may make.
 pub const MOST_REQUESTS: f64 = 20_000_000.0;
-/// Largest request body in bytes.
+/// The largest request body, in bytes.
 pub const MOST_BODY_BYTES: usize = 64 * 1024 * 1024;
-/// Requests at once on a connection of HTTP/2 unless said otherwise: what servers commonly allow
-/// without a second thought.
+/// The default number of concurrent requests on an HTTP/2 connection. Servers commonly allow this
+/// number.
 const STREAMS: usize = 32;
-/// Most requests that may be in flight.
+/// The most requests that may be in flight.
 const MOST_IN_FLIGHT: usize = 100_000;
 
-/// What to run.
+/// The plan of a run.
 #[derive(Debug, Clone)]
 pub struct RunPlan {
-    /// Where the requests go.
+    /// The target that receives the requests.
     pub target: Target,
-    /// Whom to believe there.
+    /// Which certificates to trust at the target.
     pub trust: Trust,
-    /// What they are spoken in.
+    /// The protocol of the requests.
     pub protocol: Protocol,
-    /// Method of every request.
+    /// The method of every request.
     pub method: Method,
-    /// Path and query of every request.
+    /// The path and query of every request.
     pub path: PathAndQuery,
-    /// Size of the body of every request.
+    /// The size of the body of every request, in bytes.
     pub body_bytes: usize,
     /// Where a request carries its user.
     pub key: UserKey,
-    /// Response header that names the side.
+    /// The response header that names the side.
     pub side_header: HeaderName,
-    /// Requests per second.
+    /// The rate, in requests per second.
     pub rate: f64,
-    /// How the intended starts are spread.
+    /// The distribution of the intended starts.
     pub arrivals: Arrivals,
-    /// Time during which requests start.
+    /// The time during which requests start.
     pub duration: Duration,
-    /// Size of the population.
+    /// The size of the population.
     pub users: u32,
-    /// Keep-alive connections; with HTTP/1.1 also the most requests in flight.
+    /// The number of keep-alive connections. With HTTP/1.1 it is also the limit of requests in
+    /// flight.
     pub connections: usize,
-    /// Most requests at once on a connection of HTTP/2.
+    /// The limit of concurrent requests on an HTTP/2 connection.
     pub streams: usize,
-    /// Requests after which a connection is closed and another one opened.
+    /// The number of requests after which a connection is closed and replaced.
     pub requests_per_connection: u32,
-    /// Seed of the users drawn and of the Poisson gaps.
+    /// The seed of the users drawn and of the Poisson gaps.
     pub seed: u64,
-    /// Longest time from the intended start to the end of the answer.
+    /// The longest time from the intended start to the end of the answer.
     pub timeout: Duration,
-    /// Knows the right side of every user, if salt and percentage are known.
+    /// The oracle that knows the right side of every user. `None` if salt and percentage are not
+    /// known.
     pub oracle: Option<Oracle>,
 }
 
 impl RunPlan {
-    /// A thousand GETs in a second to this target, for a caller that changes what matters to him.
+    /// Creates a plan of a thousand GET requests per second to this target. Callers change the
+    /// fields they care about.
     pub fn to(target: Target) -> Self {
         Self {
             target,
@@ -122,7 +125,7 @@ impl RunPlan {
         }
     }
 
-    /// Whether the plan can be run.
+    /// Checks that the plan can be run.
     pub fn check(&self) -> Result<(), UsageError> {
         UserDraws::new(self.users, self.seed)?;
         if self.connections == 0 {
@@ -155,7 +158,7 @@ impl RunPlan {
         Ok(())
     }
 
-    /// The most requests that can be in flight.
+    /// Returns the most requests that can be in flight.
     pub fn in_flight(&self) -> usize {
         match self.protocol {
             Protocol::H1 => self.connections,
@@ -163,7 +166,7 @@ impl RunPlan {
         }
     }
 
-    /// What every request has in common.
+    /// Returns what all requests have in common.
     fn template(&self) -> Result<Template, UsageError> {
         let wrong = || {
             UsageError::new(format!(
@@ -192,28 +195,28 @@ impl RunPlan {
     }
 }
 
-/// How far a run is.
+/// The progress of a run.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Requests that ended, in whatever way.
+    /// The number of requests that ended, in whatever way.
     pub finished: u64,
-    /// Those of them that hurt their user.
+    /// The number of finished requests that failed for their user.
     pub failed: u64,
-    /// Those of them that new answered.
+    /// The number of finished requests that new answered.
     pub on_new: u64,
 }
 
-/// Ends a run early; what was released until then is still finished.
+/// A handle that ends a run early. Requests released until then are still finished.
 #[derive(Debug, Clone, Default)]
 pub struct StopHandle(Arc<AtomicBool>);
 
 impl StopHandle {
-    /// Releases no further request.
+    /// Stops the release of further requests.
     pub fn stop(&self) {
         self.0.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it was told to.
+    /// Whether the run was stopped.
     pub fn is_stopped(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -230,7 +233,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts a run on the present runtime.
+    /// Starts a run on the current runtime.
     pub fn start(plan: RunPlan) -> io::Result<Self> {
         let unusable = |error: UsageError| io::Error::new(io::ErrorKind::InvalidInput, error);
         plan.check().map_err(unusable)?;
@@ -275,28 +278,28 @@ impl Driver {
         })
     }
 
-    /// The instant that all times of the run count from.
+    /// Returns the instant from which all times of the run count.
     pub fn epoch(&self) -> Instant {
         self.start
     }
 
-    /// Follows the run.
+    /// Returns a receiver for the progress of the run.
     pub fn progress(&self) -> watch::Receiver<Progress> {
         self.progress.clone()
     }
 
-    /// Ends the run early.
+    /// Returns a handle that ends the run early.
     pub fn stop_handle(&self) -> StopHandle {
         self.stop.clone()
     }
 
-    /// Waits until every request has ended: at most the duration and one timeout.
+    /// Waits until every request has ended. This takes at most the duration and one timeout.
     pub async fn finish(mut self) -> io::Result<Measurement> {
         let mut records = Vec::new();
         while let Some(joined) = self.connections.join_next().await {
             records.append(&mut joined.map_err(io::Error::other)?);
         }
-        // The connections end only after the pacer has let go of the queue, so this does not block.
+        // The connections end only after the pacer has released the queue, so this does not block.
         let paced = self
             .pacer
             .join()
@@ -343,7 +346,7 @@ async fn serve_queue(shared: Arc<Shared>, line: Line) -> Vec<Record> {
 }
 
 impl Shared {
-    /// Makes one request and says how it ended.
+    /// Makes one request and returns how it ended.
     async fn request(&self, line: &Line, release: &Release) -> Record {
         let mut sent = None;
         let deadline = self.start + release.intended + self.timeout;
@@ -374,7 +377,7 @@ impl Shared {
     }
 }
 
-/// What every request has in common.
+/// What all requests have in common.
 #[derive(Debug)]
 struct Template {
     method: Method,
@@ -398,7 +401,7 @@ impl Template {
     }
 }
 
-/// A time as records keep it.
+/// Converts a duration to nanoseconds, as records store it.
 pub fn nanoseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }

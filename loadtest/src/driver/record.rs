@@ -1,11 +1,11 @@
-//! What is kept of every request. 48 bytes each, because a run keeps millions of them.
+//! The record that is kept of every request. It has 48 bytes, because a run keeps millions of them.
 
 use crate::users::Side;
 use http::StatusCode;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Why a request got no whole answer.
+/// The reason why a request got no complete answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransportFailure {
@@ -15,9 +15,9 @@ pub enum TransportFailure {
     Reset,
     /// The answer did not arrive in time.
     Timeout,
-    /// Never sent: no connection became free in time.
+    /// The request was never sent, because no connection became free in time.
     Waiting,
-    /// What arrived was not HTTP.
+    /// The received bytes were not HTTP.
     Protocol,
 }
 
@@ -31,7 +31,7 @@ impl TransportFailure {
         Self::Protocol,
     ];
 
-    /// The kind in one word.
+    /// Returns the kind in one word.
     pub fn name(self) -> &'static str {
         match self {
             Self::Connect => "connect",
@@ -46,19 +46,19 @@ impl TransportFailure {
 /// How a request ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// A whole answer arrived.
+    /// A complete answer arrived.
     Answered {
-        /// Its status.
+        /// The status of the answer.
         status: StatusCode,
-        /// The side it named, if it named one of the two.
+        /// The side that the answer named. `None` if it named neither of the two.
         side: Option<Side>,
     },
-    /// No whole answer arrived.
+    /// No complete answer arrived.
     Failed(TransportFailure),
 }
 
 impl Outcome {
-    /// Whether the user was hurt: no answer, or a server error.
+    /// Whether the request failed for its user: no answer, or a server error.
     pub fn is_failure(self) -> bool {
         match self {
             Self::Answered { status, .. } => status.is_server_error(),
@@ -66,7 +66,7 @@ impl Outcome {
         }
     }
 
-    /// The side that an answer named.
+    /// Returns the side that the answer named.
     pub fn side(self) -> Option<Side> {
         match self {
             Self::Answered { side, .. } => side,
@@ -75,26 +75,26 @@ impl Outcome {
     }
 }
 
-/// One request of a run; instants are nanoseconds since the start of the run.
+/// One request of a run. Instants are nanoseconds since the start of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Record {
-    /// Number of the user.
+    /// The number of the user.
     pub user: u32,
-    /// How it ended.
+    /// How the request ended.
     pub outcome: Outcome,
-    /// When it was to start.
+    /// The intended start.
     pub intended: u64,
-    /// When the pacer handed it over.
+    /// The time at which the pacer handed the request over.
     pub released: u64,
-    /// When a connection took it; none if none did.
+    /// The time at which a connection took the request. `None` if no connection did.
     pub sent: Option<u64>,
-    /// When the answer was whole, or given up.
+    /// The time at which the answer was complete or the request was abandoned.
     pub finished: u64,
 }
 
 impl Record {
-    /// The latency in nanoseconds, if it counts: answers of every status, and what was given up for
-    /// time (at what it had cost by then).
+    /// Returns the latency in nanoseconds, if it counts. Answers of every status count. Requests
+    /// that timed out count with the time they had taken by then.
     pub fn latency(&self) -> Option<u64> {
         match self.outcome {
             Outcome::Answered { .. }
@@ -113,15 +113,16 @@ impl Record {
 pub struct Measurement {
     /// The requests, in no particular order.
     pub records: Vec<Record>,
-    /// Time during which requests started: the planned duration, or less if it was stopped.
+    /// The time during which requests started: the planned duration, or less if the run was
+    /// stopped.
     pub paced: Duration,
-    /// Whether it was stopped before the planned duration.
+    /// Whether the run was stopped before the planned duration.
     pub stopped: bool,
 }
 
 impl Measurement {
-    /// Puts the records in the order in which they are judged: by user, each user's requests in the
-    /// order of sending; unsent ones say nothing of sides.
+    /// Sorts the records into the order in which they are judged: by user, and each user's requests
+    /// in the order of sending. Unsent requests give no evidence about sides.
     pub fn sort(&mut self) {
         self.records
             .sort_unstable_by_key(|record| (record.user, record.sent, record.intended));
@@ -133,7 +134,7 @@ mod tests {
     use super::Record;
 
     #[test]
-    fn a_record_is_as_small_as_the_module_says() {
+    fn a_record_has_the_documented_size() {
         assert_eq!(size_of::<Record>(), 48);
     }
 }

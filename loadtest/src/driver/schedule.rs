@@ -1,7 +1,7 @@
-//! When requests are to start: a pure sequence of instants, and the thread that keeps to it.
+//! The schedule of requests: a pure sequence of instants, and the thread that keeps to it.
 //!
-//! The pacer is a thread of its own because the timers of the runtime tick in milliseconds, which
-//! is coarser than the latencies measured here.
+//! The pacer has its own thread because the timers of the runtime tick in milliseconds, which is
+//! coarser than the latencies measured here.
 
 use crate::driver::{Release, StopHandle};
 use crate::users::UserDraws;
@@ -12,22 +12,23 @@ use std::thread;
 use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
-/// Longest single sleep of the pacer, so that it soon sees that it is to stop.
+/// The longest single sleep of the pacer, so that it soon notices a stop.
 const PACER_SLICE: Duration = Duration::from_millis(50);
-/// Makes the gaps between requests independent of the draws of users under the same seed.
+/// A constant that makes the gaps between requests independent of the draws of users under the same
+/// seed.
 const ARRIVAL_STREAM: u64 = 0x9e37_79b9_7f4a_7c15;
 
-/// How the intended starts are spread.
+/// The distribution of the intended starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Arrivals {
     /// Equal gaps.
     Constant,
-    /// Exponential gaps, as of many independent users.
+    /// Exponential gaps, as with many independent users.
     Poisson,
 }
 
-/// The intended starts of a run, as time since its start.
+/// The intended starts of a run, as times since its start.
 #[derive(Debug, Clone)]
 pub struct Schedule {
     rate: f64,
@@ -42,7 +43,8 @@ enum Gaps {
 }
 
 impl Schedule {
-    /// The starts from zero up to `duration`; the first of a constant schedule is at zero.
+    /// Creates the starts from zero up to `duration`. The first start of a constant schedule is at
+    /// zero.
     pub fn new(arrivals: Arrivals, rate: f64, duration: Duration, seed: u64) -> Self {
         let gaps = match arrivals {
             Arrivals::Constant => Gaps::Equal { issued: 0 },
@@ -65,13 +67,14 @@ impl Iterator for Schedule {
     fn next(&mut self) -> Option<Duration> {
         let seconds = match &mut self.gaps {
             Gaps::Equal { issued } => {
-                // From the count, not by adding gaps up: rounding must not drift.
+                // The start is computed from the count, not by adding gaps, so that rounding does
+                // not drift.
                 let seconds = *issued as f64 / self.rate;
                 *issued += 1;
                 seconds
             }
             Gaps::Exponential { seconds, random } => {
-                // 1 - u is in (0, 1], whose logarithm is finite.
+                // 1 - u is in (0, 1], so its logarithm is finite.
                 *seconds -= (1.0 - random.random::<f64>()).ln() / self.rate;
                 *seconds
             }
@@ -110,7 +113,7 @@ pub(super) fn pace(
             }
             thread::sleep((intended - now).min(PACER_SLICE));
         };
-        // A closed queue is seen on the next turn.
+        // A closed queue is noticed in the next iteration.
         let _ = release.send(Release {
             user: users.draw(),
             intended,
@@ -129,14 +132,14 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_constant_schedule_starts_at_zero_with_equal_gaps_and_ends_before_the_duration() {
+    fn a_constant_schedule_has_equal_gaps_from_zero_to_the_duration() {
         let starts: Vec<Duration> =
             Schedule::new(Arrivals::Constant, 4.0, Duration::from_secs(1), 1).collect();
         assert_eq!(starts, [0, 250, 500, 750].map(Duration::from_millis));
     }
 
     #[test]
-    fn a_poisson_schedule_repeats_under_its_seed_and_keeps_the_rate() {
+    fn a_poisson_schedule_repeats_for_a_seed_and_keeps_the_rate() {
         let starts = |seed| {
             Schedule::new(Arrivals::Poisson, 1_000.0, Duration::from_secs(10), seed)
                 .collect::<Vec<Duration>>()

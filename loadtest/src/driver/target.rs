@@ -1,8 +1,8 @@
-//! Where requests go: an address, and whom to trust there.
+//! The target of a load: an address, and which certificates to trust there.
 //!
-//! Anything but loopback has to be allowed, because a load generator is a weapon. TLS trusts one
-//! named authority or, when asked to, anybody: never the system's authorities, since what is loaded
-//! here is a stand with certificates of its own.
+//! Any address except loopback has to be allowed explicitly, because a load generator is a weapon.
+//! TLS trusts one named authority or, on request, any certificate. It never trusts the system's
+//! authorities, because the target is a test system with its own certificates.
 //!
 //! Deliberately absent: paths in a target (the plan has one), user names, and proxies on the way.
 
@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-/// Where the requests go.
+/// The target that receives the requests.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub(super) scheme: Scheme,
@@ -30,21 +30,21 @@ pub struct Target {
     pub(super) addresses: Vec<SocketAddr>,
 }
 
-/// Whom a client believes that speaks TLS.
+/// Which certificates a TLS client trusts.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Trust {
-    /// Nobody: only targets without TLS can be loaded.
+    /// No certificate: only targets without TLS can be loaded.
     #[default]
     Nobody,
-    /// Certificates that an authority of this PEM file signed.
+    /// Certificates signed by an authority in this PEM file.
     Authority(PathBuf),
     /// Any certificate.
     Anybody,
 }
 
 impl Target {
-    /// Reads and resolves `http://host:port` or `https://host:port`. Anything but loopback needs
-    /// `allow_remote`.
+    /// Parses and resolves `http://host:port` or `https://host:port`. Any address except loopback
+    /// needs `allow_remote`.
     pub async fn resolve(text: &str, allow_remote: bool) -> Result<Self, UsageError> {
         let wrong = || {
             UsageError::new(format!(
@@ -75,7 +75,7 @@ impl Target {
                     80
                 }
             }
-            // A port that is none, such as 99999, must not become the default one.
+            // An invalid port, such as 99999, must not become the default port.
             None => return Err(wrong()),
         };
         let addresses: Vec<SocketAddr> = tokio::net::lookup_host((host, port))
@@ -104,12 +104,12 @@ impl Target {
         }
     }
 
-    /// Host and port.
+    /// Returns the host and port.
     pub fn authority(&self) -> &str {
         self.authority.as_str()
     }
 
-    /// What it resolved to.
+    /// Returns the resolved addresses.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
@@ -119,7 +119,7 @@ impl Target {
         self.scheme == Scheme::HTTPS
     }
 
-    /// The name that its certificate has to carry.
+    /// Returns the name that the target's certificate has to carry.
     pub(super) fn server_name(&self) -> Result<ServerName<'static>, UsageError> {
         let host = self.authority.host().trim_matches(['[', ']']).to_owned();
         ServerName::try_from(host.clone()).map_err(|_| {
@@ -136,7 +136,7 @@ impl fmt::Display for Target {
     }
 }
 
-/// What a client says in its hello, with these protocols to choose from.
+/// Creates the TLS configuration of a client that offers these protocols.
 pub(super) fn client_config(
     trust: &Trust,
     protocols: &[&[u8]],
@@ -181,7 +181,7 @@ pub(super) fn client_config(
     Ok(Arc::new(config))
 }
 
-/// Believes any certificate, but not that somebody has its key who has not.
+/// A verifier that trusts any certificate, but still checks that the server holds its private key.
 #[derive(Debug)]
 struct Credulous(WebPkiSupportedAlgorithms);
 
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_target_is_a_scheme_and_a_place_without_a_path() {
+    async fn a_target_is_a_scheme_and_an_authority_without_a_path() {
         for text in [
             "127.0.0.1:8080",
             "ftp://127.0.0.1:8080",
@@ -280,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn tls_needs_somebody_to_trust() {
+    fn tls_needs_an_authority_to_trust() {
         let message = client_config(&Trust::Nobody, &[b"h2"])
             .expect_err("nobody")
             .to_string();

@@ -1,8 +1,8 @@
-//! Charts as SVG, drawn by hand: no script, nothing from elsewhere, colours by classes so that the
+//! Charts as SVG. They are drawn without scripts or external resources. Colours are classes, so the
 //! page can be light or dark.
 //!
-//! A chart is data with two axes; drawing is a pure function of it. Values are read by pointing at
-//! a time, which shows all series of that time.
+//! A chart is data with two axes, and drawing is a pure function of that data. Pointing at a time
+//! shows the values of all series at that time.
 
 use crate::html::escape;
 use std::fmt::Write;
@@ -14,12 +14,12 @@ const RIGHT: f64 = 26.0;
 const TOP: f64 = 22.0;
 const BOTTOM: f64 = 26.0;
 
-/// How the values of an axis are spread.
+/// The scale of an axis.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Scale {
-    /// Equal differences.
+    /// Equal distances mean equal differences.
     Linear,
-    /// Equal ratios.
+    /// Equal distances mean equal ratios.
     Log,
 }
 
@@ -32,55 +32,56 @@ pub enum Shape {
     Bars,
 }
 
-/// Values that belong together.
+/// A named sequence of values.
 #[derive(Debug, Clone)]
 pub struct Series {
-    /// Its name in the legend.
+    /// The name in the legend.
     pub name: &'static str,
-    /// Its colour, a class of the page.
+    /// The colour, as a CSS class of the page.
     pub class: &'static str,
-    /// How it is drawn.
+    /// How the series is drawn.
     pub shape: Shape,
-    /// Where, and how much.
+    /// The points: position and value.
     pub points: Vec<(f64, f64)>,
 }
 
-/// A time with a number at it.
+/// A time marked with a number.
 #[derive(Debug, Clone)]
 pub struct Mark {
-    /// Where.
+    /// The position on the horizontal axis.
     pub x: f64,
     /// The number.
     pub label: String,
-    /// Words for those who point at it.
+    /// The text shown when a reader points at the mark.
     pub words: String,
 }
 
-/// A chart.
+/// A chart with two axes.
 pub struct Chart<'write> {
-    /// What it shows.
+    /// The title.
     pub title: &'static str,
-    /// The horizontal axis.
+    /// The range of the horizontal axis.
     pub x: (f64, f64),
-    /// Its labels: values and words. Ticks of a linear axis are found when there are none.
+    /// The labels of the horizontal axis, as values and words. If there are none, the ticks of a
+    /// linear axis are computed.
     pub x_ticks: Vec<(f64, String)>,
-    /// How its values are written.
+    /// The formatter for the values of the horizontal axis.
     pub x_words: &'write dyn Fn(f64) -> String,
-    /// The vertical axis.
+    /// The scale of the vertical axis.
     pub scale: Scale,
-    /// How its values are written.
+    /// The formatter for the values of the vertical axis.
     pub y_words: &'write dyn Fn(f64) -> String,
-    /// What is drawn.
+    /// The series to draw.
     pub series: Vec<Series>,
-    /// Marked places.
+    /// The marked times.
     pub marks: Vec<Mark>,
 }
 
 impl Chart<'_> {
-    /// The chart with its title and legend.
+    /// Draws the chart with its title and legend.
     pub fn svg(&self) -> String {
         let mut out = String::new();
-        // A string takes all that is written to it.
+        // Writing to a string does not fail.
         let _ = write!(out, "<figure><figcaption><b>{}</b>", escape(self.title));
         for series in &self.series {
             let _ = write!(
@@ -260,7 +261,7 @@ impl Chart<'_> {
         }
     }
 
-    /// A field over each place of the first series, with the values of all of them.
+    /// Adds a hover area at each point of the first series, with the values of all series.
     fn hovers(&self, out: &mut String) {
         let Some(first) = self.series.iter().max_by_key(|series| series.points.len()) else {
             return;
@@ -285,10 +286,10 @@ impl Chart<'_> {
     }
 }
 
-/// Where an axis may end, times a power of ten: its quarters are read easily.
+/// The ends of an axis, times a power of ten. Their quarters are easy to read.
 const ENDS: [f64; 7] = [1.0, 2.0, 2.5, 4.0, 5.0, 8.0, 10.0];
 
-/// The next of these numbers times a power of ten.
+/// Returns the next higher of these numbers times a power of ten.
 fn ceiling(value: f64, numbers: &[f64]) -> f64 {
     let power = 10_f64.powf(value.log10().floor());
     numbers
@@ -327,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chart_escapes_all_words_and_has_no_number_that_is_none() {
+    fn a_chart_escapes_all_words_and_contains_no_nan() {
         for scale in [Scale::Linear, Scale::Log] {
             for points in [
                 vec![],

@@ -1,8 +1,8 @@
-//! The report as one HTML file that needs nothing else: no script, no font, no address of anybody.
+//! The report as one self-contained HTML file: no script, no font, no external address.
 //!
-//! What was asked and whether it holds stands first, then the numbers, then the charts they came
-//! from, then everything that is needed to do it again. What others have written (names, paths,
-//! messages) is escaped wherever it stands.
+//! The page starts with the expectations and whether they hold. The numbers follow, then the charts
+//! they came from, then everything needed to repeat the run. Text from outside (names, paths,
+//! messages) is escaped everywhere.
 
 mod chart;
 mod page;
@@ -17,12 +17,12 @@ use crate::scenario::outcome::RunOutcome;
 use crate::websockets::WebSocketReport;
 use std::collections::BTreeMap;
 
-/// The report of a scenario.
+/// Returns the report of a scenario.
 pub fn of_scenario(outcome: &Outcome) -> String {
     page::page(outcome)
 }
 
-/// The report of a single run.
+/// Returns the report of a single run.
 pub fn of_run(
     plan: &RunPlan,
     measurement: &Measurement,
@@ -74,7 +74,7 @@ pub fn of_run(
     })
 }
 
-/// Text as it may stand in HTML, in attributes, too.
+/// Escapes text for HTML, including attributes.
 fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -100,7 +100,7 @@ mod tests {
     use http::uri::PathAndQuery;
 
     #[test]
-    fn nothing_that_opens_a_tag_or_ends_an_attribute_is_left() {
+    fn escaped_text_cannot_open_a_tag_or_end_an_attribute() {
         assert_eq!(
             escape("<a href=\"x\" b='y'>&"),
             "&lt;a href=&quot;x&quot; b=&#39;y&#39;&gt;&amp;"
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_page_is_whole_escaped_and_needs_nothing_from_elsewhere() {
+    async fn a_page_is_complete_escaped_and_self_contained() {
         let target = Target::resolve("http://127.0.0.1:1", false)
             .await
             .expect("a target");

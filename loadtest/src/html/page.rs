@@ -1,4 +1,4 @@
-//! The page: head, verdicts, numbers over runs, each run, and how to do it again.
+//! The page: head, verdicts, numbers over runs, each run, and how to repeat it.
 
 use crate::html::chart::{Chart, Scale, Series, Shape};
 use crate::html::escape;
@@ -35,10 +35,10 @@ summary { cursor: pointer; font-weight: 600; } pre { overflow-x: auto; font-size
 @media print { section { break-inside: avoid; } }
 ";
 
-/// The whole page.
+/// Returns the whole page.
 pub(super) fn page(outcome: &Outcome) -> String {
     let mut out = String::new();
-    // A string takes all that is written to it.
+    // Writing to a string does not fail.
     let _ = write!(
         out,
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n<title>{}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<h1>{}</h1>\n",
@@ -179,7 +179,8 @@ fn over_runs(out: &mut String, numbers: &[OverRuns]) {
     out.push_str("</section>\n");
 }
 
-/// The run that is shown at once: with the most failures, and of those the slowest.
+/// Returns the index of the run that is shown first: the one with the most failures and, among
+/// equals, the slowest.
 fn worst(runs: &[RunOutcome]) -> usize {
     runs.iter()
         .enumerate()

@@ -1,5 +1,5 @@
-//! Reading one answer of a stub through a proxy, and nothing else: the least work that still
-//! notices every other answer.
+//! The reading of one stub answer through a proxy: the least work that still detects every other
+//! answer.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,15 +10,15 @@ use tokio::net::TcpStream;
 use crate::peers::stub::{answer_bytes, mark};
 use crate::users::Side;
 
-/// More than any answer has: a head and its body.
+/// Returns a size larger than any answer with its head and body.
 pub fn most_answer_bytes() -> usize {
     16 * 1024 + answer_bytes()
 }
 
-/// Reads one whole answer and says whose it is.
+/// Reads one complete answer and returns its side.
 ///
 /// # Errors
-/// When the connection ends or something else arrives.
+/// Fails if the connection ends or anything else is received.
 pub async fn read_answer(
     stream: &mut (impl AsyncRead + Unpin),
     buffer: &mut [u8],
@@ -39,19 +39,19 @@ pub async fn read_answer(
     }
 }
 
-/// Asks once on an open connection.
+/// Sends one request on an open connection and reads the answer.
 ///
 /// # Errors
-/// When a stub's answer does not come.
+/// Fails if no answer of a stub is received.
 pub async fn ask_on(stream: &mut TcpStream, request: &[u8], buffer: &mut [u8]) -> io::Result<Side> {
     stream.write_all(request).await?;
     read_answer(stream, buffer).await
 }
 
-/// Asks once on a connection of its own.
+/// Sends one request on a new connection and reads the answer.
 ///
 /// # Errors
-/// When a stub's answer does not come.
+/// Fails if no answer of a stub is received.
 pub async fn ask_once(address: SocketAddr, request: &[u8]) -> io::Result<Side> {
     ask_on(
         &mut TcpStream::connect(address).await?,
@@ -61,8 +61,8 @@ pub async fn ask_once(address: SocketAddr, request: &[u8]) -> io::Result<Side> {
     .await
 }
 
-/// Whose whole answer this is; `None` while it is a part of one, an error when it is not going to
-/// be one.
+/// Returns the side of a complete answer. Returns `None` while the answer is incomplete, and an
+/// error if it cannot become a valid one.
 fn whole(answer: &[u8]) -> io::Result<Option<Side>> {
     let Some(end_of_head) = answer.windows(4).position(|four| four == b"\r\n\r\n") else {
         return Ok(None);
@@ -100,7 +100,7 @@ mod tests {
     use crate::peers::stub::BODY_BYTES;
 
     #[test]
-    fn only_a_whole_answer_of_a_backend_counts_and_says_its_side() {
+    fn only_a_complete_backend_answer_counts_and_names_its_side() {
         let answer = |status: &str, body: &[u8]| {
             [
                 format!("HTTP/1.1 {status}\r\ncontent-length: 1024\r\n\r\n").as_bytes(),

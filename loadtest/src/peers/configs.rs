@@ -1,8 +1,9 @@
-//! The files that the proxies are started with: the same job in three languages.
+//! The configuration files of the proxies: the same job in three languages.
 //!
-//! The job: a user, named by `x-user-id`, belongs to new if a hash of his name says so, [`PERCENT`]
-//! of a hundred do, and what the backend is told of client and side is the proxy's word and not the
-//! client's. Connections are kept on both sides, for as many requests as there are.
+//! The job: a user, named by `x-user-id`, belongs to new if a hash of the user's name says so,
+//! which holds for [`PERCENT`] of a hundred. What the backend is told about client and side comes
+//! from the proxy and not from the client. Connections are kept on both sides, for an unlimited
+//! number of requests.
 //!
 //! | for each request | cutover | HAProxy | nginx |
 //! |---|---|---|---|
@@ -13,10 +14,11 @@
 //! | side, and why | side, bucket, reason, rollout | side, bucket | side |
 //! | trace context | made or continued | not done | not done |
 //! | counters and histograms of each side, guard, percentage that changes at run time | done | counters of a backend; no guard | not done |
-//! | line of the access log, in JSON | written by a thread of its own | one write for each line | buffered, 64 KiB |
+//! | line of the access log, in JSON | written by a separate thread | one write for each line | buffered, 64 KiB |
 //!
 //! Deliberately absent: TLS, health checks, and any tuning that an operator of the other program
-//! would not recognise: what is set is what the job needs, or a limit that would end the run.
+//! would not recognise. Every setting is needed for the job or raises a limit that would end the
+//! run.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,11 +26,11 @@ use std::path::Path;
 use crate::peers::population::PERCENT;
 use crate::peers::stub::Stubs;
 
-/// More connections than any phase opens, and few enough for the usual limits on open files.
+/// A limit above the connections of any phase, and low enough for the usual limits on open files.
 const MOST_CONNECTIONS: usize = 6_000;
 
-/// The file of cutover: one rollout with the default guard. Metrics and headers need no key to be
-/// on.
+/// Returns the configuration file of Cutover: one rollout with the default guard. Metrics and
+/// headers are on by default.
 pub fn cutover(listen: SocketAddr, stubs: Stubs, state: &Path, access: &str) -> String {
     let Stubs { legacy, new } = stubs;
     format!(
@@ -53,7 +55,7 @@ key = ["header:x-user-id"]
     )
 }
 
-/// The file of HAProxy. Its log goes to standard output.
+/// Returns the configuration file of HAProxy. Its log goes to standard output.
 pub fn haproxy(listen: SocketAddr, stubs: Stubs, threads: usize, has_log: bool) -> String {
     let Stubs { legacy, new } = stubs;
     let (log_target, log_format) = if has_log {
@@ -106,7 +108,8 @@ const HAPROXY_LOG: &str = r#"    log global
     log-format '{"@timestamp":"%[date,utime(%Y-%m-%dT%H:%M:%SZ)]","http.request.method":"%HM","url.path":"%HPO","http.response.status_code":%ST,"backend":"%b","bucket":%[var(txn.bucket)],"client.address":"%ci","server.address":"%si:%sp","duration_ms":%Ta,"http.response.bytes":%B,"http.request.id":"%ID"}'
 "#;
 
-/// The file of nginx, which keeps everything it writes in this folder but the access log.
+/// Returns the configuration file of nginx. It keeps everything it writes in this folder, except
+/// for the access log.
 pub fn nginx(
     listen: SocketAddr,
     stubs: Stubs,
@@ -206,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn each_file_has_the_ports_the_share_and_the_backends_on_their_sides() {
+    fn each_file_has_the_ports_the_share_and_both_backends() {
         let (listen, stubs) = parts();
         let folder = Path::new("/run/peers");
         expect(
@@ -244,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn nginx_writes_into_its_folder_only() {
+    fn nginx_writes_only_into_its_folder() {
         let (listen, stubs) = parts();
         let text = nginx(listen, stubs, 1, Path::new("/run/peers"), None);
         for line in text
@@ -256,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_is_asked_for_only_where_there_is_to_be_one() {
+    fn a_log_is_configured_only_if_requested() {
         let (listen, stubs) = parts();
         expect(
             &haproxy(listen, stubs, 1, true),

@@ -1,8 +1,8 @@
-//! One drive of one proxy: a load for some seconds, and what the proxy spent on it meanwhile.
+//! One drive of one proxy: a load of some seconds, and the resources that the proxy spent on it.
 //!
-//! CPU per request and not requests per second, because the latter moves with every neighbour on
-//! the machine. Figures are taken between two instants within the load, so that neither the opening
-//! of connections nor the last answers are in them.
+//! The measure is CPU per request and not requests per second, because the latter varies with every
+//! other process on the machine. Figures are taken between two instants within the load, so they
+//! include neither the opening of connections nor the last answers.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -15,35 +15,35 @@ use crate::peers::peer::Running;
 use crate::peers::population::{After, Requests, requests};
 use crate::peers::process;
 
-/// The least share of an open loop's rate that has to be answered; a load that cannot keep up would
-/// measure itself.
+/// The smallest share of an open loop's rate that has to be answered. A load that cannot keep up
+/// would measure itself.
 const REACHED: f64 = 0.98;
-/// The most of its time that a proxy's core may have spent on other work in a calm round.
+/// The largest share of its time that a proxy's core may have spent on other work in a calm round.
 const CALM_LOST: f64 = 0.05;
 
-/// The latest that the load itself may have been at p99 in a calm round, in microseconds. Its
-/// lateness is in every latency.
+/// The largest p99 lateness of the load itself in a calm round, in microseconds. This lateness is
+/// part of every latency.
 const CALM_LATE_US: f64 = 500.0;
 
-/// What all drives of a run have in common.
+/// The conditions that all drives of a run share.
 #[derive(Clone, Debug)]
 pub struct Conditions {
-    /// Before the measured time.
+    /// The time before the measured time.
     pub warm_up: Duration,
     /// The measured time.
     pub measured: Duration,
-    /// Connections of the load.
+    /// The number of connections of the load.
     pub connections: usize,
-    /// The core of the proxies, if they are kept to one.
+    /// The core of the proxies. `None` if they are not pinned to one.
     pub core: Option<usize>,
-    /// What is sent on kept connections.
+    /// The requests sent on kept connections.
     pub kept: Requests,
-    /// What is sent on connections of their own.
+    /// The requests that each get a connection of their own.
     pub closing: Requests,
 }
 
 impl Conditions {
-    /// The usual requests under these conditions.
+    /// Creates the usual requests under these conditions.
     pub fn new(
         warm_up: Duration,
         measured: Duration,
@@ -61,39 +61,40 @@ impl Conditions {
     }
 }
 
-/// What one drive of one proxy showed.
+/// The result of one drive of one proxy.
 #[derive(Clone, Debug, Serialize)]
 pub struct Drive {
-    /// CPU time of the proxy over the requests answered meanwhile.
+    /// The CPU time of the proxy per request answered, in microseconds.
     pub cpu_us_per_request: f64,
-    /// Requests answered in a second.
+    /// The number of requests answered per second.
     pub requests_per_second: f64,
-    /// CPU time of the proxy over time.
+    /// The CPU time of the proxy divided by the elapsed time.
     pub busy: f64,
-    /// What other work took of the proxy's core, over time. None if it is not kept to one.
+    /// The share of time that other work took of the proxy's core. `None` if the proxy is not
+    /// pinned to one.
     pub lost: Option<f64>,
-    /// CPU time of load and backends over time.
+    /// The CPU time of load and backends divided by the elapsed time.
     pub load_busy: f64,
-    /// Requests without a backend's answer.
+    /// The number of requests without an answer of a backend.
     pub failed: u64,
-    /// What the first of them met.
+    /// The error of the first failed request.
     pub first_failure: Option<String>,
-    /// Of an open loop.
+    /// The measurements that only an open loop has.
     pub open: Option<Open>,
 }
 
-/// What only an open loop knows.
+/// The measurements that only an open loop has.
 #[derive(Clone, Debug, Serialize)]
 pub struct Open {
-    /// The rate that was asked for.
+    /// The intended rate, in requests per second.
     pub rate: f64,
-    /// Latencies in microseconds from the intended start.
+    /// The latencies in microseconds from the intended start.
     pub latency_us: Option<Quantiles>,
-    /// How late the load itself was.
+    /// The lateness of the load itself, in microseconds.
     pub lateness_us: Option<Quantiles>,
 }
 
-/// Quantiles of one drive.
+/// The quantiles of one drive.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 #[allow(missing_docs)] // Their names say it.
 pub struct Quantiles {
@@ -104,7 +105,8 @@ pub struct Quantiles {
 }
 
 impl Quantiles {
-    /// The quantiles in microseconds of what was recorded in nanoseconds; none of nothing.
+    /// Converts a histogram in nanoseconds to quantiles in microseconds. Returns `None` if it is
+    /// empty.
     fn of(recorded: &Histogram<u64>) -> Option<Self> {
         let at = |quantile| recorded.value_at_quantile(quantile) as f64 / 1_000.0;
         (!recorded.is_empty()).then(|| Self {
@@ -117,14 +119,15 @@ impl Quantiles {
 }
 
 impl Drive {
-    /// Whether an open loop's rate was answered.
+    /// Whether enough of an open loop's rate was answered.
     pub fn has_reached_its_rate(&self) -> bool {
         self.open
             .as_ref()
             .is_none_or(|open| self.requests_per_second >= open.rate * REACHED)
     }
 
-    /// Whether the proxy had its core to itself and got what it was to get when it was to get it.
+    /// Whether the proxy had its core to itself and received the requests on time and at the
+    /// intended rate.
     pub fn is_calm(&self) -> bool {
         let late = self
             .open
@@ -137,7 +140,7 @@ impl Drive {
     }
 }
 
-/// An instant within a load.
+/// The counters at one instant within a load.
 struct Sample {
     at: Instant,
     cpu: Duration,
@@ -161,7 +164,7 @@ impl Sample {
 /// Drives a proxy at this pace.
 ///
 /// # Errors
-/// When it ends or answers nothing.
+/// Fails if the proxy ends or answers nothing.
 pub async fn drive(proxy: &mut Running, pace: Pace, conditions: &Conditions) -> io::Result<Drive> {
     let Conditions {
         warm_up,
@@ -233,8 +236,8 @@ pub async fn drive(proxy: &mut Running, pace: Pace, conditions: &Conditions) -> 
     })
 }
 
-/// The order of the rows in this round: another one is first each time, so that none always follows
-/// the same neighbour's noise.
+/// Returns the order of the rows in this round. A different row is first each time, so no row
+/// always follows the same neighbour's noise.
 pub fn turned(rows: usize, round: usize) -> impl Iterator<Item = usize> {
     (0..rows).map(move |turn| (round + turn) % rows)
 }
@@ -243,7 +246,7 @@ pub fn turned(rows: usize, round: usize) -> impl Iterator<Item = usize> {
 pub(super) mod tests {
     use super::*;
 
-    /// A drive with these figures and nothing wrong.
+    /// Returns a drive with these figures and without any problem.
     pub(crate) fn of(cpu_us_per_request: f64, p99: Option<f64>) -> Drive {
         let quantiles = |p99| {
             Some(Quantiles {
@@ -271,13 +274,13 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn every_row_is_first_once() {
+    fn every_row_is_first_in_one_round() {
         let orders: Vec<Vec<usize>> = (0..4).map(|round| turned(3, round).collect()).collect();
         assert_eq!(orders, [[0, 1, 2], [1, 2, 0], [2, 0, 1], [0, 1, 2]]);
     }
 
     #[test]
-    fn a_round_is_calm_when_core_and_rate_were_had() {
+    fn a_round_is_calm_if_the_core_was_free_and_the_rate_was_reached() {
         assert!(of(10.0, None).is_calm());
         assert!(of(10.0, Some(5.0)).is_calm());
         assert!(

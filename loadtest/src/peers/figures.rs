@@ -1,19 +1,19 @@
 //! Medians with their range. A mean would carry one disturbed round into the result, and these
 //! machines are shared.
 
-/// The middle of some figures, and how far they spread.
+/// The median of some figures, and their range.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Spread {
-    /// The median; for an even count the mean of the two in the middle.
+    /// The median. For an even count it is the mean of the two middle figures.
     pub median: f64,
-    /// The smallest.
+    /// The smallest figure.
     pub min: f64,
-    /// The largest.
+    /// The largest figure.
     pub max: f64,
 }
 
 impl Spread {
-    /// The spread of these figures; `None` of none.
+    /// Returns the spread of these figures, or `None` if there are none.
     pub fn of(figures: impl IntoIterator<Item = f64>) -> Option<Self> {
         let mut sorted: Vec<f64> = figures.into_iter().collect();
         sorted.sort_unstable_by(f64::total_cmp);
@@ -27,7 +27,7 @@ impl Spread {
         })
     }
 
-    /// The median and, where there is one, the range with so many decimals.
+    /// Formats the median and, if the figures differ, the range with the given number of decimals.
     pub fn text(&self, decimals: usize) -> String {
         if self.min == self.max {
             return format!("{:.decimals$}", self.median);
@@ -44,7 +44,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_median_is_in_the_middle_whatever_the_order() {
+    fn the_median_does_not_depend_on_the_order() {
         assert_eq!(
             Spread::of([3.0, 1.0, 2.0]),
             Some(Spread {

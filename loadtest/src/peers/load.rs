@@ -1,17 +1,19 @@
-//! The load: requests over kept connections as fast as answered ones allow, or at a fixed rate, or
-//! each over a connection of its own.
+//! The load: requests over kept connections as fast as the answers allow, or at a fixed rate, or
+//! each over a new connection.
 //!
-//! *Closed*: each connection sends its next request when the last one is answered. It saturates the
-//! proxy, which is what CPU per request is asked at; it has no latencies, since a closed loop hides
-//! stalls. *Open*: requests have an intended start, and latencies are taken from it, whatever the
-//! proxy was doing then. *Reconnecting* is a closed loop with new connections.
+//! *Closed*: each connection sends its next request when the previous one is answered. It saturates
+//! the proxy, which is the condition for measuring CPU per request. It has no latencies, because a
+//! closed loop hides stalls. *Open*: requests have an intended start, and latencies are measured
+//! from it, whatever the proxy was doing then. *Reconnecting* is a closed loop with new
+//! connections.
 //!
-//! It lives on one thread beside the backends, so it must be cheap: sockets and prepared bytes
-//! instead of the HTTP client of the other generator, and a histogram instead of a record for
-//! each request. The pacer writes to an idle connection itself, and the task of that connection
-//! only reads. The timers of the runtime tick in milliseconds, so the pacer is a thread that
-//! sleeps, without the slack that the kernel usually allows itself. Each request is of another user
-//! than the one before, so a connection goes from one side to the other as behind a load balancer.
+//! The load lives on one thread next to the backends, so it must be cheap. It uses sockets and
+//! prepared bytes instead of the HTTP client of the other generator, and a histogram instead of a
+//! record for each request. The pacer itself writes to an idle connection, and the task of that
+//! connection only reads. The timers of the runtime tick in milliseconds, so the pacer is a thread
+//! that sleeps, without the slack that the kernel usually allows itself. Consecutive requests
+//! belong to different users, so a connection alternates between the sides as behind a load
+//! balancer.
 //!
 //! Deliberately absent: bodies, pipelining, and sending anything twice.
 
@@ -40,61 +42,63 @@ use crate::users::Side;
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_millis(10);
 /// How long the last answers may take after [`Load::stop`].
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
-/// Longest single sleep of the pacer.
+/// The longest single sleep of the pacer.
 const PACER_SLICE: Duration = Duration::from_millis(50);
-/// Latencies above this count as this one, in nanoseconds.
+/// The highest recorded latency, in nanoseconds. Higher latencies count as this one.
 const MOST_LATENCY_NS: u64 = 60_000_000_000;
 
-/// When a request is sent.
+/// The rule for when a request is sent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Pace {
-    /// When the last one on its connection is answered.
+    /// A request is sent when the previous one on its connection is answered.
     Closed,
-    /// So many in a second, at equal gaps, whatever the proxy does.
+    /// Requests are sent at a fixed rate with equal gaps, whatever the proxy does.
     Open {
-        /// Requests per second.
+        /// The rate, in requests per second.
         rate: f64,
     },
-    /// When the last one is answered, each on a new connection.
+    /// A request is sent on a new connection when the previous one is answered.
     Reconnecting,
 }
 
-/// What to ask whom.
+/// The plan of a load.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// The proxy.
+    /// The address of the proxy.
     pub address: SocketAddr,
-    /// Connections, and so the most requests in flight.
+    /// The number of connections, which is also the limit of requests in flight.
     pub connections: usize,
-    /// When a request is sent.
+    /// The rule for when a request is sent.
     pub pace: Pace,
-    /// Intended starts, from the start of the load, whose latencies count.
+    /// The range of intended starts, relative to the start of the load, whose latencies count.
     pub measured: Range<Duration>,
-    /// What is sent, in this order and from the beginning again.
+    /// The requests that are sent in this order, repeated from the beginning.
     pub requests: Requests,
 }
 
-/// A load that is running. Dropping it stops it.
+/// A running load. Dropping it stops it.
 #[derive(Debug)]
 pub struct Load {
     shared: Arc<Shared>,
     threads: Vec<thread::JoinHandle<()>>,
 }
 
-/// What a load saw from its start to its end.
+/// The result of a load from its start to its end.
 #[derive(Clone, Debug)]
 pub struct Seen {
-    /// Nanoseconds from the intended start to the end of the answer; empty but for an open loop.
+    /// The nanoseconds from the intended start to the end of the answer. Empty except for an open
+    /// loop.
     pub latency_ns: Histogram<u64>,
-    /// Nanoseconds from the intended start to when the pacer got to it: the load's own fault.
+    /// The nanoseconds from the intended start to the moment the pacer got to it. This delay is
+    /// the load's own fault.
     pub lateness_ns: Histogram<u64>,
-    /// Where the users were seen, those given to [`Load::start`] included.
+    /// The sides on which the users were seen, including the sightings given to [`Load::start`].
     pub sightings: Sightings,
-    /// Requests answered as they should be.
+    /// The number of requests with the expected answer.
     pub answered: u64,
-    /// Requests without an answer, or with another one than a backend's.
+    /// The number of requests without an answer, or with an answer that is not a backend's.
     pub failed: u64,
-    /// What the first of them met.
+    /// The error of the first failed request.
     pub first_failure: Option<String>,
 }
 
@@ -110,9 +114,10 @@ struct Shared {
 #[derive(Debug)]
 struct State {
     lines: Vec<Line>,
-    /// Connections that wait for a request, the longest first: all of them are used alike.
+    /// The idle connections, the one that has waited longest first. All of them are therefore used
+    /// equally.
     idle: VecDeque<usize>,
-    /// Intended starts that wait for a connection.
+    /// The intended starts that wait for a connection.
     due: VecDeque<Duration>,
     in_flight: usize,
     next_user: usize,
@@ -120,7 +125,7 @@ struct State {
     seen: Seen,
 }
 
-/// A connection as the pacer sees it.
+/// A connection from the pacer's point of view.
 #[derive(Debug, Default)]
 struct Line {
     writer: Option<OwnedWriteHalf>,
@@ -134,10 +139,10 @@ struct Asked {
 }
 
 impl Load {
-    /// Begins, on a thread of its own.
+    /// Starts a load on its own thread.
     ///
     /// # Errors
-    /// When there is no thread or no timer.
+    /// Fails if no thread or no timer is available.
     pub fn start(plan: Plan, sightings: Sightings) -> io::Result<Self> {
         let histogram =
             || Histogram::new_with_bounds(1, MOST_LATENCY_NS, 3).map_err(io::Error::other);
@@ -188,18 +193,18 @@ impl Load {
         Ok(load)
     }
 
-    /// When it began; what [`Plan::measured`] is relative to.
+    /// Returns the start of the load. [`Plan::measured`] is relative to it.
     pub fn started(&self) -> Instant {
         self.shared.start
     }
 
-    /// Requests answered as they should be until now.
+    /// Returns the number of requests with the expected answer so far.
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::Relaxed)
     }
 
-    /// Sends no further request, waits for the last answers, so that the proxy sees no client give
-    /// up, and says what was seen.
+    /// Stops sending, waits for the last answers so that no client abandons its request, and
+    /// returns the result.
     pub fn stop(mut self) -> Seen {
         self.join();
         Seen {
@@ -211,7 +216,7 @@ impl Load {
     fn join(&mut self) {
         self.shared.stopping.notify_one();
         for thread in self.threads.drain(..) {
-            // A load thread that panicked has said so on standard error already.
+            // A load thread that panicked has already reported it on standard error.
             let _ = thread.join();
         }
     }
@@ -249,15 +254,16 @@ async fn work(shared: Arc<Shared>) {
 
 /// Releases requests at their intended starts until the load is stopped.
 fn pace(shared: &Shared, rate: f64) {
-    // Refused, it costs lateness, which is reported.
+    // If this is refused, it costs lateness, which is reported.
     let _ = set_current_timer_slack(NonZeroU64::new(1));
     let mut released = 0_u64;
     loop {
-        // From the count, not by adding gaps up: rounding must not drift.
+        // The start is computed from the count, not by adding gaps, so that rounding does not
+        // drift.
         let intended = Duration::from_secs_f64(released as f64 / rate);
         let now = shared.start.elapsed();
         if now < intended {
-            // In slices, so that a slow load soon sees that it is to stop.
+            // The pacer sleeps in slices, so that a slow load soon notices a stop.
             thread::sleep((intended - now).min(PACER_SLICE));
         }
         let now = shared.start.elapsed();
@@ -278,7 +284,7 @@ fn pace(shared: &Shared, rate: f64) {
     }
 }
 
-/// One kept connection to the end of the load, opened again whenever it breaks.
+/// Runs one kept connection until the load ends, and reopens it whenever it breaks.
 async fn keep(shared: Arc<Shared>, line: usize) {
     let mut buffer = vec![0; most_answer_bytes()];
     loop {
@@ -310,8 +316,8 @@ async fn answers(
     }
 }
 
-/// Requests one after the other, each on a connection that the proxy closes: who closes first keeps
-/// the port for a minute, and the load would run out of them.
+/// Sends requests one after another, each on a connection that the proxy closes. The side that
+/// closes first keeps the port for a minute, and the load would run out of ports.
 async fn reconnect(shared: Arc<Shared>) {
     let mut buffer = vec![0; most_answer_bytes()];
     loop {
@@ -363,10 +369,10 @@ impl Shared {
 }
 
 impl State {
-    /// A request is to start.
+    /// Handles the intended start of a request.
     fn release(&mut self, intended: Duration, requests: &Requests) {
         while let Some(line) = self.idle.pop_front() {
-            // One that broke and came back is in the queue twice.
+            // A connection that broke and was reopened is in the queue twice.
             if self.lines[line].writer.is_some() && self.lines[line].asked.is_none() {
                 return self.ask(line, intended, requests);
             }
@@ -374,7 +380,7 @@ impl State {
         self.due.push_back(intended);
     }
 
-    /// A connection can take a request.
+    /// Handles a connection that can take a request.
     fn freed(&mut self, line: usize, plan: &Plan, start: Instant) {
         let next = match plan.pace {
             _ if self.stopped => None,
@@ -398,8 +404,8 @@ impl State {
             .as_ref()
             .map(|writer| writer.try_write(&requests[user]));
         if !matches!(written, Some(Ok(count)) if count == requests[user].len()) {
-            // Sends the end of the stream, so the reading task gets an end, too, and counts this as
-            // a failure.
+            // Dropping the writer half-closes the connection. The reading task then also reaches
+            // the end of the stream and counts a failure.
             line.writer = None;
         }
     }
@@ -408,7 +414,7 @@ impl State {
         let Some(asked) = self.lines[line].asked.take() else {
             return self.fail(&io::Error::new(
                 io::ErrorKind::InvalidData,
-                "an answer that nobody asked for",
+                "an answer without a request",
             ));
         };
         self.in_flight -= 1;
@@ -420,7 +426,7 @@ impl State {
         }
     }
 
-    /// A connection is gone, with or without a request on it.
+    /// Handles a broken connection, with or without a request on it.
     fn broken(&mut self, line: usize, error: &io::Error) {
         let line = &mut self.lines[line];
         let never_opened = line.writer.take().is_none();
@@ -490,8 +496,8 @@ mod tests {
         (load.stop(), took)
     }
 
-    /// Serves as new, one answer for each connection, the first of them as soon as `from` has
-    /// passed.
+    /// Starts a server that answers as new, once for each connection. The first answer is sent once
+    /// `from` has passed.
     async fn start_closing_server(from: Duration) -> SocketAddr {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
             .await
@@ -517,7 +523,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_stubs_answer_the_load_and_nothing_fails() {
+    async fn the_stubs_answer_the_load_without_failures() {
         let stubs = Stubs::start().expect("ports are free");
         for pace in [Pace::Closed, Pace::Open { rate: 2_000.0 }] {
             let (seen, _) = run_until_answered(plan(stubs.new, pace), 1_000).await;
@@ -531,7 +537,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_proxy_that_sends_a_user_elsewhere_is_found_out() {
+    async fn a_proxy_that_moves_a_user_to_the_other_side_is_detected() {
         let stubs = Stubs::start().expect("ports are free");
         let (seen, _) = run_until_answered(plan(stubs.new, Pace::Closed), 1_000).await;
         let load = Load::start(plan(stubs.legacy, Pace::Closed), seen.sightings).expect("a thread");
@@ -543,7 +549,7 @@ mod tests {
         assert!(load.stop().sightings.split().moved >= 10);
     }
 
-    // The server is on this runtime, and stopping a load blocks a thread.
+    // The server runs on this runtime, and stopping a load blocks a thread.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn each_request_can_have_a_connection_of_its_own() {
         let address = start_closing_server(Duration::ZERO).await;
@@ -553,7 +559,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_open_loop_does_not_ask_faster_than_its_rate() {
+    async fn an_open_loop_does_not_exceed_its_rate() {
         let stubs = Stubs::start().expect("ports are free");
         let (seen, took) =
             run_until_answered(plan(stubs.legacy, Pace::Open { rate: 1_000.0 }), 300).await;
@@ -561,11 +567,11 @@ mod tests {
         assert!(seen.latency_ns.len() >= 300 && seen.lateness_ns.len() >= seen.latency_ns.len());
     }
 
-    // The server is on this runtime, and stopping a load blocks a thread.
+    // The server runs on this runtime, and stopping a load blocks a thread.
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn latencies_count_from_the_intended_start_while_the_server_stalls() {
-        // Of 8 connections none is free before 300 ms have passed, so what was to start in the
-        // first 100 ms has waited for at least 200.
+        // None of the 8 connections is free before 300 ms have passed, so every request intended
+        // for the first 100 ms has waited for at least 200.
         let address = start_closing_server(Duration::from_millis(300)).await;
         let load = Load::start(
             plan(address, Pace::Open { rate: 1_000.0 }),

@@ -1,8 +1,8 @@
-//! What a proxy holds: at rest, and for each connection that is kept and idle.
+//! The memory that a proxy holds: at rest, and for each idle kept connection.
 //!
-//! Each connection makes one request before it is left idle, as a browser's has, since much is
-//! allocated only then. They are opened one after the other: buffers of requests in flight at
-//! the same time would be counted as if connections needed them.
+//! Each connection makes one request before it is left idle, like the connection of a browser,
+//! because much memory is allocated only then. Connections are opened one after another. Otherwise
+//! the buffers of simultaneous requests would be counted as if connections needed them.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -16,35 +16,37 @@ use crate::peers::peer::Running;
 use crate::peers::population::Requests;
 use crate::peers::process::Memory;
 
-/// Memory is read again until it has not changed from one look to the next.
+/// The interval between readings. Memory is read again until it has not changed between two
+/// readings.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// How long that may take.
+/// How long memory may take to stop changing.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long one answer may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What one fresh proxy held.
+/// The memory that one fresh proxy held.
 #[derive(Clone, Debug, Serialize)]
 pub struct Held {
-    /// After its first answer.
+    /// The memory after its first answer.
     pub rest: Memory,
-    /// For each number of idle connections.
+    /// The memory for each number of idle connections.
     pub idle: Vec<Idle>,
 }
 
-/// What idle connections cost.
+/// The memory cost of idle connections.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Idle {
-    /// How many there are.
+    /// The number of idle connections.
     pub connections: usize,
-    /// What the proxy and its children hold more than at rest, for each connection.
+    /// The memory of the proxy and its children above that at rest, per connection, in KiB.
     pub kib_per_connection: f64,
 }
 
-/// Allows this process, and those it starts from now on, as many open files as it may have.
+/// Raises the limit of open files for this process, and for processes it starts from now on, as far
+/// as it may.
 ///
 /// # Errors
-/// When that is not enough for so many connections.
+/// Fails if the limit is not enough for this many connections.
 pub fn allow_open_files(connections: usize) -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
     setrlimit(
@@ -54,7 +56,8 @@ pub fn allow_open_files(connections: usize) -> io::Result<()> {
             maximum: limit.maximum,
         },
     )?;
-    // A proxy has the client's end and may have a backend's; the rest is for what else is open.
+    // A proxy has the client's end of a connection and may have a backend's. The constant covers
+    // other open files.
     let wanted = connections as u64 * 2 + 500;
     match limit.maximum {
         Some(most) if most < wanted => Err(io::Error::other(format!(
@@ -65,11 +68,10 @@ pub fn allow_open_files(connections: usize) -> io::Result<()> {
     }
 }
 
-/// Opens so many idle connections, in ascending numbers, and looks at the proxy's memory at each
-/// number.
+/// Opens idle connections, in ascending numbers, and measures the proxy's memory at each number.
 ///
 /// # Errors
-/// When a connection is not answered.
+/// Fails if a connection is not answered.
 pub async fn hold(proxy: &Running, numbers: &[usize], requests: &Requests) -> io::Result<Held> {
     let rest = settled(proxy).await?;
     let mut open = Vec::new();
@@ -132,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_connection_costs_what_is_held_more_than_at_rest() {
+    fn a_connection_costs_the_memory_above_that_at_rest() {
         let memory = |pss_kib| Memory {
             rss_kib: 9_000_000,
             pss_kib,
@@ -141,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn too_many_connections_for_the_limit_are_refused_beforehand() {
+    fn more_connections_than_the_limit_allows_are_refused_up_front() {
         allow_open_files(10).expect("some files may always be open");
         if getrlimit(Resource::Nofile).maximum.is_some() {
             assert!(allow_open_files(usize::MAX / 4).is_err());

@@ -1,17 +1,18 @@
-//! The proxies that others know beside ours: what each of them costs for the same job, in one run.
+//! The comparison with well-known proxies: the cost of each for the same job, in one run.
 //!
-//! The rows are driven one after the other within each round and ratios are taken within the round,
-//! so that what disturbs a round disturbs both numbers; the order turns from round to round. The
-//! proxies have core 0 and load and backends core 1, because CPU per request depends on how often a
-//! core must be woken, and two programs on one core would take turns. A second do-nothing proxy
-//! beside the first says how far from 1 a ratio is by chance: without it a ratio of 1.08 looks like
-//! a fact.
+//! The rows are driven one after another within each round, and ratios are taken within the round.
+//! A disturbance of a round therefore affects both numbers. The order rotates from round to round.
+//! The proxies run on core 0, and load and backends on core 1. CPU per request depends on how often
+//! a core must be woken, and two programs on one core would take turns. A second do-nothing proxy
+//! next to the first shows how far from 1 a ratio can be by chance. Without it a ratio of 1.08
+//! looks like a fact.
 //!
-//! [`mod@drive`] measures, [`load`] asks, [`stub`] answers, [`configs`] is what the others are
-//! told, [`report`] what people read. Deliberately absent: TLS, HTTP/2, bodies, and a verdict on
-//! times.
+//! [`mod@drive`] measures, [`load`] sends requests, [`stub`] answers, [`configs`] has the
+//! configuration of the other proxies, and [`report`] has the readable result. Deliberately absent:
+//! TLS, HTTP/2, bodies, and a verdict on times.
 //!
-//! All processes started here end with this program on every path but its own SIGKILL. Linux only.
+//! All processes started here end with this program on every path except its own SIGKILL. Linux
+//! only.
 
 pub mod answer;
 pub mod configs;
@@ -47,99 +48,99 @@ use crate::peers::stub::Stubs;
 const PROXY_CORE: usize = 0;
 const LOAD_CORE: usize = 1;
 
-/// What is asked of the proxies.
+/// The measurement of one phase.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Question {
-    /// RSS at rest and KiB per idle connection, of fresh proxies.
+    /// RSS at rest and KiB per idle connection, of fresh proxies
     Memory,
-    /// CPU per request as fast as the proxy can.
+    /// CPU per request at the highest rate of the proxy
     Saturation,
-    /// CPU per request and latencies at --rate.
+    /// CPU per request and latencies at --rate
     Rate,
-    /// The same at --latency-rate, where nobody waits for the proxy.
+    /// CPU per request and latencies at --latency-rate, where no request waits for the proxy
     Latency,
-    /// CPU per request that comes on a connection of its own.
+    /// CPU per request if each request uses a new connection
     Connections,
-    /// System calls per request, counted by strace.
+    /// System calls per request, counted by strace
     Syscalls,
 }
 
-/// Arguments of `cutover-loadtest peers`.
+/// Arguments of `cutover-loadtest peers`
 #[derive(Debug, Args)]
 pub struct Arguments {
-    /// The cutover program, built for release.
+    /// Cutover program, built for release
     #[arg(long, default_value = "target/release/cutover")]
     cutover: PathBuf,
-    /// The do-nothing proxy of benches, built for release.
+    /// Do-nothing proxy of benches, built for release
     #[arg(long, default_value = "target/release/minipingora")]
     minipingora: PathBuf,
-    /// HAProxy.
+    /// HAProxy program
     #[arg(long, default_value = "haproxy")]
     haproxy: PathBuf,
-    /// nginx.
+    /// nginx program
     #[arg(long, default_value = "nginx")]
     nginx: PathBuf,
-    /// Only these proxies. Without it those whose program is missing are left out.
+    /// Measure only these proxies; by default all whose program is found
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Peer>,
-    /// Only these questions.
+    /// Run only these phases
     #[arg(long, value_enum, value_delimiter = ',', default_values_t = Question::value_variants().to_vec())]
     phases: Vec<Question>,
-    /// Rounds; each asks every proxy once.
+    /// Number of rounds; each one measures every proxy once
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// Measured seconds of each drive.
+    /// Measured seconds of each drive
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
-    /// Unmeasured seconds before them.
+    /// Unmeasured seconds before each drive
     #[arg(long, default_value_t = 1)]
     warm_up: u32,
-    /// Kept connections of the load.
+    /// Number of kept connections of the load
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     connections: u32,
-    /// Requests per second of the phase `rate`.
+    /// Requests per second of the phase `rate`
     #[arg(long, default_value = "20000", value_parser = crate::units::parse_rate)]
     rate: f64,
-    /// Requests per second of the phase `latency`.
+    /// Requests per second of the phase `latency`
     #[arg(long, default_value = "5000", value_parser = crate::units::parse_rate)]
     latency_rate: f64,
-    /// Bytes of the body of each answer, 16 MiB at most.
+    /// Size of the body of each answer in bytes, at most 16 MiB
     #[arg(long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=16 << 20))]
     answer_bytes: u32,
-    /// Idle connections of the phase `memory`.
+    /// Numbers of idle connections in the phase `memory`
     #[arg(long, value_delimiter = ',', default_values_t = [1_000, 5_000], value_parser = clap::value_parser!(u32).range(1..=5_500))]
     idle: Vec<u32>,
-    /// Keep the proxies to core 0, load and backends to core 1. Default: where there are two
-    /// cores.
+    /// Pin the proxies to core 0, and load and backends to core 1; by default if there are two
+    /// cores
     #[arg(long, action = ArgAction::Set)]
     pin: Option<bool>,
-    /// Niceness of everything that runs. Below 0, which needs privileges, the neighbours on a
-    /// shared machine disturb less.
+    /// Niceness of everything that runs; below 0, which needs privileges, other processes on a
+    /// shared machine disturb less
     #[arg(long, default_value_t = 0, allow_negative_numbers = true, value_parser = clap::value_parser!(i32).range(-20..=19))]
     nice: i32,
-    /// Where the access logs go.
+    /// File that receives the access logs
     #[arg(long, default_value = "/dev/null")]
     access_log: PathBuf,
-    /// Write every figure of every drive to this file.
+    /// Write every figure of every drive to this file
     #[arg(long)]
     json: Option<PathBuf>,
-    /// Does it run at all: one round of a second at low rates. Times are printed and mean nothing;
-    /// a missed rate is no failure.
+    /// Only check that the comparison runs: one round of a second at low rates; times are printed
+    /// but meaningless, and a missed rate is not a failure
     #[arg(long, conflicts_with_all = ["rounds", "seconds", "warm_up", "rate", "latency_rate", "idle"])]
     short: bool,
 }
 
 /// Compares the proxies. The exit code is 1 if requests failed, a rate was not reached, or users
-/// were not where the split has them.
+/// were not on the side that the split assigns.
 ///
 /// # Errors
-/// When a program that was asked for is missing, or a proxy does not work.
+/// Fails if a requested program is missing, or a proxy does not work.
 pub async fn run(arguments: Arguments) -> io::Result<ExitCode> {
     let (mut terminate, mut interrupt) = (
         signal(SignalKind::terminate())?,
         signal(SignalKind::interrupt())?,
     );
-    // Dropping the comparison ends its processes, so every way out of here does.
+    // Dropping the comparison ends its processes, so every exit path from here ends them.
     tokio::select! {
         compared = compare(arguments.or_short()) => compared,
         _ = terminate.recv() => Err(io::Error::other("ended by SIGTERM")),
@@ -163,8 +164,8 @@ impl Arguments {
         }
     }
 
-    /// The proxies that can be asked with their programs and versions, and those that cannot with
-    /// the reason.
+    /// Returns the available proxies with their programs and versions, and the unavailable ones
+    /// with the reason.
     fn peers(&self) -> io::Result<(Vec<Candidate>, Vec<Said>)> {
         let programs = Programs {
             cutover: self.cutover.clone(),
@@ -204,7 +205,7 @@ struct Candidate {
     peer: Peer,
     program: PathBuf,
     version: String,
-    /// Where its users were seen in the phases until now.
+    /// The sides on which its users were seen in the phases so far.
     sightings: Sightings,
 }
 
@@ -325,7 +326,7 @@ impl Comparison<'_> {
         let mut proxies = Vec::new();
         for candidate in &self.candidates {
             let mut proxy = self.start(candidate).await?;
-            // Where a user was in an earlier phase he has to be now: a restart moves nobody.
+            // A user must be on the same side as in earlier phases: a restart does not move users.
             proxy.sightings = candidate.sightings.clone();
             proxies.push((proxy, Vec::new()));
         }
@@ -496,7 +497,8 @@ fn write_out(text: &str) -> io::Result<()> {
     stdout.flush()
 }
 
-/// Writes a line to stderr. There is nowhere left to say that stderr is closed.
+/// Writes a line to stderr. Errors are ignored because there is nowhere left to report a closed
+/// stderr.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }

@@ -1,9 +1,10 @@
-//! The rows of the comparison: which program each of them is, where it is found, and how it is
-//! started on its core.
+//! The rows of the comparison: the program of each row, where it is found, and how it is started on
+//! its core.
 //!
-//! nginx, HAProxy and cutover are told a port that was free just now, since the first two cannot
-//! say which one they got. Somebody may take it before they do; then they end, and another port
-//! is tried. What a program says goes to files that are shown when it does not start.
+//! nginx, HAProxy and Cutover are given a port that was free just before, because the first two
+//! cannot report which port they got. Another process may take the port first. Then the proxy ends,
+//! and another port is tried. The output of a program goes to files that are shown if it does not
+//! start.
 
 use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader};
@@ -22,47 +23,47 @@ use crate::peers::process::Process;
 use crate::peers::stub::Stubs;
 
 const START_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long one answer of a proxy that just started may take.
+/// How long one answer of a freshly started proxy may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a proxy is started again on another port.
+/// How often the start of a proxy is tried, each time on another port.
 const STARTS: usize = 3;
 
-/// A program that is compared.
+/// A program of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Program {
     /// The do-nothing proxy on pingora.
     Minipingora,
-    /// The product.
+    /// The product, Cutover.
     Cutover,
-    /// HAProxy.
+    /// The path of HAProxy.
     Haproxy,
-    /// nginx.
+    /// The path of nginx.
     Nginx,
 }
 
 /// A row of the comparison.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Peer {
-    /// The do-nothing proxy: what pingora itself costs.
+    /// The do-nothing proxy: the cost of pingora itself
     Minipingora,
-    /// The same once more: its distance from the first is chance.
+    /// The do-nothing proxy again: its distance from the first is chance
     MinipingoraAgain,
-    /// Guard, metrics and headers on, access log off.
+    /// Cutover with guard, metrics and headers, without an access log
     Cutover,
-    /// With an access log in JSON as well.
+    /// Cutover with guard, metrics, headers and a JSON access log
     CutoverLog,
-    /// HAProxy without a log.
+    /// HAProxy without a log
     Haproxy,
-    /// HAProxy with a log in JSON.
+    /// HAProxy with a JSON log
     HaproxyLog,
-    /// nginx without a log.
+    /// nginx without a log
     Nginx,
-    /// nginx with a log in JSON.
+    /// nginx with a JSON log
     NginxLog,
 }
 
 impl Peer {
-    /// All of them, in the order of the tables.
+    /// All rows, in the order of the tables.
     pub const ALL: [Self; 8] = [
         Self::Minipingora,
         Self::MinipingoraAgain,
@@ -74,7 +75,7 @@ impl Peer {
         Self::NginxLog,
     ];
 
-    /// The name in the tables.
+    /// Returns the name in the tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Minipingora => "minipingora",
@@ -88,7 +89,7 @@ impl Peer {
         }
     }
 
-    /// What is run for it.
+    /// Returns the program of the row.
     pub fn program(self) -> Program {
         match self {
             Self::Minipingora | Self::MinipingoraAgain => Program::Minipingora,
@@ -98,7 +99,7 @@ impl Peer {
         }
     }
 
-    /// Whether it writes a line for each request.
+    /// Whether the row writes a log line for each request.
     pub fn has_log(self) -> bool {
         match self {
             Self::Minipingora
@@ -117,12 +118,12 @@ impl Serialize for Peer {
     }
 }
 
-/// Where the programs are.
+/// The paths of the programs.
 #[derive(Clone, Debug)]
 pub struct Programs {
-    /// The product, built for release.
+    /// The path of the product, built for release.
     pub cutover: PathBuf,
-    /// The do-nothing proxy, built for release.
+    /// The path of the do-nothing proxy, built for release.
     pub minipingora: PathBuf,
     /// HAProxy.
     pub haproxy: PathBuf,
@@ -131,10 +132,11 @@ pub struct Programs {
 }
 
 impl Programs {
-    /// The program and what it says of its version, or why it cannot be run.
+    /// Returns the path of the program and its reported version, or the reason why it cannot be
+    /// run.
     ///
     /// # Errors
-    /// When it is not there.
+    /// Fails if the program is not found.
     pub fn find(&self, program: Program) -> Result<(PathBuf, String), String> {
         let (named, question) = match program {
             Program::Minipingora => (&self.minipingora, "--version"),
@@ -153,7 +155,7 @@ impl Programs {
             .stdin(Stdio::null())
             .output()
             .map_err(|error| format!("cannot run {}: {error}", path.display()))?;
-        // nginx says it on standard error.
+        // nginx prints its version on standard error.
         let said = [output.stdout, output.stderr]
             .into_iter()
             .map(|said| String::from_utf8_lossy(&said).into_owned())
@@ -168,7 +170,8 @@ impl Programs {
     }
 }
 
-/// A path as it is, or a bare name in the folders of `PATH` and those that Debian keeps servers in.
+/// Returns a path unchanged, or looks up a bare name in the folders of `PATH` and those in which
+/// Debian keeps servers.
 pub fn on_path(named: &Path) -> Option<PathBuf> {
     if named.components().count() > 1 {
         return named.is_file().then(|| named.to_owned());
@@ -180,33 +183,33 @@ pub fn on_path(named: &Path) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// What all proxies are started on.
+/// The conditions under which all proxies are started.
 #[derive(Debug)]
 pub struct TestBed {
-    /// The core they are kept to.
+    /// The core that the proxies are pinned to.
     pub core: Option<usize>,
-    /// Worker threads of each.
+    /// The number of worker threads of each proxy.
     pub threads: usize,
-    /// What they forward to.
+    /// The stubs that the proxies forward to.
     pub stubs: Stubs,
-    /// Where everything they write is, but their access logs.
+    /// The folder for everything that the proxies write, except for access logs.
     pub folder: TempDir,
-    /// Where those go.
+    /// The file that receives the access logs.
     pub access_log: PathBuf,
     /// The requests of the load.
     pub requests: Requests,
 }
 
-/// A proxy that answers.
+/// A proxy that has started to answer.
 #[derive(Debug)]
 pub struct Running {
-    /// Which row it is.
+    /// The row of the proxy.
     pub peer: Peer,
-    /// Its process.
+    /// The process of the proxy.
     pub process: Process,
-    /// Where it listens.
+    /// The address that the proxy listens on.
     pub address: SocketAddr,
-    /// Where it has sent users.
+    /// The sides to which the proxy has sent users.
     pub sightings: Sightings,
     said: Vec<PathBuf>,
 }
@@ -215,7 +218,7 @@ impl TestBed {
     /// Starts a proxy and waits until it answers.
     ///
     /// # Errors
-    /// When it does not, with what it said.
+    /// Fails if the proxy does not answer. The error contains its output.
     pub async fn start(&self, peer: Peer, program: &Path) -> io::Result<Running> {
         let mut starts = 1;
         loop {
@@ -247,7 +250,7 @@ impl TestBed {
         };
         let mut address = free_address()?;
         let mut command = Command::new(program);
-        // Appended to, since several rows may have the same access log.
+        // The file is opened for appending, because several rows may share an access log.
         let append = |file: &Path| OpenOptions::new().append(true).create(true).open(file);
         command
             .stdin(Stdio::null())
@@ -382,7 +385,7 @@ impl Running {
     }
 }
 
-/// An address that was free just now.
+/// Returns an address that was free just now.
 fn free_address() -> io::Result<SocketAddr> {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()
 }
@@ -392,14 +395,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bare_name_is_looked_up_and_a_path_is_not() {
+    fn only_a_bare_name_is_looked_up_on_path() {
         assert!(on_path(Path::new("sh")).is_some_and(|file| file.is_absolute()));
         assert_eq!(on_path(Path::new("./sh")), None);
         assert_eq!(on_path(Path::new("no-such-program")), None);
     }
 
     #[test]
-    fn a_program_that_is_missing_is_named() {
+    fn a_missing_program_is_named() {
         let programs = Programs {
             cutover: "target/none/cutover".into(),
             minipingora: "x".into(),

@@ -1,9 +1,10 @@
-//! Who asks: the users, their requests as they go over the wire, and the side on which each of them
+//! The population: the users, their requests as sent on the wire, and the side on which each user
 //! was last seen.
 //!
-//! Ten thousand users with keys as long as a UUID, and each request is of another one than the one
-//! before: a single key would stay in the first-level cache, and a proxy that decides once for each
-//! connection would look sticky. Requests are rendered once, because the load must be cheap.
+//! There are ten thousand users with keys as long as a UUID, and consecutive requests belong to
+//! different users. A single key would stay in the first-level cache, and a proxy that decides once
+//! for each connection would look sticky. Requests are rendered once, because the load must be
+//! cheap.
 
 use std::sync::Arc;
 
@@ -13,27 +14,27 @@ use serde::Serialize;
 
 use crate::users::Side;
 
-/// How many users there are.
+/// The number of users.
 pub const USERS: usize = 10_000;
-/// How many of a hundred users every proxy that splits is told to send to new.
+/// The percentage of users that every splitting proxy is configured to send to new.
 pub const PERCENT: u32 = 25;
-/// How far a share may be from [`PERCENT`], in standard deviations of a fair hash. At five, chance
-/// alone fails one run in a million.
+/// The allowed distance of a share from [`PERCENT`], in standard deviations of a fair hash. At
+/// five, chance alone fails one run in a million.
 const DEVIATIONS: f64 = 5.0;
 
-/// One request for each user, in the order in which they ask.
+/// One request for each user, in the order of sending.
 pub type Requests = Arc<[Box<[u8]>]>;
 
 /// What happens to the connection after each answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum After {
-    /// It is kept.
+    /// The connection is kept.
     Keep,
-    /// The proxy closes it.
+    /// The proxy closes the connection.
     Close,
 }
 
-/// The requests of all users.
+/// Returns the requests of all users.
 pub fn requests(after: After) -> Requests {
     let connection = match after {
         After::Keep => "",
@@ -50,7 +51,7 @@ pub fn requests(after: After) -> Requests {
         .collect()
 }
 
-/// Keys in the form of UUIDs, the same in each run.
+/// Returns the keys of the users in the form of UUIDs. They are the same in each run.
 fn users() -> impl Iterator<Item = String> {
     let mut random = StdRng::seed_from_u64(1);
     (0..USERS).map(move |_| {
@@ -66,7 +67,7 @@ fn users() -> impl Iterator<Item = String> {
     })
 }
 
-/// Where each user was last seen. One for each proxy, over everything it is asked.
+/// The side on which each user was last seen. Each proxy has one such record for all its requests.
 #[derive(Clone, Debug)]
 pub struct Sightings {
     last: Vec<Option<Side>>,
@@ -83,12 +84,12 @@ impl Default for Sightings {
 }
 
 impl Sightings {
-    /// How many users there are.
+    /// Returns the number of users.
     pub fn users(&self) -> usize {
         self.last.len()
     }
 
-    /// Notes that the user with this number was answered by this side.
+    /// Records that this side answered the user with this number.
     pub fn note(&mut self, user: usize, side: Side) {
         let last = &mut self.last[user];
         if last.is_some_and(|last| last != side) {
@@ -97,7 +98,7 @@ impl Sightings {
         *last = Some(side);
     }
 
-    /// The sum of it.
+    /// Returns the number of users on each side.
     pub fn split(&self) -> Split {
         let on = |side| self.last.iter().filter(|&&last| last == Some(side)).count();
         Split {
@@ -108,26 +109,26 @@ impl Sightings {
     }
 }
 
-/// How many users were seen on each side.
+/// The number of users seen on each side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Split {
-    /// Users last seen on legacy.
+    /// The number of users last seen on legacy.
     pub legacy: usize,
-    /// Users last seen on new.
+    /// The number of users last seen on new.
     pub new: usize,
-    /// How often a user was answered by another side than the time before. Anything but 0 is a
-    /// failure.
+    /// How often a user was answered by another side than before. Any value except 0 is a failure.
     pub moved: u64,
 }
 
 impl Split {
-    /// The users on new as a percentage of those seen; `None` of none.
+    /// Returns the users on new as a percentage of the users seen. Returns `None` if no users were
+    /// seen.
     pub fn percent(&self) -> Option<f64> {
         let seen = self.legacy + self.new;
         (seen > 0).then(|| self.new as f64 * 100.0 / seen as f64)
     }
 
-    /// Why this cannot be the split that was asked for; `None` if it can.
+    /// Returns the reason why this cannot be the configured split, or `None` if it can.
     pub fn wrong(&self) -> Option<String> {
         if self.moved > 0 {
             return Some(format!(
@@ -152,7 +153,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_user_has_a_request_of_his_own_and_the_same_in_each_run() {
+    fn every_user_has_a_distinct_request_that_repeats_in_each_run() {
         let all = requests(After::Keep);
         assert_eq!(all.len(), USERS);
         assert_eq!(all, requests(After::Keep));
@@ -172,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_who_changes_sides_has_moved_each_time() {
+    fn every_change_of_side_is_counted_as_a_move() {
         let mut seen = Sightings::default();
         for side in [Side::New, Side::New, Side::Legacy, Side::New] {
             seen.note(7, side);
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_share_is_wrong_when_chance_does_not_explain_it() {
+    fn a_share_is_wrong_if_chance_does_not_explain_it() {
         let of_all = |new| Split {
             legacy: USERS - new,
             new,
@@ -206,7 +207,7 @@ mod tests {
         for new in [0, 2_200, 2_800, USERS] {
             assert!(of_all(new).wrong().is_some(), "{new}");
         }
-        // Of few users much is possible.
+        // With few users, many shares are plausible.
         assert_eq!(
             Split {
                 legacy: 8,

@@ -1,15 +1,15 @@
-//! Programs under measurement: started on a core, asked for their CPU time and memory, and ended
-//! whatever happens.
+//! The programs under measurement. They are started on a core, their CPU time and memory are read,
+//! and they are ended on every path.
 //!
-//! CPU time is the run time of all threads from `/proc/PID/task/*/schedstat`, in nanoseconds:
-//! `/proc/PID/stat` counts ticks of 10 ms and guesses. It contains what the kernel does for
-//! the process in system calls and softirqs on its behalf. The time of a thread that ended is lost,
-//! so measure while threads stay; those of the proxies do.
+//! CPU time is the run time of all threads from `/proc/PID/task/*/schedstat`, in nanoseconds.
+//! `/proc/PID/stat` counts ticks of 10 ms and guesses. The run time contains what the kernel does
+//! for the process in system calls and in softirqs on its behalf. The time of a thread that ended
+//! is lost, so threads must stay alive while they are measured. Those of the proxies do.
 //!
-//! nginx is a master and a worker, so everything is summed over a program and its children, and it
-//! is the whole process group that ends with the handle: a worker whose master was killed
-//! would live on. Deliberately absent: a graceful end. Whoever is dropped here is killed, and no
-//! other process is touched.
+//! nginx is a master and a worker, so everything is summed over a program and its children. The
+//! whole process group ends with the handle, because a worker whose master was killed would live
+//! on. Deliberately absent: a graceful end. A dropped process is killed, and no other process is
+//! touched.
 
 use std::fs;
 use std::io;
@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process_group, setpriority_process};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::Serialize;
 
-/// The clock ticks of `/proc/stat` in a second; Linux shows it to programs as this number on every
+/// The clock ticks of `/proc/stat` per second. Linux shows this number to programs on every
 /// machine.
 const TICKS_PER_SECOND: u64 = 100;
 
@@ -33,10 +33,10 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts a program in a process group of its own, kept to one core if one is given.
+    /// Starts a program in its own process group, pinned to one core if one is given.
     ///
     /// # Errors
-    /// When it cannot be started, or not on that core.
+    /// Fails if the program cannot be started, or not on that core.
     pub fn start(command: &mut Command, core: Option<usize>) -> io::Result<Self> {
         use std::os::unix::process::CommandExt;
         command.process_group(0);
@@ -56,36 +56,36 @@ impl Process {
         })
     }
 
-    /// Its standard output, once, if it was piped.
+    /// Returns the standard output of the program, once, if it was piped.
     pub fn take_output(&mut self) -> Option<std::process::ChildStdout> {
         self.child.stdout.take()
     }
 
-    /// Its standard error, once, if it was piped.
+    /// Returns the standard error of the program, once, if it was piped.
     pub fn take_errors(&mut self) -> Option<std::process::ChildStderr> {
         self.child.stderr.take()
     }
 
-    /// Asks the program to end as Ctrl-C does.
+    /// Interrupts the program as Ctrl-C does.
     ///
     /// # Errors
-    /// When the system refuses.
+    /// Fails if the system refuses.
     pub fn interrupt(&self) -> io::Result<()> {
         Ok(rustix::process::kill_process(self.group, Signal::INT)?)
     }
 
-    /// Whether it is still there.
+    /// Whether the program is still running.
     ///
     /// # Errors
-    /// When the system does not say.
+    /// Fails if the system does not report the state.
     pub fn is_running(&mut self) -> io::Result<bool> {
         Ok(self.child.try_wait()?.is_none())
     }
 
-    /// The ids of the program and of its children, the program first.
+    /// Returns the IDs of the program and of its children, the program first.
     ///
     /// # Errors
-    /// When it has ended.
+    /// Fails if the program has ended.
     pub fn ids(&self) -> io::Result<Vec<u32>> {
         let mut ids = vec![self.child.id()];
         let mut next = 0;
@@ -102,10 +102,10 @@ impl Process {
         Ok(ids)
     }
 
-    /// The CPU time of all threads of the program and its children.
+    /// Returns the CPU time of all threads of the program and its children.
     ///
     /// # Errors
-    /// When it has ended, or the kernel keeps no such statistics.
+    /// Fails if the program has ended, or the kernel keeps no such statistics.
     pub fn cpu_time(&self) -> io::Result<Duration> {
         self.ids()?
             .iter()
@@ -113,10 +113,10 @@ impl Process {
             .sum()
     }
 
-    /// The memory of the program and its children.
+    /// Returns the memory of the program and its children.
     ///
     /// # Errors
-    /// When it has ended, or the kernel keeps no such statistics.
+    /// Fails if the program has ended, or the kernel keeps no such statistics.
     pub fn memory(&self) -> io::Result<Memory> {
         let mut memory = Memory {
             rss_kib: 0,
@@ -133,26 +133,27 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // All of it fails only when it has ended by itself.
+        // Both calls fail only if the program has already ended by itself.
         let _ = kill_process_group(self.group, Signal::KILL);
         let _ = self.child.wait();
     }
 }
 
-/// What a program holds in memory.
+/// The memory that a program holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Memory {
-    /// Resident, in KiB; pages that a master and its workers share are counted for each of them.
+    /// The resident memory in KiB. Pages that a master and its workers share are counted for each
+    /// of them.
     pub rss_kib: u64,
-    /// Resident, in KiB, each page divided by those who share it: the honest sum, and the one for
-    /// differences.
+    /// The resident memory in KiB, with each page divided by the processes that share it. It is
+    /// the honest sum, and the one for differences.
     pub pss_kib: u64,
 }
 
-/// The CPU time of this process.
+/// Returns the CPU time of this process.
 ///
 /// # Errors
-/// When the kernel keeps no such statistics.
+/// Fails if the kernel keeps no such statistics.
 pub fn own_cpu_time() -> io::Result<Duration> {
     cpu_time_of("self")
 }
@@ -168,7 +169,7 @@ fn cpu_time_of(process: &str) -> io::Result<Duration> {
     Ok(Duration::from_nanos(nanoseconds))
 }
 
-/// A thread that ended between the listing and the reading says nothing, which is no error.
+/// Treats a thread that ended between the listing and the reading as empty, which is not an error.
 fn gone_is_empty(read: io::Result<String>) -> io::Result<String> {
     match read {
         Err(error)
@@ -181,7 +182,7 @@ fn gone_is_empty(read: io::Result<String>) -> io::Result<String> {
     }
 }
 
-/// The first field of a line of schedstat.
+/// Parses the first field of a line of schedstat.
 fn run_time_ns(text: &str) -> io::Result<u64> {
     let field = text
         .split_whitespace()
@@ -194,7 +195,7 @@ fn run_time_ns(text: &str) -> io::Result<u64> {
     })
 }
 
-/// A line such as `Rss:    1712 kB`.
+/// Parses a line such as `Rss:    1712 kB`.
 fn kib_of(text: &str, name: &str) -> io::Result<u64> {
     let value = text
         .lines()
@@ -207,11 +208,11 @@ fn kib_of(text: &str, name: &str) -> io::Result<u64> {
     })
 }
 
-/// How long a core has been idle since the machine started. What it was not idle and the proxy did
-/// not run, other work took.
+/// Returns how long a core has been idle since the machine started. Time that was neither idle nor
+/// used by the proxy went to other work.
 ///
 /// # Errors
-/// When there is no such core.
+/// Fails if there is no such core.
 pub fn idle_time(core: usize) -> io::Result<Duration> {
     idle_in(&fs::read_to_string("/proc/stat")?, core)
 }
@@ -219,7 +220,7 @@ pub fn idle_time(core: usize) -> io::Result<Duration> {
 fn idle_in(text: &str, core: usize) -> io::Result<Duration> {
     let name = format!("cpu{core} ");
     let line = text.lines().find_map(|line| line.strip_prefix(&name));
-    // user nice system idle iowait …: to wait for a disk is to be idle, too.
+    // user nice system idle iowait …: waiting for a disk also counts as idle.
     let ticks = line.and_then(|line| {
         line.split_whitespace()
             .skip(3)
@@ -240,8 +241,8 @@ fn invalid(message: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, message)
 }
 
-/// Starts a program from a thread that is kept to the core, because a child inherits that: there is
-/// no moment at which it runs elsewhere.
+/// Starts a program from a thread that is pinned to the core. A child inherits the core, so there
+/// is no moment at which it runs elsewhere.
 fn spawn_on(core: usize, command: &mut Command) -> io::Result<Child> {
     thread::scope(|scope| {
         let starter = scope.spawn(|| {
@@ -254,20 +255,20 @@ fn spawn_on(core: usize, command: &mut Command) -> io::Result<Child> {
     })
 }
 
-/// Keeps this process, and the threads it starts from now on, to one core.
+/// Pins this process, and the threads it starts from now on, to one core.
 ///
 /// # Errors
-/// When the system refuses.
+/// Fails if the system refuses.
 pub fn pin_self(core: usize) -> io::Result<()> {
     own_threads()?
         .into_iter()
         .try_for_each(|thread| pin(thread, core))
 }
 
-/// Gives this process, and what it starts from now on, this niceness.
+/// Sets the niceness of this process and of everything it starts from now on.
 ///
 /// # Errors
-/// When the system refuses, as it does without privileges below 0.
+/// Fails if the system refuses, as it does below 0 without privileges.
 pub fn renice_self(nice: i32) -> io::Result<()> {
     let renice = |thread| {
         setpriority_process(thread, nice).map_err(|error| {
@@ -277,7 +278,7 @@ pub fn renice_self(nice: i32) -> io::Result<()> {
     own_threads()?.into_iter().try_for_each(renice)
 }
 
-/// To Linux a thread is a process of its own in these matters.
+/// Returns the IDs of this process's threads. For Linux each thread is a process in this respect.
 fn own_threads() -> io::Result<Vec<Option<Pid>>> {
     let id = |thread: io::Result<fs::DirEntry>| {
         Ok(thread?
@@ -315,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_is_read_by_its_whole_name() {
+    fn memory_is_read_by_its_full_name() {
         let text = "560098fe8000-7fff0b22d000 ---p 00000000 00:00 0 [rollup]\nRss:                \
                     1712 kB\nPss_Dirty:           112 kB\nPss:                 330 kB\n";
         assert_eq!(
@@ -329,7 +330,7 @@ mod tests {
     }
 
     #[test]
-    fn idle_time_is_of_one_core_and_includes_waiting_for_a_disk() {
+    fn idle_time_is_per_core_and_includes_waiting_for_a_disk() {
         let text = "cpu  9 9 9 9 9\ncpu1 100 200 300 400 50 6 7 8 0 0\ncpu10 1 2 3 4 5 6\n";
         assert_eq!(
             idle_in(text, 1).expect("there"),
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_and_its_children_are_measured_and_end_with_the_handle() {
+    fn a_process_tree_is_measured_and_ends_with_the_handle() {
         let mut process = Process::start(
             Command::new("sh")
                 .args(["-c", "sleep 60 & wait"])
@@ -368,8 +369,8 @@ mod tests {
         assert!(ids.iter().all(is_kept));
         drop(process);
         assert!(!Path::new(&format!("/proc/{}", ids[0])).exists());
-        // The grandchild is reaped by whoever inherits it, which may take a moment or not happen;
-        // it must not run.
+        // The grandchild is reaped by the process that inherits it, which may take a moment or not
+        // happen. It must not run.
         let runs = || {
             fs::read_to_string(format!("/proc/{}/stat", ids[1]))
                 .is_ok_and(|stat| !stat.contains(") Z "))

@@ -1,9 +1,9 @@
 //! The figures as tables that can be pasted into a document, and as JSON with every drive.
 //!
-//! Ratios are taken within a round, so that what disturbs a round disturbs both numbers, and are
-//! given to each of the three programs that others know. Medians with ranges; once more over
-//! the calm rounds when others were disturbed. Deliberately absent: a verdict. The figures are for
-//! people.
+//! Ratios are taken within a round, so that a disturbance of the round affects both numbers. They
+//! are given relative to each of the three well-known programs. Figures are medians with ranges. If
+//! some rounds were disturbed, they are repeated over the calm rounds alone. Deliberately absent: a
+//! verdict. The figures are for people.
 
 use serde::Serialize;
 
@@ -14,55 +14,55 @@ use crate::peers::peer::Peer;
 use crate::peers::population::{PERCENT, Split};
 use crate::peers::syscalls::PerRequest;
 
-/// Who the others are compared with, if they take part.
+/// The rows that the others are compared with, if they take part.
 const BASES: [Peer; 3] = [Peer::Minipingora, Peer::Haproxy, Peer::Nginx];
 
-/// A row and what is said of it.
+/// A row and a remark about it.
 pub type Said = (Peer, String);
 
-/// Everything that was found.
+/// The result of the comparison.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// What was run, where, and how.
     pub setting: Setting,
-    /// One for each phase that ran.
+    /// The results of the phases that ran.
     pub phases: Vec<Phase>,
-    /// Why the figures are of something else than what was asked for. Empty is good.
+    /// The reasons why the figures do not measure what was intended. Empty is good.
     pub problems: Vec<String>,
 }
 
 /// What was run, where, and how.
 #[derive(Clone, Debug, Serialize)]
 pub struct Setting {
-    /// The version of the machine's kernel, its processor, and how many cores there are.
+    /// The kernel version of the machine, its processor, and its number of cores.
     pub machine: String,
-    /// Rows and what their programs say of their version.
+    /// The rows with the versions that their programs report.
     pub versions: Vec<Said>,
-    /// Rows that were left out, and why.
+    /// The rows that were left out, with the reason.
     pub skipped: Vec<Said>,
-    /// Rounds, seconds, connections and cores.
+    /// The rounds, seconds, connections and cores.
     pub method: String,
 }
 
-/// What a phase found.
+/// The result of a phase.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "phase", rename_all = "lowercase")]
 pub enum Phase {
-    /// A load drove the proxies.
+    /// The result of driving the proxies with a load.
     Driven {
-        /// Which load: saturation, a rate, or new connections.
+        /// The kind of load: saturation, a rate, or new connections.
         name: String,
-        /// In the order of the tables.
+        /// The rows, in the order of the tables.
         rows: Vec<DrivenRow>,
     },
-    /// Fresh proxies held idle connections.
+    /// The memory of fresh proxies with idle connections.
     Memory {
-        /// In the order of the tables; one figure for each round.
+        /// The rows, in the order of the tables, with one figure for each round.
         rows: Vec<(Peer, Vec<Held>)>,
     },
-    /// strace counted.
+    /// The system calls counted by strace.
     Syscalls {
-        /// In the order of the tables; or why there is no figure.
+        /// The rows, in the order of the tables, with a figure or the reason why there is none.
         rows: Vec<(Peer, Result<PerRequest, String>)>,
     },
 }
@@ -70,16 +70,16 @@ pub enum Phase {
 /// The drives of one proxy.
 #[derive(Clone, Debug, Serialize)]
 pub struct DrivenRow {
-    /// Which one.
+    /// The row of the proxy.
     pub peer: Peer,
-    /// One for each round.
+    /// The drives, one for each round.
     pub drives: Vec<Drive>,
-    /// Where its users were seen over the whole run until then.
+    /// The sides on which its users were seen over the whole run so far.
     pub split: Split,
 }
 
 impl Setting {
-    /// The head of the report.
+    /// Returns the head of the report as text.
     pub fn text(&self) -> String {
         let mut text = format!("{}\n{}\n\n", self.machine, self.method);
         for (peer, version) in &self.versions {
@@ -93,7 +93,7 @@ impl Setting {
 }
 
 impl Phase {
-    /// The tables of this phase.
+    /// Returns the tables of this phase as text.
     pub fn text(&self) -> String {
         match self {
             Self::Driven { name, rows } => driven_text(name, rows),
@@ -102,7 +102,7 @@ impl Phase {
         }
     }
 
-    /// Why the figures are of something else than what was asked for.
+    /// Returns the reasons why the figures do not measure what was intended.
     pub fn problems(&self) -> Vec<String> {
         match self {
             Self::Driven { name, rows } => rows.iter().flat_map(|row| row.problems(name)).collect(),
@@ -110,7 +110,8 @@ impl Phase {
         }
     }
 
-    /// Which open loops did not get their rate: a question of time, and so of the machine.
+    /// Returns the open loops that did not reach their rate. This depends on time, and so on the
+    /// machine.
     pub fn missed_rates(&self) -> Vec<String> {
         match self {
             Self::Driven { name, rows } => rows
@@ -156,7 +157,7 @@ impl DrivenRow {
     }
 }
 
-/// What a column shows of a drive.
+/// A function that computes the figure of a column from a drive.
 pub(super) type Figure = fn(&Drive) -> Option<f64>;
 
 enum Column {
@@ -188,7 +189,7 @@ pub(super) fn p99(drive: &Drive) -> Option<f64> {
     latency(drive).map(|latency| latency.p99)
 }
 
-/// Ratios to every base that takes part.
+/// Returns a column of ratios to each base that takes part.
 fn ratios(rows: &[DrivenRow], title: &'static str, bases: &[Peer], figure: Figure) -> Vec<Column> {
     let takes_part = |base: &&Peer| rows.iter().any(|row| row.peer == **base);
     bases
@@ -239,7 +240,7 @@ fn latency_columns(rows: &[DrivenRow]) -> Vec<Column> {
     columns
 }
 
-/// Which drives a table is about.
+/// The drives that a table covers.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Over {
     All,
@@ -344,7 +345,7 @@ fn cell(column: &Column, row: &DrivenRow, rows: &[DrivenRow], over: Over) -> Str
 }
 
 impl DrivenRow {
-    /// A figure over the drives.
+    /// Returns the spread of a figure over the drives.
     pub(super) fn spread(&self, over: Over, figure: Figure) -> Option<Spread> {
         Spread::of(
             self.drives
@@ -354,7 +355,7 @@ impl DrivenRow {
         )
     }
 
-    /// The ratio of a figure to that of another row, round by round.
+    /// Returns the spread of the ratios of a figure to that of another row, round by round.
     pub(super) fn ratio(&self, base: Option<&Self>, over: Over, figure: Figure) -> Option<Spread> {
         let pairs = self
             .drives
@@ -442,7 +443,7 @@ fn syscalls_text(rows: &[(Peer, Result<PerRequest, String>)]) -> String {
     )
 }
 
-/// A table in Markdown that is aligned for a terminal, too.
+/// Formats a Markdown table that is also aligned for a terminal.
 pub(super) fn markdown<'a>(
     titles: &[String],
     lines: impl Iterator<Item = (&'a str, Vec<String>)>,
@@ -516,8 +517,8 @@ mod tests {
 
     #[test]
     fn ratios_are_taken_within_a_round() {
-        // A round at half the speed for both: the ratio of medians would be 1.5, within the rounds
-        // it is 1.1 twice.
+        // In one round both run at half the speed. The ratio of medians would be 1.5, but within
+        // each round it is 1.1.
         let base = row(
             Peer::Minipingora,
             vec![of(10.0, None), of(20.0, None), of(10.0, None)],
@@ -536,7 +537,7 @@ mod tests {
     }
 
     #[test]
-    fn the_tables_of_an_open_loop_have_ratios_to_those_that_take_part() {
+    fn open_loop_tables_have_ratios_to_the_bases_that_take_part() {
         let rows = vec![
             row(Peer::Minipingora, vec![of(20.0, Some(400.0))]),
             row(Peer::Cutover, vec![of(22.0, Some(500.0))]),
@@ -569,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn disturbed_drives_are_left_out_of_a_second_table_and_of_its_ratios() {
+    fn disturbed_drives_are_left_out_of_the_second_table_and_its_ratios() {
         let disturbed = || Drive {
             lost: Some(0.5),
             ..of(99.0, None)
@@ -647,7 +648,7 @@ mod tests {
     }
 
     #[test]
-    fn memory_and_system_calls_have_tables_of_their_own() {
+    fn memory_and_system_calls_have_separate_tables() {
         use crate::peers::memory::Idle;
         use crate::peers::process::Memory;
         let held = |kib| Held {

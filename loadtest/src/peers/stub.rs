@@ -1,11 +1,10 @@
-//! The two backends behind the proxies that are compared: the least that answers HTTP/1.1, keeps
-//! the connection and says which side it is.
+//! The two backends behind the compared proxies. They do the minimum: answer HTTP/1.1, keep the
+//! connection and name their side.
 //!
-//! Both live on one thread, so that a proxy with one backend and one with two wake the same thread.
-//! The side is said by every byte of the body, because proxies may touch headers and the
-//! load then needs to look at one byte only. A stub looks only for the empty line that ends a head,
-//! so it must get nothing but requests without a body, one at a time. That is what the load beside
-//! it sends.
+//! Both live on one thread, so a proxy with one backend and a proxy with two wake the same thread.
+//! Every byte of the body names the side. Proxies may change headers, and the load then needs to
+//! check only one byte. A stub searches only for the empty line that ends a head, so it must
+//! receive only requests without a body, one at a time. That is what the load next to it sends.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -17,18 +16,18 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::users::Side;
 
-/// How long the body of each answer is, in bytes, unless somebody says otherwise.
+/// The default size of the body of each answer, in bytes.
 pub const BODY_BYTES: usize = 1024;
 
-/// One length for a whole comparison, so that nobody has to be told with each request.
+/// The size for the whole comparison, so that it need not be passed along with each request.
 static ANSWER_BYTES: AtomicUsize = AtomicUsize::new(BODY_BYTES);
 
-/// How long the body of each answer is, in bytes.
+/// Returns the size of the body of each answer, in bytes.
 pub fn answer_bytes() -> usize {
     ANSWER_BYTES.load(Ordering::Relaxed)
 }
 
-/// Makes the body of each answer so long, before anything is started.
+/// Sets the size of the body of each answer. It must be called before anything is started.
 pub fn set_answer_bytes(bytes: usize) {
     ANSWER_BYTES.store(bytes, Ordering::Relaxed);
 }
@@ -36,20 +35,20 @@ pub fn set_answer_bytes(bytes: usize) {
 const END_OF_HEAD: &[u8] = b"\r\n\r\n";
 const MOST_HEAD_BYTES: usize = 16 * 1024;
 
-/// Where the two backends listen.
+/// The addresses of the two backends.
 #[derive(Clone, Copy, Debug)]
 pub struct Stubs {
-    /// The backend that answers as legacy.
+    /// The address of the backend that answers as legacy.
     pub legacy: SocketAddr,
-    /// The backend that answers as new.
+    /// The address of the backend that answers as new.
     pub new: SocketAddr,
 }
 
 impl Stubs {
-    /// Starts both backends on a thread of their own, where they stay to the end of the process.
+    /// Starts both backends on their own thread, where they stay until the process ends.
     ///
     /// # Errors
-    /// When there is no port or no thread.
+    /// Fails if no port or no thread is available.
     pub fn start() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_io()
@@ -80,7 +79,7 @@ async fn accept(listener: std::net::TcpListener, side: Side) {
         return;
     };
     while let Ok((stream, _)) = listener.accept().await {
-        // A connection that breaks is the proxy's to notice and the load's to count.
+        // The proxy notices a broken connection and the load counts it.
         tokio::spawn(async move { serve(stream, side).await });
     }
 }
@@ -92,7 +91,7 @@ async fn serve(mut stream: TcpStream, side: Side) -> io::Result<()> {
     let mut filled = 0;
     loop {
         let read = stream.read(&mut buffer[filled..]).await?;
-        // Zero is the end of the connection, or a head that does not fit.
+        // Zero means the end of the connection, or a head that does not fit.
         if read == 0 {
             return Ok(());
         }
@@ -114,7 +113,7 @@ fn answer(side: Side) -> Vec<u8> {
     answer
 }
 
-/// The byte that the body of this side consists of.
+/// Returns the byte that the body of this side consists of.
 pub const fn mark(side: Side) -> u8 {
     match side {
         Side::Legacy => b'l',

@@ -1,8 +1,9 @@
-//! One table of all phases, short enough for a README: each figure is a median, and a ratio in
-//! brackets is to `minipingora` and, after a slash, to `haproxy`.
+//! One table of all phases, short enough for a README. Each figure is a median. A ratio in brackets
+//! is relative to `minipingora` and, after a slash, to `haproxy`.
 //!
-//! Of calm drives where a row and who it is compared with have any, of all otherwise: somebody who
-//! reads one table wants the best figure there is, and the long tables say what was left out.
+//! Figures are taken from calm drives if a row and its base have any, and otherwise from all
+//! drives. A reader of a single table wants the best figure available, and the long tables show
+//! what was left out.
 
 use crate::peers::figures::Spread;
 use crate::peers::memory::Held;
@@ -10,11 +11,10 @@ use crate::peers::peer::Peer;
 use crate::peers::report::{DrivenRow, Figure, Over, Phase, Report, cpu, markdown, p50, p99};
 use crate::peers::syscalls::PerRequest;
 
-/// A column: its title and the cell of each row that has one.
+/// A column: its title and the cells of the rows that have one.
 type Column = (String, Vec<(Peer, String)>);
 
-/// The table of everything that was asked; nothing if that was one question, whose own table is
-/// enough.
+/// Returns the table of all phases. It is empty if only one phase ran, whose own table is enough.
 pub fn text(report: &Report) -> String {
     if report.phases.len() < 2 {
         return String::new();

@@ -1,9 +1,9 @@
-//! How often a proxy enters the kernel for a request, counted by strace over a whole load.
+//! The number of system calls that a proxy makes per request, counted by strace over a whole load.
 //!
-//! Counts are nearly the same on a busy machine, unlike times; but strace slows the proxy, so that
-//! more is ready at once and waits per request are fewer than without it. What the proxy
-//! does for itself meanwhile (timers, the ticks of a guard) is counted as well, which is little at
-//! these rates.
+//! Unlike times, counts are nearly the same on a busy machine. However, strace slows the proxy, so
+//! more is ready at once and there are fewer waits per request than without it. The proxy's own
+//! work in the meantime (timers, the ticks of a guard) is counted as well, but it is small at these
+//! rates.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ use crate::peers::process::Process;
 
 /// How long strace may take to attach or to write its table.
 const STRACE_TIMEOUT: Duration = Duration::from_secs(15);
-/// Calls that are rarer than this, per request, are only in the sum.
+/// The smallest number of calls per request that is listed. Rarer calls are only part of the sum.
 const LEAST_SHOWN: f64 = 0.01;
 
 const RECEIVES: [&str; 4] = ["recvfrom", "recvmsg", "read", "readv"];
@@ -35,25 +35,25 @@ const WAITS: [&str; 5] = [
     "select",
 ];
 
-/// System calls for each request.
+/// The system calls per request.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct PerRequest {
-    /// All of them.
+    /// All calls.
     pub all: f64,
-    /// Those that receive.
+    /// The calls that receive.
     pub receives: f64,
-    /// Those that send.
+    /// The calls that send.
     pub sends: f64,
-    /// Those that wait for sockets.
+    /// The calls that wait for sockets.
     pub waits: f64,
-    /// The others by name, the rare ones left out.
+    /// The other calls by name, without the rare ones.
     pub others: BTreeMap<String, f64>,
 }
 
-/// Counts while a closed loop asks for this long.
+/// Counts system calls while a closed loop sends requests for this long.
 ///
 /// # Errors
-/// When strace cannot attach, or its table cannot be read.
+/// Fails if strace cannot attach, or its table cannot be read.
 pub async fn count(
     proxy: &Running,
     strace: &Path,
@@ -105,7 +105,8 @@ pub async fn count(
     per_request(&fs::read_to_string(&table)?, seen.answered)
 }
 
-/// strace says one line for each process it has got hold of, or why it has not.
+/// Waits until strace has attached. strace prints one line for each process it has attached to, or
+/// the reason why it has not.
 async fn wait_until_attached(strace: &mut Process, processes: usize) -> io::Result<()> {
     let errors = strace
         .take_errors()
@@ -118,7 +119,7 @@ async fn wait_until_attached(strace: &mut Process, processes: usize) -> io::Resu
                 return Err(io::Error::other(format!("strace cannot attach: {line:?}")));
             }
         }
-        // The rest is read so that strace never waits for somebody to do it.
+        // The remaining output is read so that strace never blocks on a full pipe.
         std::thread::spawn(move || lines.for_each(drop));
         Ok(())
     });
@@ -157,7 +158,7 @@ fn per_request(table: &str, requests: u64) -> io::Result<PerRequest> {
     })
 }
 
-/// `% time, seconds, usecs/call, calls, [errors,] name`.
+/// Parses a line with the columns `% time, seconds, usecs/call, calls, [errors,] name`.
 fn call(line: &str) -> Option<(&str, u64)> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let (&name, calls) = (fields.last()?, fields.get(3)?.parse().ok()?);
@@ -181,7 +182,7 @@ mod tests {
 ";
 
     #[test]
-    fn the_table_of_strace_becomes_calls_for_each_request() {
+    fn the_table_of_strace_becomes_calls_per_request() {
         let calls = per_request(TABLE, 1_000).expect("a table");
         let expected = PerRequest {
             all: 5.044,
@@ -194,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn no_table_and_no_requests_are_errors() {
+    fn a_missing_table_and_zero_requests_are_errors() {
         assert!(per_request("", 1_000).is_err());
         assert!(per_request(TABLE, 0).is_err());
     }

@@ -1,25 +1,27 @@
-//! How far a breakdown reached: how many answers, which users, for how long.
+//! The blast radius of a breakdown: how many answers and which users it hit, and for how long.
 //!
-//! Without a step that broke something only the answers tell when trouble began. With one, the time
-//! to zero counts by when requests were *sent*: what still fails later was sent before.
+//! Without a step that broke something, only the answers tell when the trouble began. With such a
+//! step, the time to zero is measured by when requests were *sent*: a request that fails later was
+//! sent earlier.
 
 use crate::driver::Record;
 use crate::report::milliseconds;
 use crate::users::Side;
 use serde::Serialize;
 
-/// How long trouble lasted, in milliseconds since the start of the run.
+/// The duration of the trouble, in milliseconds since the start of the run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct BlastRadius {
-    /// First failed answer.
+    /// The time of the first failed answer.
     pub first_failure_ms: f64,
-    /// Last failed answer.
+    /// The time of the last failed answer.
     pub last_failure_ms: f64,
-    /// Last answer served by new; absent when there was none.
+    /// The time of the last answer served by new. `None` if there was none.
     pub last_new_ms: Option<f64>,
-    /// From the first failed answer to the last answer served by new; 0 when none came after it.
+    /// The time from the first failed answer to the last answer served by new. It is 0 if new
+    /// served no later answer.
     pub duration_ms: f64,
-    /// What followed a step that broke something; absent without one.
+    /// What followed a step that broke something. `None` if there was no such step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_fault: Option<SinceFault>,
 }
@@ -27,19 +29,22 @@ pub struct BlastRadius {
 /// What followed a step that broke something.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SinceFault {
-    /// When that was.
+    /// The time of the fault.
     pub fault_ms: f64,
-    /// Requests that failed after it.
+    /// The number of requests that failed after the fault.
     pub bad_answers: u64,
-    /// Distinct users with one.
+    /// The number of distinct users with such a request.
     pub users_hurt: u64,
-    /// From the fault to the last request that new answered, or that failed, by when it was sent.
+    /// The time from the fault to the last request, by sending time, that new answered or that
+    /// failed.
     pub time_to_zero_ms: f64,
-    /// Requests that were sent after that one: with none, it did not end within the run.
+    /// The number of requests sent after the last one that new answered or that failed. If it is
+    /// 0, the trouble did not end within the run.
     pub requests_after: u64,
 }
 
-/// Measures it, by records sorted by user; none if nothing failed and nothing was broken.
+/// Measures the blast radius from records sorted by user. Returns `None` if nothing failed and
+/// nothing was broken.
 pub(super) fn blast_radius(records: &[Record], fault: Option<u64>) -> Option<BlastRadius> {
     let failures = || records.iter().filter(|record| record.outcome.is_failure());
     let since_fault = fault.map(|fault| since_fault(records, fault));

@@ -1,7 +1,7 @@
-//! Whether every answer came from the side that the published hash says.
+//! The check that every answer came from the side that the published hash assigns.
 //!
-//! While a percentage is being changed both sides may be right, for the users between the two
-//! percentages and for nobody else.
+//! While a percentage is being changed, both sides may be right for the users between the two
+//! percentages, and only for them.
 
 use crate::driver::Record;
 use crate::report::history::History;
@@ -9,35 +9,35 @@ use crate::report::{MOST_EXAMPLES, milliseconds};
 use crate::users::{Oracle, Side, user_name};
 use serde::Serialize;
 
-/// Whether every answer came from the side the hash says.
+/// Whether every answer came from the side that the hash assigns.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct HashCheck {
-    /// Answers that named a side.
+    /// The number of answers that named a side.
     pub checked: u64,
-    /// Answers from the other side.
+    /// The number of answers from the other side.
     pub wrong_answers: u64,
-    /// Distinct users with such an answer.
+    /// The number of distinct users with such an answer.
     pub wrong_users: u64,
     /// Some of the wrong answers.
     pub examples: Vec<WrongAnswer>,
 }
 
-/// An answer from the side where its user does not belong.
+/// An answer from the side to which its user does not belong.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct WrongAnswer {
     /// The user.
     pub user: String,
-    /// Bucket of the user, 0 to 99999.
+    /// The hash bucket of the user, 0 to 99999.
     pub bucket: u64,
-    /// Where the user belongs.
+    /// The side to which the user belongs.
     pub expected: Side,
-    /// Who answered.
+    /// The side that answered.
     pub found: Side,
-    /// When the answer was whole.
+    /// The time at which the answer was complete.
     pub at_ms: f64,
 }
 
-/// Compares each answer with the oracle, by records sorted by user.
+/// Compares each answer with the oracle. The records are sorted by user.
 pub(super) fn check_hash(records: &[Record], oracle: &Oracle, history: &History) -> HashCheck {
     let mut check = HashCheck::default();
     for of_user in records.chunk_by(|one, other| one.user == other.user) {
@@ -77,7 +77,7 @@ pub(super) fn check_hash(records: &[Record], oracle: &Oracle, history: &History)
 }
 
 impl HashCheck {
-    /// What there is to object to, in words.
+    /// Returns the violation in words, if there is one.
     pub fn violation(&self) -> Option<String> {
         let example = self.examples.first()?;
         Some(format!(

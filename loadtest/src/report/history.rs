@@ -1,7 +1,7 @@
-//! What was done to the split while a run went on: moves, and the percentages that were in force.
+//! The history of the split during a run: moves, and the percentages that were in force.
 //!
-//! Both have windows instead of instants, because nobody outside of a proxy knows when exactly a
-//! change takes effect: a window opens with the step and closes when the step has settled.
+//! Both have windows instead of instants, because no observer outside a proxy knows exactly when a
+//! change takes effect. A window opens with the step and closes when the step has settled.
 
 use crate::driver::Record;
 use crate::report::milliseconds;
@@ -11,7 +11,7 @@ use crate::users::{Oracle, Side, user_name};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The way a user went.
+/// The direction in which a user moved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Direction {
     /// From legacy to new.
@@ -23,7 +23,7 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// The way that ends on this side.
+    /// Returns the direction that ends on this side.
     pub fn to(side: Side) -> Self {
         match side {
             Side::New => Self::LegacyToNew,
@@ -41,31 +41,31 @@ impl fmt::Display for Direction {
     }
 }
 
-/// Where a step sends users.
+/// The direction in which a step moves users.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum MoveDirection {
-    /// Some from legacy to new.
+    /// Some users move from legacy to new.
     ToNew,
-    /// Some from new to legacy.
+    /// Some users move from new to legacy.
     ToLegacy,
-    /// Some there and some back, as another salt does.
+    /// Some users move in each direction, as another salt makes them do.
     Both,
 }
 
 /// A time in which users may change sides, in nanoseconds since the start of the run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Move {
-    /// Where to.
+    /// The direction of the move.
     pub direction: MoveDirection,
-    /// When the step began.
+    /// The time at which the step began.
     pub begin: u64,
-    /// When it had settled.
+    /// The time at which the step had settled.
     pub end: u64,
 }
 
 impl Move {
-    /// Whether the move sends users this way.
+    /// Whether the move sends users in this direction.
     pub(super) fn allows(&self, direction: Direction) -> bool {
         match self.direction {
             MoveDirection::Both => true,
@@ -74,37 +74,37 @@ impl Move {
         }
     }
 
-    /// Whether its window and this time have an instant in common.
+    /// Whether the window of the move overlaps this time.
     pub(super) fn touches(&self, from: u64, to: u64) -> bool {
         self.begin <= to && self.end >= from
     }
 }
 
-/// A percentage, and the window in which it took the place of the one before.
+/// A percentage, and the window in which it replaced the previous one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Change {
-    /// The percentage after it.
+    /// The percentage after the change.
     pub percent: Percent,
-    /// When the step began.
+    /// The time at which the step began.
     pub begin: u64,
-    /// When it had settled.
+    /// The time at which the step had settled.
     pub end: u64,
 }
 
-/// What was done to the split while a run went on. The default is nothing.
+/// What was done to the split during a run. The default is nothing.
 #[derive(Debug, Clone, Default)]
 pub struct History {
-    /// When users may have changed sides, in the order of their begins.
+    /// The moves in which users may have changed sides, ordered by their start.
     pub moves: Vec<Move>,
-    /// The percentages that followed the one of the plan, in the order of their begins.
+    /// The percentages that followed the one of the plan, ordered by their start.
     pub changes: Vec<Change>,
-    /// When something was broken on purpose for the first time.
+    /// The time at which something was first broken on purpose.
     pub fault: Option<u64>,
 }
 
 impl History {
-    /// The percentages that may have decided a request of this time, the one of the plan being the
-    /// first.
+    /// Returns the percentages that may have decided a request of this time. The one of the plan is
+    /// the first.
     pub(super) fn percents(
         &self,
         first: Percent,
@@ -127,7 +127,7 @@ impl History {
             .map(|((percent, _), _)| percent)
     }
 
-    /// The times in which nothing moved.
+    /// Returns the periods in which nothing moved.
     fn rests(&self, end: u64) -> Vec<(u64, u64)> {
         let mut rests = Vec::new();
         let mut from = 0;
@@ -147,17 +147,18 @@ impl History {
 /// The share on new between two moves.
 #[derive(Debug, Clone, Serialize)]
 pub struct Segment {
-    /// Its begin.
+    /// The start of the segment.
     pub from_ms: f64,
-    /// Its end.
+    /// The end of the segment.
     pub to_ms: f64,
-    /// Of the answers that named a side, to requests sent and finished in it.
+    /// The share of the answers that named a side, for requests sent and finished in the segment.
     pub requests: Share,
-    /// Of the users that were seen in it.
+    /// The share of the users that were seen in the segment.
     pub users: Share,
 }
 
-/// Measures the share on new in each rest between moves; one for the whole run if nothing moved.
+/// Measures the share on new in each period between moves. There is one segment for the whole run
+/// if nothing moved.
 pub(super) fn segments(
     records: &[Record],
     oracle: Option<&Oracle>,
@@ -202,7 +203,7 @@ pub(super) fn segments(
         .into_iter()
         .zip(counts)
         .map(|((from, to), [[legacy, new], [users_legacy, users_new]])| {
-            // In a rest one percentage is in force; its ends belong to the moves.
+            // Between moves one percentage is in force. The ends of the period belong to the moves.
             let middle = from + (to - from) / 2;
             let percent =
                 oracle.and_then(|oracle| history.percents(oracle.percent(), middle, middle).last());
@@ -260,7 +261,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_may_have_met_every_percentage_whose_window_it_touches() {
+    fn a_request_may_meet_every_percentage_whose_window_it_overlaps() {
         let met = |from, to| {
             history()
                 .percents(percent("1"), from, to)
@@ -276,7 +277,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_measured_between_moves_only() {
+    fn shares_are_measured_only_between_moves() {
         let answered = |user, sent: u64, side| Record {
             user,
             outcome: Outcome::Answered {

@@ -1,25 +1,27 @@
-//! What a run measured: computed once from its records, shown as a table or as JSON.
+//! The report of a run: computed once from its records, and shown as a table or as JSON.
 //!
-//! [`Report::new`] is a pure function of plan and records, so every claim can be tested on records
-//! written by hand. How the numbers are meant:
+//! [`Report::new`] is a pure function of plan and records, so every claim can be tested on
+//! hand-written records. The meaning of the numbers:
 //!
 //! - *Latency* runs from the intended start. It covers answers of every status and the requests
-//!   given up for time (at the time they had cost by then, a lower bound). Requests whose
-//!   connection failed are not in it: a fast refusal would flatter the percentiles.
-//! - *Switches* of a user are found in the order in which its requests were sent. Where two
-//!   requests were in flight together that order proves nothing about the order of decisions, so
-//!   such a switch counts as `overlapping`, without a direction. What a step of a scenario explains
-//!   is said in [`history`] and [`Stickiness`].
-//! - *Shares* come with the 99.9 % Wilson interval. For users the expectation is the percentage
-//!   itself. For requests it is the share of this population that the hash puts on new: requests
-//!   are drawn from a fixed population, so the luck of the hash with these users is no news there.
-//! - *Failures* are server errors (5xx) and requests without a whole answer. A 4xx is an answer.
-//! - *Blast radius* runs from the first failed answer to the last answer served by new; where a
-//!   step broke something, from that step to the last request that new answered or that failed, by
-//!   the time it was sent.
+//!   that timed out (with the time they had taken by then, which is a lower bound). Requests whose
+//!   connection failed are not included: a fast refusal would flatter the percentiles.
+//! - *Switches* of a user are found in the order in which its requests were sent. If two requests
+//!   were in flight together, that order proves nothing about the order of decisions. Such a switch
+//!   therefore counts as `overlapping`, without a direction. [`history`] and [`Stickiness`]
+//!   describe which switches a scenario step explains.
+//! - *Shares* are given with the 99.9 % Wilson interval. For users the expectation is the
+//!   percentage itself. For requests it is the share of this population that the hash puts on new.
+//!   Requests are drawn from a fixed population, so the luck of the hash with these users is not
+//!   news there.
+//! - *Failures* are server errors (5xx) and requests without a complete answer. A 4xx is an answer.
+//! - *Blast radius* runs from the first failed answer to the last answer served by new. If a step
+//!   broke something, it runs from that step to the last request, by sending time, that new
+//!   answered or that failed.
 //!
-//! Deliberately absent: judgement beyond [`Report::violations`], an interval that misses the
-//! expectation included (one run in a thousand does so by chance), and history across runs.
+//! Deliberately absent: history across runs, and judgement beyond [`Report::violations`]. An
+//! interval that misses the expectation is also not judged, because one run in a thousand misses it
+//! by chance.
 
 pub mod history;
 pub mod timeline;
@@ -49,7 +51,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Most switches and wrong answers that are listed one by one; all of them are counted.
+/// The most switches and wrong answers that are listed individually. All of them are counted.
 pub const MOST_EXAMPLES: usize = 20;
 const TABLE_EXAMPLES: usize = 5;
 const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
@@ -57,113 +59,114 @@ const STATUS_CLASSES: [&str; 5] = ["1xx", "2xx", "3xx", "4xx", "5xx"];
 /// Everything a run measured.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
-    /// What was run.
+    /// The plan of the run.
     pub plan: PlanSummary,
-    /// How many requests, how fast.
+    /// The number of requests, and their rate.
     pub requests: Requests,
-    /// Time from the intended start to the end of the answer.
+    /// The time from the intended start to the end of the answer.
     pub latency: Quantiles,
     /// The generator's own lateness: released minus intended.
     pub release_lateness: Quantiles,
-    /// Sent minus intended: the generator's lateness and the wait for a connection.
+    /// The generator's lateness and the wait for a connection: sent minus intended.
     pub send_lateness: Quantiles,
-    /// Answers by class of status.
+    /// The answers by class of status.
     pub statuses: BTreeMap<&'static str, u64>,
-    /// What failed, and whom it hurt.
+    /// The failed requests, and the users they affected.
     pub failures: Failures,
-    /// Which side answered.
+    /// The sides that answered.
     pub sides: Sides,
     /// Whether every user stayed on one side.
     pub stickiness: Stickiness,
-    /// Whether every answer came from the side the hash says; absent without salt and percentage.
+    /// Whether every answer came from the side that the hash assigns. `None` without salt and
+    /// percentage.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hash: Option<HashCheck>,
-    /// How much is on new.
+    /// The shares on new.
     pub shares: Shares,
-    /// How much was on new between moves of the split; one segment if nothing moved.
+    /// The shares on new between moves of the split. There is one segment if nothing moved.
     pub segments: Vec<Segment>,
-    /// How long trouble lasted; absent when nothing failed.
+    /// The duration of the trouble. `None` if nothing failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blast_radius: Option<BlastRadius>,
-    /// What `--assert` objects to, in words; empty when all is well.
+    /// The violations that `--assert` reports, in words. Empty if there are none.
     pub violations: Vec<String>,
 }
 
-/// The plan, as far as the numbers depend on it.
+/// The part of the plan that the numbers depend on.
 #[derive(Debug, Clone, Serialize)]
 pub struct PlanSummary {
-    /// Where the requests went.
+    /// The target that received the requests.
     pub target: String,
-    /// What was spoken.
+    /// The protocol of the requests.
     pub protocol: Protocol,
-    /// Method of every request.
+    /// The method of every request.
     pub method: String,
-    /// Path of every request.
+    /// The path of every request.
     pub path: String,
-    /// Size of the body of every request.
+    /// The size of the body of every request, in bytes.
     pub body_bytes: usize,
     /// Where a request carried its user.
     pub key: String,
-    /// Requests per second.
+    /// The rate, in requests per second.
     pub rate: f64,
-    /// How the intended starts were spread.
+    /// The distribution of the intended starts.
     pub arrivals: Arrivals,
-    /// Planned duration.
+    /// The planned duration, in milliseconds.
     pub duration_ms: u64,
-    /// Size of the population.
+    /// The size of the population.
     pub users: u32,
-    /// Keep-alive connections.
+    /// The number of keep-alive connections.
     pub connections: usize,
-    /// Seed.
+    /// The seed of the run.
     pub seed: u64,
-    /// Longest time a request may take.
+    /// The longest time that a request may take, in milliseconds.
     pub timeout_ms: u64,
-    /// Salt of the hash, if the sides were checked against it.
+    /// The salt of the hash, if the sides were checked against it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub salt: Option<String>,
-    /// Percentage on new, if the sides were checked against it.
+    /// The percentage on new, if the sides were checked against it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub percent: Option<f64>,
 }
 
-/// How many requests there were.
+/// The numbers of requests.
 #[derive(Debug, Clone, Serialize)]
 pub struct Requests {
-    /// Released by the pacer; every one of them ended.
+    /// The number of requests released by the pacer. Every one of them ended.
     pub finished: u64,
-    /// Sent on a connection.
+    /// The number of requests sent on a connection.
     pub sent: u64,
-    /// Sent per second, over the time it took to send them.
+    /// The requests sent per second, over the time it took to send them.
     pub sent_per_second: f64,
     /// Whether the run was stopped before its planned duration.
     pub stopped_early: bool,
 }
 
-/// What failed.
+/// The failures of a run.
 #[derive(Debug, Clone, Serialize)]
 pub struct Failures {
-    /// Requests that failed, in whatever way.
+    /// The number of requests that failed, in whatever way.
     pub requests: u64,
-    /// Answers with a status of 500 or above.
+    /// The number of answers with a status of 500 or above.
     pub server_errors: u64,
-    /// Requests without a whole answer, by kind.
+    /// The number of requests without a complete answer, by kind.
     pub transport: BTreeMap<&'static str, u64>,
-    /// Distinct users with a failed request.
+    /// The number of distinct users with a failed request.
     pub users_hurt: u64,
 }
 
-/// Answers by the side they named.
+/// The answers by the side they named.
 #[derive(Debug, Clone, Serialize)]
 pub struct Sides {
-    /// Header that names the side.
+    /// The header that names the side.
     pub header: String,
-    /// Answers from legacy.
+    /// The number of answers from legacy.
     pub legacy: u64,
-    /// Answers from new.
+    /// The number of answers from new.
     pub new: u64,
-    /// Answers below 500 that named neither.
+    /// The number of answers below 500 that named neither side.
     pub unnamed: u64,
-    /// Answers of 500 and above that named neither, such as the proxy's own.
+    /// The number of answers of 500 and above that named neither side, such as the proxy's own.
     pub unnamed_errors: u64,
 }
 
@@ -174,7 +177,7 @@ impl Report {
         Self::of(plan, &measurement, &History::default())
     }
 
-    /// Computes the report of a run, by its sorted records.
+    /// Computes the report of a run from its sorted records.
     pub fn of(plan: &RunPlan, measurement: &Measurement, history: &History) -> Self {
         let Measurement {
             records,
@@ -185,7 +188,7 @@ impl Report {
         let (stickiness, users_on_new) = check_stickiness(records, &history.moves);
         let oracle = plan.oracle.as_ref();
         let segments = segments(records, oracle, plan.users, history);
-        // With moves the run as a whole has no one share to expect.
+        // With moves there is no single expected share for the whole run.
         let still = oracle.filter(|_| history.changes.is_empty());
         let shares = Shares {
             users: Share::new(
@@ -281,7 +284,7 @@ impl PlanSummary {
 }
 
 impl Failures {
-    /// The kinds that occurred, such as `5xx 12, reset 3`.
+    /// Returns the kinds that occurred, such as `5xx 12, reset 3`.
     pub fn kinds(&self) -> String {
         std::iter::once(("5xx", self.server_errors))
             .chain(self.transport.iter().map(|(kind, count)| (*kind, *count)))
@@ -377,7 +380,7 @@ fn count_sides(plan: &RunPlan, records: &[Record]) -> Sides {
     sides
 }
 
-/// Nanoseconds as reports show them.
+/// Converts nanoseconds to milliseconds, as reports show them.
 pub(crate) fn milliseconds(nanoseconds: u64) -> f64 {
     nanoseconds as f64 / 1e6
 }
@@ -418,7 +421,7 @@ mod tests {
         }
     }
 
-    /// A request sent on time; instants in milliseconds.
+    /// Creates the record of a request sent on time. Instants are in milliseconds.
     fn record(user: u32, sent: u64, finished: u64, outcome: Outcome) -> Record {
         Record {
             user,
@@ -454,7 +457,7 @@ mod tests {
     }
 
     #[test]
-    fn wilson_stays_within_zero_and_one_and_is_absent_without_trials() {
+    fn wilson_stays_within_zero_and_one_and_is_none_without_trials() {
         assert_eq!(wilson_interval(0, 0, Z_99_9), None);
         let (none, _) = wilson_interval(0, 7, Z_99_9).expect("an interval");
         let (_, all) = wilson_interval(7, 7, Z_99_9).expect("an interval");
@@ -479,7 +482,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn latency_includes_requests_given_up_but_not_refused_ones() {
+    async fn latency_includes_timed_out_requests_but_not_refused_ones() {
         let report = report(
             None,
             vec![
@@ -498,7 +501,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn switches_follow_the_order_of_sending_not_of_arrival_of_the_records() {
+    async fn switches_follow_the_order_of_sending_not_of_the_records() {
         let report = report(
             None,
             vec![
@@ -525,7 +528,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_switch_between_requests_in_flight_together_has_no_direction() {
+    async fn a_switch_between_overlapping_requests_has_no_direction() {
         let report = report(
             None,
             vec![
@@ -541,7 +544,7 @@ mod tests {
 
     #[tokio::test]
     async fn wrong_sides_are_counted_by_answer_and_by_user() {
-        // At 0 % everyone belongs on legacy.
+        // At 0 % every user belongs to legacy.
         let oracle = Oracle::new("checkout", Percent::ZERO);
         let report = report(
             Some(oracle),
@@ -590,7 +593,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_followed_a_fault_counts_from_the_fault_and_by_sending() {
+    async fn the_effects_of_a_fault_are_counted_by_sending_time() {
         let mut measurement = Measurement {
             records: vec![
                 record(1, 0, 10, answered(500, Some(Side::New))),
@@ -633,7 +636,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_run_without_requests_is_a_violation_and_still_a_report() {
+    async fn a_run_without_requests_is_a_violation_with_a_report() {
         let report = report(None, Vec::new()).await;
         assert_eq!(report.violations.len(), 1);
         assert!(report.to_string().contains("none seen"));

@@ -1,43 +1,43 @@
-//! Times by their quantiles, and the percentile distribution that the plotter of HdrHistogram
-//! reads.
+//! The quantiles of times, and the percentile distribution that the HdrHistogram plotter reads.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::fmt::Write;
 
-/// Longest latency told apart, in microseconds; longer ones count as this.
+/// The longest latency that is distinguished, in microseconds. Longer ones count as this one.
 const LONGEST_MICROSECONDS: u64 = 600_000_000;
 const NANOSECONDS_PER_MICROSECOND: u64 = 1_000;
-/// Lines for each halving of the distance to 100 %, as the tools of HdrHistogram write them.
+/// The number of lines for each halving of the distance to 100 %, as the tools of HdrHistogram
+/// write them.
 const LINES_PER_HALF: u32 = 5;
 
-/// Quantiles of a time in microseconds, with three significant digits.
+/// The quantiles of a time in microseconds, with three significant digits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct Quantiles {
-    /// Number of values.
+    /// The number of values.
     pub count: u64,
-    /// Mean.
+    /// The mean.
     pub mean_us: f64,
-    /// Median.
+    /// The median.
     pub p50_us: u64,
-    /// 90th percentile.
+    /// The 90th percentile.
     pub p90_us: u64,
-    /// 99th percentile.
+    /// The 99th percentile.
     pub p99_us: u64,
-    /// 99.9th percentile.
+    /// The 99.9th percentile.
     pub p999_us: u64,
-    /// Largest.
+    /// The largest value.
     pub max_us: u64,
 }
 
-/// Times in microseconds.
+/// A histogram of times in microseconds.
 #[derive(Debug, Clone)]
 pub struct Times(Option<Histogram<u64>>);
 
 impl Times {
-    /// Of these times in nanoseconds.
+    /// Creates a histogram from times in nanoseconds.
     pub fn of(nanoseconds: impl Iterator<Item = u64>) -> Self {
-        // Only impossible bounds are refused, and these are constants.
+        // Only impossible bounds are refused, and these bounds are constants.
         let mut histogram = Histogram::<u64>::new_with_bounds(1, LONGEST_MICROSECONDS, 3).ok();
         if let Some(histogram) = &mut histogram {
             for value in nanoseconds {
@@ -47,7 +47,7 @@ impl Times {
         Self(histogram)
     }
 
-    /// Their quantiles.
+    /// Returns the quantiles of the times.
     pub fn quantiles(&self) -> Quantiles {
         let Some(histogram) = &self.0 else {
             return Quantiles::default();
@@ -63,7 +63,7 @@ impl Times {
         }
     }
 
-    /// Points of the percentile curve: quantile and microseconds.
+    /// Returns the points of the percentile curve: quantile and microseconds.
     pub fn curve(&self) -> Vec<(f64, u64)> {
         let Some(histogram) = self.0.as_ref().filter(|histogram| !histogram.is_empty()) else {
             return Vec::new();
@@ -74,7 +74,7 @@ impl Times {
             .collect()
     }
 
-    /// The percentile distribution in milliseconds, as `.hgrm` files have it.
+    /// Returns the percentile distribution in milliseconds, in the format of `.hgrm` files.
     pub fn hgrm(&self) -> String {
         let mut text = format!(
             "{:>12} {:>14} {:>10} {:>14}\n\n",
@@ -84,7 +84,7 @@ impl Times {
             return text;
         };
         let mut total = 0;
-        // A string takes all that is written to it.
+        // Writing to a string does not fail.
         for point in histogram.iter_quantiles(LINES_PER_HALF) {
             total += point.count_since_last_iteration();
             let value = point.value_iterated_to() as f64 / 1e3;
@@ -128,7 +128,7 @@ mod tests {
     const MILLISECOND: u64 = 1_000_000;
 
     #[test]
-    fn the_distribution_has_the_columns_and_the_end_that_the_plotter_reads() {
+    fn the_distribution_has_the_columns_and_the_footer_of_the_plotter() {
         let times = Times::of((1..=1_000).map(|n| n * MILLISECOND));
         let text = times.hgrm();
         let lines: Vec<&str> = text.lines().collect();
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn no_times_are_an_empty_distribution() {
+    fn no_times_give_an_empty_distribution() {
         let times = Times::of(std::iter::empty());
         assert!(times.curve().is_empty());
         assert_eq!(times.quantiles().count, 0);

@@ -1,31 +1,31 @@
-//! Measured shares and how sure they are.
+//! Measured shares and their certainty.
 
 use serde::Serialize;
 
-/// Two-sided 99.9 % quantile of the normal distribution.
+/// The two-sided 99.9 % quantile of the normal distribution.
 pub const Z_99_9: f64 = 3.290_526_731_491_926;
 
-/// How much is on new.
+/// The shares on new.
 #[derive(Debug, Clone, Serialize)]
 pub struct Shares {
-    /// Of the users that were seen, each by its last answer.
+    /// The share of the users that were seen, each counted by its last answer.
     pub users: Share,
-    /// Of the answers that named a side.
+    /// The share of the answers that named a side.
     pub requests: Share,
 }
 
 /// A measured share with its interval.
 #[derive(Debug, Clone, Serialize)]
 pub struct Share {
-    /// On new.
+    /// The number on new.
     pub on_new: u64,
-    /// Of how many.
+    /// The total number.
     pub total: u64,
-    /// Their ratio; absent when there were none.
+    /// The ratio of `on_new` to `total`. `None` if the total is 0.
     pub measured: Option<f64>,
-    /// 99.9 % Wilson interval of the true share; absent when there were none.
+    /// The 99.9 % Wilson interval of the true share. `None` if the total is 0.
     pub interval: Option<(f64, f64)>,
-    /// Share that was to be expected, if salt and percentage are known.
+    /// The expected share, if salt and percentage are known.
     pub expected: Option<f64>,
     /// Whether the expected share lies in the interval.
     pub expected_in_interval: Option<bool>,
@@ -47,10 +47,10 @@ impl Share {
     }
 }
 
-/// Wilson's interval for a share of `successes` in `trials`; none without trials.
+/// Returns Wilson's interval for a share of `successes` in `trials`, or `None` without trials.
 ///
-/// Chosen over the textbook interval because it also holds at shares near 0 and 1, where a cutover
-/// spends its first and its last days.
+/// It was chosen over the textbook interval because it also holds at shares near 0 and 1, where a
+/// cutover spends its first and its last days.
 pub fn wilson_interval(successes: u64, trials: u64, z: f64) -> Option<(f64, f64)> {
     if trials == 0 || successes > trials {
         return None;
@@ -62,7 +62,7 @@ pub fn wilson_interval(successes: u64, trials: u64, z: f64) -> Option<(f64, f64)
     let centre = (share + z_squared / (2.0 * count)) / denominator;
     let half_width = z / denominator
         * (share * (1.0 - share) / count + z_squared / (4.0 * count * count)).sqrt();
-    // The ends are exact there; computed, they would miss by a rounding error.
+    // The ends are exact here. Computed ends would be off by a rounding error.
     let low = if successes == 0 {
         0.0
     } else {

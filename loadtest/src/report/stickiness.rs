@@ -1,17 +1,18 @@
-//! Whether every user kept to one side, except when the split moved.
+//! The check that every user stayed on one side, except when the split moved.
 //!
-//! A step that moves the split says in which direction, and the move has a window: from the step's
-//! begin until it has settled. What is known of a request is that its side was decided between
-//! sending and finishing. From that follows what can be proved against the proxy, and nothing else
+//! A step that moves the split states its direction, and the move has a window from the start of
+//! the step until it has settled. The side of a request is known to have been decided between its
+//! sending and its end. From this follows what can be proved against the proxy, and nothing else
 //! counts:
 //!
-//! - Two requests of a user, the first finished before the second was sent, on different sides:
-//!   some move in that direction must have its window between the sending of the first and the end
-//!   of the second.
-//! - Two that were in flight together: some move in either direction must have.
+//! - Two requests of a user are on different sides, and the first finished before the second was
+//!   sent. Then some move in that direction must have its window between the sending of the first
+//!   and the end of the second.
+//! - Two requests were in flight together. Then some move in either direction must have such a
+//!   window.
 //!
-//! A user who goes there and back within one window of `both` directions is not found; a scenario
-//! that wants it found moves in two steps.
+//! A user who switches there and back within one window of `both` directions is not found. A
+//! scenario that needs to find such users moves in two steps.
 
 use crate::driver::Record;
 use crate::report::history::{Direction, Move};
@@ -19,37 +20,37 @@ use crate::report::{MOST_EXAMPLES, milliseconds};
 use crate::users::{Side, user_name};
 use serde::Serialize;
 
-/// Requests of one user that are looked at as possibly in flight together.
+/// The most requests of one user that are considered as possibly in flight together.
 const MOST_TOGETHER: usize = 1_024;
 
 /// Whether every user stayed on one side.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Stickiness {
-    /// Users with at least one answer that named a side.
+    /// The number of users with at least one answer that named a side.
     pub users_seen: u64,
-    /// Users with at least two such answers; the others cannot have switched.
+    /// The number of users with at least two such answers. The other users cannot have switched.
     pub users_seen_again: u64,
-    /// Users that were seen on both sides.
+    /// The number of users that were seen on both sides.
     pub users_on_both_sides: u64,
-    /// Users whose first switch was to new.
+    /// The number of users whose first switch was to new.
     pub users_first_to_new: u64,
-    /// Users whose first switch was to legacy.
+    /// The number of users whose first switch was to legacy.
     pub users_first_to_legacy: u64,
-    /// Users whose first switch overlapped.
+    /// The number of users whose first switch overlapped.
     pub users_first_overlapping: u64,
-    /// Switches of all users.
+    /// The number of switches of all users.
     pub switches: u64,
-    /// Switches from legacy to new.
+    /// The number of switches from legacy to new.
     pub legacy_to_new: u64,
-    /// Switches from new to legacy.
+    /// The number of switches from new to legacy.
     pub new_to_legacy: u64,
-    /// Switches between two requests that were in flight together.
+    /// The number of switches between two requests that were in flight together.
     pub overlapping: u64,
-    /// Changes of side that no move of the split explains.
+    /// The number of changes of side that no move of the split explains.
     pub unexplained: u64,
-    /// Users with such a change.
+    /// The number of users with such a change.
     pub users_unexplained: u64,
-    /// Some of the changes that nothing explains.
+    /// Some of the unexplained changes.
     pub examples: Vec<Switch>,
 }
 
@@ -58,16 +59,16 @@ pub struct Stickiness {
 pub struct Switch {
     /// The user.
     pub user: String,
-    /// The way it went, in the order of sending.
+    /// The direction of the change, in the order of sending.
     pub direction: Direction,
     /// Whether the two requests were in flight together, so that the order proves nothing.
     pub overlapping: bool,
-    /// When the first request on the other side was sent.
+    /// The time at which the first request on the other side was sent.
     pub at_ms: f64,
 }
 
-/// Follows each user from answer to answer, by records sorted by user and sending. Also returns how
-/// many users ended on new.
+/// Checks each user from answer to answer. The records are sorted by user and sending time. Also
+/// returns how many users ended on new.
 pub(super) fn check_stickiness(records: &[Record], moves: &[Move]) -> (Stickiness, u64) {
     let mut found = Stickiness::default();
     let mut users_on_new = 0;
@@ -85,7 +86,7 @@ pub(super) fn check_stickiness(records: &[Record], moves: &[Move]) -> (Stickines
     (found, users_on_new)
 }
 
-/// An answer that named a side, which was decided between `sent` and `finished`.
+/// An answer that named a side. The side was decided between `sent` and `finished`.
 #[derive(Debug, Clone, Copy)]
 struct Answer {
     side: Side,
@@ -104,7 +105,7 @@ impl Answer {
 }
 
 impl Stickiness {
-    /// What there is to object to, in words.
+    /// Returns the violation in words, if there is one.
     pub fn violation(&self) -> Option<String> {
         let example = self.examples.first()?;
         Some(format!(
@@ -120,7 +121,7 @@ impl Stickiness {
         ))
     }
 
-    /// Counts what happened, explained or not.
+    /// Counts all switches of a user, explained or not.
     fn count_switches(&mut self, user: u32, answers: &[Answer]) {
         let mut last: Option<(Side, u64)> = None;
         let mut switched = false;
@@ -162,8 +163,8 @@ impl Stickiness {
         let before = self.unexplained;
         // The answers of each side so far, in the order of sending.
         let mut seen: [Vec<Answer>; 2] = [Vec::new(), Vec::new()];
-        // The answer that was last held against a user's next ones: a change is counted once, not
-        // at every answer after it.
+        // The answer that was last found to contradict a later one. A change is counted once, not
+        // at every later answer.
         let mut accused = None;
         for answer in answers {
             let (own, other) = match answer.side {
@@ -171,8 +172,8 @@ impl Stickiness {
                 Side::New => (1, 0),
             };
             let direction = Direction::to(answer.side);
-            // The latest one leaves the least room for a move: if it can be explained, so can every
-            // earlier one.
+            // The latest answer leaves the least room for a move. If it can be explained, so can
+            // every earlier one.
             let ordered = seen[other]
                 .iter()
                 .rev()
@@ -300,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_before_the_move_has_begun_is_a_violation() {
+    fn a_change_before_the_move_starts_is_a_violation() {
         let records = [record(1, 0, 1, Legacy), record(1, 5, 6, New)];
         assert_eq!(
             unexplained(&records, &[one_move(MoveDirection::ToNew, 10, 15)]),
@@ -309,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn going_back_within_a_move_of_one_direction_is_a_violation() {
+    fn switching_back_within_a_one_way_move_is_a_violation() {
         let records = [
             record(1, 0, 1, Legacy),
             record(1, 11, 12, New),
@@ -323,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn requests_in_flight_together_during_a_move_prove_nothing_and_outside_of_it_they_do() {
+    fn overlapping_requests_are_explained_only_during_a_move() {
         let records = [
             record(1, 0, 30, New),
             record(1, 10, 12, Legacy),
@@ -340,7 +341,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unexplained_change_counts_once_however_many_answers_follow() {
+    fn an_unexplained_change_counts_once_whatever_follows() {
         let records = [
             record(1, 0, 1, Legacy),
             record(1, 2, 3, New),
@@ -353,7 +354,7 @@ mod tests {
     }
 
     #[test]
-    fn there_and_back_in_two_moves_is_explained() {
+    fn switching_there_and_back_in_two_moves_is_explained() {
         let records = [
             record(1, 0, 1, Legacy),
             record(1, 20, 21, New),

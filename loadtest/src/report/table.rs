@@ -1,10 +1,10 @@
-//! The table: a report for people at a terminal.
+//! The report as a table for readers at a terminal.
 
 use crate::driver::{Arrivals, Protocol};
 use crate::report::{Report, Share, TABLE_EXAMPLES};
 use std::fmt;
 
-/// A time in microseconds, in the unit that reads best.
+/// Formats a time in microseconds in the most readable unit.
 pub fn readable(microseconds: u64) -> String {
     let value = microseconds as f64;
     if microseconds < 1_000 {
@@ -16,7 +16,7 @@ pub fn readable(microseconds: u64) -> String {
     }
 }
 
-/// The table.
+/// Formats the report as a table.
 impl fmt::Display for Report {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
         let plan = &self.plan;

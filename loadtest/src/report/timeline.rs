@@ -1,4 +1,4 @@
-//! A run over time: what a chart shows, in steps of equal width.
+//! A run over time in steps of equal width, for charts.
 
 use crate::driver::Record;
 use crate::report::quantiles::{Quantiles, Times};
@@ -6,9 +6,9 @@ use crate::users::Side;
 use serde::Serialize;
 use std::time::Duration;
 
-/// Steps that a timeline has at most; the width is chosen so.
+/// The most steps of a timeline. The width is chosen to match.
 const MOST_STEPS: u128 = 120;
-/// Widths that read well, in milliseconds.
+/// The round widths of a step, in milliseconds.
 const WIDTHS_MS: [u64; 12] = [
     50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 300_000, 3_600_000,
 ];
@@ -16,31 +16,31 @@ const WIDTHS_MS: [u64; 12] = [
 /// A run over time.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Timeline {
-    /// Width of a step.
+    /// The width of a step, in milliseconds.
     pub width_ms: u64,
-    /// The steps from the start of the run.
+    /// The steps, from the start of the run.
     pub steps: Vec<Step>,
 }
 
-/// What happened to the requests that were to start in one step.
+/// The results of the requests with an intended start in one step.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Step {
-    /// Begin of the step.
+    /// The start of the step, in milliseconds.
     pub at_ms: u64,
-    /// Answers that named legacy.
+    /// The number of answers that named legacy.
     pub legacy: u64,
-    /// Answers that named new.
+    /// The number of answers that named new.
     pub new: u64,
-    /// Requests without a side.
+    /// The number of requests without a side.
     pub unnamed: u64,
-    /// Those of all that failed.
+    /// The number of failed requests among all of them.
     pub failed: u64,
-    /// Latency from the intended start.
+    /// The latency from the intended start.
     pub latency: Quantiles,
 }
 
 impl Timeline {
-    /// Of these records, over the time in which requests were to start.
+    /// Creates the timeline of these records over the time of the intended starts.
     pub fn of(records: &[Record], duration: Duration) -> Self {
         let width_ms = WIDTHS_MS
             .into_iter()
@@ -89,7 +89,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn requests_are_counted_in_the_step_in_which_they_were_to_start() {
+    fn requests_count_in_the_step_of_their_intended_start() {
         let record = |at_ms: u64, outcome| Record {
             user: 1,
             outcome,

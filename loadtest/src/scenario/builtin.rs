@@ -1,6 +1,6 @@
-//! The scenarios that come with the kit, by name.
+//! The built-in scenarios, by name.
 
-/// Name and text of each.
+/// The name and text of each built-in scenario.
 pub const BUILT_IN: [(&str, &str); 8] = [
     ("steady", include_str!("../../scenarios/steady.toml")),
     ("ramp", include_str!("../../scenarios/ramp.toml")),
@@ -18,7 +18,7 @@ pub const BUILT_IN: [(&str, &str); 8] = [
     ("soak", include_str!("../../scenarios/soak.toml")),
 ];
 
-/// The text of the scenario of this name.
+/// Returns the text of the built-in scenario with this name.
 pub fn built_in(name: &str) -> Option<&'static str> {
     BUILT_IN
         .iter()
@@ -32,7 +32,7 @@ mod tests {
     use crate::scenario::Scenario;
 
     #[test]
-    fn every_scenario_that_comes_with_the_kit_is_read() {
+    fn every_built_in_scenario_is_valid() {
         for (name, text) in BUILT_IN {
             let scenario = Scenario::parse(name, text).unwrap_or_else(|error| panic!("{error}"));
             assert!(

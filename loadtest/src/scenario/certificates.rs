@@ -1,19 +1,19 @@
-//! Certificates of a scenario: an authority that lives as long as it does, and pairs signed by it
-//! that are replaced while the proxy runs.
+//! The certificates of a scenario: an authority that lives as long as the scenario, and key pairs
+//! signed by it that are replaced while the proxy runs.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Signs what the scenario needs, below one folder.
+/// The authority that signs the certificates of a scenario. It writes them below one folder.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     folder: PathBuf,
 }
 
 impl Authority {
-    /// A new authority; its certificate is `ca.pem`.
+    /// Creates a new authority and writes its certificate to `ca.pem`.
     pub fn new(folder: &Path) -> io::Result<Self> {
         let mut params = CertificateParams::new(Vec::new()).map_err(io::Error::other)?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -47,7 +47,7 @@ impl Authority {
     }
 }
 
-/// Writes a file so that nobody reads half of it.
+/// Replaces a file atomically, so that no process reads half of it.
 pub fn replace(path: &Path, text: &str) -> io::Result<()> {
     let mut beside = path.as_os_str().to_owned();
     beside.push(".tmp");

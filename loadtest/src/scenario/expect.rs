@@ -1,8 +1,8 @@
-//! What has to come out of a scenario, and whether it did.
+//! The expectations of a scenario, and whether they hold.
 //!
-//! A pure function of what was measured. That every user keeps his side, that sides are those of
-//! the hash and that steps succeed is always asked; limits on numbers only where the file has them,
-//! because a number that is missed on a busy machine says little about a proxy.
+//! This is a pure function of the measurements. Three things are always expected: every user stays
+//! on one side, sides match the hash, and steps succeed. Limits on numbers apply only if the file
+//! has them, because a number missed on a busy machine says little about a proxy.
 
 use crate::report::readable;
 use crate::scenario::outcome::RunOutcome;
@@ -10,75 +10,76 @@ use crate::values;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// What has to come out.
+/// The expectations of a scenario.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expect {
-    /// Requests that may fail.
+    /// The highest number of requests that may fail.
     pub failed: Option<u64>,
-    /// Bad answers after a fault, at most.
+    /// The highest number of bad answers after a fault.
     pub bad_answers: Option<u64>,
-    /// Users with one, at most.
+    /// The highest number of users with a bad answer.
     pub users_hurt: Option<u64>,
-    /// From a fault to the last request on new, at most.
+    /// The longest time from a fault to the last request on new.
     #[serde(deserialize_with = "values::some_duration")]
     pub time_to_zero: Option<Duration>,
-    /// Whether the share of each segment has to agree with the hash: its expectation within the
-    /// 99.9 % interval.
+    /// Whether the share of each segment has to agree with the hash: the expected share must lie
+    /// within the 99.9 % interval.
     pub share: bool,
-    /// 99th percentile of latency, at most.
+    /// The highest 99th percentile of latency.
     #[serde(deserialize_with = "values::some_duration")]
     pub p99: Option<Duration>,
-    /// The 99th percentile of one part against another's.
+    /// The comparison of the 99th percentile of one part with that of another part.
     pub p99_ratio: Option<Ratio>,
-    /// WebSockets that may end before we close them.
+    /// The highest number of WebSockets that may end before the kit closes them.
     pub websockets_lost: Option<u64>,
     /// How much more memory the proxy may hold at the end than after a tenth of the run, in MiB.
     pub memory_growth_mib: Option<f64>,
-    /// The highest rate without failures and within the latency limit, at least.
+    /// The lowest acceptable value of the highest rate without failures and within the latency
+    /// limit.
     pub knee_at_least: Option<f64>,
-    /// What has to be named as the bottleneck.
+    /// The bottleneck that has to be found.
     pub bottleneck: Option<crate::capacity::Bottleneck>,
 }
 
-/// The 99th percentile of one part against another's.
+/// The comparison of the 99th percentile of one part with that of another part.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Ratio {
-    /// Of this part.
+    /// The part that is compared.
     pub part: String,
-    /// Against this one's.
+    /// The part that it is compared with.
     pub to: String,
-    /// At most; reported only, when absent.
+    /// The highest ratio. If it is absent, the ratio is only reported.
     pub most: Option<f64>,
-    /// Of the median second of each part, at most: what is left when the machine had other work
-    /// now and then.
+    /// The highest ratio of the median seconds of the two parts. It remains meaningful if the
+    /// machine occasionally had other work.
     pub most_typical: Option<f64>,
 }
 
-/// One thing that was asked, and the answer.
+/// One expectation and whether it holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Verdict {
-    /// What was asked.
+    /// The name of the expectation.
     pub name: &'static str,
-    /// Whether it holds; none if it is only told.
+    /// Whether the expectation holds. `None` if the number is only reported.
     pub holds: Option<bool>,
     /// The numbers, in a sentence.
     pub sentence: String,
-    /// Whether the numbers of the run deserve doubt.
+    /// Whether the numbers of the run are doubtful.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub warns: bool,
 }
 
 impl Expect {
-    /// The parts that are named.
+    /// Returns the names of the parts that are mentioned.
     pub fn parts(&self) -> impl Iterator<Item = &str> {
         self.p99_ratio
             .iter()
             .flat_map(|ratio| [ratio.part.as_str(), ratio.to.as_str()])
     }
 
-    /// What holds for a run and what does not.
+    /// Returns the verdict on each expectation for a run.
     pub fn judge(&self, run: &RunOutcome) -> Vec<Verdict> {
         let report = &run.report;
         let mut verdicts = Vec::new();
@@ -325,14 +326,14 @@ impl Expect {
     }
 }
 
-/// What the limit is, in brackets.
+/// Formats the limit in brackets.
 fn limit(most: Option<impl std::fmt::Display>) -> String {
     most.map_or(String::new(), |most| format!(" (at most {most})"))
 }
 
-/// One list of verdicts for several runs: what fails in one fails, and the sentence is of the first
-/// that failed, or of the last run. What is only told is told for a single run; for several there
-/// are the numbers over all of them.
+/// Merges the verdicts of several runs into one list. An expectation that fails in one run fails.
+/// Its sentence comes from the first failed run, or otherwise from the last run. Numbers that are
+/// only reported appear for a single run. For several runs there are statistics over all of them.
 pub fn over_runs(runs: &[Vec<Verdict>]) -> Vec<Verdict> {
     if let [only] = runs {
         return only.clone();
@@ -354,7 +355,7 @@ pub fn over_runs(runs: &[Vec<Verdict>]) -> Vec<Verdict> {
             };
             match merged.iter_mut().find(|one| one.name == verdict.name) {
                 Some(one) if one.holds == Some(true) => *one = told,
-                // The first that failed, or that deserves doubt, stays.
+                // The first verdict that failed, or that is doubtful, stays.
                 Some(_) => {}
                 None => merged.push(told),
             }
@@ -368,7 +369,7 @@ mod tests {
     use super::{Verdict, over_runs};
 
     #[test]
-    fn what_fails_in_one_run_fails_and_says_in_which() {
+    fn a_failure_in_one_run_fails_and_names_the_run() {
         let verdict = |holds, sentence: &str| Verdict {
             name: "sticky",
             holds,

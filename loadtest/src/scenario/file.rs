@@ -1,8 +1,9 @@
-//! The scenario file: what to start, what load, what happens meanwhile, and what is expected.
+//! The scenario file: what to start, which load to generate, which steps to take, and what to
+//! expect.
 //!
-//! Reading is strict: an unknown key is an error, a value says what was expected, and both show
-//! their place. What can be known to be wrong without starting anything is found here, by
-//! [`Scenario::parse`].
+//! Parsing is strict. An unknown key is an error, and an invalid value is reported with what was
+//! expected. Both errors show their place. All mistakes that can be found without starting anything
+//! are found here, by [`Scenario::parse`].
 
 use crate::backend::Dial;
 use crate::capacity::CapacitySection;
@@ -24,47 +25,47 @@ use toml::Spanned;
 
 use crate::scenario::expect::Expect;
 
-/// A scenario as it is written.
+/// A scenario as it is written in its file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Scenario {
-    /// What it shows, in a line.
+    /// The title: what the scenario shows, in one line.
     pub title: String,
-    /// What it shows, in a paragraph.
+    /// The description: what the scenario shows, in a paragraph.
     #[serde(default)]
     pub about: String,
-    /// How often it is played, each time from the beginning.
+    /// How often the scenario is played, each time from the beginning.
     #[serde(default = "one")]
     pub runs: u32,
-    /// Placeholders of one's own.
+    /// User-defined placeholders.
     #[serde(default)]
     pub variables: BTreeMap<String, values::Variable>,
     /// The sample backends, by name. The names `legacy` and `new` are the sides.
     #[serde(default)]
     pub backend: BTreeMap<String, Spanned<BackendSection>>,
-    /// Certificates by name: made before the proxy starts, below `{folder}`.
+    /// The certificates, by name. They are made below `{folder}` before the proxy starts.
     #[serde(default)]
     pub certificate: BTreeMap<String, CertificateSection>,
-    /// The proxy to start, unless a target is given.
+    /// The proxy to start. It is not started if a target is given.
     pub proxy: Option<ProxySection>,
-    /// The load.
+    /// The load of the scenario.
     #[serde(default)]
     pub load: LoadSection,
-    /// The published hash, if the proxy has one, so that each answer's side can be checked.
+    /// The published hash, if the proxy has one. With it the side of each answer is checked.
     pub hash: Option<HashSection>,
-    /// WebSockets held beside the requests.
+    /// The WebSockets that are held open during the run.
     pub websockets: Option<WebSocketSection>,
-    /// Clients that are slow on purpose.
+    /// The deliberately slow clients.
     pub slow: Option<SlowSection>,
-    /// The search for the knee, instead of one load.
+    /// The capacity search, which replaces the single load.
     pub capacity: Option<CapacitySection>,
-    /// Stretches of the run that are measured apart.
+    /// The parts of the run that are measured separately.
     #[serde(default)]
     pub part: Vec<Spanned<Part>>,
-    /// What happens meanwhile.
+    /// The steps during the run.
     #[serde(default)]
     pub step: Vec<Spanned<Step>>,
-    /// What has to come out.
+    /// The expectations.
     #[serde(default)]
     pub expect: Expect,
 }
@@ -73,24 +74,25 @@ pub struct Scenario {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackendSection {
-    /// Where it listens; a free port of loopback unless said.
+    /// The address to listen on. The default is a free port of loopback.
     pub listen: Option<SocketAddr>,
-    /// The control port of a backend that runs already: nothing is started then.
+    /// The control port of a backend that is already running. If it is given, no backend is
+    /// started.
     pub control: Option<String>,
-    /// Time every answer takes.
+    /// The time that every answer takes.
     #[serde(deserialize_with = "values::duration")]
     pub latency: Duration,
-    /// Time of a processor every answer takes.
+    /// The processor time that every answer takes.
     #[serde(deserialize_with = "values::duration")]
     pub work: Duration,
-    /// Share of answers that are 500.
+    /// The percentage of answers with status 500.
     #[serde(deserialize_with = "values::percent")]
     pub error_rate: Percent,
-    /// Size of the body.
+    /// The size of the body, in bytes.
     pub body_bytes: usize,
-    /// Requests worked on at once.
+    /// The number of requests worked on at once.
     pub concurrency: Option<usize>,
-    /// Connections served at once.
+    /// The number of connections served at once.
     pub connections: Option<usize>,
 }
 
@@ -113,7 +115,7 @@ impl Default for BackendSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CertificateSection {
-    /// The names and addresses in it.
+    /// The names and addresses in the certificate.
     pub names: Vec<String>,
 }
 
@@ -121,22 +123,24 @@ pub struct CertificateSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProxySection {
-    /// Program and arguments.
+    /// The program and its arguments.
     pub command: Vec<String>,
-    /// Files to write below `{folder}` before the start, by name.
+    /// The files to write below `{folder}` before the start, by name.
     #[serde(default)]
     pub files: BTreeMap<String, String>,
-    /// Where it takes requests: a URL, or how a line of its output says so, with `{}` in the URL's
-    /// place.
+    /// The address that receives requests: a URL, or the pattern of a line in the proxy's output
+    /// with `{}` in place of the URL.
     pub target: String,
-    /// Where its admin port is, likewise; known as `{admin}`.
+    /// The address of the admin port, in the same form as `target`. Scenario files refer to it as
+    /// `{admin}`.
     pub admin: Option<String>,
-    /// Certificate authority to believe, such as `{folder}/ca.pem`.
+    /// The certificate authority to trust, such as `{folder}/ca.pem`.
     pub ca: Option<String>,
     /// How long a start may take.
     #[serde(default = "ten_seconds", deserialize_with = "values::duration")]
     pub ready_within: Duration,
-    /// Processors it may use, if fewer than there are: what its work is compared with.
+    /// The number of processors that the proxy may use, if lower than that of the machine. The
+    /// proxy's use is compared with it.
     pub cores: Option<f64>,
 }
 
@@ -144,41 +148,41 @@ pub struct ProxySection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LoadSection {
-    /// Requests per second.
+    /// The rate, in requests per second.
     pub rate: f64,
-    /// How the starts are spread.
+    /// The distribution of the intended starts.
     pub arrivals: Arrivals,
-    /// Time during which requests start.
+    /// The time during which requests start.
     #[serde(deserialize_with = "values::duration")]
     pub duration: Duration,
-    /// Size of the population.
+    /// The size of the population.
     pub users: u32,
-    /// Keep-alive connections.
+    /// The number of keep-alive connections.
     pub connections: usize,
-    /// Most requests at once on a connection of HTTP/2.
+    /// The limit of concurrent requests on an HTTP/2 connection.
     pub streams: usize,
-    /// Requests after which a connection is closed.
+    /// The number of requests after which a connection is closed.
     pub requests_per_connection: u32,
-    /// What is spoken.
+    /// The protocol of the requests.
     #[serde(deserialize_with = "values::protocol")]
     pub protocol: Protocol,
-    /// Method of every request.
+    /// The method of every request.
     #[serde(deserialize_with = "values::method")]
     pub method: Method,
-    /// Path of every request.
+    /// The path of every request.
     #[serde(deserialize_with = "values::path")]
     pub path: PathAndQuery,
-    /// Size of the body of every request.
+    /// The size of the body of every request, in bytes.
     pub body_bytes: usize,
     /// Where a request carries its user.
     #[serde(deserialize_with = "values::key")]
     pub key: UserKey,
-    /// Response header that names the side.
+    /// The response header that names the side.
     #[serde(deserialize_with = "values::header")]
     pub side_header: HeaderName,
-    /// Seed of the first run; the second has the next one.
+    /// The seed of the first run. Each further run uses the next seed.
     pub seed: u64,
-    /// Longest time a request may take.
+    /// The longest time that a request may take.
     #[serde(deserialize_with = "values::duration")]
     pub timeout: Duration,
 }
@@ -209,107 +213,108 @@ impl Default for LoadSection {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HashSection {
-    /// Its salt.
+    /// The salt of the hash.
     pub salt: String,
     /// The percentage at the start.
     #[serde(deserialize_with = "values::percent")]
     pub percent: Percent,
 }
 
-/// A stretch of the run. Those of one name are one part.
+/// A time range of the run. Ranges with the same name form one part.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Part {
-    /// Its name.
+    /// The name of the part.
     pub name: String,
-    /// Its begin.
+    /// The start of the range.
     #[serde(deserialize_with = "values::duration")]
     pub from: Duration,
-    /// Its end.
+    /// The end of the range.
     #[serde(deserialize_with = "values::duration")]
     pub to: Duration,
-    /// How often, as one part: quiet and storm that take turns see the same machine.
+    /// How often the range is repeated as one part. Alternating quiet and storm ranges see the
+    /// same state of the machine.
     #[serde(default = "one")]
     pub repeat: u32,
-    /// Time from one begin to the next.
+    /// The time from the start of one repetition to the start of the next.
     #[serde(default, deserialize_with = "values::some_duration")]
     pub every: Option<Duration>,
 }
 
 impl Part {
-    /// Its windows, in the order of time.
+    /// Returns the windows of the part, in chronological order.
     pub fn windows(&self) -> impl Iterator<Item = (Duration, Duration)> {
         let every = self.every.unwrap_or_default();
         (0..self.repeat).map(move |number| (self.from + every * number, self.to + every * number))
     }
 }
 
-/// Something that happens meanwhile: at most one of `dial`, `edit`, `write`, `command`, `request`,
+/// A step during the run, with at most one of `dial`, `edit`, `write`, `command`, `request`,
 /// `signal` and `certificate`.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Step {
-    /// When.
+    /// The time of the step.
     #[serde(deserialize_with = "values::duration")]
     pub at: Duration,
-    /// What it is called in the report.
+    /// The name of the step in the report.
     pub label: Option<String>,
-    /// How often.
+    /// How often the step is repeated.
     #[serde(default = "one")]
     pub repeat: u32,
-    /// Time from one to the next.
+    /// The time from one repetition to the next.
     #[serde(default, deserialize_with = "values::some_duration")]
     pub every: Option<Duration>,
-    /// Whose dial is turned.
+    /// The backend whose dial is set.
     pub backend: Option<String>,
-    /// Turn it to this.
+    /// The setting of the dial.
     pub dial: Option<Dial>,
-    /// Replace a line of a file.
+    /// The line of a file to replace.
     pub edit: Option<Edit>,
-    /// Write a file.
+    /// The file to write.
     pub write: Option<Write>,
-    /// Run a command; another exit code than 0 is a failed step.
+    /// The command to run. An exit code other than 0 is a failed step.
     pub command: Option<Vec<String>>,
-    /// Make a request, to an admin API for example.
+    /// The request to make, for example to an admin API.
     pub request: Option<Call>,
-    /// Send the proxy a signal.
+    /// The signal to send to the proxy.
     pub signal: Option<SignalName>,
-    /// Make this certificate anew, and look until the target shows it.
+    /// The certificate to issue again. The step waits until the target presents it.
     pub certificate: Option<String>,
-    /// Then wait until an answer in JSON has a value.
+    /// The condition to wait for afterwards: an answer in JSON has a value.
     pub until: Option<Until>,
-    /// Users may change sides in this direction from now on, until it has settled.
+    /// The direction in which users may change sides, from this step until it has settled.
     pub moves: Option<MoveDirection>,
-    /// How long that may take after the step is done.
+    /// How long settling may take after the step is done.
     #[serde(default = "settled", deserialize_with = "values::duration")]
     pub settle: Duration,
-    /// The percentage by the hash after this step.
+    /// The percentage of the hash after this step.
     #[serde(default, deserialize_with = "values::some_percent")]
     pub percent: Option<Percent>,
-    /// Whether something breaks here, from where a blast radius is measured; by default when a
-    /// dial is turned to a fault.
+    /// Whether this step breaks something, so that a blast radius is measured from it. By default
+    /// this holds if a dial is set to a fault.
     pub fault: Option<bool>,
 }
 
-/// A line of a file gets other words.
+/// The replacement of a line in a file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Edit {
-    /// The file.
+    /// The path of the file.
     pub file: String,
-    /// How the line begins, spaces before it aside.
+    /// The start of the line, ignoring leading spaces.
     pub line: String,
-    /// The whole line after it.
+    /// The whole new line.
     pub with: String,
 }
 
-/// A file gets a new content.
+/// The replacement of a file's content.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Write {
-    /// The file.
+    /// The path of the file.
     pub file: String,
-    /// The content.
+    /// The new content.
     pub text: String,
 }
 
@@ -317,33 +322,33 @@ pub struct Write {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Call {
-    /// Its method.
+    /// The method of the request.
     #[serde(default = "post", deserialize_with = "values::method")]
     pub method: Method,
-    /// Where to.
+    /// The URL of the request.
     pub url: String,
-    /// Its body, as JSON.
+    /// The body of the request, as JSON.
     pub body: Option<String>,
-    /// The status it must have; any below 400 unless said.
+    /// The status that the answer must have. By default any status below 400 is accepted.
     pub status: Option<u16>,
 }
 
-/// What to wait for.
+/// The condition to wait for.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Until {
-    /// Where to ask.
+    /// The URL that is requested repeatedly.
     pub url: String,
     /// A JSON pointer, such as `/effective_percent`.
     pub at: String,
-    /// What it has to be.
+    /// The value that is waited for.
     pub is: toml::Value,
-    /// How long at most.
+    /// The longest time to wait.
     #[serde(default = "ten_seconds", deserialize_with = "values::duration")]
     pub within: Duration,
 }
 
-/// Signals a proxy may be sent.
+/// The signals that a proxy may be sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SignalName {
@@ -379,13 +384,13 @@ fn post() -> Method {
     Method::POST
 }
 
-/// Most steps of a scenario, repetitions counted.
+/// The most steps of a scenario, including repetitions.
 const MOST_STEPS: u64 = 100_000;
-/// Most times that a scenario is played.
+/// The most times that a scenario is played.
 const MOST_RUNS: u32 = 10_000;
 
 impl Scenario {
-    /// Reads a scenario; `name` is what mistakes are told with.
+    /// Parses a scenario. Mistakes are reported with `name`.
     pub fn parse(name: &str, text: &str) -> Result<Self, ScenarioError> {
         let scenario: Self =
             toml::from_str(text).map_err(|error| ScenarioError::parsing(name, text, &error))?;
@@ -397,7 +402,7 @@ impl Scenario {
         }
     }
 
-    /// The first thing that is wrong though every key by itself is right.
+    /// Returns the first problem of a scenario whose keys are all valid on their own.
     fn problem(&self) -> Option<(Option<std::ops::Range<usize>>, String)> {
         if self.runs == 0 || self.runs > MOST_RUNS {
             return Some((
@@ -518,7 +523,7 @@ impl Scenario {
         None
     }
 
-    /// The steps with their repetitions, in the order of time.
+    /// Returns the steps with their repetitions, in chronological order.
     pub fn timetable(&self) -> Vec<(Duration, u32, &Step)> {
         let mut timetable: Vec<(Duration, u32, &Step)> = self
             .step
@@ -540,7 +545,7 @@ impl Scenario {
 }
 
 impl Step {
-    /// What it is called in the report.
+    /// Returns the name of the step in the report.
     pub fn name(&self) -> String {
         if let Some(label) = &self.label {
             return label.clone();
@@ -580,7 +585,7 @@ impl Step {
         "until".to_owned()
     }
 
-    /// Whether something breaks here.
+    /// Whether this step breaks something.
     pub fn is_fault(&self) -> bool {
         self.fault
             .unwrap_or_else(|| self.dial.is_some_and(|dial| !dial.is_healthy()))

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Range;
 
-/// What is wrong with a scenario, and where.
+/// A mistake in a scenario, with its place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ScenarioError {
     name: String,
@@ -20,7 +20,7 @@ struct Place {
 }
 
 impl ScenarioError {
-    /// A mistake at these bytes of the text.
+    /// Creates a mistake at these bytes of the text.
     pub fn at(name: &str, text: &str, span: Range<usize>, message: impl Into<String>) -> Self {
         let start = (0..=span.start.min(text.len()))
             .rev()
@@ -46,7 +46,7 @@ impl ScenarioError {
         }
     }
 
-    /// A mistake of the scenario as a whole.
+    /// Creates a mistake of the scenario as a whole.
     pub fn whole(name: &str, message: impl Into<String>) -> Self {
         Self {
             name: name.to_owned(),
@@ -55,7 +55,7 @@ impl ScenarioError {
         }
     }
 
-    /// What the parser found.
+    /// Converts an error of the TOML parser.
     pub fn parsing(name: &str, text: &str, error: &toml::de::Error) -> Self {
         match error.span() {
             Some(span) => Self::at(name, text, span, error.message()),
@@ -94,7 +94,7 @@ mod tests {
     use super::ScenarioError;
 
     #[test]
-    fn a_mistake_is_shown_with_its_line_and_a_mark_below_it() {
+    fn a_mistake_is_shown_with_its_line_and_a_marker_below() {
         let text = "title = \"ä\"\nrate = -1\n";
         let at = text.find("-1").expect("there");
         assert_eq!(

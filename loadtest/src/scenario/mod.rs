@@ -1,8 +1,9 @@
-//! Scenarios: a whole story in a file, played against a proxy, with what has to come out of it.
+//! Scenarios: a complete test in a file that is played against a proxy, with its expectations.
 //!
-//! `file` is what is written, `world` what is started, `steps` what happens meanwhile, `play` puts
-//! them together, `expect` judges, `outcome` is what there is to report. Nothing in here knows
-//! Cutover: its command line, its file and its admin API stand in the scenario files.
+//! `file` is the format of the file, and `world` is what is started. `steps` are taken during the
+//! run, and `play` puts them together. `expect` judges, and `outcome` is the reported result.
+//! Nothing in this module knows Cutover: its command line, its configuration and its admin API are
+//! written in the scenario files.
 
 pub mod expect;
 pub mod file;

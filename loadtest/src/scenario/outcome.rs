@@ -1,5 +1,4 @@
-//! What came out of a scenario: each run with all that was measured, and the numbers over several
-//! runs.
+//! The outcome of a scenario: each run with all its measurements, and statistics over several runs.
 
 use crate::backend::Stats;
 use crate::capacity::CapacityReport;
@@ -15,91 +14,91 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Lateness of the generator below which it is never worth a word.
+/// The lateness of the generator below which it is never reported, in microseconds.
 const LATE_US: u64 = 1_000;
-/// A wait for a connection that is more than an unlucky moment.
+/// The wait for a connection above which it is more than bad luck, in microseconds.
 const FULL_US: u64 = 50_000;
-/// In nanoseconds.
+/// One second, in nanoseconds.
 const SECOND: u64 = 1_000_000_000;
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// What came out of a scenario.
+/// The outcome of a scenario.
 #[derive(Debug, Clone, Serialize)]
 pub struct Outcome {
-    /// Its name, or its file's.
+    /// The name of the scenario, or of its file.
     pub scenario: String,
-    /// What it shows.
+    /// The title of the scenario.
     pub title: String,
-    /// In a paragraph.
+    /// The description of the scenario, in a paragraph.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub about: String,
-    /// Version of the kit.
+    /// The version of the kit.
     pub version: &'static str,
-    /// What was asked, and the answers over all runs.
+    /// The verdicts over all runs.
     pub verdicts: Vec<Verdict>,
-    /// The numbers over several runs.
+    /// The statistics over several runs.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub over_runs: Vec<OverRuns>,
-    /// Each run.
+    /// The outcomes of the runs.
     pub runs: Vec<RunOutcome>,
-    /// The scenario as it was played, its settings included.
+    /// The scenario as it was played, including changed settings.
     pub text: String,
 }
 
-/// One run.
+/// The outcome of one run.
 #[derive(Debug, Clone, Serialize)]
 pub struct RunOutcome {
-    /// Its seed: with it and the scenario the same requests are made again.
+    /// The seed of the run. The seed and the scenario reproduce the same requests.
     pub seed: u64,
-    /// What the load measured.
+    /// The measurements of the load.
     pub report: Report,
-    /// Over time.
+    /// The run over time.
     pub timeline: Timeline,
     /// The percentile curve of latency: quantile and microseconds.
     pub curve: Vec<(f64, u64)>,
-    /// Stretches that were measured apart.
+    /// The parts that were measured separately.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub parts: Vec<PartOutcome>,
-    /// What happened meanwhile.
+    /// The steps that were taken during the run.
     pub steps: Vec<StepDone>,
-    /// What processes used.
+    /// The resource use of the processes.
     pub samples: Vec<Sample>,
-    /// What the sample backends counted.
+    /// The counters of the sample backends.
     pub backends: BTreeMap<String, Stats>,
-    /// The WebSockets.
+    /// The result of the WebSockets.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub websockets: Option<WebSocketReport>,
-    /// The slow clients.
+    /// The result of the slow clients.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub slow: Vec<SlowReport>,
-    /// The search for the knee.
+    /// The result of the capacity search.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub capacity: Option<CapacityReport>,
-    /// The percentile distribution of latency, as `.hgrm` files have it.
+    /// The percentile distribution of latency, in the format of `.hgrm` files.
     #[serde(skip)]
     pub hgrm: String,
 }
 
-/// A stretch of a run, or several of one name.
+/// The measurements of one part of a run, with one or more time ranges.
 #[derive(Debug, Clone, Serialize)]
 pub struct PartOutcome {
-    /// Its name.
+    /// The name of the part.
     pub name: String,
-    /// Begins and ends in milliseconds.
+    /// The start and end of each range, in milliseconds.
     pub windows_ms: Vec<(f64, f64)>,
-    /// Requests that were to start in it.
+    /// The number of requests with an intended start in the part.
     pub requests: u64,
-    /// Those that failed.
+    /// The number of these requests that failed.
     pub failed: u64,
-    /// Latency from the intended start.
+    /// The latency from the intended start.
     pub latency: Quantiles,
-    /// The 99th percentile of its median second: a few seconds in which the machine had other work
-    /// do not move it.
+    /// The 99th percentile of the part's median second. A few seconds in which the machine had
+    /// other work do not change it.
     pub typical_p99_us: u64,
 }
 
 impl PartOutcome {
-    /// Of the records that were to start within these windows.
+    /// Measures a part from the records with an intended start within these windows.
     pub fn of(name: &str, windows: &[(Duration, Duration)], records: &[Record]) -> Self {
         let bounds: Vec<(u64, u64)> = windows
             .iter()
@@ -110,7 +109,7 @@ impl PartOutcome {
                 )
             })
             .collect();
-        // Each record with the second of its window, counted over all windows.
+        // Groups each record by the second of its window, counted over all windows.
         let mut seconds: BTreeMap<(usize, u64), Vec<&Record>> = BTreeMap::new();
         for record in records {
             if let Some(window) = bounds
@@ -150,8 +149,8 @@ impl PartOutcome {
 }
 
 impl RunOutcome {
-    /// What there is to say when the generator was too late for its numbers to be believed, or what
-    /// it loaded was full.
+    /// Returns a note if the generator was too late for credible numbers, or if the target was
+    /// full.
     pub fn lateness_note(&self) -> Option<String> {
         let late = self.report.release_lateness.p99_us;
         let latency = self.report.latency.p99_us;
@@ -183,7 +182,8 @@ impl RunOutcome {
         })
     }
 
-    /// Processors that the proxy used and waited for, over the samples; none if that is not known.
+    /// Returns the mean number of processors that the proxy used and waited for over the samples,
+    /// or `None` if it is not known.
     fn mean_proxy_cores(&self) -> Option<(f64, f64)> {
         let cores: Vec<_> = self
             .samples
@@ -196,8 +196,8 @@ impl RunOutcome {
         (!cores.is_empty()).then(|| (mean(&|one| one.busy), mean(&|one| one.starved)))
     }
 
-    /// How much more memory the proxy held at the end than after the first tenth of the run; none
-    /// if that is not known.
+    /// Returns how much more memory the proxy held at the end than after the first tenth of the
+    /// run, or `None` if that is not known.
     pub fn memory_growth_mib(&self) -> Option<f64> {
         let held: Vec<f64> = self
             .samples
@@ -208,24 +208,24 @@ impl RunOutcome {
     }
 }
 
-/// A number over several runs.
+/// The statistics of a number over several runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct OverRuns {
-    /// What it is.
+    /// The name of the number.
     pub name: &'static str,
-    /// Its unit, if it has one.
+    /// The unit of the number, if it has one.
     pub unit: &'static str,
-    /// Least.
+    /// The smallest value.
     pub least: f64,
-    /// Median.
+    /// The median value.
     pub median: f64,
-    /// Most.
+    /// The largest value.
     pub most: f64,
-    /// In each run.
+    /// The value in each run.
     pub values: Vec<f64>,
 }
 
-/// The numbers over several runs; none for a single one.
+/// Returns the statistics over several runs. It is empty for a single run.
 pub fn over_runs(runs: &[RunOutcome]) -> Vec<OverRuns> {
     if runs.len() < 2 {
         return Vec::new();
@@ -325,7 +325,7 @@ mod tests {
     use std::time::Duration;
 
     #[test]
-    fn a_part_of_several_windows_is_measured_as_one_and_by_its_median_second() {
+    fn a_part_of_several_windows_is_measured_as_one() {
         let record = |at_ms: u64, took_ms: u64| Record {
             user: 1,
             outcome: Outcome::Answered {
@@ -357,7 +357,7 @@ mod tests {
     }
 
     #[test]
-    fn the_median_of_an_even_number_is_between_the_middle_two() {
+    fn the_median_of_an_even_count_is_between_the_middle_two() {
         let over = OverRuns::of("n", "", vec![4.0, 1.0, 3.0, 2.0]).expect("values");
         assert_eq!((over.least, over.median, over.most), (1.0, 2.5, 4.0));
         assert_eq!(over.values, [4.0, 1.0, 3.0, 2.0]);

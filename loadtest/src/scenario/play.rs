@@ -1,5 +1,5 @@
-//! Plays a scenario: each run on a stage of its own, so that no run begins with what another one
-//! left.
+//! The playing of a scenario. Each run has its own stage, so that no run starts with the leftovers
+//! of another.
 
 use crate::driver::{Driver, Measurement, RunPlan, Target};
 use crate::probe::sample;
@@ -18,23 +18,24 @@ use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// How often it is looked what processes use, at most so many times in a run.
+/// The interval at which the resource use of processes is sampled, and the most samples of a run.
+/// The interval is longer in a run that would exceed that number.
 const SAMPLE: Duration = Duration::from_millis(500);
 const MOST_SAMPLES: u32 = 600;
-/// How often progress is told.
+/// The interval between progress messages.
 const TELL: Duration = Duration::from_secs(1);
 
-/// What is said while a scenario is played, and how it is ended early.
+/// The output of a scenario in progress, and the way to end it early.
 pub struct Stage<'said> {
-    /// Takes a line.
+    /// The function that receives a line of output.
     pub say: &'said (dyn Fn(&str) + Send + Sync),
-    /// Whether progress is told every second.
+    /// Whether progress is reported every second.
     pub follows: bool,
-    /// True ends the load; what was released is still finished.
+    /// The stop flag. The value true ends the load, and released requests are still finished.
     pub stop: watch::Receiver<bool>,
 }
 
-/// Plays all runs of a scenario. `text` is what it was read from, for the report.
+/// Plays all runs of a scenario. `text` is the text of the scenario file, for the report.
 pub async fn play(
     scenario: &Scenario,
     name: &str,
@@ -92,7 +93,7 @@ fn in_short(run: &RunOutcome) -> String {
     }
 }
 
-/// One run from the beginning to the end.
+/// Plays one run from the beginning to the end.
 async fn run(
     scenario: &Scenario,
     seed: u64,
@@ -207,7 +208,7 @@ async fn run_in(
     })
 }
 
-/// What the records of a run say.
+/// Computes the outcome of a run from its records.
 fn measured(
     scenario: &Scenario,
     plan: &RunPlan,
@@ -238,7 +239,7 @@ fn measured(
     }
 }
 
-/// The parts in the order of the file, those of one name as one.
+/// Returns the parts in the order of the file. Those with the same name are merged.
 fn parts(scenario: &Scenario, measurement: &Measurement) -> Vec<PartOutcome> {
     let mut windows: Vec<(&str, Vec<(Duration, Duration)>)> = Vec::new();
     for part in scenario.part.iter().map(toml::Spanned::get_ref) {

@@ -1,13 +1,13 @@
-//! `--set key=value`: a scenario with some of its keys changed.
+//! The option `--set key=value`: a scenario with some of its keys changed.
 //!
-//! The change is made in the text, which keeps its lines, so that a mistake is still shown where it
-//! is.
+//! The change is made in the text, which keeps its lines, so that a mistake is still shown at its
+//! place.
 
 use crate::scenario::located::ScenarioError;
 use toml_edit::{DocumentMut, Item, Value};
 
 /// Writes the value at a dotted key such as `load.rate` or `step.2.at` into the text. A value that
-/// is not TOML is taken as a string.
+/// is not TOML is treated as a string.
 pub fn set(name: &str, text: &str, setting: &str) -> Result<String, ScenarioError> {
     let wrong = |what: &str| ScenarioError::whole(name, format!("--set {setting}: {what}"));
     let (path, value) = setting
@@ -89,7 +89,7 @@ mod tests {
                         \"1s\"\n\n[[step]]\nat = \"2s\"\n";
 
     #[test]
-    fn a_key_is_changed_or_added_and_the_rest_keeps_its_lines() {
+    fn a_key_is_changed_or_added_and_other_lines_stay() {
         for (setting, found) in [
             ("load.rate=500", "rate = 500\n"),
             ("load.users=7", "rate = 5\nusers = 7\n"),
@@ -106,7 +106,7 @@ mod tests {
     }
 
     #[test]
-    fn a_setting_that_fits_nowhere_is_refused() {
+    fn a_setting_without_a_matching_key_is_refused() {
         for setting in [
             "load.rate",
             "=5",

@@ -1,8 +1,8 @@
-//! What happens meanwhile: the steps of a scenario, done one after the other at their times.
+//! The steps of a scenario, done one after another at their times.
 //!
-//! Each is done before the next begins, so that a history has one order; what is late because of
-//! that shows in its times. Only the look whether a new certificate is shown goes on beside the
-//! next steps. A step that fails does not end the run: it is a verdict.
+//! Each step is done before the next begins, so that a history has one order. Delays caused by this
+//! show in the times of the steps. Only the check whether a new certificate is presented continues
+//! during the next steps. A step that fails does not end the run: it is a verdict.
 
 use crate::calls::call;
 use crate::driver::{Connector, Protocol, nanoseconds};
@@ -24,32 +24,33 @@ use tokio::process::Command;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-/// How often is looked whether something has come true.
+/// The interval at which a condition is checked.
 const LOOK: Duration = Duration::from_millis(5);
-/// How often a certificate is looked at, and how long a new one may take.
+/// The interval at which the presented certificate is checked, and how long a new one may take to
+/// appear.
 const CERTIFICATE_LOOK: Duration = Duration::from_millis(50);
 const CERTIFICATE_PATIENCE: Duration = Duration::from_secs(10);
-/// Longest time of a command.
+/// The longest time that a command may take.
 const COMMAND_PATIENCE: Duration = Duration::from_secs(60);
 
 /// A step that was done.
 #[derive(Debug, Clone, Serialize)]
 pub struct StepDone {
-    /// What it is called.
+    /// The name of the step.
     pub name: String,
-    /// When it was to begin.
+    /// The planned start of the step.
     pub planned_ms: f64,
-    /// When it began.
+    /// The actual start of the step.
     pub begin_ms: f64,
-    /// When it was done, what it waited for included.
+    /// The end of the step, including anything it waited for.
     pub end_ms: f64,
-    /// Where it sent users.
+    /// The direction in which the step moved users.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moves: Option<MoveDirection>,
-    /// Whether something broke here.
+    /// Whether the step broke something.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub fault: bool,
-    /// Why it failed.
+    /// The reason why the step failed. `None` if it succeeded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
     #[serde(skip)]
@@ -60,7 +61,7 @@ pub struct StepDone {
     percent: Option<Percent>,
 }
 
-/// What the steps did to the split.
+/// Returns what the steps did to the split.
 pub fn history(done: &[StepDone]) -> History {
     let mut history = History::default();
     for step in done {
@@ -85,7 +86,7 @@ pub fn history(done: &[StepDone]) -> History {
     history
 }
 
-/// Whether every placeholder of the steps is known, before anything is loaded.
+/// Checks that every placeholder of the steps is known, before anything is loaded.
 pub fn check(scenario: &Scenario, names: &Names) -> Result<(), UsageError> {
     scenario
         .step
@@ -93,7 +94,7 @@ pub fn check(scenario: &Scenario, names: &Names) -> Result<(), UsageError> {
         .try_for_each(|step| filled(step.get_ref(), names).map(drop))
 }
 
-/// Does the steps from `start` on, until `stop` comes.
+/// Performs the steps, with times relative to `start`, until `stop` is signalled.
 pub async fn play(
     scenario: &Scenario,
     world: &World,
@@ -148,7 +149,7 @@ pub async fn play(
     done
 }
 
-/// A certificate that the target is to show.
+/// A certificate that the target should present.
 struct Shown {
     connector: Connector,
     certificate: Vec<u8>,
@@ -231,7 +232,8 @@ fn named(path: &Path, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
 
-/// The text with another line in the place of the first one that begins so; none if no line does.
+/// Returns the text with the first line that starts with `begins` replaced, or `None` if there is
+/// no such line.
 fn with_line(text: &str, begins: &str, with: &str) -> Option<String> {
     let mut found = false;
     let lines: Vec<&str> = text
@@ -295,7 +297,7 @@ async fn wait(until: &Until, world: &World) -> io::Result<()> {
     }
 }
 
-/// Equal values; 5 and 5.0 are.
+/// Whether two values are equal. 5 and 5.0 are equal.
 fn same(found: &serde_json::Value, wanted: &serde_json::Value) -> bool {
     match (found.as_f64(), wanted.as_f64()) {
         (Some(found), Some(wanted)) => found == wanted,
@@ -316,7 +318,7 @@ fn number_of(signal: SignalName) -> rustix::process::Signal {
     }
 }
 
-/// A step with its placeholders filled in.
+/// Returns a step with its placeholders filled in.
 fn filled(step: &Step, names: &Names) -> Result<Step, UsageError> {
     let mut step = step.clone();
     let mut texts: Vec<&mut String> = Vec::new();
@@ -346,7 +348,7 @@ mod tests {
     use serde_json::json;
 
     #[test]
-    fn the_first_line_that_begins_so_is_replaced_and_only_that() {
+    fn only_the_first_line_with_the_prefix_is_replaced() {
         let text = "a = 1\n  percent = 5 # now\npercent = 6\n";
         assert_eq!(
             with_line(text, "percent =", "percent = 7").expect("found"),
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_are_the_same_however_they_are_written() {
+    fn equal_numbers_match_in_any_notation() {
         assert!(same(&json!(5.0), &json!(5)));
         assert!(same(&json!("rolled_back"), &json!("rolled_back")));
         assert!(!same(&json!("5"), &json!(5)));

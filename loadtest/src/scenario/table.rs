@@ -1,11 +1,11 @@
-//! The outcome of a scenario as text, for people at a terminal.
+//! The outcome of a scenario as text for readers at a terminal.
 
 use crate::report::readable;
 use crate::scenario::outcome::Outcome;
 use crate::websockets::WebSocketReport;
 use std::fmt;
 
-/// Steps that are listed; the reports have all.
+/// The most steps that are listed. The JSON and HTML reports have all of them.
 const MOST_STEPS: usize = 12;
 
 impl fmt::Display for Outcome {

@@ -1,13 +1,13 @@
 //! Placeholders in the texts of a scenario: `{folder}`, `{new}`, `{port:http}`.
 //!
-//! A placeholder is a name in braces without a space, so that tables of TOML, blocks of nginx and
-//! objects of JSON can stand in a template as they are. A name that nobody has defined is a mistake
-//! and not left as it is: a proxy that is started with `{leagcy}` in its file would be blamed.
+//! A placeholder is a name in braces without a space. TOML tables, nginx blocks and JSON objects
+//! can therefore stand in a template unchanged. An undefined name is a mistake and is not left
+//! unchanged: a proxy started with `{leagcy}` in its file would be blamed for the typo.
 
 use crate::units::UsageError;
 use std::collections::BTreeMap;
 
-/// What placeholders stand for.
+/// The values of placeholders, by name.
 pub type Names = BTreeMap<String, String>;
 
 /// Fills in the placeholders of a text.
@@ -40,14 +40,14 @@ pub fn fill(text: &str, names: &Names) -> Result<String, UsageError> {
     Ok(filled)
 }
 
-/// The names of placeholders in a text that begin so, such as `port:`.
+/// Returns the names of the placeholders in a text that start with this prefix, such as `port:`.
 pub fn names_with<'text>(text: &'text str, prefix: &'text str) -> impl Iterator<Item = &'text str> {
     text.match_indices('{')
         .filter_map(|(at, _)| name_at(&text[at..]))
         .filter(move |name| name.starts_with(prefix))
 }
 
-/// The name of the placeholder that the text begins with.
+/// Returns the name of the placeholder that the text starts with.
 fn name_at(braced: &str) -> Option<&str> {
     let name = &braced[1..braced.find('}')?];
     let good = name.starts_with(|first: char| first.is_ascii_lowercase())
@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn names_in_braces_are_filled_in_and_everything_else_stays() {
+    fn placeholders_are_filled_in_and_other_text_is_unchanged() {
         for (text, filled) in [
             ("servers = [\"{new}\"]", "servers = [\"127.0.0.1:1\"]"),
             ("{new}{new}", "127.0.0.1:1127.0.0.1:1"),
@@ -94,7 +94,7 @@ mod tests {
     }
 
     #[test]
-    fn names_can_be_found_by_how_they_begin() {
+    fn names_can_be_found_by_their_prefix() {
         assert_eq!(
             names_with("{port:a} {new} {port:b}", "port:").collect::<Vec<_>>(),
             ["port:a", "port:b"]

@@ -1,12 +1,12 @@
 //! The stage of a scenario: a folder, sample backends, certificates, and the proxy as a child
 //! process.
 //!
-//! All of it ends with the stage, in every way out: a child is killed by its handle when the stage
-//! is dropped, by a panic or an interruption, too. Only where this process itself is killed the
-//! child stays.
+//! Everything ends with the stage, on every exit path. The handle of a child kills it when the
+//! stage is dropped, also after a panic or an interruption. The child survives only if this process
+//! itself is killed.
 //!
-//! Sample backends run on threads of their own, named so that their processor time can be told from
-//! the generator's.
+//! Sample backends run on their own threads. The threads are named so that their processor time can
+//! be distinguished from that of the generator.
 
 use crate::backend::{Backend, BackendConfig, Dial, Stats};
 use crate::calls::call;
@@ -30,52 +30,52 @@ use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
 use tokio::runtime::{Builder, Runtime};
 
-/// How often is looked whether a proxy is ready.
+/// The interval at which the readiness of a proxy is checked.
 const LOOK: Duration = Duration::from_millis(10);
 /// How long a proxy may take to end after SIGTERM, before it is killed.
 const GRACE: Duration = Duration::from_secs(3);
-/// Lines of a proxy's output that are shown when it fails.
+/// The number of lines of a proxy's output that are shown when it fails.
 const LAST_LINES: usize = 15;
 
-/// What the caller of a scenario decides.
+/// The decisions of the caller of a scenario.
 #[derive(Debug, Clone, Default)]
 pub struct Surroundings {
-    /// The target, if nothing is to be started.
+    /// The target, if no proxy is to be started.
     pub target: Option<String>,
-    /// The program `{cutover}`.
+    /// The program that replaces `{cutover}`.
     pub cutover: Option<PathBuf>,
-    /// The program `{kit}`.
+    /// The program that replaces `{kit}`.
     pub kit: Option<PathBuf>,
-    /// The process that serves the target, to see what it uses.
+    /// The process that serves the target, to measure its resource use.
     pub proxy_pid: Option<u32>,
-    /// Whom to believe at the target.
+    /// Which certificates to trust at the target.
     pub trust: Trust,
-    /// Whether anything but loopback may be loaded.
+    /// Whether targets other than loopback may be loaded.
     pub allow_remote: bool,
 }
 
 /// A backend of the scenario.
 #[derive(Debug)]
 enum Running {
-    /// In this process.
+    /// A backend in this process.
     Here(Backend),
-    /// Somewhere else, with this control port.
+    /// A backend elsewhere, with this control port.
     There(String),
 }
 
 /// Everything that a scenario has started.
 pub struct World {
-    /// Where the load goes.
+    /// The target that receives the load.
     pub target: Target,
-    /// Whom to believe there.
+    /// Which certificates to trust at the target.
     pub trust: Trust,
-    /// What placeholders stand for.
+    /// The values of the placeholders.
     pub names: Names,
-    /// Signs certificates.
+    /// The authority that signs certificates.
     pub authority: Option<Authority>,
-    /// The proxy, to see what it uses.
+    /// The probe of the proxy process, which measures its resource use.
     pub probe: Option<Probe>,
-    /// Processors the proxy may use.
+    /// The number of processors that the proxy may use.
     pub cores: Option<f64>,
     backends: BTreeMap<String, Running>,
     proxy: Option<Child>,
@@ -85,7 +85,7 @@ pub struct World {
 }
 
 impl World {
-    /// Starts what the scenario needs and waits until the target can be loaded.
+    /// Starts everything that the scenario needs, and waits until the target can be loaded.
     pub async fn build(
         scenario: &Scenario,
         surroundings: &Surroundings,
@@ -125,7 +125,7 @@ impl World {
                 continue;
             }
             if surroundings.target.is_some() && section.listen.is_none() {
-                // The target has backends of its own; a free port of ours would be nobody's.
+                // The target has its own backends, so a free port of this process would be unused.
                 continue;
             }
             let backend = start_backend(&runtime, name, section, seed).await?;
@@ -178,8 +178,8 @@ impl World {
         Ok(world)
     }
 
-    /// Writes its files, starts the program, waits until it says where it listens. Returns the
-    /// target.
+    /// Writes the files of the proxy, starts the program, and waits until it reports its address.
+    /// Returns the target.
     async fn start_proxy(
         &mut self,
         proxy: &ProxySection,
@@ -246,8 +246,8 @@ impl World {
         Ok(target)
     }
 
-    /// A free port for each name. Another process can take one before the proxy does: a proxy that
-    /// can choose its ports by itself should.
+    /// Reserves a free port for each name. Another process can take a port before the proxy does,
+    /// so a proxy that can choose its ports by itself should do so.
     fn reserve_ports(&mut self, names: Vec<String>) -> io::Result<()> {
         let mut held = Vec::new();
         for name in names {
@@ -260,7 +260,7 @@ impl World {
         Ok(())
     }
 
-    /// What a pattern stands for: itself, or what the proxy's output has in the place of `{}`.
+    /// Returns the pattern itself, or the text in the proxy's output at the place of `{}`.
     async fn said(&mut self, pattern: &str, log: &Path, deadline: Instant) -> io::Result<String> {
         let Some((before, after)) = pattern.split_once("{}") else {
             return fill(pattern, &self.names).map_err(invalid);
@@ -284,7 +284,7 @@ impl World {
             .await
             .map_err(invalid)?;
         while TcpStream::connect(resolved.addresses()).await.is_err() {
-            self.still_starting(log, deadline, &format!("nobody listens on {target}"))?;
+            self.still_starting(log, deadline, &format!("nothing listens on {target}"))?;
             tokio::time::sleep(LOOK).await;
         }
         Ok(())
@@ -310,12 +310,12 @@ impl World {
         )))
     }
 
-    /// The folder of the scenario.
+    /// Returns the folder of the scenario.
     pub fn folder(&self) -> PathBuf {
         self._folder.path().to_owned()
     }
 
-    /// Turns a backend's dial and returns when it is turned.
+    /// Sets the dial of a backend, and returns once it is set.
     pub async fn dial(&self, backend: &str, dial: Dial) -> io::Result<()> {
         match self.backends.get(backend) {
             Some(Running::Here(backend)) => backend.dial().turn(dial).await.map_err(invalid),
@@ -341,7 +341,7 @@ impl World {
         }
     }
 
-    /// What the backends in this process have counted.
+    /// Returns the counters of the backends in this process.
     pub fn stats(&self) -> BTreeMap<String, Stats> {
         self.backends
             .iter()
@@ -352,7 +352,7 @@ impl World {
             .collect()
     }
 
-    /// Sends the proxy a signal.
+    /// Sends a signal to the proxy.
     pub fn signal(&self, signal: rustix::process::Signal) -> io::Result<()> {
         let pid = self
             .proxy
@@ -364,14 +364,14 @@ impl World {
         rustix::process::kill_process(pid, signal).map_err(io::Error::from)
     }
 
-    /// Whether anything but loopback may be asked.
+    /// Whether addresses other than loopback may receive requests.
     pub fn allows_remote(&self) -> bool {
         self.allow_remote
     }
 
     /// Ends everything.
     pub async fn end(mut self) {
-        // SIGINT first, for what a proxy has to write down; then the handle kills it.
+        // SIGINT is sent first, so that a proxy can write its files. Then the handle kills it.
         let _ = self.signal(rustix::process::Signal::INT);
         if let Some(mut proxy) = self.proxy.take() {
             let _ = tokio::time::timeout(GRACE, proxy.wait()).await;
@@ -383,7 +383,7 @@ impl World {
 impl Drop for World {
     fn drop(&mut self) {
         if let Some(runtime) = self.runtime.take() {
-            // A runtime must not wait for its threads where other tasks run.
+            // A runtime must not wait for its threads inside another runtime's tasks.
             runtime.shutdown_background();
         }
     }
@@ -413,7 +413,7 @@ async fn start_backend(
         .map_err(io::Error::other)?
 }
 
-/// The first text in the output between these two that looks like an address.
+/// Returns the first text between these two in the output that looks like an address.
 pub(crate) fn between<'output>(
     output: &'output str,
     before: &str,
@@ -443,7 +443,7 @@ mod tests {
     use super::between;
 
     #[test]
-    fn an_address_is_found_in_a_whole_line_of_the_output() {
+    fn an_address_is_found_in_a_complete_line_of_output() {
         assert_eq!(
             between(
                 "x\n{\"http\":\"http://a:1\",\"admin\":\"http://a:2\"}\n",

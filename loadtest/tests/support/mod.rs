@@ -1,4 +1,4 @@
-//! What the tests of a whole run share: a server whose sides a test decides, and a plan for it.
+//! The helpers for tests of whole runs: a server whose sides a test decides, and a plan for it.
 
 use cutover_loadtest::driver::{Driver, Measurement, RunPlan, StopHandle, Target};
 use cutover_loadtest::report::Report;
@@ -17,7 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::net::TcpListener;
 
-/// Serves until the runtime of the test ends. `choose` gets each request and how many came before.
+/// Starts a server that runs until the runtime of the test ends. `choose` receives each request and
+/// the number of requests before it.
 pub async fn start_server(
     keep_alive: bool,
     choose: impl Fn(&Request<Incoming>, u64) -> Side + Send + Sync + 'static,
@@ -50,7 +51,7 @@ pub async fn start_server(
     address
 }
 
-/// The user that a request names in `x-user-id`.
+/// Returns the user that a request names in `x-user-id`.
 pub fn user_of(request: &Request<Incoming>) -> String {
     request
         .headers()
@@ -60,7 +61,8 @@ pub fn user_of(request: &Request<Incoming>) -> String {
         .to_owned()
 }
 
-/// 400 requests of 40 users over 4 connections, with a timeout that no test waits for.
+/// Returns a plan of 400 requests of 40 users over 4 connections, with a timeout that no test
+/// reaches.
 #[allow(dead_code)] // Each test binary compiles this module; not all of them use all of it.
 pub async fn plan(address: SocketAddr) -> RunPlan {
     RunPlan {

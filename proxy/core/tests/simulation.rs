@@ -7,10 +7,9 @@ use std::time::Duration;
 use cutover_core::control::plane::{Change, Restored, Standings};
 use cutover_core::guard::Rule;
 use cutover_core::{
-    Actor, Anonymous, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event,
-    Failover, FailureKind, GuardSettings, KeySource, Lead, Maintenance, Match, Mode, Mono, Now,
-    Observed, Outcome, PerSide, Percent, Phase, Rate, RolloutSettings, Side, Totals, UserList, Via,
-    Wall,
+    Actor, Command, CommandError, ControlPlane, Counted, Effect, Ending, Event, FailureKind,
+    GuardSettings, KeySource, Lead, Maintenance, Mode, Mono, Now, Observed, Outcome, PerSide,
+    Percent, Phase, Rate, RolloutSettings, Side, Totals, UserList, Via, Wall,
 };
 use proptest::prelude::*;
 
@@ -22,23 +21,8 @@ fn percent(text: &str) -> Percent {
 
 fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
     RolloutSettings {
-        id: id.into(),
-        matches: Match::default(),
-        salt: id.into(),
         keys: vec![KeySource::Header("x-user-id".into()).into()],
-        anonymous: Anonymous::Legacy,
-        always_new: UserList::default(),
-        always_legacy: UserList::default(),
-        backends: PerSide {
-            legacy: "legacy".into(),
-            new: "new".into(),
-        },
-        percent: percent(share),
         generation,
-        holdback: Percent::ZERO,
-        failover: Failover::Off,
-        fallback_on_404: Vec::new(),
-        drain_on_rollback: Duration::from_secs(60),
         guard: GuardSettings {
             mode: Mode::Threshold,
             window: Duration::from_secs(10),
@@ -48,6 +32,7 @@ fn settings(id: &str, share: &str, generation: u64) -> RolloutSettings {
             )],
             ..GuardSettings::default()
         },
+        ..RolloutSettings::for_tests(id, percent(share))
     }
 }
 

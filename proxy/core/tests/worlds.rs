@@ -240,7 +240,7 @@ fn a_limit_also_covers_users_who_are_not_compared() {
     break_for(&mut world, new(FaultKind::Errors(0.5)), FOREVER);
     assert!(
         until(&mut world, "rollback", 30 * SECOND).is_some(),
-        "staff is hurt, and nobody else is on new"
+        "staff is affected, and no other user is on new"
     );
 }
 

@@ -1,4 +1,4 @@
-//! Any text is a configuration or a list of problems with places in it.
+//! Any text is a configuration or gives a list of problems with their places.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Any request head finds one user, nobody, or a refusal; never a panic.
+//! Any request head gives one user, no user, or a refusal; never a panic.
 
 #![no_main]
 

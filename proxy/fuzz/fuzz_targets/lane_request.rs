@@ -1,4 +1,4 @@
-//! Whatever the lane takes for a request has one form.
+//! Any bytes that the lane accepts as a request have one form.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Whatever the lane takes for an answer has one form.
+//! Any bytes that the lane accepts as an answer have one form.
 
 #![no_main]
 

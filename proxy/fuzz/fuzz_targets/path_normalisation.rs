@@ -1,4 +1,4 @@
-//! Any path becomes one without dot segments.
+//! Any path is normalised to one without dot segments.
 
 #![no_main]
 

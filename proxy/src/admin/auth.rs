@@ -1,10 +1,10 @@
-//! Who may do what on the admin port.
+//! Authentication and authorisation on the admin port.
 //!
-//! With tokens: `Authorization: Bearer …`, compared by SHA-256 in constant time; a token is never
-//! read from a URL. Without tokens everybody who reaches the port is admin, so it binds to loopback
-//! only, and a page in somebody's browser must not reach it: the `Host` must be a loopback name
-//! (DNS rebinding), and with or without tokens a foreign `Origin` or a cross-site fetch is refused.
-//! There are no cookies and no CORS.
+//! With tokens, a request carries `Authorization: Bearer …`. Tokens are compared by SHA-256 in
+//! constant time and never read from a URL. Without tokens every caller that reaches the port is an
+//! admin, so the port binds to loopback only. A web page in a browser must not reach it, so the
+//! `Host` must be a loopback name (DNS rebinding). A foreign `Origin` or a cross-site fetch is
+//! refused with or without tokens. There are no cookies and no CORS.
 
 use axum::extract::{FromRequestParts, Request, State};
 use axum::http::request::Parts;
@@ -19,25 +19,25 @@ use crate::admin::Admin;
 use crate::admin::error::ApiError;
 use cutover_core::routing::routes::without_port;
 
-/// The tokens of the file.
+/// The tokens of the configuration file.
 #[derive(Debug)]
 pub struct Auth {
     tokens: Vec<Token>,
 }
 
-/// Somebody who may do something.
+/// An authenticated caller.
 #[derive(Clone, Debug)]
 pub struct Caller {
     /// The name of the token; `None` without tokens.
     pub name: Option<String>,
-    /// What they may do.
+    /// The role of the caller.
     pub role: Role,
-    /// Whether it is our own command line.
+    /// Whether the caller is Cutover's own command line.
     pub is_cli: bool,
 }
 
 impl Auth {
-    /// These tokens; none means that everybody on loopback is admin.
+    /// Creates the check for these tokens. Without tokens every caller on loopback is an admin.
     pub fn new(tokens: Vec<Token>) -> Self {
         Self { tokens }
     }
@@ -67,7 +67,7 @@ impl Auth {
             .and_then(|value| value.strip_prefix("Bearer "))
             .ok_or_else(|| unauthorized("a token is required"))?;
         let digest: [u8; 32] = Sha256::digest(given.trim()).into();
-        // Every token is compared, so that time tells nothing about which one was near.
+        // Every token is compared, so that the time of the check does not show which one was close.
         let mut known = None;
         for token in &self.tokens {
             if bool::from(digest.ct_eq(&token.sha256)) {
@@ -117,7 +117,7 @@ impl FromRequestParts<Admin> for Operator {
     }
 }
 
-/// Refuses what a foreign page in a browser could send.
+/// Refuses requests that a foreign page in a browser could send.
 pub async fn check_origin(
     State(admin): State<Admin>,
     request: Request,

@@ -1,5 +1,5 @@
-//! Errors as the API tells them: every one has the same shape, `{"error": {"code": "…", "message":
-//! "…", "hint": "…"}}`.
+//! The errors of the API. Every one has the same shape: `{"error": {"code": "…", "message": "…",
+//! "hint": "…"}}`.
 
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
@@ -10,19 +10,19 @@ use serde_json::json;
 use crate::shared::control_handle::{Gone, Refusal};
 use crate::shared::reload_handle::SetError;
 
-/// An error as the API tells it.
+/// An error that the API returns.
 #[derive(Debug)]
 pub struct ApiError {
     status: StatusCode,
     code: &'static str,
     message: String,
     hint: String,
-    /// After how many seconds it makes sense to ask again.
+    /// The number of seconds after which a retry makes sense.
     retry_after: Option<u32>,
 }
 
 impl ApiError {
-    /// An error with a stable code, a sentence, and what to do.
+    /// Creates an error with a stable code, a sentence, and a hint about what to do.
     pub fn new(status: StatusCode, code: &'static str, message: &str, hint: &str) -> Self {
         Self {
             status,
@@ -33,12 +33,12 @@ impl ApiError {
         }
     }
 
-    /// Something does not exist.
+    /// Creates the error for something that does not exist.
     pub fn not_found(message: &str) -> Self {
         Self::new(StatusCode::NOT_FOUND, "not_found", message, "")
     }
 
-    /// Something failed on our side.
+    /// Creates the error for a failure inside the proxy.
     pub fn internal(error: &dyn std::error::Error) -> Self {
         Self::new(
             StatusCode::INTERNAL_SERVER_ERROR,
@@ -48,7 +48,7 @@ impl ApiError {
         )
     }
 
-    /// Too many ask for the same at once.
+    /// Creates the error for too many concurrent requests of one kind.
     pub fn busy(message: &str) -> Self {
         Self {
             retry_after: Some(1),
@@ -61,7 +61,7 @@ impl ApiError {
         }
     }
 
-    /// The request is wrong.
+    /// Creates the error for an invalid request.
     pub fn bad_request(code: &'static str, message: &str, hint: &str) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message, hint)
     }

@@ -1,5 +1,6 @@
-//! The admin port: its own listener, its own thread, its own runtime, so that neither a scrape nor
-//! a slow page costs a request anything. The routes are in `routes`.
+//! The admin port. It has its own listener, thread and runtime, so neither a scrape nor a slow
+//! caller
+//! costs a request anything. The routes are in `routes`.
 
 pub mod api;
 pub mod auth;
@@ -30,47 +31,47 @@ use crate::shared::reload_handle::ReloadHandle;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::traces::Traces;
 
-/// How many histories are read at the same time: each takes memory, and a thread.
+/// The number of histories that are read at the same time. Each one takes memory and a thread.
 pub const HISTORIES: usize = 2;
-/// How long a history waits for the others.
+/// How long a history request waits for a permit.
 const HISTORY_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Everything the admin may ask.
+/// Everything that the admin port has access to.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// To the control loop.
+    /// The handle to the control loop.
     pub control: ControlHandle,
-    /// To the watched file.
+    /// The handle to the watched file.
     pub watch: ReloadHandle,
-    /// What is in force, for `explain`.
+    /// The published configuration, for `explain`.
     pub published: Arc<Published>,
-    /// Client connections.
+    /// The connections of clients.
     pub connections: Arc<Connections>,
-    /// How many requests were refused.
+    /// The number of refused requests.
     pub refusals: Arc<Refusals>,
-    /// The certificates that clients see.
+    /// The certificates that clients are shown.
     pub certificates: Certificates,
-    /// What was sent away, for the metrics.
+    /// The drain signal, for the metrics about closed connections.
     pub drains: DrainSignal,
-    /// The access log, for its drops.
+    /// The access log, for its count of dropped lines.
     pub access_log: AccessLog,
     /// The spans, for their counts.
     pub traces: Traces,
     /// Whether requests may be sent here.
     pub ready: Arc<Readiness>,
-    /// Where the journal is.
+    /// The state directory, which contains the journal.
     pub state_directory: PathBuf,
-    /// A permit for each history that may be read at the same time.
+    /// The permits for histories that are read at the same time.
     pub histories: Arc<Semaphore>,
-    /// Who may do what.
+    /// The check of who may do what.
     pub auth: Arc<Auth>,
 }
 
-/// Serves the admin port on a thread of its own until `stop` turns true. While `closed` is true
-/// nobody is accepted: who connects waits for this process, or for the one that takes over.
+/// Serves the admin port on its own thread until `stop` becomes true. While `closed` is true no
+/// connection is accepted: a client waits for this process, or for its successor.
 ///
 /// # Errors
-/// When the thread or its runtime cannot be started.
+/// Fails when the thread or its runtime cannot be started.
 pub fn start(
     listener: TcpListener,
     admin: Admin,
@@ -104,7 +105,7 @@ pub fn start(
         })
 }
 
-/// A listener that can be told to accept nobody for a while.
+/// A listener that can stop accepting connections for a while.
 struct Gated {
     listener: tokio::net::TcpListener,
     closed: watch::Receiver<bool>,
@@ -116,7 +117,7 @@ impl axum::serve::Listener for Gated {
 
     async fn accept(&mut self) -> (Self::Io, Self::Addr) {
         loop {
-            // A sender that is gone is the end of the process.
+            // If the sender is gone, the process is ending.
             let _ = self.closed.wait_for(|closed| !*closed).await;
             tokio::select! {
                 biased;
@@ -131,8 +132,8 @@ impl axum::serve::Listener for Gated {
     }
 }
 
-/// From the moment a stop begins every answer is the last one on its connection: the next one may
-/// be for another process.
+/// Closes the connection after each answer once a stop has begun, because the next request may be
+/// meant for another process.
 async fn say_goodbye(
     State(admin): State<Admin>,
     request: axum::extract::Request,
@@ -147,7 +148,8 @@ async fn say_goodbye(
     response
 }
 
-/// Nothing below `/api` is kept by a cache or a browser: it says how things stand now.
+/// Forbids caches and browsers to store answers below `/api`, because these answers describe the
+/// current state.
 async fn forbid_storing(request: axum::extract::Request, next: axum::middleware::Next) -> Response {
     let path = request.uri().path();
     let is_api = path == "/api" || path.starts_with("/api/");

@@ -30,8 +30,8 @@ use crate::shared::refusals::Refusals;
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::traces::Traces;
 
-/// Kept connections to backends for each thread. A pool smaller than the concurrency doubles the
-/// cost of a request.
+/// The number of idle backend connections for each thread. A pool smaller than the concurrency
+/// doubles the cost of a request.
 const POOL_PER_THREAD: usize = 1_024;
 
 /// What the data path shares with the other rooms.

@@ -1,41 +1,41 @@
-//! Why a start fails.
+//! The errors of a failed start.
 
 use crate::reload::source::SourceError;
 use crate::shared::certificates::Unusable;
-use std::io::{self};
+use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// Why the proxy did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// There is no usable configuration, and none that was kept: the exit code is 2.
-    #[error("{error}\n{why}\nhint: {hint}")]
+    /// There is no usable configuration and no saved one. The exit code is 2.
+    #[error("{error}\n{why}")]
     NoLastGood {
-        /// What is wrong with the file.
+        /// The problem with the file.
         error: SourceError,
-        /// Why nothing stands in for it.
+        /// Why no saved configuration replaces the file.
         why: String,
-        /// What to type.
+        /// The command to type.
         hint: String,
     },
     /// A port cannot be bound.
-    #[error("cannot listen on {address} ({key}): {error}{}", hint(.error))]
+    #[error("cannot listen on {address} ({key}): {error}")]
     Bind {
-        /// The address.
+        /// The address of the port.
         address: SocketAddr,
-        /// Where the file says it.
+        /// The key in the configuration file that names the address.
         key: &'static str,
-        /// Why.
+        /// The error of the operating system.
         error: io::Error,
     },
-    /// systemd has passed sockets that the file does not ask for.
-    #[error("systemd passes sockets that listen on {}, and the file asks for none of them\nhint: `ListenStream=` of the socket unit and `[listen]` or `[admin]` of the file must say the same addresses", addresses.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(", "))]
+    /// systemd passed sockets that the configuration file does not use.
+    #[error("systemd passes sockets that are not in the file: {}", listed(.addresses))]
     Unused {
-        /// Their addresses.
+        /// The addresses of the unused sockets.
         addresses: Vec<SocketAddr>,
     },
-    /// The process before this one does not let it take over.
+    /// The predecessor process refused the handover.
     #[error("cannot take over: {0}")]
     Upgrade(io::Error),
     /// A certificate cannot be used.
@@ -45,19 +45,19 @@ pub enum StartError {
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
     /// The state directory cannot be used.
-    #[error("cannot use the state directory {} ([state] directory): {error}\nhint: {}", directory.display(), state_hint(.error))]
+    #[error("cannot use the state directory {} ([state] directory): {error}", directory.display())]
     State {
-        /// The directory.
+        /// The state directory.
         directory: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// The file of the access log cannot be opened.
     #[error("cannot write the access log {} ([log] file): {error}", path.display())]
     Log {
-        /// The file.
+        /// The path of the access log.
         path: PathBuf,
-        /// Why.
+        /// The error of the operating system.
         error: io::Error,
     },
     /// The operating system refused a thread or a runtime.
@@ -73,22 +73,44 @@ impl StartError {
             error,
         }
     }
-}
 
-pub(super) fn hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::AddrInUse => "\nhint: another process listens there; `ss -ltnp` shows which",
-        io::ErrorKind::PermissionDenied => "\nhint: ports below 1024 need CAP_NET_BIND_SERVICE",
-        io::ErrorKind::AddrNotAvailable => "\nhint: this machine has no such address",
-        _ => "",
-    }
-}
-
-pub(super) fn state_hint(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::ResourceBusy => {
-            "give each process a directory of its own, or stop the other one"
+    /// Returns what to do next, where that is known.
+    pub fn hint(&self) -> Option<&str> {
+        match self {
+            Self::NoLastGood { hint, .. } => Some(hint),
+            Self::Bind { error, .. } => match error.kind() {
+                io::ErrorKind::AddrInUse => {
+                    Some("another process listens there; `ss -ltnp` shows which")
+                }
+                io::ErrorKind::PermissionDenied => {
+                    Some("ports below 1024 need CAP_NET_BIND_SERVICE")
+                }
+                io::ErrorKind::AddrNotAvailable => Some("this machine has no such address"),
+                _ => None,
+            },
+            Self::Unused { .. } => Some(
+                "`ListenStream=` of the socket unit and `[listen]` or `[admin]` of the file must \
+                 name the same addresses",
+            ),
+            Self::State { error, .. } if error.kind() == io::ErrorKind::ResourceBusy => {
+                Some("give each process a directory of its own, or stop the other one")
+            }
+            Self::State { .. } => Some(
+                "a rollback must survive a restart, so this directory must exist and be writable",
+            ),
+            Self::Upgrade(_)
+            | Self::Certificate(_)
+            | Self::Tls(_)
+            | Self::Log { .. }
+            | Self::System(_) => None,
         }
-        _ => "a rollback must survive a restart, so this directory must exist and be writable",
     }
+}
+
+fn listed(addresses: &[SocketAddr]) -> String {
+    addresses
+        .iter()
+        .map(SocketAddr::to_string)
+        .collect::<Vec<_>>()
+        .join(", ")
 }

@@ -1,18 +1,18 @@
-//! The only file that knows all rooms: it starts them in the right order, and stops them in the
-//! reverse.
+//! Assembly of the proxy. This is the only module that knows all others: it starts them in the
+//! right order and stops them in reverse.
 //!
 //! Start: read the file (or the last good one) -> read the saved state -> bind both ports ->
-//! publish -> control, watch, admin -> accept. A port that is in use is an error here, at once:
-//! pingora would retry for half a minute and then panic inside a task while the process lives on.
-//! So the sockets are ours and are handed over.
+//! publish -> control, watch, admin -> accept. A port that is in use is an error here, at once.
+//! Pingora would retry for half a minute and then panic inside a task while the process stays
+//! alive. The proxy therefore binds the sockets itself and hands them over.
 //!
-//! A start may get its sockets from systemd, or sockets, clock and evidence from the process before
-//! it (`upgrade`); then it reads the file first, and the state only when that process has let go
-//! of it.
+//! A start may receive its sockets from systemd. It may also receive sockets, clock and evidence
+//! from its predecessor (`upgrade`). It then reads the file first, and reads the state only when
+//! the predecessor has released it.
 //!
-//! Stop: readiness falls, clients are told to come on another connection -> the listeners close,
-//! idle connections with them -> requests in flight finish, as long as the bound allows -> state
-//! and log are written -> done. A process without work ends at once.
+//! Stop: readiness falls and clients are asked to reconnect -> the listeners and idle connections
+//! close -> requests in flight finish, within the limit -> state and log are written -> done. An
+//! idle process ends at once.
 
 mod data_path;
 mod error;
@@ -55,24 +55,24 @@ use restore::{Loaded, load, open_state};
 pub use running::Running;
 use sockets::Sockets;
 
-/// How to start.
+/// The parameters of a start.
 pub struct Start {
-    /// The file.
+    /// The path of the configuration file.
     pub file: PathBuf,
-    /// Request threads; `None` is one for each core.
+    /// The number of request threads; `None` means one for each core.
     pub threads: Option<usize>,
-    /// Where the access log goes.
+    /// The destination of the access log.
     pub access_out: Box<dyn Write + Send>,
-    /// What was there before.
+    /// What the process receives at its start.
     pub origin: Origin,
 }
 
-/// What is there before a process starts.
+/// What a process receives at its start.
 #[derive(Debug)]
 pub enum Origin {
-    /// Nothing but, perhaps, sockets.
+    /// Nothing except possibly sockets.
     Sockets(Given),
-    /// A process that is to be taken over from.
+    /// A predecessor process to take over from.
     Process(Successor),
 }
 
@@ -105,7 +105,7 @@ impl Start {
     /// Starts everything and returns when requests are accepted.
     ///
     /// # Errors
-    /// [`StartError`]; nothing is left running then.
+    /// Returns a [`StartError`], with nothing left running.
     pub fn start(self) -> Result<Running, StartError> {
         self.start_in(None)
     }
@@ -135,7 +135,7 @@ impl Start {
         let mut plane = ControlPlane::new(restored);
         plane.inherit(inherited.handover);
         let effects = begin(&mut plane, &settings, successor.is_some());
-        // A state directory that cannot be written must show now, not at the first rollback.
+        // A state directory that is not writable must be found now, not at the first rollback.
         crate::state::status_file::save(&directory, &plane.standings())
             .map_err(|error| StartError::state(&directory, error))?;
         let common = Arc::new(Common::new(settings, None));

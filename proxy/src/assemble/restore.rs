@@ -1,4 +1,4 @@
-//! The last good file and the saved state.
+//! Loading of the last good file and the saved state.
 
 use super::error::StartError;
 use super::running::START_LOOK;
@@ -13,13 +13,13 @@ use cutover_core::control::plane::Restored;
 use std::io::{self};
 use std::path::{Path, PathBuf};
 
-/// The state directory of a file that names none.
+/// The state directory if the file names none.
 pub(super) const DEFAULT_STATE: &str = "/var/lib/cutover";
 
-/// A configuration, and where it came from.
+/// A configuration and its origin.
 pub(super) struct Loaded {
     pub(super) settings: Settings,
-    /// The state directory that it names, or in which it was found.
+    /// The state directory that the configuration names, or in which it was found.
     pub(super) directory: PathBuf,
     pub(super) text: String,
     pub(super) source: ConfigSource,
@@ -67,10 +67,11 @@ pub(super) fn load(file: &Path, state: Option<&Path>) -> Result<Loaded, StartErr
     Ok(loaded)
 }
 
-/// Reads the file once no list in it is being written: at the start there is nothing that could
-/// stand for half a list. It is read after [`rest::MOST`] in any case.
+/// Reads the file once no list in it is being written, because at the start nothing can replace an
+/// incomplete list. The file is read after [`settling::MOST`] in any case.
 pub(super) fn load_rested(file: &Path) -> (ConfigSource, Result<(Settings, String), SourceError>) {
-    // Counted and not timed: a process that takes over must not have read the clock yet.
+    // The wait is counted and not timed, because a process that takes over must not have read the
+    // clock yet.
     let mut looks = settling::MOST.as_millis() / START_LOOK.as_millis();
     let mut told = false;
     loop {
@@ -97,7 +98,7 @@ pub(super) fn load_rested(file: &Path) -> (ConfigSource, Result<(Settings, Strin
     }
 }
 
-/// The last accepted file, for a start with a broken one.
+/// Returns the last accepted file, for a start with a broken one.
 pub(super) fn last_good(
     source: ConfigSource,
     error: SourceError,
@@ -105,7 +106,7 @@ pub(super) fn last_good(
 ) -> Result<Loaded, StartError> {
     let directory = match state {
         Some(directory) => directory.to_owned(),
-        // Otherwise it stands in the broken file, as far as that can be read.
+        // Otherwise the broken file names the directory, if that line can be read.
         None => {
             let text = std::fs::read_to_string(source.path()).unwrap_or_default();
             source
@@ -141,7 +142,7 @@ pub(super) fn last_good(
     };
     let mut reader = source.beside();
     reader.keep_in(&directory);
-    // What cannot be read from there is read where it is.
+    // A file whose saved content cannot be read is read from its original place.
     reader.hold(
         files
             .into_iter()
@@ -160,7 +161,7 @@ pub(super) fn last_good(
     let problems = error.render(false);
     tracing::error!(file = %source.path().display(), last_good = %kept.display(), problems, "the file cannot be used; starting with the last good one");
     let directory = match state {
-        // What was kept names the one that the file named then.
+        // The saved configuration uses the directory that the file named at that time.
         Some(_) => source.base().join(&settings.state.directory),
         None => directory,
     };
@@ -173,8 +174,8 @@ pub(super) fn last_good(
     })
 }
 
-/// The state directory as far as a broken file still says it: by line, since the file may not
-/// parse.
+/// Returns the state directory that a broken file names. It is read line by line, because the file
+/// may not parse.
 pub(super) fn state_directory_of(text: &str) -> Option<String> {
     let in_state = text
         .lines()

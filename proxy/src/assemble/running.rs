@@ -1,4 +1,4 @@
-//! A running proxy, and how it stops.
+//! A running proxy and its shutdown.
 
 use crate::clock;
 use crate::gateway::listener::Shutdown;
@@ -21,31 +21,31 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::sync::watch;
 
-/// How long WebSockets may take to end when the process does.
+/// How long WebSockets may take to close when the process ends.
 pub(super) const CLOSE_TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// How often a stopping process looks whether it is idle.
+/// How often a stopping process checks whether it is idle.
 pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(10);
 
-/// How often a start looks whether a list has rested.
+/// How often a start checks whether a list is no longer being written.
 pub(super) const START_LOOK: Duration = Duration::from_millis(50);
 
 /// A running proxy. Dropping it without [`Running::stop`] leaves its threads behind.
 #[derive(Debug)]
 pub struct Running {
-    /// The addresses that requests come to without TLS; real ports where the file says 0.
+    /// The addresses that accept requests without TLS, with real ports where the file says 0.
     pub http: Vec<SocketAddr>,
-    /// The same with TLS.
+    /// The addresses that accept requests with TLS, with real ports where the file says 0.
     pub https: Vec<SocketAddr>,
     /// The address of the admin port.
     pub admin: SocketAddr,
-    /// `listen.engine` as it is until a restart.
+    /// The value of `listen.engine`, which cannot change until a restart.
     pub engine: Engine,
-    /// To the control loop.
+    /// The handle to the control loop.
     pub control: ControlHandle,
-    /// To the watched file.
+    /// The handle to the watched file.
     pub watch: ReloadHandle,
-    /// To the file of the access log.
+    /// The handle that reopens the access log.
     pub access_log: Reopener,
     pub(super) traces: Traces,
     pub(super) ready: Arc<Readiness>,
@@ -59,18 +59,19 @@ pub struct Running {
     pub(super) stop_certificates: mpsc::Sender<()>,
     pub(super) runtime: tokio::runtime::Runtime,
     pub(super) threads: Vec<JoinHandle<()>>,
-    /// For the process after this one.
+    /// The listening sockets, kept for a successor process.
     pub(super) sockets: Vec<Socket>,
     pub(super) predecessor: Option<Predecessor>,
 }
 
 impl Running {
-    /// Stops, and says how many connections had to be cut. `hurry` ends all waiting.
+    /// Stops the proxy and returns the number of connections that had to be cut. `hurry` ends all
+    /// waiting.
     ///
-    /// For `lead` all goes on, while load balancers see that readiness has fallen and clients are
-    /// told with every answer to come on another connection; without clients, and without anybody
-    /// who asks for readiness, there is nothing to wait for. Then the listeners close, idle
-    /// connections with them, and what is in flight finishes, at most for `grace`.
+    /// For `lead` the proxy continues to serve. In this time load balancers see that readiness has
+    /// fallen, and every answer asks its client to reconnect. Without clients and readiness probes
+    /// there is nothing to wait for. Then the listeners and idle connections close, and requests in
+    /// flight finish within `grace`.
     pub fn stop(mut self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
         self.ready.fall();
         self.ending.closing.send_replace(true);
@@ -80,30 +81,30 @@ impl Running {
         self.stop_listening();
         self.ending.dismissed.send_replace(true);
         if !hurried {
-            wait(grace, &hurry, || self.has_nobody());
+            wait(grace, &hurry, || self.has_no_clients());
         }
         self.end()
     }
 
-    /// Whether no client is there and none will be. In this order: who has been accepted is counted
-    /// before its listener is closed.
-    pub(super) fn has_nobody(&self) -> bool {
+    /// Whether there are no clients and there will be none. The order matters: a connection is
+    /// counted as accepted before its listener is closed.
+    pub(super) fn has_no_clients(&self) -> bool {
         self.ending.closed_listeners.load(Ordering::Acquire) == self.listeners
             && self.connections.open() == 0
     }
 
-    /// Stops after another process has taken over, and says how many connections had to be cut.
-    /// `hurry` ends all waiting.
+    /// Stops the proxy after a successor has taken over, and returns the number of connections that
+    /// had to be cut. `hurry` ends all waiting.
     ///
-    /// The listeners close at once, since the other process has them, too; the admin port accepts
-    /// nobody since the handover. Clients are told with every answer to come on another connection,
-    /// and go there; who sends nothing may stay for `grace`, so that no request meets a
-    /// connection that is being closed. What is in flight then may take `lead` to finish.
+    /// The listeners close at once, since the successor has them also; the admin port has accepted
+    /// no connection since the handover. Every answer asks its client to reconnect, which leads to
+    /// the successor. An idle client may stay for `grace`, so that no request meets a connection
+    /// that is being closed. Requests in flight at that point may take `lead` to finish.
     pub fn retire(mut self, lead: Duration, grace: Duration, hurry: impl Fn() -> bool) -> usize {
         self.ready.fall();
         self.ending.closing.send_replace(true);
         self.stop_listening();
-        let hurried = wait(grace, &hurry, || self.has_nobody());
+        let hurried = wait(grace, &hurry, || self.has_no_clients());
         self.ending.dismissed.send_replace(true);
         if !hurried {
             wait(lead, &hurry, || self.connections.open() == 0);
@@ -111,10 +112,10 @@ impl Running {
         self.end()
     }
 
-    /// What a process needs that takes over.
+    /// Returns everything that a successor process needs.
     ///
     /// # Errors
-    /// When this process has too many open files.
+    /// Fails when this process has too many open files.
     pub fn holdings(&self) -> io::Result<Holdings> {
         let sockets = self
             .sockets
@@ -129,7 +130,7 @@ impl Running {
         })
     }
 
-    /// Whether the process that this one has taken over from is still serving.
+    /// Whether the predecessor process is still serving.
     pub fn has_predecessor(&self) -> bool {
         self.predecessor.as_ref().is_some_and(Predecessor::is_alive)
     }
@@ -142,15 +143,16 @@ impl Running {
     pub(super) fn end(self) -> usize {
         let cut = self.connections.open();
         if cut > 0 {
-            // Whoever can be told that this is the end is told.
+            // Every client whose protocol allows it is asked to leave.
             self.drains.order_all();
             wait(CLOSE_TIMEOUT, &|| false, || self.connections.open() == 0);
         }
-        // Whoever still sends would lose an answer that is under way.
+        // A client that still sends would lose an answer that is under way.
         wait(CLOSE_TIMEOUT, &|| false, || lingering() == 0);
         self.runtime.shutdown_timeout(Duration::from_millis(100));
         self.watch.stop();
-        // The admin answered until here: whoever waits for readiness to fall has seen it fall.
+        // The admin port has answered until here, so every probe has been able to see readiness
+        // fall.
         self.stop.send_replace(true);
         self.traces.end();
         drop((self.control, self.watch, self.stop_certificates));
@@ -163,7 +165,7 @@ impl Running {
     }
 }
 
-/// Waits until it is done, at most so long, and says whether somebody is in a hurry.
+/// Waits until `done` or until the time is over, and returns whether the wait was cut short.
 pub(super) fn wait(
     longest: Duration,
     hurry: &impl Fn() -> bool,

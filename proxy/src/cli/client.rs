@@ -1,4 +1,4 @@
-//! Talks to the admin port of a running proxy.
+//! The client for the admin port of a running proxy.
 
 use std::time::Duration;
 
@@ -111,22 +111,19 @@ impl Client {
         }
         let part = |name: &str| value["error"][name].as_str().unwrap_or_default().to_owned();
         let (message, hint) = (part("message"), part("hint"));
-        let hint = if hint.is_empty() {
-            String::new()
-        } else {
-            format!("\nhint: {hint}")
-        };
-        // A request that the API calls wrong is wrong usage; everything else failed.
+        // A request that the API rejects as invalid is wrong usage. All other errors are failures.
         let code =
             if status == StatusCode::BAD_REQUEST || status == StatusCode::UNPROCESSABLE_ENTITY {
                 2
             } else {
                 1
             };
-        Err(Failed {
+        let failed = Failed {
             code,
-            message: format!("{message}{hint}"),
-        })
+            message,
+            hint: None,
+        };
+        Err(failed.hint(hint))
     }
 
     fn unreachable(&self, error: &dyn std::error::Error) -> Failed {
@@ -134,11 +131,8 @@ impl Client {
         while let Some(source) = cause.source() {
             cause = source;
         }
-        Failed::new(format!(
-            "cannot reach {}: {cause}\nhint: is `cutover run` running? --admin or CUTOVER_ADMIN \
-             says where its admin port is",
-            self.base
-        ))
+        Failed::new(format!("cannot reach {}: {cause}", self.base))
+            .hint("is `cutover run` running? --admin or CUTOVER_ADMIN says where its admin port is")
     }
 }
 

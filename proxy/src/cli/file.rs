@@ -1,4 +1,4 @@
-//! Commands about files: no running proxy is asked.
+//! Commands about files. They do not contact a running proxy.
 
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
@@ -16,18 +16,18 @@ use crate::shared::certificates::Certificates;
 use crate::status::percent;
 use crate::telemetry::traces;
 
-/// `cutover check`
+/// Arguments of `cutover check`
 #[derive(Debug, clap::Args)]
 pub(super) struct Check {
-    /// The file
+    /// The configuration file
     file: Option<PathBuf>,
     /// Exit with 3 when there are warnings
     #[arg(long)]
     strict: bool,
     /// Requests per second over both sides of each rollout, for the forecast of the guard
-    #[arg(long, default_value_t = 100.0, value_parser = crate::cli::rps)]
+    #[arg(long, default_value_t = 100.0, allow_negative_numbers = true, value_parser = crate::cli::rps)]
     rps: f64,
-    /// How many users there are, for the same
+    /// The number of users, for the forecast of the guard
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     users: u32,
     /// Print the summary as JSON
@@ -35,7 +35,7 @@ pub(super) struct Check {
     json: bool,
 }
 
-/// `cutover diff`
+/// Arguments of `cutover diff`
 #[derive(Debug, clap::Args)]
 pub(super) struct Diff {
     /// The file in force
@@ -47,7 +47,7 @@ pub(super) struct Diff {
     json: bool,
 }
 
-/// Reads a file as a reload does. Problems end the command with 2.
+/// Reads a file as a reload does. Problems end the command with exit code 2.
 pub(super) fn load(file: &Path) -> Result<Settings, Failed> {
     let color = std::io::stderr().is_terminal();
     ConfigSource::new(file)
@@ -66,7 +66,7 @@ impl Check {
         for warning in &settings.warnings {
             note(&format!("warning: {warning}"));
         }
-        // As a start does: a reload would keep the ones before.
+        // Certificates are loaded as at a start, because a reload would keep the previous ones.
         Certificates::load(
             &ConfigSource::new(&file).base(),
             &settings.listen.certificates,
@@ -98,7 +98,7 @@ impl Check {
                 file.display()
             ));
         }
-        // What may be meant: it does not count for --strict.
+        // Notes may be intended, so they do not count for `--strict`.
         let notes: Vec<String> = settings
             .rollouts
             .iter()
@@ -153,11 +153,12 @@ impl Check {
     }
 }
 
-/// Header fields that a CORS preflight carries itself.
+/// Header fields that a CORS preflight itself carries.
 const IN_PREFLIGHT: [&str; 5] = ["host", "origin", "referer", "user-agent", "accept"];
 
-/// What a CORS preflight means for the key of a rollout. Browsers ask with OPTIONS before a request
-/// to another origin, without its cookies, its token and the header fields of the application.
+/// Describes what a CORS preflight means for the key of a rollout. Browsers send OPTIONS before a
+/// request to another origin, without its cookies, its token and the header fields of the
+/// application.
 fn preflight_note(rollout: &RolloutSettings) -> Option<String> {
     let takes_options = rollout.matches.methods.is_empty()
         || rollout
@@ -199,7 +200,7 @@ fn preflight_note(rollout: &RolloutSettings) -> Option<String> {
     ))
 }
 
-/// The share of users on new; one per cent where nobody is yet.
+/// Returns the share of users on new, or one per cent if there are none yet.
 fn in_force(rollout: &RolloutSettings) -> Percent {
     let most =
         Percent::from_thousandths(Percent::FULL.thousandths() - rollout.holdback.thousandths())
@@ -271,7 +272,7 @@ fn forecast_table(
     Ok(())
 }
 
-/// Seconds for people.
+/// Formats seconds for people.
 fn time(seconds: f64) -> String {
     match seconds {
         _ if !seconds.is_finite() => "> 10 min".to_owned(),
@@ -397,7 +398,7 @@ impl Diff {
     }
 }
 
-/// What happens to backends, a sentence each.
+/// Describes the changes to backends, one sentence each.
 fn changed_backends(old: &Settings, new: &Settings) -> Vec<String> {
     let servers = |backend: &cutover_config::Backend| {
         backend
@@ -442,7 +443,7 @@ fn changed_backends(old: &Settings, new: &Settings) -> Vec<String> {
     of_new.chain(gone).collect()
 }
 
-/// How many users a change moves, as shares of all users.
+/// The users that a change moves, as shares of all users.
 struct Move {
     id: String,
     to_new: Percent,
@@ -469,8 +470,8 @@ impl Move {
         let (to_new, to_legacy) = if same_users {
             (less(after, before), less(before, after))
         } else {
-            // Two independent hashes: whoever is on new after but was not before, by the product of
-            // the shares.
+            // The two hashes are independent. The share of users who are on new after the change
+            // but not before is therefore a product of the shares.
             let product = |on: Percent, off: Percent| {
                 let share = u64::from(on.thousandths()) * u64::from(BUCKETS - off.thousandths())
                     / u64::from(BUCKETS);

@@ -17,25 +17,25 @@ use crate::reload::source::ConfigSource;
 use crate::state::journal::{self, Record};
 use crate::status::{RolloutStatus, SideStatus};
 
-/// `cutover explain`
+/// Arguments of `cutover explain`
 #[derive(Debug, clap::Args)]
 pub(super) struct Explain {
     /// The user key
     #[arg(long)]
     user: Option<String>,
-    /// The host asked for
+    /// The host of the request
     #[arg(long)]
     host: Option<String>,
-    /// The path asked for, with its query if there is one
+    /// The path of the request, with its query if there is one
     #[arg(long)]
     path: Option<String>,
-    /// The method
+    /// The method of the request
     #[arg(long)]
     method: Option<String>,
     /// A request header as `name: value`; may be given several times
     #[arg(long = "header", short = 'H', value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// Explain by this file instead of asking a running proxy; knows of no rollback
+    /// Use this file instead of a running proxy; rollbacks are then unknown
     #[arg(long, short = 'c', value_name = "FILE")]
     config: Option<PathBuf>,
     /// Print JSON
@@ -110,7 +110,7 @@ impl Explain {
     }
 }
 
-/// `cutover status`
+/// Arguments of `cutover status`
 #[derive(Debug, clap::Args)]
 pub(super) struct Status {
     /// Only this rollout
@@ -118,7 +118,7 @@ pub(super) struct Status {
     /// Show it again every second
     #[arg(long, short = 'w')]
     watch: bool,
-    /// Print JSON; with --watch a line each second
+    /// Print JSON; with --watch one line each second
     #[arg(long)]
     json: bool,
     #[command(flatten)]
@@ -155,7 +155,7 @@ impl Status {
                     .map_err(|error| Failed::new(error.to_string()))?)?;
             } else {
                 if self.watch {
-                    // Clear the screen and go to its top.
+                    // Clear the screen and move the cursor to its top.
                     out("\u{1b}[2J\u{1b}[H")?;
                 }
                 show(&status)?;
@@ -213,7 +213,7 @@ fn show(status: &crate::status::Status) -> Result<(), Failed> {
             rollout.phase.replace('_', " "),
             rollout.sentence
         ))?;
-        // That of everything is told once, above.
+        // Maintenance of all traffic is shown once, above.
         if let Some(maintenance) = rollout
             .maintenance
             .as_ref()
@@ -274,13 +274,13 @@ fn table(rollout: &RolloutStatus) -> Result<(), Failed> {
     Ok(())
 }
 
-/// What every command that changes something takes.
+/// Arguments of every command that changes something
 #[derive(Debug, clap::Args)]
 struct Why {
-    /// Why; it goes into the journal
+    /// The reason, which is written to the journal
     #[arg(long, short = 'm')]
     reason: String,
-    /// Say what would happen, do nothing
+    /// Report what would happen without doing it
     #[arg(long)]
     dry_run: bool,
     /// Print JSON
@@ -340,15 +340,15 @@ fn percentage(text: &str) -> Result<Percent, String> {
     })
 }
 
-/// `cutover set`
+/// Arguments of `cutover set`
 #[derive(Debug, clap::Args)]
 pub(super) struct Set {
     /// The rollout
     rollout: String,
-    /// The share of users on new, 0 to 100, at most three decimals
+    /// The share of users on new, 0 to 100, with at most three decimals
     #[arg(value_parser = percentage)]
     percent: Percent,
-    /// Edit this file directly instead of asking a running proxy, which follows its file
+    /// Edit this file directly instead of contacting a running proxy, which follows its file
     #[arg(long, short = 'c', value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(flatten)]
@@ -382,12 +382,12 @@ impl Set {
     }
 }
 
-/// `cutover rollback`
+/// Arguments of `cutover rollback`
 #[derive(Debug, clap::Args)]
 pub(super) struct Rollback {
     /// The rollout
     rollout: String,
-    /// Also if legacy does not answer
+    /// Roll back even if legacy does not answer
     #[arg(long)]
     force: bool,
     #[command(flatten)]
@@ -402,12 +402,12 @@ impl Rollback {
     }
 }
 
-/// `cutover rearm`
+/// Arguments of `cutover rearm`
 #[derive(Debug, clap::Args)]
 pub(super) struct Rearm {
     /// The rollout
     rollout: String,
-    /// Start at this share instead of the file's; it is written into the file
+    /// Start at this share instead of the file's; it is written to the file
     #[arg(long, value_parser = percentage)]
     percent: Option<Percent>,
     #[command(flatten)]
@@ -420,21 +420,21 @@ impl Rearm {
     }
 }
 
-/// `cutover maintenance`
+/// Arguments of `cutover maintenance`
 #[derive(Debug, clap::Args)]
 #[command(
     override_usage = "cutover maintenance <ROLLOUT|--all> <off|read-only|hold|full> [--for 10m] \
                       --reason <REASON> [OPTIONS]"
 )]
 pub(super) struct Maintenance {
-    /// The rollout, unless --all is given; and the mode: off, read-only (only GET, HEAD and
-    /// OPTIONS pass), hold (requests wait, at most 30 s) or full (nobody passes)
+    /// The rollout, unless --all is given, and the mode: off, read-only (only GET, HEAD and
+    /// OPTIONS pass), hold (requests wait, at most 30 s) or full (no request passes)
     #[arg(required = true, num_args = 1..=2, value_names = ["ROLLOUT", "MODE"])]
     words: Vec<String>,
     /// Every rollout, and requests that match none
     #[arg(long)]
     all: bool,
-    /// End it after this time, such as 10m; without it it lasts until `off`
+    /// End maintenance after this time, such as 10m; the default is to last until `off`
     #[arg(long = "for", value_name = "TIME")]
     lasts: Option<String>,
     #[command(flatten)]
@@ -448,15 +448,16 @@ impl Maintenance {
             (false, [rollout, mode]) => (Some(rollout), mode),
             (true, [rollout, ..]) => {
                 return Err(Failed::usage(format!(
-                    "--all and the rollout `{rollout}` exclude each other\nhint: cutover \
-                     maintenance --all MODE"
-                )));
+                    "--all and the rollout `{rollout}` exclude each other"
+                ))
+                .hint("cutover maintenance --all MODE"));
             }
             (_, words) => {
                 return Err(Failed::usage(format!(
-                    "expected a rollout and a mode, found `{}`\nhint: for every rollout say --all",
+                    "expected a rollout and a mode, found `{}`",
                     words.join(" ")
-                )));
+                ))
+                .hint("for every rollout say --all"));
             }
         };
         let mode = Mode::of_name(mode).ok_or_else(|| {
@@ -475,18 +476,18 @@ impl Maintenance {
     }
 }
 
-/// The most bytes of the records that `history` shows of a file.
+/// The most bytes of records that `history` shows from a file.
 const MAX_HISTORY_BYTES: usize = 64 * 1024 * 1024;
 
-/// `cutover history`
+/// Arguments of `cutover history`
 #[derive(Debug, clap::Args)]
 pub(super) struct History {
     /// Only this rollout
     rollout: Option<String>,
-    /// The newest so many
+    /// The number of newest records to show
     #[arg(long, default_value_t = 50)]
     limit: usize,
-    /// Read the journal of this state directory instead of asking a running proxy
+    /// Read the journal in this state directory instead of contacting a running proxy
     #[arg(long, value_name = "DIRECTORY")]
     state: Option<PathBuf>,
     /// Print JSON
@@ -502,10 +503,10 @@ impl History {
             Some(directory) => {
                 if !journal::path(directory).is_file() {
                     return Err(Failed::new(format!(
-                        "there is no journal in {}\nhint: it is in the [state] directory of the \
-                         file",
+                        "there is no journal in {}",
                         directory.display()
-                    )));
+                    ))
+                    .hint("it is in the [state] directory of the file"));
                 }
                 let page = journal::newest(
                     directory,

@@ -1,8 +1,8 @@
-//! The command line: arguments, exit codes, one file for each group of commands.
+//! The command line: arguments, exit codes, and one file for each group of commands.
 //!
-//! Data goes to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage or
-//! invalid configuration, 3 valid with warnings (`check --strict`). An error ends with what to do
-//! next.
+//! Data is written to stdout, everything else to stderr. Exit codes: 0 done, 1 failed, 2 bad usage
+//! or invalid configuration, 3 valid with warnings (`check --strict`). An error message ends with
+//! what to do next.
 
 mod client;
 mod file;
@@ -20,8 +20,8 @@ use crate::cli::client::Client;
 
 use crate::terminal::{self, note};
 
-/// Moves live users from an old stack to a new one: splits by a sticky hash, watches both sides,
-/// and drops to 0 % by itself when the new one is worse.
+/// Move live users from an old stack to a new one: split by a sticky hash, compare both sides, and
+/// drop to 0 % automatically when the new one is worse
 #[derive(Debug, Parser)]
 #[command(
     name = "cutover",
@@ -37,46 +37,46 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the proxy in the foreground. SIGTERM drains and a second one ends it; SIGHUP reads the
-    /// file again; SIGUSR1 reopens the access log; SIGUSR2 starts the program anew and lets it
+    /// file again; SIGUSR1 reopens the access log; SIGUSR2 starts the program again and lets it
     /// take over
     Run(run::Run),
-    /// Everything on one machine: two sample backends, simulated users, a ramp, a breakdown and the
-    /// drop to 0 %
+    /// Show everything on one machine: two sample backends, simulated users, a ramp, a breakdown
+    /// and the drop to 0 %
     Demo(crate::demo::Demo),
     /// Parse and validate a file exactly as a reload does, and show every problem
     Check(file::Check),
-    /// What a changed file would do: how many users move, and in which direction
+    /// Show what a changed file would do: how many users move, and in which direction
     Diff(file::Diff),
-    /// What a guard would do, by the real engine on virtual time: with made-up traffic and faults,
-    /// or with recorded numbers
+    /// Show what a guard would do, with the real engine on virtual time: with made-up traffic and
+    /// faults, or with recorded numbers
     Simulate(simulate::Simulate),
-    /// Why a request goes where it goes
+    /// Explain why a request goes to a side
     Explain(live::Explain),
-    /// How things stand
+    /// Show the status of the rollouts
     Status(live::Status),
     /// Change the share of users on new, in the watched file
     Set(live::Set),
-    /// Send everyone to legacy, at once, until re-armed
+    /// Send all users to legacy at once, until re-armed
     #[command(alias = "abort")]
     Rollback(live::Rollback),
-    /// Lift the latch after a rollback: the percentage of the file is in force again
+    /// Lift the latch after a rollback, so that the percentage of the file is in force again
     #[command(alias = "retry")]
     Rearm(live::Rearm),
-    /// Keep writers or everybody out for a while, of one rollout or of all: off, read-only, hold or
-    /// full
+    /// Block writes or all requests for a while, for one rollout or for all: off, read-only, hold
+    /// or full
     Maintenance(live::Maintenance),
-    /// Who changed what, when and why; verifies that nothing was altered
+    /// Show who changed what, when and why, and verify that nothing was altered
     History(live::History),
     /// Print the JSON Schema of the file
     Schema,
-    /// Print completions for a shell
+    /// Print the completions for a shell
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
 }
 
-/// How to reach a running proxy.
+/// Options for reaching a running proxy
 #[derive(Clone, Debug, clap::Args)]
 struct AdminAddress {
     /// The admin address of a running proxy. The token, if one is needed, is read from
@@ -96,17 +96,17 @@ impl AdminAddress {
     }
 }
 
-/// The default path of the file.
+/// The default path of the configuration file.
 const FILE: &str = "cutover.toml";
 
 fn file_or_default(file: Option<PathBuf>) -> PathBuf {
     file.unwrap_or_else(|| PathBuf::from(FILE))
 }
 
-/// The most requests per second that commands reckon with.
+/// The most requests per second that a command accepts.
 const MOST_RPS: f64 = 100_000.0;
 
-/// Reads a number of requests per second.
+/// Parses a number of requests per second.
 fn rps(text: &str) -> Result<f64, String> {
     text.parse()
         .ok()
@@ -114,27 +114,39 @@ fn rps(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("expected a number above 0 and at most {MOST_RPS}"))
 }
 
-/// Why a command failed.
+/// The reason and the exit code of a failed command.
 #[derive(Debug)]
 struct Failed {
     code: u8,
     message: String,
+    /// What to do next.
+    hint: Option<String>,
 }
 
 impl Failed {
-    /// Exit code 1.
+    /// Creates a failure with exit code 1.
     fn new(message: impl Into<String>) -> Self {
         Self {
             code: 1,
             message: message.into(),
+            hint: None,
         }
     }
 
-    /// Exit code 2.
+    /// Creates a failure with exit code 2.
     fn usage(message: impl Into<String>) -> Self {
         Self {
             code: 2,
             message: message.into(),
+            hint: None,
+        }
+    }
+
+    /// Returns the same failure with what to do next. An empty text is no hint.
+    fn hint(self, hint: impl Into<String>) -> Self {
+        Self {
+            hint: Some(hint.into()).filter(|hint| !hint.is_empty()),
+            ..self
         }
     }
 }
@@ -177,6 +189,9 @@ pub fn main() -> ExitCode {
             };
             terminal::note(&prefixed);
         }
+        if let Some(hint) = &failed.hint {
+            terminal::note(&format!("hint: {hint}"));
+        }
         ExitCode::from(failed.code)
     })
 }
@@ -216,13 +231,14 @@ pub fn document() -> String {
     text
 }
 
-/// Writes a line to stdout. A reader that went away (`| head`) ends the program quietly.
+/// Writes a line to stdout. If the reader has gone (`| head`), the program ends quietly.
 fn out(line: &str) -> Result<(), Failed> {
     terminal::out(line).map_err(|error| {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             Failed {
                 code: 0,
                 message: String::new(),
+                hint: None,
             }
         } else {
             error.into()

@@ -1,10 +1,11 @@
-//! Recorded numbers judged by another policy: "last week this would have rolled back twice".
+//! Judges recorded numbers with another policy, for example: "last week this would have rolled back
+//! twice".
 //!
-//! A recording is a journal, whose rollbacks carry the minute before them tick by tick, or the
-//! lines that `cutover status --watch --json` wrote, whose totals are turned into differences.
-//! Failures that counted are given a user each, since who it was is not recorded. Latencies are
-//! recorded as sums only, and hanging requests not at all: rules about them are not judged, and the
-//! answer says so.
+//! A recording is a journal, in which each rollback carries the preceding minute tick by tick. It
+//! can also be the lines that `cutover status --watch --json` wrote, whose totals are turned into
+//! differences. Each counted failure is attributed to a different user, since users are not
+//! recorded. Latencies are recorded as sums only, and hanging requests not at all. Rules about them
+//! are not judged, and the output says so.
 
 use std::time::Duration;
 
@@ -20,13 +21,13 @@ use crate::clock;
 use crate::state::journal::Record;
 use crate::status::{Status, TickSide, TickStatus};
 
-/// What a recording does not say.
+/// The rules that a recording has no data for.
 pub const NOT_JUDGED: [&str; 5] = ["latency", "hang", "health", "dead_after", "min_users"];
 
-/// More than this between two numbers, and they are two recordings.
+/// A longer gap than this between two numbers separates two recordings.
 const GAP: Duration = Duration::from_secs(10);
 
-/// Numbers of one rollout, in the order in which they were recorded.
+/// The numbers of one rollout, in the order in which they were recorded.
 #[derive(Debug, Default)]
 pub struct Recording {
     ticks: Vec<TickStatus>,
@@ -35,21 +36,22 @@ pub struct Recording {
 /// What the guard would have done.
 #[derive(Debug, Default)]
 pub struct Story {
-    /// When (RFC 3339) and what.
+    /// The time (RFC 3339) and the description of each event.
     pub events: Vec<(String, String)>,
-    /// How often it would have rolled back.
+    /// The number of rollbacks the guard would have made.
     pub rollbacks: u32,
-    /// How many looks it had.
+    /// The number of checks the guard made.
     pub looks: usize,
-    /// How much time the recording covers.
+    /// The time that the recording covers.
     pub covers: Duration,
 }
 
 impl Recording {
-    /// Adds what a file says of this rollout.
+    /// Adds the numbers that a file contains for this rollout.
     ///
     /// # Errors
-    /// The first line that is neither, with its number; or that there is nothing of this rollout.
+    /// Names the first line that has neither form, with its number, or says that the file contains
+    /// nothing about this rollout.
     pub fn add(&mut self, text: &str, rollout: &str) -> Result<(), String> {
         let before = self.ticks.len();
         let mut last: Option<TickStatus> = None;
@@ -115,10 +117,10 @@ fn difference(now: TickSide, before: TickSide) -> TickSide {
     })
 }
 
-/// Judges a recording by the guard of a rollout. After each rollback it is re-armed at once.
+/// Judges a recording with the guard of a rollout. Each rollback is re-armed at once.
 pub fn judge(recording: &Recording, rollout: &RolloutSettings) -> Story {
     let mut rollout = rollout.clone();
-    // A file at 0 % has a guard that is to be tried as well.
+    // A file at 0 % also has a guard to be tried.
     rollout.percent = if rollout.percent == Percent::ZERO {
         Percent::FULL
     } else {
@@ -220,32 +222,16 @@ pub fn judge(recording: &Recording, rollout: &RolloutSettings) -> Story {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use cutover_core::{Anonymous, Failover, GuardSettings, Match, Mode, UserList};
+    use cutover_core::{GuardSettings, Mode};
 
     fn rollout(guard: GuardSettings) -> RolloutSettings {
         RolloutSettings {
-            id: "checkout".into(),
-            matches: Match::default(),
-            salt: "checkout".into(),
-            keys: vec![],
-            anonymous: Anonymous::Legacy,
-            always_new: UserList::default(),
-            always_legacy: UserList::default(),
-            backends: PerSide {
-                legacy: "legacy".into(),
-                new: "new".into(),
-            },
-            percent: Percent::FULL,
-            generation: 1,
-            holdback: Percent::ZERO,
-            failover: Failover::Off,
-            fallback_on_404: Vec::new(),
-            drain_on_rollback: Duration::from_secs(60),
             guard,
+            ..RolloutSettings::for_tests("checkout", Percent::FULL)
         }
     }
 
-    /// Ten minutes, a look a second, with two bad half minutes.
+    /// Returns a recording of ten minutes with one check per second and two bad half minutes.
     fn recording() -> Recording {
         let ticks = (0..600i64).map(|second| {
             let failed = if (100..130).contains(&second) || (400..430).contains(&second) {
@@ -265,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn another_policy_on_the_same_numbers_gives_another_story() {
+    fn another_policy_on_the_same_numbers_gives_another_result() {
         let story = judge(&recording(), &rollout(GuardSettings::default()));
         assert!(story.rollbacks >= 2, "{:?}", story.events);
         assert_eq!((story.looks, story.covers.as_secs()), (600, 599));
@@ -285,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_recording_is_refused_with_its_line() {
+    fn an_invalid_recording_is_refused_with_the_line_number() {
         let mut recording = Recording::default();
         assert!(
             recording

@@ -1,4 +1,4 @@
-//! `cutover run`: the proxy in the foreground, and the signals that steer it.
+//! `cutover run`: the proxy in the foreground, and the signals that control it.
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -19,59 +19,59 @@ use crate::shared::connections::MOST_LINGERING;
 use crate::shared::reload_handle::ReloadHandle;
 use crate::telemetry::event_log::EventLog;
 
-/// `cutover run`
+/// Arguments of `cutover run`
 #[derive(Debug, clap::Args)]
 pub(super) struct Run {
-    /// The file to follow
+    /// The configuration file to follow
     #[arg(long, short = 'c', default_value = FILE, value_name = "FILE")]
     config: PathBuf,
-    /// The state directory, instead of the one that the file names: needed where the file cannot
-    /// be read and the last good one is to be used
+    /// The state directory, instead of the one that the file names; needed to use the last good
+    /// file when the file cannot be read
     #[arg(long, env = "CUTOVER_STATE", value_name = "DIRECTORY")]
     state: Option<PathBuf>,
-    /// Request threads; one for each core by default
+    /// The number of request threads; one for each core by default
     #[arg(long)]
     threads: Option<usize>,
-    /// When stopping, how long to go on after readiness has fallen, so that load balancers and
-    /// clients see it; not at all where nobody is there to see it, nor on SIGINT
+    /// When stopping, how long to continue after readiness has fallen, so that load balancers and
+    /// clients see it; skipped without clients or readiness probes, and on SIGINT
     #[arg(long, default_value = "5s", value_parser = cutover_config::parse_duration, value_name = "DURATION")]
     lead: Duration,
-    /// How long requests in flight may take to finish after that
+    /// How long requests in flight may take to finish after the lead time
     #[arg(long, default_value = "30s", value_parser = cutover_config::parse_duration, value_name = "DURATION")]
     grace: Duration,
-    /// Takes over from the process that starts this one; for SIGUSR2 and not for people
+    /// Take over from the process that starts this one; used by SIGUSR2, not by people
     #[arg(long, hide = true)]
     take_over: bool,
 }
 
 enum Signal {
-    /// No signal: the start is through.
+    /// Not a signal: the start is complete.
     Started(Box<Result<Started, Failed>>),
-    /// SIGTERM: from a supervisor.
+    /// SIGTERM, from a supervisor.
     Stop,
-    /// SIGINT: from a keyboard.
+    /// SIGINT, from a keyboard.
     Interrupt,
-    /// SIGHUP.
+    /// SIGHUP, which reloads the file.
     Reload,
-    /// SIGUSR1.
+    /// SIGUSR1, which reopens the access log.
     Reopen,
-    /// SIGUSR2.
+    /// SIGUSR2, which starts an upgrade.
     Upgrade,
-    /// How an upgrade ended.
+    /// The outcome of an upgrade.
     Upgraded(Outcome),
 }
 
-/// What ends the service of this process.
+/// The reason why the service of this process ends.
 enum End {
-    /// Nobody serves after it.
+    /// The proxy stops without a successor.
     Stop { lead: Duration },
-    /// Another process does.
+    /// A successor process has taken over.
     Succeeded,
 }
 
 impl Run {
     pub(super) fn run(self) -> Result<ExitCode, Failed> {
-        // First of all, before any thread: it clears the environment.
+        // This is done before any thread is started, because it clears the environment.
         let given = Given::by_systemd()
             .map_err(|error| Failed::new(format!("cannot use what systemd passes: {error}")))?;
         let program = Program::of_this_process();
@@ -80,8 +80,8 @@ impl Run {
         } else {
             None
         };
-        // Before the first file is read: a signal that nobody handles ends the process, and a long
-        // list takes seconds.
+        // Signals are handled before the first file is read. An unhandled signal ends the process,
+        // and a long list takes seconds to read.
         let (sender, signals) = signals()?;
         let origin = match &successor {
             Some(successor) => Origin::Process(successor.again()?),
@@ -95,7 +95,7 @@ impl Run {
         };
         let (state, started) = (self.state.clone(), sender.clone());
         let begin = move || {
-            // Nobody listens any more when the process is ending.
+            // The receiver is gone when the process is ending.
             let _ = started.send(Signal::Started(Box::new(begin(start, state.as_deref()))));
         };
         std::thread::Builder::new()
@@ -121,7 +121,7 @@ impl Run {
             }
         })?;
         drop(successor);
-        // What came during the start is done now.
+        // Signals that were received during the start are handled now.
         for signal in early {
             let _ = sender.send(signal);
         }
@@ -184,13 +184,13 @@ impl Run {
 /// A proxy that accepts requests.
 struct Started {
     running: Running,
-    /// Lines are written until it is dropped.
+    /// The event log, which writes lines until it is dropped.
     event_log: EventLog,
 }
 
 /// Reads the file, opens the log, and starts everything.
 fn begin(start: Start, state: Option<&Path>) -> Result<Started, Failed> {
-    // The format stands in the file; a file that cannot be read is told in the end anyway.
+    // The file defines the log format. A file that cannot be read is reported later in any case.
     let settings = ConfigSource::new(&start.file)
         .load()
         .ok()
@@ -204,19 +204,19 @@ fn begin(start: Start, state: Option<&Path>) -> Result<Started, Failed> {
     let running = start.start_in(state).map_err(|error| match error {
         StartError::NoLastGood { error, why, hint } => {
             let problems = error.render(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-            Failed::usage(format!("{}\n\n{why}\nhint: {hint}", problems.trim_end()))
+            Failed::usage(format!("{}\n\n{why}", problems.trim_end())).hint(hint)
         }
-        other => Failed::new(other.to_string()),
+        other => Failed::new(other.to_string()).hint(other.hint().unwrap_or_default()),
     })?;
     Ok(Started { running, event_log })
 }
 
-/// The stack of the thread that starts everything: as much as the main thread has, since files
-/// nest.
+/// The stack size of the thread that starts everything. It equals that of the main thread, since
+/// files nest.
 const START_STACK: usize = 8 * 1024 * 1024;
 
-/// As many open files as the system lets us have: a connection is one, and so is each to a backend,
-/// and each that is ending. Says when that is too few.
+/// Raises the limit of open files as far as the system allows, and warns when that is too few. Each
+/// client connection, each backend connection and each connection that is closing needs one.
 fn raise_file_limit(max_connections: usize) {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else {
         return;
@@ -239,10 +239,10 @@ fn raise_file_limit(max_connections: usize) {
     }
 }
 
-/// Files that are no connections, and some room.
+/// The number of files that are not connections, with some reserve.
 const OTHER_FILES: u64 = 256;
 
-/// Obeys signals until one of them ends the service of this process.
+/// Handles signals until one of them ends the service of this process.
 fn serve(
     running: &Running,
     signals: &Receiver<Signal>,
@@ -264,7 +264,7 @@ fn serve(
             ),
             Ok(Signal::Upgrade) => {
                 let sender = sender.clone();
-                // Nobody listens any more when the process is ending.
+                // The receiver is gone when the process is ending.
                 let report = move |outcome| drop(sender.send(Signal::Upgraded(outcome)));
                 match running
                     .holdings()
@@ -306,7 +306,7 @@ fn serve(
     }
 }
 
-/// Reads the file on a thread of its own, so that a slow one holds up no other signal.
+/// Reloads the file on a separate thread, so that a slow reload delays no other signal.
 fn reload(watch: ReloadHandle) {
     systemd::reloading();
     let reload = move || {
@@ -321,7 +321,7 @@ fn reload(watch: ReloadHandle) {
     }
 }
 
-/// Signals as a channel, from a thread of their own; and the way into it.
+/// Returns the channel of signals, which a separate thread fills, and its sender.
 fn signals() -> Result<(Sender<Signal>, Receiver<Signal>), Failed> {
     let (sender, receiver) = channel();
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,9 +1,9 @@
 //! `cutover simulate`: what the guard of a file would do, without a proxy and without waiting.
 //!
 //! With `--fault` the real engine runs on virtual time, with made-up traffic from a seed. With
-//! `--replay` it judges numbers that were recorded: the minute before each rollback in a
-//! journal, or the lines of `cutover status --watch --json`, so that another policy can be tried on
-//! last week.
+//! `--replay` it judges recorded numbers, so that another policy can be tried on last week. These
+//! are the minute before each rollback in a journal, or the lines of `cutover status --watch
+//! --json`.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -18,33 +18,33 @@ use serde_json::json;
 use crate::cli::replay;
 use crate::cli::{Failed, file, out};
 
-/// `cutover simulate`
+/// Arguments of `cutover simulate`
 #[derive(Debug, clap::Args)]
 pub(super) struct Simulate {
-    /// The file whose guard is tried
+    /// The file whose guard is simulated
     file: PathBuf,
-    /// Which rollout of it; the first unless given
+    /// The rollout in the file; by default the first one
     #[arg(long)]
     rollout: Option<String>,
     /// Requests per second over both sides
-    #[arg(long, default_value_t = 100.0, value_parser = crate::cli::rps)]
+    #[arg(long, default_value_t = 100.0, allow_negative_numbers = true, value_parser = crate::cli::rps)]
     rps: f64,
-    /// The share of users on new; that of the file unless given
-    #[arg(long, value_parser = percent)]
+    /// The share of users on new; by default that of the file
+    #[arg(long, allow_negative_numbers = true, value_parser = percent)]
     percent: Option<Percent>,
-    /// What goes wrong: `SIDE KIND [AMOUNT] [at TIME] [for TIME]` with SIDE new, legacy or both
-    /// and KIND errors 5%, users 5% (who get nothing but errors), refused, hang, slow 3, tail 4%
-    /// 75 (so many requests so many times slower), 4xx 20%, redirects 100% (of users, in
-    /// circles) or down. At 1m and to the end unless said otherwise; may be given several times
+    /// A fault: `SIDE KIND [AMOUNT] [at TIME] [for TIME]` with SIDE new, legacy or both and KIND
+    /// errors 5%, users 5% (who get only errors), refused, hang, slow 3, tail 4% 75 (4% of
+    /// requests are 75 times slower), 4xx 20%, redirects 100% (of users, in loops) or down. It
+    /// starts at 1m and lasts to the end by default; may be given several times
     #[arg(long = "fault", value_name = "FAULT", value_parser = fault)]
     faults: Vec<Fault>,
     /// How long to simulate
     #[arg(long = "for", default_value = "10m", value_parser = duration, value_name = "TIME")]
     lasts: Duration,
-    /// How many users there are
+    /// The number of users
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     users: u32,
-    /// How many client networks they come from
+    /// The number of client networks that users belong to
     #[arg(long, default_value_t = 2_500, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     networks: u32,
     /// The share of requests that fail on a healthy backend
@@ -53,38 +53,39 @@ pub(super) struct Simulate {
     /// The median latency of a healthy backend
     #[arg(long, default_value = "40ms", value_parser = duration)]
     latency: Duration,
-    /// The share of users who always get 4xx, on either side: expired tokens, broken scripts
+    /// The share of users who always get 4xx on either side, because of expired tokens or broken
+    /// scripts
     #[arg(long, default_value = "0%", value_parser = rate)]
     persistent: f64,
     /// The share of users who are twenty times slower than the others, on either side
     #[arg(long, default_value = "0%", value_parser = rate)]
     slow_users: f64,
-    /// The share of requests without a user key: quick, and always on legacy
+    /// The share of requests without a user key, which are quick and always on legacy
     #[arg(long, default_value = "0%", value_parser = rate)]
     keyless: f64,
     /// The share of requests that are long polls, answered after 14 s
     #[arg(long, default_value = "0%", value_parser = rate)]
     polls: f64,
-    /// Let few users do most of what is done, rather than all alike
+    /// Let few users send most requests, instead of all users equally many
     #[arg(long)]
     uneven: bool,
-    /// By how much traffic falls at night, such as 80%; it begins at midnight
+    /// The drop of traffic at night, such as 80%; the simulation begins at midnight
     #[arg(long, default_value = "0%", value_parser = rate)]
     night: f64,
-    /// Raise the share while it runs: PERCENT at TIME
+    /// A raise of the share during the simulation: PERCENT at TIME
     #[arg(long, value_name = "RAISE", value_parser = raise)]
     raise: Option<(Percent, Duration)>,
-    /// How long new is warming up after a raise, instead of the file's guard.warm_up
+    /// How long new warms up after a raise, instead of the file's guard.warm_up
     #[arg(long, value_parser = duration, value_name = "TIME")]
     warm_up: Option<Duration>,
-    /// The seed of all chance: the same seed, the same story
+    /// The seed of all random numbers; the same seed gives the same result
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Run it so many times with seeds from --seed on, and print how long the first fault took to
-    /// be noticed
+    /// Simulate this many times, with seeds from --seed on, and print how long the first fault
+    /// took to be detected
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     runs: Option<u32>,
-    /// Judge recorded numbers instead: a journal.jsonl, or lines of `cutover status --watch
+    /// Judge recorded numbers instead: a journal.jsonl, or the lines of `cutover status --watch
     /// --json`; may be given several times
     #[arg(long, value_name = "RECORDING", conflicts_with_all = ["faults", "runs"])]
     replay: Vec<PathBuf>,
@@ -93,7 +94,7 @@ pub(super) struct Simulate {
     json: bool,
 }
 
-/// The longest time that is simulated at once, so that a slip of the hand ends.
+/// The longest time that can be simulated, so that a mistyped time still ends.
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 fn percent(text: &str) -> Result<Percent, String> {
@@ -118,7 +119,7 @@ fn factor(text: &str) -> Result<f64, String> {
         .ok_or_else(|| format!("expected a factor from 1 on, found {text:?}"))
 }
 
-/// Reads a raise such as `25 at 10m`.
+/// Parses a raise such as `25 at 10m`.
 fn raise(text: &str) -> Result<(Percent, Duration), String> {
     let (share, at) = text.split_once(" at ").ok_or_else(|| {
         format!("expected PERCENT at TIME, such as \"25 at 10m\", found {text:?}")
@@ -126,7 +127,7 @@ fn raise(text: &str) -> Result<(Percent, Duration), String> {
     Ok((percent(share.trim())?, parse_duration(at.trim())?))
 }
 
-/// Reads a fault as people say it.
+/// Parses a fault as it is written on the command line.
 fn fault(text: &str) -> Result<Fault, String> {
     let mut words = text.split_whitespace();
     let side = match words.next() {
@@ -205,6 +206,13 @@ impl Simulate {
             .iter()
             .find(|backend| backend.name == rollout.backends.new)
             .map_or(Duration::from_secs(30), |backend| backend.response_timeout);
+        if let Some(late) = self.faults.iter().find(|fault| fault.from >= self.lasts) {
+            return Err(Failed::usage(format!(
+                "--fault: a fault begins at {:?}, but only {:?} are simulated",
+                late.from, self.lasts
+            ))
+            .hint("give a longer --for, or an earlier `at TIME`"));
+        }
         if let Some(warm_up) = self.warm_up {
             rollout.guard.warm_up = warm_up;
         }
@@ -255,7 +263,7 @@ impl Simulate {
         })
     }
 
-    /// One run, with everything that is announced.
+    /// Runs one simulation and prints everything that is announced.
     fn story(&self, scenario: Scenario) -> Result<ExitCode, Failed> {
         let settings = scenario.settings.clone();
         let mut world = World::new(scenario);
@@ -314,7 +322,8 @@ impl Simulate {
         Ok(ExitCode::SUCCESS)
     }
 
-    /// The first fault many times: how long until it is noticed, and what it costs.
+    /// Simulates the first fault many times, and reports how long its detection takes and what it
+    /// costs.
     fn many(&self, scenario: Scenario, runs: u32) -> Result<ExitCode, Failed> {
         let Some(first) = scenario.faults.first().copied() else {
             return Err(Failed::usage("--runs needs a --fault to be noticed"));
@@ -429,7 +438,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_reads_as_it_is_said() {
+    fn a_fault_is_parsed_as_it_is_written() {
         let minute = Duration::from_secs(60);
         assert_eq!(
             fault("new errors 5% at 30s for 5m"),

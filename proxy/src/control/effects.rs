@@ -1,4 +1,4 @@
-//! Carries out what the plane wants done, in order.
+//! Carries out the effects of the control plane, in order.
 
 use super::takeover::Role;
 use super::{Control, PERSIST_TIMEOUT};
@@ -11,7 +11,7 @@ use cutover_core::{Effect, Maintenance, Rollout, Side, Split};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Whether a change means that users get less than they should, short of a rollback.
+/// Whether a change means that users are served worse than they should be, without a rollback.
 pub(super) fn is_degraded(change: &Change) -> bool {
     match change {
         Change::SharedCause
@@ -33,26 +33,29 @@ pub(super) fn is_degraded(change: &Change) -> bool {
 }
 
 impl Control {
-    /// Carries out effects in order, and says whether the state is durable.
+    /// Carries out effects in order, and returns whether the state is durable.
     pub(super) async fn carry_out(&mut self, effects: Vec<Effect>) -> bool {
         let mut durable = true;
         for effect in effects {
             match effect {
-                // A raise is for the process that takes over.
+                // A raise is left to the process that takes over.
                 Effect::Publish(_) if !durable && matches!(self.role, Role::Follows { .. }) => {}
-                // Only what was to be persisted first is held back; a drop is published before.
-                Effect::Publish(split) if !durable => self.held = Some(split),
-                // A drop while a raise is held back: the drop at once, the raise still only when it
-                // is durable.
-                Effect::Publish(split) if self.held.is_some() && !self.disk.is_durable() => {
+                // Only a split that must be persisted first is held back; a drop is published
+                // before.
+                Effect::Publish(split) if !durable => self.awaiting_persist = Some(split),
+                // This is a drop while a raise is held back. The drop takes effect at once, and the
+                // raise still waits until it is durable.
+                Effect::Publish(split)
+                    if self.awaiting_persist.is_some() && !self.disk.is_durable() =>
+                {
                     self.publish(split.clone().capped_by(&self.published.load().split));
-                    self.held = Some(split);
+                    self.awaiting_persist = Some(split);
                 }
                 Effect::Publish(split) => {
-                    self.held = None;
+                    self.awaiting_persist = None;
                     self.publish_warm(split).await;
                 }
-                // The directory belongs to another process.
+                // The state directory belongs to another process.
                 Effect::Persist(_) if matches!(self.role, Role::Follows { .. }) => durable = false,
                 Effect::Ask { rollout, side } => self.ask(&rollout, side),
                 Effect::Persist(standings) => {
@@ -108,8 +111,8 @@ impl Control {
                         );
                     }
                     self.pass_on(&announcement);
-                    // The other process writes its own; until it is ready, lines wait for the case
-                    // that it fails.
+                    // The other process writes its own lines. Until it is ready, lines are kept
+                    // here in case it fails.
                     if !matches!(self.role, Role::Follows { lead: Some(_), .. }) {
                         self.disk.append(Record::new(&announcement));
                     }
@@ -119,7 +122,7 @@ impl Control {
         durable
     }
 
-    /// Asks a backend whether it can take users.
+    /// Probes a backend for whether it can take users.
     pub(super) fn ask(&self, rollout: &Arc<str>, side: Side) {
         let snapshot = self.published.load();
         let Some(at) = snapshot
@@ -137,8 +140,8 @@ impl Control {
         );
     }
 
-    /// Publishes, after connections have been made to backends that get their first users. What
-    /// falls in the same split does not wait for that.
+    /// Publishes a split after connecting to the backends that get their first users. Drops in the
+    /// same split do not wait for that.
     pub(super) async fn publish_warm(&mut self, split: Split) {
         let cold = self.cold(&split);
         if !cold.is_empty() {
@@ -148,7 +151,7 @@ impl Control {
         self.publish(split);
     }
 
-    /// The new backends that are about to get their first users.
+    /// Returns the new backends that are about to get their first users.
     pub(super) fn cold(&self, split: &Split) -> Vec<Arc<Backend>> {
         let before = self.published.load();
         let warm = before.new_in_use();
@@ -160,10 +163,10 @@ impl Control {
             .collect()
     }
 
-    /// Waits until the journal has what was announced, so that an answered command is never missing
-    /// from it.
+    /// Waits until the journal contains what was announced, so that an answered command is never
+    /// missing from it.
     pub(super) async fn journal_written(&self) {
-        // A disk that is slower than this is told of by `latch_durable`.
+        // A disk that is slower than this is reported by `latch_durable`.
         let _ = tokio::time::timeout(PERSIST_TIMEOUT, self.disk.flush()).await;
     }
 
@@ -173,7 +176,8 @@ impl Control {
             Role::Follows {
                 lead: Some(lead), ..
             } => split.led_by(lead),
-            // Until the other one is ready nothing is raised here that it might not know of.
+            // Until the successor is ready nothing is raised here, because it might not know of the
+            // raise.
             Role::Follows { lead: None, .. } => split.capped_by(&before.split),
             Role::Leads => split,
         };

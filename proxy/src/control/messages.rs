@@ -1,4 +1,4 @@
-//! Carries out what others send to the control loop.
+//! Carries out the messages to the control loop.
 
 use super::report::{recent_quantiles, status_of};
 use super::takeover::Role;
@@ -39,7 +39,7 @@ impl Control {
                 });
             }
             Message::Rejected { problems } => {
-                // Said once for each different set of problems.
+                // Each different set of problems is reported once.
                 if self.config.problems.as_ref() != Some(&problems) {
                     tracing::error!(file = %self.config.file, problems, "the file cannot be used; the last good one stays in force");
                 }
@@ -112,7 +112,7 @@ impl Control {
             Message::TakeBack => {
                 self.role = Role::Leads;
                 self.disk.take_back();
-                // What was decided meanwhile is saved, too.
+                // Decisions made in the meantime are saved also.
                 let split = self.plane.split();
                 self.carry_out(vec![
                     Effect::Persist(self.plane.standings()),
@@ -131,7 +131,7 @@ impl Control {
                     },
                 reply,
             } => {
-                // Never refused.
+                // This command is never refused.
                 let effects = self
                     .plane
                     .on(
@@ -150,7 +150,8 @@ impl Control {
         }
     }
 
-    /// Refuses whoever has seen another revision, and whoever names the one that is being changed.
+    /// Refuses a caller that has seen another revision, and a caller that names the revision that
+    /// is being changed.
     pub(super) fn expect(&self, if_revision: Option<&[u64]>) -> Result<(), Refusal> {
         let found = self.plane.revision();
         match if_revision {
@@ -164,14 +165,15 @@ impl Control {
         }
     }
 
-    /// Does what somebody wants, if nothing has changed since they looked.
+    /// Carries out a command, if nothing has changed since the caller read the status.
     pub(super) async fn obey(
         &mut self,
         event: Event<'_>,
         if_revision: IfRevision,
     ) -> Result<Applied, Refusal> {
         self.expect(if_revision.as_deref())?;
-        // Stopping harm never waits; everything else is for the process that takes over.
+        // A command that stops harm never waits. Every other command is left to the process that
+        // takes over.
         let stops_harm = matches!(
             event,
             Event::Command {

@@ -1,17 +1,17 @@
-//! The one loop that moves users: ticks, files and commands in; published splits, durable state and
-//! announcements out.
+//! The control loop, the only one that moves users. Its inputs are ticks, files and commands; its
+//! outputs are published splits, durable state and announcements.
 //!
-//! It owns the [`ControlPlane`] and is the only writer of what is [`Published`]. Every decision is
-//! the plane's; this file carries out its effects in the order given. It never reads or writes a
-//! file and never resolves a name itself: a slow disk or DNS server must not hold up the judging of
-//! the next tick.
+//! The loop owns the [`ControlPlane`] and is the only writer of what is [`Published`]. Every
+//! decision is made by the plane; this module carries out its effects in the order given. It never
+//! reads or writes a file and never resolves a name itself. A slow disk or DNS server must not
+//! delay the judgement of the next tick.
 //!
-//! A failure on new is looked at as soon as it happens, at most every 2 ms: a dead backend must not
-//! go on until the next tick.
+//! A failure on new is checked as soon as it happens, at most every 2 ms, because a dead backend
+//! must not continue to get users until the next tick.
 //!
-//! While another process takes over (see `upgrade`) this loop follows: it judges what is left of
-//! its requests and tells of each rollback, but what is in force is what the other one says, and
-//! nothing is written here.
+//! While another process takes over (see `upgrade`) this loop follows. It judges its remaining
+//! requests and reports each rollback. The other process decides what is in force, and nothing is
+//! written here.
 //!
 //! A raise waits for its persistence, at most two seconds. If the disk cannot take it, the smaller
 //! exposure stays in force and the raise is published as soon as the state is durable.
@@ -43,14 +43,13 @@ use crate::upstream::probe::Probes;
 use observe::Standstill;
 use takeover::Role;
 
-/// The shortest time between two looks.
+/// The shortest time between two checks.
 const LOOK_PAUSE: Duration = WAKE_PAUSE;
 
-/// How long a process that ends waits until the one that has taken over has heard of its last
-/// rollback.
+/// How long an ending process waits for its successor to acknowledge its last rollback.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 
-/// How often legacy is asked before a person's rollback is refused.
+/// The number of probes to legacy before an operator's rollback is refused.
 const ASKED_BEFORE_A_ROLLBACK: u32 = 2;
 
 /// How long a raise waits for the disk.
@@ -66,27 +65,27 @@ pub struct Control {
     disk: StateWriter,
     config: ConfigStatus,
     rollbacks: BTreeMap<(Arc<str>, String), u64>,
-    /// A split that waits for its persistence.
-    held: Option<Split>,
-    /// By control-plane slot: up to which tick the age of waiting requests has been read.
+    /// A split that waits until it is persisted.
+    awaiting_persist: Option<Split>,
+    /// The tick up to which the age of waiting requests has been read, by control-plane slot.
     waited_until: Vec<u64>,
-    /// When the last tick was, and the last standstill of the process.
+    /// The time of the last tick, and the last standstill of the process.
     ticked: Mono,
     standstill: Option<Standstill>,
     drains: DrainSignal,
     prewarm: Prewarm,
-    /// What is still on new of rolled back rollouts leaves then: when, which, and what began
-    /// before which revision.
+    /// The requests and connections still on new after a rollback, which are sent away at a given
+    /// time. Each entry has the time, the rollout, and the revision before which they began.
     leaving: Vec<(Mono, Arc<str>, u64)>,
     role: Role,
-    /// Somebody who has named the present revision is changing the file.
+    /// Whether a caller that named the present revision is changing the file.
     is_reserved: bool,
     questions: Probes,
-    /// Commands that wait until legacy has said whether it can take users.
+    /// Commands that wait until legacy has answered whether it can take users.
     waiting: Vec<Waiting>,
 }
 
-/// A command that waits for an answer of legacy.
+/// A command that waits for an answer from legacy.
 #[derive(Debug)]
 struct Waiting {
     rollout: String,
@@ -94,13 +93,13 @@ struct Waiting {
     actor: Actor,
     reason: String,
     if_revision: IfRevision,
-    /// How often legacy has been asked for it.
+    /// The number of times legacy has been probed for this command.
     asked: u32,
     reply: oneshot::Sender<Result<Applied, Refusal>>,
 }
 
 impl Control {
-    /// The loop for a plane whose first settings are already published as `common`.
+    /// Creates the loop for a plane whose first settings are already published as `common`.
     pub fn new(
         plane: ControlPlane,
         reader: Reader,
@@ -121,7 +120,7 @@ impl Control {
             disk,
             config,
             rollbacks: BTreeMap::new(),
-            held: None,
+            awaiting_persist: None,
             waited_until: Vec::new(),
             ticked: clock::mono(),
             standstill: None,
@@ -132,8 +131,7 @@ impl Control {
         }
     }
 
-    /// Tells of the first settings. Persisted and published they are already: before the ports
-    /// opened.
+    /// Announces the first settings. They were persisted and published before the ports opened.
     pub async fn begin(&mut self, effects: Vec<Effect>) {
         let announcements = effects
             .into_iter()
@@ -142,7 +140,7 @@ impl Control {
         self.carry_out(announcements).await;
     }
 
-    /// Runs until `stopped` turns true or every handle is gone.
+    /// Runs until `stopped` becomes true or every handle is gone.
     pub async fn run(
         mut self,
         mut inbox: mpsc::Receiver<Message>,
@@ -170,11 +168,11 @@ impl Control {
                 },
             }
         }
-        // What the last requests came to counts like everything before: a rollback is saved, or
-        // told to the process that has taken over.
+        // The results of the last requests count like all before. A rollback is saved, or reported
+        // to the process that has taken over.
         self.tick().await;
         let hear = async {
-            while self.has_somebody_to_hear()
+            while self.has_unreported_rollbacks()
                 && let Some(message) = inbox.recv().await
             {
                 self.take(message).await;

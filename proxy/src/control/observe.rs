@@ -1,4 +1,4 @@
-//! Reads the counters and asks the plane what follows from them.
+//! Reads the counters and passes them to the control plane.
 
 use super::{ASKED_BEFORE_A_ROLLBACK, Control, Waiting};
 use crate::clock;
@@ -11,7 +11,7 @@ use cutover_core::{
 };
 use std::ops::Range;
 
-/// What was seen of one rollout, beside its totals.
+/// The observations of one rollout, in addition to its totals.
 #[derive(Debug)]
 pub(super) struct Seen {
     pub(super) look: recorder::Look,
@@ -19,21 +19,21 @@ pub(super) struct Seen {
     pub(super) passes_checks: PerSide<bool>,
 }
 
-/// Why the plane is shown what was seen.
+/// The reason why the counters are read.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Look<'a> {
-    /// A tick is over.
+    /// A tick has ended.
     Tick,
     /// A request to new has failed.
     Failure,
-    /// A backend has said whether it can take users.
+    /// A backend has answered whether it can take users.
     Answer(&'a Answer),
 }
 
-/// Ticks after which one was held up by more than the work of the loop.
+/// The number of ticks after which a tick was delayed by more than the work of the loop.
 pub(super) const HELD_UP: u32 = 6;
 
-/// Between which ticks the process stood still.
+/// The ticks between which the process stood still.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Standstill {
     pub(super) begun: u64,
@@ -41,14 +41,14 @@ pub(super) struct Standstill {
 }
 
 impl Standstill {
-    /// Whether requests from before it may still be waiting at this tick.
+    /// Whether requests from before the standstill may still be waiting at this tick.
     pub(super) fn is_recent(self, tick: u64) -> bool {
         tick < self.ended + WAIT_TICKS as u64
     }
 }
 
-/// The tick up to which all requests have waited for `older` ticks, of which a standstill counts
-/// none.
+/// Returns the tick up to which all requests have waited for `older` ticks. A standstill does not
+/// count as waiting.
 pub(super) fn reached(now: u64, older: u64, standstill: Option<Standstill>) -> u64 {
     let until = now.saturating_sub(older);
     match standstill {
@@ -68,7 +68,7 @@ impl Control {
         self.carry_out(effects).await;
         self.send_away(clock::mono());
         if self.disk.is_durable()
-            && let Some(split) = self.held.take()
+            && let Some(split) = self.awaiting_persist.take()
         {
             let in_force = self.published.load();
             let raises = split.rollouts.iter().any(|rollout| {
@@ -87,8 +87,8 @@ impl Control {
         }
     }
 
-    /// Sends away what has outlived a rollback for long enough. Who is re-armed meanwhile is on new
-    /// again, and stays.
+    /// Sends away connections and requests that have outlived a rollback for long enough. Users of
+    /// a rollout that was re-armed in the meantime are on new again, and stay.
     pub(super) fn send_away(&mut self, now: Mono) {
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.leaving)
             .into_iter()
@@ -112,13 +112,13 @@ impl Control {
         self.carry_out(effects).await;
     }
 
-    /// A tick that comes much too late was held up: the process stood still, and no request has
-    /// waited for its backend meanwhile.
+    /// Records a standstill. If a tick is much too late, the process stood still, and no request
+    /// has waited for its backend in that time.
     pub(super) fn note_standstill(&mut self, now: Mono) {
         let gap = now.since(self.ticked);
         if gap > TICK * HELD_UP {
             let begun = tick_of(self.ticked);
-            // One that follows before the last is forgotten goes on with it.
+            // A standstill that follows before the last one is forgotten extends it.
             let begun = self
                 .standstill
                 .filter(|last| last.is_recent(begun))
@@ -131,7 +131,7 @@ impl Control {
         self.ticked = now;
     }
 
-    /// A backend has said whether it can take users.
+    /// Handles the answer of a backend about whether it can take users.
     pub(super) async fn hear(&mut self, answer: Answer) {
         self.reader.read_counts();
         let effects = self.judge(Look::Answer(&answer));
@@ -159,7 +159,7 @@ impl Control {
                 reason: reason.clone(),
             };
             let done = match self.obey(event, if_revision.clone()).await {
-                // One answer may be late by accident.
+                // A single answer may be late by chance.
                 Err(Refusal::Command(CommandError::MustAsk { id }))
                     if waiting.asked < ASKED_BEFORE_A_ROLLBACK =>
                 {
@@ -179,8 +179,8 @@ impl Control {
         }
     }
 
-    /// Shows the plane what has been counted, and hands what it tracker_limits at to the request
-    /// path.
+    /// Passes the counted events to the control plane, and passes the limits of its user trackers
+    /// to the request path.
     pub(super) fn judge(&mut self, look: Look<'_>) -> Vec<Effect> {
         let now = clock::now();
         let seen = self.see(now.mono, matches!(look, Look::Tick));
@@ -209,13 +209,13 @@ impl Control {
                 observed: &observed,
             },
         };
-        // Looks are never refused.
+        // Checks are never refused.
         let effects = self.plane.on(event, now).unwrap_or_default();
         self.set_tracker_limits();
         effects
     }
 
-    /// By control-plane slot: what was seen beside the totals.
+    /// Returns the observations in addition to the totals, by control-plane slot.
     pub(super) fn see(&mut self, now: Mono, is_tick: bool) -> Vec<Seen> {
         let slots = self
             .plane
@@ -269,7 +269,7 @@ impl Control {
             .collect()
     }
 
-    /// The ticks all of whose requests have reached this age since the last call.
+    /// Returns the ticks in which all requests have reached this age since the last call.
     pub(super) fn aged(&mut self, slot: usize, now: Mono, older_than_us: u64) -> Range<u64> {
         let until = reached(
             tick_of(now),
@@ -281,7 +281,8 @@ impl Control {
         from..until
     }
 
-    /// Before anything is published: a re-armed rollout is to be judged by its first request.
+    /// Sets the limits before anything is published, because a re-armed rollout must be judged from
+    /// its first request.
     pub(super) fn set_tracker_limits(&self) {
         for rollout in self.plane.rollouts() {
             self.reader
@@ -297,7 +298,7 @@ mod tests {
     use crate::control::observe::reached;
 
     #[test]
-    fn no_request_grows_older_while_the_process_stands_still() {
+    fn requests_do_not_age_while_the_process_stands_still() {
         let standstill = Some(Standstill {
             begun: 100,
             ended: 148,

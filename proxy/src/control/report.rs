@@ -1,4 +1,4 @@
-//! Makes the status and the numbers that the control loop reports.
+//! Builds the status and the numbers that the control loop reports.
 
 use std::collections::BTreeMap;
 
@@ -13,8 +13,8 @@ use crate::status::{
     RuleStatus, SideStatus, Status, TickStatus, TripStatus, percent, tick_side,
 };
 
-/// Mirrors a rollout. `in_force` is the share that requests see, which is smaller than the
-/// plane's while a raise waits for the disk.
+/// Returns the status of a rollout. `in_force` is the share that requests see. It is smaller than
+/// that of the plane while a raise waits for the disk.
 fn rollout_status(
     rollout: &Rollout,
     totals: &SlotTotals,
@@ -87,7 +87,7 @@ fn rollout_status(
     }
 }
 
-/// Requests that are compared on neither side, by the reason of their decision.
+/// Returns the requests that are compared on neither side, by the reason of their decision.
 fn not_compared(rollout: &Rollout, totals: &SlotTotals) -> BTreeMap<String, u64> {
     let is_compared = |reason: Reason| match reason {
         Reason::Bucket => true,
@@ -105,7 +105,7 @@ fn not_compared(rollout: &Rollout, totals: &SlotTotals) -> BTreeMap<String, u64>
         .collect()
 }
 
-/// The recent quantiles of a rollout in seconds.
+/// Returns the recent quantiles of a rollout in seconds.
 pub fn recent_quantiles(rollout: &Rollout) -> PerSide<Option<[f64; 3]>> {
     rollout.recent().map(|span| {
         let values = span.latencies.quantiles(&[0.5, 0.95, 0.99])?;
@@ -117,7 +117,7 @@ pub fn recent_quantiles(rollout: &Rollout) -> PerSide<Option<[f64; 3]>> {
     })
 }
 
-/// Mirrors the control plane.
+/// Returns the status of the control plane.
 pub fn status_of<'a>(
     plane: &ControlPlane,
     in_force: &Split,

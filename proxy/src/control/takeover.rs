@@ -1,4 +1,4 @@
-//! Hands over to another process, and follows it.
+//! Handover to another process, and following it.
 
 use super::{Control, PERSIST_TIMEOUT};
 use crate::clock;
@@ -7,31 +7,31 @@ use cutover_core::control::plane::Change;
 use cutover_core::{Actor, Announcement, Command, Event, Lead, Via};
 use tokio::sync::mpsc;
 
-/// Which process decides what is in force.
+/// The role of this process: whether it decides what is in force.
 #[derive(Debug)]
 pub(super) enum Role {
-    /// This one.
+    /// This process decides.
     Leads,
-    /// Another one, or soon.
+    /// Another process decides, or will soon.
     Follows {
-        /// To the other one.
+        /// The channel for rollbacks to the other process.
         trips: mpsc::UnboundedSender<Tripped>,
-        /// How many rollbacks it has been told of.
+        /// The number of rollbacks sent to the other process.
         told: u64,
-        /// How many of them it has heard of.
+        /// The number of rollbacks the other process has acknowledged.
         heard: u64,
-        /// What it has in force; `None` as long as it is not ready.
+        /// What the other process has in force; `None` until it is ready.
         lead: Option<Lead>,
     },
 }
 
 impl Control {
-    /// Saves everything and lets another process have the state directory.
+    /// Saves everything and releases the state directory for another process.
     pub(super) async fn hand_over(
         &mut self,
         trips: mpsc::UnboundedSender<Tripped>,
     ) -> Result<Handovers, String> {
-        if self.held.is_some() || !self.disk.is_durable() {
+        if self.awaiting_persist.is_some() || !self.disk.is_durable() {
             return Err(
                 "the state cannot be written, and the new process would begin with an older one"
                     .to_owned(),
@@ -79,13 +79,13 @@ impl Control {
             };
             let command = match (led.latched, is_latched) {
                 (true, false) => Command::Rollback { force: true },
-                // A latch that the other one does not know of yet is not lifted by what it said
-                // before.
+                // A latch that the other process does not know of yet is not lifted by its earlier
+                // message.
                 (false, true) if knows_all => Command::Rearm,
                 (true, true) | (false, _) => continue,
             };
             tracing::info!(rollout = %led.id, latched = led.latched, "the latch of the new process also applies here");
-            // What it asks for is told and saved by the other process.
+            // The other process announces and saves the effects of these commands.
             let _ = self.plane.on(
                 Event::Command {
                     rollout: &led.id,
@@ -100,7 +100,7 @@ impl Control {
         self.publish(self.plane.split());
     }
 
-    /// Tells the process that takes over of a rollback that was decided here.
+    /// Reports a rollback that was decided here to the process that takes over.
     pub(super) fn pass_on(&mut self, announcement: &Announcement) {
         if let (Role::Follows { trips, told, .. }, Change::RolledBack(trip)) =
             (&mut self.role, &announcement.change)
@@ -120,9 +120,9 @@ impl Control {
         }
     }
 
-    /// Whether the process that has taken over has not heard yet of all it was told, or one that
-    /// was to take over has not given back yet what it is not to have.
-    pub(super) fn has_somebody_to_hear(&self) -> bool {
+    /// Whether a message to another process is outstanding. Either the successor has not
+    /// acknowledged all rollbacks, or a failed successor has not yet returned what it was to own.
+    pub(super) fn has_unreported_rollbacks(&self) -> bool {
         matches!(&self.role, Role::Follows { told, heard, lead, .. } if lead.is_none() || heard < told)
     }
 }

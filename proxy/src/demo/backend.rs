@@ -1,4 +1,4 @@
-//! A sample backend: says who it is, and breaks when told to.
+//! A sample backend that names itself, and breaks on request.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -12,10 +12,10 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
-/// A sample backend on a free loopback port, serving on the runtime it was started on.
+/// A sample backend on a free loopback port. It runs on the runtime that started it.
 #[derive(Debug)]
 pub struct SampleBackend {
-    /// Where it listens.
+    /// The address on which it listens.
     pub address: SocketAddr,
     state: Arc<State>,
     task: tokio::task::JoinHandle<()>,
@@ -29,10 +29,10 @@ struct State {
 }
 
 impl SampleBackend {
-    /// Starts a backend that calls itself `name`.
+    /// Starts a backend that names itself `name`.
     ///
     /// # Errors
-    /// When no port can be bound.
+    /// Fails when no port can be bound.
     pub async fn start(name: &'static str) -> std::io::Result<Self> {
         let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await?;
         let address = listener.local_addr()?;
@@ -47,7 +47,8 @@ impl SampleBackend {
                 let state = Arc::clone(&serving);
                 tokio::spawn(async move {
                     let service = service_fn(move |request| answer(Arc::clone(&state), request));
-                    // A connection that ends in an error has ended; the client sees it.
+                    // A connection that ends in an error needs no handling here, because the client
+                    // sees the error.
                     let _ = hyper::server::conn::http1::Builder::new()
                         .timer(TokioTimer::new())
                         .serve_connection(TokioIo::new(stream), service)
@@ -62,12 +63,12 @@ impl SampleBackend {
         })
     }
 
-    /// From now on every answer is a 500, or a good one again.
+    /// Sets whether every answer is a 500 from now on.
     pub fn set_broken(&self, broken: bool) {
         self.state.broken.store(broken, Ordering::Release);
     }
 
-    /// How many requests have been answered.
+    /// Returns the number of answered requests.
     pub fn requests(&self) -> u64 {
         self.state.requests.load(Ordering::Acquire)
     }
@@ -84,7 +85,7 @@ async fn answer(
     request: Request<Incoming>,
 ) -> Result<Response<Full<Bytes>>, Infallible> {
     let (head, body) = request.into_parts();
-    // The body is read to its end, so that the connection can be kept.
+    // The body is read to its end, so that the connection can be kept alive.
     let received = body.collect().await.map_or(0, |body| body.to_bytes().len());
     state.requests.fetch_add(1, Ordering::AcqRel);
     let broken = state.broken.load(Ordering::Acquire);

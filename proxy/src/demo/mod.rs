@@ -1,12 +1,13 @@
 //! `cutover demo`: the main job on one machine, with nothing to configure.
 //!
-//! Two sample backends, a few hundred simulated users, the real proxy on free ports, and a file
-//! that is edited as an operator would edit it. The story: 1 %, 10 %, 50 %; the new backend breaks;
-//! traffic falls to 0 % by itself. Then the file is left to play with, until Ctrl-C.
+//! It uses two sample backends, a few hundred simulated users, the real proxy on free ports, and a
+//! file that is edited as an operator would edit it. The demo raises the share to 1 %, 10 % and 50
+//! %; then the new backend breaks and traffic falls to 0 % automatically. After that the file can
+//! be edited freely, until Ctrl-C.
 //!
-//! `--headless` ends after the story. `--assert` checks it: everybody is where the hash says,
-//! nobody is moved back before the breakdown, the drop comes, nothing fails after it, and
-//! a raised percentage does not lift it.
+//! `--headless` ends after these steps. `--assert` checks them: every user is where the hash says,
+//! and no user is moved back before the breakdown. The drop happens, nothing fails after it, and a
+//! raised percentage does not lift it.
 
 mod backend;
 mod users;
@@ -25,29 +26,29 @@ use crate::clock;
 use crate::status::RolloutStatus;
 use crate::terminal::{note, out};
 
-/// How many simulated users there are.
+/// The number of simulated users.
 const USERS: u32 = 400;
-/// How many requests per second they send together.
+/// The number of requests per second that all users send together.
 const RPS: u32 = 400;
-/// The rollout of the story; also its salt.
+/// The rollout of the demo, which is also its salt.
 const ROLLOUT: &str = "checkout";
-/// How long each step of the ramp is looked at.
+/// How long each step of the ramp is observed.
 const STEP: Duration = Duration::from_millis(2_500);
-/// How long anything may take that has to happen.
+/// How long an expected event may take.
 const PATIENCE: Duration = Duration::from_secs(20);
-/// How often the story looks whether something has happened.
+/// How often the demo checks whether an event has happened.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// `cutover demo`
+/// Arguments of `cutover demo`
 #[derive(Debug, clap::Args)]
 pub struct Demo {
-    /// End after the story instead of waiting for Ctrl-C
+    /// End after the demonstration instead of waiting for Ctrl-C
     #[arg(long)]
     headless: bool,
-    /// Check the story and exit with 1 when anything is not as it should be
+    /// Check every step and exit with 1 when one is not as expected
     #[arg(long)]
     assert: bool,
-    /// Tell the story as JSON lines
+    /// Print the steps as JSON lines
     #[arg(long)]
     json: bool,
 }
@@ -65,10 +66,10 @@ struct Stage {
 }
 
 impl Demo {
-    /// Plays the demo.
+    /// Runs the demo.
     ///
     /// # Errors
-    /// When something cannot be started.
+    /// Fails when a part of the demo cannot be started.
     pub fn run(self) -> Result<ExitCode, String> {
         let began = clock::mono();
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -134,12 +135,12 @@ impl Demo {
     }
 }
 
-/// Removes the demo's files when it ends.
+/// A guard that removes the files of the demo when it is dropped.
 struct CleanUp(PathBuf);
 
 impl Drop for CleanUp {
     fn drop(&mut self) {
-        // Files of a demo in the temporary directory: what cannot be removed does no harm.
+        // The files are in the temporary directory, so those that cannot be removed do no harm.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
@@ -224,7 +225,7 @@ impl Stage {
         })
         .await?;
         let took = clock::mono().since(saved);
-        // One round of all users passes before anything is counted, so that everybody has been
+        // One round of all users passes before anything is counted, so that every user has been
         // served under the new share.
         self.round().await?;
         self.users.start_counting();
@@ -368,7 +369,7 @@ impl Stage {
         Ok(())
     }
 
-    /// In the interactive demo: tells what changes, until Ctrl-C.
+    /// Reports changes in the interactive demo, until Ctrl-C.
     async fn wait_for_the_end(&self) {
         let mut last = String::new();
         let end = tokio::signal::ctrl_c();
@@ -388,7 +389,7 @@ impl Stage {
         }
     }
 
-    /// Waits until every user had the time to send and to be answered.
+    /// Waits until every user has had the time to send a request and to receive the answer.
     async fn round(&self) -> Result<(), String> {
         let before = self.users.seen().total();
         let needed = u64::from(USERS) + u64::from(RPS) / 10;
@@ -450,12 +451,12 @@ impl Stage {
         } else {
             format!("[{:5.1} s] {event:<8} {sentence}", at.as_secs_f64())
         };
-        // A reader that went away does not end the demo.
+        // A reader that has gone does not end the demo.
         let _ = out(&line);
     }
 }
 
-/// The file of the demo, written for people to edit.
+/// Returns the configuration file of the demo, formatted for people to edit.
 fn config(directory: &Path, legacy: &SampleBackend, new: &SampleBackend) -> String {
     format!(
         r#"# The demo's file. Change `percent`, save, and watch what `cutover status --watch` says.

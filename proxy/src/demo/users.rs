@@ -1,5 +1,5 @@
-//! Simulated users: each keeps its id, all of them together send at a steady rate, and every answer
-//! is remembered.
+//! Simulated users. Each keeps its ID, all of them together send at a steady rate, and every answer
+//! is recorded.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -14,28 +14,28 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-/// What has come back so far.
+/// The answers received so far.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Seen {
-    /// Answers by side.
+    /// The number of answers by side.
     pub(super) answers: BTreeMap<Side, u64>,
-    /// Failed answers: 5xx, or none at all.
+    /// The number of failed requests: 5xx, or no answer.
     pub(super) failed: u64,
-    /// The side each user was last served by.
+    /// The side that last served each user.
     pub(super) side_of: BTreeMap<u32, Side>,
-    /// Users with at least one failed answer.
+    /// The users with at least one failed request, and the number of failures.
     pub(super) hurt: BTreeMap<u32, u64>,
-    /// Users that went from new back to legacy.
+    /// The number of users who moved from new back to legacy.
     pub(super) moved_back: u64,
 }
 
 impl Seen {
-    /// Users whose last answer came from `side`.
+    /// Returns the number of users whose last answer was from `side`.
     pub(super) fn users_on(&self, side: Side) -> usize {
         self.side_of.values().filter(|on| **on == side).count()
     }
 
-    /// All answers.
+    /// Returns the number of all answers.
     pub(super) fn total(&self) -> u64 {
         self.answers.values().sum::<u64>()
     }
@@ -53,20 +53,20 @@ impl Seen {
     }
 }
 
-/// The crowd. It sends until it is dropped.
+/// The simulated users. They send requests until this is dropped.
 #[derive(Debug)]
 pub(super) struct Users {
     seen: Arc<Mutex<Seen>>,
     task: tokio::task::JoinHandle<()>,
 }
 
-/// The id of a user.
+/// Returns the ID of a user.
 pub(super) fn id(user: u32) -> String {
     format!("user-{user}")
 }
 
 impl Users {
-    /// Starts `users` users that together send `rps` requests per second, each in turn.
+    /// Starts `users` users who together send `rps` requests per second, each in turn.
     pub(super) fn start(proxy: SocketAddr, users: u32, rps: u32) -> Self {
         let seen: Arc<Mutex<Seen>> = Arc::default();
         let remembering = Arc::clone(&seen);
@@ -88,7 +88,7 @@ impl Users {
         Self { seen, task }
     }
 
-    /// What has come back so far.
+    /// Returns the answers received so far.
     pub(super) fn seen(&self) -> Seen {
         self.seen
             .lock()
@@ -96,7 +96,7 @@ impl Users {
             .clone()
     }
 
-    /// Forgets the answers and keeps who is where.
+    /// Resets the answers, but keeps the side of each user.
     pub(super) fn start_counting(&self) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         *seen = Seen {
@@ -132,7 +132,7 @@ async fn ask(
             .into_iter()
             .find(|side| name.as_bytes() == side.name().as_bytes())
     });
-    // The body is read so that the connection can be kept.
+    // The body is read so that the connection can be kept alive.
     let whole = response.into_body().collect().await.is_ok();
     (side, failed || !whole)
 }

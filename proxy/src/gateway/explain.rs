@@ -55,7 +55,7 @@ pub struct Explanation {
 }
 
 /// The client address assumed for a question.
-const NOBODYS: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
+const NO_CLIENT: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
 /// Explains where a request goes under `split`. `available` says which sides of a rollout have a
 /// server.
@@ -118,7 +118,7 @@ pub fn explain(
         match identity::identify(
             question,
             &keys,
-            NOBODYS,
+            NO_CLIENT,
             rule.anonymous == Anonymous::Cookie,
         ) {
             Identity::Refused(why) => {
@@ -142,7 +142,7 @@ pub fn explain(
                 found = key;
                 UserKey::Known(&found)
             }
-            Identity::Nobody => {
+            Identity::Anonymous => {
                 explanation.steps.push(format!(
                     "no user key in {}; anonymous requests are decided by \"{}\"",
                     tried(),
@@ -245,7 +245,7 @@ fn reason_sentence(
 /// Describes the result of each step of reading a key.
 fn readings(question: &Question, key: &PreparedKey) -> Vec<String> {
     let mut said = Vec::new();
-    let Ok(Some(mut value)) = identity::find(question, key, NOBODYS) else {
+    let Ok(Some(mut value)) = identity::find(question, key, NO_CLIENT) else {
         return said;
     };
     if !key.steps.is_empty() {

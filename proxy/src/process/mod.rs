@@ -1,4 +1,4 @@
-//! The process among others: its sockets, systemd, and the upgrade to a new program.
+//! The environment of the process: its sockets, systemd, and the upgrade to a new program.
 
 pub mod sockets;
 pub mod systemd;

@@ -1,16 +1,16 @@
-//! Listening sockets, and where they come from: bound here, given by systemd, or passed on by the
-//! process before this one.
+//! Listening sockets, which are bound here, given by systemd, or passed on by the predecessor
+//! process.
 //!
-//! A socket that was given is found by the address in the file: by the address it was configured
-//! with if a process passed it on (so that port 0 keeps its port), by the address it listens on if
-//! it comes from systemd. Whatever the file asks for beyond that is bound. A socket of systemd that
-//! the file does not ask for is a mistake and ends the start: clients would connect and wait for
-//! ever.
+//! A given socket is found by the address in the file. For a socket from a predecessor this is the
+//! address it was configured with, so that port 0 keeps its port. For a socket from systemd this is
+//! the address on which it listens. Any other address in the file is bound here. A socket of
+//! systemd that the file does not use is a mistake and ends the start, because clients would
+//! connect and wait forever.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 
-/// What a socket is for.
+/// The purpose of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Purpose {
@@ -23,7 +23,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Where the file says the address.
+    /// Returns the key in the file that names the address.
     pub const fn key(self) -> &'static str {
         match self {
             Self::Http => "[listen] http",
@@ -33,22 +33,22 @@ impl Purpose {
     }
 }
 
-/// A listening socket and the address in the file that it is for.
+/// A listening socket and its address in the file.
 #[derive(Debug)]
 pub struct Socket {
-    /// What it is for.
+    /// The purpose of the socket.
     pub purpose: Purpose,
     /// The address in the file.
     pub configured: SocketAddr,
-    /// The socket.
+    /// The listening socket itself.
     pub listener: TcpListener,
 }
 
 impl Socket {
-    /// The same socket once more.
+    /// Duplicates the socket.
     ///
     /// # Errors
-    /// When the process has too many open files.
+    /// Fails when the process has too many open files.
     pub fn again(&self) -> io::Result<Self> {
         Ok(Self {
             purpose: self.purpose,
@@ -58,30 +58,30 @@ impl Socket {
     }
 }
 
-/// Sockets that somebody has bound before.
+/// Sockets that were bound before this process started.
 #[derive(Debug, Default)]
 pub enum Given {
-    /// None.
+    /// No sockets.
     #[default]
     Nothing,
-    /// By systemd: what they are for is told by their addresses alone.
+    /// Sockets from systemd, whose purpose follows from their addresses alone.
     BySystemd(Vec<TcpListener>),
-    /// By the process before this one.
+    /// Sockets from the predecessor process.
     ByProcess(Vec<Socket>),
 }
 
 impl Given {
-    /// What systemd passes to this process, if anything. Before any thread is started, since it
-    /// clears the environment.
+    /// Returns the sockets that systemd passes to this process, if any. It must be called before
+    /// any thread is started, since it clears the environment.
     ///
     /// # Errors
-    /// When something is passed that does not listen on TCP.
+    /// Fails when a passed socket does not listen on TCP.
     pub fn by_systemd() -> io::Result<Self> {
         let mut passed = listenfd::ListenFd::from_env();
         let mut listeners = Vec::new();
         for at in 0..passed.len() {
             if let Some(listener) = passed.take_tcp_listener(at)? {
-                // A copy that no child inherits.
+                // The copy is not inherited by child processes.
                 listeners.push(listener.try_clone()?);
             }
         }
@@ -92,10 +92,10 @@ impl Given {
         })
     }
 
-    /// The socket for an address: a given one, or bound now.
+    /// Returns the socket for an address, which is a given one or is bound now.
     ///
     /// # Errors
-    /// When it cannot be bound.
+    /// Fails when the address cannot be bound.
     pub fn take(&mut self, purpose: Purpose, configured: SocketAddr) -> io::Result<Socket> {
         let given = match self {
             Self::Nothing => None,
@@ -122,8 +122,8 @@ impl Given {
         })
     }
 
-    /// The addresses of sockets that systemd passed and nobody has taken. What a process passed on
-    /// and nobody has taken is closed.
+    /// Returns the addresses of sockets that systemd passed and that were not taken. Unused sockets
+    /// of a predecessor are closed.
     pub fn unused(&self) -> Vec<SocketAddr> {
         match self {
             Self::Nothing | Self::ByProcess(_) => Vec::new(),
@@ -135,8 +135,8 @@ impl Given {
     }
 }
 
-/// Whether a socket that listens on one address is what the file means by another.
-/// `ListenStream=80` listens on `[::]:80`, which takes IPv4, too.
+/// Whether a socket that listens on one address is the one that the file names by another.
+/// `ListenStream=80` listens on `[::]:80`, which also accepts IPv4.
 fn is_for(listens: SocketAddr, configured: SocketAddr) -> bool {
     let takes_all =
         configured.ip().is_unspecified() && listens.ip().is_unspecified() && listens.is_ipv6();
@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_systemd_is_found_by_its_address_and_what_is_left_is_named() {
+    fn systemd_sockets_match_by_address_and_unused_ones_are_named() {
         let ((http, http_address), (other, other_address)) = (bound(), bound());
         let mut given = Given::BySystemd(vec![other, http]);
         let taken = given.take(Purpose::Http, http_address).expect("taken");
@@ -166,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_for_all_of_ipv6_is_one_for_all_of_ipv4_too() {
+    fn a_socket_for_all_of_ipv6_also_serves_all_of_ipv4() {
         let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
         assert!(is_for(address("[::]:80"), address("0.0.0.0:80")));
         assert!(!is_for(address("[::]:80"), address("0.0.0.0:81")));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn a_socket_of_the_process_before_keeps_its_port_where_the_file_says_none() {
+    fn a_socket_of_the_predecessor_keeps_its_port_for_port_zero() {
         let (listener, address) = bound();
         let configured: SocketAddr = "127.0.0.1:0".parse().expect("an address");
         let mut given = Given::ByProcess(vec![Socket {

@@ -1,5 +1,5 @@
-//! What systemd is told: ready, reloading, stopping, another main process, alive. Without systemd
-//! nobody is told, and nothing changes.
+//! Notifications to systemd: ready, reloading, stopping, another main process, alive. Without
+//! systemd none are sent, and nothing changes.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -13,12 +13,12 @@ fn tell(states: &[NotifyState<'_>]) {
     }
 }
 
-/// Requests are accepted; or a reload is done.
+/// Notifies systemd that requests are accepted or that a reload is done.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// The file is about to be read again.
+/// Notifies systemd that the file is about to be read again.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -26,7 +26,8 @@ pub fn reloading() {
     }
 }
 
-/// The file cannot be used: `systemctl status` shows why until one can.
+/// Notifies systemd that the file cannot be used. `systemctl status` shows the reason until a file
+/// can be used.
 pub fn rejected(problems: &str) {
     let problem = problems
         .lines()
@@ -44,31 +45,32 @@ pub fn rejected(problems: &str) {
     ))]);
 }
 
-/// A file is in force: what was told of the one before is over.
+/// Notifies systemd that a file is in force, and clears the notice about an earlier one.
 pub fn accepted() {
     if IS_REJECTED.swap(false, Ordering::AcqRel) {
         tell(&[NotifyState::Status("the file is in force")]);
     }
 }
 
-/// Whether the service manager was told last that the file cannot be used.
+/// Whether the last notification to systemd said that the file cannot be used.
 static IS_REJECTED: AtomicBool = AtomicBool::new(false);
 
-/// The service stops. Not told by a process that another has taken over from: the service goes on.
+/// Notifies systemd that the service stops. A process that has handed over does not send this,
+/// because the service continues.
 pub fn stopping() {
     tell(&[NotifyState::Stopping]);
 }
 
-/// Another process is the service from now on.
+/// Notifies systemd that another process is the main process from now on.
 pub fn succeeded_by(pid: u32) {
     tell(&[NotifyState::MainPid(pid)]);
 }
 
-/// Tells again and again that the control loop turns, if anybody wants to know: a process whose
-/// guard hangs is to be restarted. Ends with the loop.
+/// Notifies systemd regularly that the control loop is alive, if systemd expects it, so that a
+/// process whose guard hangs is restarted. The notifications end with the loop.
 ///
 /// # Errors
-/// When the thread cannot be started.
+/// Fails when the thread cannot be started.
 pub fn keep_telling(control: ControlHandle) -> std::io::Result<()> {
     let Some(limit) = sd_notify::watchdog_enabled() else {
         return Ok(());

@@ -1,20 +1,19 @@
-//! The watched file: what operators edit becomes settings, or a clear "no".
+//! The watched file. What operators edit becomes settings, or a clear rejection.
 //!
-//! The poll is the truth, notify is the wake-up: once a second, and whenever anything happens in a
-//! directory that matters, the same function compares contents. So it works on network
-//! file systems, in containers and when the kernel's queue overflows; and it follows atomic saves,
-//! renames and the `..data` swap of a configuration map, because directories are watched and not
-//! files.
+//! Polling is authoritative and notify only wakes it up. Once a second, and after each event in a
+//! relevant directory, the same function compares contents. This works on network file systems, in
+//! containers and when the kernel's queue overflows. It also follows atomic saves, renames and the
+//! `..data` swap of a configuration map, because directories are watched and not files.
 //!
-//! A change is taken when its files have rested, since a file written in place may be caught
-//! half-way (`rest` says how long). A list has no syntax that shows a cut, so it rests longer, and
-//! longest if it would take users away. While it rests, the list that was accepted last stands for
-//! it: an edit of the main file need not wait for the writer of a list. A file that does not parse
-//! gets a longer second look before it is called broken. A broken file changes nothing: the last
-//! good one stays in force.
+//! A change is accepted when its files have settled, since a file written in place may be read
+//! half-way (`settling` says how long). A list has no syntax that shows a cut, so it must settle
+//! for longer, and longest if it would take users away. Until it has settled, the last accepted
+//! list replaces it, so that an edit of the main file need not wait for the writer of a list. A
+//! file that does not parse gets a longer second check before it is called broken. A broken file
+//! changes nothing: the last good one stays in force.
 //!
-//! This thread is the only reader and writer of the file; reading may block (network file systems),
-//! and must not hold up the control loop.
+//! This thread is the only reader and writer of the file. Reading may block (network file systems),
+//! and must not delay the control loop.
 
 mod requests;
 mod settle;
@@ -42,23 +41,23 @@ use crate::state::writer::StateWriter;
 use requests::{Pending, pause};
 use settle::LOOK_SHARE;
 
-/// How often contents are compared without being told.
+/// How often contents are compared without an event.
 const POLL: Duration = Duration::from_secs(1);
 
-/// How long to rest after a look that found nothing: something else in the directory is busy.
+/// The pause after a check that found no change, because something else in the directory is busy.
 const BREATHER: Duration = Duration::from_millis(5);
 
-/// How long a broken file must stand before it is called broken.
+/// How long a file must stay broken before it is reported as broken.
 const SETTLE_BROKEN: Duration = Duration::from_millis(200);
 
-/// How often files that change while they are read are read in a row.
+/// How many times in a row files that change during the reading are read.
 const TAKES: usize = 5;
 
 /// Starts the watching thread for a source whose settings are in force as `common`.
-/// `state_is_given` says that the state directory does not come from the file.
+/// `state_is_given` means that the state directory is not taken from the file.
 ///
 /// # Errors
-/// When the thread cannot be started.
+/// Fails when the thread cannot be started.
 pub fn start(
     source: ConfigSource,
     common: Arc<Common>,
@@ -70,17 +69,17 @@ pub fn start(
     let wake = sender.clone();
     let look_wanted = Arc::new(AtomicBool::new(false));
     let wanted = Arc::clone(&look_wanted);
-    // Without notify the poll alone does the work, a little later.
+    // Without notify, polling alone finds the change a little later.
     let on_event = move |event: notify::Result<notify::Event>| {
-        // One look answers any number of events: a busy log beside the file must not fill the
-        // queue.
+        // One check handles any number of events, because a busy log beside the file must not fill
+        // the queue.
         if !event.is_ok_and(|event| is_a_reading(&event)) && !wanted.swap(true, Ordering::AcqRel) {
             drop(wake.send(FileRequest::Look));
         }
     };
     let watcher = notify::recommended_watcher(on_event).map_err(|error| tracing::warn!(%error, "file events are not available; the file is compared every second")).ok();
     let running = common.settings.clone();
-    // What was read is in force; if it was the last good file, this one is read once more.
+    // The last reading is in force. If that was the last good file, this file is read once more.
     let done = source.is_accepted().then(|| source.accepted_fingerprint());
     let watch = Watch {
         source,
@@ -108,8 +107,8 @@ pub fn start(
     Ok((ReloadHandle::new(sender), thread))
 }
 
-/// Whether an event tells only that somebody read: our own comparisons would wake us for ever.
-/// Everything else is a reason to look, errors and overflows included.
+/// Whether an event reports only a read access. Cutover's own comparisons would otherwise wake it
+/// up forever. Everything else is a reason to check, including errors and overflows.
 fn is_a_reading(event: &notify::Event) -> bool {
     use notify::event::{AccessKind, AccessMode, EventKind};
     matches!(
@@ -120,25 +119,26 @@ fn is_a_reading(event: &notify::Event) -> bool {
     ) && !event.need_rescan()
 }
 
-/// What a reading is of: the fingerprint of all files, with the content that stands for what is
-/// held.
+/// The identity of a reading: the fingerprint of all files, with the content that replaces held
+/// files.
 type Key = [u8; 32];
 
-/// What a look has led to.
+/// The result of a check.
 enum Looked {
-    /// Nothing has changed, or nothing that was not told of before.
+    /// Nothing has changed, or only what was reported before.
     Nothing,
-    /// Something has changed and must rest.
+    /// Something has changed and must settle.
     Waits,
-    /// A reading is in force, or was refused.
+    /// A reading was put in force, or was refused.
     Took(Result<Applied, String>),
 }
 
 struct Watch {
     source: ConfigSource,
-    /// A look has been asked for by an event and has not begun.
+    /// Whether an event has requested a check that has not begun.
     look_wanted: Arc<AtomicBool>,
-    /// The settings the process was started with: what needs a restart keeps these values.
+    /// The settings with which the process was started. Settings that need a restart keep these
+    /// values.
     running: Settings,
     common: Arc<Common>,
     state_is_given: bool,
@@ -146,21 +146,21 @@ struct Watch {
     disk: StateWriter,
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
-    /// Files that differ from what is in force, by path.
+    /// The files that differ from what is in force, by path.
     resting: BTreeMap<String, Settling>,
-    /// What was put in force or refused last.
+    /// The reading that was put in force or refused last.
     done: Option<Key>,
-    /// How long a reading has to rest by what it says.
+    /// How long a reading has to settle because of its content.
     asked: Option<(Key, Duration)>,
-    /// While something rests: when it is looked at again.
+    /// The time of the next check while something settles.
     next_look: Option<Mono>,
-    /// Whether the main file or an include rests.
+    /// Whether the main file or an include is settling.
     waits_for_text: bool,
-    /// Whether anything that has changed has not rested yet.
+    /// Whether any changed file has not settled yet.
     is_resting: bool,
-    /// The paths that are waited for, and longer than people would notice.
+    /// The paths that the watch waits for, longer than operators would notice.
     waited_for: BTreeSet<String>,
-    /// The files that people were told about because they are being written.
+    /// The files that operators were notified about because they are being written.
     told: Vec<String>,
     reloads: VecDeque<Pending>,
 }
@@ -168,7 +168,7 @@ struct Watch {
 impl Watch {
     fn run(mut self, wishes: &Receiver<FileRequest>) {
         self.follow_directories();
-        // What was saved before the directories were watched told nobody.
+        // A change that was saved before the directories were watched caused no event.
         if self.look_around().is_err() {
             return;
         }
@@ -182,7 +182,8 @@ impl Watch {
                 Err(RecvTimeoutError::Disconnected) => return,
             };
             let done = match wish {
-                // Whoever writes a long list wakes us with every block; one look answers many.
+                // A process that writes a long list causes an event with every block; one check
+                // handles many.
                 FileRequest::Look if self.next_look.is_some_and(|next| clock::mono() < next) => {
                     self.look_wanted.store(false, Ordering::Release);
                     continue;
@@ -215,7 +216,8 @@ impl Watch {
         }
     }
 
-    /// Looks, for the reload that has waited longest or for nobody, and answers it if all is done.
+    /// Checks the files, on behalf of the oldest pending reload if there is one, and answers that
+    /// reload once it is complete.
     fn look_around(&mut self) -> Result<(), Gone> {
         loop {
             let Some(mut pending) = self.reloads.pop_front() else {
@@ -228,7 +230,7 @@ impl Watch {
                 let _ = pending.reload.reply.send(Err(refusal.into()));
                 continue;
             }
-            // Even what is known already is put in force again.
+            // A reload puts even unchanged files in force again.
             if !std::mem::replace(&mut pending.has_begun, true) {
                 self.done = None;
             }
@@ -254,7 +256,7 @@ impl Watch {
                         .send(came_to.map_err(ReloadError::Rejected));
                 }
                 came_to => {
-                    // From here on somebody else's change is nothing that this reload overwrites.
+                    // From here on this reload overwrites no change by another caller.
                     let if_revision = if came_to.is_some() {
                         None
                     } else {
@@ -274,7 +276,7 @@ impl Watch {
         }
     }
 
-    /// Takes the file if its content changed and has rested.
+    /// Reads the file if its content has changed and has settled.
     fn look(&mut self, actor: &Actor, reason: &str) -> Result<Looked, Gone> {
         self.look_wanted.store(false, Ordering::Release);
         let began = clock::mono();
@@ -339,7 +341,7 @@ impl Watch {
         if self.done.as_ref() == Some(&key) {
             return Ok(Looked::Nothing);
         }
-        // A list that was never in force can only be waited for.
+        // A list that was never in force has no replacement, so the reload must wait for it.
         if unrested.iter().any(|path| !held.contains_key(path)) {
             self.waits_for_text = true;
             return Ok(Looked::Waits);
@@ -366,7 +368,7 @@ impl Watch {
             self.wait_for_all(settling::SHORT, now);
             return Ok(Looked::Waits);
         }
-        // What the text names only now rests from now on.
+        // Files that the text names only now start to settle now.
         let drawn_in: Vec<(String, Fingerprint)> = self
             .source
             .sights()
@@ -417,7 +419,8 @@ impl Watch {
             settings.state = self.running.state.clone();
         }
         let restart_needed = settings.restart_needed(&self.running);
-        // Pairs come and go while the ports stay: `certificates` follows what is published.
+        // Certificates may be added and removed while the ports stay: `certificates` follows what
+        // is published.
         let certificates = std::mem::take(&mut settings.listen.certificates);
         settings.listen = Listen {
             certificates,
@@ -427,7 +430,7 @@ impl Watch {
         settings.state = self.running.state.clone();
         settings.log.format = self.running.log.format;
         settings.log.file = self.running.log.file.clone();
-        // Only how many are sampled may change; without the table none are.
+        // Only the sampling rate may change. Without the table no traces are sampled.
         settings.traces = self.running.traces.clone().map(|running| Traces {
             sample: settings.traces.map_or(Rate::NONE, |traces| traces.sample),
             ..running
@@ -445,7 +448,7 @@ impl Watch {
         Ok(applied)
     }
 
-    /// Tells people of a reading that cannot be used, and returns what is wrong with it.
+    /// Reports a reading that cannot be used, and returns its problem.
     fn reject(&self, error: &SourceError) -> Result<String, Gone> {
         let problems = error.render(false);
         systemd::rejected(&problems);
@@ -453,8 +456,8 @@ impl Watch {
         Ok(problems)
     }
 
-    /// Watches the directories that matter now. A directory that cannot be watched is left to the
-    /// poll.
+    /// Watches the directories that are relevant now. A directory that cannot be watched is left to
+    /// polling.
     fn follow_directories(&mut self) {
         let Some(watcher) = &mut self.watcher else {
             return;

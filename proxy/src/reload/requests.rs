@@ -1,4 +1,4 @@
-//! Reloads and percentages that somebody asked for.
+//! Requested reloads and requested percentages.
 
 use super::{TAKES, Watch};
 use crate::clock;
@@ -10,20 +10,20 @@ use std::ops::ControlFlow;
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-/// How long a change of a percentage waits for somebody else who writes the file.
+/// How long a change of a percentage waits for another writer of the file.
 pub(super) const SET_PATIENCE: Duration = Duration::from_secs(3);
 
-/// A reload that somebody waits for.
+/// A reload that a caller waits for.
 pub(super) struct Pending {
     pub(super) reload: ReloadRequest,
     pub(super) since: Mono,
     pub(super) has_begun: bool,
-    /// What came of it, while lists still rest.
+    /// The result of the reload, while lists are still settling.
     pub(super) came_to: Option<Result<Applied, String>>,
 }
 
-/// Waits for the end of a pause; breaks when the process goes down. Whoever wants something
-/// meanwhile is told that nobody is here.
+/// Waits for the end of a pause, and breaks when the process is ending. Requests in the meantime
+/// are refused as unavailable.
 pub(super) fn pause(wishes: &Receiver<FileRequest>) -> ControlFlow<()> {
     loop {
         match wishes.recv() {
@@ -40,8 +40,8 @@ pub(super) fn pause(wishes: &Receiver<FileRequest>) -> ControlFlow<()> {
 }
 
 impl Watch {
-    /// Reads the file and puts it in force, or tells what is wrong with it. A list that has changed
-    /// is held.
+    /// Reads the file and puts it in force, or reports its problem. A list that has changed is
+    /// held.
     pub(super) fn take(
         &mut self,
         actor: &Actor,
@@ -65,7 +65,7 @@ impl Watch {
             self.source.hold(held);
             loaded = self.source.load();
             tries += 1;
-            // A list may begin to change between the look and the reading: then it is held, too.
+            // A list may begin to change between the check and the reading. It is then held also.
             if loaded
                 .as_ref()
                 .map_or(true, |(_, text)| self.source.has_read(&sights, text))
@@ -91,7 +91,8 @@ impl Watch {
             if_revision,
             reply,
         } = set;
-        // What somebody else saved meanwhile comes first and under its own name.
+        // Changes that another writer saved in the meantime are applied first and under their own
+        // name.
         let began = clock::mono();
         loop {
             self.look_around()?;
@@ -105,8 +106,8 @@ impl Watch {
                 path: self.source.path().display().to_string(),
             })
         } else {
-            // From the comparison until the change is in force nobody else with a revision gets
-            // through.
+            // From the comparison until the change is in force, no other caller with a revision is
+            // admitted.
             match self.control.reserve_blocking(if_revision)? {
                 Ok(()) => self.edit(&rollout, percent, dry_run, &actor, &reason)?,
                 Err(refusal) => Err(refusal.into()),
@@ -117,7 +118,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Writes a percentage into the file and puts it in force.
+    /// Writes a percentage to the file and puts it in force.
     pub(super) fn edit(
         &mut self,
         rollout: &str,
@@ -126,8 +127,8 @@ impl Watch {
         actor: &Actor,
         reason: &str,
     ) -> Result<Result<Applied, SetError>, Gone> {
-        // The edit is made beside the watched source, so that a change nobody has taken yet still
-        // counts as one.
+        // The edit uses a second reader beside the watched source, so that a change that is not in
+        // force yet still counts as one.
         match self.source.beside().set_percent(rollout, percent, dry_run) {
             Ok(_) if dry_run => Ok(Ok(Applied {
                 revision: 0,

@@ -1,4 +1,4 @@
-//! Which changed files have been left alone for long enough.
+//! Detection of changed files that have been left alone for long enough.
 
 use super::{SETTLE_BROKEN, Watch};
 use crate::shared::control_handle::Gone;
@@ -8,12 +8,12 @@ use cutover_config::Settings;
 use cutover_core::Mono;
 use std::time::Duration;
 
-/// Files that rest are looked at after this many times as long as a look takes: a long list must
-/// not keep a core busy.
+/// The ratio of the pause between two checks of settling files to the duration of a check. A long
+/// list must not keep a core busy.
 pub(super) const LOOK_SHARE: u32 = 4;
 
 impl Watch {
-    /// Waits until everything that has changed has rested that long.
+    /// Makes the reading wait until everything that has changed has settled for that long.
     pub(super) fn wait_for_all(&mut self, least: Duration, now: Mono) {
         (self.waits_for_text, self.is_resting) = (true, true);
         if least > SETTLE_BROKEN {
@@ -26,13 +26,13 @@ impl Watch {
         }
     }
 
-    /// The least rest of a file by how it came.
+    /// Returns the least time a file must settle, by the way it was replaced.
     pub(super) fn least(&self, path: &str, resting: &Settling) -> Duration {
         let (before, sight) = (self.source.accepted().get(path), resting.sight());
         if !self.source.has_syntax(path) {
             return sight.rest_after(before);
         }
-        // Texts end with a line break, unless people leave it out; a cut rarely does.
+        // Texts end with a line break, unless people leave it out; a cut text rarely does.
         let is_cut = !sight.ends_with_line && before.is_none_or(|before| before.ends_with_line);
         if is_cut && sight.size > 0 && !sight.came_whole(before) {
             settling::LONG
@@ -41,7 +41,8 @@ impl Watch {
         }
     }
 
-    /// The least rest of a reading by what it would take away: users of a list, and rollouts.
+    /// Returns the least time a reading must settle, by what it would take away: users of a list,
+    /// and rollouts.
     pub(super) fn least_of(&self, settings: &Settings) -> Duration {
         let running = &self.common.settings;
         let mut least = settling::SHORT;
@@ -64,8 +65,8 @@ impl Watch {
         least
     }
 
-    /// Whether everything that has changed and is not held has rested that long. Rollouts that a
-    /// renamed file leaves out were left out on purpose.
+    /// Whether everything that has changed and is not held has settled for that long. Rollouts that
+    /// a renamed file omits were removed on purpose.
     pub(super) fn has_rested(&self, least: Duration, held: &Kept, now: Mono) -> bool {
         let accepted = self.source.accepted();
         let least_of = |path: &String, resting: &Settling| {
@@ -81,7 +82,8 @@ impl Watch {
             .all(|(path, resting)| resting.has_rested(least_of(path, resting), now))
     }
 
-    /// Tells people which files are waited for, when that has changed. The short rest is not told.
+    /// Reports which files the watch waits for, when that has changed. The short settling time is
+    /// not reported.
     pub(super) fn tell_of_waiting(&mut self) -> Result<(), Gone> {
         let waited: Vec<String> = self
             .waited_for

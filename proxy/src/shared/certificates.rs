@@ -7,13 +7,17 @@
 //! error then.
 //!
 //! A chain that is being written in place may be cut between two certificates, and no syntax check
-//! detects that. So both files have to remain unchanged for a while (see `rest`). Until then the
+//! detects that. So both files have to remain unchanged for a while (see `settling`). Until then
+//! the
 //! previous pair stays in use.
 //!
 //! Changes are detected by the files' content and not by events. Certificates are renewed by tools
 //! that write, rename, or swap links, on every kind of file system.
 //!
 //! Deliberately absent: fetching certificates (ACME), client certificates, OCSP stapling.
+//!
+//! Written by: `assemble`, and the thread that follows the files. Read by: the listener and the
+//! metrics.
 
 use std::collections::HashMap;
 use std::io;

@@ -1,5 +1,6 @@
-//! Counts of client connections, and of requests that the lane left to the proxy engine. The
-//! listener and the lane write them. The metrics and the shutdown of the process read them.
+//! Counts of client connections, and of requests that the lane left to the proxy engine.
+//!
+//! Written by: the listener and the lane. Read by: the metrics, and the shutdown of the process.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};

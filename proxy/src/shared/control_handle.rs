@@ -1,5 +1,7 @@
 //! The handle to the control plane, which sends a message and awaits the answer. Cheap to clone.
 //! Everything that changes a rollout uses this handle or the configuration file.
+//!
+//! Written by: the admin port, `reload`, an upgrade and systemd's pulse. Read by: the control loop.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

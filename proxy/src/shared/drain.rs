@@ -5,6 +5,8 @@
 //! new, and since which revision. The control loop sends one signal when the time is up, and each
 //! connection with a marker checks whether the signal applies to it. A short request pays two
 //! stores for this. Requests of a later revision (a tester's, or after re-arming) stay.
+//!
+//! Written by: the control loop. Read by: connections and streams.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

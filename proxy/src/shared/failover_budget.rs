@@ -4,6 +4,9 @@
 //! seconds at most a fifth fail over, or at most ten if there were only a few. The control loop
 //! hands out permits at each tick. The request path takes one only when a request has failed, so a
 //! request that succeeds pays nothing. Unused permits expire with the tick.
+//!
+//! Written by: the control loop (permits) and the router (results). Read by: the router and the
+//! metrics.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};

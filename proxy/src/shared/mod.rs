@@ -1,5 +1,4 @@
-//! The types through which two modules communicate. Each file says which module writes it and which
-//! reads it.
+//! Where rooms meet. The header of each file says which rooms write it and which read it.
 
 pub mod certificates;
 pub mod connections;

@@ -1,5 +1,7 @@
 //! Tells the request path that a backend is about to get its first users, and limits how long the
 //! control loop waits for that. The work itself is in `gateway::prewarm`.
+//!
+//! Written by: the control loop. Read by: `gateway::prewarm`.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -5,6 +5,8 @@
 //! values. A request takes one at its start and keeps it to its end, so it sees one version of the
 //! file. Only the control plane replaces the snapshot, and the gateway reads it. Tasks that wait
 //! for changes are notified of each one.
+//!
+//! Written by: the control loop. Read by: the gateway, health checks and the admin port.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

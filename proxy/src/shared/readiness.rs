@@ -1,4 +1,6 @@
 //! Whether requests may be sent to this process, and whether those who query readiness know it.
+//!
+//! Written by: `assemble`. Read by: the admin port.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

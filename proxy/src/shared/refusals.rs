@@ -2,6 +2,8 @@
 //!
 //! The names are part of the interface: they are the `code` of the error body, the label of a
 //! metric and a field of the access log.
+//!
+//! Written by: the router. Read by: the metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,5 +1,6 @@
-//! Sends requests about the configuration file to the thread that follows it. The admin port, the
-//! signals and an upgrade send them; `reload` receives them.
+//! Sends requests about the configuration file to the thread that follows it.
+//!
+//! Written by: the admin port, the signals and an upgrade. Read by: `reload`.
 
 use std::sync::mpsc::{Sender, channel};
 

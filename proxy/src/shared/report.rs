@@ -1,5 +1,6 @@
-//! The report of the control loop about all rollouts. The control loop writes it. The admin port
-//! and the metrics read it.
+//! The report of the control loop about all rollouts.
+//!
+//! Written by: the control loop. Read by: the admin port and the metrics.
 
 use std::sync::Arc;
 

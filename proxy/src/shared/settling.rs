@@ -9,7 +9,10 @@
 //! was renamed into its place, or that a changed link leads to, was written elsewhere and needs the
 //! short time only.
 //!
-//! *Not here:* what is in force meanwhile. `watch` and `certificates` decide that.
+//! *Not here:* what is in force meanwhile. `reload` and `certificates` decide that.
+//!
+//! Written by: no room: it has no state of its own. Read by: `reload` and the certificates, which
+//! call it.
 
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;

@@ -1,8 +1,8 @@
-//! The last accepted configuration, complete: the text with its includes drawn in, and the lists
-//! and certificates of authorities that it names.
+//! The complete last accepted configuration: the text with its includes inserted, and the lists and
+//! certificates of authorities that it names.
 //!
-//! Lists are kept beside the text in a folder, each under the SHA-256 of its content: a list that
-//! has not changed is not written again. Comments at the end of the text say which path is which
+//! Lists are kept beside the text in a directory, each under the SHA-256 of its content, so that an
+//! unchanged list is not written again. Comments at the end of the text map each path to its
 //! content. The text is written last and by a rename, so a crash leaves the old set or the new one.
 //! A text without such comments, as earlier versions wrote it, is complete without them.
 //!
@@ -20,30 +20,31 @@ use crate::state::{regular_file, status_file};
 
 /// The name of the text in the state directory.
 pub const NAME: &str = "last-good.toml";
-/// The name of the folder with the files that it names.
+/// The name of the directory with the files that the text names.
 const FOLDER: &str = "last-good.d";
-/// How a comment begins that names a kept file: then its SHA-256, a blank, and its path.
+/// The beginning of a comment that names a kept file. The SHA-256 of the file, a space and the path
+/// follow.
 const MARK: &str = "#kept ";
 
-/// Paths as the file writes them, and the SHA-256 of the content of each.
+/// Paths as the file writes them, with the SHA-256 of the content of each.
 pub type Kept = BTreeMap<String, [u8; 32]>;
 
-/// Everything an accepted configuration consists of.
+/// All parts of an accepted configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LastGood {
-    /// The text, its includes drawn in.
+    /// The text with its includes inserted.
     pub text: String,
-    /// The other files it names, by path.
+    /// The other files that the text names, by path.
     pub files: BTreeMap<String, String>,
-    /// Files whose content stays as it was kept before.
+    /// The files whose content is already kept and has not changed.
     pub unchanged: Kept,
 }
 
 impl LastGood {
-    /// Makes it durable in a state directory.
+    /// Makes the configuration durable in a state directory.
     ///
     /// # Errors
-    /// Any failure of the file system. What was kept before is complete then.
+    /// Fails on any error of the file system. The configuration kept before is complete then.
     pub fn save(&self, directory: &Path) -> io::Result<()> {
         let folder = directory.join(FOLDER);
         let mut text = self.text.clone();
@@ -57,7 +58,8 @@ impl LastGood {
             .chain(unchanged)
             .map(|(path, digest)| (path.clone(), digest))
             .collect();
-        // A comment is a line; such a path is read where it is.
+        // A comment is one line, so a file with such a path is not kept but read in its original
+        // place.
         kept.retain(|path, _| !path.contains(['\n', '\r']));
         if !kept.is_empty() {
             fs::DirBuilder::new()
@@ -82,7 +84,7 @@ impl LastGood {
             named.insert(name);
         }
         status_file::replace(&directory.join(NAME), text.as_bytes())?;
-        // What nothing names any longer only takes room; the next save tries again.
+        // A file that is no longer named only takes space; the next save tries again to remove it.
         for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
             if !named.contains(&*entry.file_name().to_string_lossy()) {
                 let _ = fs::remove_file(entry.path());
@@ -92,10 +94,10 @@ impl LastGood {
     }
 }
 
-/// Reads the text that was kept in a state directory, and which files belong to it.
+/// Reads the text that was kept in a state directory, and the list of files that belong to it.
 ///
 /// # Errors
-/// Any failure of the file system.
+/// Fails on any error of the file system.
 pub fn read(directory: &Path) -> io::Result<(String, Kept)> {
     let text = regular_file::read_to_string(&directory.join(NAME))?;
     let kept = text
@@ -106,13 +108,13 @@ pub fn read(directory: &Path) -> io::Result<(String, Kept)> {
     Ok((text, kept))
 }
 
-/// The content of a kept file, if it is there and whole.
+/// Returns the content of a kept file, if it exists and is whole.
 pub fn content(directory: &Path, digest: &[u8; 32]) -> Option<String> {
     let content = regular_file::read_to_string(&path_of(directory, digest)).ok()?;
     (<[u8; 32]>::from(Sha256::digest(&content)) == *digest).then_some(content)
 }
 
-/// Where the content of a kept file is.
+/// Returns the path of a kept file.
 pub fn path_of(directory: &Path, digest: &[u8; 32]) -> PathBuf {
     directory.join(FOLDER).join(hex(digest))
 }
@@ -185,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_file_that_is_damaged_is_not_used() {
+    fn a_damaged_kept_file_is_not_used() {
         let directory = tempfile::tempdir().expect("a directory");
         of("a = 1\n", &[("users.txt", "ana\nbob\n")])
             .save(directory.path())
@@ -196,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_of_an_earlier_version_names_no_kept_file() {
+    fn a_text_of_an_earlier_version_names_no_kept_files() {
         let directory = tempfile::tempdir().expect("a directory");
         fs::write(
             directory.path().join(NAME),

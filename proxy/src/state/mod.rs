@@ -1,4 +1,4 @@
-//! What is durable: the state directory, and the one thread that writes it.
+//! Durable state: the state directory, and the only thread that writes it.
 
 pub mod journal;
 pub mod last_good;

@@ -1,7 +1,7 @@
 //! Opens files of the state directory without ever waiting.
 //!
-//! The open of a named pipe blocks until another process opens its other end. A start must not
-//! depend on that, so these functions refuse everything that is not a regular file.
+//! Opening a named pipe blocks until another process opens its other end. A start must not depend
+//! on that, so these functions refuse everything that is not a regular file.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -14,9 +14,10 @@ use rustix::io::Errno;
 /// Opens a regular file with these options.
 ///
 /// # Errors
-/// Any failure of the file system; `InvalidInput` for a directory, named pipe, socket or device.
+/// Fails on any error of the file system; `InvalidInput` for a directory, named pipe, socket or
+/// device.
 pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
-    // The flag changes nothing for a regular file, and makes the open of a named pipe return.
+    // The flag changes nothing for a regular file, and makes the opening of a named pipe return.
     let file = options
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
@@ -34,7 +35,7 @@ pub fn open(options: &mut OpenOptions, path: &Path) -> io::Result<File> {
 /// Opens a regular file for reading.
 ///
 /// # Errors
-/// As [`open`].
+/// Fails like [`open`].
 pub fn open_to_read(path: &Path) -> io::Result<File> {
     open(OpenOptions::new().read(true), path)
 }
@@ -42,7 +43,7 @@ pub fn open_to_read(path: &Path) -> io::Result<File> {
 /// Reads a whole regular file.
 ///
 /// # Errors
-/// As [`open`].
+/// Fails like [`open`].
 pub fn read(path: &Path) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
     open_to_read(path)?.read_to_end(&mut content)?;
@@ -52,7 +53,7 @@ pub fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Reads a whole regular file as UTF-8.
 ///
 /// # Errors
-/// As [`open`]; `InvalidData` for bytes that are not UTF-8.
+/// Fails like [`open`]; `InvalidData` for bytes that are not UTF-8.
 pub fn read_to_string(path: &Path) -> io::Result<String> {
     let mut content = String::new();
     open_to_read(path)?.read_to_string(&mut content)?;

@@ -1,10 +1,11 @@
-//! `status.json`: where every rollout stands and what is kept out, durable. It is read before the
-//! port opens.
+//! `status.json`: the durable standing of every rollout, and the maintenance in force. It is read
+//! before the port opens.
 //!
-//! Written as a temporary file in the same directory, synced, renamed over the old one, and the
-//! directory synced: a crash at any point leaves the old state or the new one, never a half.
-//! A checksum tells a file that was edited or damaged. What cannot be read is never guessed at:
-//! every rollout then starts at 0 %, and the unreadable file is kept beside the new one.
+//! It is written as a temporary file in the same directory, synced, and renamed over the old one;
+//! then the directory is synced. A crash at any point leaves the old state or the new one, never an
+//! incomplete one. A checksum reveals a file that was edited or damaged. Unreadable state is never
+//! guessed at: every rollout then starts at 0 %, and the unreadable file is kept beside the new
+//! one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -37,15 +38,15 @@ struct OnDisk {
 struct State {
     written_at: String,
     rollouts: Vec<RolloutState>,
-    /// Absent in files of versions that had none, and while there is none: the checksum of those
-    /// stays the same.
+    /// The maintenance windows. The field is absent in files of versions that had none, and while
+    /// there are none, so that the checksum of those files stays the same.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     maintenance: Vec<MaintenanceState>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct MaintenanceState {
-    /// `None` is everything.
+    /// The ID of the rollout; `None` means all traffic.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     rollout: Option<String>,
     mode: String,
@@ -70,7 +71,7 @@ struct RolloutState {
 /// Makes the standings durable.
 ///
 /// # Errors
-/// Any failure of the file system; the old state is whole then.
+/// Fails on any error of the file system; the old state is whole then.
 pub fn save(directory: &Path, standings: &Standings) -> io::Result<()> {
     let rollouts = standings.rollouts.iter().map(|standing| RolloutState {
         id: standing.id.to_string(),
@@ -110,8 +111,8 @@ pub fn save(directory: &Path, standings: &Standings) -> io::Result<()> {
     replace(&directory.join(NAME), text.as_bytes())
 }
 
-/// Reads what was saved. `had_a_life` is whether other traces of an earlier run are there: then a
-/// missing file is no first start.
+/// Reads the saved state. `had_a_life` means that there are other traces of an earlier run. A
+/// missing file is then not a first start.
 pub fn restore(directory: &Path, had_a_life: bool) -> Restored {
     let path = directory.join(NAME);
     let text = match regular_file::read(&path) {
@@ -129,7 +130,7 @@ pub fn restore(directory: &Path, had_a_life: bool) -> Restored {
     match parse(&text) {
         Ok(standings) => Restored::Known(standings),
         Err(why) => {
-            // Kept for whoever has to find out; failing to keep it changes nothing.
+            // The copy is kept for a later investigation; a failure to keep it changes nothing.
             let _ = fs::rename(&path, unreadable_copy(&path));
             Restored::Unreadable(format!("{NAME}: {why}"))
         }
@@ -221,10 +222,10 @@ fn restore_percent(number: f64) -> Result<Percent, String> {
     Percent::parse(&number.to_string()).map_err(|error| format!("percent {number}: {error}"))
 }
 
-/// Reads a trip back.
+/// Converts a saved trip back.
 ///
 /// # Errors
-/// What of it cannot be understood.
+/// Names the part that is not understood.
 pub fn trip(trip: TripStatus) -> Result<Trip, String> {
     let cause = match (trip.cause.as_str(), trip.numbers) {
         ("manual", _) => Cause::Manual {
@@ -252,19 +253,19 @@ pub fn trip(trip: TripStatus) -> Result<Trip, String> {
     })
 }
 
-/// SHA-256 over the state in its compact form.
+/// Returns the SHA-256 of the state in its compact form.
 fn checksum(state: &State) -> serde_json::Result<String> {
     Ok(format!("{:x}", Sha256::digest(serde_json::to_vec(state)?)))
 }
 
-/// The name of the secret that user keys are hashed with in logs.
+/// The name of the secret with which user keys are hashed in logs.
 const SECRET: &str = "log-secret";
 
-/// The secret that user keys are hashed with in logs; made where there is none, or none that can be
-/// read: hashes then begin anew.
+/// Returns the secret with which user keys are hashed in logs. A new one is created if there is
+/// none, or none that can be read; hashes then change.
 ///
 /// # Errors
-/// When it cannot be written.
+/// Fails when the secret cannot be written.
 pub fn secret(directory: &Path) -> io::Result<[u8; 16]> {
     let path = directory.join(SECRET);
     if let Ok(known) = regular_file::read(&path)
@@ -281,20 +282,21 @@ pub fn secret(directory: &Path) -> io::Result<[u8; 16]> {
 /// file systems lose a rename that is not synced.
 ///
 /// # Errors
-/// Any failure of the file system; the old file is whole then.
+/// Fails on any error of the file system; the old file is whole then.
 pub fn replace(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_as(path, content, 0o666)
 }
 
-/// Replaces a file durably, as [`replace`] does; a new file can be read by its owner alone.
+/// Replaces a file durably, as [`replace`] does. A new file is readable by its owner alone.
 ///
 /// # Errors
-/// Any failure of the file system; the old file is whole then.
+/// Fails on any error of the file system; the old file is whole then.
 pub fn replace_private(path: &Path, content: &[u8]) -> io::Result<()> {
     replace_as(path, content, 0o600)
 }
 
-/// The same; a file that was not there has at most these permissions, from its first byte on.
+/// Replaces a file durably. A file that did not exist has at most these permissions, from its first
+/// byte on.
 fn replace_as(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
     let directory = path
         .parent()
@@ -434,7 +436,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_saved_is_restored() {
+    fn a_saved_state_is_restored() {
         let directory = tempfile::tempdir().expect("a directory");
         assert!(matches!(restore(directory.path(), false), Restored::Fresh));
         save(directory.path(), &standings()).expect("saved");
@@ -449,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_without_maintenance_is_the_one_that_versions_without_it_wrote_and_read() {
+    fn a_state_without_maintenance_is_compatible_with_older_versions() {
         let directory = tempfile::tempdir().expect("a directory");
         let latched = Standing {
             id: "a".into(),
@@ -466,7 +468,7 @@ mod tests {
         .expect("saved");
         let written = fs::read_to_string(directory.path().join(NAME)).expect("text");
         assert!(!written.contains("maintenance"), "{written}");
-        // As such a version wrote it, with the checksum of then.
+        // The state as such a version wrote it, with its checksum.
         let before = r#"{"version":1,"checksum":"2a0f176c410d00c79134bcd608b2f46ccc703a3deff7941bb15da08b94a82be5","state":{"written_at":"2026-11-20T10:15:30.250Z","rollouts":[{"id":"a","percent":5.0,"phase":"holding"}]}}"#;
         fs::write(directory.path().join(NAME), before).expect("written");
         assert_eq!(
@@ -479,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn damage_of_any_kind_is_told_and_never_guessed_at() {
+    fn damage_of_any_kind_is_reported_and_never_guessed_at() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join(NAME);
         save(directory.path(), &standings()).expect("saved");
@@ -504,7 +506,7 @@ mod tests {
     }
 
     #[test]
-    fn every_cut_of_the_file_is_unreadable_or_the_whole() {
+    fn every_truncation_of_the_file_is_unreadable_or_whole() {
         let directory = tempfile::tempdir().expect("a directory");
         save(directory.path(), &standings()).expect("saved");
         let good = fs::read(directory.path().join(NAME)).expect("bytes");
@@ -515,10 +517,11 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_cannot_be_written_leaves_the_old_state_whole() {
+    fn an_unwritable_directory_leaves_the_old_state_whole() {
         let directory = tempfile::tempdir().expect("a directory");
         save(directory.path(), &standings()).expect("saved");
-        // A directory where the temporary file should be: this fails for every user, root included.
+        // A directory occupies the name of the temporary file, so that the save fails for every
+        // user, including root.
         fs::create_dir(
             directory
                 .path()
@@ -530,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_named_pipe_in_place_of_the_state_is_unreadable_and_is_replaced_by_the_next_save() {
+    fn a_named_pipe_as_state_is_unreadable_and_replaced_by_a_save() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join(NAME);
         assert!(

@@ -1,11 +1,12 @@
-//! The thread that writes state and journal, so that a slow disk never holds up the judging of a
-//! tick or the stopping of harm.
+//! The thread that writes state and journal, so that a slow disk never delays a judgement or a
+//! rollback.
 //!
-//! It also owns the state directory: the lock and the journal are let go of when another process
-//! takes over, and taken back if that one fails. Meanwhile nothing is written.
+//! It also owns the state directory. It releases the lock and the journal when another process
+//! takes over, and takes them back if that process fails. Nothing is written in between.
 //!
-//! What fails is tried again every second with the newest state, and `latch_durable` is zero
-//! meanwhile. Journal lines wait, up to a bound; then the oldest are given up with a loud line.
+//! A failed write is tried again every second with the newest state, and `latch_durable` is zero
+//! until it succeeds. Journal lines wait, up to a bound; then the oldest are dropped with an error
+//! message.
 
 use std::collections::VecDeque;
 use std::fs::{File, OpenOptions};
@@ -31,24 +32,25 @@ const WAITING_LINES: usize = 1_000;
 /// The name of the file that is locked while a process uses a state directory.
 const LOCK: &str = "lock";
 
-/// What a process must have to write into a state directory.
+/// The locks and files that a process needs to write to a state directory.
 #[derive(Debug)]
 pub struct Ownership {
-    /// Nobody else writes while this is held.
+    /// The lock of the directory. No other process writes while it is held.
     lock: File,
     journal: Journal,
-    /// What people have to know about the journal.
+    /// A note about the journal for operators.
     note: Option<String>,
 }
 
-/// How often a start asks for the directory, and the time between.
+/// The number of attempts of a start to lock the directory, and the time between them.
 const LOCK_TRIES: u32 = 25;
 const LOCK_PAUSE: Duration = Duration::from_millis(20);
 
-/// A state directory that is ours while this lives: nobody else has read or written it since.
+/// Locks a state directory for as long as the returned file is open. No other process reads or
+/// writes it in this time.
 ///
 /// # Errors
-/// Any failure of the file system; `ResourceBusy` when another process has it.
+/// Fails on any error of the file system; `ResourceBusy` when another process has the lock.
 pub fn lock(directory: &Path) -> io::Result<File> {
     let lock = regular_file::open(
         OpenOptions::new().create(true).write(true).truncate(true),
@@ -63,11 +65,11 @@ pub fn lock(directory: &Path) -> io::Result<File> {
     Ok(lock)
 }
 
-/// The same, with some patience: a process that is just ending may have it still, and so may, until
-/// it has become another program, whatever it has started last.
+/// Locks a state directory, with several attempts. A process that is just ending may still have the
+/// lock. So may a child it has started, until that child has become another program.
 ///
 /// # Errors
-/// As [`lock`], after half a second.
+/// Fails like [`lock`], after half a second.
 pub fn lock_soon(directory: &Path) -> io::Result<File> {
     let mut tries = 0;
     loop {
@@ -85,7 +87,7 @@ impl Ownership {
     /// Opens the journal of a directory that has been locked.
     ///
     /// # Errors
-    /// Any failure of the file system.
+    /// Fails on any error of the file system.
     pub fn open(directory: &Path, lock: File) -> io::Result<(Self, Opened)> {
         let (journal, opened) = Journal::open(directory)?;
         Ok((
@@ -98,14 +100,14 @@ impl Ownership {
         ))
     }
 
-    /// Adds what people have to know about the journal, for the status.
+    /// Adds a note about the journal for operators, which the status shows.
     #[must_use]
     pub fn with_note(self, note: Option<String>) -> Self {
         Self { note, ..self }
     }
 }
 
-/// Sends work to the disk thread.
+/// The sender of work to the disk thread.
 #[derive(Clone, Debug)]
 pub struct StateWriter {
     sender: Sender<Job>,
@@ -124,10 +126,11 @@ enum Job {
 }
 
 impl StateWriter {
-    /// Starts the thread. It ends, everything written or given up, when the last clone is gone.
+    /// Starts the thread. It ends when the last clone is gone and everything has been written or
+    /// dropped.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// Fails when the thread cannot be started.
     pub fn start(
         directory: PathBuf,
         ownership: Ownership,
@@ -159,16 +162,16 @@ impl StateWriter {
         ))
     }
 
-    /// Makes the standings durable; the answer is whether they are. The state stays wanted: if it
-    /// fails it is tried again.
+    /// Makes the standings durable. The answer is whether they are. If the write fails it is tried
+    /// again.
     pub fn save(&self, standings: Standings) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
-        // A thread that is gone drops `done`, which reads as "not durable".
+        // If the thread is gone it drops `done`, which means "not durable".
         let _ = self.sender.send(Job::Save(standings, done));
         answer
     }
 
-    /// Writes a line into the journal.
+    /// Appends a record to the journal.
     pub fn append(&self, record: Record) {
         let _ = self.sender.send(Job::Append(Box::new(record)));
     }
@@ -178,32 +181,33 @@ impl StateWriter {
         let _ = self.sender.send(Job::LastGood(Box::new(last_good)));
     }
 
-    /// Answers when everything asked for before has been written or has failed once.
+    /// Answers when everything requested before has been written or has failed once.
     pub fn flush(&self) -> oneshot::Receiver<()> {
         let (done, answer) = oneshot::channel();
         let _ = self.sender.send(Job::Flush(done));
         answer
     }
 
-    /// Lets go of the state directory, so that another process can take it; the answer is whether
-    /// everything asked for before is on disk, else it is kept.
+    /// Releases the state directory, so that another process can take it. The answer is whether
+    /// everything requested before is on disk; otherwise the directory is kept.
     pub fn let_go(&self) -> oneshot::Receiver<bool> {
         let (done, answer) = oneshot::channel();
         let _ = self.sender.send(Job::LetGo(done));
         answer
     }
 
-    /// Takes the state directory back. What is to be written waits for it.
+    /// Takes the state directory back. Pending writes wait for it.
     pub fn take_back(&self) {
         let _ = self.sender.send(Job::TakeBack);
     }
 
-    /// Whether everything asked for so far is on disk.
+    /// Whether everything requested so far is on disk.
     pub fn is_durable(&self) -> bool {
         self.durable.load(Ordering::Acquire)
     }
 
-    /// What people have to know about the journal: that it is not the file it was.
+    /// Returns the note about the journal for operators, which says that the file is not the
+    /// previous one.
     pub fn journal_note(&self) -> Option<String> {
         self.journal_note.lock().clone()
     }
@@ -212,7 +216,7 @@ impl StateWriter {
 struct Writer {
     directory: PathBuf,
     ownership: Option<Ownership>,
-    /// Another process has the directory, and is meant to.
+    /// Whether another process has been given the directory.
     lent: bool,
     durable: Arc<AtomicBool>,
     journal_note: Arc<Mutex<Option<String>>>,
@@ -245,8 +249,8 @@ impl Writer {
                     self.work();
                 }
                 Ok(Job::LastGood(mut last_good)) => {
-                    // What an unwritten one would have kept is in no file that the next one could
-                    // name.
+                    // The content of an unwritten configuration is in no file that the next
+                    // configuration could refer to.
                     for (path, content) in self
                         .last_good
                         .take()
@@ -347,7 +351,7 @@ impl Writer {
         self.complain(failed);
     }
 
-    /// Tells of what cannot be written, once, and of its end.
+    /// Reports a failed write once, and reports its recovery once.
     fn complain(&mut self, failed: Option<(&str, io::Error)>) {
         match failed {
             Some((file, error)) if !self.complained => {

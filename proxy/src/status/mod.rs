@@ -1,5 +1,5 @@
-//! What is, as data for people and programs: the shape of `GET /api/v1/rollouts` and of `cutover
-//! status --json`. The edge's mirror of the core's types.
+//! The current status as data for people and programs: the shape of `GET /api/v1/rollouts` and of
+//! `cutover status --json`. These types mirror those of the core.
 
 mod rollout;
 mod trip;
@@ -11,48 +11,49 @@ pub use rollout::{
 };
 pub use trip::{LatchStatus, Numbers, NumbersBySide, TickSide, TickStatus, TripStatus, tick_side};
 
-/// How the whole process stands.
+/// The status of the whole process.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// Of the program.
+    /// The version of the program.
     pub version: String,
-    /// Of the split in force.
+    /// The revision of the split in force.
     pub revision: u64,
-    /// The file.
+    /// The status of the configuration file.
     pub config: ConfigStatus,
     /// Whether the latches are on disk.
     pub latch_durable: bool,
-    /// What people have to know about the journal: that it is not the file it was.
+    /// A note about the journal for operators, which says that the file is not the previous one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<String>,
-    /// The maintenance of everything, requests that match no rollout included.
+    /// The maintenance of all traffic, including requests that match no rollout.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<MaintenanceStatus>,
-    /// Parked requests of all rollouts, and of none.
+    /// The number of held requests of all rollouts, and of none.
     #[serde(default)]
     pub held_requests: u64,
-    /// All rollouts in file order.
+    /// All rollouts in the order of the file.
     pub rollouts: Vec<RolloutStatus>,
 }
 
-/// How the file stands.
+/// The status of the configuration file.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct ConfigStatus {
-    /// Its path.
+    /// The path of the file.
     pub file: String,
-    /// SHA-256 over everything that was read for the file in force.
+    /// The SHA-256 over everything that was read for the file in force.
     pub digest: String,
-    /// Whether the file as it is now is the one in force.
+    /// Whether the current content of the file is in force.
     pub last_reload_successful: bool,
-    /// When the file in force was read.
+    /// The time at which the file in force was read.
     pub last_success_at: String,
-    /// What is wrong with the file as it is now.
+    /// The problems of the current content of the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problems: Option<String>,
-    /// Keys that changed in the file but need a restart.
+    /// The keys that changed in the file but need a restart.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub restart_needed: Vec<String>,
-    /// Files that have changed and may still be being written: what was read before is in force.
+    /// The files that have changed and may still be being written. Their previous content is in
+    /// force.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub waiting_for: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! How one rollout stands, as the API tells of it.
+//! The status of one rollout, as the API reports it.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use serde::{Deserialize, Serialize};
 use super::{LatchStatus, TickStatus};
 use crate::clock;
 
-/// How one rollout stands.
+/// The status of one rollout.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RolloutStatus {
-    /// Its id.
+    /// The ID of the rollout.
     pub id: String,
-    /// All of it in one sentence.
+    /// The whole status in one sentence.
     pub sentence: String,
-    /// The share the file asks for, in percent.
+    /// The share that the file requests, in percent.
     pub desired_percent: f64,
     /// The share in force, in percent.
     pub effective_percent: f64,
@@ -32,73 +32,77 @@ pub struct RolloutStatus {
     /// frozen.
     #[serde(default)]
     pub no_refuge: bool,
-    /// Whether users are on new although it is rolled back, because legacy does not answer.
+    /// Whether users are on new although the rollout is rolled back, because legacy does not
+    /// answer.
     #[serde(default)]
     pub spilled: bool,
-    /// The maintenance in force for it: its own or that of everything, the stricter.
+    /// The maintenance in force for the rollout: its own or that of all traffic, whichever is
+    /// stricter.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub maintenance: Option<MaintenanceStatus>,
-    /// Its parked requests.
+    /// The number of held requests of the rollout.
     #[serde(default)]
     pub held_requests: u64,
-    /// Of the file.
+    /// The generation of the rollout in the file.
     pub generation: u64,
-    /// Why it is latched at 0 %.
+    /// The reason why the rollout is latched at 0 %; `None` if it is not latched.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub latch: Option<LatchStatus>,
-    /// Everything since the start: for `cutover simulate --replay`, which takes the differences of
-    /// what `cutover status --watch --json` wrote.
+    /// The totals since the start. `cutover simulate --replay` uses the differences between the
+    /// totals that `cutover status --watch --json` wrote.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub totals: Option<TickStatus>,
-    /// What became of requests that failed on new and that legacy could answer, since the start.
+    /// The outcome of requests that failed on new and could be answered by legacy, since the
+    /// start.
     #[serde(default)]
     pub failovers: FailoverStatus,
-    /// The last minute of both sides.
+    /// The last minute of legacy.
     pub legacy: SideStatus,
-    /// The last minute of both sides.
+    /// The last minute of new.
     pub new: SideStatus,
-    /// Requests that were not compared since the start, by the reason of their decision: the
-    /// others are users whom the hash or chance placed.
+    /// The number of requests since the start that were not compared, by the reason of their
+    /// decision. All other requests are from users that were placed by the hash or by chance.
     #[serde(default)]
     pub not_compared: BTreeMap<String, u64>,
-    /// The guard.
+    /// The status of the guard.
     pub guard: GuardStatus,
 }
 
-/// Requests that failed on new.
+/// The outcome of requests that failed on new.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailoverStatus {
-    /// Legacy answered them.
+    /// The number of requests that legacy answered.
     pub saved: u64,
-    /// Legacy failed, too.
+    /// The number of requests that legacy also failed.
     pub failed: u64,
-    /// Too many others were saved in the ten seconds before.
+    /// The number of requests without a failover because the budget of the last ten seconds was
+    /// used up.
     pub denied: u64,
 }
 
-/// What is kept out, since when, by whom and why.
+/// A maintenance window: its mode, start, author and reason.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MaintenanceStatus {
     /// `read-only`, `hold` or `full`.
     pub mode: String,
-    /// `rollout`, or `all` for everything.
+    /// `rollout`, or `all` for all traffic.
     pub scope: String,
-    /// Since when, RFC 3339.
+    /// The start of the window, in RFC 3339.
     pub since: String,
-    /// When it ends by itself, RFC 3339.
+    /// The time at which the window ends automatically, in RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until: Option<String>,
-    /// The time until then.
+    /// The number of seconds until the window ends.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub remaining_seconds: Option<u64>,
-    /// Who.
+    /// Who started the window.
     pub actor: String,
-    /// Why.
+    /// The reason for the window.
     pub reason: String,
 }
 
 impl MaintenanceStatus {
-    /// Mirrors a maintenance window. `remaining` is the time until it expires.
+    /// Builds the status of a maintenance window. `remaining` is the time until it expires.
     pub fn new(
         window: &MaintenanceWindow,
         of_everything: bool,
@@ -116,7 +120,7 @@ impl MaintenanceStatus {
         }
     }
 
-    /// All of it in one sentence; `held` requests are parked.
+    /// Returns the whole status in one sentence; `held` is the number of held requests.
     pub fn sentence(&self, held: u64) -> String {
         let ends = self.remaining_seconds.map_or_else(String::new, |seconds| {
             format!(", {} left", lasting(Duration::from_secs(seconds)))
@@ -127,7 +131,8 @@ impl MaintenanceStatus {
             ""
         };
         let parked = match held {
-            // Of another window that is still a hold, or of one just gone.
+            // The held requests belong to another window that is still a hold, or to one that has
+            // just ended.
             _ if self.mode != Maintenance::Hold.name() => String::new(),
             0 => String::new(),
             1 => "; 1 request is parked".to_owned(),
@@ -143,33 +148,35 @@ impl MaintenanceStatus {
 /// The last minute of one side.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SideStatus {
-    /// Requests that count as evidence.
+    /// The number of requests that count as evidence.
     pub requests: u64,
-    /// Those of them by which the sides are compared: of users whom the hash or chance placed.
+    /// The number of requests by which the sides are compared. Their users were placed by the hash
+    /// or by chance.
     #[serde(default)]
     pub compared: u64,
     /// Requests per second.
     pub rps: f64,
-    /// Failures.
+    /// The number of failures.
     pub failed: u64,
     /// Failures per request, `0..=1`; `null` without requests.
     pub error_rate: Option<f64>,
-    /// 4xx answers.
+    /// The number of 4xx answers.
     pub client_errors: u64,
-    /// Clients that gave up.
+    /// The number of requests whose client gave up.
     pub aborts: u64,
-    /// Latency to the response header in milliseconds.
+    /// The median latency to the response header, in milliseconds.
     pub p50_ms: Option<f64>,
-    /// Latency to the response header in milliseconds.
+    /// The p95 latency to the response header, in milliseconds.
     pub p95_ms: Option<f64>,
-    /// Latency to the response header in milliseconds.
+    /// The p99 latency to the response header, in milliseconds.
     pub p99_ms: Option<f64>,
-    /// Requests that have started and not finished.
+    /// The number of requests in flight.
     pub in_flight: u64,
 }
 
 impl SideStatus {
-    /// Mirrors the last minute of one side: all counted requests, and the compared ones.
+    /// Builds the status of the last minute of one side, from all counted requests and from the
+    /// compared ones.
     pub fn new(span: &Span, compared: &Span, in_flight: u64) -> Self {
         let counts = &span.counts;
         let seconds = span.covers.as_secs_f64().min(RECENT.as_secs_f64());
@@ -195,50 +202,52 @@ impl SideStatus {
         }
     }
 
-    /// Failures as people write them.
+    /// Formats failures for people.
     pub fn errors(&self) -> String {
         share(self.failed, self.requests)
     }
 
-    /// A latency as people write it.
+    /// Formats a latency for people.
     pub fn latency(value_ms: Option<f64>) -> String {
         value_ms.map_or_else(|| "-".to_owned(), |ms| millis((ms * 1e3).round() as u64))
     }
 }
 
-/// What the guard says.
+/// The status of the guard.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GuardStatus {
     /// `sequential`, `threshold` or `off`.
     pub mode: String,
-    /// Whether it only reports.
+    /// Whether the guard only reports.
     pub dry_run: bool,
-    /// Each rule.
+    /// The status of each rule.
     pub rules: Vec<RuleStatus>,
 }
 
-/// What one rule says.
+/// The status of one rule.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RuleStatus {
-    /// Its name.
+    /// The name of the rule.
     pub rule: String,
     /// `pass`, `breach`, `inconclusive`, `shared_cause`, `held` or `no_refuge`.
     pub verdict: String,
-    /// The numbers behind it.
+    /// The numbers behind the verdict, in a sentence.
     pub sentence: String,
-    /// The decimal logarithm of the evidence that new is worse, of rules that gather evidence.
+    /// The decimal logarithm of the evidence that new is worse, for rules that gather evidence.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub evidence_log10: Option<f64>,
-    /// The part of the evidence that a rollback needs, `0..=1` on the scale of logarithms; 0 while
-    /// nothing is wrong, and after a rollback.
+    /// The fraction of the evidence that a rollback needs, `0..=1` on the scale of logarithms. It
+    /// is 0 while nothing is wrong, and after a rollback.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub evidence_ratio: Option<f64>,
-    /// The same of users as trials, of rules that need enough different users.
+    /// The fraction of the evidence with users as trials, for rules that need enough different
+    /// users.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub users_ratio: Option<f64>,
 }
 
-/// A percentage as a number: at most three decimals, so the shortest form of the float is exact.
+/// Converts a percentage to a number. It has at most three decimals, so the shortest form of the
+/// float is exact.
 pub fn percent(percent: Percent) -> f64 {
     f64::from(percent.thousandths()) / 1e3
 }

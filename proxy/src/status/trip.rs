@@ -1,4 +1,4 @@
-//! A rollback as the API, the journal and the saved state tell of it.
+//! A rollback as the API, the journal and the saved state report it.
 
 use cutover_core::control::rollout::{Cause, SideNumbers, TickNumbers, TripNumbers};
 use cutover_core::{PerSide, Trip, Wall};
@@ -7,50 +7,50 @@ use serde::{Deserialize, Serialize};
 use super::percent;
 use crate::clock;
 
-/// A latch.
+/// The status of a latch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LatchStatus {
     /// The generation that tripped.
     pub generation: u64,
-    /// What happened.
+    /// The trip that set the latch.
     #[serde(flatten)]
     pub trip: TripStatus,
 }
 
-/// A trip.
+/// The data of a trip.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TripStatus {
-    /// When, RFC 3339.
+    /// The time of the trip, in RFC 3339.
     pub at: String,
-    /// A rule's name, `manual` or `state`.
+    /// The name of a rule, `manual` or `state`.
     pub cause: String,
     /// The share in force before, in percent.
     pub from_percent: f64,
-    /// What happened, with its numbers.
+    /// A sentence about what happened, with its numbers.
     pub sentence: String,
     /// Who rolled back, if a person did.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub actor: Option<String>,
-    /// Why, if a person did.
+    /// The reason of the rollback, if a person rolled back.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub reason: Option<String>,
-    /// The counts that forced it, if a rule did.
+    /// The counts that forced the trip, if a rule tripped.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub numbers: Option<NumbersBySide>,
-    /// The minute before it, tick by tick, if a rule did. The status leaves it out; the journal
-    /// and the saved state have it.
+    /// The minute before the trip, tick by tick, if a rule tripped. The status omits it; the
+    /// journal and the saved state contain it.
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub history: Vec<TickStatus>,
 }
 
-/// What both sides did in one tick of a quarter of a second.
+/// The counts of both sides in one tick of a quarter of a second.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TickStatus {
-    /// When it ended, in milliseconds since 1970.
+    /// The end of the tick, in milliseconds since 1970.
     pub at_ms: i64,
-    /// Of legacy.
+    /// The counts of legacy.
     pub legacy: TickSide,
-    /// Of new.
+    /// The counts of new.
     pub new: TickSide,
 }
 
@@ -58,7 +58,7 @@ pub struct TickStatus {
 /// sum of the latencies in microseconds.
 pub type TickSide = [u64; 6];
 
-/// Mirrors the counts of one side.
+/// Converts the counts of one side.
 pub fn tick_side(numbers: &SideNumbers) -> TickSide {
     let SideNumbers {
         requests,
@@ -87,7 +87,7 @@ impl TickStatus {
         }
     }
 
-    /// Back to the core's type.
+    /// Converts the counts back to the type of the core.
     pub fn restore(&self) -> TickNumbers {
         let side = |[
             requests,
@@ -117,24 +117,24 @@ impl TickStatus {
 /// The counts of both sides over a rule's window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct NumbersBySide {
-    /// Of legacy.
+    /// The counts of legacy.
     pub legacy: Numbers,
-    /// Of new.
+    /// The counts of new.
     pub new: Numbers,
 }
 
 /// The counts of one side over a rule's window.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Numbers {
-    /// Requests that count.
+    /// The number of requests that count.
     pub requests: u64,
-    /// Failures among them.
+    /// The number of failures among the requests.
     pub failed: u64,
-    /// 4xx answers among them.
+    /// The number of 4xx answers among the requests.
     pub client_errors: u64,
-    /// Clients that gave up.
+    /// The number of requests whose client gave up.
     pub aborts: u64,
-    /// p95 latency in microseconds.
+    /// The p95 latency in microseconds.
     pub p95_us: Option<u64>,
 }
 
@@ -156,7 +156,7 @@ impl Numbers {
         }
     }
 
-    /// Back to the core's type.
+    /// Converts the counts back to the type of the core.
     pub fn restore(&self) -> TripNumbers {
         let Self {
             requests,
@@ -176,7 +176,7 @@ impl Numbers {
 }
 
 impl TripStatus {
-    /// Mirrors a trip.
+    /// Converts a trip.
     pub fn new(trip: &Trip) -> Self {
         let (actor, reason, numbers) = match &trip.cause {
             Cause::Guard { numbers, .. } => (

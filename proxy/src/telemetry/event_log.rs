@@ -1,8 +1,8 @@
-//! The event log: what happened, one line each, written by a thread of its own.
+//! The event log. A separate thread writes one line for each event.
 //!
-//! A log that blocks its writer would let a paused terminal or a stuck pipe hold up the control
-//! loop, and with it every rollback. So lines wait in a bounded queue; when it is full they are
-//! dropped and counted together with those of the access log.
+//! A log that blocks its caller would let a paused terminal or a stuck pipe delay the control loop,
+//! and with it every rollback. Lines therefore wait in a bounded queue. When it is full they are
+//! dropped, and counted together with those of the access log.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,23 +13,24 @@ use cutover_config::LogFormat;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What is logged unless `CUTOVER_LOG` says otherwise. Pingora's own errors name raw bytes of
-/// requests and come once per request in an outage; ours are counted and in the access log.
+/// The filter of what is logged unless `CUTOVER_LOG` says otherwise. Pingora's own errors contain
+/// raw bytes of requests and occur once per request in an outage; Cutover counts errors and writes
+/// them to the access log.
 const FILTER: &str =
     "info,pingora_proxy=off,pingora_core=error,pingora_core::protocols=off,pingora_core::apps=off";
-/// How many lines may wait.
+/// The number of lines that may wait.
 const QUEUE: usize = 4_096;
 /// How long the end of the process waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// How many lines of the event log were dropped in this process.
+/// Returns the number of dropped lines of the event log in this process.
 pub fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
 
-/// Keeps the log going; dropping it waits shortly for the last lines.
+/// A handle that keeps the log running. Dropping it waits briefly for the last lines.
 #[derive(Debug)]
 pub struct EventLog(SyncSender<Item>);
 
@@ -42,7 +43,7 @@ enum Item {
 /// Sends everything that is logged in this process to stdout, in the format of the file.
 ///
 /// # Errors
-/// When the thread cannot be started.
+/// Fails when the thread cannot be started.
 pub fn to_stdout(format: LogFormat) -> io::Result<EventLog> {
     let (sender, items) = sync_channel(QUEUE);
     std::thread::Builder::new()
@@ -65,7 +66,7 @@ pub fn to_stdout(format: LogFormat) -> io::Result<EventLog> {
 impl Drop for EventLog {
     fn drop(&mut self) {
         let (done, answer) = channel();
-        // A queue that is full or a reader that is stuck does not hold up the end.
+        // A full queue or a stuck reader does not delay the end of the process.
         if self.0.try_send(Item::Flush(done)).is_ok() {
             let _ = answer.recv_timeout(LAST_LINES);
         }
@@ -75,7 +76,7 @@ impl Drop for EventLog {
 fn write_items(items: &Receiver<Item>, mut out: impl Write) {
     while let Ok(item) = items.recv() {
         match item {
-            // A closed stdout: nobody reads, and the proxy goes on.
+            // If stdout is closed there is no reader, and the proxy continues.
             Item::Line(line) => drop(out.write_all(&line).and_then(|()| out.flush())),
             Item::Flush(done) => drop(done.send(())),
         }
@@ -94,7 +95,7 @@ impl<'a> MakeWriter<'a> for Queue {
 }
 
 impl Write for Queue {
-    /// The formatter hands over each event in one piece.
+    /// The formatter passes each event in one piece.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         if self.0.try_send(Item::Line(line.to_vec())).is_err() {
             DROPPED.fetch_add(1, Ordering::Relaxed);
@@ -112,7 +113,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_queue_nobody_reads_drops_lines_and_never_waits() {
+    fn a_queue_without_a_reader_drops_lines_and_never_waits() {
         let (sender, items) = sync_channel(2);
         let mut queue = Queue(sender);
         let before = dropped();

@@ -1,4 +1,4 @@
-//! What leaves the process for people and programs that watch it: logs, metrics and spans.
+//! Logs, metrics and spans for people and programs that observe the process.
 
 pub mod access_log;
 pub mod event_log;

@@ -1,4 +1,4 @@
-//! What is known of a request that has ended, said once for its line in the access log and for its
+//! The facts of a request that has ended, collected once for its line in the access log and for its
 //! span.
 
 use std::net::IpAddr;
@@ -8,32 +8,32 @@ use std::time::Duration;
 use cutover_core::{Decision, Outcome, Wall};
 use http::Method;
 
-/// A request that has ended.
+/// The facts of a request that has ended.
 #[derive(Clone, Debug)]
 pub struct Ended {
-    /// When.
+    /// The time of the request.
     pub at: Wall,
-    /// From its start to its end.
+    /// The time from the start of the request to its end.
     pub total: Duration,
-    /// The method.
+    /// The method of the request.
     pub method: Method,
     /// The path as sent, without the query, which may hold secrets.
     pub path: Box<str>,
-    /// The status the client got.
+    /// The status that the client received.
     pub status: Option<u16>,
     /// The rollout that decided, if one matched.
     pub rollout: Option<Arc<str>>,
-    /// Where it went and why.
+    /// The side that was chosen, and the reason.
     pub decision: Option<Decision>,
-    /// Why the other side was asked than the one decided, if it was.
+    /// Why the request was sent to the other side than the one decided, if it was.
     pub moved: Option<&'static str>,
-    /// What it says about the backend.
+    /// What the request says about the backend.
     pub outcome: Outcome,
-    /// The client's address.
+    /// The address of the client.
     pub client: IpAddr,
 }
 
-/// What moves the bytes of a request.
+/// The engine that moves the bytes of a request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Engine {
     /// Pingora's HTTP proxy.
@@ -44,7 +44,7 @@ pub enum Engine {
 }
 
 impl Engine {
-    /// The name used in the access log.
+    /// Returns the name used in the access log.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Proxy => "proxy",
@@ -53,17 +53,17 @@ impl Engine {
     }
 }
 
-/// The id of a request.
+/// The ID of a request.
 #[derive(Clone, Debug)]
 pub enum RequestId {
-    /// One of ours.
+    /// An ID that Cutover generated.
     Ours([u8; 32]),
-    /// That of a trusted proxy.
+    /// An ID from a trusted proxy.
     Theirs(Box<[u8]>),
 }
 
 impl RequestId {
-    /// Its text.
+    /// Returns the text of the ID.
     pub fn as_bytes(&self) -> &[u8] {
         match self {
             Self::Ours(id) => id,

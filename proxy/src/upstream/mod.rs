@@ -24,6 +24,7 @@ mod server;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use cutover_config::{Backend as BackendSettings, Server as ServerSettings};
@@ -39,6 +40,9 @@ use server::{EJECTED_FOR, FAILURES_TO_EJECT, MAX_EJECTIONS, Traffic, micros};
 /// The number of concurrent streams on one HTTP/2 connection to a server. Additional streams open
 /// another connection.
 const MAX_STREAMS: usize = 100;
+
+/// How often a backend that gives no answers gets a request that failed on the other side.
+const TRY_SILENT_EVERY: Duration = Duration::from_secs(1);
 
 /// The number of bytes of an HTTP/2 answer that wait for a client to read them.
 pub const STREAM_WINDOW: u32 = 512 << 10;
@@ -61,6 +65,8 @@ pub struct Backend {
     /// The number of names that have never had an address.
     unresolved: AtomicUsize,
     next: AtomicUsize,
+    /// When a silent backend got its last request of a failover, in microseconds.
+    tried_us: AtomicU64,
     traffic: Arc<Traffic>,
 }
 
@@ -83,6 +89,7 @@ impl Backend {
             resolved,
             unresolved: AtomicUsize::default(),
             next: AtomicUsize::new(0),
+            tried_us: AtomicU64::new(0),
             traffic,
         };
         backend.resolve();
@@ -167,6 +174,31 @@ impl Backend {
             .load()
             .iter()
             .any(|server| server.passes_checks())
+    }
+
+    /// Returns whether a request that failed on the other side may be sent here. A backend is
+    /// silent
+    /// when each of its servers gave no answer several times in a row. It gets one such request per
+    /// second, which finds out whether it is back. All other requests keep the answer
+    /// that they have, because the silent backend would only replace it by a worse one.
+    pub fn takes_failover(&self, now: Mono) -> bool {
+        if !self.is_available() {
+            return false;
+        }
+        if self
+            .servers
+            .load()
+            .iter()
+            .any(|server| !server.is_silent(now))
+        {
+            return true;
+        }
+        let (now, last) = (micros(now), self.tried_us.load(Ordering::Relaxed));
+        now.saturating_sub(last) >= TRY_SILENT_EVERY.as_micros() as u64
+            && self
+                .tried_us
+                .compare_exchange(last, now, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
     }
 
     /// Returns whether a check of one of the servers has passed within the last two intervals.
@@ -376,12 +408,8 @@ mod tests {
              [\"127.0.0.1:9\"]\n[[rollout]]\nid = \"a\"\npercent = 1\nkey = [\"cookie:a\"]\n",
             listed.join(", ")
         );
-        let settings = cutover_config::parse(
-            "test.toml",
-            &text,
-            &crate::gateway::router::testing::NoFiles,
-        )
-        .unwrap_or_else(|problems| panic!("{problems}"));
+        let settings = cutover_config::parse("test.toml", &text, &cutover_config::NoFiles)
+            .unwrap_or_else(|problems| panic!("{problems}"));
         Backend::new(settings.backends[0].clone(), None)
     }
 
@@ -554,7 +582,7 @@ mod tests {
                 .servers()
                 .iter()
                 .all(|server| server.passes_checks()),
-            "nobody checks any more"
+            "a removed check no longer counts"
         );
     }
 }

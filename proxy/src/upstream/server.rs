@@ -159,6 +159,11 @@ impl Server {
         self.passes_checks() && self.ejected_until_us.load(Ordering::Relaxed) <= micros(now)
     }
 
+    /// Returns whether the server gave no answer several times in a row, or is ejected for that.
+    pub(super) fn is_silent(&self, now: Mono) -> bool {
+        self.failures.load(Ordering::Relaxed) >= FAILURES_TO_EJECT || !self.is_healthy(now)
+    }
+
     /// Records that the result of the checks has changed.
     pub fn checked(&self, passes: bool, now: Mono) {
         if !self.passes_checks.swap(passes, Ordering::Relaxed) && passes {

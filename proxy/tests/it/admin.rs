@@ -4,7 +4,7 @@ use serde_json::json;
 
 use crate::harness::{Proxy, rollout, until};
 
-/// SHA-256 of `viewer-token`, `operator-token`.
+/// The SHA-256 of `viewer-token` and `operator-token`.
 const TOKENS: &str = r#"[admin]
 address = "127.0.0.1:0"
 tokens = [
@@ -26,7 +26,7 @@ fn with_tokens() -> Proxy {
 }
 
 #[test]
-fn a_viewer_reads_an_operator_acts_and_nobody_else_does_either() {
+fn viewers_may_read_operators_may_act_and_others_may_do_neither() {
     let proxy = with_tokens();
     let ask = |method: &str, target: &str, token: Option<&str>| {
         let bearer = token.map(|token| format!("Bearer {token}"));
@@ -103,7 +103,7 @@ fn a_viewer_reads_an_operator_acts_and_nobody_else_does_either() {
 }
 
 #[test]
-fn a_page_in_somebodys_browser_cannot_use_the_admin() {
+fn a_foreign_page_in_a_browser_cannot_use_the_admin_port() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     let status = |headers: &[(&str, &str)]| {
         proxy
@@ -141,7 +141,7 @@ fn a_page_in_somebodys_browser_cannot_use_the_admin() {
 }
 
 #[test]
-fn a_revision_guards_against_overwriting_somebody_elses_change() {
+fn a_revision_protects_the_change_of_another_user() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     let read = proxy.admin_ask("GET", "/api/v1/rollouts/checkout", &[], b"");
     let tag = read.header("etag").unwrap().to_owned();
@@ -245,7 +245,7 @@ fn of_eight_writers_with_one_revision_exactly_one_wins() {
 }
 
 #[test]
-fn an_if_match_that_names_no_present_revision_changes_nothing() {
+fn an_if_match_without_the_present_revision_changes_nothing() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     let revision = proxy.status()["revision"].as_u64().unwrap();
     let routes = [
@@ -324,7 +324,7 @@ fn an_if_match_that_names_no_present_revision_changes_nothing() {
         "one of the list is the present revision"
     );
     assert_eq!(ask(&routes[2], "*").status(), 200);
-    // A rearm with a share is two steps, and the revision is compared before the first.
+    // A re-arm with a share has two steps, and the revision is compared before the first.
     let (rearm, before) = (
         (
             "POST",
@@ -424,7 +424,7 @@ fn set_writes_the_file_keeps_its_comments_and_is_in_the_journal() {
 }
 
 #[test]
-fn wrong_requests_are_told_what_is_wrong_and_change_nothing() {
+fn invalid_requests_get_an_explanation_and_change_nothing() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     for (target, body, status, code) in [
         (
@@ -543,7 +543,7 @@ fn wrong_requests_are_told_what_is_wrong_and_change_nothing() {
 }
 
 #[test]
-fn explain_tells_each_step_and_agrees_with_what_happens() {
+fn explain_shows_each_step_and_agrees_with_what_happens() {
     let proxy = Proxy::start(&rollout(
         "checkout",
         "50",
@@ -612,7 +612,7 @@ fn metrics_exist_from_the_start_and_agree_with_the_status() {
         );
     }
     assert!(text.contains("process_cpu_seconds_total"), "{text}");
-    // Only with certificates there is something to say of them.
+    // Certificate metrics exist only if there are certificates.
     let of_certificates =
         |name: &cutover::telemetry::metrics::names::Name| name.labels.contains(&"certificate");
     for name in cutover::telemetry::metrics::names::ALL

@@ -1,5 +1,5 @@
-//! The house's invariants, read off the source: rooms that must not know each other do not name
-//! each other.
+//! The invariants of the architecture, read from the source. Modules that must not know each other
+//! do not name each other.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -156,6 +156,22 @@ fn a_room_of_the_proxy_names_only_the_rooms_listed_for_it() {
 }
 
 #[test]
+fn a_shared_file_says_who_writes_and_who_reads_it() {
+    for (file, text) in sources(&root().join("proxy/src/shared")) {
+        let inside = file.to_string_lossy().into_owned();
+        let is_part = inside.contains("/recorder/") && !inside.ends_with("mod.rs");
+        if inside.ends_with("shared/mod.rs") || is_part {
+            continue;
+        }
+        let header = text.split("\n\n").next().unwrap();
+        assert!(
+            header.contains("Written by: ") && header.contains("Read by: "),
+            "{inside} does not say who writes and who reads it"
+        );
+    }
+}
+
+#[test]
 fn rooms_do_not_import_each_other_in_a_circle() {
     for source in ["proxy/src", "proxy/core/src", "config/src", "loadtest/src"] {
         let arrows = arrows(&root().join(source));
@@ -258,7 +274,7 @@ fn files_are_short_and_folders_hold_few_files() {
 }
 
 #[test]
-fn pingora_is_named_only_where_it_is_allowed() {
+fn pingora_is_named_only_in_the_allowed_modules() {
     let allowed = [
         "assemble/data_path.rs",
         "gateway/adapter/",
@@ -496,7 +512,7 @@ fn every_page_is_linked_from_the_index_and_documents_are_short() {
 }
 
 #[test]
-fn every_metric_that_a_document_names_exists() {
+fn every_metric_named_in_a_document_exists() {
     let known: Vec<&str> = cutover::telemetry::metrics::names::ALL
         .iter()
         .map(|name| name.name)

@@ -1,4 +1,4 @@
-//! New breaks: the drop, the latch, and what lifts it.
+//! Failures of new: the drop, the latch, and what lifts it.
 
 use serde_json::json;
 
@@ -8,7 +8,7 @@ fn share(proxy: &Proxy) -> f64 {
     proxy.rollout()["effective_percent"].as_f64().unwrap()
 }
 
-/// A proxy at 50 % whose new backend has been broken until it was rolled back.
+/// Starts a proxy at 50 % whose new backend has failed until it was rolled back.
 fn rolled_back(behaviour: Behaviour) -> Proxy {
     let proxy = Proxy::start(&rollout("checkout", "50", QUICK_GUARD));
     let load = Load::start(proxy.http, 4);
@@ -55,7 +55,7 @@ fn a_backend_that_answers_500_is_dropped_and_the_status_says_why() {
 }
 
 #[test]
-fn a_backend_that_closes_hangs_or_talks_nonsense_is_dropped_too() {
+fn a_backend_that_closes_hangs_or_sends_garbage_is_dropped() {
     for (behaviour, kind) in [
         (Behaviour::Close, "reset"),
         (Behaviour::Garbage, "protocol"),
@@ -74,7 +74,7 @@ fn a_backend_that_closes_hangs_or_talks_nonsense_is_dropped_too() {
 }
 
 #[test]
-fn the_latch_survives_restart_reload_and_touch_and_is_lifted_by_rearm_or_generation() {
+fn the_latch_survives_restart_and_reload_until_rearm_or_generation() {
     let mut proxy = rolled_back(Behaviour::Answer(500));
     proxy.new.behave(Behaviour::Answer(200));
     proxy.restart();
@@ -113,7 +113,7 @@ fn the_latch_survives_restart_reload_and_touch_and_is_lifted_by_rearm_or_generat
 }
 
 #[test]
-fn rearming_at_a_smaller_share_writes_it_into_the_file_first() {
+fn rearming_at_a_smaller_share_writes_it_to_the_file_first() {
     let proxy = rolled_back(Behaviour::Answer(500));
     proxy.new.behave(Behaviour::Answer(200));
     let answer = proxy.post(
@@ -126,7 +126,7 @@ fn rearming_at_a_smaller_share_writes_it_into_the_file_first() {
 }
 
 #[test]
-fn a_dry_run_reports_and_moves_nobody() {
+fn a_dry_run_reports_and_moves_no_users() {
     let proxy = Proxy::start(&rollout(
         "checkout",
         "50",
@@ -155,7 +155,7 @@ fn a_dry_run_reports_and_moves_nobody() {
 }
 
 #[test]
-fn testers_with_an_override_are_evidence_on_nobody() {
+fn testers_with_an_override_do_not_count_as_evidence() {
     let tables = "[routing]\noverride_token_sha256 = \
                   \"d0c04f4b1951e4aeaaec8223ed2039e542f3aae805a6fa7f6d794e5afff5d272\"\n";
     let proxy = Proxy::start_with(tables, &rollout("checkout", "0", QUICK_GUARD));

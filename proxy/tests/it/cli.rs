@@ -1,5 +1,5 @@
-//! The command line: data on stdout, everything else on stderr, exit codes that scripts can rely
-//! on.
+//! The command line: data on stdout, everything else on stderr, and exit codes that scripts can
+//! rely on.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -25,7 +25,7 @@ pub fn said(output: &Output) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn check_shows_every_problem_and_its_exit_code_says_which_kind() {
+fn check_shows_every_problem_and_its_exit_code_gives_the_kind() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     let file = proxy.file().display().to_string();
     let (code, stdout, stderr) = said(&cutover(&["check", &file]));
@@ -78,7 +78,7 @@ fn check_shows_every_problem_and_its_exit_code_says_which_kind() {
 }
 
 #[test]
-fn diff_says_how_many_users_move_and_in_which_direction() {
+fn diff_shows_how_many_users_move_and_in_which_direction() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     let other = proxy.directory.path().join("other.toml");
     let file = proxy.file().display().to_string();
@@ -110,7 +110,7 @@ fn diff_says_how_many_users_move_and_in_which_direction() {
 }
 
 #[test]
-fn the_commands_steer_a_running_proxy() {
+fn the_commands_control_a_running_proxy() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     let admin = format!("http://{}", proxy.admin);
     let run = |arguments: &[&str]| said(&cutover(&[arguments, &["--admin", &admin]].concat()));
@@ -252,7 +252,7 @@ fn files_can_be_edited_and_explained_without_a_proxy() {
 }
 
 #[test]
-fn schema_and_completions_print_what_they_are_asked_for() {
+fn schema_and_completions_print_the_requested_output() {
     let (code, stdout, _) = said(&cutover(&["schema"]));
     assert_eq!(code, Some(0));
     assert!(

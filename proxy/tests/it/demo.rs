@@ -1,10 +1,10 @@
-//! The demo is the product's main job in one command: it must tell its story, and the story must be
-//! true.
+//! The demo shows the product's main job in one command. It must print every step, and each step
+//! must be true.
 
 use std::process::Command;
 
 #[test]
-fn the_demo_tells_its_story_and_asserts_it() {
+fn the_demo_prints_its_steps_and_asserts_them() {
     let output = Command::new(env!("CARGO_BIN_EXE_cutover"))
         .args(["demo", "--headless", "--assert", "--json"])
         .output()

@@ -1,5 +1,5 @@
-//! Requests that new cannot answer, and what is done for them: failover, missing files, servers
-//! that are down.
+//! Requests that new cannot answer, and how they are handled: failover, missing files, servers that
+//! are down.
 
 use crate::harness::{Backend, Behaviour, Load, Proxy, rollout, until};
 
@@ -12,7 +12,7 @@ fn savings(proxy: &Proxy) -> (u64, u64, u64) {
 }
 
 #[test]
-fn a_request_that_changes_nothing_and_fails_on_new_is_answered_by_legacy() {
+fn a_safe_request_that_fails_on_new_is_answered_by_legacy() {
     let proxy = Proxy::start(&rollout("checkout", "100", NO_GUARD));
     for (behaviour, kind) in [
         (Behaviour::Answer(500), "status"),
@@ -56,7 +56,7 @@ fn a_request_that_changes_nothing_and_fails_on_new_is_answered_by_legacy() {
 }
 
 #[test]
-fn what_fails_on_both_sides_is_evidence_on_neither() {
+fn a_failure_on_both_sides_is_evidence_against_neither() {
     let proxy = Proxy::start(&rollout(
         "checkout",
         "100",
@@ -81,7 +81,7 @@ fn what_fails_on_both_sides_is_evidence_on_neither() {
         })
     };
     assert_eq!(numbers(&proxy.rollout()), [(Some(0), Some(0)); 2]);
-    // What legacy answers is a failure of new, and no evidence on legacy.
+    // If legacy answers, the failure counts against new, and is no evidence against legacy.
     proxy.legacy.behave(Behaviour::Answer(200));
     assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 200);
     until("it to be counted", || {
@@ -93,7 +93,7 @@ fn what_fails_on_both_sides_is_evidence_on_neither() {
 }
 
 #[test]
-fn a_request_that_may_have_been_acted_on_is_never_sent_to_the_other_side() {
+fn a_request_that_may_have_had_effects_never_goes_to_the_other_side() {
     let proxy = Proxy::start(&rollout("checkout", "100", NO_GUARD));
     for (behaviour, status) in [
         (Behaviour::Answer(500), 500),
@@ -113,7 +113,7 @@ fn a_request_that_may_have_been_acted_on_is_never_sent_to_the_other_side() {
 }
 
 #[test]
-fn where_there_was_no_connection_everything_is_saved_with_its_body() {
+fn without_a_connection_every_request_fails_over_with_its_body() {
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -148,7 +148,7 @@ fn where_there_was_no_connection_everything_is_saved_with_its_body() {
 }
 
 #[test]
-fn failover_connect_does_not_repeat_what_a_backend_has_seen() {
+fn failover_connect_does_not_repeat_a_request_a_backend_has_seen() {
     let proxy = Proxy::start(&rollout(
         "checkout",
         "100",
@@ -162,7 +162,7 @@ fn failover_connect_does_not_repeat_what_a_backend_has_seen() {
 }
 
 #[test]
-fn after_a_byte_of_the_answer_nothing_is_repeated() {
+fn no_request_is_repeated_after_a_byte_of_the_answer() {
     let proxy = Proxy::start(&rollout("checkout", "100", NO_GUARD));
     proxy.new.behave(Behaviour::Truncate);
     let cut = proxy.get("/", &[("x-user-id", "u")]);
@@ -173,7 +173,7 @@ fn after_a_byte_of_the_answer_nothing_is_repeated() {
 }
 
 #[test]
-fn a_dead_backend_never_sends_more_than_a_fifth_of_its_requests_to_the_other() {
+fn a_dead_backend_fails_over_at_most_a_fifth_of_its_requests() {
     let proxy = Proxy::start(&rollout("checkout", "100", NO_GUARD));
     let load = Load::start(proxy.http, 4);
     until("some healthy traffic", || {
@@ -195,7 +195,7 @@ fn a_dead_backend_never_sends_more_than_a_fifth_of_its_requests_to_the_other() {
 }
 
 #[test]
-fn a_file_that_is_missing_on_one_side_is_fetched_from_the_other() {
+fn a_file_missing_on_one_side_is_fetched_from_the_other() {
     let proxy = Proxy::start(&rollout(
         "checkout",
         "100",
@@ -239,7 +239,7 @@ fn a_file_that_is_missing_on_one_side_is_fetched_from_the_other() {
 }
 
 #[test]
-fn a_server_that_fails_its_checks_gets_no_requests_until_it_passes_them_again() {
+fn a_server_that_fails_its_checks_gets_no_requests_until_they_pass() {
     let (one, two) = (Backend::start("one"), Backend::start("two"));
     let tables = format!(
         "[backend.new]\nservers = [\"{}\", \"{}\"]\nhealth = {{ path = \"/healthz\", interval = \
@@ -300,7 +300,7 @@ fn a_server_that_fails_its_checks_gets_no_requests_until_it_passes_them_again() 
 }
 
 #[test]
-fn a_server_that_gives_no_answer_is_left_out_and_nobody_notices() {
+fn a_server_without_answers_is_ejected_and_users_do_not_notice() {
     let good = Backend::start("good");
     let dead = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -329,9 +329,8 @@ fn a_server_that_gives_no_answer_is_left_out_and_nobody_notices() {
 }
 
 #[test]
-fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
-    // Two sockets have the port, so that no other test gets it when nobody listens there any
-    // longer.
+fn a_failed_connect_after_an_ended_kept_connection_is_counted() {
+    // Two sockets have the port, so that no other test gets it when it has no listener.
     let bound = |address: std::net::SocketAddr| {
         let socket =
             socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -359,7 +358,7 @@ fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
         )
         .unwrap();
         let _ = dies.recv();
-        // First nobody listens, then the kept connection ends.
+        // First the listener closes, then the idle connection ends.
         drop(listener);
         drop(stream);
     });
@@ -399,4 +398,32 @@ fn a_connect_that_fails_after_a_kept_connection_has_ended_is_counted() {
         .then_some(())
     });
     drop(held);
+}
+
+#[test]
+fn a_failure_of_new_reaches_the_client_while_legacy_gives_no_answer() {
+    let proxy = Proxy::start(&rollout("checkout", "100", NO_GUARD));
+    proxy.new.behave(Behaviour::Answer(500));
+    proxy.legacy.behave(Behaviour::Close);
+    let statuses = |requests: usize| -> Vec<u16> {
+        (0..requests)
+            .map(|_| proxy.get("/", &[("x-user-id", "u")]).status())
+            .collect()
+    };
+    let replaced = |statuses: &[u16]| statuses.iter().filter(|status| **status != 500).count();
+    // Until legacy counts as silent, its failure replaces the answer of new.
+    assert!(replaced(&statuses(20)) > 0);
+    let began = std::time::Instant::now();
+    let later = replaced(&statuses(40));
+    let seconds = usize::try_from(began.elapsed().as_secs()).unwrap();
+    assert!(
+        later <= seconds + 1,
+        "{later} answers of new were replaced in {seconds} s"
+    );
+    // The one request in a second that still goes to legacy finds out that it is back.
+    proxy.legacy.behave(Behaviour::Answer(200));
+    until("legacy to answer again", || {
+        (proxy.get("/", &[("x-user-id", "u")]).side() == "legacy").then_some(())
+    });
+    assert_eq!(replaced(&statuses(20)), 20, "legacy answers all of them");
 }

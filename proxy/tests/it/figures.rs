@@ -1,4 +1,4 @@
-//! Figures of limits in the documents: each sentence is built from the value that the program uses.
+//! The limits named in the documents. Each sentence is built from the value that the program uses.
 
 use std::fs;
 use std::path::Path;
@@ -8,7 +8,7 @@ use cutover::admin;
 use cutover::gateway::router::hold_queue::HoldLimits;
 use cutover::shared::settling;
 use cutover::state::journal;
-use cutover_config::{Loader, MAX_CA, MAX_FILE, MAX_LIST, Settings};
+use cutover_config::{MAX_CA, MAX_FILE, MAX_LIST, NoFiles, Settings};
 
 fn read(path: &str) -> String {
     fs::read_to_string(
@@ -38,8 +38,8 @@ fn pages() -> String {
     in_one_line(&pages)
 }
 
-/// The value of a constant that is private to its module, read off the source: a product or a shift
-/// of numbers, or a duration, in microseconds.
+/// Returns the value of a constant that is private to its module, parsed from the source. It is a
+/// product or a shift of numbers, or a duration, in microseconds.
 fn constant(path: &str, name: &str) -> u64 {
     let source = read(path);
     let declared = |line: &&str| line.contains(&format!("const {name}: "));
@@ -98,30 +98,18 @@ fn thousands(number: usize) -> String {
     }
 }
 
-/// What a file has that names nothing but what it must.
+/// Returns the settings of a file that contains only the required keys.
 fn defaults() -> Settings {
-    struct Nothing;
-    impl Loader for Nothing {
-        fn read(&self, path: &str) -> Result<String, String> {
-            Err(format!("{path} is not there"))
-        }
-        fn glob(&self, _: &str) -> Result<Vec<String>, String> {
-            Ok(Vec::new())
-        }
-        fn env(&self, _: &str) -> Option<String> {
-            None
-        }
-    }
     cutover_config::parse(
         "minimal.toml",
         &read("config/examples/minimal.toml"),
-        &Nothing,
+        &NoFiles,
     )
     .unwrap_or_else(|problems| panic!("{problems}"))
 }
 
 #[test]
-fn every_figure_of_the_table_of_limits_is_what_the_program_does() {
+fn every_figure_in_the_table_of_limits_matches_the_program() {
     let Settings {
         listen,
         backends,
@@ -204,7 +192,7 @@ fn every_figure_of_the_table_of_limits_is_what_the_program_does() {
 }
 
 #[test]
-fn every_sentence_with_a_limit_is_what_the_program_does() {
+fn every_sentence_with_a_limit_matches_the_program() {
     let pages = pages();
     let parking = HoldLimits::default();
     let (upstream, health, rescue) = (
@@ -250,7 +238,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
             thousands(parking.places)
         ),
         format!(
-            "They go in batches of {batch}, at most {} in a second",
+            "Parked requests are released in batches of {batch}, at most {} in a second",
             thousands(usize::try_from(a_second).unwrap())
         ),
         format!(
@@ -258,7 +246,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
             seconds(health, "RESOLVE")
         ),
         format!(
-            "Server names are resolved every {};",
+            "Server names are resolved every {}.",
             seconds(health, "RESOLVE")
         ),
         "WebSockets | 1 h | `stream_idle_timeout` |".to_owned(),
@@ -292,7 +280,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
                 "REPLAY"
             ))
         ),
-        // These are written out in words.
+        // These numbers are written out in words.
         "left out for ten seconds (longer each time) after five requests in\n  a row got no answer"
             .to_owned(),
         "At most a fifth of new's requests of the last ten seconds, and ten where there were only \
@@ -356,7 +344,7 @@ fn every_sentence_with_a_limit_is_what_the_program_does() {
 }
 
 #[test]
-fn a_file_beyond_its_limit_is_refused_and_the_limit_is_told() {
+fn a_file_beyond_its_limit_is_refused_and_the_limit_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let minimal = read("config/examples/minimal.toml");

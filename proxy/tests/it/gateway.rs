@@ -1,4 +1,4 @@
-//! The request path: who goes where, what the backends and the clients see.
+//! The request path: which side users are sent to, and what backends and clients see.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -17,7 +17,7 @@ fn expected(salt: &str, user: &str, percent: &str) -> &'static str {
 }
 
 #[test]
-fn every_user_is_on_the_side_the_hash_says_and_raising_moves_nobody_back() {
+fn users_are_on_the_side_of_their_hash_and_a_raise_moves_none_back() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     let users: Vec<String> = (0..300).map(|user| format!("user-{user}")).collect();
     let mut on_new: Vec<&String> = Vec::new();
@@ -91,7 +91,7 @@ fn connections_are_kept_on_both_sides() {
 }
 
 #[test]
-fn forged_headers_do_not_arrive_and_true_ones_do() {
+fn forged_headers_are_removed_and_true_ones_are_added() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     let forged = [
         ("x-user-id", "ana"),
@@ -136,7 +136,7 @@ fn forged_headers_do_not_arrive_and_true_ones_do() {
 }
 
 #[test]
-fn a_trusted_proxys_forwarding_headers_are_kept_and_the_chain_goes_on() {
+fn forwarding_headers_of_a_trusted_proxy_are_kept_and_extended() {
     let proxy = Proxy::start_with(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\ntrusted_proxies = [\"127.0.0.0/8\"]\n",
         &rollout("checkout", "100", "").replace("header:x-user-id", "ip"),
@@ -167,7 +167,7 @@ fn a_trusted_proxys_forwarding_headers_are_kept_and_the_chain_goes_on() {
 }
 
 #[test]
-fn several_rollouts_match_by_host_path_and_method_and_the_rest_goes_to_the_default() {
+fn rollouts_match_by_host_path_and_method_and_the_rest_is_default() {
     let blocks = [
         rollout("api", "100", "match = { host = \"api.example\" }"),
         rollout(
@@ -233,7 +233,7 @@ fn a_minted_cookie_keeps_an_anonymous_user_on_one_side() {
 }
 
 #[test]
-fn a_backend_in_trouble_is_answered_for_in_the_right_words() {
+fn each_backend_failure_has_its_own_status_and_message() {
     let proxy = Proxy::start_with(
         "",
         &rollout(
@@ -272,7 +272,7 @@ fn a_backend_in_trouble_is_answered_for_in_the_right_words() {
 }
 
 #[test]
-fn a_refused_connection_is_a_bad_gateway_and_a_missing_name_is_unavailable() {
+fn a_refused_connection_is_502_and_a_missing_name_is_503() {
     let free = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -309,9 +309,12 @@ fn a_refused_connection_is_a_bad_gateway_and_a_missing_name_is_unavailable() {
             .to_lowercase()
             .contains("x-cutover-reason: health")
     );
-    let nobody = proxy.get("/both", &[("x-user-id", "u")]);
+    let anonymous = proxy.get("/both", &[("x-user-id", "u")]);
     assert_eq!(
-        (nobody.status(), nobody.json()["error"]["code"].as_str()),
+        (
+            anonymous.status(),
+            anonymous.json()["error"]["code"].as_str()
+        ),
         (503, Some("no_server"))
     );
     assert_eq!(
@@ -325,7 +328,7 @@ fn a_refused_connection_is_a_bad_gateway_and_a_missing_name_is_unavailable() {
 }
 
 #[test]
-fn bodies_pass_whole_and_too_large_ones_are_refused_however_they_are_framed() {
+fn bodies_pass_whole_and_too_large_ones_are_refused_in_any_framing() {
     let proxy = Proxy::start_with(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nmax_body = \"256KiB\"\n",
         &rollout("checkout", "100", ""),
@@ -365,7 +368,7 @@ fn bodies_pass_whole_and_too_large_ones_are_refused_however_they_are_framed() {
     assert_eq!(
         proxy.rollout()["new"]["failed"],
         0,
-        "a client's oversized body is nobody's failure"
+        "a client's oversized body is no backend's failure"
     );
 }
 
@@ -412,7 +415,7 @@ fn ambiguous_requests_are_refused() {
 }
 
 #[test]
-fn a_client_that_goes_away_is_no_failure_of_the_backend() {
+fn a_client_that_disconnects_is_no_failure_of_the_backend() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     proxy.new.behave(Behaviour::Hang);
     for _ in 0..3 {
@@ -463,7 +466,7 @@ fn head_and_empty_answers_keep_their_framing() {
 }
 
 #[test]
-fn the_decision_is_shown_to_clients_only_where_asked_for() {
+fn the_decision_is_shown_to_clients_only_if_configured() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     assert_eq!(
         proxy
@@ -491,7 +494,7 @@ fn the_decision_is_shown_to_clients_only_where_asked_for() {
 }
 
 #[test]
-fn more_connections_than_allowed_are_closed_and_counted() {
+fn connections_above_the_limit_are_closed_and_counted() {
     let proxy = Proxy::start_with(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nmax_connections = 3\n",
         &rollout("checkout", "0", ""),
@@ -528,7 +531,7 @@ fn more_connections_than_allowed_are_closed_and_counted() {
 }
 
 #[test]
-fn a_head_that_drips_is_cut_at_its_deadline_whatever_each_read_brings() {
+fn a_slow_head_is_cut_off_at_its_deadline_for_any_size_of_read() {
     let proxy = Proxy::start_with(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nheader_timeout = \"400ms\"\nkeepalive_timeout = \
          \"1s\"\n",
@@ -536,7 +539,7 @@ fn a_head_that_drips_is_cut_at_its_deadline_whatever_each_read_brings() {
     );
     let mut dripping = proxy.client();
     dripping.send(b"GET / HTTP/1.1\r\nhost: h\r\n");
-    // A byte now and then keeps every single read short; only the whole head is late.
+    // A byte at intervals keeps every single read short; only the whole head is late.
     until("the connection to be closed", || {
         (!dripping.drip(b"x")).then_some(())
     });
@@ -562,7 +565,7 @@ fn a_head_that_drips_is_cut_at_its_deadline_whatever_each_read_brings() {
 }
 
 #[test]
-fn a_request_that_may_have_been_acted_on_is_sent_once() {
+fn a_request_that_may_have_had_effects_is_sent_once() {
     let proxy = Proxy::start(&rollout(
         "checkout",
         "100",
@@ -576,7 +579,7 @@ fn a_request_that_may_have_been_acted_on_is_sent_once() {
         ("PUT", 502, 1),
         ("DELETE", 502, 1),
     ] {
-        // A kept connection that the backend will close at its next request, without a byte of an
+        // The backend will close the kept connection at its next request, without a byte of an
         // answer.
         proxy.new.behave(Behaviour::CloseKept);
         let mut client = proxy.client();
@@ -597,7 +600,7 @@ fn a_request_that_may_have_been_acted_on_is_sent_once() {
             "{method}"
         );
         proxy.new.behave(Behaviour::Close);
-        // Whatever is still kept is used up, so that the next round begins with a fresh connection.
+        // Every kept connection is used up, so that the next round begins with a fresh one.
         proxy.get("/", &[("x-user-id", "u")]);
     }
 }
@@ -630,7 +633,7 @@ fn a_dead_server_among_several_costs_an_attempt_and_no_request() {
 }
 
 #[test]
-fn a_backend_that_speaks_http_1_0_is_relayed_in_http_1_1_with_its_body_framed() {
+fn an_http_1_0_answer_is_relayed_in_http_1_1_with_framed_body() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     proxy.new.behave(Behaviour::Http10);
     let mut client = proxy.client();
@@ -649,7 +652,7 @@ fn a_backend_that_speaks_http_1_0_is_relayed_in_http_1_1_with_its_body_framed() 
 }
 
 #[test]
-fn a_client_that_speaks_http_1_0_gets_no_chunks() {
+fn an_http_1_0_client_gets_no_chunks() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     proxy.new.behave(Behaviour::Http10);
     for keep in ["", "connection: keep-alive\r\n"] {
@@ -671,7 +674,7 @@ fn a_client_that_speaks_http_1_0_gets_no_chunks() {
 }
 
 #[test]
-fn a_backend_gets_header_names_and_targets_as_the_client_wrote_them() {
+fn backends_get_header_names_and_targets_as_the_client_sent_them() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     let cases: [(&str, &[&str]); 5] = [
         (

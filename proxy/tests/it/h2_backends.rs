@@ -1,5 +1,5 @@
-//! What a backend of HTTP/2 has not processed may be sent again, and who does not read holds up
-//! nobody else.
+//! Requests that an HTTP/2 backend has not processed may be sent again, and a client that does not
+//! read delays no other client.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ fn post(proxy: &Proxy, body: &[u8]) -> (u16, String) {
 }
 
 #[test]
-fn a_post_that_a_backend_refuses_before_it_processes_it_is_sent_again() {
+fn a_post_refused_before_it_is_processed_is_sent_again() {
     for fate in [
         Fate::Reset(REFUSED_STREAM),
         Fate::GoAway(NO_ERROR),
@@ -99,7 +99,7 @@ fn a_stream_reset_after_it_was_processed_is_not_sent_again() {
 }
 
 #[test]
-fn a_large_upload_that_meets_a_graceful_goaway_is_nobodys_failure() {
+fn a_large_upload_during_a_graceful_goaway_counts_as_no_failure() {
     let backend = H2Backend::start(|number| {
         if number == 1 {
             Fate::GoAway(NO_ERROR)
@@ -108,7 +108,7 @@ fn a_large_upload_that_meets_a_graceful_goaway_is_nobodys_failure() {
         }
     });
     let proxy = start(backend.address, "");
-    // More than is kept for another attempt.
+    // The body is larger than what is kept for another attempt.
     let (status, text) = post(&proxy, &vec![b'#'; 300 << 10]);
     assert_eq!(status, 503, "{text}");
     assert!(text.contains("not_processed"), "{text}");
@@ -125,7 +125,7 @@ fn clients_that_stop_reading_do_not_starve_others_on_a_backend_connection() {
         .unwrap();
     let sent: Arc<AtomicUsize> = Arc::default();
     let sending = Arc::clone(&sent);
-    // A backend of h2 with answers of 8 MiB below /big.
+    // The HTTP/2 backend has answers of 8 MiB below /big.
     let address = runtime.block_on(async {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -176,7 +176,7 @@ fn clients_that_stop_reading_do_not_starve_others_on_a_backend_connection() {
     until("the large answers to be under way", || {
         (proxy.rollout()["new"]["in_flight"] == 4).then_some(())
     });
-    // Every window between the backend and the clients is full when no byte moves any longer.
+    // When no byte moves, every window between the backend and the clients is full.
     let (mut before, mut looks) = (0, 0);
     until("the windows to be full", || {
         let now = sent.load(Ordering::SeqCst);
@@ -237,7 +237,7 @@ fn a_paused_answer_is_cut_by_the_body_limit_not_by_the_header_limit() {
 }
 
 #[test]
-fn an_answer_of_http2_before_the_upload_has_ended_says_that_it_closes() {
+fn an_early_http2_answer_to_an_upload_announces_the_close() {
     let backend = H2Backend::start(|_| Fate::Early);
     let proxy = start(backend.address, "");
     let mut client = Client::connect(proxy.http);
@@ -252,7 +252,7 @@ fn an_answer_of_http2_before_the_upload_has_ended_says_that_it_closes() {
 }
 
 #[test]
-fn a_connection_goes_on_after_an_early_answer_to_an_upload_that_was_read() {
+fn a_connection_continues_after_an_early_answer_to_a_read_upload() {
     let backend = H2Backend::start(|_| Fate::Early);
     let proxy = start(backend.address, "");
     let mut client = Client::connect(proxy.http);
@@ -275,7 +275,7 @@ fn a_connection_goes_on_after_an_early_answer_to_an_upload_that_was_read() {
 }
 
 #[test]
-fn an_upload_that_is_sent_again_gets_the_answer_that_comes_before_it() {
+fn an_upload_sent_again_gets_the_answer_received_before_it() {
     let backend = H2Backend::start(|number| {
         if number % 2 == 1 {
             Fate::GoAway(NO_ERROR)

@@ -1,4 +1,4 @@
-//! How a connection of HTTP/2 begins, what it may leave unfinished, and how it ends.
+//! How an HTTP/2 connection begins, what it may leave unfinished, and how it ends.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ fn start(listen: &str) -> Proxy {
     Proxy::start_with(&tables, &rollout("checkout", "100", OFF))
 }
 
-/// The last stream and the code of a GOAWAY.
+/// Returns the last stream and the code of a GOAWAY.
 fn goaway(frame: &Frame) -> (u32, u32) {
     let word = |at: usize| u32::from_be_bytes(frame.payload[at..at + 4].try_into().unwrap());
     (word(0) & 0x7fff_ffff, word(4))
@@ -34,7 +34,8 @@ fn goaways(frames: &[Frame]) -> Vec<(u32, u32)> {
 }
 
 fn status_of(frame: &Frame) -> u16 {
-    // Indexed for 200, 400 and 404 of the static table, else a literal with the name of index 8.
+    // The status is indexed for 200, 400 and 404 of the static table. Otherwise it is a literal
+    // with the name of index 8.
     match frame.payload[0] {
         0x88 => 200,
         0x8c => 400,
@@ -53,8 +54,8 @@ fn status_of(frame: &Frame) -> u16 {
     }
 }
 
-/// Digits in the Huffman code of HPACK: 0 to 2 have five bits, the others six (RFC 7541, appendix
-/// B).
+/// Decodes digits in the Huffman code of HPACK: 0 to 2 have five bits, the others six (RFC 7541,
+/// appendix B).
 fn huffman_status(bytes: &[u8]) -> u16 {
     let bits: Vec<u8> = bytes
         .iter()
@@ -98,7 +99,7 @@ fn an_upload_may_be_a_mebibyte_ahead_of_its_backend() {
 }
 
 #[test]
-fn an_idle_connection_is_told_goaway_before_it_is_closed() {
+fn an_idle_connection_gets_a_goaway_before_it_is_closed() {
     let proxy = start("keepalive_timeout = \"300ms\"");
     for answers in [true, false] {
         let mut client = H2Client::connect(proxy.http);
@@ -133,10 +134,10 @@ fn a_request_that_crosses_the_goaway_of_an_idle_connection_is_served() {
 }
 
 #[test]
-fn a_header_block_that_does_not_end_is_cut_within_the_header_timeout() {
+fn an_endless_header_block_is_cut_off_within_the_header_timeout() {
     let proxy = start("header_timeout = \"400ms\"\nkeepalive_timeout = \"60s\"");
     proxy.new.behave(Behaviour::Hang);
-    // Alone, and beside a stream that is under way.
+    // The case runs alone, and beside a stream that is under way.
     for beside in [false, true] {
         let mut client = H2Client::connect(proxy.http);
         if beside {
@@ -153,16 +154,19 @@ fn a_header_block_that_does_not_end_is_cut_within_the_header_timeout() {
 }
 
 #[test]
-fn a_header_block_that_drips_has_one_timeout_for_all_of_it() {
+fn a_slow_header_block_has_one_timeout_for_all_of_it() {
     let proxy = start("header_timeout = \"500ms\"\nkeepalive_timeout = \"60s\"");
     let mut client = H2Client::connect(proxy.http);
     client.ask(1, 0, "/", &[]);
     let mut writer = client.split();
     let dripping = std::thread::spawn(move || {
         let began = Instant::now();
-        // Much longer than the limit, with no pause as long as that.
+        // The frames last much longer than the limit, but no pause is as long as the limit.
         while writer.send_if_open(&frame(CONTINUATION, 0, 1, b"")) {
-            assert!(began.elapsed() < Duration::from_secs(15), "nobody cut it");
+            assert!(
+                began.elapsed() < Duration::from_secs(15),
+                "it was not cut off"
+            );
             std::thread::sleep(Duration::from_millis(100));
         }
     });
@@ -172,12 +176,12 @@ fn a_header_block_that_drips_has_one_timeout_for_all_of_it() {
 }
 
 #[test]
-fn a_slow_data_frame_that_moves_is_no_body_that_rests() {
+fn a_slow_data_frame_with_progress_is_not_an_idle_body() {
     let proxy = start("body_idle_timeout = \"500ms\"");
     let mut client = H2Client::connect(proxy.http);
     client.ask(1, END_HEADERS, "/", &[(":method", "POST")]);
     let bytes = frame(DATA, END_STREAM, 1, &[b'#'; 3_000]);
-    // Three times the limit for one frame, and no pause of that length in it.
+    // The frame takes three times the limit, but contains no pause of that length.
     for part in bytes.chunks(200) {
         client.send(part);
         std::thread::sleep(Duration::from_millis(100));
@@ -205,7 +209,7 @@ fn a_body_that_stops_in_a_data_frame_is_answered_with_408() {
 }
 
 #[test]
-fn a_client_of_malformed_requests_is_told_goaway_and_its_good_stream_ends() {
+fn a_client_of_malformed_requests_gets_goaway_and_its_stream_ends() {
     let proxy = start("");
     let backend = &proxy.new;
     let mut client = H2Client::connect(proxy.http);
@@ -251,7 +255,7 @@ fn a_client_of_malformed_requests_is_told_goaway_and_its_good_stream_ends() {
 }
 
 #[test]
-fn interim_answers_reach_clients_of_http2() {
+fn interim_answers_reach_http2_clients() {
     let backend = RawBackend::start();
     let tables = format!(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n[backend.new]\nservers = [\"{}\"]\n",
@@ -273,7 +277,7 @@ fn interim_answers_reach_clients_of_http2() {
 }
 
 #[test]
-fn a_late_answer_is_504_for_clients_of_http2() {
+fn a_late_answer_is_504_for_http2_clients() {
     let proxy = start("");
     proxy.new.behave(Behaviour::Hang);
     let mut client = H2Client::connect(proxy.http);
@@ -282,14 +286,14 @@ fn a_late_answer_is_504_for_clients_of_http2() {
     until("the failure to count", || {
         (proxy.rollout()["new"]["failed"] == 1).then_some(())
     });
-    // The stream has ended, not the connection.
+    // Only the stream has ended, not the connection.
     proxy.new.behave(Behaviour::Answer(200));
     client.ask(3, END_HEADERS | END_STREAM, "/", &[]);
     assert_eq!(status_of(&client.next_of(HEADERS).expect("an answer")), 200);
 }
 
 #[test]
-fn requests_that_http2_alone_can_say_are_refused_with_a_reason() {
+fn requests_only_possible_in_http2_are_refused_with_a_reason() {
     let proxy = start("");
     let before = proxy.new.requests();
     for (more, status, code) in [
@@ -329,7 +333,7 @@ fn requests_that_http2_alone_can_say_are_refused_with_a_reason() {
 }
 
 #[test]
-fn cookie_fields_of_http2_reach_http1_backends_as_one() {
+fn http2_cookie_fields_reach_http1_backends_as_one() {
     let proxy = start("");
     let mut client = H2Client::connect(proxy.http);
     client.ask(
@@ -371,7 +375,7 @@ fn a_stream_that_the_client_resets_frees_its_backend_connection() {
 fn an_idle_proxy_ends_after_its_lead_whatever_clients_keep_open() {
     let authority = Authority::new();
     let (mut proxy, https) = tls::start(&authority, "h2c = true");
-    // One that was used, one that was not, one of each protocol.
+    // There is a used and an unused connection, one of each protocol.
     let mut used = proxy.client();
     assert_eq!(
         used.ask("GET", "/", &[("x-user-id", "u")], b"")
@@ -399,7 +403,7 @@ fn an_idle_proxy_ends_after_its_lead_whatever_clients_keep_open() {
     assert_eq!(
         proxy.stop_within(Duration::from_millis(100), Duration::from_secs(60)),
         0,
-        "nobody was cut"
+        "no stream was cut off"
     );
     assert!(
         began.elapsed() < Duration::from_secs(30),
@@ -420,7 +424,7 @@ fn a_stream_under_way_is_finished_when_the_process_ends() {
     let mut proxy = Proxy::start_with(&tables, &rollout("checkout", "100", OFF));
     backend.behave(AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nbegun")?;
-        // Longer than the lead, so that the end comes in the middle of the body.
+        // The pause is longer than the lead, so that the end falls in the middle of the body.
         talk.rest(Duration::from_millis(600));
         talk.say(b"ended")?;
         Ok(true)
@@ -443,7 +447,7 @@ fn a_stream_under_way_is_finished_when_the_process_ends() {
 }
 
 #[test]
-fn streams_above_the_limit_are_refused_and_the_connection_goes_on() {
+fn streams_above_the_limit_are_refused_and_the_connection_continues() {
     let proxy = start("");
     proxy.new.behave(Behaviour::Hang);
     let mut client = H2Client::connect(proxy.http);
@@ -455,7 +459,7 @@ fn streams_above_the_limit_are_refused_and_the_connection_goes_on() {
         .filter(|frame| frame.payload == 7_u32.to_be_bytes())
         .count();
     assert_eq!(refused, 60, "REFUSED_STREAM: none of them was processed");
-    // A stream that is reset before it was looked at is a mark of an attack.
+    // A stream that is reset before it was processed counts as a sign of an attack.
     until("the others to be under way", || {
         (proxy.rollout()["new"]["in_flight"] == 100).then_some(())
     });
@@ -499,7 +503,7 @@ fn a_client_that_resets_its_upload_with_any_code_ends_it() {
 }
 
 #[test]
-fn requests_of_a_connection_that_is_closed_are_all_counted() {
+fn all_requests_of_a_closed_connection_are_counted() {
     let proxy = start("");
     proxy.new.behave(Behaviour::Hang);
     let mut client = H2Client::connect(proxy.http);

@@ -1,4 +1,4 @@
-//! Backends that speak HTTP/2, scripted frame by frame where a library would not do what they do.
+//! Scripted HTTP/2 peers. They work frame by frame where a library would not behave as they do.
 
 use std::collections::HashMap;
 use std::io::{Read, Write};
@@ -18,7 +18,7 @@ pub const END_STREAM: u8 = 1;
 pub const END_HEADERS: u8 = 4;
 pub const ACK: u8 = 1;
 
-/// One frame.
+/// An HTTP/2 frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -44,24 +44,26 @@ impl Frame {
     }
 }
 
-/// What becomes of a request.
+/// How the backend handles a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// 200 with the number of body bytes.
+    /// It answers 200 with the number of body bytes.
     Answered,
-    /// RST_STREAM with this code.
+    /// It sends RST_STREAM with this code.
     Reset(u32),
-    /// GOAWAY that names the stream before this one as the last, with this code; then the end.
+    /// It sends GOAWAY with this code, which names the stream before this one as the last, and then
+    /// ends.
     GoAway(u32),
-    /// 200, and a body that never comes on.
+    /// It answers 200, with a body that never continues.
     Stalled,
-    /// No answer at all.
+    /// It sends no answer at all.
     Silent,
-    /// 200 as soon as the head has come, and no more of the request (RFC 9113, section 8.1).
+    /// It answers 200 as soon as it has the head, and reads no more of the request (RFC 9113,
+    /// section 8.1).
     Early,
 }
 
-/// A backend whose requests meet the fates that `decide` says, by their number from one on.
+/// A backend that handles each request as `decide` says, by its number, starting at one.
 pub struct H2Backend {
     pub address: SocketAddr,
     seen: Arc<Seen>,
@@ -99,7 +101,7 @@ impl H2Backend {
         self.seen.connections.load(Ordering::SeqCst)
     }
 
-    /// Requests that came as a whole.
+    /// Returns the number of complete requests.
     pub fn requests(&self) -> usize {
         self.seen.requests.load(Ordering::SeqCst)
     }
@@ -108,13 +110,13 @@ impl H2Backend {
         self.seen.answered.load(Ordering::SeqCst)
     }
 
-    /// The bodies of the requests that were answered.
+    /// Returns the bodies of the requests that were answered.
     pub fn bodies(&self) -> Vec<Vec<u8>> {
         self.seen.bodies.lock().unwrap().clone()
     }
 }
 
-/// The bytes of a frame.
+/// Returns the bytes of a frame.
 pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = payload.len() as u32;
     let mut bytes = vec![
@@ -182,7 +184,7 @@ fn serve(
         }
         let number = seen.requests.fetch_add(1, Ordering::SeqCst) + 1;
         let body = bodies.remove(&came.stream).unwrap_or_default();
-        // `:status: 200` of the static table (RFC 7541, appendix A).
+        // This is `:status: 200` of the static table (RFC 7541, appendix A).
         let ok = [0x88];
         match decide(number) {
             Fate::Answered => {
@@ -208,8 +210,8 @@ fn serve(
                     0,
                     &[last.to_be_bytes(), code.to_be_bytes()].concat(),
                 ))?;
-                // What is unread when a socket is closed makes a reset of it, which may arrive
-                // before the GOAWAY.
+                // Unread bytes turn the close of a socket into a reset, which may arrive before the
+                // GOAWAY.
                 stream.shutdown(std::net::Shutdown::Write)?;
                 stream.set_read_timeout(Some(crate::harness::PATIENCE))?;
                 while Frame::read(&mut stream).is_ok() {}
@@ -227,13 +229,13 @@ fn serve(
     }
 }
 
-/// A client of HTTP/2 that sends the frames it is told to.
+/// An HTTP/2 client that sends exactly the given frames.
 pub struct H2Client {
     stream: TcpStream,
 }
 
 impl H2Client {
-    /// Connects and says hello.
+    /// Connects and sends the preface.
     pub fn connect(address: SocketAddr) -> Self {
         let mut stream = TcpStream::connect(address).unwrap();
         stream.set_nodelay(true).unwrap();
@@ -251,19 +253,19 @@ impl H2Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends these bytes, and says whether the connection still takes them.
+    /// Sends these bytes, and returns whether the connection still accepts them.
     pub fn send_if_open(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
 
-    /// The same connection, to be written to beside it.
+    /// Returns the same connection, for writing in parallel.
     pub fn split(&self) -> Self {
         Self {
             stream: self.stream.try_clone().unwrap(),
         }
     }
 
-    /// Begins a request; with `flags` one may end it, or its header block.
+    /// Begins a request; `flags` may end it, or its header block.
     pub fn ask(&mut self, stream: u32, flags: u8, path: &str, more: &[(&str, &str)]) {
         let block = header_block(path, more);
         self.send(&frame(HEADERS, flags, stream, &block));
@@ -277,12 +279,12 @@ impl H2Client {
         self.send(&frame(PING, ACK, 0, &ping.payload));
     }
 
-    /// The next frame; `None` at the end of the connection.
+    /// Returns the next frame; `None` at the end of the connection.
     pub fn next(&mut self) -> Option<Frame> {
         Frame::read(&mut self.stream).ok()
     }
 
-    /// The next frame of this kind; `None` when the connection ends before.
+    /// Returns the next frame of this kind; `None` when the connection ends before.
     pub fn next_of(&mut self, kind: u8) -> Option<Frame> {
         loop {
             let frame = self.next()?;
@@ -292,7 +294,7 @@ impl H2Client {
         }
     }
 
-    /// All frames until the end of the connection. Pings are answered if `answers`.
+    /// Returns all frames until the end of the connection. Pings are answered if `answers` is true.
     pub fn rest(&mut self, answers: bool) -> Vec<Frame> {
         let mut frames = Vec::new();
         while let Some(frame) = self.next() {
@@ -305,7 +307,7 @@ impl H2Client {
     }
 }
 
-/// A GET of `path` in literals without Huffman coding (RFC 7541, section 6.2.2).
+/// Returns a GET of `path` in literals without Huffman coding (RFC 7541, section 6.2.2).
 pub fn header_block(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let mut block = Vec::new();
     let mut field = |name: &str, value: &str| {

@@ -1,4 +1,4 @@
-//! Scripted backends, a proxy with a file of its own, a client that shows every byte.
+//! Scripted backends, a proxy with its own file, and a client that shows every byte.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -12,10 +12,10 @@ use cutover::assemble::{Origin, Running, Start};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// How long anything may take that has to happen.
+/// How long an expected event may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Looks until it holds; fails the test after [`PATIENCE`].
+/// Repeats a check until it returns a value; fails the test after [`PATIENCE`].
 pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -27,7 +27,7 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// What a scripted backend does with a request.
+/// How a scripted backend handles a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Behaviour {
     /// Answers with this status; below `/bad` always with 500.
@@ -44,13 +44,13 @@ pub enum Behaviour {
     CloseKept,
     /// Answers in HTTP/1.0, without a length, and closes.
     Http10,
-    /// Answers with this status, and says in `x-cutover-outcome` what that was.
+    /// Answers with this status, and names this outcome in `x-cutover-outcome`.
     Says(u16, &'static str),
     /// Redirects to a login page.
     Redirect,
 }
 
-/// A backend that says who it is and does as it is told.
+/// A backend that names itself and behaves as set.
 pub struct Backend {
     pub address: SocketAddr,
     inner: Arc<Inner>,
@@ -98,7 +98,7 @@ impl Backend {
         self.inner.connections.load(Ordering::SeqCst)
     }
 
-    /// The targets of all requests, in the order in which they came; at most the last hundreds.
+    /// Returns the targets of all requests in the order of arrival; at most the last few hundred.
     pub fn paths(&self) -> Vec<String> {
         self.inner
             .heads
@@ -109,7 +109,7 @@ impl Backend {
             .collect()
     }
 
-    /// The head of the last request, as it came.
+    /// Returns the head of the last request, as it was received.
     pub fn last_head(&self) -> String {
         self.inner
             .heads
@@ -178,7 +178,7 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
             }
             Behaviour::Close => return Ok(()),
             Behaviour::Hang => {
-                // Until the other side gives up.
+                // The read ends when the other side gives up.
                 let _ = reader.read(&mut [0]);
                 return Ok(());
             }
@@ -192,7 +192,7 @@ fn serve(stream: TcpStream, inner: &Inner) -> std::io::Result<()> {
     Ok(())
 }
 
-/// A request or an answer as it came over the wire.
+/// A request or an answer as it was received.
 #[derive(Clone, Debug, Default)]
 pub struct Message {
     pub start: String,
@@ -283,7 +283,7 @@ impl Message {
     }
 }
 
-/// A client connection.
+/// A connection of a client.
 pub struct Client {
     stream: TcpStream,
     reader: BufReader<TcpStream>,
@@ -303,7 +303,7 @@ impl Client {
         self.stream.write_all(bytes).unwrap();
     }
 
-    /// Sends these bytes, and says whether the connection still takes them.
+    /// Sends these bytes, and returns whether the connection still accepts them.
     pub fn drip(&mut self, bytes: &[u8]) -> bool {
         self.stream.write_all(bytes).is_ok()
     }
@@ -346,7 +346,7 @@ impl Client {
     }
 }
 
-/// A running proxy with a file and a state directory of its own.
+/// A running proxy with its own file and state directory.
 pub struct Proxy {
     pub legacy: Backend,
     pub new: Backend,
@@ -356,7 +356,7 @@ pub struct Proxy {
     running: Option<Running>,
 }
 
-/// A rollout block; `more` is written below it.
+/// Returns a rollout block; `more` is written below it.
 pub fn rollout(id: &str, percent: &str, more: &str) -> String {
     format!(
         "[[rollout]]\nid = \"{id}\"\npercent = {percent}\nkey = [\"header:x-user-id\"]\n{more}\n"
@@ -368,17 +368,18 @@ pub const QUICK_GUARD: &str = "[rollout.guard]\nmode = \"threshold\"\nwindow = \
                                \"10s\"\nmin_requests = 50\nerrors = { max = \"1%\" }\n";
 
 impl Proxy {
-    /// A proxy with the rollouts given.
+    /// Starts a proxy with the given rollouts.
     pub fn start(rollouts: &str) -> Self {
         Self::start_with("", rollouts)
     }
 
-    /// A proxy with other tables, too.
+    /// Starts a proxy with other tables as well.
     pub fn start_with(tables: &str, rollouts: &str) -> Self {
         Self::start_prepared(|_| (tables.to_owned(), rollouts.to_owned()))
     }
 
-    /// A proxy whose directory is prepared before; says which tables and rollouts the file has.
+    /// Starts a proxy after preparing its directory; `prepare` returns the tables and rollouts of
+    /// the file.
     pub fn start_prepared(prepare: impl FnOnce(&Path) -> (String, String)) -> Self {
         let (legacy, new) = (Backend::start("legacy"), Backend::start("new"));
         let directory = tempfile::tempdir().unwrap();
@@ -397,7 +398,7 @@ impl Proxy {
         proxy
     }
 
-    /// A proxy whose access log goes here.
+    /// Starts a proxy that writes its access log to `access_out`.
     pub fn start_logging(access_out: Box<dyn Write + Send>, rollouts: &str) -> Self {
         let mut proxy = Self::start(rollouts);
         proxy.stop();
@@ -405,7 +406,7 @@ impl Proxy {
         proxy
     }
 
-    /// Starts it again on the same files. Ports change.
+    /// Restarts the proxy on the same files. Ports change.
     pub fn restart(&mut self) {
         self.stop();
         self.launch(Box::new(std::io::sink()));
@@ -417,7 +418,7 @@ impl Proxy {
         }
     }
 
-    /// Stops as SIGTERM does, and says how many connections were cut.
+    /// Stops as SIGTERM does, and returns how many connections were cut.
     pub fn stop_within(&mut self, lead: Duration, grace: Duration) -> usize {
         self.running
             .take()
@@ -437,7 +438,7 @@ impl Proxy {
         self.running = Some(running);
     }
 
-    /// The address with TLS.
+    /// Returns the address with TLS.
     pub fn https(&self) -> SocketAddr {
         self.running.as_ref().unwrap().https[0]
     }
@@ -450,7 +451,7 @@ impl Proxy {
         std::fs::read_to_string(self.file()).unwrap()
     }
 
-    /// The text of the file with other tables and rollouts.
+    /// Returns the text of the file with other tables and rollouts.
     pub fn text_with(&self, tables: &str, rollouts: &str) -> String {
         file(
             self.directory.path(),
@@ -461,7 +462,7 @@ impl Proxy {
         )
     }
 
-    /// Writes rollouts into the file and waits until they are in force.
+    /// Writes rollouts to the file and waits until they are in force.
     pub fn save(&self, rollouts: &str) {
         std::fs::write(self.file(), self.text_with("", rollouts)).unwrap();
         self.reload();
@@ -476,14 +477,14 @@ impl Proxy {
         Client::connect(self.http)
     }
 
-    /// One request on a connection of its own.
+    /// Sends one request on a separate connection.
     pub fn get(&self, target: &str, headers: &[(&str, &str)]) -> Message {
         self.client()
             .ask("GET", target, headers, b"")
             .expect("an answer")
     }
 
-    /// The side that serves a user.
+    /// Returns the side that serves a user.
     pub fn side_of(&self, user: &str) -> String {
         self.get("/", &[("x-user-id", user)]).side().to_owned()
     }
@@ -520,7 +521,7 @@ impl Proxy {
         answer.json()
     }
 
-    /// The first rollout's status.
+    /// Returns the status of the first rollout.
     pub fn rollout(&self) -> Value {
         self.status()["rollouts"][0].clone()
     }
@@ -538,12 +539,12 @@ impl Drop for Proxy {
     }
 }
 
-/// The engine that all tests run on: `make test` runs them on one and on the other.
+/// Returns the engine on which all tests run; `make test` runs them on one and then on the other.
 pub fn engine() -> String {
     std::env::var("CUTOVER_TEST_ENGINE").unwrap_or_else(|_| "auto".to_owned())
 }
 
-/// A whole file on free ports.
+/// Returns a whole file on free ports.
 pub fn file(
     directory: &Path,
     legacy: &Backend,
@@ -586,7 +587,8 @@ pub fn file(
     )
 }
 
-/// Requests in the background until it is dropped: how many, and every one that failed.
+/// Requests in the background until this is dropped. It has their number, and every one that
+/// failed.
 pub struct Load {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
@@ -595,7 +597,7 @@ pub struct Load {
 }
 
 impl Load {
-    /// Connections that each send one request after the other, a new user each time.
+    /// Opens connections that each send one request after the other, from a new user each time.
     pub fn start(address: SocketAddr, connections: usize) -> Self {
         let (stop, answered, failed): (Arc<AtomicBool>, Arc<AtomicUsize>, Arc<Mutex<Vec<String>>>) =
             Default::default();
@@ -641,7 +643,7 @@ impl Load {
         self.answered.load(Ordering::SeqCst)
     }
 
-    /// Ends the load and returns what failed.
+    /// Ends the load and returns the failed requests.
     pub fn end(mut self) -> Vec<String> {
         self.stop.store(true, Ordering::SeqCst);
         for thread in self.threads.drain(..) {

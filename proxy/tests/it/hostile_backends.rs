@@ -1,6 +1,6 @@
-//! A backend that does everything wrong, one thing at a time: the client sees a failure or a
-//! visible truncation, never a whole-looking answer made of a broken one; nothing is sent twice
-//! that must not be; and the next user gets his own answer over whatever is left in the pool.
+//! A backend that does everything wrong, one thing at a time. The client sees a failure or a
+//! visible truncation, never a broken answer that looks whole. Nothing that must not be repeated is
+//! sent twice. The next user gets the right answer over the connections left in the pool.
 
 use std::time::{Duration, Instant};
 
@@ -12,11 +12,11 @@ use crate::raw::{Answer, AtAccept, Ending, RawBackend, RawClient, Request, Scrip
 enum Sees {
     /// This status as a whole answer.
     Status(u16),
-    /// The status of the backend, and an end that shows that something is missing.
+    /// The status of the backend, and an end that shows that the answer is incomplete.
     Cut(u16),
     /// This status and this body, whole.
     Body(u16, &'static str),
-    /// A failure or a cut, by how fast both were.
+    /// A failure or a truncated answer, depending on timing.
     Broken,
 }
 
@@ -27,8 +27,8 @@ struct Case {
     at_accept: AtAccept,
     script: Script,
     sees: Sees,
-    /// The kinds of failure of which one is counted against the backend; `None` where it is none,
-    /// or chance says how the break shows.
+    /// The kinds of failure of which one is counted against the backend. `None` if no failure is
+    /// counted, or if its kind depends on chance.
     kind: Option<&'static str>,
 }
 
@@ -42,11 +42,11 @@ fn case(name: &'static str, script: Script, sees: Sees, kind: Option<&'static st
     }
 }
 
-/// Says this and keeps the connection.
+/// Sends these bytes and keeps the connection.
 macro_rules! says {
     ($($bytes:expr),+) => {
         |talk: &mut Talk, _: &Request| {
-            // The proxy may have closed already: then nothing more can be said.
+            // The proxy may already have closed the connection. Nothing more can be sent then.
             let kept = $(talk.say($bytes).is_ok())&&+;
             talk.done();
             Ok(kept)
@@ -54,7 +54,7 @@ macro_rules! says {
     };
 }
 
-/// Says this and closes.
+/// Sends these bytes and closes.
 macro_rules! ends {
     ($($bytes:expr),*) => {
         |_talk: &mut Talk, _: &Request| {
@@ -65,7 +65,7 @@ macro_rules! ends {
     };
 }
 
-/// Says this and then nothing, until the proxy gives up.
+/// Sends these bytes and then nothing, until the proxy gives up.
 macro_rules! stalls {
     ($($bytes:expr),*) => {
         |talk: &mut Talk, _: &Request| {
@@ -75,7 +75,7 @@ macro_rules! stalls {
     };
 }
 
-/// Says this and resets the connection once the proxy has had it.
+/// Sends these bytes and resets the connection once the proxy has received them.
 macro_rules! resets {
     ($($bytes:expr),*) => {
         |talk: &mut Talk, _: &Request| {
@@ -210,7 +210,7 @@ fn broken_bodies() -> Vec<Case> {
 fn odd_but_whole() -> Vec<Case> {
     vec![
         case("has no words after the status", says!(b"HTTP/1.1 200\r\ncontent-length: 2\r\n\r\nok"), Body(200, "ok"), None),
-        case("has a status nobody knows", says!(b"HTTP/1.1 299 Fine\r\ncontent-length: 2\r\n\r\nok"), Body(299, "ok"), None),
+        case("has an unknown status", says!(b"HTTP/1.1 299 Fine\r\ncontent-length: 2\r\n\r\nok"), Body(299, "ok"), None),
         case("has length and coding", ends!(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"), Body(200, "ok"), None),
         case("has a header with a space before the colon", says!(b"HTTP/1.1 200 OK\r\ncontent-length : 2\r\n\r\nok"), Body(200, "ok"), None),
         case("has a folded header", says!(b"HTTP/1.1 200 OK\r\nx-a: 1\r\n 2\r\ncontent-length: 2\r\n\r\nok"), Body(200, "ok"), None),
@@ -249,8 +249,8 @@ fn odd_but_whole() -> Vec<Case> {
         case(
             "drips an answer",
             |talk, _| {
-                // A few bytes at a time: on a busy machine each rest takes longer than it should,
-                // and the head has half a second.
+                // Only a few bytes are sent at a time. On a busy machine each pause takes longer
+                // than it should, and the head has half a second.
                 for bytes in b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok".chunks(5) {
                     talk.say(bytes)?;
                     talk.rest(Duration::from_millis(1));
@@ -278,8 +278,8 @@ fn odd_but_whole() -> Vec<Case> {
             None,
         ),
         case("nominates headers", says!(b"HTTP/1.1 200 OK\r\nconnection: x-a, keep-alive\r\nx-a: 1\r\ncontent-length: 2\r\n\r\nok"), Body(200, "ok"), None),
-        // What comes first on a fresh connection is taken for the answer; what the backend says
-        // when it has read the request must not be the next one.
+        // Bytes received first on a fresh connection are used as the answer. Bytes that the backend
+        // sends after it has read the request must not become the next answer.
         Case {
             at_accept: AtAccept::Say(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nearly"),
             ..case("answers before it was asked", says!(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\npoison"), Body(200, "early"), None)
@@ -287,7 +287,7 @@ fn odd_but_whole() -> Vec<Case> {
     ]
 }
 
-/// How long the backend may let us wait.
+/// How long the backend may delay its answer.
 const RESPONSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 fn start(backend: &RawBackend) -> Proxy {
@@ -322,7 +322,7 @@ fn ask(proxy: &Proxy, method: &str, target: &str) -> Option<Answer> {
     client.answer(method == "HEAD")
 }
 
-/// What is wrong with an answer to somebody else, if anything.
+/// Returns what is wrong with an answer to another user, if anything.
 fn next_user(proxy: &Proxy, target: &str) -> Option<String> {
     let expected = format!("GET {target} rollout=checkout body=0");
     match ask(proxy, "GET", target) {
@@ -354,7 +354,7 @@ fn is_as(sees: Sees, method: &str, answer: Option<&Answer>) -> bool {
     }
 }
 
-/// Plays a case with one method and says everything that is wrong.
+/// Runs a case with one method and returns everything that is wrong.
 fn play(
     proxy: &Proxy,
     backend: &RawBackend,
@@ -363,11 +363,11 @@ fn play(
     number: usize,
 ) -> Vec<String> {
     let mut wrong = Vec::new();
-    // A kept connection, so that there is something to poison.
+    // A kept connection is opened first, so that there is one to poison.
     backend.behave(AtAccept::Read, crate::raw::good);
     wrong.extend(next_user(proxy, &format!("/warm/{number}")));
     if case.at_accept != AtAccept::Read {
-        // Kept ones are of no use here: they are used up.
+        // Kept connections are of no use in this case, so they are used up.
         backend.behave(AtAccept::Read, ends!());
         for _ in 0..3 {
             let before = total(proxy);
@@ -457,7 +457,7 @@ fn total(proxy: &Proxy) -> f64 {
     failures(proxy).iter().map(|(_, count)| count).sum()
 }
 
-/// Every count of failures, by kind and side.
+/// Returns every count of failures, by kind and side.
 fn failures(proxy: &Proxy) -> Vec<(String, f64)> {
     let text = proxy.admin_ask("GET", "/metrics", &[], b"").text();
     let lines = text
@@ -472,7 +472,7 @@ fn failures(proxy: &Proxy) -> Vec<(String, f64)> {
 }
 
 #[test]
-fn no_broken_answer_looks_whole_and_none_reaches_the_next_user() {
+fn no_broken_answer_looks_whole_or_reaches_the_next_user() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     let cases: Vec<Case> = [broken_heads(), broken_bodies(), odd_but_whole()]
@@ -512,7 +512,7 @@ fn no_broken_answer_looks_whole_and_none_reaches_the_next_user() {
 }
 
 #[test]
-fn a_backend_that_answers_before_it_has_read_the_upload_is_heard() {
+fn an_answer_before_the_upload_is_read_reaches_the_client() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     backend.behave(
@@ -534,11 +534,12 @@ fn a_backend_that_answers_before_it_has_read_the_upload_is_heard() {
 }
 
 #[test]
-fn bytes_that_come_while_a_connection_rests_in_the_pool_are_nobodys_answer() {
+fn bytes_on_an_idle_pooled_connection_answer_no_request() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     for round in 0..10 {
-        // The poison follows in a packet of its own, and is there before the next user asks.
+        // The poison follows in a separate packet, and has arrived before the next user sends a
+        // request.
         backend.behave(AtAccept::Read, |talk, _| {
             talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;
             let kept = talk
@@ -560,7 +561,7 @@ fn bytes_that_come_while_a_connection_rests_in_the_pool_are_nobodys_answer() {
 }
 
 #[test]
-fn a_kept_connection_that_closes_on_reuse_costs_a_get_nothing_and_is_never_asked_twice_by_a_post() {
+fn a_connection_closed_on_reuse_costs_a_get_nothing_and_repeats_no_post() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     for round in 0..10 {
@@ -576,7 +577,7 @@ fn a_kept_connection_that_closes_on_reuse_costs_a_get_nothing_and_is_never_asked
 }
 
 #[test]
-fn a_kept_connection_that_ended_while_it_rested_costs_a_post_nothing() {
+fn a_kept_connection_that_ended_while_idle_costs_a_post_nothing() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     let mut passed = 0;
@@ -597,8 +598,8 @@ fn a_kept_connection_that_ended_while_it_rested_costs_a_post_nothing() {
         backend.behave(AtAccept::Read, crate::raw::good);
         let answer = ask(&proxy, "POST", "/evil").expect("an answer");
         let asked = backend.take_evil().len();
-        // On a busy machine the end may arrive after the look; then the client is told, and may try
-        // again since nothing was asked.
+        // On a busy machine the end may arrive after the check. The client is then notified, and
+        // may try again since no request was sent.
         assert!(
             matches!((answer.status, asked), (200, 1) | (502, 0)),
             "round {round}: {} after {asked} requests",
@@ -610,7 +611,7 @@ fn a_kept_connection_that_ended_while_it_rested_costs_a_post_nothing() {
 }
 
 #[test]
-fn an_upgrade_that_is_refused_leaves_no_tunnel() {
+fn a_refused_upgrade_leaves_no_tunnel() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     backend.behave(AtAccept::Read, |talk, _| {
@@ -633,14 +634,14 @@ fn an_upgrade_that_is_refused_leaves_no_tunnel() {
 }
 
 #[test]
-fn an_upgrade_passes_bytes_both_ways_with_those_that_came_with_its_answer() {
+fn an_upgrade_passes_bytes_both_ways_including_early_ones() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     backend.behave(AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\nglued")?;
         talk.echo()
     });
-    // Several at once: the backend has to be faster than a busy proxy.
+    // Several requests run at once, because the backend has to be faster than a busy proxy.
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| (0..60).for_each(|_| through_a_tunnel(&proxy)));
@@ -653,7 +654,7 @@ fn an_upgrade_passes_bytes_both_ways_with_those_that_came_with_its_answer() {
 const UPGRADE: &[u8] = b"GET /evil HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\nconnection: upgrade\r\nupgrade: websocket\r\nsec-websocket-key: x\r\n\r\n";
 
 #[test]
-fn a_tunnel_may_rest_for_longer_than_an_answer_may_take() {
+fn a_tunnel_may_be_idle_for_longer_than_the_response_timeout() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     backend.behave(AtAccept::Read, |talk, _| {
@@ -679,7 +680,7 @@ fn a_tunnel_may_rest_for_longer_than_an_answer_may_take() {
 }
 
 #[test]
-fn an_upgrade_that_is_never_answered_is_a_timeout_and_one_that_is_refused_by_reset_a_bad_gateway() {
+fn an_unanswered_upgrade_is_a_timeout_and_a_reset_one_is_502() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     for (script, status) in [
@@ -704,12 +705,12 @@ fn an_upgrade_that_is_never_answered_is_a_timeout_and_one_that_is_refused_by_res
 }
 
 #[test]
-fn a_tunnel_that_breaks_ends_without_a_word_of_ours() {
+fn a_broken_tunnel_ends_without_added_bytes() {
     let backend = RawBackend::start();
     let proxy = start(&backend);
     backend.behave(AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")?;
-        // Breaks when it is spoken to, so that the switch has arrived.
+        // It breaks when it receives a request, so that the switch has arrived.
         talk.rest(PATIENCE);
         talk.reset()
     });

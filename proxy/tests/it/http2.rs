@@ -1,4 +1,4 @@
-//! HTTP/2 from clients, without TLS so that every frame is ours to choose.
+//! HTTP/2 from clients, without TLS so that the tests control every frame.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::harness::{Behaviour, Client, PATIENCE, Proxy, rollout, until};
 const H2C: &str = "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\nbody_idle_timeout = \
                    \"200ms\"\nwrite_timeout = \"200ms\"\n";
 
-/// Runs with a runtime of its own, within the patience of these tests.
+/// Runs a test on a separate runtime, within the patience of these tests.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -49,14 +49,14 @@ pub async fn body_of(response: Response<h2::RecvStream>) -> (StatusCode, String)
 }
 
 #[test]
-fn an_empty_last_part_of_a_body_poisons_no_connection_of_other_users() {
+fn an_empty_last_body_frame_poisons_no_connection_of_other_users() {
     let proxy = Proxy::start_with(H2C, &rollout("checkout", "100", ""));
     run(async {
         let mut client = connect(proxy.http).await;
         for round in 0..100 {
             let (response, mut body) = client.send_request(request("POST", "u"), false).unwrap();
             body.send_data(Bytes::from_static(b"hello"), false).unwrap();
-            // The end comes by itself, with nothing in it.
+            // The end is a separate frame without content.
             body.send_data(Bytes::new(), true).unwrap();
             assert_eq!(
                 body_of(response.await.unwrap()).await,
@@ -78,7 +78,7 @@ fn an_empty_last_part_of_a_body_poisons_no_connection_of_other_users() {
 }
 
 #[test]
-fn streams_side_by_side_are_users_of_their_own() {
+fn concurrent_streams_are_separate_users() {
     let proxy = Proxy::start_with(H2C, &rollout("checkout", "50", ""));
     run(async {
         let mut client = connect(proxy.http).await;
@@ -97,7 +97,7 @@ fn streams_side_by_side_are_users_of_their_own() {
                 "{user}"
             );
         }
-        // A cookie in crumbs, as HTTP/2 allows, and no host at all.
+        // The cookie is split into several fields, as HTTP/2 allows, and there is no host at all.
         let crumbs = Request::builder()
             .uri("http://shop.example/")
             .header("cookie", "a=1")
@@ -124,7 +124,7 @@ fn streams_side_by_side_are_users_of_their_own() {
 }
 
 #[test]
-fn a_body_that_never_comes_on_ends_its_stream_and_no_other() {
+fn a_stalled_body_ends_its_stream_and_no_other() {
     let proxy = Proxy::start_with(H2C, &rollout("checkout", "100", ""));
     run(async {
         let mut client = connect(proxy.http).await;
@@ -154,7 +154,7 @@ fn a_body_that_never_comes_on_ends_its_stream_and_no_other() {
 }
 
 #[test]
-fn a_stream_that_is_still_on_new_some_time_after_a_rollback_is_reset_and_its_connection_stays() {
+fn a_stream_on_new_long_after_a_rollback_is_reset_alone() {
     let tables = |address: SocketAddr| {
         format!("{H2C}[backend.new]\nservers = [\"{address}\"]\nresponse_timeout = \"60s\"\n")
     };

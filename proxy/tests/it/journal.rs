@@ -1,4 +1,4 @@
-//! The journal of a long life: read in bounded memory, moved away, and continued.
+//! A long-lived journal: read in bounded memory, moved away, and continued.
 
 use std::fs;
 use std::io::Write;
@@ -35,7 +35,7 @@ fn long_journal(state: &Path, bytes: usize) -> usize {
     lines
 }
 
-/// The most memory that a process has had, in MiB.
+/// Returns the peak memory of a process, in MiB.
 fn peak(process: &Process) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", process.child.id())).unwrap();
     let line = status
@@ -50,7 +50,8 @@ fn a_long_journal_is_read_in_bounded_memory_by_many_at_once() {
     const MIB: usize = 192;
     let world = World::new(&rollout("checkout", "5", ""));
     let lines = long_journal(&world.path().join("state"), MIB * 1024 * 1024);
-    // Without a state beside it every rollout would start latched: that is another test.
+    // Without a state beside the journal every rollout would start latched. Another test covers
+    // that.
     fs::rename(
         world.path().join("state/journal.jsonl"),
         world.path().join("kept"),
@@ -135,21 +136,21 @@ fn a_long_journal_is_read_in_bounded_memory_by_many_at_once() {
     process.kill();
 }
 
-/// Lets whoever waits for a writer of a pipe go on, also if the test has failed.
+/// A guard that unblocks readers of a pipe, even if the test has failed.
 struct Release<'a>(&'a Path);
 
 impl Drop for Release<'_> {
     fn drop(&mut self) {
-        // For both ways, so that it waits for nobody itself.
+        // The pipe is opened for both directions, so that the open itself does not block.
         let _ = fs::File::options().read(true).write(true).open(self.0);
     }
 }
 
 #[test]
-fn more_histories_than_are_read_at_once_are_told_to_come_back() {
+fn more_histories_than_permits_are_refused_with_a_retry_time() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     let journal = proxy.directory.path().join("state/journal.jsonl");
-    // Whoever opens a pipe waits until somebody writes into it: a reading that takes forever.
+    // Opening a pipe blocks until another process writes to it, so this reading takes forever.
     fs::remove_file(&journal).unwrap();
     assert!(
         Command::new("mkfifo")
@@ -195,7 +196,7 @@ fn more_histories_than_are_read_at_once_are_told_to_come_back() {
 }
 
 #[test]
-fn a_journal_moved_away_is_told_and_continued_in_a_new_file() {
+fn a_moved_journal_is_reported_and_continued_in_a_new_file() {
     let world = World::new(&rollout("checkout", "5", ""));
     let mut process = Process::start(world.path());
     let (journal, moved) = (
@@ -259,7 +260,7 @@ fn a_journal_moved_away_is_told_and_continued_in_a_new_file() {
     .unwrap();
     assert_eq!(first["previous"], hash(before.trim_end()));
     process.kill();
-    // The same while nobody runs.
+    // The same move is made while no process runs.
     let last = fs::read_to_string(&journal)
         .unwrap()
         .lines()
@@ -296,7 +297,7 @@ fn a_journal_moved_away_is_told_and_continued_in_a_new_file() {
         "{words}"
     );
     process.kill();
-    // And gone for good: it is told, and a new chain begins.
+    // The journal is now deleted. This is reported, and a new chain begins.
     fs::remove_file(&journal).unwrap();
     fs::remove_file(&moved).unwrap();
     let process = Process::start(world.path());
@@ -306,7 +307,7 @@ fn a_journal_moved_away_is_told_and_continued_in_a_new_file() {
     );
     assert_eq!(process.rollout()["effective_percent"], 7.0);
     process.kill();
-    // A state that is gone beside a journal that was moved away is no first start.
+    // A missing state beside a journal that was moved away is no first start.
     fs::rename(&journal, &moved).unwrap();
     fs::remove_file(world.path().join("state/status.json")).unwrap();
     let process = Process::start(world.path());
@@ -329,7 +330,7 @@ fn a_changed_line_deep_in_the_journal_fails_the_history_command() {
     }
     let journal = world.path().join("state/journal.jsonl");
     let text = fs::read_to_string(&journal).unwrap();
-    // In place, so that it stays the same file.
+    // The file is changed in place, so that it stays the same file.
     fs::write(&journal, text.replacen("CHG-7", "CHG-8", 1)).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_cutover"));

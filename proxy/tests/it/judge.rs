@@ -1,4 +1,4 @@
-//! The guard that a file has when it says nothing about one, in the real proxy.
+//! The default guard of a file, in the real proxy.
 
 use std::process::Command;
 
@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::harness::{Behaviour, Client, Load, Proxy, rollout, until};
 
-/// Believes the addresses that the tests give themselves.
+/// The proxy trusts the client addresses that the tests set.
 const BEHIND_A_PROXY: &str =
     "[listen]\nhttp = [\"127.0.0.1:0\"]\ntrusted_proxies = [\"127.0.0.1/32\"]\n";
 
@@ -21,7 +21,7 @@ fn verdict(proxy: &Proxy, rule: &str) -> Value {
         .unwrap_or_else(|| panic!("there is no rule {rule}"))
 }
 
-/// One request of a user behind an address, and the status it got.
+/// Sends one request from a user at an address, and returns its status.
 fn ask(client: &mut Client, path: &str, user: &str, address: &str) -> u16 {
     client
         .ask(
@@ -34,7 +34,7 @@ fn ask(client: &mut Client, path: &str, user: &str, address: &str) -> u16 {
         .status()
 }
 
-/// Honest users of a network each, one good request by everybody.
+/// Sends one good request from each honest user, each in a different network.
 fn honest_round(client: &mut Client) {
     for user in 0..60 {
         assert_eq!(
@@ -70,14 +70,16 @@ fn without_a_guard_section_a_broken_backend_costs_a_handful_of_answers() {
         .as_str()
         .unwrap()
         .to_owned();
-    // Where the judge wakes up late, twenty in a row have said it before the evidence is weighed.
+    // If the judge wakes up late, twenty failures in a row are reported before the evidence is
+    // weighed.
     let is_weighed = sentence.contains(" users in ")
         && sentence.contains("a healthy backend would do this once in 30 days");
     assert!(
         sentence.starts_with("new failed ") && (is_weighed || sentence.contains(" times in a row")),
         "{sentence}"
     );
-    // Eight or so decide; the rest is what a busy machine lets through before the judge wakes up.
+    // About eight decide; the others are requests that a busy machine lets through before the judge
+    // wakes up.
     assert!(
         failed.len() <= 200,
         "{} bad answers: {sentence}",
@@ -101,7 +103,7 @@ fn without_a_guard_section_a_broken_backend_costs_a_handful_of_answers() {
 }
 
 #[test]
-fn requests_that_hang_are_noticed_before_they_time_out() {
+fn hanging_requests_are_detected_before_they_time_out() {
     let tables = |proxy: &Proxy| {
         format!(
             "[backend.new]\nservers = [\"{}\"]\nresponse_timeout = \"60s\"\n",
@@ -158,7 +160,7 @@ fn requests_that_hang_are_noticed_before_they_time_out() {
     proxy.new.behave(Behaviour::Answer(200));
 }
 
-/// Requests whose last byte is still to come, from a user each.
+/// Returns requests whose last byte is not sent yet, each from a different user.
 fn uploads(proxy: &Proxy) -> Vec<Client> {
     let upload = |user| {
         let mut client = Client::connect(proxy.http);
@@ -175,7 +177,7 @@ fn uploads(proxy: &Proxy) -> Vec<Client> {
 }
 
 #[test]
-fn a_slow_upload_is_not_a_backend_that_hangs() {
+fn a_slow_upload_is_not_a_hanging_backend() {
     let rollout = rollout(
         "checkout",
         "100",
@@ -209,7 +211,7 @@ fn a_slow_upload_is_not_a_backend_that_hangs() {
 }
 
 #[test]
-fn a_client_that_uploads_for_longer_than_the_backend_may_take_is_no_evidence() {
+fn an_upload_longer_than_the_response_timeout_is_no_evidence() {
     // The harness gives new 300 ms to answer.
     let proxy = Proxy::start_with(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nbody_idle_timeout = \"2s\"\n",
@@ -234,7 +236,7 @@ fn a_client_that_uploads_for_longer_than_the_backend_may_take_is_no_evidence() {
 }
 
 #[test]
-fn one_client_that_makes_new_fail_does_not_roll_it_back() {
+fn one_client_that_causes_failures_does_not_roll_new_back() {
     let proxy = Proxy::start_with(
         BEHIND_A_PROXY,
         &rollout("checkout", "100", "failover = \"off\""),
@@ -251,7 +253,7 @@ fn one_client_that_makes_new_fail_does_not_roll_it_back() {
         (proxy.rollout()["new"]["failed"] == 600).then_some(())
     });
     assert_eq!(proxy.rollout()["phase"], "holding");
-    // Nor does it help to be many users behind one address.
+    // Many users behind one address do not help either.
     for request in 0..600 {
         assert_eq!(
             ask(
@@ -275,7 +277,7 @@ fn one_client_that_makes_new_fail_does_not_roll_it_back() {
         "{}",
         verdict(&proxy, "errors_max")
     );
-    // The same failures for honest users do.
+    // The same failures for honest users cause a drop.
     until("the drop", || {
         for user in 0..20 {
             ask(
@@ -290,7 +292,7 @@ fn one_client_that_makes_new_fail_does_not_roll_it_back() {
 }
 
 #[test]
-fn failures_of_both_sides_freeze_raises_and_are_told_once() {
+fn failures_of_both_sides_freeze_raises_and_are_reported_once() {
     let proxy = Proxy::start(&rollout("checkout", "50", ""));
     let load = Load::start(proxy.http, 4);
     until("healthy traffic", || (load.answered() > 500).then_some(()));

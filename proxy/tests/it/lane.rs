@@ -1,5 +1,5 @@
-//! Which engine takes which request, and what the lane owns that the other tests do not ask about.
-//! They all run on both engines.
+//! Which engine serves which request, and the properties of the lane that other tests do not cover.
+//! The other tests run on both engines.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::harness::{Proxy, rollout, until};
 use crate::raw::{Ending, RawBackend, RawClient};
 
-/// Everything on new, with a log and these keys below `[listen]`.
+/// Starts a proxy with all users on new, with a log and these keys below `[listen]`.
 fn start(engine: &str, listen: &str, backend: &RawBackend, more: &str) -> Proxy {
     let tables = format!(
         "[listen]\nengine = \"{engine}\"\nhttp = [\"127.0.0.1:0\"]\n{listen}\n[log]\nfile = \
@@ -24,7 +24,7 @@ fn start(engine: &str, listen: &str, backend: &RawBackend, more: &str) -> Proxy 
     )
 }
 
-/// Which engine served a path.
+/// Returns the engine that served a path.
 fn engine_of(proxy: &Proxy, path: &str) -> String {
     until("its line", || {
         let text =
@@ -57,8 +57,7 @@ fn get(path: &str) -> String {
 }
 
 #[test]
-fn what_is_plain_takes_the_lane_and_what_is_not_the_proxy_engine_request_by_request_on_one_connection()
- {
+fn plain_requests_use_the_lane_and_others_the_proxy_engine() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
     let mut client = RawClient::connect(proxy.http);
@@ -118,7 +117,7 @@ fn what_is_plain_takes_the_lane_and_what_is_not_the_proxy_engine_request_by_requ
 }
 
 #[test]
-fn with_the_proxy_engine_nothing_takes_the_lane() {
+fn with_the_proxy_engine_no_request_uses_the_lane() {
     let backend = RawBackend::start();
     let proxy = start("proxy", "", &backend, "");
     let mut client = RawClient::connect(proxy.http);
@@ -131,12 +130,13 @@ fn with_the_proxy_engine_nothing_takes_the_lane() {
 }
 
 #[test]
-fn a_backend_that_is_not_plain_is_the_proxy_engines() {
+fn a_backend_that_is_not_plain_uses_the_proxy_engine() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "http2 = true\n");
     let mut client = RawClient::connect(proxy.http);
     client.send(get("/a").as_bytes());
-    // What it makes of HTTP/2 is its own affair; what counts is who asked.
+    // How the backend reads HTTP/2 does not matter here; only the engine that sent the request
+    // does.
     assert!(client.answer(false).is_some());
     assert_eq!(
         (
@@ -148,11 +148,11 @@ fn a_backend_that_is_not_plain_is_the_proxy_engines() {
 }
 
 #[test]
-fn requests_that_come_all_at_once_are_answered_in_their_order() {
+fn pipelined_requests_are_answered_in_order() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
     let mut client = RawClient::connect(proxy.http);
-    // More than a buffer has room for, and one with a body among them.
+    // The requests are larger than a buffer, and one of them has a body.
     let mut all = String::new();
     for number in 0..300 {
         all.push_str(&get(&format!("/{number}")));
@@ -184,7 +184,7 @@ fn requests_that_come_all_at_once_are_answered_in_their_order() {
 }
 
 #[test]
-fn an_answer_arrives_whole_though_what_stands_behind_its_request_is_refused_unread() {
+fn an_answer_arrives_whole_before_a_refused_pipelined_request() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
     backend.behave(crate::raw::AtAccept::Read, |talk, _| {
@@ -197,7 +197,7 @@ fn an_answer_arrives_whole_though_what_stands_behind_its_request_is_refused_unre
     for round in 1..=5 {
         let mut client = RawClient::connect(proxy.http);
         client.send(&[head.as_bytes(), &refused].concat());
-        // Both answers are under way then, and not read yet.
+        // Both answers are under way at this point, and not read yet.
         until("the proxy to close", || {
             (declined(&proxy, "head") == f64::from(round)
                 && proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0))
@@ -219,7 +219,7 @@ fn an_answer_arrives_whole_though_what_stands_behind_its_request_is_refused_unre
 }
 
 #[test]
-fn a_large_upload_arrives_whole_in_whatever_fragments_it_comes() {
+fn a_large_upload_arrives_whole_in_any_fragments() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
     for fragment in [100_000, 7_919, 1 << 20] {
@@ -243,14 +243,14 @@ fn a_large_upload_arrives_whole_in_whatever_fragments_it_comes() {
     }
 }
 
-/// The body of a large answer: no two parts of it are alike.
+/// Returns the body of a large answer, no two parts of which are alike.
 fn large(bytes: usize) -> Vec<u8> {
     (0..bytes as u32 / 4)
         .flat_map(|number| number.wrapping_mul(2_654_435_761).to_be_bytes())
         .collect()
 }
 
-/// More than the sockets on the way have room for.
+/// The size exceeds the buffers of all sockets on the way.
 const LARGE: usize = 24 << 20;
 
 fn very_large() -> &'static [u8] {
@@ -259,10 +259,10 @@ fn very_large() -> &'static [u8] {
 }
 
 #[test]
-fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slowly() {
+fn a_large_answer_in_any_framing_arrives_whole_at_a_slow_reader() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
-    // Made before anybody waits for it.
+    // The body is made before any client waits for it.
     let expected = very_large();
     let by_length: crate::raw::Script = |talk, _| {
         talk.say(format!("HTTP/1.1 200 OK\r\ncontent-length: {LARGE}\r\n\r\n").as_bytes())?;
@@ -297,7 +297,7 @@ fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slow
         backend.behave(crate::raw::AtAccept::Read, script);
         let mut client = RawClient::connect(proxy.http);
         client.send(get("/evil").as_bytes());
-        // A little at first, so that everything on the way fills up.
+        // The client reads slowly at first, so that every buffer on the way fills up.
         let mut begin = vec![0; 1000];
         client.stream.read_exact(&mut begin).unwrap();
         until("the answer to be under way", || {
@@ -321,7 +321,7 @@ fn a_large_answer_arrives_whole_however_it_is_framed_at_a_client_that_reads_slow
 }
 
 #[test]
-fn answers_larger_than_a_buffer_leave_their_connection_to_the_next_request() {
+fn answers_larger_than_a_buffer_leave_the_connection_usable() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
     backend.behave(crate::raw::AtAccept::Read, |talk, _| {
@@ -337,7 +337,7 @@ fn answers_larger_than_a_buffer_leave_their_connection_to_the_next_request() {
             client.answer(false).map(|answer| answer.body.len()),
             Some(100_000)
         );
-        // Laid down a moment after the last byte was written.
+        // The connection is pooled a moment after the last byte was written.
         until("the connection to rest", || {
             (resting(&proxy) == 1.0).then_some(())
         });
@@ -346,7 +346,7 @@ fn answers_larger_than_a_buffer_leave_their_connection_to_the_next_request() {
 }
 
 #[test]
-fn a_client_that_stops_its_upload_under_an_answer_is_no_failure_of_the_backend() {
+fn a_client_that_stops_its_upload_during_an_answer_is_no_failure() {
     let backend = RawBackend::start();
     let proxy = start("auto", "body_idle_timeout = \"300ms\"\n", &backend, "");
     backend.behave(
@@ -376,7 +376,7 @@ fn a_client_that_stops_its_upload_under_an_answer_is_no_failure_of_the_backend()
 }
 
 #[test]
-fn an_upload_goes_on_behind_an_answer_that_came_before_it() {
+fn an_upload_continues_after_an_early_answer() {
     for engine in ["auto", "proxy"] {
         let backend = RawBackend::start();
         let proxy = start(engine, "", &backend, "");
@@ -425,7 +425,7 @@ fn an_upload_goes_on_behind_an_answer_that_came_before_it() {
 }
 
 #[test]
-fn what_a_backend_has_refused_is_not_sent_to_it_any_more() {
+fn an_upload_that_a_backend_refused_is_no_longer_sent() {
     let backend = RawBackend::start();
     let proxy = start("auto", "body_idle_timeout = \"300ms\"\n", &backend, "");
     backend.behave(
@@ -446,13 +446,13 @@ fn what_a_backend_has_refused_is_not_sent_to_it_any_more() {
     );
     assert!(
         client.is_closed(),
-        "the client is told that nobody wants the rest"
+        "the client is told that the rest is not wanted"
     );
     until("the end", || (backend.ended() == 1).then_some(()));
 }
 
 #[test]
-fn an_upload_that_moves_under_an_answer_has_no_limit_but_its_own() {
+fn an_upload_with_progress_during_an_answer_has_only_its_own_limit() {
     let backend = RawBackend::start();
     let tables = format!(
         "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = \
@@ -470,7 +470,7 @@ fn an_upload_that_moves_under_an_answer_has_no_limit_but_its_own() {
     let mut client = RawClient::connect(proxy.http);
     client
         .send(b"POST /upload HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 1200\r\n\r\n");
-    // Three times as long as the limit, and no pause of that length in it.
+    // The upload takes three times the limit, but contains no pause of that length.
     for part in 1..=12 {
         client.send(&[b'#'; 100]);
         let came = || {
@@ -493,7 +493,7 @@ fn an_upload_that_moves_under_an_answer_has_no_limit_but_its_own() {
 }
 
 #[test]
-fn a_backend_has_one_limit_for_all_of_a_head() {
+fn one_limit_applies_to_the_whole_head_of_an_answer() {
     let backend = RawBackend::start();
     let tables = format!(
         "[listen]\nengine = \"auto\"\nhttp = [\"127.0.0.1:0\"]\n[backend.new]\nservers = \
@@ -520,7 +520,7 @@ fn a_backend_has_one_limit_for_all_of_a_head() {
 }
 
 #[test]
-fn an_early_answer_arrives_though_the_process_is_about_to_end() {
+fn an_early_answer_arrives_while_the_process_is_about_to_end() {
     let backend = RawBackend::start();
     let mut proxy = start("auto", "", &backend, "");
     backend.behave(
@@ -538,10 +538,10 @@ fn an_early_answer_arrives_though_the_process_is_about_to_end() {
     });
     let address = proxy.http;
     let stopping = std::thread::spawn(move || proxy.stop());
-    until("it to accept nobody", || {
+    until("it to accept no client", || {
         std::net::TcpStream::connect(address).is_err().then_some(())
     });
-    // On and on, so that a reset would have been there before the answer is read.
+    // The upload continues, so that a reset would arrive before the answer is read.
     for _ in 0..10 {
         client.send(&[b'#'; 1_000]);
         std::thread::sleep(Duration::from_millis(20));
@@ -557,7 +557,7 @@ fn an_early_answer_arrives_though_the_process_is_about_to_end() {
 }
 
 #[test]
-fn a_client_that_leaves_after_its_upload_is_noticed_before_the_backend_is_late() {
+fn a_client_gone_after_its_upload_is_noticed_before_a_late_answer() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "");
     backend.behave(crate::raw::AtAccept::Read, |talk, _| talk.outlast());
@@ -575,12 +575,12 @@ fn a_client_that_leaves_after_its_upload_is_noticed_before_the_backend_is_late()
 }
 
 #[test]
-fn a_client_that_does_not_read_is_cut_and_is_nobodys_failure() {
+fn a_client_that_does_not_read_is_cut_off_without_a_failure() {
     let backend = RawBackend::start();
     let proxy = start("auto", "write_timeout = \"300ms\"\n", &backend, "");
     backend.behave(crate::raw::AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 200 OK\r\ncontent-length: 67108864\r\n\r\n")?;
-        // Until the proxy gives up.
+        // The backend writes until the proxy gives up.
         while talk.say(&[b'x'; 65_536]).is_ok() {}
         Ok(false)
     });
@@ -602,8 +602,7 @@ fn a_client_that_does_not_read_is_cut_and_is_nobodys_failure() {
 }
 
 #[test]
-fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes_it_or_its_time_is_up()
- {
+fn an_idle_connection_is_reused_until_it_is_closed_or_expires() {
     let backend = RawBackend::start();
     let proxy = start("auto", "", &backend, "idle_timeout = \"1500ms\"\n");
     let ask = |path: &str| {
@@ -634,7 +633,7 @@ fn a_connection_that_rests_is_used_again_and_thrown_away_when_its_backend_closes
 }
 
 #[test]
-fn a_get_is_answered_though_every_kept_connection_has_ended_unnoticed() {
+fn a_get_is_answered_even_if_every_kept_connection_has_ended() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     let unfinished = b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 5\r\n\r\nhel";
     let mut clients: Vec<RawClient> = (0..3).map(|_| RawClient::connect(proxy.http)).collect();
@@ -648,14 +647,14 @@ fn a_get_is_answered_though_every_kept_connection_has_ended_unnoticed() {
         client.send(b"lo");
         assert_eq!(client.answer(false).map(|answer| answer.status), Some(200));
     }
-    // Each closes at its next request, without a byte.
+    // Each connection closes at its next request, without a byte.
     proxy.new.behave(crate::harness::Behaviour::CloseKept);
     assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 200);
     assert_eq!(proxy.rollout()["new"]["failed"], 0);
 }
 
 #[test]
-fn a_silent_connection_is_closed_after_a_while_and_a_later_head_has_its_own_limit() {
+fn a_silent_connection_is_closed_and_a_later_head_has_its_own_limit() {
     let backend = RawBackend::start();
     let proxy = start(
         "auto",

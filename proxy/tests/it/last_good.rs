@@ -1,4 +1,4 @@
-//! Starts without a usable file: what was accepted last is complete, and is found.
+//! Starts without a usable file. The last accepted configuration is complete, and is found.
 
 use std::fs;
 use std::path::Path;
@@ -25,7 +25,7 @@ fn config(process: &Process) -> Value {
         .clone()
 }
 
-/// What a start that ends says: its exit code and its words.
+/// Returns the exit code and the messages of a start that fails.
 fn refused(mut command: std::process::Command) -> (Option<i32>, String) {
     let output = command.output().unwrap();
     (
@@ -112,7 +112,7 @@ fn a_start_without_an_include_and_its_list_uses_the_kept_ones() {
 }
 
 #[test]
-fn a_list_changed_while_running_is_kept_as_it_was_accepted_last() {
+fn a_list_changed_while_running_is_kept_as_last_accepted() {
     let world = World::new(&rollout("checkout", "0", LISTED));
     let list = world.path().join("beta.txt");
     fs::write(&list, "ana\n").unwrap();
@@ -131,7 +131,7 @@ fn a_list_changed_while_running_is_kept_as_it_was_accepted_last() {
             .status(),
         200
     );
-    // The answer to a command comes after the disk has all that was asked before.
+    // The answer to a command is sent after everything requested before is on disk.
     assert_eq!(
         process
             .admin_ask(
@@ -178,7 +178,8 @@ fn a_last_good_file_of_an_earlier_version_still_starts() {
     let file = world.path().join("cutover.toml");
     fs::write(world.path().join("beta.txt"), "ana\n").unwrap();
     Process::start(world.path()).kill();
-    // Without kept files, as it was written then: lists are read where they are.
+    // The last good file is written in the old form without kept files, so lists are read from
+    // their original place.
     fs::copy(&file, world.path().join("state/last-good.toml")).unwrap();
     fs::remove_dir_all(world.path().join("state/last-good.d")).unwrap();
     fs::write(
@@ -194,7 +195,7 @@ fn a_last_good_file_of_an_earlier_version_still_starts() {
 }
 
 #[test]
-fn a_file_that_is_no_toml_starts_with_a_state_directory_given() {
+fn a_file_that_is_not_toml_starts_with_a_given_state_directory() {
     let world = World::new(&rollout("checkout", "33", ""));
     let (file, state) = (
         world.path().join("cutover.toml"),
@@ -244,7 +245,7 @@ fn a_file_that_is_no_toml_starts_with_a_state_directory_given() {
 }
 
 #[test]
-fn a_state_directory_given_wins_over_the_file_and_that_is_told() {
+fn a_given_state_directory_overrides_the_file_and_is_reported() {
     let world = World::new(&rollout("checkout", "33", ""));
     let given = world.path().join("elsewhere");
     let mut command = command(world.path());
@@ -281,7 +282,7 @@ fn a_state_directory_given_wins_over_the_file_and_that_is_told() {
 }
 
 #[test]
-fn a_state_directory_without_a_last_good_file_says_what_to_do() {
+fn a_start_without_a_last_good_file_says_what_to_do() {
     let world = World::new("broken");
     let (code, words) = refused({
         let mut command = command(world.path());

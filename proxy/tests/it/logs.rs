@@ -1,4 +1,4 @@
-//! The access log as a file: who, which trace, how many.
+//! The access log as a file: users, traces, sampling.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ fn line(proxy: &Proxy, path: &str) -> Value {
 }
 
 #[test]
-fn a_line_says_which_user_and_which_trace_and_its_hash_outlives_a_restart() {
+fn a_line_has_user_and_trace_and_its_hash_survives_a_restart() {
     let mut proxy = Proxy::start_with(
         "[log]\nfile = \"access.log\"\n",
         &rollout("checkout", "100", ""),
@@ -44,7 +44,7 @@ fn a_line_says_which_user_and_which_trace_and_its_hash_outlives_a_restart() {
             .is_some_and(|hash| hash.len() == 16),
         "{first}"
     );
-    // Without a context one begins, and the backend gets the same.
+    // Without a trace context a new one begins, and the backend receives the same one.
     proxy.get("/second", &[("x-user-id", "ben")]);
     let second = line(&proxy, "/second");
     assert!(
@@ -72,7 +72,7 @@ fn a_line_says_which_user_and_which_trace_and_its_hash_outlives_a_restart() {
 }
 
 #[test]
-fn of_what_goes_well_a_sample_has_a_line_and_of_what_fails_everything() {
+fn successes_are_sampled_and_every_failure_has_a_line() {
     let tables = |log: &str| format!("[log]\nfile = \"access.log\"\n{log}");
     let proxy = Proxy::start_with(
         &tables("sample = \"0%\"\nuser = \"plain\"\n"),
@@ -88,7 +88,7 @@ fn of_what_goes_well_a_sample_has_a_line_and_of_what_fails_everything() {
         (&"status".into(), &"ana".into(), &1.into())
     );
     assert_eq!(lines(&proxy).len(), 1, "twenty that went well have none");
-    // How many is followed like everything else in the file.
+    // A change of the sampling rate is followed like every other key in the file.
     fs::write(
         proxy.file(),
         proxy.text_with(&tables("user = \"off\"\n"), &rollout("checkout", "0", "")),
@@ -105,7 +105,7 @@ fn of_what_goes_well_a_sample_has_a_line_and_of_what_fails_everything() {
 }
 
 #[test]
-fn what_was_saved_by_the_other_side_always_has_a_line() {
+fn a_failover_always_has_a_line() {
     let dead = Backend::start("dead");
     dead.behave(Behaviour::Close);
     let tables = format!(
@@ -127,7 +127,7 @@ fn what_was_saved_by_the_other_side_always_has_a_line() {
 }
 
 #[test]
-fn a_log_that_cannot_be_opened_is_told_at_the_start() {
+fn a_log_that_cannot_be_opened_is_reported_at_the_start() {
     let directory = tempfile::tempdir().unwrap();
     let (legacy, new) = (Backend::start("legacy"), Backend::start("new"));
     let text = crate::harness::file(

@@ -1,8 +1,7 @@
-//! The running thing: the real proxy on port 0, real backends, real files, real signals. One
-//! binary, so that it links once.
+//! Integration tests with the real proxy on port 0, real backends, real files and real signals.
+//! They form one binary, so that it links once.
 //!
-//! Nothing here waits a fixed time for something to happen: it looks again and again until a
-//! deadline.
+//! No test waits a fixed time for an event. Each one repeats its check until a deadline.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -1,4 +1,5 @@
-//! Maintenance on the real proxy: who is kept out, who waits, who passes, and what survives.
+//! Maintenance on the real proxy: which requests are refused, held or passed, and what survives a
+//! restart.
 
 use std::fs;
 use std::sync::mpsc;
@@ -27,7 +28,7 @@ fn set(proxy: &Proxy, rollout: Option<&str>, mode: &str) {
         &json!({"rollout": rollout, "mode": mode, "reason": "CHG-7"}),
     );
     assert_eq!(answer.status(), 200, "{}", answer.text());
-    // A disk that others keep busy may take longer than the answer waits for it.
+    // If the disk is busy, the write may take longer than the answer waits for it.
     until("the mode to be durable", || {
         (proxy.status()["latch_durable"] == true).then_some(())
     });
@@ -41,7 +42,7 @@ fn user() -> [(&'static str, &'static str); 1] {
     [("x-user-id", "ana")]
 }
 
-/// Everything the metrics say about requests of a backend.
+/// Returns everything that the metrics count for requests to a backend.
 fn counted(proxy: &Proxy) -> f64 {
     let text = proxy.admin_ask("GET", "/metrics", &[], b"").text();
     text.lines()
@@ -51,7 +52,7 @@ fn counted(proxy: &Proxy) -> f64 {
 }
 
 #[test]
-fn read_only_refuses_writers_and_lets_readers_pass_on_the_same_connection() {
+fn read_only_refuses_writes_and_passes_reads_on_one_connection() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     set(&proxy, Some("checkout"), "read-only");
     let mut client = proxy.client();
@@ -104,7 +105,7 @@ fn read_only_refuses_writers_and_lets_readers_pass_on_the_same_connection() {
         "{}",
         page.text()
     );
-    // A body that was not read could be mistaken for the next request.
+    // An unread body could be mistaken for the next request.
     let with_body = client
         .ask("POST", "/order", &user(), b"GET / HTTP/1.1\r\n\r\n")
         .unwrap();
@@ -126,7 +127,7 @@ fn read_only_refuses_writers_and_lets_readers_pass_on_the_same_connection() {
 }
 
 #[test]
-fn full_answers_everybody_and_is_nobodys_request() {
+fn full_answers_all_clients_and_counts_for_no_backend() {
     let proxy = Proxy::start(&format!(
         "{}\n{}",
         rollout("checkout", "100", "match = { path = \"/shop\" }"),
@@ -153,7 +154,7 @@ fn full_answers_everybody_and_is_nobodys_request() {
         (head.status(), head.header("retry-after")),
         (503, Some("30"))
     );
-    // The stricter holds, whichever it is.
+    // The stricter mode is in force, in either order.
     set(&proxy, None, "read-only");
     assert_eq!(
         (refused("/shop"), refused("/search"), refused("/")),
@@ -179,14 +180,14 @@ fn full_answers_everybody_and_is_nobodys_request() {
 }
 
 #[test]
-fn hold_parks_requests_of_many_clients_and_releases_them_in_order_without_losing_one() {
+fn hold_keeps_requests_of_many_clients_and_releases_all_in_order() {
     const CLIENTS: usize = 120;
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     set(&proxy, None, "hold");
     let mut clients: Vec<Client> = Vec::new();
     for number in 0..CLIENTS {
         let mut client = proxy.client();
-        // Every third has a body, and every other rollout matches.
+        // Every third request has a body, and every second one matches a rollout.
         let body = if number % 3 == 0 {
             "content-length: 5\r\n\r\n12345"
         } else {
@@ -214,7 +215,7 @@ fn hold_parks_requests_of_many_clients_and_releases_them_in_order_without_losing
         proxy.metric("cutover_held_requests{rollout=\"checkout\"}"),
         Some(CLIENTS as f64)
     );
-    // The split of the moment of the release decides, not that of the arrival.
+    // The split at the time of the release decides, not that at the arrival.
     proxy.save(&rollout("checkout", "100", ""));
     set(&proxy, None, "off");
     for (number, client) in clients.iter_mut().enumerate() {
@@ -241,9 +242,9 @@ fn hold_parks_requests_of_many_clients_and_releases_them_in_order_without_losing
         .filter_map(|path| path.trim_start_matches('/').parse().ok())
         .collect();
     assert_eq!(arrived.len(), CLIENTS);
-    // They are let go in order, in batches of 16; the threads of the proxy and of the backend race
-    // then, and one may be late, on a busy machine with dozens of them. In no order at all this
-    // would be a third of all.
+    // Requests are released in order, in batches of 16. The threads of the proxy and of the backend
+    // then race. On a busy machine with dozens of threads, one may be late. Without any order this
+    // would be a third of all requests.
     let displaced: usize = arrived
         .iter()
         .enumerate()
@@ -270,7 +271,7 @@ fn hold_parks_requests_of_many_clients_and_releases_them_in_order_without_losing
 }
 
 #[test]
-fn a_parked_client_that_hangs_up_leaves_its_place_and_is_never_sent_to_a_backend() {
+fn a_held_client_that_disconnects_frees_its_place_unsent() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     set(&proxy, Some("checkout"), "hold");
     let park = |body: &str| {
@@ -298,7 +299,7 @@ fn a_parked_client_that_hangs_up_leaves_its_place_and_is_never_sent_to_a_backend
 }
 
 #[test]
-fn requests_that_are_parked_are_answered_by_a_stricter_mode_and_passed_on_by_a_milder_one() {
+fn held_requests_are_answered_by_a_stricter_or_passed_by_a_milder_mode() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     for (next, get, post) in [
         ("full", 503, 503),
@@ -327,8 +328,8 @@ fn requests_that_are_parked_are_answered_by_a_stricter_mode_and_passed_on_by_a_m
 }
 
 #[test]
-fn a_slow_backend_is_not_blamed_for_the_wait_nor_cut_by_it() {
-    // The response timeout of new is 300 ms, and the request waits longer than that.
+fn a_slow_backend_is_neither_blamed_nor_cut_off_for_the_hold() {
+    // The response timeout of new is 300 ms, and the request is held for longer than that.
     let proxy = Proxy::start(&rollout("checkout", "100", "failover = \"off\""));
     set(&proxy, None, "hold");
     let mut client = proxy.client();
@@ -348,7 +349,7 @@ fn a_slow_backend_is_not_blamed_for_the_wait_nor_cut_by_it() {
         "{}",
         proxy.rollout()
     );
-    // After its wait the request has the whole timeout, and no more.
+    // After the hold the request has the whole timeout, and no more.
     proxy.new.behave(Behaviour::Hang);
     set(&proxy, None, "hold");
     client.send(b"GET / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\n\r\n");
@@ -357,7 +358,7 @@ fn a_slow_backend_is_not_blamed_for_the_wait_nor_cut_by_it() {
     assert_eq!(client.answer(false).unwrap().status(), 504);
 }
 
-/// SHA-256 of `sesame`.
+/// The SHA-256 of `sesame`.
 const ROUTING: &str = "[routing]\noverride_token_sha256 = \
                        \"d0c04f4b1951e4aeaaec8223ed2039e542f3aae805a6fa7f6d794e5afff5d272\"\n";
 
@@ -389,7 +390,7 @@ fn a_tester_with_the_token_passes_every_mode() {
 }
 
 #[test]
-fn it_ends_by_itself_when_its_time_is_over_and_the_journal_says_who_did_what() {
+fn a_window_expires_on_time_and_the_journal_names_the_actors() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     let answer = maintain(
         &proxy,
@@ -417,7 +418,7 @@ fn it_ends_by_itself_when_its_time_is_over_and_the_journal_says_who_did_what() {
     assert_eq!(
         proxy.get("/", &user()).status(),
         200,
-        "it waited for the end, which nobody had to say"
+        "it waited for the end by itself"
     );
     until("it to be off", || {
         proxy.rollout()["maintenance"].is_null().then_some(())
@@ -461,7 +462,7 @@ fn put(process: &Process, body: &Value) -> Message {
 }
 
 #[test]
-fn it_survives_kill_9_and_ends_when_it_was_meant_to_even_if_nobody_ran_then() {
+fn a_maintenance_window_survives_kill_9_and_expires_while_stopped() {
     let world = World::new(&rollout("checkout", "0", ""));
     let process = Process::start(world.path());
     assert_eq!(
@@ -582,9 +583,9 @@ fn it_survives_kill_9_and_ends_when_it_was_meant_to_even_if_nobody_ran_then() {
 }
 
 #[test]
-fn a_disk_that_cannot_be_written_holds_up_neither_the_closing_nor_the_opening() {
+fn an_unwritable_disk_delays_neither_start_nor_end_of_maintenance() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
-    // A directory in the place of the temporary file fails for root, too.
+    // A directory in the place of the temporary file makes the write fail for root as well.
     let blocker = proxy
         .directory
         .path()
@@ -604,7 +605,7 @@ fn a_disk_that_cannot_be_written_holds_up_neither_the_closing_nor_the_opening() 
         );
         refused(status);
     }
-    // A raise that waits for the disk does not come into force with it.
+    // A raise that waits for the disk does not take effect together with it.
     proxy.save(&rollout("checkout", "100", ""));
     assert_eq!(
         maintain(
@@ -635,7 +636,7 @@ fn a_disk_that_cannot_be_written_holds_up_neither_the_closing_nor_the_opening() 
 }
 
 #[test]
-fn the_api_says_what_is_wrong_and_changes_nothing() {
+fn an_invalid_request_to_the_api_is_explained_and_changes_nothing() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     for (body, status, code) in [
         (
@@ -748,7 +749,7 @@ fn the_api_says_what_is_wrong_and_changes_nothing() {
 }
 
 #[test]
-fn a_viewer_may_not_close_anything() {
+fn a_viewer_may_not_start_maintenance() {
     let sha256 = |text: &str| {
         use sha2::Digest;
         format!("{:x}", sha2::Sha256::digest(text))
@@ -781,7 +782,7 @@ fn a_viewer_may_not_close_anything() {
 }
 
 #[test]
-fn the_command_closes_opens_and_says_so() {
+fn the_command_starts_and_ends_maintenance_and_reports_it() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     let admin = format!("http://{}", proxy.admin);
     let run = |arguments: &[&str]| said(&cutover(&[arguments, &["--admin", &admin]].concat()));
@@ -923,7 +924,7 @@ fn the_command_closes_opens_and_says_so() {
 }
 
 #[test]
-fn a_line_of_the_access_log_says_that_it_was_maintenance() {
+fn a_line_of_the_access_log_names_maintenance() {
     struct Lines(mpsc::Sender<Vec<u8>>);
     impl std::io::Write for Lines {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
@@ -987,7 +988,7 @@ fn a_line_of_the_access_log_says_that_it_was_maintenance() {
 }
 
 #[test]
-fn an_idle_backend_is_not_asked_while_it_is_closed() {
+fn an_idle_backend_is_not_probed_during_maintenance() {
     let backend = Backend::start("unmatched");
     let tables = format!(
         "[backend.other]\nservers = [\"{}\"]\n[routing]\ndefault_backend = \"other\"\n",

@@ -1,5 +1,6 @@
-//! Malformed and ambiguous requests: each is refused, or forwarded in exactly one form. What the
-//! backend got is compared byte for byte, and after each case somebody else gets his own answer.
+//! Malformed and ambiguous requests. Each is refused, or forwarded in exactly one form. The bytes
+//! that the backend received are compared, and after each case another user must get the right
+//! answer.
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
@@ -11,18 +12,22 @@ use serde_json::Value;
 use crate::harness::{Proxy, rollout, until};
 use crate::raw::{Answer, BOUND, Ending, RawBackend, RawClient, without_ours};
 
-/// What has to become of a request.
+/// The expected result of a request.
 enum Expected {
-    /// Answered with this status, the connection closed; the backend saw nothing of it.
+    /// The proxy answers with this status and closes the connection; the backend received nothing
+    /// of the request.
     Refused(u16),
-    /// The connection is closed without an answer; the backend saw nothing of it.
+    /// The proxy closes the connection without an answer; the backend received nothing of the
+    /// request.
     Closed,
-    /// The backend gets exactly these bytes beside our headers, and the client its answer.
+    /// The backend receives exactly these bytes in addition to Cutover's headers, and the client
+    /// its answer.
     Forwarded(String),
-    /// The same, and the connection is closed after the answer.
+    /// The backend receives exactly these bytes in addition to Cutover's headers, and the
+    /// connection is closed after the answer.
     ForwardedOnce(String),
-    /// The backend gets these bytes and no more, or nothing: a request that looks as broken as it
-    /// is. The client gets this status, the connection is closed.
+    /// The backend receives these bytes and no more, or nothing, so that the request is visibly
+    /// broken. The client gets this status, and the connection is closed.
     Cut(u16, String),
 }
 
@@ -32,7 +37,7 @@ struct Case {
     name: &'static str,
     request: Vec<u8>,
     expected: Expected,
-    /// The rollout that has to have decided.
+    /// The rollout that must have decided.
     rollout: &'static str,
 }
 
@@ -45,22 +50,22 @@ fn case(name: &'static str, request: impl Into<Vec<u8>>, expected: Expected) -> 
     }
 }
 
-/// Refused with 400.
+/// Creates a case that is refused with 400.
 fn bad(name: &'static str, request: impl Into<Vec<u8>>) -> Case {
     case(name, request, Refused(400))
 }
 
-/// Forwarded as it came.
+/// Creates a case that is forwarded unchanged.
 fn same(name: &'static str, request: &str) -> Case {
     case(name, request, Forwarded(request.to_owned()))
 }
 
-/// Forwarded in this form.
+/// Creates a case that is forwarded in this form.
 fn becomes(name: &'static str, request: &str, form: &str) -> Case {
     case(name, request, Forwarded(form.to_owned()))
 }
 
-/// Forwarded as it came, decided by the rollout on `/checkout`.
+/// Creates a case that is forwarded unchanged, decided by the rollout on `/checkout`.
 fn matched(name: &'static str, request: &str) -> Case {
     Case {
         rollout: "checkout",
@@ -68,17 +73,17 @@ fn matched(name: &'static str, request: &str) -> Case {
     }
 }
 
-/// A POST with these header lines and this body.
+/// Returns a POST with these header lines and this body.
 fn post(headers: &str, body: &str) -> String {
     format!("POST /p HTTP/1.1\r\nHost: h\r\n{headers}\r\n{body}")
 }
 
-/// A GET with these header lines.
+/// Returns a GET with these header lines.
 fn get(headers: &str) -> String {
     format!("GET /g HTTP/1.1\r\nHost: h\r\n{headers}\r\n")
 }
 
-/// A GET of this target.
+/// Returns a GET of this target.
 fn target(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: h\r\n\r\n")
 }
@@ -166,7 +171,7 @@ fn lengths_and_encodings() -> Vec<Case> {
             format!("POST /p HTTP/1.0\r\nHost: h\r\n{chunked}\r\n{hello}"),
         ),
         bad(
-            "an encoding nobody knows",
+            "an unknown encoding",
             post("Transfer-Encoding: xchunked\r\n", hello),
         ),
         bad(
@@ -590,10 +595,7 @@ fn targets_and_hosts() -> Vec<Case> {
             "TRACE /g HTTP/1.1\r\nHost: h\r\n\r\n",
             Refused(405),
         ),
-        same(
-            "a method nobody knows",
-            "BREW /g HTTP/1.1\r\nHost: h\r\n\r\n",
-        ),
+        same("an unknown method", "BREW /g HTTP/1.1\r\nHost: h\r\n\r\n"),
         same(
             "a method in lower case",
             "get /g HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -614,8 +616,8 @@ fn targets_and_hosts() -> Vec<Case> {
         bad("a line feed in the path", target("/a\nb")),
         bad("a version in the path", target("/a HTTP/1.1")),
         bad("a NUL in the query", target("/a?b\0")),
-        // Browsers and scripts send these, and nginx and HAProxy forward them. What the engine's
-        // type for targets cannot hold is escaped.
+        // Browsers and scripts send these characters, and nginx and HAProxy forward them.
+        // Characters that the engine's type for targets cannot hold are escaped.
         same("printable characters in the path", &target("/\"{|}^[]\\")),
         same("printable characters in the query", &target("/a?`{|}^[]\\")),
         becomes(
@@ -744,7 +746,7 @@ fn identities() -> Vec<Case> {
             &get(""),
         ),
         becomes(
-            "a header of ours that nobody knows",
+            "an unknown header of ours",
             &get("X-Cutover-Anything: forged\r\n"),
             &get(""),
         ),
@@ -758,7 +760,7 @@ fn identities() -> Vec<Case> {
             &get(""),
         ),
         same(
-            "an expectation nobody knows",
+            "an unknown expectation",
             &post("Expect: 200-ok\r\nContent-Length: 0\r\n", ""),
         ),
         same(
@@ -776,7 +778,7 @@ fn identities() -> Vec<Case> {
     ]
 }
 
-/// The whole table.
+/// Returns the whole table of cases.
 fn cases() -> Vec<Case> {
     [
         lengths_and_encodings(),
@@ -790,8 +792,8 @@ fn cases() -> Vec<Case> {
     .collect()
 }
 
-/// A proxy whose two backends are one, so that nothing escapes its record; `/checkout` is a
-/// rollout.
+/// Starts a proxy with the same backend on both sides, so that the record is complete; `/checkout`
+/// is a rollout.
 fn proxy(backend: &RawBackend) -> Proxy {
     let tables = format!(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nheader_timeout = \"600ms\"\nbody_idle_timeout = \
@@ -809,7 +811,7 @@ fn proxy(backend: &RawBackend) -> Proxy {
     )
 }
 
-/// Asks as somebody else, and says what is wrong with the answer, if anything.
+/// Sends a request as another user, and returns what is wrong with the answer, if anything.
 fn ask_as_another(proxy: &Proxy, target: &str) -> Result<(), String> {
     let mut client = RawClient::connect(proxy.http);
     client.send(format!("GET {target} HTTP/1.1\r\nHost: other\r\n\r\n").as_bytes());
@@ -825,11 +827,11 @@ fn ask_as_another(proxy: &Proxy, target: &str) -> Result<(), String> {
         {
             Ok(())
         }
-        other => Err(format!("somebody else got {other:?}")),
+        other => Err(format!("another client got {other:?}")),
     }
 }
 
-/// Plays a case and says everything that is wrong with it.
+/// Runs a case and returns everything that is wrong with it.
 fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, number: usize) -> Vec<String> {
     let mark = backend.mark();
     let started = Instant::now();
@@ -878,7 +880,7 @@ fn play(proxy: &Proxy, backend: &RawBackend, case: &Case, number: usize) -> Vec<
         .collect();
     let follow = format!("/after/{number}");
     wrong.extend(ask_as_another(proxy, &follow).err());
-    // Both requests may have gone over one connection or over two; no other byte may have come.
+    // Both requests may have used one connection or two; no other byte may have been received.
     let other = format!("GET {follow} HTTP/1.1\r\nHost: other\r\n\r\n");
     let seen = || -> Vec<String> {
         backend
@@ -940,12 +942,12 @@ fn malformed_and_ambiguous_requests_are_refused_or_forwarded_in_one_form() {
     assert_eq!(
         (&status["legacy"]["failed"], &status["new"]["failed"]),
         (&0.into(), &0.into()),
-        "a client's mistake is nobody's failure"
+        "a client's mistake is no backend's failure"
     );
 }
 
 #[test]
-fn what_follows_a_request_never_reaches_a_backend_as_a_part_of_it() {
+fn bytes_after_a_request_never_reach_a_backend_as_part_of_it() {
     let backend = RawBackend::start();
     let proxy = proxy(&backend);
     let second = get("X-Smuggled: 1\r\n");
@@ -1004,8 +1006,8 @@ fn what_follows_a_request_never_reaches_a_backend_as_a_part_of_it() {
                 .is_none_or(|answer| answer.ending == Ending::Whole),
             "{name}: {answer:?}"
         );
-        // One request is answered after the other, and what is none gets an answer of ours, unless
-        // the answer before has said that the connection closes.
+        // Requests are answered one after the other, and an invalid one is answered by the proxy,
+        // unless the answer before announced that the connection closes.
         let goes_on = !(request.contains("chunked") && request.contains("Content-Length"));
         let says_close = answer.as_ref().is_some_and(|answer| {
             answer
@@ -1073,7 +1075,7 @@ impl Write for Log {
 }
 
 #[test]
-fn nobody_writes_a_line_of_the_access_log_but_the_proxy() {
+fn clients_cannot_forge_a_line_of_the_access_log() {
     let backend = RawBackend::start();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("cutover.toml");

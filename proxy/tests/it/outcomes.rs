@@ -1,5 +1,5 @@
-//! What counts on whom: users placed by a list or without a key, outcomes that the backend says,
-//! users who are sent in circles.
+//! What counts as evidence: users placed by a list or without a key, outcomes that the backend
+//! reports, and redirect loops.
 
 use serde_json::Value;
 
@@ -52,7 +52,7 @@ fn users_without_a_key_or_on_a_list_are_counted_and_not_compared() {
 }
 
 #[test]
-fn what_a_backend_says_of_its_answer_counts_on_both_sides_and_stays_inside() {
+fn a_reported_outcome_counts_on_both_sides_and_stays_inside() {
     let guard = "[rollout.guard]\ndry_run = true\noutcome_header = \"X-Cutover-Outcome\"\n";
     let proxy = Proxy::start(&rollout("checkout", "50", guard));
     let asked = std::cell::Cell::new(0);
@@ -103,7 +103,7 @@ fn what_a_backend_says_of_its_answer_counts_on_both_sides_and_stays_inside() {
                 (*side, None),
                 "{behaviour:?}"
             );
-            // A second request shows that the first has been counted, also where it counts as
+            // A second request shows that the first one has been processed, even if it counts as
             // nothing.
             backend.behave(Behaviour::Answer(200));
             proxy
@@ -120,7 +120,7 @@ fn what_a_backend_says_of_its_answer_counts_on_both_sides_and_stays_inside() {
 }
 
 #[test]
-fn a_failure_that_is_said_in_a_success_is_judged_and_a_success_in_a_failure_is_not_repeated() {
+fn a_failure_in_a_2xx_is_judged_and_a_success_in_a_5xx_not_repeated() {
     let guard = "[rollout.guard]\noutcome_header = \"x-cutover-outcome\"\n";
     let proxy = Proxy::start(&rollout("checkout", "100", guard));
     proxy.new.behave(Behaviour::Says(500, "success"));
@@ -156,7 +156,7 @@ fn a_failure_that_is_said_in_a_success_is_judged_and_a_success_in_a_failure_is_n
 }
 
 #[test]
-fn users_who_are_sent_in_circles_roll_new_back() {
+fn redirect_loops_roll_new_back() {
     let proxy = Proxy::start(&rollout("checkout", "50", ""));
     let mut client = proxy.client();
     let mut ask = |user: u32| {
@@ -173,7 +173,7 @@ fn users_who_are_sent_in_circles_roll_new_back() {
     until("the drop", || {
         for _ in 0..20 {
             user += 1;
-            // As a browser does, which follows six times here.
+            // This follows six redirects, as a browser does.
             for _ in 0..6 {
                 if ask(user) == 200 {
                     break;
@@ -194,7 +194,7 @@ fn users_who_are_sent_in_circles_roll_new_back() {
 }
 
 #[test]
-fn after_a_raise_latencies_are_not_compared_and_the_status_says_for_how_long() {
+fn latencies_are_not_compared_after_a_raise_and_the_status_says_so() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     proxy.save(&rollout("checkout", "50", ""));
     let mut client = proxy.client();
@@ -236,7 +236,7 @@ fn after_a_raise_latencies_are_not_compared_and_the_status_says_for_how_long() {
 }
 
 #[test]
-fn what_a_backend_says_in_an_interim_answer_stays_inside() {
+fn an_outcome_in_an_interim_answer_stays_inside() {
     let backend = RawBackend::start();
     backend.behave(AtAccept::Read, |talk, _| {
         talk.say(b"HTTP/1.1 103 Early Hints\r\nX-Cutover-Outcome: failure\r\nlink: </a>\r\n\r\nHTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")?;

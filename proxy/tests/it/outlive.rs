@@ -1,4 +1,4 @@
-//! What outlives a request follows a rollback: WebSockets and streams.
+//! WebSockets and streams, which outlive a request, follow a rollback.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,8 +7,8 @@ use serde_json::json;
 
 use crate::harness::{PATIENCE, Proxy, rollout, until};
 
-/// A backend that echoes what comes through a WebSocket, byte for byte and with its mask taken off,
-/// and sends an event every time it is told to on another connection.
+/// Starts a backend that echoes the bytes of a WebSocket one by one, without their mask. It sends
+/// an event each time it is requested on another connection.
 fn backend() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -31,7 +31,7 @@ fn serve(mut stream: TcpStream) -> std::io::Result<()> {
     }
     if !head.to_ascii_lowercase().contains("\r\nupgrade: websocket") {
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n6\r\ndata:0\r\n")?;
-        // Silent from here on, until somebody ends it.
+        // The connection is silent from here on, until it is ended.
         let _ = reader.read(&mut [0; 64]);
         return Ok(());
     }
@@ -94,7 +94,7 @@ impl WebSocket {
         assert_eq!(&frame[2..], text.as_bytes());
     }
 
-    /// Everything that comes until the end.
+    /// Returns everything received until the end.
     fn rest(mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let _ = self.0.read_to_end(&mut rest);
@@ -102,7 +102,7 @@ impl WebSocket {
     }
 }
 
-/// SHA-256 of `sesame`.
+/// The SHA-256 of `sesame`.
 const ROUTING: &str = "[routing]\noverride_token_sha256 = \
                        \"d0c04f4b1951e4aeaaec8223ed2039e542f3aae805a6fa7f6d794e5afff5d272\"\n";
 const USER: &str = "x-user-id: u\r\n";
@@ -143,7 +143,7 @@ fn open_on(proxy: &Proxy, side: &str) -> Option<f64> {
 }
 
 #[test]
-fn a_websocket_on_new_is_closed_with_1012_some_time_after_a_rollback_and_no_other() {
+fn only_websockets_on_new_are_closed_with_1012_after_a_rollback() {
     let proxy = start("300ms");
     let (mut user, mut idle, mut tester) = (
         WebSocket::open(&proxy, USER),
@@ -183,7 +183,7 @@ fn a_websocket_on_new_is_closed_with_1012_some_time_after_a_rollback_and_no_othe
 }
 
 #[test]
-fn who_is_rearmed_before_the_time_is_up_stays() {
+fn a_websocket_rearmed_before_the_deadline_stays_open() {
     let proxy = start("400ms");
     let mut user = WebSocket::open(&proxy, USER);
     user.echoes("before");
@@ -209,9 +209,9 @@ fn who_is_rearmed_before_the_time_is_up_stays() {
 }
 
 #[test]
-fn a_stream_of_events_may_rest_and_ends_after_a_rollback_without_being_a_failure() {
+fn an_event_stream_may_be_idle_and_ends_after_a_rollback_unfailed() {
     let both = backend();
-    // Answers have to come within 200 ms, and the stream is silent for longer than that.
+    // Answers must arrive within 200 ms, and the stream is silent for longer than that.
     let tables = format!("[backend.new]\nservers = [\"{both}\"]\nresponse_timeout = \"200ms\"\n");
     let proxy = Proxy::start_with(
         &tables,
@@ -259,7 +259,7 @@ fn a_stream_of_events_may_rest_and_ends_after_a_rollback_without_being_a_failure
 }
 
 #[test]
-fn a_websocket_may_say_little_for_long_and_much_in_all() {
+fn a_websocket_may_be_quiet_for_long_and_carry_much_in_all() {
     let both = backend();
     let tables = format!(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nmax_body = \"1KiB\"\nbody_idle_timeout = \
@@ -273,7 +273,7 @@ fn a_websocket_may_say_little_for_long_and_much_in_all() {
              of a request may have",
         );
     }
-    // Longer than the span over which the pace of a body is looked at.
+    // This is longer than the time over which the speed of a body is measured.
     let began = std::time::Instant::now();
     let mut said = 0;
     until("twelve seconds", || {

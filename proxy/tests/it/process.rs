@@ -12,7 +12,7 @@ use crate::harness::{
     Backend, Behaviour, Client, Load, Message, QUICK_GUARD, file, rollout, until,
 };
 
-/// The real binary on a directory of its own.
+/// The real binary with its own directory.
 pub struct Process {
     pub child: Child,
     pub http: SocketAddr,
@@ -82,7 +82,7 @@ impl Process {
     }
 }
 
-/// A test that fails leaves no process behind.
+/// A failed test leaves no process behind.
 impl Drop for Process {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -100,7 +100,7 @@ pub fn command(directory: &Path) -> Command {
     command
 }
 
-/// Reads the log until a line with this message.
+/// Reads the log until it finds a line with this message.
 pub fn log_line(log: &mut impl BufRead, message: &str) -> Value {
     for line in log.lines() {
         let line = line.unwrap();
@@ -113,7 +113,7 @@ pub fn log_line(log: &mut impl BufRead, message: &str) -> Value {
     panic!("the log ended without `{message}`");
 }
 
-/// A file and its backends, for processes one after the other.
+/// A file and its backends, for several processes one after the other.
 pub struct World {
     pub legacy: Backend,
     pub new: Backend,
@@ -132,8 +132,8 @@ impl World {
     }
 
     pub fn write(&self, rollouts: &str) {
-        // On a busy machine an answer may take longer than the tests of late answers allow it, and
-        // legacy would give it.
+        // On a busy machine an answer may take longer than the tests of late answers allow, and
+        // legacy would then answer.
         let text = file(
             self.path(),
             &self.legacy,
@@ -151,7 +151,7 @@ impl World {
 }
 
 #[test]
-fn a_rollback_survives_kill_9_and_the_same_file_applied_again() {
+fn a_rollback_survives_kill_9_and_a_reload_of_the_same_file() {
     let block = rollout("checkout", "50", QUICK_GUARD);
     let world = World::new(&block);
     let process = Process::start(world.path());
@@ -214,13 +214,13 @@ fn a_rollback_survives_kill_9_and_the_same_file_applied_again() {
 }
 
 #[test]
-fn kill_9_at_any_moment_of_a_rollback_leaves_the_latch_or_the_state_before_it() {
+fn kill_9_during_a_rollback_leaves_the_latch_or_the_previous_state() {
     let block = rollout("checkout", "50", "");
     for round in 0..12u32 {
         let world = World::new(&block);
         let process = Process::start(world.path());
-        // The command is sent and not waited for: the kill comes somewhere into publish, write,
-        // sync, rename, announce.
+        // The command is sent without waiting for the answer. The kill falls somewhere into
+        // publish, write, sync, rename, announce.
         let mut client = Client::connect(process.admin);
         client.send(b"POST /api/v1/rollouts/checkout/rollback HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 14\r\n\r\n{\"reason\":\"x\"}");
         for _ in 0..round * 20_000 {
@@ -243,14 +243,14 @@ fn kill_9_at_any_moment_of_a_rollback_leaves_the_latch_or_the_state_before_it() 
 }
 
 #[test]
-fn running_out_of_files_is_no_failure_of_a_backend() {
+fn running_out_of_file_descriptors_is_no_failure_of_a_backend() {
     const FILES: usize = 96;
     let world = World::new(&rollout(
         "checkout",
         "100",
         "[rollout.guard]\nmode = \"off\"",
     ));
-    // It keeps no connection that the next request could do with.
+    // The backend keeps no connection that the next request could reuse.
     world.new.behave(Behaviour::Http10);
     let mut limited = Command::new("sh");
     let program = command(world.path());
@@ -267,7 +267,7 @@ fn running_out_of_files_is_no_failure_of_a_backend() {
     until("all files to be used", || {
         (fs::read_dir(&files).unwrap().count() >= FILES).then_some(())
     });
-    // A file may be free for a moment, and then a request gets its answer.
+    // A file descriptor may be free for a moment, and a request then gets its answer.
     until("a request without a file", || {
         let status = clients
             .iter_mut()
@@ -283,7 +283,7 @@ fn running_out_of_files_is_no_failure_of_a_backend() {
         (status == 500).then_some(())
     });
     drop(clients);
-    let new = until("somebody to be accepted", || {
+    let new = until("a client to be accepted", || {
         Some(process.rollout()["new"].clone())
     });
     assert_eq!(new["failed"], 0, "{new}");
@@ -350,7 +350,7 @@ fn two_processes_do_not_share_a_state_directory() {
 }
 
 #[test]
-fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
+fn sigterm_finishes_requests_in_flight_and_ends_an_idle_process_at_once() {
     let world = World::new(&rollout("checkout", "100", ""));
     let mut process = Process::start(world.path());
     let mut idle = Client::connect(process.http);
@@ -364,7 +364,7 @@ fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
         (process.rollout()["new"]["requests"] == 1 && process.rollout()["new"]["in_flight"] == 0)
             .then_some(())
     });
-    // A request whose body is not complete yet is in flight.
+    // A request with an incomplete body is in flight.
     let mut busy = Client::connect(process.http);
     busy.send(b"POST / HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ncontent-length: 10\r\n\r\n12345");
     until("the request in flight", || {
@@ -397,7 +397,7 @@ fn sigterm_lets_requests_in_flight_finish_and_an_idle_process_ends_at_once() {
 }
 
 #[test]
-fn a_second_sigterm_ends_it_with_requests_in_flight() {
+fn a_second_sigterm_ends_the_process_with_requests_in_flight() {
     let world = World::new(&rollout("checkout", "100", ""));
     let mut process = Process::start(world.path());
     let mut busy = Client::connect(process.http);
@@ -416,7 +416,7 @@ fn a_second_sigterm_ends_it_with_requests_in_flight() {
 }
 
 #[test]
-fn a_start_with_a_broken_file_uses_the_last_good_one_and_follows_the_file_when_it_is_mended() {
+fn a_start_with_a_broken_file_uses_the_last_good_one_until_it_is_fixed() {
     let world = World::new(&rollout("checkout", "33", ""));
     Process::start(world.path()).kill();
     let good = fs::read_to_string(world.path().join("cutover.toml")).unwrap();
@@ -450,7 +450,7 @@ fn a_start_with_a_broken_file_uses_the_last_good_one_and_follows_the_file_when_i
 }
 
 #[test]
-fn a_first_start_with_a_broken_file_is_invalid_usage_and_shows_every_problem() {
+fn a_first_start_with_a_broken_file_exits_with_2_and_shows_all_problems() {
     let world = World::new(&rollout("checkout", "101", "percnt = 5\n"));
     let output = command(world.path()).output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
@@ -462,7 +462,7 @@ fn a_first_start_with_a_broken_file_is_invalid_usage_and_shows_every_problem() {
 }
 
 #[test]
-fn a_damaged_or_missing_state_starts_everything_at_zero_loudly() {
+fn a_damaged_or_missing_state_starts_at_zero_with_an_error() {
     let world = World::new(&rollout("checkout", "50", ""));
     Process::start(world.path()).kill();
     let status = world.path().join("state/status.json");
@@ -506,10 +506,10 @@ fn a_damaged_or_missing_state_starts_everything_at_zero_loudly() {
 }
 
 #[test]
-fn a_state_that_cannot_be_written_stops_no_rollback_and_is_told() {
+fn an_unwritable_state_prevents_no_rollback_and_is_reported() {
     let world = World::new(&rollout("checkout", "50", ""));
     let process = Process::start(world.path());
-    // A directory in the place of the temporary file fails for root, too.
+    // A directory in the place of the temporary file makes the write fail for root as well.
     let blocker = world
         .path()
         .join(format!("state/.status.json.{}.tmp", process.child.id()));
@@ -532,7 +532,7 @@ fn a_state_that_cannot_be_written_stops_no_rollback_and_is_told() {
             .text()
             .contains("\ncutover_latch_durable 0\n")
     );
-    // Raising needs the disk: lifting the latch is held until it is durable.
+    // A re-arm needs the disk: lifting the latch waits until it is durable.
     let rearmed = process.admin_ask(
         "POST",
         "/api/v1/rollouts/checkout/rearm",
@@ -569,14 +569,14 @@ fn a_state_that_cannot_be_written_stops_no_rollback_and_is_told() {
 }
 
 #[test]
-fn every_line_of_the_log_is_json_and_requests_are_in_it() {
+fn every_line_of_the_log_is_json_and_requests_are_included() {
     let world = World::new(&rollout("checkout", "100", ""));
     let path = world.path().join("cutover.toml");
     let text = fs::read_to_string(&path)
         .unwrap()
         .replace("access = \"off\"", "access = \"all\"");
     let mut process = Process::start(world.path());
-    // Which requests are logged is followed like everything else in the file.
+    // A change of which requests are logged is followed like every other key in the file.
     fs::write(&path, text).unwrap();
     assert_eq!(
         process
@@ -611,7 +611,7 @@ fn every_line_of_the_log_is_json_and_requests_are_in_it() {
 }
 
 #[test]
-fn a_log_that_was_moved_away_is_opened_anew_on_sigusr1() {
+fn a_log_that_was_moved_away_is_reopened_on_sigusr1() {
     let world = World::new(&rollout("checkout", "0", ""));
     let path = world.path().join("cutover.toml");
     fs::write(
@@ -646,14 +646,14 @@ fn a_log_that_was_moved_away_is_opened_anew_on_sigusr1() {
 }
 
 #[test]
-fn a_log_that_nobody_reads_holds_up_neither_requests_nor_a_rollback() {
+fn a_log_without_a_reader_delays_neither_requests_nor_a_rollback() {
     let world = World::new(&rollout("checkout", "50", QUICK_GUARD));
     let path = world.path().join("cutover.toml");
     let text = fs::read_to_string(&path)
         .unwrap()
         .replace("access = \"off\"", "access = \"all\"");
     fs::write(&path, text).unwrap();
-    // After `start` nobody reads the pipe any more, and it holds 64 KiB.
+    // After `start` the pipe has no reader, and it holds 64 KiB.
     let process = Process::start(world.path());
     let load = Load::start(process.http, 4);
     until("more lines than a pipe holds", || {
@@ -672,7 +672,7 @@ fn a_file_saved_while_the_proxy_starts_is_followed() {
     let world = World::new(&rollout("checkout", "5", ""));
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // The lock appears when the file has been read and before it is watched.
+            // The lock is taken after the file has been read and before it is watched.
             until("the start to have read the file", || {
                 world.path().join("state/lock").exists().then_some(())
             });

@@ -1,5 +1,5 @@
-//! Both ends of the wire without mercy: a backend that keeps every byte it got and sends whatever
-//! it is told, and a client that tells a whole answer from a broken one.
+//! Both ends of the wire as raw bytes. The backend keeps every byte it received and sends any given
+//! bytes. The client distinguishes a whole answer from a broken one.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -7,14 +7,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Nothing may take longer: a read that does is a hang, and fails the test.
+/// The longest time that anything may take. A longer read is a hang, and fails the test.
 pub const BOUND: Duration = Duration::from_secs(8);
 
 /// What a script does on a connection after it has read a whole request. `Ok(true)` keeps the
 /// connection.
 pub type Script = fn(&mut Talk, &Request) -> std::io::Result<bool>;
 
-/// A backend of bytes. Requests below `/evil` are answered by its script, all others properly.
+/// A backend of raw bytes. Requests below `/evil` are answered by its script, all others properly.
 pub struct RawBackend {
     pub address: SocketAddr,
     shared: Arc<Shared>,
@@ -23,26 +23,26 @@ pub struct RawBackend {
 struct Shared {
     script: Mutex<Script>,
     at_accept: Mutex<AtAccept>,
-    /// What came, by connection.
+    /// The received bytes, by connection.
     received: Mutex<Vec<Vec<u8>>>,
     evil: Mutex<Vec<String>>,
     done: AtomicUsize,
     ended: AtomicUsize,
 }
 
-/// What happens before a request is read.
+/// What the backend does before a request is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtAccept {
     Read,
     Close,
     Reset,
-    /// Sends this before anything was asked, then reads.
+    /// Sends this before any request, then reads.
     Say(&'static [u8]),
-    /// Sends this as soon as a head is there, and then reads on without a word.
+    /// Sends this as soon as it has received a head, and then reads on in silence.
     AnswerTheHead(&'static [u8]),
 }
 
-/// One connection to the proxy, from the backend's end.
+/// A connection to the proxy, from the backend's end.
 pub struct Talk {
     stream: TcpStream,
     at: usize,
@@ -52,7 +52,7 @@ pub struct Talk {
     shared: Arc<Shared>,
 }
 
-/// A request as the backend understood it, by the strictest reading of RFC 9112.
+/// A request as the backend parsed it, by the strictest reading of RFC 9112.
 #[derive(Clone, Debug, Default)]
 pub struct Request {
     pub method: String,
@@ -112,13 +112,13 @@ impl RawBackend {
         Self { address, shared }
     }
 
-    /// What it does from now on, at accept and to requests below `/evil`.
+    /// Sets the behaviour from now on, at accept and for requests below `/evil`.
     pub fn behave(&self, at_accept: AtAccept, script: Script) {
         *self.shared.at_accept.lock().unwrap() = at_accept;
         *self.shared.script.lock().unwrap() = script;
     }
 
-    /// How much has come on each connection so far.
+    /// Returns how many bytes each connection has received so far.
     pub fn mark(&self) -> Vec<usize> {
         self.shared
             .received
@@ -129,7 +129,8 @@ impl RawBackend {
             .collect()
     }
 
-    /// What has come since, by connection, without connections on which nothing came.
+    /// Returns the bytes received since then, by connection, without connections that received
+    /// none.
     pub fn since(&self, mark: &[usize]) -> Vec<Vec<u8>> {
         let received = self.shared.received.lock().unwrap();
         received
@@ -140,23 +141,23 @@ impl RawBackend {
             .collect()
     }
 
-    /// How often a script has said all it has to say.
+    /// Returns how many times a script has sent everything.
     pub fn done(&self) -> usize {
         self.shared.done.load(Ordering::SeqCst)
     }
 
-    /// How many connections it has closed.
+    /// Returns the number of connections that the backend has closed.
     pub fn ended(&self) -> usize {
         self.shared.ended.load(Ordering::SeqCst)
     }
 
-    /// The request lines below `/evil` since the last call.
+    /// Returns the request lines below `/evil` since the last call.
     pub fn take_evil(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.evil.lock().unwrap())
     }
 }
 
-/// The proper answer: who asked for what, on a connection that is kept.
+/// Sends the proper answer, which names the user and the target, on a connection that is kept.
 pub fn good(talk: &mut Talk, request: &Request) -> std::io::Result<bool> {
     let body = format!(
         "{} {} rollout={} body={}",
@@ -211,7 +212,8 @@ impl Talk {
             } else {
                 good(self, &request)
             };
-            // The proxy may close before a script has said all: then it has nothing more to say.
+            // The proxy may close before a script has sent everything. Nothing more can be sent
+            // then.
             if is_evil && kept.is_err() {
                 self.done();
             }
@@ -226,14 +228,15 @@ impl Talk {
         self.stream.write_all(bytes)
     }
 
-    /// All is said: it is in the socket of the proxy. Counts once for each request.
+    /// Records that everything is sent and is in the socket of the proxy. It counts once for each
+    /// request.
     pub fn done(&mut self) {
         if !std::mem::replace(&mut self.is_done, true) {
             self.shared.done.fetch_add(1, Ordering::SeqCst);
         }
     }
 
-    /// Closes with a reset instead of an end.
+    /// Closes with a reset instead of a regular end.
     pub fn reset<T>(&mut self) -> std::io::Result<T> {
         socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO))?;
         Err(ErrorKind::ConnectionReset.into())
@@ -245,14 +248,14 @@ impl Talk {
         Ok(false)
     }
 
-    /// Says nothing for so long, or until something comes.
+    /// Stays silent for this time, or until bytes are received.
     pub fn rest(&mut self, time: Duration) {
         let _ = self.stream.set_read_timeout(Some(time));
         let _ = self.fill();
         let _ = self.stream.set_read_timeout(Some(BOUND * 4));
     }
 
-    /// Sends back what comes, until the proxy closes.
+    /// Sends back the received bytes, until the proxy closes.
     pub fn echo(&mut self) -> std::io::Result<bool> {
         loop {
             let part = std::mem::take(&mut self.buffer);
@@ -263,7 +266,7 @@ impl Talk {
         }
     }
 
-    /// Waits until the proxy sends more, and keeps it.
+    /// Waits until the proxy sends more, and stores it.
     fn fill(&mut self) -> std::io::Result<bool> {
         let mut part = [0; 16 * 1024];
         let read = self.stream.read(&mut part)?;
@@ -293,7 +296,7 @@ impl Talk {
         Ok(line.map(|line| String::from_utf8_lossy(&line[..line.len() - 2]).into_owned()))
     }
 
-    /// A whole request; `None` when the connection ended before one was whole.
+    /// Returns a whole request; `None` when the connection ended before one was complete.
     fn request(&mut self) -> std::io::Result<Option<Request>> {
         let Some(head) = self.until(|bytes| {
             bytes
@@ -346,26 +349,26 @@ impl Talk {
 /// How an answer ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending {
-    /// As its own framing says.
+    /// The answer is complete, by its own framing.
     Whole,
-    /// The connection ended before.
+    /// The connection ended too early.
     Cut,
-    /// With the connection, which was all the framing it had.
+    /// The answer ended with the connection, which was its only framing.
     Close,
-    /// Not within [`BOUND`].
+    /// The answer did not end within [`BOUND`].
     Hung,
-    /// What came is no answer of HTTP.
+    /// The received bytes are not an HTTP answer.
     Nonsense,
 }
 
-/// An answer as a strict client understands it.
+/// An answer as a strict client parses it.
 #[derive(Clone, Debug)]
 pub struct Answer {
     pub status: u16,
     pub head: String,
     pub body: Vec<u8>,
     pub ending: Ending,
-    /// Informational answers before it.
+    /// The number of informational answers before it.
     pub informational: usize,
 }
 
@@ -383,14 +386,14 @@ impl Answer {
     }
 }
 
-/// A client of bytes.
+/// A client of raw bytes.
 pub struct RawClient {
     pub stream: TcpStream,
     buffer: Vec<u8>,
     deadline: Instant,
 }
 
-/// What one read brought.
+/// The result of one read.
 enum Came {
     Bytes,
     End,
@@ -408,13 +411,13 @@ impl RawClient {
         }
     }
 
-    /// Sends these bytes; a proxy that has closed already is no mistake.
+    /// Sends these bytes; it is no error if the proxy has already closed.
     pub fn send(&mut self, bytes: &[u8]) {
         let _ = self.stream.set_write_timeout(Some(BOUND));
         let _ = self.stream.write_all(bytes);
     }
 
-    /// Bytes that were read past this client are read as what comes next.
+    /// Puts back bytes that were read outside this client, so that they are read next.
     pub fn put_back(&mut self, bytes: Vec<u8>) {
         self.buffer.splice(..0, bytes);
     }
@@ -452,7 +455,7 @@ impl RawClient {
         }
     }
 
-    /// The next final answer; `None` when the connection was closed without a byte of one.
+    /// Returns the next final answer; `None` when the connection was closed without a byte of one.
     pub fn answer(&mut self, to_head: bool) -> Option<Answer> {
         self.deadline = Instant::now() + BOUND;
         let mut answer = Answer {
@@ -550,7 +553,7 @@ impl RawClient {
         }
     }
 
-    /// The next bytes of a tunnel, as many as that, or what came before its end.
+    /// Returns the next `count` bytes of a tunnel, or those received before its end.
     pub fn bytes(&mut self, count: usize) -> Vec<u8> {
         self.deadline = Instant::now() + BOUND;
         self.until(|bytes| (bytes.len() >= count).then_some(count))
@@ -564,7 +567,7 @@ impl RawClient {
     }
 }
 
-/// The request without the lines that we add on the way, wherever they stand.
+/// Returns the request without the lines that the proxy adds, in any position.
 pub fn without_ours(bytes: &[u8]) -> String {
     const OURS: [&str; 5] = [
         "x-request-id:",

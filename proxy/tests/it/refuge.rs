@@ -1,5 +1,5 @@
-//! A rollback must lead to something better: what happens when legacy does not answer, before a
-//! rollback and after it.
+//! A rollback must lead to something better. These tests cover a legacy that does not answer,
+//! before a rollback and after it.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -10,7 +10,7 @@ use serde_json::json;
 use crate::cli::{cutover, said};
 use crate::harness::{Behaviour, Proxy, rollout, until};
 
-/// A port that nobody listens on until it is opened, and that no other test gets meanwhile.
+/// A port that has no listener until it is opened, and that no other test gets in the meantime.
 struct Later {
     _held: socket2::Socket,
     address: SocketAddr,
@@ -26,7 +26,7 @@ impl Later {
         }
     }
 
-    /// Answers every request well from now on.
+    /// Answers every request successfully from now on.
     fn open(&self) {
         let listener = bound(self.address);
         listener.listen(64).unwrap();
@@ -58,7 +58,7 @@ fn bound(address: SocketAddr) -> socket2::Socket {
     socket
 }
 
-/// Requests of many users, until something is so.
+/// Sends requests of many users until the condition holds.
 fn ask_until(proxy: &Proxy, what: &str, mut look: impl FnMut() -> bool) {
     let mut client = proxy.client();
     let mut user = 0;
@@ -88,7 +88,7 @@ fn history(proxy: &Proxy) -> Vec<String> {
 }
 
 #[test]
-fn a_dead_new_beside_a_legacy_that_is_off_moves_nobody_until_legacy_is_back() {
+fn a_dead_new_moves_no_users_until_a_dead_legacy_is_back() {
     let legacy = Later::new();
     let proxy = Proxy::start_with(
         &legacy.table(),
@@ -100,8 +100,8 @@ fn a_dead_new_beside_a_legacy_that_is_off_moves_nobody_until_legacy_is_back() {
     ask_until(&proxy, "people to be told", || {
         proxy.rollout()["no_refuge"] == true
     });
-    // It takes the evidence, two questions and a tick; what a busy machine adds is no matter of the
-    // proxy.
+    // The time consists of the evidence, two probes and a tick. The additional delay of a busy
+    // machine is not caused by the proxy.
     eprintln!("told after {:?}", begun.elapsed());
     let standing = proxy.rollout();
     assert_eq!(
@@ -131,7 +131,7 @@ fn a_dead_new_beside_a_legacy_that_is_off_moves_nobody_until_legacy_is_back() {
 }
 
 #[test]
-fn a_rollback_by_a_person_onto_a_legacy_that_is_off_asks_back() {
+fn a_manual_rollback_to_a_dead_legacy_needs_confirmation() {
     let legacy = Later::new();
     let proxy = Proxy::start_with(&legacy.table(), &rollout("checkout", "100", ""));
     let admin = format!("http://{}", proxy.admin);
@@ -165,10 +165,10 @@ fn a_rollback_by_a_person_onto_a_legacy_that_is_off_asks_back() {
     let (code, _, stderr) = run(&["--force"]);
     assert_eq!(code, Some(0), "{stderr}");
     assert_eq!(proxy.rollout()["phase"], "rolled_back");
-    // It is a person's word: nobody is sent to new behind their back.
+    // An operator has decided this, so no users are sent to new without the operator's knowledge.
     assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 502);
     assert_eq!(proxy.rollout()["spilled"], false);
-    // Where legacy answers, nobody has to insist.
+    // If legacy answers, `force` is not needed.
     proxy.post(
         "/api/v1/rollouts/checkout/rearm",
         &json!({"reason": "again"}),
@@ -182,8 +182,7 @@ fn a_rollback_by_a_person_onto_a_legacy_that_is_off_asks_back() {
 }
 
 #[test]
-fn after_a_rollback_of_the_guard_users_are_on_new_while_legacy_has_no_server_that_passes_its_checks()
- {
+fn after_a_rollback_users_are_on_new_while_legacy_fails_its_checks() {
     let tables = |proxy: &Proxy| {
         let check = "health = { path = \"/healthz\", interval = \"100ms\", unhealthy_after = 1, \
                      healthy_after = 1 }";
@@ -223,7 +222,7 @@ fn after_a_rollback_of_the_guard_users_are_on_new_while_legacy_has_no_server_tha
 }
 
 #[test]
-fn after_a_rollback_of_the_guard_a_legacy_that_dies_without_checks_is_told_and_replaced() {
+fn after_a_rollback_a_dead_legacy_without_checks_is_replaced() {
     let proxy = Proxy::start(&rollout("checkout", "50", "failover = \"off\""));
     ask_until(&proxy, "healthy traffic", || proxy.new.requests() > 200);
     proxy.new.behave(Behaviour::Answer(500));
@@ -231,7 +230,8 @@ fn after_a_rollback_of_the_guard_a_legacy_that_dies_without_checks_is_told_and_r
         proxy.rollout()["phase"] == "rolled_back"
     });
     proxy.new.behave(Behaviour::Answer(200));
-    // It takes connections still, so that it counts as alive: everything fails, and that is told.
+    // Legacy still accepts connections, so it counts as alive. Every request fails, and that is
+    // reported.
     proxy.legacy.behave(Behaviour::Answer(500));
     ask_until(&proxy, "the overload to be told", || {
         history(&proxy).contains(&"legacy_overloaded".to_owned())

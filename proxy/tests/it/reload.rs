@@ -1,4 +1,4 @@
-//! The watched file: every way of saving it, every way of breaking it.
+//! The watched file: every way of saving it, and every way of breaking it.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -65,7 +65,7 @@ fn every_way_of_saving_is_followed_without_a_failed_request() {
 }
 
 #[test]
-fn a_configuration_maps_swap_of_its_data_link_is_followed() {
+fn the_data_link_swap_of_a_configuration_map_is_followed() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     let root = proxy.directory.path();
     let version = |name: &str, percent: &str| {
@@ -219,7 +219,7 @@ fn a_reload_keeps_the_pools_warm() {
 }
 
 #[test]
-fn what_a_file_draws_in_is_followed_too() {
+fn files_that_a_file_draws_in_are_followed() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     fs::write(
         proxy.directory.path().join("testers.txt"),
@@ -245,7 +245,7 @@ fn what_a_file_draws_in_is_followed_too() {
 }
 
 #[test]
-fn keys_that_need_a_restart_keep_their_running_values_and_are_named() {
+fn keys_that_need_a_restart_keep_their_values_and_are_named() {
     let proxy = Proxy::start(&rollout("checkout", "5", ""));
     fs::write(
         proxy.file(),
@@ -267,7 +267,7 @@ fn keys_that_need_a_restart_keep_their_running_values_and_are_named() {
 }
 
 #[test]
-fn a_request_sees_one_version_of_the_file_while_it_is_swapped_a_hundred_times() {
+fn a_request_sees_one_version_of_a_file_that_is_swapped_100_times() {
     let proxy = Proxy::start(&rollout("checkout", "100", ""));
     let load = Load::start(proxy.http, 4);
     let began = Instant::now();
@@ -282,13 +282,13 @@ fn a_request_sees_one_version_of_the_file_while_it_is_swapped_a_hundred_times() 
 }
 
 #[test]
-fn a_busy_log_beside_the_file_hides_no_edit() {
+fn a_busy_log_beside_the_file_does_not_hide_an_edit() {
     let proxy = Proxy::start(&rollout("checkout", "0", ""));
     let stop = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
             let mut log = fs::File::create(proxy.directory.path().join("busy.log")).unwrap();
-            // Bounded, so that a failing test ends, too.
+            // The loop is bounded, so that a failed test also ends.
             let deadline = Instant::now() + PATIENCE;
             while !stop.load(std::sync::atomic::Ordering::SeqCst) && Instant::now() < deadline {
                 std::io::Write::write_all(&mut log, b"a line\n").unwrap();
@@ -308,9 +308,10 @@ fn a_busy_log_beside_the_file_hides_no_edit() {
 }
 
 #[test]
-fn the_first_users_of_new_find_connections_that_are_open_already() {
+fn the_first_users_of_new_find_open_connections() {
     let new = Backend::start("warm");
-    // A check in a minute, so that whatever connects meanwhile is a warm-up or a request.
+    // Checks run once a minute, so that every connection in the meantime is from a warm-up or a
+    // request.
     let tables = format!(
         "[backend.new]\nservers = [\"{}\"]\nhealth = {{ path = \"/healthz\", interval = \"60s\" \
          }}\n",
@@ -337,8 +338,8 @@ fn the_first_users_of_new_find_connections_that_are_open_already() {
         connections > 2,
         "one of the check, and more than one for users"
     );
-    // On one connection: a client that leaves at once takes the backend's connection with it now
-    // and then.
+    // All requests use one connection, because a client that leaves at once occasionally closes the
+    // backend's connection with it.
     let mut client = proxy.client();
     for user in 0..10 {
         assert_eq!(
@@ -352,14 +353,14 @@ fn the_first_users_of_new_find_connections_that_are_open_already() {
     until("the users to be counted", || {
         (proxy.rollout()["new"]["requests"].as_u64() == Some(10)).then_some(())
     });
-    // The engine gives a kept connection up when it is asked for in the moment in which it is put
-    // back.
+    // The engine gives up a kept connection if it is requested at the moment in which it is
+    // returned.
     assert!(
         new.connections() <= connections + 2,
         "ten users opened {} more",
         new.connections() - connections
     );
-    // A raise of what is in use warms nothing up, and nobody waits for a backend that hangs.
+    // A raise of a backend in use warms nothing up, and nothing waits for a backend that hangs.
     let requests = new.requests();
     for percent in ["50", "60"] {
         fs::write(
@@ -386,6 +387,6 @@ fn the_first_users_of_new_find_connections_that_are_open_already() {
     assert_eq!(
         proxy.rollout()["new"]["failed"],
         0,
-        "what warms up is nobody's request"
+        "prewarming is no user's request"
     );
 }

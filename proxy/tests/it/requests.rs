@@ -1,4 +1,4 @@
-//! What valid requests get, whatever their form, and what is told of requests that are refused.
+//! The answers to valid requests in every form, and the reports about refused ones.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::harness::{Proxy, rollout, until};
 use crate::raw::{Answer, AtAccept, Ending, RawBackend, RawClient, without_ours};
 
-/// A proxy in front of one raw backend, with an access log in a file.
+/// Starts a proxy in front of one raw backend, with an access log in a file.
 fn proxy(backend: &RawBackend, log: &str) -> Proxy {
     let tables = format!(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nmax_body = \"1KiB\"\n[log]\nfile = \
@@ -48,8 +48,8 @@ fn ask(proxy: &Proxy, request: &[u8]) -> Answer {
         .unwrap_or_else(|| panic!("no answer to {:?}", String::from_utf8_lossy(request)))
 }
 
-/// Requests that are refused, with status, reason, a part of the sentence, and the method and path
-/// of the line.
+/// The refused requests, with status, reason, a part of the sentence, and the method and path of
+/// the line.
 const REFUSED: [(&str, u16, &str, &str, &str, &str); 16] = [
     (
         "GET /a b HTTP/1.1\r\nHost: h\r\n\r\n",
@@ -240,7 +240,7 @@ fn a_refused_request_has_a_reason_a_line_and_a_count() {
 }
 
 #[test]
-fn a_browser_that_is_refused_gets_a_page_and_head_no_body() {
+fn a_refused_browser_gets_a_page_and_a_refused_head_no_body() {
     let backend = RawBackend::start();
     let proxy = proxy(&backend, "");
     let page = ask(
@@ -260,7 +260,7 @@ fn a_browser_that_is_refused_gets_a_page_and_head_no_body() {
 }
 
 #[test]
-fn a_bad_chunk_behind_good_ones_cuts_the_request_at_the_backend() {
+fn a_bad_chunk_after_good_ones_cuts_the_request_at_the_backend() {
     let backend = RawBackend::start();
     let proxy = proxy(&backend, "");
     let head = "POST /p HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -281,7 +281,7 @@ fn a_bad_chunk_behind_good_ones_cuts_the_request_at_the_backend() {
         let mark = backend.mark();
         let mut client = RawClient::connect(proxy.http);
         client.send(format!("{head}5\r\nhello\r\n").as_bytes());
-        // The backend has the good chunk before the bad one comes.
+        // The backend has received the good chunk before the bad one is sent.
         let seen = || {
             backend
                 .since(&mark)
@@ -323,7 +323,7 @@ fn a_bad_chunk_behind_good_ones_cuts_the_request_at_the_backend() {
     );
 }
 
-/// The targets of the requests that a backend got, in order of arrival.
+/// Returns the targets of the requests that a backend received, in order of arrival.
 fn targets(backend: &RawBackend, mark: &[usize]) -> Vec<String> {
     let all = backend.since(mark).concat();
     let text = String::from_utf8_lossy(&all).into_owned();
@@ -334,7 +334,7 @@ fn targets(backend: &RawBackend, mark: &[usize]) -> Vec<String> {
 }
 
 #[test]
-fn requests_sent_at_once_are_answered_in_turn_whatever_their_form() {
+fn pipelined_requests_of_any_form_are_answered_in_order() {
     let backend = RawBackend::start();
     let proxy = proxy(&backend, "");
     let get = |path: &str| {
@@ -409,7 +409,7 @@ fn requests_sent_at_once_are_answered_in_turn_whatever_their_form() {
                     "round {number}: {request:?}"
                 );
             }
-            // The last one on this connection shows that it was kept.
+            // The last request on this connection shows that it was kept.
             client.send(b"GET /last HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n");
             assert_eq!(
                 client.answer(false).map(|answer| answer.text()),
@@ -426,7 +426,7 @@ fn requests_sent_at_once_are_answered_in_turn_whatever_their_form() {
 }
 
 #[test]
-fn what_follows_a_request_that_ends_the_connection_is_told_close_before() {
+fn the_last_answer_before_an_unserved_request_announces_the_close() {
     let backend = RawBackend::start();
     let proxy = proxy(&backend, "");
     for first in [
@@ -451,7 +451,7 @@ fn what_follows_a_request_that_ends_the_connection_is_told_close_before() {
 }
 
 #[test]
-fn a_request_of_http_1_0_without_host_reaches_a_backend_with_one() {
+fn an_http_1_0_request_without_host_reaches_a_backend_with_one() {
     let backend = RawBackend::start();
     let proxy = proxy(&backend, "");
     for (method, path) in [
@@ -477,7 +477,7 @@ fn a_request_of_http_1_0_without_host_reaches_a_backend_with_one() {
 }
 
 #[test]
-fn a_client_that_goes_away_with_requests_unanswered_is_noticed() {
+fn a_client_that_disconnects_with_unanswered_requests_is_noticed() {
     let backend = RawBackend::start();
     let proxy = proxy(&backend, "");
     backend.behave(AtAccept::Read, |talk, _| talk.outlast());
@@ -498,7 +498,7 @@ fn a_client_that_goes_away_with_requests_unanswered_is_noticed() {
 }
 
 #[test]
-fn a_host_with_a_trailing_dot_finds_its_rollout_and_is_forwarded_as_it_came() {
+fn a_host_with_a_trailing_dot_matches_and_is_forwarded_unchanged() {
     let backend = RawBackend::start();
     let many: String = (0..6)
         .map(|number| {
@@ -526,7 +526,7 @@ fn a_host_with_a_trailing_dot_finds_its_rollout_and_is_forwarded_as_it_came() {
             ("other.example.", "none"),
         ] {
             let mark = backend.mark();
-            // The second head is not the lane's.
+            // The second head is not served by the lane.
             for more in ["", "TE: trailers\r\n"] {
                 let answer = ask(
                     &proxy,
@@ -592,7 +592,7 @@ fn a_host_with_a_trailing_dot_finds_its_rollout_and_is_forwarded_as_it_came() {
 }
 
 #[test]
-fn a_user_with_a_key_of_many_kib_keeps_one_side_and_is_one_user_in_the_log() {
+fn a_key_of_many_kib_keeps_one_side_and_is_one_user_in_the_log() {
     let tables = "[listen]\nhttp = [\"127.0.0.1:0\"]\n[log]\nfile = \"access.log\"\n";
     let proxy = Proxy::start_with(
         tables,
@@ -603,7 +603,7 @@ fn a_user_with_a_key_of_many_kib_keeps_one_side_and_is_one_user_in_the_log() {
     );
     let mut sides = std::collections::BTreeSet::new();
     for user in 0..12 {
-        // The keys differ in their last byte alone.
+        // The keys differ only in their last byte.
         let key = "s".repeat(if user % 2 == 0 { 4_000 } else { 30_000 }) + &format!("{user:02}");
         let cookie = format!("theme=dark; session={key}");
         let side = |name: &str, value: &str| {
@@ -637,7 +637,7 @@ fn a_user_with_a_key_of_many_kib_keeps_one_side_and_is_one_user_in_the_log() {
 }
 
 #[test]
-fn a_user_whose_cookie_is_encoded_and_whose_header_is_not_keeps_one_side() {
+fn a_user_with_an_encoded_cookie_and_a_plain_header_keeps_one_side() {
     let chain = |keys: &str| rollout("checkout", "50", "").replace("\"header:x-user-id\"", keys);
     let proxy = Proxy::start(&chain(
         "\"header:x-user-id|decode|lower\", \"cookie:uid|decode|lower\"",
@@ -700,7 +700,7 @@ fn a_user_whose_cookie_is_encoded_and_whose_header_is_not_keeps_one_side() {
         bucket.is_number() && explained["bucket"] == bucket,
         "{explained} {bucket}"
     );
-    // Without steps many of them are two users.
+    // Without steps many of them count as two users.
     proxy.save(&chain("\"header:x-user-id\", \"cookie:uid\""));
     proxy.reload();
     assert!(moved(&proxy) > 5, "the steps make the difference");
@@ -721,7 +721,7 @@ fn a_request_refused_over_http_2_has_a_reason_a_line_and_a_count() {
             let mut client = crate::http2::connect(proxy.http).await;
             let (answer, mut sending) = client.send_request(request, body == 0).unwrap();
             if body > 0 {
-                // The proxy may refuse it before all of it is there.
+                // The proxy may refuse the request before the whole body is sent.
                 let _ = sending.send_data(vec![b'b'; body].into(), true);
             }
             crate::http2::body_of(answer.await.unwrap()).await

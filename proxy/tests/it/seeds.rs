@@ -1,5 +1,5 @@
-//! The invariants of the fuzz targets on their seeds and on random bytes, with a stable compiler
-//! and in every test run.
+//! The invariants of the fuzz targets, checked on their seeds and on random bytes, with a stable
+//! compiler and in every test run.
 
 use std::path::Path;
 
@@ -38,7 +38,7 @@ fn every_seed_of_the_fuzz_targets_keeps_their_invariants() {
     seeds("lane_response", 13, invariants::lane_response);
 }
 
-/// Bytes made of the pieces given, with some noise between them.
+/// Generates bytes from the given pieces, with some noise between them.
 fn made_of(pieces: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     let piece = prop_oneof![6 => select(pieces).prop_map(|piece| piece.as_bytes().to_vec()), 1 => vec(any::<u8>(), 0..4), 1 => Just(b"x".to_vec())];
     vec(piece, 0..24).prop_map(|pieces| pieces.concat())
@@ -128,7 +128,8 @@ const FILES: [&str; 18] = [
     "\"\"\"",
 ];
 
-/// A message that begins well: a first line, a few fields, the end of the head, and more.
+/// Generates a message with a valid beginning: a first line, a few fields, the end of the head, and
+/// more.
 fn begun_with(first: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> {
     let fields =
         vec(select(&MESSAGES[14..26]), 0..6).prop_map(|fields| fields.concat().into_bytes());
@@ -145,27 +146,27 @@ fn begun_with(first: &'static [&'static str]) -> impl Strategy<Value = Vec<u8>> 
 
 proptest! {
     #[test]
-    fn any_bytes_are_declined_by_the_lane_or_a_request_in_one_form(bytes in prop_oneof![made_of(&MESSAGES), begun_with(&MESSAGES[..2])]) {
+    fn any_bytes_are_declined_by_the_lane_or_are_a_request_in_one_form(bytes in prop_oneof![made_of(&MESSAGES), begun_with(&MESSAGES[..2])]) {
         invariants::lane_request(&bytes);
     }
 
     #[test]
-    fn any_bytes_are_no_answer_or_one_in_one_form(bytes in prop_oneof![made_of(&MESSAGES), begun_with(&MESSAGES[2..5])]) {
+    fn any_bytes_are_an_answer_in_one_form_or_none(bytes in prop_oneof![made_of(&MESSAGES), begun_with(&MESSAGES[2..5])]) {
         invariants::lane_response(&bytes);
     }
 
     #[test]
-    fn any_request_head_is_one_user_nobody_or_refused(bytes in made_of(&HEADS)) {
+    fn any_request_head_gives_one_user_no_user_or_a_refusal(bytes in made_of(&HEADS)) {
         invariants::keys(&bytes);
     }
 
     #[test]
-    fn any_path_becomes_one_without_dot_segments(bytes in made_of(&PATHS)) {
+    fn any_path_is_normalised_to_one_without_dot_segments(bytes in made_of(&PATHS)) {
         invariants::path(&bytes);
     }
 
     #[test]
-    fn any_text_is_a_configuration_or_problems_with_places(bytes in made_of(&FILES)) {
+    fn any_text_is_a_configuration_or_gives_problems_with_places(bytes in made_of(&FILES)) {
         invariants::config(&bytes);
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::harness::{Proxy, rollout, until};
 use crate::raw::{AtAccept, Ending, RawBackend, RawClient};
 
-/// A proxy whose backend has little time for its header and these limits after it.
+/// Starts a proxy whose backend has little time for its header, with these limits after it.
 fn start(engine: &str, backend: &RawBackend, limits: &str) -> Proxy {
     let tables = format!(
         "[listen]\nengine = \"{engine}\"\nhttp = [\"127.0.0.1:0\"]\nbody_idle_timeout = \
@@ -41,7 +41,7 @@ fn failed(proxy: &Proxy) -> u64 {
 }
 
 #[test]
-fn a_body_that_pauses_for_longer_than_response_timeout_arrives_whole() {
+fn a_body_that_pauses_longer_than_response_timeout_arrives_whole() {
     for engine in ENGINES {
         let backend = RawBackend::start();
         let proxy = start(
@@ -88,7 +88,7 @@ fn a_body_that_pauses_for_longer_than_response_timeout_arrives_whole() {
 }
 
 #[test]
-fn an_event_stream_is_told_by_its_answer_whatever_the_request_accepts() {
+fn an_event_stream_is_detected_by_its_answer_not_by_the_request() {
     for engine in ENGINES {
         let backend = RawBackend::start();
         let proxy = start(
@@ -119,7 +119,7 @@ fn an_event_stream_is_told_by_its_answer_whatever_the_request_accepts() {
 }
 
 #[test]
-fn a_body_that_pauses_for_longer_than_its_limit_is_cut_and_counted() {
+fn a_body_that_pauses_longer_than_its_limit_is_cut_off_and_counted() {
     for engine in ENGINES {
         let backend = RawBackend::start();
         let proxy = start(
@@ -149,7 +149,7 @@ fn a_body_that_pauses_for_longer_than_its_limit_is_cut_and_counted() {
 }
 
 #[test]
-fn an_upload_that_takes_longer_than_response_timeout_is_no_late_answer() {
+fn an_upload_longer_than_response_timeout_is_no_late_answer() {
     for engine in ENGINES {
         let backend = RawBackend::start();
         let proxy = start(engine, &backend, "");
@@ -183,7 +183,7 @@ fn an_upload_that_takes_longer_than_response_timeout_is_no_late_answer() {
     }
 }
 
-/// A server that accepts, says this, and never reads.
+/// Starts a server that accepts, sends this greeting, and never reads.
 fn deaf(greeting: &'static [u8]) -> std::net::SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -198,8 +198,8 @@ fn deaf(greeting: &'static [u8]) -> std::net::SocketAddr {
 }
 
 #[test]
-fn an_upload_that_a_backend_does_not_take_ends_as_its_late_answer() {
-    // A SETTINGS frame, so that it is a server of HTTP/2 for all that anybody knows.
+fn an_upload_that_a_backend_does_not_read_ends_as_a_late_answer() {
+    // A SETTINGS frame makes it look like an HTTP/2 server.
     for (greeting, http2) in [(&b""[..], false), (&[0, 0, 0, 4, 0, 0, 0, 0, 0], true)] {
         for engine in ENGINES {
             let address = deaf(greeting);
@@ -224,7 +224,7 @@ fn an_upload_that_a_backend_does_not_take_ends_as_its_late_answer() {
             let uploading = std::thread::spawn(move || {
                 let _ = writer.write_all(b"POST /a HTTP/1.1\r\nhost: h\r\nx-user-id: u\r\ntransfer-encoding: chunked\r\n\r\n");
                 let chunk = [b"10000\r\n".to_vec(), vec![b'#'; 0x10000], b"\r\n".to_vec()].concat();
-                // Until nobody reads any more.
+                // The client writes until no bytes are read.
                 while writer.write_all(&chunk).is_ok() {}
             });
             let mut answer = Vec::new();
@@ -248,7 +248,7 @@ fn an_upload_that_a_backend_does_not_take_ends_as_its_late_answer() {
 }
 
 #[test]
-fn a_client_that_does_not_read_is_no_late_backend() {
+fn a_client_that_does_not_read_is_not_counted_as_a_late_backend() {
     for engine in ENGINES {
         let backend = RawBackend::start();
         let tables = format!(

@@ -1,4 +1,4 @@
-//! Files that are written in place, slowly: no part of one is ever taken for the whole.
+//! Files that are written slowly in place. A part of a file is never used as the whole.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,14 +11,14 @@ use serde_json::json;
 
 use crate::harness::{PATIENCE, Proxy, rollout, until};
 
-/// A list of this many users, each in `always_legacy` or `always_new`.
+/// Returns a list of this many users, each in `always_legacy` or `always_new`.
 fn users(count: usize) -> String {
     (0..count)
         .map(|user| format!("protected-user-{user:06}\n"))
         .collect()
 }
 
-/// A proxy with everyone on new but the users of a list.
+/// Starts a proxy with all users on new except those of a list.
 fn protected(count: usize) -> Proxy {
     Proxy::start_prepared(|directory| {
         fs::write(directory.join("keep.txt"), users(count)).unwrap();
@@ -29,7 +29,7 @@ fn protected(count: usize) -> Proxy {
     })
 }
 
-/// Writes a file in place in pieces, with a pause after each. The pauses are the case itself.
+/// Writes a file in place in pieces, with a pause after each. The pauses are what is tested.
 fn write_slowly(path: &Path, text: &str, piece: usize, pause: Duration) {
     let mut file = fs::File::create(path).unwrap();
     for piece in text.as_bytes().chunks(piece) {
@@ -45,7 +45,7 @@ fn waits_for(proxy: &Proxy, file: &str) -> bool {
 }
 
 #[test]
-fn a_protective_list_that_is_written_slowly_never_loses_a_user() {
+fn a_protective_list_written_slowly_never_loses_a_user() {
     let proxy = protected(40_000);
     let list = proxy.directory.path().join("keep.txt");
     let written = AtomicBool::new(false);
@@ -97,10 +97,10 @@ fn a_protective_list_that_is_written_slowly_never_loses_a_user() {
 }
 
 #[test]
-fn a_list_cut_to_nothing_keeps_protecting_until_it_has_rested() {
+fn a_list_truncated_to_nothing_protects_until_it_has_settled() {
     let proxy = protected(10);
     let list = proxy.directory.path().join("keep.txt");
-    // As a shell does before the first line of a slow command comes.
+    // A shell does the same before it receives the first line of a slow command.
     fs::write(&list, "").unwrap();
     until("the wait to be told", || {
         waits_for(&proxy, "keep.txt").then_some(())
@@ -120,7 +120,7 @@ fn a_list_cut_to_nothing_keeps_protecting_until_it_has_rested() {
 }
 
 #[test]
-fn an_edit_beside_a_list_that_is_written_does_not_wait_for_it() {
+fn an_edit_beside_a_list_being_written_does_not_wait_for_it() {
     let proxy = protected(1_000);
     let list = proxy.directory.path().join("keep.txt");
     let text = |percent: &str| {
@@ -132,7 +132,8 @@ fn an_edit_beside_a_list_that_is_written_does_not_wait_for_it() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // It never gets beyond its half, and never rests. Bounded, so that a failing test ends.
+            // The file never exceeds its half, and never settles. The loop is bounded, so that a
+            // failed test also ends.
             let mut file = fs::File::create(&list).unwrap();
             let deadline = std::time::Instant::now() + PATIENCE;
             for user in (0..500).cycle() {
@@ -175,7 +176,7 @@ fn an_edit_beside_a_list_that_is_written_does_not_wait_for_it() {
 }
 
 #[test]
-fn a_list_renamed_into_place_is_taken_whole() {
+fn a_list_renamed_into_place_is_read_whole() {
     let proxy = protected(10);
     let beside = proxy.directory.path().join("keep.txt.new");
     write_slowly(
@@ -218,7 +219,7 @@ fn a_reload_during_a_slow_write_waits_for_the_whole_list() {
 }
 
 #[test]
-fn a_main_file_and_an_include_cut_between_rollouts_remove_none() {
+fn files_truncated_between_rollouts_remove_none() {
     let a = "[[rollout]]\nid = \"a\"\nmatch = { path = \"/a\" }\npercent = 100\nkey = \
              [\"header:x-user-id\"]\n";
     let b = a.replace("\"a\"", "\"b\"").replace("/a", "/b");
@@ -252,7 +253,8 @@ fn a_main_file_and_an_include_cut_between_rollouts_remove_none() {
             let text = fs::read_to_string(&file)
                 .unwrap()
                 .replace("percent = 100", "percent = 99");
-            // A block for each rollout: every cut is a valid file, and the last digits come late.
+            // There is a block for each rollout. Every truncation is a valid file, and the last
+            // digits are written late.
             let (first, last) = text.split_at(text.rfind("[[rollout]]").unwrap());
             let mut out = fs::File::create(&file).unwrap();
             out.write_all(first.as_bytes()).unwrap();
@@ -274,7 +276,7 @@ fn a_main_file_and_an_include_cut_between_rollouts_remove_none() {
             "no rollout was away for a while"
         );
     });
-    // Left out for good it is removed, after a rest.
+    // A rollout that is omitted permanently is removed once the file has settled.
     let text = proxy.text();
     fs::write(proxy.file(), &text[..text.rfind("[[rollout]]").unwrap()]).unwrap();
     until("the rollout to be removed", || {
@@ -283,7 +285,7 @@ fn a_main_file_and_an_include_cut_between_rollouts_remove_none() {
 }
 
 #[test]
-fn a_shortened_list_of_the_main_file_is_taken_after_a_rest() {
+fn a_shortened_list_of_the_main_file_is_accepted_once_settled() {
     let block = |names: &str| rollout("checkout", "100", &format!("always_legacy = [{names}]"));
     let proxy = Proxy::start(&block("\"ana\", \"bob\""));
     fs::write(proxy.file(), proxy.text_with("", &block("\"ana\""))).unwrap();

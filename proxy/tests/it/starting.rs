@@ -1,5 +1,5 @@
-//! Signals during a start, which a long list makes long, and during a drain; and what the service
-//! manager shows.
+//! Signals during a start, which a long list makes long, and during a drain. The tests also cover
+//! what the service manager shows.
 
 use std::fs;
 use std::io::BufReader;
@@ -8,7 +8,7 @@ use std::process::{Child, Command, Stdio};
 use crate::harness::{Client, rollout, until};
 use crate::process::{Process, World, command, log_line};
 
-/// A world whose start takes a while: a list of some megabytes.
+/// Returns a world whose start takes a while, because of a list of some megabytes.
 fn long_start() -> World {
     let world = World::new(&rollout(
         "checkout",
@@ -39,7 +39,7 @@ fn send(child: &Child, signal: &str) {
     );
 }
 
-/// Whether a process handles these signals: the mask of caught signals in `/proc`.
+/// Whether a process handles these signals, by the mask of caught signals in `/proc`.
 fn catches(pid: u64, signals: &[u32]) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask = status
@@ -56,7 +56,7 @@ const USR1: u32 = 10;
 const USR2: u32 = 12;
 const TERM: u32 = 15;
 
-/// How many bytes a process has read.
+/// Returns how many bytes a process has read.
 fn has_read(child: &Child) -> u64 {
     let io = fs::read_to_string(format!("/proc/{}/io", child.id())).unwrap_or_default();
     io.lines()
@@ -65,7 +65,7 @@ fn has_read(child: &Child) -> u64 {
         .unwrap_or_default()
 }
 
-/// A process that has read the list for the first time, and has to parse it.
+/// Starts a process that has read the list for the first time, and has to parse it.
 fn begun(world: &World) -> Child {
     let child = command(world.path())
         .stdout(Stdio::piped())
@@ -83,8 +83,7 @@ fn begun(world: &World) -> Child {
     child
 }
 
-/// A process that another one has started: a test that fails leaves it no more than one that
-/// passes.
+/// A process that another one has started. It is ended whether the test fails or passes.
 struct Successor(u64);
 
 impl Drop for Successor {
@@ -96,7 +95,7 @@ impl Drop for Successor {
 }
 
 #[test]
-fn a_signal_during_the_start_is_obeyed_after_it() {
+fn a_signal_during_the_start_is_handled_after_it() {
     let world = long_start();
     for signal in ["-HUP", "-USR1", "-USR2"] {
         let mut child = begun(&world);
@@ -177,7 +176,7 @@ fn a_stop_of_the_new_process_during_its_start_leaves_the_old_one() {
 fn a_stop_during_the_start_ends_it_cleanly() {
     let world = long_start();
     for signal in ["-TERM", "-INT"] {
-        // A busy machine may let the start be through before the signal is sent.
+        // On a busy machine the start may be complete before the signal is sent.
         let stopped = (0..10).any(|_| {
             let child = begun(&world);
             send(&child, signal);
@@ -203,7 +202,7 @@ fn a_stop_during_the_start_ends_it_cleanly() {
 }
 
 #[test]
-fn a_refused_reload_shows_in_the_status_of_the_service() {
+fn a_refused_reload_is_shown_in_the_status_of_the_service() {
     let world = World::new(&rollout("checkout", "5", ""));
     let (file, path) = (
         world.path().join("cutover.toml"),
@@ -245,7 +244,7 @@ fn a_refused_reload_shows_in_the_status_of_the_service() {
     );
     fs::write(&file, good.replace("percent = 5", "percent = 6")).unwrap();
     assert_eq!(next(), "STATUS=the file is in force");
-    // What is good after what was good is nothing to tell.
+    // A good file after a good one causes no report.
     fs::write(&file, good.replace("percent = 5", "percent = 7")).unwrap();
     until("the edit", || {
         (process.rollout()["desired_percent"] == 7.0).then_some(())
@@ -259,7 +258,7 @@ fn a_refused_reload_shows_in_the_status_of_the_service() {
 }
 
 #[test]
-fn a_signal_during_the_drain_neither_ends_it_nor_is_lost_silently() {
+fn a_signal_during_the_drain_neither_ends_it_nor_is_lost() {
     let world = World::new(&rollout("checkout", "100", ""));
     let mut process = Process::start(world.path());
     let mut busy = Client::connect(process.http);

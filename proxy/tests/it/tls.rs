@@ -14,7 +14,7 @@ use rustls::{
 use crate::harness::{PATIENCE, Proxy, file, rollout, until};
 use crate::process::{World, command, log_line};
 
-/// A certificate authority of its own.
+/// A certificate authority for one test.
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
@@ -91,7 +91,7 @@ fn certificate_for(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) 
     tls.conn.peer_certificates().unwrap()[0].to_vec()
 }
 
-/// One request of HTTP/1.1 over TLS, and everything that comes until the end.
+/// Sends one HTTP/1.1 request over TLS, and returns everything received until the end.
 fn ask(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::Result<String> {
     let mut tls = connect(address, name, config)?;
     tls.write_all(
@@ -103,7 +103,7 @@ fn ask(address: SocketAddr, name: &str, config: &Arc<ClientConfig>) -> std::io::
     Ok(String::from_utf8_lossy(&answer).into_owned())
 }
 
-/// A proxy with TLS, and the addresses of it.
+/// Starts a proxy with TLS, and returns it with its address.
 pub fn start(authority: &Authority, more: &str) -> (Proxy, SocketAddr) {
     let proxy = Proxy::start_prepared(|directory| {
         authority.write(directory, "one", &["one.example", "*.one.example"]);
@@ -123,7 +123,7 @@ pub fn start(authority: &Authority, more: &str) -> (Proxy, SocketAddr) {
 }
 
 #[test]
-fn certificates_are_chosen_by_name_and_clients_are_told_apart_by_protocol() {
+fn certificates_are_chosen_by_name_and_clients_by_protocol() {
     let authority = Authority::new();
     let (proxy, https) = start(&authority, "");
     let config = authority.client(&[b"http/1.1"]);
@@ -145,7 +145,7 @@ fn certificates_are_chosen_by_name_and_clients_are_told_apart_by_protocol() {
     );
     let head = proxy.new.last_head().to_ascii_lowercase();
     assert!(head.contains("x-forwarded-proto: https\r\n"), "{head}");
-    // Both versions of TLS, and nothing older.
+    // Both versions of TLS are accepted, and nothing older.
     for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
         let mut roots = RootCertStore::empty();
         roots.add(authority.0.der().clone()).unwrap();
@@ -168,7 +168,7 @@ fn certificates_are_chosen_by_name_and_clients_are_told_apart_by_protocol() {
 }
 
 #[test]
-fn a_client_with_tls_takes_the_lane_too() {
+fn a_tls_client_uses_the_lane() {
     let authority = Authority::new();
     let (proxy, https) = start(&authority, "[log]\nfile = \"access.log\"\n");
     let answer = ask(https, "two.example", &authority.client(&[b"http/1.1"])).unwrap();
@@ -208,7 +208,7 @@ fn a_renewed_certificate_is_used_at_once_and_a_broken_one_never() {
         .metric("cutover_certificate_expiry_timestamp_seconds{certificate=\"one.pem\"}")
         .unwrap();
     assert!(expiry > 1.7e9, "{expiry}");
-    // Kept open over all that follows.
+    // This connection stays open during all of the following.
     let mut open = connect(https, "one.example", &config).unwrap();
 
     let renewed = authority.write(directory, "one", &["one.example"]);
@@ -235,7 +235,7 @@ fn a_renewed_certificate_is_used_at_once_and_a_broken_one_never() {
             (current("one.pem") == Some(1.0)).then_some(())
         });
     }
-    // The key of another certificate.
+    // This is the key of another certificate.
     std::fs::copy(directory.join("two.key"), directory.join("one.key")).unwrap();
     until("it to be noticed", || {
         (current("one.pem") == Some(0.0)).then_some(())
@@ -256,7 +256,7 @@ fn a_renewed_certificate_is_used_at_once_and_a_broken_one_never() {
 }
 
 #[test]
-fn a_start_with_a_certificate_that_cannot_be_used_says_which_and_why() {
+fn a_start_with_an_unusable_certificate_names_it_and_the_reason() {
     let directory = tempfile::tempdir().unwrap();
     let authority = Authority::new();
     authority.write(directory.path(), "one", &["one.example"]);
@@ -301,7 +301,7 @@ fn a_start_with_a_certificate_that_cannot_be_used_says_which_and_why() {
 }
 
 #[test]
-fn a_client_that_never_finishes_its_handshake_is_let_go() {
+fn a_client_that_never_finishes_its_handshake_is_disconnected() {
     let authority = Authority::new();
     let (proxy, https) = start(&authority, "header_timeout = \"200ms\"\nh2c = true\n");
     for (address, begun) in [
@@ -318,13 +318,13 @@ fn a_client_that_never_finishes_its_handshake_is_let_go() {
             "{begun:?}"
         );
     }
-    until("nobody to be left", || {
+    until("no connection to be left", || {
         (proxy.metric("cutover_connections{state=\"open\"}") == Some(0.0)).then_some(())
     });
 }
 
 #[test]
-fn a_port_that_understands_http2_still_understands_the_shortest_request_there_is() {
+fn an_http2_port_still_accepts_the_shortest_http1_request() {
     let proxy = Proxy::start_with(
         "[listen]\nhttp = [\"127.0.0.1:0\"]\nh2c = true\n",
         &rollout("checkout", "100", ""),
@@ -336,7 +336,7 @@ fn a_port_that_understands_http2_still_understands_the_shortest_request_there_is
     ] {
         let mut client = TcpStream::connect(proxy.http).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
-        // In pieces, since that is how the first bytes may come.
+        // The request is sent in pieces, because the first bytes may also be received like that.
         for part in request.as_bytes().chunks(5) {
             client.write_all(part).unwrap();
         }
@@ -349,7 +349,7 @@ fn a_port_that_understands_http2_still_understands_the_shortest_request_there_is
     }
 }
 
-/// A backend that speaks TLS and says which name it was asked for.
+/// Starts a backend that speaks TLS and reports which name was requested.
 fn tls_backend(certificate: &rcgen::Certificate, key: &KeyPair) -> SocketAddr {
     let builder =
         ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()));
@@ -397,7 +397,7 @@ fn tls_backend(certificate: &rcgen::Certificate, key: &KeyPair) -> SocketAddr {
 }
 
 #[test]
-fn backends_are_verified_by_name_and_authority_and_never_taken_on_trust() {
+fn backends_are_verified_by_name_and_authority() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let (certificate, key) = authority.sign(&["shop.internal"]);
     let address = tls_backend(&certificate, &key);
@@ -408,8 +408,8 @@ fn backends_are_verified_by_name_and_authority_and_never_taken_on_trust() {
             "ca = \"ca.pem\"\nserver_name = \"shop.internal\"",
             (200, "shop.internal"),
         ),
-        // The wrong name; the address, for which there is no certificate; somebody else's
-        // authority; the system's.
+        // The cases are the wrong name, the address, for which there is no certificate, another
+        // authority, and the authorities of the system.
         (
             "ca = \"ca.pem\"\nserver_name = \"other.internal\"",
             (502, "nobody"),
@@ -452,7 +452,7 @@ fn backends_are_verified_by_name_and_authority_and_never_taken_on_trust() {
 }
 
 #[test]
-fn a_kept_connection_that_one_authority_vouched_for_is_not_used_where_another_is_asked_for() {
+fn a_kept_connection_is_not_shared_between_authorities() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let (certificate, key) = authority.sign(&["shop.internal"]);
     let address = tls_backend(&certificate, &key);
@@ -501,7 +501,7 @@ fn a_chain_written_slowly_is_never_served_without_its_intermediates() {
             .len()
     };
     let directory = proxy.directory.path();
-    // The authority's certificate stands for any that follows the first in a chain.
+    // The certificate of the authority represents any that follows the first in a chain.
     let chain = std::fs::read_to_string(directory.join("one.pem")).unwrap() + &authority.0.pem();
     std::fs::write(directory.join("one.pem"), &chain).unwrap();
     until("the chain of two", || (chain_of() == 2).then_some(()));
@@ -512,7 +512,7 @@ fn a_chain_written_slowly_is_never_served_without_its_intermediates() {
     let done = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            // The pause is the case itself: longer than it takes until the file is looked at.
+            // The pause is what is tested: it is longer than the time until the file is checked.
             let mut file = std::fs::File::create(directory.join("one.pem")).unwrap();
             file.write_all(next.as_bytes()).unwrap();
             std::thread::sleep(std::time::Duration::from_millis(1_500));
@@ -530,7 +530,7 @@ fn a_chain_written_slowly_is_never_served_without_its_intermediates() {
 }
 
 #[test]
-fn a_pair_new_in_the_file_is_used_and_told_once_if_it_cannot_be() {
+fn a_new_pair_is_used_or_reported_once_if_unusable() {
     let authority = Authority::new();
     let world = World::new(&rollout("checkout", "100", ""));
     authority.write(world.path(), "one", &["one.example"]);
@@ -568,7 +568,8 @@ fn a_pair_new_in_the_file_is_used_and_told_once_if_it_cannot_be() {
     write(", { cert = \"none.pem\", key = \"none.key\" }");
     let unusable = "a new certificate cannot be used; the others stay in use";
     assert_eq!(log_line(&mut log, unusable)["certificate"], "none.pem");
-    // Until a renewed one has rested and is in use, all files have been looked at several times.
+    // By the time a renewed certificate has settled and is in use, all files have been checked
+    // several times.
     authority.write(world.path(), "one", &["one.example"]);
     let mut line = String::new();
     while !line.contains("a certificate is in use") {

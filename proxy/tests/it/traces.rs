@@ -1,4 +1,4 @@
-//! Spans, as a collector gets them: over the real exporter, read with a decoder of our own.
+//! Spans as a collector receives them, sent by the real exporter and read with a separate decoder.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::harness::{PATIENCE, Proxy, rollout, until};
 
-/// A span as it came over the wire.
+/// A span as it was received.
 #[derive(Clone, Debug, Default)]
 struct Span {
     trace: String,
@@ -30,13 +30,13 @@ impl Span {
     }
 }
 
-/// What a field of a protobuf message holds.
+/// The content of a field of a protobuf message.
 enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
 }
 
-/// The fields of a protobuf message: <https://protobuf.dev/programming-guides/encoding/>.
+/// Parses the fields of a protobuf message: <https://protobuf.dev/programming-guides/encoding/>.
 fn fields(mut message: &[u8]) -> Vec<(u64, Value<'_>)> {
     fn varint(message: &mut &[u8]) -> u64 {
         let mut number = 0;
@@ -107,7 +107,7 @@ fn key_value(message: &[u8]) -> (String, String) {
     (key, text)
 }
 
-/// The code of a status: 2 is an error.
+/// Returns the code of a status; 2 is an error.
 fn code(status: &[u8]) -> u64 {
     let codes = fields(status).into_iter().filter_map(|(field, value)| {
         if let (3, Value::Number(code)) = (field, value) {
@@ -119,7 +119,7 @@ fn code(status: &[u8]) -> u64 {
     codes.max().unwrap_or(0)
 }
 
-/// The spans of an `ExportTraceServiceRequest`.
+/// Returns the spans of an `ExportTraceServiceRequest`.
 fn spans(request: &[u8]) -> Vec<Span> {
     let mut found = Vec::new();
     for of_resource in parts(request, 1) {
@@ -160,7 +160,7 @@ fn spans(request: &[u8]) -> Vec<Span> {
     found
 }
 
-/// A collector that keeps what it gets.
+/// A collector that keeps what it receives.
 #[derive(Clone)]
 struct Collector {
     address: SocketAddr,
@@ -236,7 +236,7 @@ fn serve(mut stream: TcpStream, status: &str, keeping: &Mutex<Vec<Span>>) -> std
 const SENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00";
 
 #[test]
-fn a_request_that_is_saved_shows_both_attempts_and_the_backend_is_a_child_of_the_second() {
+fn a_failover_has_two_attempts_and_the_backend_is_child_of_the_second() {
     let collector = Collector::start("200 OK");
     let dead = TcpListener::bind("127.0.0.1:0")
         .unwrap()
@@ -323,7 +323,7 @@ fn a_request_that_is_saved_shows_both_attempts_and_the_backend_is_a_child_of_the
 }
 
 #[test]
-fn a_failure_is_an_error_of_the_span_and_what_is_not_sampled_passes_as_it_came() {
+fn a_failure_is_a_span_error_and_unsampled_requests_pass_unchanged() {
     let collector = Collector::start("200 OK");
     let proxy = Proxy::start_with(&collector.table("100%"), &rollout("checkout", "0", ""));
     assert_eq!(proxy.get("/bad", &[("x-user-id", "u")]).status(), 500);
@@ -342,7 +342,7 @@ fn a_failure_is_an_error_of_the_span_and_what_is_not_sampled_passes_as_it_came()
         (found[1].status, found[1].attribute("error.type")),
         (2, Some("status"))
     );
-    // Fewer are sampled from the next reading of the file on.
+    // Fewer requests are sampled from the next reading of the file on.
     std::fs::write(
         proxy.file(),
         proxy.text_with(&collector.table("0%"), &rollout("checkout", "0", "")),
@@ -364,7 +364,8 @@ fn a_failure_is_an_error_of_the_span_and_what_is_not_sampled_passes_as_it_came()
         "{}",
         proxy.legacy.last_head()
     );
-    // Once more with spans: those of the request in between would have come before.
+    // Spans are exported once more. Those of the request in between would have been received
+    // before.
     std::fs::write(
         proxy.file(),
         proxy.text_with(&collector.table("100%"), &rollout("checkout", "0", "")),
@@ -383,7 +384,7 @@ fn a_failure_is_an_error_of_the_span_and_what_is_not_sampled_passes_as_it_came()
 }
 
 #[test]
-fn a_collector_that_refuses_or_hangs_costs_its_spans_and_no_request() {
+fn a_collector_that_refuses_or_hangs_loses_spans_but_no_request() {
     let refusing = Collector::start("400 Bad Request");
     let proxy = Proxy::start_with(&refusing.table("100%"), &rollout("checkout", "0", ""));
     assert_eq!(proxy.get("/", &[("x-user-id", "u")]).status(), 200);
@@ -410,7 +411,7 @@ fn a_collector_that_refuses_or_hangs_costs_its_spans_and_no_request() {
 }
 
 #[test]
-fn what_a_client_breaks_off_is_no_error_of_the_backend() {
+fn a_request_aborted_by_the_client_is_no_error_of_the_backend() {
     let collector = Collector::start("200 OK");
     let endless = TcpListener::bind("127.0.0.1:0").unwrap();
     let tables = format!(

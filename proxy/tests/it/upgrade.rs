@@ -1,4 +1,4 @@
-//! A new binary takes over from the running one; and what systemd says and is told.
+//! A new binary that takes over from the running one, and the communication with systemd.
 
 use std::fs;
 use std::io::BufReader;
@@ -25,7 +25,7 @@ const ENDED: &str = "this process has ended";
 const ALONE: &str = "upgrade: the process before this one has ended";
 const FOLLOWED: &str = "the latch of the new process also applies here";
 
-/// The binary under a name of its own, so that another one can be put in its place.
+/// Returns the binary under a separate name, so that another one can replace it.
 fn program(directory: &Path) -> PathBuf {
     let path = directory.join("cutover");
     if !path.exists() {
@@ -34,7 +34,7 @@ fn program(directory: &Path) -> PathBuf {
     path
 }
 
-/// Puts a script in the place of the binary.
+/// Replaces the binary with a script.
 fn replace_program(directory: &Path, script: &str) {
     let path = directory.join("cutover");
     fs::remove_file(&path).unwrap();
@@ -50,7 +50,7 @@ fn arguments(command: &mut Command, directory: &Path) {
         .stderr(Stdio::piped());
 }
 
-/// One process after the other, with one log.
+/// Several processes one after the other, with one log.
 struct Service {
     first: Child,
     pid: u32,
@@ -58,7 +58,7 @@ struct Service {
     http: SocketAddr,
     admin: SocketAddr,
     log: BufReader<ChildStdout>,
-    /// Stands in the environment of all its processes.
+    /// A mark in the environment of all processes of the service.
     mark: String,
 }
 
@@ -105,7 +105,7 @@ impl Service {
         log_line(&mut self.log, message)
     }
 
-    /// A new process takes over; the old one may still serve.
+    /// Lets a new process take over; the old one may still serve.
     fn take_over(&mut self) {
         signal(self.pid, "-USR2");
         let pid = self.line(TOOK_OVER)["pid"].as_u64().unwrap();
@@ -113,7 +113,7 @@ impl Service {
         self.all.push(self.pid);
     }
 
-    /// The same, and the old process is gone.
+    /// Lets a new process take over, and waits until the old one is gone.
     fn upgrade(&mut self) {
         self.take_over();
         self.line(ALONE);
@@ -150,7 +150,7 @@ impl Service {
             &json!({"reason": "a test"}),
         );
         assert_eq!(answer.status(), 200, "{}", answer.text());
-        // A disk that others keep busy may take longer than the answer waits for it.
+        // If the disk is busy, the write may take longer than the answer waits for it.
         until("the latch to be durable", || {
             (self.ask("GET", "/api/v1/rollouts", &Value::Null).json()["latch_durable"] == true)
                 .then_some(())
@@ -162,13 +162,13 @@ impl Service {
     }
 }
 
-/// A test that fails leaves no process behind.
+/// A failed test leaves no process behind.
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.first.kill();
         let _ = self.first.wait();
         for pid in &self.all {
-            // The number of a process that has ended may be somebody else's by now.
+            // The ID of a process that has ended may belong to another process now.
             let is_ours = fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environment| {
                 String::from_utf8_lossy(&environment).contains(&self.mark)
             });
@@ -190,7 +190,7 @@ fn signal(pid: u32, signal: &str) {
 }
 
 fn is_gone(pid: u32) -> bool {
-    // A process that nobody waits for any more is a zombie, if anything.
+    // A process without a waiting parent is a zombie, if it exists at all.
     fs::read_to_string(format!("/proc/{pid}/stat")).map_or(true, |stat| stat.contains(") Z "))
 }
 
@@ -204,8 +204,7 @@ fn side(client: &mut Client) -> (String, bool) {
     )
 }
 
-/// Clients that go to another connection when they are told to, and clients with a connection for
-/// each request.
+/// Clients that reconnect when they are asked to, and clients with a connection for each request.
 struct Clients {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicUsize>,
@@ -279,7 +278,7 @@ impl Clients {
 }
 
 #[test]
-fn upgrades_under_load_fail_no_request_and_cut_none() {
+fn upgrades_under_load_fail_and_cut_no_request() {
     let world = World::new(&rollout("checkout", "50", ""));
     let mut service = Service::start(world.path());
     let clients = Clients::start(service.http, 4, 2);
@@ -348,7 +347,7 @@ fn a_latch_holds_over_an_upgrade_and_both_processes_obey_a_rearm() {
 }
 
 #[test]
-fn what_the_old_process_finds_in_its_last_requests_rolls_back_the_new_one() {
+fn failures_in_the_last_requests_of_the_old_process_roll_back_the_new() {
     let world = World::new(&rollout("checkout", "100", QUICK_GUARD));
     let mut service = Service::start(world.path());
     let mut kept: Vec<Client> = (0..60).map(|_| service.connect()).collect();
@@ -387,7 +386,7 @@ fn a_rollback_of_the_new_process_is_durable_in_it_alone() {
 }
 
 #[test]
-fn a_new_process_that_cannot_start_leaves_the_old_one_the_owner() {
+fn a_new_process_that_cannot_start_leaves_the_old_one_as_owner() {
     let world = World::new(&rollout("checkout", "50", ""));
     let mut service = Service::start(world.path());
     let path = world.path().join("cutover.toml");
@@ -400,7 +399,7 @@ fn a_new_process_that_cannot_start_leaves_the_old_one_the_owner() {
     let why = service.line(FAILED);
     assert!(why["why"].as_str().unwrap().contains("percnt"), "{why}");
 
-    // ... or with all of it in its hands, and lines in the journal.
+    // ... or after everything has been handed over, with lines in the journal.
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
     fs::write(
@@ -448,7 +447,7 @@ fn a_new_process_that_cannot_start_leaves_the_old_one_the_owner() {
 }
 
 #[test]
-fn kill_9_of_the_new_process_before_it_is_ready_changes_nothing_and_one_upgrade_excludes_another() {
+fn kill_9_before_ready_changes_nothing_and_upgrades_exclude_each_other() {
     let world = World::new(&rollout("checkout", "50", ""));
     let mut service = Service::start(world.path());
     replace_program(world.path(), "#!/bin/sh\nexec sleep 600\n");
@@ -463,7 +462,7 @@ fn kill_9_of_the_new_process_before_it_is_ready_changes_nothing_and_one_upgrade_
     service.command("rollback");
     service.command("rearm");
 
-    // A stop while one is under way stops, and leaves nothing behind.
+    // A stop during an upgrade stops, and leaves nothing behind.
     signal(service.pid, "-USR2");
     let silent = u32::try_from(service.line(STARTED)["pid"].as_u64().unwrap()).unwrap();
     service.all.push(silent);
@@ -494,7 +493,7 @@ fn a_replaced_binary_is_the_one_that_takes_over() {
 }
 
 #[test]
-fn a_process_does_not_take_over_from_a_person() {
+fn a_process_does_not_take_over_when_started_by_a_person() {
     let world = World::new(&rollout("checkout", "50", ""));
     let mut command = Command::new(program(world.path()));
     arguments(&mut command, world.path());
@@ -511,7 +510,7 @@ fn a_process_does_not_take_over_from_a_person() {
 }
 
 #[test]
-fn evidence_is_handed_over() {
+fn evidence_is_handed_over_to_the_new_process() {
     let world = World::new(&rollout("checkout", "100", "failover = \"off\""));
     let mut service = Service::start(world.path());
     let evidence = |rollout: &Value| -> f64 {
@@ -539,7 +538,7 @@ fn evidence_is_handed_over() {
             .unwrap();
     }
     drop(client);
-    // Ticks may come between the four.
+    // Ticks may fall between the four.
     let all = until("all four to be weighed", || {
         Some(service.rollout()).filter(|rollout| rollout["new"]["requests"] == 4)
     });
@@ -551,8 +550,8 @@ fn evidence_is_handed_over() {
     assert_eq!(service.rollout()["phase"], "holding");
 }
 
-/// Starts the binary as systemd does: with this socket as the third file and its own number in the
-/// environment.
+/// Starts the binary as systemd does, with this socket as file descriptor 3 and its own process ID
+/// in the environment.
 fn activated(directory: &Path, listener: &TcpListener) -> Command {
     let mut command = Command::new("sh");
     command
@@ -567,7 +566,7 @@ fn activated(directory: &Path, listener: &TcpListener) -> Command {
 }
 
 #[test]
-fn sockets_of_systemd_are_used_and_passed_on() {
+fn systemd_sockets_are_used_and_passed_on() {
     let world = World::new(&rollout("checkout", "100", ""));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -596,7 +595,7 @@ fn sockets_of_systemd_are_used_and_passed_on() {
 }
 
 #[test]
-fn a_socket_of_systemd_that_the_file_does_not_ask_for_is_named() {
+fn a_systemd_socket_that_the_file_does_not_use_is_named() {
     let world = World::new(&rollout("checkout", "100", ""));
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -610,13 +609,13 @@ fn a_socket_of_systemd_that_the_file_does_not_ask_for_is_named() {
 }
 
 #[test]
-fn systemd_is_told_of_every_step() {
+fn systemd_is_notified_of_every_step() {
     let world = World::new(&rollout("checkout", "100", ""));
     let path = world.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
     let (tell, told) = mpsc::channel();
-    // Read all the time, as systemd does: a process waits while a dozen words of it are unread, and
-    // the log is waited for meanwhile.
+    // The socket is read all the time, as systemd does. A process blocks while a dozen of its
+    // messages are unread, and the test waits for the log in the meantime.
     std::thread::spawn(move || {
         let mut buffer = [0; 1024];
         while let Ok(length) = socket.recv(&mut buffer)
@@ -656,7 +655,7 @@ fn systemd_is_told_of_every_step() {
     assert!(next("RELOADING=1").contains("MONOTONIC_USEC="));
     next("READY=1");
     service.take_over();
-    // Of two processes, so in either order.
+    // The messages are from two processes, so they may be in either order.
     let mut both: Vec<String> = Vec::new();
     while both.len() < 2 {
         let text = word("READY=1 and MAINPID=");

@@ -1,8 +1,8 @@
-//! Scripts: what the backend answers, good and bad.
+//! The generation of scripts: what the backend answers, good and bad.
 //!
-//! What comes behind the end of an answer is in one write with that end, for in two it would be
-//! chance whether an engine has put the connection away meanwhile. An answer that is too short ends
-//! with the connection, save where a timeout is allowed.
+//! Bytes behind the end of an answer are in one write with that end. In two writes, chance would
+//! decide whether an engine has already returned the connection to its pool. An answer that is too
+//! short ends with the connection, except where a timeout is allowed.
 
 use crate::differential::case::{ANSWERED, After, Script, code};
 use crate::differential::generate::answer_head::{
@@ -11,27 +11,27 @@ use crate::differential::generate::answer_head::{
 use crate::differential::generate::request::{Draft, chunked, spelled};
 use crate::differential::generate::{Chance, length, tagged};
 
-/// The longest body of an answer.
+/// The longest body of an answer, in bytes.
 const MOST_BODY_BYTES: usize = 300 * 1024;
 
-/// An answer that is being made.
+/// An answer under construction.
 #[derive(Debug)]
 pub struct Answer {
-    /// The status line; nothing where there is no answer.
+    /// The status line. Empty if there is no answer.
     pub start: Vec<u8>,
-    /// The lines without their ends.
+    /// The header lines without their line ends.
     pub lines: Vec<Vec<u8>>,
-    /// What ends every line.
+    /// The bytes that end every line.
     pub line_end: &'static [u8],
     /// The body without framing.
     pub content: Vec<u8>,
-    /// The length line, or the coding line.
+    /// The `Content-Length` or `Transfer-Encoding` line.
     pub framing: Option<Vec<u8>>,
-    /// The body as it goes out.
+    /// The body as it is sent.
     pub body: Vec<u8>,
-    /// Whether no body goes with it.
+    /// Whether the answer is sent without a body.
     pub is_bare: bool,
-    /// Whether what goes out has to go in one write.
+    /// Whether all bytes have to be sent in one write.
     pub is_one: bool,
     /// What else the backend does.
     pub script: Script,
@@ -39,7 +39,7 @@ pub struct Answer {
 
 type Oddity = fn(&mut Chance, &Draft, &mut Answer);
 
-/// What may happen whoever shares the connections to the backend.
+/// The oddities that are allowed even if connections to the backend are shared.
 const TABLE: &[(u32, Oddity)] = &[
     (14, statuses),
     (10, coded),
@@ -59,7 +59,7 @@ const TABLE: &[(u32, Oddity)] = &[
     (6, for_head),
 ];
 
-/// What the next user of the connection could notice.
+/// The oddities that the next user of the connection could notice.
 const ALONE: &[(u32, Oddity)] = &[
     (4, surplus),
     (2, poison),
@@ -68,13 +68,13 @@ const ALONE: &[(u32, Oddity)] = &[
     (1, resets),
 ];
 
-/// A plain answer.
+/// Makes a plain answer.
 pub fn plain(chance: &mut Chance, draft: &Draft) -> Script {
     let content = tagged(draft.place, 'a', 2);
     good(content, draft).finish(chance, draft)
 }
 
-/// An answer by chance.
+/// Makes a random answer.
 pub fn make(chance: &mut Chance, draft: &Draft) -> Script {
     let length = length(chance, MOST_BODY_BYTES);
     let mut answer = good(tagged(draft.place, 'a', length), draft);
@@ -116,7 +116,7 @@ fn good(content: Vec<u8>, draft: &Draft) -> Answer {
 }
 
 impl Answer {
-    /// Adds a line.
+    /// Adds a header line.
     pub fn line(&mut self, name: &str, value: impl AsRef<[u8]>) {
         self.lines
             .push([name.as_bytes(), b": ", value.as_ref()].concat());
@@ -309,7 +309,7 @@ fn lengths(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
             }
         }
     };
-    // A length that cannot be read may be none: then the body ends with the connection.
+    // An unreadable length may count as none: then the body ends with the connection.
     answer.script.after = After::Close;
     answer.line(&name, value);
 }
@@ -359,7 +359,7 @@ fn early(_: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.script.is_early = true;
 }
 
-/// No answer at all.
+/// Sends no answer at all.
 fn gone(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.start.clear();
     answer.script.after = if chance.one_in(3) {
@@ -369,7 +369,8 @@ fn gone(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     };
 }
 
-/// What an answer to HEAD may carry; to others a body that is empty in one of three ways.
+/// Makes the headers that an answer to HEAD may carry. An answer to another method gets a body that
+/// is empty in one of three ways.
 fn for_head(chance: &mut Chance, draft: &Draft, answer: &mut Answer) {
     if draft.method != b"HEAD" {
         answer.content.clear();
@@ -385,7 +386,7 @@ fn for_head(chance: &mut Chance, draft: &Draft, answer: &mut Answer) {
     }
 }
 
-/// Bytes behind the end.
+/// Adds bytes behind the end.
 fn surplus(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     let behind = chance.text(&[
         "extra",
@@ -401,7 +402,7 @@ fn surplus(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.script.says_more = true;
 }
 
-/// A body where there can be none.
+/// Adds a body where there can be none.
 fn poison(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.start = chance
         .text(&[
@@ -427,7 +428,7 @@ fn resets(_: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.script.after = After::Reset;
 }
 
-/// What only a timeout ends.
+/// Makes an answer that only a timeout ends.
 fn slow(chance: &mut Chance, answer: &mut Answer) {
     answer.script.after = After::Hang;
     match chance.below(4) {

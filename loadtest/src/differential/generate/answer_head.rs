@@ -1,11 +1,11 @@
-//! What may be odd about the head of an answer.
+//! The oddities of the head of an answer.
 
 use crate::differential::case::After;
 use crate::differential::generate::Chance;
 use crate::differential::generate::answer::Answer;
 use crate::differential::generate::request::{Draft, spelled};
 
-/// A head that no client may get.
+/// Makes a head that no client may receive.
 pub fn bad_head(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.script.after = After::Close;
     let bad = chance.below(24);
@@ -57,7 +57,7 @@ pub fn bad_head(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     }
 }
 
-/// A head with many lines, or long ones.
+/// Makes a head with many lines, or with long ones.
 pub fn large_head(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     if chance.one_in(2) {
         let length = chance.size(20 * 1024);
@@ -69,7 +69,7 @@ pub fn large_head(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     }
 }
 
-/// Lines that go with an answer.
+/// Adds ordinary header lines to an answer.
 pub fn fields(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     for _ in 0..=chance.below(4) {
         let (name, value) = chance
@@ -108,7 +108,7 @@ pub fn fields(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     }
 }
 
-/// What an answer says of the connection.
+/// Adds what an answer says about the connection.
 pub fn connection(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     let value = chance.text(&[
         "close",
@@ -151,7 +151,7 @@ pub fn connection(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     }
 }
 
-/// An answer of the older version.
+/// Makes an HTTP/1.0 answer.
 pub fn http10(chance: &mut Chance, _: &Draft, answer: &mut Answer) {
     answer.start = b"HTTP/1.0 200 OK".to_vec();
     match chance.below(4) {

@@ -1,4 +1,4 @@
-//! What may be odd about the body of a request, and about where it ends.
+//! The oddities of the body of a request, and of where it ends.
 
 use crate::differential::engine::group_name;
 use crate::differential::generate::request::{Draft, chunked, spelled};
@@ -14,7 +14,7 @@ pub fn missing(chance: &mut Chance, draft: &mut Draft) {
     }
 }
 
-/// Lengths that cannot be, or are said twice.
+/// Adds lengths that are impossible or given twice.
 pub fn length_lines(chance: &mut Chance, draft: &mut Draft) {
     let own = draft.content.len().to_string();
     draft.unframed();
@@ -43,7 +43,7 @@ pub fn length_lines(chance: &mut Chance, draft: &mut Draft) {
     }
 }
 
-/// Codings that cannot be, or stand beside a length.
+/// Adds transfer codings that are impossible or stand beside a length.
 pub fn coding_lines(chance: &mut Chance, draft: &mut Draft) {
     draft.unframed();
     if chance.one_in(5) {
@@ -77,13 +77,13 @@ pub fn coding_lines(chance: &mut Chance, draft: &mut Draft) {
     }
 }
 
-/// Chunks with extensions, trailers and sizes that cannot be.
+/// Makes chunks with extensions, with trailers, and with impossible sizes.
 pub fn bad_chunks(chance: &mut Chance, draft: &mut Draft) {
     if draft.content.is_empty() {
         draft.content = tagged(draft.place, 'q', 20);
     }
     draft.in_chunks(chance);
-    // What is good first.
+    // Valid chunks come first.
     draft.body = match chance.below(24) {
         0..=2 => chunked(chance, &draft.content, b";a=b"),
         3 => chunked(chance, &draft.content, b";a=\"b;c\""),
@@ -127,7 +127,8 @@ pub fn bad_chunks(chance: &mut Chance, draft: &mut Draft) {
             } else {
                 b""
             };
-            // What an engine reads on after it may be too little for its reading of it.
+            // The bytes that an engine reads on after this one may be too few for its reading of
+            // it.
             draft.is_last_word = true;
             [
                 first,
@@ -141,7 +142,7 @@ pub fn bad_chunks(chance: &mut Chance, draft: &mut Draft) {
     };
 }
 
-/// Less of a body than was said, and then nothing more.
+/// Makes a body shorter than declared, with nothing after it.
 pub fn short_body(chance: &mut Chance, draft: &mut Draft) {
     if draft.body.len() < 2 {
         draft.content = tagged(draft.place, 'q', 30);
@@ -153,7 +154,7 @@ pub fn short_body(chance: &mut Chance, draft: &mut Draft) {
     draft.awaits_continue = false;
 }
 
-/// A body, or what stands behind a request without one, that is a request itself.
+/// Makes a body, or bytes behind a request without one, that is itself a request.
 pub fn smuggled(chance: &mut Chance, draft: &mut Draft) {
     let name = group_name(draft.place.group);
     draft.content =

@@ -1,18 +1,20 @@
-//! Cases by chance: plain requests and nearly plain ones, and what a backend may answer to them.
+//! Random cases: plain and nearly plain requests, and the answers of a backend to them.
 //!
-//! A request that is wrong in ten ways is refused for the first and says nothing of the others. So
-//! most begin as a browser would send them, and get none, one, two or three oddities out of a
-//! table; the same for answers. A new oddity is a line in one of these tables, with a weight.
+//! A request that is wrong in ten ways is refused for the first of them and reveals nothing about
+//! the others. Most requests therefore start as a browser would send them, and get none, one, two
+//! or three oddities from a table. The same applies to answers. A new oddity is a line in one of
+//! these tables, with a weight.
 //!
-//! Seed and number make a case, whatever was made before it, so a case can be made again alone. The
-//! group changes its names only, which have the same length in each group.
+//! The seed and the number determine a case, independently of earlier cases, so a single case can
+//! be made again on its own. The group changes only the names in a case, and these have the same
+//! length in each group.
 //!
-//! What stands behind a request and is no body of it begins the next one, so it is written when
-//! that one is: only a pipelined case has both at once.
+//! Bytes behind a request that are not its body begin the next request. They are therefore written
+//! together with the next request: only a pipelined case has both at once.
 //!
-//! What only a timeout ends (half a body on a connection that stays open, a backend that does not
-//! answer) costs a second, in which thousands of others could be played. It is made in one case
-//! of [`SLOW_ONE_IN`] only; everything else ends by what is said.
+//! Some things end only by a timeout: half a body on a connection that stays open, or a backend
+//! that does not answer. Each costs a second, in which thousands of other cases could be played.
+//! They are made only in one case of [`SLOW_ONE_IN`]. Every other case ends by what is sent.
 
 mod answer;
 mod answer_head;
@@ -25,59 +27,59 @@ use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use std::ops::Range;
 
-/// One case of so many may need a timeout to end.
+/// One case in this many may need a timeout to end.
 pub const SLOW_ONE_IN: u32 = 400;
-/// The most requests of a case, beside the plain one that asks whether the connection is still in
-/// step.
+/// The most requests of a case, not counting the plain one that checks whether the connection is
+/// still in step.
 const MOST_REQUESTS: u32 = 4;
 
-/// How many bytes of a message are cut one by one at most.
+/// The most bytes of a message that are split one by one.
 const MOST_CUT_BYTES: usize = 200;
-/// How many are, mostly.
+/// The usual number of bytes that are split one by one.
 const STRETCH: usize = 24;
-/// What tells chance aside from what goes on.
+/// The constant that separates a side stream of random numbers from the main one.
 const ASIDE: u64 = 0x5851_f42d_4c95_7f2d;
 
-/// Where chance comes from.
+/// The source of random numbers.
 #[derive(Debug)]
 pub struct Chance(StdRng);
 
 impl Chance {
-    /// The chance of one case.
+    /// Returns the random numbers of one case.
     pub fn of(seed: u64, number: u64) -> Self {
-        // Neighbours in both numbers are to have nothing in common.
+        // Neighbouring seeds and neighbouring numbers must not give related streams.
         Self(StdRng::seed_from_u64(
             seed.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(23)
                 ^ number.wrapping_mul(0xd1b5_4a32_d192_ed03),
         ))
     }
 
-    /// True once in so many times.
+    /// Returns true with a probability of one in `number`.
     pub fn one_in(&mut self, number: u32) -> bool {
         self.below(number) == 0
     }
 
-    /// A number below this one, which is not 0.
+    /// Returns a number below the limit. The limit must not be 0.
     pub fn below(&mut self, limit: u32) -> u32 {
         self.0.random_range(0..limit.max(1))
     }
 
-    /// A size below this one.
+    /// Returns a size below the limit.
     pub fn size(&mut self, limit: usize) -> usize {
         self.0.random_range(0..limit.max(1))
     }
 
-    /// One of these.
+    /// Returns one of the items.
     pub fn pick<T: Copy>(&mut self, all: &[T]) -> Option<T> {
         all.get(self.size(all.len())).copied()
     }
 
-    /// One of these texts.
+    /// Returns one of the texts.
     pub fn text(&mut self, all: &[&'static str]) -> &'static str {
         self.pick(all).unwrap_or_default()
     }
 
-    /// One of these, by weight.
+    /// Returns one of the items, chosen by weight.
     pub fn weighted<T: Copy>(&mut self, all: &[(u32, T)]) -> Option<T> {
         let mut at = self.below(all.iter().map(|(weight, _)| weight).sum());
         for &(weight, item) in all {
@@ -89,15 +91,16 @@ impl Chance {
         None
     }
 
-    /// Chance that takes nothing from this one: what is made afterwards stays what it was.
+    /// Returns a side stream that takes nothing from this one, so later random decisions do not
+    /// change.
     fn aside(&self) -> Self {
         Self(StdRng::seed_from_u64(
             self.0.clone().random::<u64>() ^ ASIDE,
         ))
     }
 
-    /// Where to cut so many bytes: not at all, in some places, or everywhere: in a stretch, or the
-    /// whole beginning.
+    /// Returns where to split this many bytes: not at all, in some places, or at every byte, either
+    /// of a stretch or of the whole beginning.
     pub fn writes(&mut self, length: usize) -> Writes {
         let mut cuts: Vec<usize> = match self.below(60) {
             0..=35 => Vec::new(),
@@ -117,8 +120,8 @@ impl Chance {
 }
 
 impl Chance {
-    /// Cuts at every byte: of a stretch somewhere in the beginning, or one time in four of all of
-    /// it. Each costs both ends and both engines a system call.
+    /// Splits at every byte of a stretch near the beginning or, one time in four, of the whole
+    /// beginning. Each split costs both ends and both engines a system call.
     fn every_byte(&mut self, length: usize) -> Range<usize> {
         let most = length.min(MOST_CUT_BYTES);
         if self.one_in(4) {
@@ -129,12 +132,12 @@ impl Chance {
     }
 }
 
-/// Which message of which case in which group is made.
+/// The position of a message: its case, request and group.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// The case.
+    /// The number of the case.
     pub case: u64,
-    /// The request of the case.
+    /// The index of the request in the case.
     pub request: usize,
     /// The group of backends.
     pub group: usize,
@@ -192,7 +195,7 @@ pub fn case(seed: u64, number: u64, group: usize) -> Case {
     }
 }
 
-/// Bytes that say whose they are.
+/// Returns bytes that identify the message they belong to.
 fn tagged(place: Place, what: char, length: usize) -> Vec<u8> {
     let tag = format!("{what}{}.{};", place.case, place.request);
     let mut bytes = tag.as_bytes().repeat(length.div_ceil(tag.len()));
@@ -200,7 +203,7 @@ fn tagged(place: Place, what: char, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// A length: mostly small, rarely up to the limit.
+/// Returns a length that is mostly small and rarely up to the limit.
 fn length(chance: &mut Chance, limit: usize) -> usize {
     match chance.below(40) {
         0..=5 => 0,
@@ -217,7 +220,7 @@ mod tests {
     use crate::differential::case::code;
 
     #[test]
-    fn seed_and_number_make_the_same_case_again() {
+    fn the_same_seed_and_number_make_the_same_case() {
         for number in 0..2_000 {
             assert!(case(7, number, 3) == case(7, number, 3), "{number}");
         }
@@ -225,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn some_messages_are_cut_at_every_byte_and_what_is_made_afterwards_does_not_hang_on_it() {
+    fn splitting_at_every_byte_does_not_change_later_choices() {
         let all: Vec<usize> = (0..40_000)
             .map(|number| Chance::of(1, number).writes(1_000).cuts.len())
             .collect();
@@ -242,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn the_group_changes_names_and_nothing_else() {
+    fn the_group_changes_only_the_names() {
         for number in 0..500 {
             let (here, there) = (case(1, number, 1), case(1, number, 2));
             for (here, there) in here.requests.iter().zip(&there.requests) {
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[test]
-    fn what_needs_a_timeout_is_rare() {
+    fn cases_that_need_a_timeout_are_rare() {
         let hangs = |number| {
             case(1, number, 0)
                 .requests

@@ -1,8 +1,7 @@
-//! What may be odd about a request. Each line of the table is one thing, with how often it is
-//! taken.
+//! The oddities of a request. Each line of the table is one oddity with its weight.
 //!
-//! A head always has an end, and a body that is short is the client's last word, so that nothing
-//! here waits for a timeout.
+//! A head always has an end, and after a short body the client half-closes the connection. Nothing
+//! here therefore waits for a timeout.
 
 use crate::differential::engine::group_name;
 use crate::differential::generate::Chance;
@@ -41,7 +40,7 @@ const TABLE: &[(u32, Oddity)] = &[
     (4, twice),
 ];
 
-/// Does one odd thing to a request.
+/// Adds one oddity to a request.
 pub fn add(chance: &mut Chance, draft: &mut Draft) {
     if let Some(oddity) = chance.weighted(TABLE) {
         oddity(chance, draft);

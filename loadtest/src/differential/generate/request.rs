@@ -1,57 +1,58 @@
-//! A request as a browser or a program would send it, before anything odd happens to it.
+//! The generation of a request as a browser or a program would send it, before oddities are added.
 
 use crate::differential::case::{CODE, Request, Script, code};
 use crate::differential::engine::group_name;
 use crate::differential::generate::{Chance, Place, answer, framing, length, oddity, tagged};
 
-/// The longest body of a request.
+/// The longest body of a request, in bytes.
 const MOST_BODY_BYTES: usize = 100 * 1024;
 
-/// A request that is being made.
+/// A request under construction.
 #[derive(Debug)]
 pub struct Draft {
-    /// What stands before the request line.
+    /// The bytes before the request line.
     pub before: Vec<u8>,
     /// The method.
     pub method: Vec<u8>,
-    /// The target.
+    /// The request target.
     pub target: Vec<u8>,
-    /// The version.
+    /// The HTTP version.
     pub version: Vec<u8>,
     /// The whole request line, if it is odd as a whole.
     pub start: Option<Vec<u8>>,
-    /// The lines without their ends.
+    /// The header lines without their line ends.
     pub lines: Vec<Vec<u8>>,
-    /// What ends every line, and the lines that end otherwise.
+    /// The bytes that end every line, except for a line with an odd end.
     pub line_end: &'static [u8],
-    /// The line that ends in another way, and how.
+    /// The index of the line with an odd end, and that end.
     pub odd_end: Option<(usize, &'static [u8])>,
-    /// Everything behind the head.
+    /// All bytes after the head.
     pub body: Vec<u8>,
     /// The body without framing.
     pub content: Vec<u8>,
-    /// Whether the client ends its side behind it, because something is missing.
+    /// Whether the client half-closes the connection after the request, because something is
+    /// missing.
     pub is_last_word: bool,
     /// Whether the client waits for 100.
     pub awaits_continue: bool,
-    /// Whether the host is not the group's any more, and the path is not.
+    /// Whether the host no longer belongs to the group, while the path still does.
     pub is_host_odd: bool,
-    /// Whether the path is not the group's any more.
+    /// Whether the path no longer belongs to the group.
     pub is_target_odd: bool,
-    /// Whether a timeout may be needed.
+    /// Whether the request may need a timeout.
     pub is_slow: bool,
-    /// Which one it is.
+    /// The position of the request.
     pub place: Place,
 }
 
 impl Draft {
-    /// Adds a line.
+    /// Adds a header line.
     pub fn line(&mut self, name: &str, value: impl AsRef<[u8]>) {
         self.lines
             .push([name.as_bytes(), b": ", value.as_ref()].concat());
     }
 
-    /// Takes lines out by their name.
+    /// Removes the header lines with this name.
     pub fn without(&mut self, name: &str) {
         self.lines.retain(|line| {
             !line
@@ -60,7 +61,7 @@ impl Draft {
         });
     }
 
-    /// Whether it has lines of this name.
+    /// Whether the request has header lines with this name.
     pub fn has(&self, name: &str) -> bool {
         self.lines.iter().any(|line| {
             line.get(..=name.len())
@@ -68,12 +69,12 @@ impl Draft {
         })
     }
 
-    /// Takes the framing out, for another one.
+    /// Removes the framing, so that another one can be added.
     pub fn unframed(&mut self) {
         self.without("content-length");
         self.without("transfer-encoding");
         self.body.clear();
-        // Whoever says all of it again leaves nothing out.
+        // The complete body is framed again, so nothing is missing.
         self.is_last_word = false;
     }
 
@@ -119,8 +120,8 @@ impl Draft {
         let mut request = Request {
             start,
             lines,
-            // Where lines end oddly, the last of them might swallow the end of the head, and only a
-            // timeout would find that.
+            // If line ends are odd, the last of them could swallow the end of the head, and only a
+            // timeout would reveal that.
             end: if odd_end.is_some() || line_end != b"\r\n" {
                 b"\r\n\r\n".to_vec()
             } else {
@@ -136,7 +137,7 @@ impl Draft {
         let head = request.head().len();
         request.writes = chance.writes(head + request.body.len());
         if request.awaits_continue {
-            // A write has to end where the waiting begins.
+            // A write has to end where the client starts to wait.
             request.writes.cuts.push(head);
             request.writes.cuts.sort_unstable();
         }
@@ -144,7 +145,7 @@ impl Draft {
     }
 }
 
-/// Bytes in chunks of random lengths, with this behind each size.
+/// Returns the bytes in chunks of random lengths, with this extension after each size.
 pub fn chunked(chance: &mut Chance, content: &[u8], extension: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     let mut rest = content;
@@ -217,7 +218,8 @@ const USUAL: &[(&str, &str)] = &[
     ("X-B", "two words"),
 ];
 
-/// A plain request without a body, with a plain answer: what asks whether a connection is in step.
+/// Makes a plain request without a body, with a plain answer. It checks whether a connection is
+/// still in step.
 pub fn plain(chance: &mut Chance, place: Place) -> Request {
     let mut draft = draft(place, false);
     draft.line("Host", format!("{}.test", group_name(place.group)));
@@ -229,7 +231,7 @@ pub fn plain(chance: &mut Chance, place: Place) -> Request {
     }
 }
 
-/// A request by chance, with its script.
+/// Makes a random request with its script.
 pub fn make(chance: &mut Chance, place: Place, is_slow: bool, is_pipelined: bool) -> Request {
     let mut draft = draft(place, is_slow);
     draft.method = chance.weighted(METHODS).unwrap_or("GET").into();
@@ -268,8 +270,8 @@ pub fn make(chance: &mut Chance, place: Place, is_slow: bool, is_pipelined: bool
         framing::missing(chance, &mut draft);
     }
     if is_pipelined {
-        // The last word of one would be that of all; and a client that writes all at once waits for
-        // nothing.
+        // Half-closing after one pipelined request would end all of them, and a client that writes
+        // everything at once waits for nothing.
         draft.is_last_word = false;
         draft.awaits_continue = false;
     }
@@ -301,7 +303,7 @@ fn draft(place: Place, is_slow: bool) -> Draft {
     }
 }
 
-/// A name as somebody may spell it.
+/// Returns a header name in a random spelling.
 pub fn spelled(chance: &mut Chance, name: &str) -> String {
     match chance.below(6) {
         0 => name.to_ascii_lowercase(),

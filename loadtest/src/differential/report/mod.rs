@@ -1,4 +1,4 @@
-//! What a run came to: numbers, rules with their counts, and what no rule explains.
+//! The result of a run: counters, rules with their counts, and differences that no rule explains.
 
 pub mod show;
 
@@ -14,77 +14,78 @@ use std::time::Duration;
 
 /// The most differences of one kind whose conversations are kept.
 const MOST_OF_A_KIND: usize = 3;
-/// The most kinds that are kept one by one.
+/// The most kinds that are kept individually.
 const MOST_KINDS: usize = 200;
 
 /// The most slow cases whose numbers are kept.
 const MOST_SLOW: usize = 30;
 
-/// What was counted while a run went on.
+/// The counters of a run in progress.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Tally {
-    /// Cases that were played through both engines.
+    /// The number of cases that were played through both engines.
     pub cases: u64,
-    /// Requests of these cases.
+    /// The number of requests in these cases.
     pub requests: u64,
-    /// What the clients of the reference got: by the class of the status, or why there was none.
+    /// The answers that the clients of the reference received, by the class of the status or by
+    /// the reason why there was none.
     pub answers: BTreeMap<&'static str, u64>,
-    /// Cases that took longer than half a second.
+    /// The number of cases that took longer than half a second.
     pub slow: u64,
-    /// The first of these.
+    /// The numbers of the first slow cases.
     pub slow_examples: Vec<u64>,
-    /// How many differences each rule explained.
+    /// The number of differences that each rule explained.
     #[serde(skip)]
     pub rules: BTreeMap<Rule, u64>,
-    /// What no rule explains, by kind.
+    /// The differences that no rule explains, by kind.
     pub unexplained: BTreeMap<String, Kind>,
-    /// What did not happen again, by kind.
+    /// The differences that did not recur, by kind.
     pub unrepeated: BTreeMap<String, Kind>,
 }
 
-/// Differences of one kind.
+/// The differences of one kind.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Kind {
-    /// In how many cases.
+    /// The number of cases with a difference of this kind.
     pub cases: u64,
-    /// The first of them.
+    /// The first examples of this kind.
     pub examples: Vec<Example>,
 }
 
-/// One case that differs.
+/// One case with a difference.
 #[derive(Clone, Debug, Serialize)]
 pub struct Example {
-    /// Its number.
+    /// The number of the case.
     pub case: u64,
-    /// What was said and got.
+    /// The conversations: what was sent and received.
     pub text: String,
 }
 
-/// The whole report.
+/// The report of a run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// The seed.
+    /// The seed of the run.
     pub seed: u64,
-    /// The engines, the reference first.
+    /// The names of the engines, the reference first.
     pub engines: [String; 2],
-    /// What was counted.
+    /// The counters of the run.
     pub tally: Tally,
-    /// Rules that were needed, and how often.
+    /// The rules that were needed, with their counts.
     pub rules: Vec<RuleCount>,
-    /// What the metrics of each process say.
+    /// The metrics of each process.
     pub counted: [Counted; 2],
-    /// How long it took.
+    /// The duration of the run, in seconds.
     pub seconds: f64,
 }
 
 /// A rule that was needed.
 #[derive(Clone, Debug, Serialize)]
 pub struct RuleCount {
-    /// Its name.
+    /// The name of the rule.
     pub name: &'static str,
-    /// How many differences it explains.
+    /// The number of differences that the rule explains.
     pub differences: u64,
-    /// Why they may be.
+    /// Why the rule allows these differences.
     pub sentence: &'static str,
 }
 
@@ -117,13 +118,13 @@ impl Tally {
         }
     }
 
-    /// Counts a rule.
+    /// Counts a difference that this rule explains.
     pub fn explain(&mut self, rule: Rule) {
         *self.rules.entry(rule).or_default() += 1;
     }
 }
 
-/// Where a difference of this kind goes; whether its conversation is still wanted.
+/// Returns whether the conversation of another difference of this kind is still wanted.
 pub fn wants_example(kinds: &BTreeMap<String, Kind>, kind: &str) -> bool {
     match kinds.get(kind) {
         Some(known) => known.examples.len() < MOST_OF_A_KIND,
@@ -131,7 +132,7 @@ pub fn wants_example(kinds: &BTreeMap<String, Kind>, kind: &str) -> bool {
     }
 }
 
-/// Counts a difference of a kind.
+/// Counts a difference of this kind.
 pub fn record(kinds: &mut BTreeMap<String, Kind>, kind: String, example: Option<Example>) {
     let kind = if kinds.len() < MOST_KINDS || kinds.contains_key(&kind) {
         kind
@@ -144,7 +145,7 @@ pub fn record(kinds: &mut BTreeMap<String, Kind>, kind: String, example: Option<
 }
 
 impl Report {
-    /// Puts together what was counted.
+    /// Creates a report from the counters.
     pub fn new(
         seed: u64,
         engines: [String; 2],
@@ -186,12 +187,12 @@ impl Report {
         }
     }
 
-    /// How many cases no rule explains.
+    /// Returns the number of cases that no rule explains.
     pub fn unexplained(&self) -> u64 {
         self.tally.unexplained.values().map(|kind| kind.cases).sum()
     }
 
-    /// How many differences did not show again.
+    /// Returns the number of differences that did not recur.
     pub fn unrepeated(&self) -> u64 {
         self.tally.unrepeated.values().map(|kind| kind.cases).sum()
     }

@@ -1,11 +1,11 @@
-//! A case and what two engines made of it, for people.
+//! The readable form of a case and of what two engines made of it.
 
 use crate::differential::case::{Case, Request};
 use crate::differential::compare::{Difference, Observation, shown};
 use crate::differential::wire::{Body, Head};
 use std::fmt::Write;
 
-/// The case, both conversations, and what is different. Writing to a string does not fail.
+/// Formats the case, both conversations, and the differences. Writing to a string does not fail.
 pub fn conversations(
     case: &Case,
     names: [&str; 2],
@@ -40,7 +40,7 @@ pub fn conversations(
     text
 }
 
-/// What a client says, and what is answered.
+/// Formats what a client sends, and how it is answered.
 fn said(case: &Case) -> String {
     let mut text = String::new();
     let _ = writeln!(

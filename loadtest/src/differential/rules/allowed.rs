@@ -1,14 +1,15 @@
-//! Where the lane is stricter than the proxy engine, or knows less, on purpose.
+//! The rules for cases in which the lane is deliberately stricter than the proxy engine, or knows
+//! less.
 //!
-//! Applied to what no other rule explains. Some of these concern one line; others a whole request
-//! and what follows it on the same connection, since an answer that one engine refuses ends the
-//! connection there.
+//! These rules are applied to differences that no other rule explains. Some of them concern one
+//! header line. Others concern a whole request and the requests after it on the same connection,
+//! because an answer that one engine refuses ends the connection.
 
 use crate::differential::case::{After, Case, Request, Script};
 use crate::differential::compare::Difference;
 use crate::differential::rules::Rule;
 
-/// Names that the proxy engine writes with capitals where the client wrote none.
+/// The header names that the proxy engine capitalises although the client wrote them in lower case.
 const CANONICAL: [&str; 12] = [
     "host",
     "connection",
@@ -24,7 +25,7 @@ const CANONICAL: [&str; 12] = [
     "set-cookie",
 ];
 
-/// Finds the rules for what has none yet.
+/// Assigns a rule to each difference that has none yet.
 pub fn explain(case: &Case, found: &mut [Difference]) {
     let outcomes = |is_meant: fn(&Difference) -> bool| -> Vec<usize> {
         found
@@ -75,14 +76,14 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         .filter(|difference| difference.rule.is_none())
     {
         let Some(at) = difference.request else {
-            // What stands behind a broken answer is a part of it.
+            // Bytes behind a broken answer are part of that answer.
             difference.rule = case
                 .requests
                 .iter()
                 .any(|request| is_cut(&request.script))
                 .then_some(Rule::CutAnswer)
                 .or(odd.map(|(_, rule)| rule));
-            // An empty line too many moves the body, and its last bytes are behind it.
+            // A superfluous empty line shifts the body, so its last bytes are left over behind it.
             if difference.rule.is_none()
                 && is_moved
                 && difference.what == "bytes behind the last answer"
@@ -96,7 +97,7 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         difference.rule = script
             .and_then(|script| of_line(script, difference))
             .or_else(|| odd.filter(|(from, _)| at >= *from).map(|(_, rule)| rule));
-        // Whoever answers first and reads later is to get all of it.
+        // A backend that answers first and reads later must receive the whole body.
         if difference.rule == Some(Rule::EarlyAnswer)
             && difference.what == "backend body"
             && script.is_some_and(|script| !script.refuses())
@@ -110,7 +111,7 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
         {
             difference.rule = Some(Rule::EmptySize);
         }
-        // The backend may have got the head, if the bad chunk came later.
+        // The backend may have received the head if the bad chunk arrived later.
         let is_asked = difference.what == "backend asked" || difference.what == "backend body";
         if difference.rule.is_none()
             && is_asked
@@ -129,8 +130,8 @@ pub fn explain(case: &Case, found: &mut [Difference]) {
     }
 }
 
-/// Whether a body is whole on one side and broken off on the other: a backend that resets its
-/// connection may take back what it has sent.
+/// Whether a body is complete on one side and cut off on the other. A backend that resets its
+/// connection may revoke bytes it has sent.
 fn is_cut_in_one(difference: &Difference) -> bool {
     let is_cut = |body: &str| body.starts_with("Cut");
     is_cut(&difference.reference) && is_whole(&difference.candidate)
@@ -141,13 +142,13 @@ fn is_whole(body: &str) -> bool {
     body.starts_with("Whole")
 }
 
-/// One line, in one direction.
+/// Returns the rule for one header line, in one direction.
 fn of_line(script: &Script, difference: &Difference) -> Option<Rule> {
     let is_absent = difference.candidate == "absent";
     let status = script.answer.get(9..12).unwrap_or_default();
     match difference.what.as_str() {
         "client header date" if script_has(script, b"date") => Some(Rule::BackendDate),
-        // Behind a 101 the client sees the chunks themselves.
+        // After a 101 the client sees the chunks themselves.
         "client body"
             if status == b"101"
                 && head(script).contains("chunked")
@@ -187,7 +188,7 @@ fn of_line(script: &Script, difference: &Difference) -> Option<Rule> {
     }
 }
 
-/// A whole request, and what comes after it.
+/// Returns the rule for a whole request and the requests after it.
 fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
     let script = &request.script;
     let is_kept_or_new = script.closes_kept;
@@ -198,7 +199,7 @@ fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
         {
             Some(Rule::LooseBytes)
         }
-        // What follows at once is taken for the rest of it.
+        // Pipelined bytes after this request are read as the rest of its body.
         () if is_pipelined
             && declares(request).is_some_and(|length| length > request.body.len()) =>
         {
@@ -208,7 +209,7 @@ fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
             Some(Rule::EarlyAnswer)
         }
         () if has_odd_coding(script) => Some(Rule::Coding),
-        // One engine's client cannot tell where the body ends.
+        // The HTTP client of one engine cannot tell where the body ends.
         () if head(script)
             .lines()
             .any(|line| line.starts_with("content-length") && line.contains(',')) =>
@@ -219,14 +220,14 @@ fn of_request(request: &Request, is_pipelined: bool) -> Option<Rule> {
     }
 }
 
-/// What comes at once behind an answer whose backend closes without a word finds that connection or
-/// a new one.
+/// Returns the rule for a request that is pipelined behind an answer whose backend closes without
+/// notice. Such a request meets either that connection or a new one.
 fn of_what_was_before(case: &Case, at: usize) -> Option<Rule> {
     let before = case.requests.get(at.checked_sub(1)?)?;
     (case.is_pipelined && before.script.after != After::Keep).then_some(Rule::KeptOrNew)
 }
 
-/// How long the body is to be.
+/// Returns the declared length of the body.
 fn declares(request: &Request) -> Option<usize> {
     request.lines.iter().find_map(|line| {
         let line = String::from_utf8_lossy(line).to_ascii_lowercase();
@@ -256,9 +257,9 @@ fn script_has(script: &Script, name: &[u8]) -> bool {
     })
 }
 
-/// Whether an answer is coded in another way than in chunks, once.
+/// Whether the transfer coding of an answer is anything other than `chunked`, given once.
 fn has_odd_coding(script: &Script) -> bool {
-    // A line that is folded is one.
+    // A folded line counts as one line.
     let head = head(script).replace("\r\n ", " ").replace("\r\n\t", " ");
     let codings: Vec<&str> = head
         .lines()
@@ -269,7 +270,7 @@ fn has_odd_coding(script: &Script) -> bool {
     !codings.is_empty() && codings != ["chunked"]
 }
 
-/// Whether an answer has an empty line where the size of a chunk should be.
+/// Whether an answer has an empty line in place of a chunk size.
 fn has_empty_size(script: &Script) -> bool {
     let begin = script
         .answer
@@ -300,7 +301,7 @@ fn has_empty_line_for_size(chunks: &[u8]) -> bool {
     false
 }
 
-/// Whether these bytes begin with a whole body in chunks.
+/// Whether these bytes start with a complete chunked body.
 fn is_whole_in_chunks(chunks: &[u8]) -> bool {
     let mut rest = chunks;
     while let Some(end) = rest.windows(2).position(|pair| pair == b"\r\n") {
@@ -330,8 +331,8 @@ fn is_whole_in_chunks(chunks: &[u8]) -> bool {
     false
 }
 
-/// Whether the candidate broke an answer off that the reference ended: less of the same came, and
-/// then the end of the connection.
+/// Whether the candidate cut off an answer that the reference completed: the client received less
+/// of the same answer, and then the end of the connection.
 fn is_of_broken_answer(difference: &Difference) -> bool {
     match difference.what.as_str() {
         "client body" => {
@@ -343,7 +344,7 @@ fn is_of_broken_answer(difference: &Difference) -> bool {
     }
 }
 
-/// Whether the connection ends before there is the head of a final answer.
+/// Whether the connection ends before the head of a final answer is complete.
 fn has_no_final_head(script: &Script) -> bool {
     let text = String::from_utf8_lossy(&script.answer);
     let is_final = |head: &str| head.get(9..10).is_some_and(|class| class != "1");
@@ -388,7 +389,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backend_that_resets_may_take_back_what_it_has_sent_and_no_other() {
+    fn only_a_backend_that_resets_may_revoke_sent_bytes() {
         let judged = |after: After, reference: &str| {
             let mut requests = vec![
                 Request::raw(b"GET / HTTP/1.1\r\n".to_vec()),
@@ -422,7 +423,7 @@ mod tests {
     }
 
     #[test]
-    fn behind_a_backend_that_says_no_more_one_may_meet_its_connection_and_the_other_a_new_one() {
+    fn after_a_silent_backend_an_engine_may_use_its_connection_or_a_new_one() {
         let judged = |after: After, reference: &str| {
             let mut requests = vec![
                 Request::raw(b"GET / HTTP/1.1\r\n".to_vec()),
@@ -455,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_body_that_an_empty_line_has_moved_is_loose() {
+    fn the_end_of_a_body_shifted_by_an_empty_line_is_loose() {
         let judged = |end: &[u8], length: &str, reference: &str| {
             let mut request = Request {
                 end: end.to_vec(),
@@ -488,7 +489,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_that_is_answered_before_it_is_read_has_to_come_whole_unless_it_is_refused() {
+    fn an_early_answer_still_needs_the_whole_body_unless_it_refuses() {
         let judged = |answer: &'static str, after: After, what: &str| {
             let early = |request: &mut Request| {
                 request.body = b"body".to_vec();
@@ -532,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn each_holds_where_it_is_meant_and_nowhere_else() {
+    fn each_rule_applies_only_where_it_is_meant_to() {
         let plain = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
         let keep = |_: &mut Request| ();
         assert_eq!(

@@ -1,67 +1,67 @@
-//! The differences that may be.
+//! The differences that are allowed.
 //!
-//! Each is as narrow as it can be said: which engine does what, in which line, with which value.
-//! What a rule does not name is a difference, and ends the run with a failure. A new rule is a
-//! variant with its sentence, and a place in `compare` that asks for it.
+//! Each rule is as narrow as possible: which engine does what, in which line, with which value. A
+//! difference that no rule names ends the run with a failure. A new rule is a variant with its
+//! sentence, and a place in `compare` that applies it.
 //!
-//! The reference is the proxy engine, and the candidate is the one that is compared with it: some
-//! rules hold in this direction only.
+//! The reference is the proxy engine, and the candidate is compared with it. Some rules hold in
+//! this direction only.
 
 pub mod allowed;
 
 use crate::differential::case::{Request, Script};
 use crate::differential::wire::{Body, Ending};
 
-/// A difference that may be, and why.
+/// An allowed difference, and its reason.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Rule {
-    /// Random request ids.
+    /// Random request IDs.
     RequestId,
     /// Random trace contexts.
     TraceContext,
     /// The time of an answer.
     Date,
-    /// `connection: keep-alive` where it says nothing.
+    /// `connection: keep-alive` where it has no meaning.
     KeepAliveLine,
-    /// The order of lines of different names.
+    /// The order of header lines with different names.
     LineOrder,
-    /// Where chunks end.
+    /// The boundaries of chunks.
     ChunkBoundaries,
-    /// How much of a broken request came.
+    /// How much of a broken request arrived.
     CutRequest,
-    /// How much of a request came that had been refused, and what became of the connection of one
-    /// that had been answered.
+    /// How much of a refused request arrived, and what happened to the connection of a request that
+    /// was answered early.
     EarlyAnswer,
-    /// How much of a broken answer came.
+    /// How much of a broken answer arrived.
     CutAnswer,
     /// Chance in the reference itself.
     EitherWay,
     /// The date that a backend sent.
     BackendDate,
-    /// Lines that frame an answer, where they say too much.
+    /// Redundant framing lines of an answer.
     Framing,
-    /// A coding that is not one of chunks.
+    /// A transfer coding other than chunked.
     Coding,
-    /// Capitals in common names.
+    /// Capitals in common header names.
     Capitals,
-    /// Whether a kept connection was there to be closed.
+    /// Whether a kept connection existed that could be closed.
     KeptOrNew,
     /// A second attempt after half a head.
     AskedAgain,
-    /// Bytes behind a request that are no request.
+    /// Bytes behind a request that are not a request.
     LooseBytes,
-    /// An empty line where the size of a chunk of an answer should be.
+    /// An empty line in place of a chunk size in an answer.
     EmptySize,
-    /// A malformed chunk of a request, noticed before a backend was asked or after.
+    /// A malformed chunk of a request, noticed before or after a backend received the request.
     BadChunk,
     /// The address of a server as `Host`.
     HostOfServer,
-    /// The machine stood still.
+    /// A pause of the whole machine.
     Stall,
 }
 
 impl Rule {
-    /// All of them, in the order of the report.
+    /// All rules, in the order of the report.
     pub const ALL: [Self; 21] = [
         Self::RequestId,
         Self::TraceContext,
@@ -86,7 +86,7 @@ impl Rule {
         Self::Stall,
     ];
 
-    /// Its name in reports.
+    /// Returns the name of the rule in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::RequestId => "request id",
@@ -113,7 +113,7 @@ impl Rule {
         }
     }
 
-    /// What may differ, and why.
+    /// Returns what may differ, and why.
     pub const fn sentence(self) -> &'static str {
         match self {
             Self::RequestId => "x-request-id to the backend is a random id of ours in both engines",
@@ -193,7 +193,8 @@ impl Rule {
         }
     }
 
-    /// A line that only one engine, or both with other values, sent to the backend.
+    /// Returns the rule for a header line at the backend that only one engine sent, or that both
+    /// sent with different values.
     pub fn of_request_line(
         request: &Request,
         name: &[u8],
@@ -226,7 +227,8 @@ impl Rule {
         }
     }
 
-    /// A line that only one engine, or both with other values, sent to the client.
+    /// Returns the rule for a header line at the client that only one engine sent, or that both
+    /// sent with different values.
     pub fn of_answer_line(
         script: &Script,
         start: &[u8],
@@ -246,7 +248,7 @@ impl Rule {
         }
     }
 
-    /// Bodies at the backend that are not the same.
+    /// Returns the rule for request bodies that differ at the backend.
     pub fn of_request_body(request: &Request, reference: &Body, candidate: &Body) -> Option<Self> {
         if !is_begin_of_the_other(reference, candidate) {
             return None;
@@ -259,7 +261,7 @@ impl Rule {
         }
     }
 
-    /// Bodies at the client that are not the same.
+    /// Returns the rule for answer bodies that differ at the client.
     pub fn of_answer_body(reference: &Body, candidate: &Body) -> Option<Self> {
         let is_broken = reference.ending != Ending::Whole && candidate.ending == reference.ending;
         (is_broken && is_begin_of_the_other(reference, candidate)).then_some(Self::CutAnswer)
@@ -274,7 +276,7 @@ fn contains(bytes: &[u8], part: &[u8]) -> bool {
     part.is_empty() || bytes.windows(part.len()).any(|window| window == part)
 }
 
-/// An id of ours: letters and digits of a random number.
+/// Whether the value is a request ID made by Cutover: letters and digits of a random number.
 fn is_id(value: &[u8]) -> bool {
     value.len() == 32
         && value
@@ -282,13 +284,13 @@ fn is_id(value: &[u8]) -> bool {
             .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(byte))
 }
 
-/// A context of ours: of the version 00, and not sampled.
+/// Whether the value is a trace context made by Cutover: version 00, and not sampled.
 fn is_context(value: &[u8]) -> bool {
     let parts: Vec<&[u8]> = value.split(|&byte| byte == b'-').collect();
     matches!(&parts[..], [b"00", trace, span, b"00"] if is_id(trace) && span.len() == 16 && span.iter().all(u8::is_ascii_hexdigit))
 }
 
-/// The address of a backend of the tester.
+/// Whether the value is the address of one of the tester's backends.
 fn is_address(value: &[u8]) -> bool {
     std::str::from_utf8(value).is_ok_and(|value| value.parse::<std::net::SocketAddr>().is_ok())
 }
@@ -309,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_of_ours_have_one_shape() {
+    fn generated_ids_have_one_shape() {
         assert!(
             is_id(b"4bf92f3577b34da6a3ce929d0e0e4736")
                 && is_context(b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-00")

@@ -1,4 +1,4 @@
-//! One run on the page: its charts and tables.
+//! The charts and tables of one run on the page.
 
 mod numbers;
 mod over_time;
@@ -21,7 +21,7 @@ fn seconds(value: f64) -> String {
     }
 }
 
-/// Everything about one run.
+/// Writes the section of one run.
 pub(super) fn run_section(out: &mut String, run: &RunOutcome) {
     if let Some(capacity) = &run.capacity {
         out.push_str("<h2>Capacity</h2><section>");

@@ -6,7 +6,7 @@ use crate::report::{Quantiles, readable};
 use crate::scenario::outcome::RunOutcome;
 use std::fmt::Write;
 
-/// A table: its head, with a number's column marked by a leading `#`, and its rows.
+/// Writes a table: its head, in which a leading `#` marks a column of numbers, and its rows.
 pub(super) fn table(out: &mut String, head: &[&str], rows: impl Iterator<Item = Vec<String>>) {
     let class = |at: usize| {
         if head[at].starts_with('#') {

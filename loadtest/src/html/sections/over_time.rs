@@ -8,7 +8,7 @@ pub(super) fn over_time(out: &mut String, run: &RunOutcome) {
     let timeline = &run.timeline;
     let width = timeline.width_ms as f64 / 1e3;
     let end = timeline.steps.len() as f64 * width;
-    // In the middle of its step.
+    // Each value is drawn in the middle of its step.
     let points = |value: &dyn Fn(&crate::report::timeline::Step) -> f64| {
         timeline
             .steps
@@ -139,8 +139,7 @@ pub(super) fn over_time(out: &mut String, run: &RunOutcome) {
             ));
         }
     }
-    // The horizontal axis of percentiles stretches towards 100 %, as the plotter of HdrHistogram
-    // has it.
+    // The horizontal axis of percentiles stretches towards 100 %, as in the HdrHistogram plotter.
     let curve: Vec<(f64, f64)> = run
         .curve
         .iter()
@@ -174,7 +173,7 @@ pub(super) fn over_time(out: &mut String, run: &RunOutcome) {
     out.push_str("</section>\n");
 }
 
-/// A time in microseconds at an axis.
+/// Formats a time in microseconds for an axis.
 pub(super) fn axis_time(microseconds: f64) -> String {
     let (value, unit) = match microseconds {
         value if value < 1e3 => (value, "µs"),

@@ -9,7 +9,7 @@
 
 use std::time::Duration;
 
-use crate::control::rollout::Judgement;
+use crate::control::rollout::{Judgement, Spilled};
 use crate::guard::availability::Availability;
 use crate::guard::{millis, seconds, share};
 use crate::side::{PerSide, Side};
@@ -137,10 +137,10 @@ impl Aftermath {
             if self.new.fails_users(now) {
                 self.is_spilled = false;
                 self.stays_until = Some(now.forward(self.wait()));
-                judgements.push(Judgement::SpillFailed);
+                judgements.push(Judgement::Spill(Spilled::Failed));
             } else if legacy.alive_for(now) >= self.wait() {
                 self.is_spilled = false;
-                judgements.push(Judgement::Spilled(false));
+                judgements.push(Judgement::Spill(Spilled::Back));
             } else if legacy.ask(now) {
                 judgements.push(Judgement::Ask(Side::Legacy));
             }
@@ -157,7 +157,7 @@ impl Aftermath {
             if self.new.answer_since(silent_since) == Some(true) {
                 self.is_spilled = true;
                 self.spills += 1;
-                judgements.push(Judgement::Spilled(true));
+                judgements.push(Judgement::Spill(Spilled::ToNew));
             } else if self.new.ask(now) {
                 judgements.push(Judgement::Ask(Side::New));
             }
@@ -266,8 +266,8 @@ mod tests {
             .map(|judgement| match judgement {
                 Judgement::Ask(Side::Legacy) => "ask legacy",
                 Judgement::Ask(Side::New) => "ask new",
-                Judgement::Spilled(true) => "spilled",
-                Judgement::Spilled(false) => "back",
+                Judgement::Spill(Spilled::ToNew) => "spilled",
+                Judgement::Spill(Spilled::Back) => "back",
                 Judgement::Overloaded(_) => "overloaded",
                 _ => "else",
             })
@@ -397,7 +397,7 @@ mod tests {
                     at(101)
                 )
                 .is_empty(),
-            "nobody asks for anything"
+            "no probe is requested"
         );
         vital.see(10, 5, true, false, at(101));
         let mut seen = Vec::new();
@@ -499,7 +499,7 @@ mod tests {
                 match judgement {
                     Judgement::Ask(Side::Legacy) => vital.answered(true, now),
                     Judgement::Ask(Side::New) => aftermath.new_answered(true, now),
-                    Judgement::Spilled(_) | Judgement::SpillFailed => {
+                    Judgement::Spill(_) => {
                         moved.push(now.since(at(100)).as_secs());
                     }
                     _ => {}
@@ -550,7 +550,7 @@ mod tests {
                 match judgement {
                     Judgement::Ask(Side::Legacy) => vital.answered(true, now),
                     Judgement::Ask(Side::New) => aftermath.new_answered(true, now),
-                    Judgement::SpillFailed => tries += 1,
+                    Judgement::Spill(Spilled::Failed) => tries += 1,
                     _ => {}
                 }
             }

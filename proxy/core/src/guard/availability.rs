@@ -295,7 +295,7 @@ mod tests {
         assert_eq!(
             vital.word(at(1_700)),
             Word::Dead,
-            "without a server there is nobody to ask"
+            "without a server there is nothing to probe"
         );
     }
 
@@ -368,7 +368,7 @@ mod tests {
         assert_eq!(
             fare(&mut vital, 0, 0, 9),
             (Word::Alive, false),
-            "nobody has failed for two seconds"
+            "no user has failed for two seconds"
         );
     }
 
@@ -388,10 +388,7 @@ mod tests {
     #[test]
     fn a_backend_is_down_after_two_silent_seconds_and_three_failed_probes() {
         let mut vital = seen(5, 0, 0);
-        assert!(
-            !vital.is_silent(at(0), at(5_000)),
-            "nobody has asked it anything"
-        );
+        assert!(!vital.is_silent(at(0), at(5_000)), "it was not probed");
         vital.see(5, 3, true, false, at(1_000));
         assert!(vital.is_silent(at(0), at(2_100)) && !vital.is_down(at(0), at(2_100)));
         (0..3).for_each(|question| vital.answered(false, at(2_200 + question * 1_000)));

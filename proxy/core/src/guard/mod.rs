@@ -53,7 +53,7 @@ pub enum Answer {
     /// New is beyond the limit, and so is legacy: neither side is to blame in particular.
     SharedCause,
     /// New is beyond the limit, but too few users, networks or clients show it.
-    Held,
+    TooFewUsers,
     /// New is beyond the limit, but legacy does not answer: users are not moved.
     NoRefuge,
 }
@@ -66,7 +66,7 @@ impl Answer {
             Self::Breach => "breach",
             Self::Inconclusive => "inconclusive",
             Self::SharedCause => "shared_cause",
-            Self::Held => "held",
+            Self::TooFewUsers => "held",
             Self::NoRefuge => "no_refuge",
         }
     }

@@ -2,7 +2,8 @@
 //!
 //! Requests arrive one by one. Arrivals are Poisson, and users are drawn from a population, evenly
 //! or by an activity of their own. Requests are routed by the real hash, counted by the real
-//! [`UserTracker`], and judged by the real [`ControlPlane`]: no part of the engine is imitated. All
+//! [`UserTracker`](crate::UserTracker), and judged by the real
+//! [`ControlPlane`](crate::ControlPlane): no part of the engine is imitated. All
 //! random numbers are derived from one seed, so every run can be repeated. `cutover simulate`, the
 //! forecast of `cutover check` and the long runs of the tests use it.
 //!

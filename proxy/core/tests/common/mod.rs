@@ -5,34 +5,13 @@
 use std::time::Duration;
 
 use cutover_core::simulation::{Fault, FaultKind, Noticed, Scenario, Traffic, World, notice};
-use cutover_core::{
-    Anonymous, Failover, GuardSettings, Match, PerSide, Percent, RolloutSettings, Side, UserList,
-};
+use cutover_core::{Percent, RolloutSettings, Side};
 
 pub const MINUTE: Duration = Duration::from_secs(60);
 pub const FOREVER: Duration = Duration::MAX;
 
 pub fn settings(percent: &str) -> RolloutSettings {
-    RolloutSettings {
-        id: "checkout".into(),
-        matches: Match::default(),
-        salt: "checkout".into(),
-        keys: vec![],
-        anonymous: Anonymous::Legacy,
-        always_new: UserList::default(),
-        always_legacy: UserList::default(),
-        backends: PerSide {
-            legacy: "legacy".into(),
-            new: "new".into(),
-        },
-        percent: Percent::parse(percent).expect("a percentage"),
-        generation: 1,
-        holdback: Percent::ZERO,
-        failover: Failover::Off,
-        fallback_on_404: Vec::new(),
-        drain_on_rollback: Duration::from_secs(60),
-        guard: GuardSettings::default(),
-    }
+    RolloutSettings::for_tests("checkout", Percent::parse(percent).expect("a percentage"))
 }
 
 pub fn scenario(percent: &str, rps: f64, seed: u64) -> Scenario {

@@ -10,7 +10,7 @@ use axum::http::{HeaderName, HeaderValue, Method};
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 
-/// What `explain` is asked.
+/// The query parameters of `explain`.
 #[derive(Debug, Deserialize)]
 pub struct ExplainQuery {
     pub(super) user: Option<String>,
@@ -20,7 +20,7 @@ pub struct ExplainQuery {
     pub(super) header: Option<String>,
 }
 
-/// `GET /api/v1/explain`
+/// Handles `GET /api/v1/explain`.
 pub async fn explain(
     Viewer(_): Viewer,
     State(admin): State<Admin>,
@@ -57,10 +57,10 @@ pub async fn explain(
     Ok(Json(explanation).into_response())
 }
 
-/// Builds a question from the words of the command line or of a URL.
+/// Builds a question from the arguments of the command line or the parameters of a URL.
 ///
 /// # Errors
-/// Says which word is not valid.
+/// Names the argument that is not valid.
 pub fn question(
     user: Option<String>,
     host: Option<String>,

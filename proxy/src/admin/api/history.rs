@@ -11,20 +11,20 @@ use serde::Deserialize;
 use serde_json::json;
 use std::sync::Arc;
 
-/// What `history` is asked.
+/// The query parameters of `history`.
 #[derive(Debug, Deserialize)]
 pub struct HistoryQuery {
     pub(super) rollout: Option<String>,
     pub(super) limit: Option<usize>,
-    /// Go through the whole chain, and not only through what is read for the answer.
+    /// Whether the whole chain is verified, and not only the records that are read for the answer.
     #[serde(default)]
     pub(super) verify: bool,
 }
 
-/// How many records a history has unless it is asked for more or fewer.
+/// The number of records in a history if the request names none.
 pub(super) const PAGE: usize = 100;
 
-/// `GET /api/v1/history`: the newest first.
+/// Handles `GET /api/v1/history`, newest records first.
 pub async fn history(
     Viewer(_): Viewer,
     State(admin): State<Admin>,
@@ -57,7 +57,8 @@ pub async fn history(
     .map_err(busy)?;
     let directory = admin.state_directory.clone();
     let read = move || {
-        // Held to the end of the reading, even if nobody waits for its answer.
+        // The permit is held until the reading ends, even if the client no longer waits for the
+        // answer.
         let _permit = permit;
         let page = journal::newest(
             &directory,
@@ -78,8 +79,8 @@ pub async fn history(
     Ok(Json(answer.map_err(|error| ApiError::internal(&error))?).into_response())
 }
 
-/// A page of the journal as data. The chain is that of the lines that were read, or of the whole
-/// journal where it was verified.
+/// Returns a page of the journal as JSON. The chain covers the lines that were read, or the whole
+/// journal if it was verified.
 pub fn history_of(page: &Page, verified: Option<&Verified>) -> serde_json::Value {
     let (problem, lines, is_whole, continues) = match verified {
         Some(Verified {

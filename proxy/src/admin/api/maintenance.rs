@@ -1,4 +1,4 @@
-//! The route that begins and ends maintenance.
+//! The route that starts and ends maintenance.
 
 use super::rollouts::expect_revision;
 use super::{Done, actor_of, checked, dry, if_match, read};
@@ -15,37 +15,41 @@ use cutover_core::Maintenance;
 use serde::{Deserialize, Deserializer};
 use std::time::Duration;
 
-/// What `maintenance` is asked.
+/// The body of a `maintenance` request.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a JSON object such as {\"reason\": \"CHG-7\"}"
+)]
 pub struct MaintenanceBody {
-    /// Which rollout; `null` is everything. Left out is neither: everything must be meant.
+    /// The ID of the rollout; `null` means all traffic. A missing field is an error, because
+    /// maintenance for all traffic must be requested explicitly.
     #[serde(default, deserialize_with = "present")]
     pub(super) rollout: Option<Option<String>>,
-    /// `off`, `read-only`, `hold` or `full`.
+    /// The mode: `off`, `read-only`, `hold` or `full`.
     #[serde(default)]
     pub(super) mode: String,
-    /// For how long; until somebody says otherwise if it is left out.
+    /// How long the mode lasts. Without it, the mode lasts until it is changed.
     #[serde(default, rename = "for")]
     pub(super) lasts: Option<String>,
-    /// Why; required.
+    /// The reason for the change; required.
     #[serde(default)]
     pub(super) reason: String,
-    /// Say what would happen, do nothing.
+    /// Whether to report what would happen without doing it.
     #[serde(default)]
     pub(super) dry_run: bool,
-    /// Who, where there are no tokens to tell.
+    /// Who makes the change, used when there are no tokens.
     pub(super) actor: Option<String>,
 }
 
-/// Tells `null` from a field that is left out.
+/// Distinguishes `null` from a missing field.
 pub(super) fn present<'de, D: Deserializer<'de>>(
     value: D,
 ) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(value).map(Some)
 }
 
-/// `PUT /api/v1/maintenance`
+/// Handles `PUT /api/v1/maintenance`.
 pub async fn maintenance(
     Operator(caller): Operator,
     State(admin): State<Admin>,
@@ -114,7 +118,7 @@ pub async fn maintenance(
         .await??;
     let status = admin.control.report().await?.status;
     let of_rollout = |id: &String| status.rollouts.iter().find(|rollout| rollout.id == *id);
-    // What is in force, which is stricter than what was asked for while another window is.
+    // The mode in force is stricter than the requested one while another window is stricter.
     let (of, in_force, held) = match &wish.rollout {
         Some(id) => (
             id.as_str(),
@@ -141,7 +145,7 @@ pub async fn maintenance(
     .into_response())
 }
 
-/// Reads how long a mode is to last.
+/// Parses how long a mode lasts.
 ///
 /// # Errors
 /// Says what was expected.

@@ -27,7 +27,7 @@ pub use rollouts::{Wish, rearm, rollback, rollout, rollouts, set, unknown_verb};
 /// The longest reason in characters.
 const MAX_REASON: usize = 500;
 
-/// What a writing request is answered.
+/// The answer to a request that changes something.
 #[derive(Debug, Serialize)]
 struct Done {
     revision: u64,
@@ -67,7 +67,7 @@ fn checked(reason: String) -> Result<String, ApiError> {
     Ok(trimmed.to_owned())
 }
 
-/// A token's name is proof, so it goes before what the caller says of himself.
+/// The name of a token is proven, so it takes precedence over the name that the caller gives.
 fn actor_of(caller: Caller, said: Option<String>) -> Actor {
     let said = said
         .map(|name| {
@@ -83,8 +83,8 @@ fn actor_of(caller: Caller, said: Option<String>) -> Actor {
     }
 }
 
-/// The revisions that the caller has seen, by `If-Match`: a list of entity tags. A tag that is no
-/// revision matches none, and so does a weak one. `*`, or no such field, is any revision.
+/// Returns the revisions in `If-Match`, a list of entity tags. A weak tag or a tag that is not a
+/// revision matches none. `*` or a missing field matches any revision.
 fn if_match(headers: &HeaderMap) -> IfRevision {
     let fields: Vec<&[u8]> = headers
         .get_all(header::IF_MATCH)
@@ -100,7 +100,7 @@ fn if_match(headers: &HeaderMap) -> IfRevision {
         .map(<[u8]>::trim_ascii);
     let quoted = tags
         .filter_map(|tag| std::str::from_utf8(tag.strip_prefix(b"\"")?.strip_suffix(b"\"")?).ok());
-    // A number has one form: `"07"` and `"+7"` are tags of something else.
+    // A number has one form: `"07"` and `"+7"` are not tags of a revision.
     Some(
         quoted
             .filter_map(|tag| {

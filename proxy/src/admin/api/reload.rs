@@ -1,4 +1,4 @@
-//! The route that reads the file again.
+//! The route that reloads the configuration file.
 
 use super::rollouts::Wish;
 use super::{Done, actor_of, checked, if_match, read};
@@ -13,7 +13,7 @@ use axum::extract::rejection::JsonRejection;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-/// `POST /api/v1/reload`
+/// Handles `POST /api/v1/reload`.
 pub async fn reload(
     Operator(caller): Operator,
     State(admin): State<Admin>,

@@ -1,4 +1,4 @@
-//! Routes about rollouts: status, set, rollback and rearm.
+//! Routes for rollouts: status, set, rollback and rearm.
 
 use super::{actor_of, answer, checked, dry, if_match, read};
 use crate::admin::Admin;
@@ -14,32 +14,35 @@ use axum::response::{IntoResponse, Response};
 use cutover_core::{Actor, Command, CommandError, Percent};
 use serde::{Deserialize, Serialize};
 
-/// What a writing request carries.
+/// The body of a request that changes a rollout.
 #[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(
+    deny_unknown_fields,
+    expecting = "a JSON object such as {\"reason\": \"CHG-7\"}"
+)]
 pub struct Wish {
-    /// Why; required.
+    /// The reason for the change; required.
     #[serde(default)]
     pub(super) reason: String,
-    /// The share asked for, for `set` and `rearm`.
+    /// The requested share, for `set` and `rearm`.
     pub(super) percent: Option<serde_json::Number>,
-    /// Say what would happen, do nothing.
+    /// Whether to report what would happen without doing it.
     #[serde(default)]
     pub(super) dry_run: bool,
-    /// Roll back also if legacy does not answer.
+    /// Whether to roll back even if legacy does not answer.
     #[serde(default)]
     pub(super) force: bool,
-    /// Who, where there are no tokens to tell.
+    /// Who makes the change, used when there are no tokens.
     pub(super) actor: Option<String>,
 }
 
-/// `GET /api/v1/rollouts`
+/// Handles `GET /api/v1/rollouts`.
 pub async fn rollouts(Viewer(_): Viewer, State(admin): State<Admin>) -> Result<Response, ApiError> {
     let status = admin.control.report().await?.status;
     tagged(status.revision, &status)
 }
 
-/// `GET /api/v1/rollouts/ID`
+/// Handles `GET /api/v1/rollouts/ID`.
 pub async fn rollout(
     Viewer(_): Viewer,
     State(admin): State<Admin>,
@@ -64,8 +67,8 @@ pub async fn rollout(
     tagged(revision, rollout)
 }
 
-/// An answer with the revision as its tag, for `If-Match`. `If-None-Match` is not looked at: the
-/// numbers of the last minute move while the revision stays.
+/// Returns an answer with the revision as its entity tag, for `If-Match`. `If-None-Match` is
+/// ignored, because the counts of the last minute change while the revision does not.
 pub(super) fn tagged(revision: u64, body: &impl Serialize) -> Result<Response, ApiError> {
     let body = serde_json::to_value(body).map_err(|error| ApiError::internal(&error))?;
     Ok(([(header::ETAG, format!("\"{revision}\""))], Json(body)).into_response())

@@ -5,7 +5,7 @@ use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::prelude::*;
 use pingora::proxy::Session;
 
-use crate::gateway::message::head::{Edits, Head, Value, names_with};
+use crate::gateway::message::head::{Edits, HOP_BY_HOP, Head, Value, names_with};
 use crate::upstream::Chosen;
 
 pub(super) struct RequestHead<'a> {
@@ -122,13 +122,6 @@ pub(super) fn give_host(request: &mut RequestHeader, chosen: Option<&Chosen>) ->
 /// `Connection` names. Fields that frame the message are kept. Pingora does this for requests
 /// itself.
 pub(super) fn drop_hops(response: &mut ResponseHeader) {
-    const HOPS: [HeaderName; 5] = [
-        HeaderName::from_static("keep-alive"),
-        HeaderName::from_static("proxy-connection"),
-        http::header::TE,
-        http::header::TRAILER,
-        http::header::UPGRADE,
-    ];
     let named = |value: &HeaderValue| {
         value
             .as_bytes()
@@ -145,7 +138,7 @@ pub(super) fn drop_hops(response: &mut ResponseHeader) {
     names.retain(|name| {
         *name != http::header::CONTENT_LENGTH && *name != http::header::TRANSFER_ENCODING
     });
-    for name in HOPS.iter().chain(&names) {
+    for name in HOP_BY_HOP.iter().chain(&names) {
         response.remove_header(name);
     }
 }

@@ -1,4 +1,4 @@
-//! Pingora's phases, translated to the router. Besides `spelling` and `tunnel`, this is the only
+//! Pingora's phases, translated to the router. Besides `header_case` and `tunnel`, this is the only
 //! module that names pingora's request types. It decides nothing.
 //!
 //! Attempts are made in this order, and at most two on each side. If no connection could be made,

@@ -15,6 +15,7 @@ use crate::gateway::lane::date;
 use crate::gateway::lane::header_lines::{Lines, MAX_LINES, Splice};
 use crate::gateway::lane::request::Parsed;
 use crate::gateway::lane::write_buffer::Scratch;
+use crate::gateway::message::head::HOP_BY_HOP;
 use crate::gateway::router::{Exchange, Router};
 
 /// The facts about an answer.
@@ -289,16 +290,10 @@ impl Answer {
     /// Removes the hop-by-hop fields, including those that `Connection` names. Fields that frame
     /// the message are kept.
     fn drop_hops(&self, bytes: &[u8], splice: &mut Splice<'_>) {
-        [
-            &b"connection"[..],
-            b"keep-alive",
-            b"proxy-connection",
-            b"upgrade",
-            b"trailer",
-            b"te",
-        ]
-        .into_iter()
-        .for_each(|name| splice.drop_named(name));
+        splice.drop_named(b"connection");
+        HOP_BY_HOP
+            .iter()
+            .for_each(|name| splice.drop_named(name.as_str().as_bytes()));
         for option in self
             .lines
             .values(bytes, "connection")

@@ -15,6 +15,16 @@ use crate::gateway::adapter::tunnel::Tunnel;
 use crate::shared::drain::DrainMarker;
 use crate::upstream::Server;
 
+/// Fields of an answer that belong to one connection (RFC 9110, section 7.6.1), besides
+/// `Connection` and those that it names. Fields that frame the message are not listed.
+pub(in crate::gateway) const HOP_BY_HOP: [HeaderName; 5] = [
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    http::header::TE,
+    http::header::TRAILER,
+    http::header::UPGRADE,
+];
+
 /// The head of a request as an engine holds it.
 pub trait Head {
     /// Returns the method.

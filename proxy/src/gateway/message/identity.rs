@@ -30,7 +30,7 @@ pub enum Identity<'a> {
     /// A user key, and the source of the rollout that contained it. `None` is the issued cookie.
     Key(Cow<'a, [u8]>, Option<usize>),
     /// No source has a key.
-    Nobody,
+    Anonymous,
     /// The request is refused for this reason.
     Refused(&'static str),
 }
@@ -65,7 +65,7 @@ pub fn identify<'a>(
     }
     match cookie(head, MINTED_COOKIE.as_bytes()) {
         Some(key) if reads_minted && !key.is_empty() => Identity::Key(Cow::Borrowed(key), None),
-        Some(_) | None => Identity::Nobody,
+        Some(_) | None => Identity::Anonymous,
     }
 }
 
@@ -267,7 +267,7 @@ mod tests {
                 identity,
                 Identity::Key(Cow::Borrowed(expected.as_bytes()), Some(0))
             ),
-            None => assert_eq!(identity, Identity::Nobody),
+            None => assert_eq!(identity, Identity::Anonymous),
         }
     }
 
@@ -455,7 +455,7 @@ mod tests {
         );
         assert_eq!(
             identify(&head, &[], IpAddr::from([1, 1, 1, 1]), false),
-            Identity::Nobody
+            Identity::Anonymous
         );
     }
 }

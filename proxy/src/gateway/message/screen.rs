@@ -11,7 +11,7 @@
 //! that the engine's type for targets cannot hold are escaped, as browsers escape them.
 //!
 //! Deliberately absent: the checks that the router makes for every request on both engines, which
-//! are in `strict`. The lane's own grammar is narrower than these rules, so the requests it takes
+//! are in `validate`. The lane's own grammar is narrower than these rules, so the requests it takes
 //! need no screening.
 
 use std::borrow::Cow;

@@ -1,4 +1,5 @@
-//! Forms that no request may have, whoever sent it, because two programs on the way may read them
+//! Forms that no request may have, regardless of its sender, because two programs on the way may
+//! read them
 //! differently.
 //!
 //! The engine's parser is lenient where old clients were sloppy: it ends lines at a bare line feed,
@@ -6,7 +7,8 @@
 //! alone. Behind a backend that reads it differently, it becomes another client's request. So these
 //! forms are refused here, before any decision is based on them.
 //!
-//! Deliberately absent: bodies, whose framing `turn` reads, and the form of the head's lines, which
+//! Deliberately absent: bodies, whose framing `request_stream` reads, and the form of the head's
+//! lines, which
 //! `screen` reads.
 
 use http::Method;

@@ -203,7 +203,7 @@ impl Router {
             }
         };
         if !allowed
-            || !exchange.snapshot.prepared[at].backends[Side::Legacy].is_available()
+            || !exchange.snapshot.prepared[at].backends[Side::Legacy].takes_failover(now)
             || !self.recorder.rescue(exchange.slot()).permit()
         {
             return false;

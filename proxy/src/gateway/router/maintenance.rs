@@ -83,8 +83,8 @@ impl Router {
             HoldOutcome::Released => {
                 ended(Halted::Released);
                 let parked = exchange.parked + now.since(exchange.started);
-                let (anew, step) = self.request(head, conn, now);
-                return (Exchange { parked, ..anew }, step);
+                let (again, step) = self.request(head, conn, now);
+                return (Exchange { parked, ..again }, step);
             }
             HoldOutcome::Expired => ended(Halted::Expired),
             HoldOutcome::NoPlace => self.recorder.halted(exchange.slot(), Halted::Refused),

@@ -158,7 +158,7 @@ impl Router {
                 found = key;
                 UserKey::Known(&found)
             }
-            Identity::Nobody => match rollout.rule.anonymous {
+            Identity::Anonymous => match rollout.rule.anonymous {
                 Anonymous::Legacy => UserKey::None,
                 Anonymous::Random => UserKey::Random(Bucket::of_hash(rand::rng().random())),
                 Anonymous::Cookie => {

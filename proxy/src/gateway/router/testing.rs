@@ -5,6 +5,7 @@ use crate::gateway::message::head::{Conn, Edits, Head, Value};
 use crate::shared::published::{Published, Snapshot};
 use crate::telemetry::access_log::AccessLog;
 use crate::telemetry::traces::Traces;
+use cutover_config::NoFiles;
 use cutover_core::Maintenance;
 use http::{HeaderName, Method};
 use std::net::IpAddr;
@@ -107,20 +108,6 @@ impl Edits for TestHead {
     fn remove_all(&mut self, prefix: &str) {
         self.headers
             .retain(|(name, _)| !name.as_str().starts_with(prefix));
-    }
-}
-
-pub(crate) struct NoFiles;
-
-impl cutover_config::Loader for NoFiles {
-    fn read(&self, path: &str) -> Result<String, String> {
-        Err(format!("no file {path}"))
-    }
-    fn glob(&self, _: &str) -> Result<Vec<String>, String> {
-        Ok(Vec::new())
-    }
-    fn env(&self, _: &str) -> Option<String> {
-        None
     }
 }
 

@@ -1,18 +1,18 @@
-//! A new process takes over from this one, without a gap: who does what when. The words are in
-//! `handover`.
+//! Upgrade to a new process without a gap. This module defines who does what and when; the messages
+//! are in `protocol`.
 //!
-//! The old process starts the program found at its own path, so a replaced binary is taken. It
-//! pauses its file, saves everything, lets go of the state directory and passes on its sockets and
-//! its evidence. Until the new process says that it is ready nothing is lost: if it fails, dies or
-//! is silent for a minute, the old one takes everything back and goes on.
+//! The old process starts the program found at its own path, so a replaced binary is used. It
+//! pauses its file, saves everything, releases the state directory and passes on its sockets and
+//! its evidence. Until the new process reports that it is ready nothing is lost. If it fails, dies
+//! or is silent for a minute, the old process takes everything back and continues.
 //!
-//! From then on both serve, and obey one latch: what the new process has in force holds in the old
-//! one, too, and what the old one's judge finds in its remaining requests rolls back in both. When
-//! the new process dies after that the old one goes on with its drain: it does not own the state
-//! any more.
+//! From then on both processes serve and obey one latch. What the new process has in force also
+//! holds in the old one. A failure that the old process detects in its remaining requests rolls
+//! back both. If the new process dies after that, the old one continues its drain, because it no
+//! longer owns the state.
 //!
-//! Deliberately absent: a socket in the file system to rendezvous at. Whoever binds it first would
-//! be given the listeners.
+//! Deliberately absent: a rendezvous socket in the file system. Any process that binds it first
+//! would be given the listeners.
 
 pub mod protocol;
 
@@ -39,7 +39,7 @@ use crate::shared::reload_handle::ReloadHandle;
 
 /// The argument that makes a process take over from the one that starts it.
 pub const ARGUMENT: &str = "--take-over";
-/// How long the other process may be silent until it is ready.
+/// How long the other process may be silent before it is ready.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The program of this process, as it was started.
@@ -50,12 +50,13 @@ pub struct Program {
 }
 
 impl Program {
-    /// To be asked at the start, before anybody changes the working directory. The name is kept and
-    /// not what it points to, so that a link that is turned to another version is followed.
+    /// Returns the program of this process. It must be called at the start, before the working
+    /// directory changes. The name is kept and not its target, so that a symbolic link to another
+    /// version is followed.
     pub fn of_this_process() -> Self {
         let mut arguments = std::env::args_os();
         let name = PathBuf::from(arguments.next().unwrap_or_default());
-        // A name without a slash is looked for in PATH, now and then.
+        // A name without a slash is looked up in PATH, now and at each later upgrade.
         let path = if name.components().count() > 1 {
             std::path::absolute(&name).unwrap_or(name)
         } else {
@@ -73,7 +74,7 @@ impl Program {
             .args(&self.arguments)
             .arg(ARGUMENT)
             .stdin(Stdio::from(OwnedFd::from(theirs)));
-        // What systemd says to one process by its number is not meant for another.
+        // Variables that systemd sets for one process ID are not meant for another process.
         for name in ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES", "WATCHDOG_PID"] {
             command.env_remove(name);
         }
@@ -83,31 +84,31 @@ impl Program {
     }
 }
 
-/// What a process has that another takes over.
+/// Everything that a process passes to its successor.
 #[derive(Debug)]
 pub struct Holdings {
-    /// To the control loop.
+    /// The handle to the control loop.
     pub control: ControlHandle,
-    /// To the watched file.
+    /// The handle to the watched file.
     pub watch: ReloadHandle,
-    /// While true nobody is accepted on the admin port: who connects waits for the process that
-    /// will own the state, and cannot be told something that is forgotten.
+    /// Whether the admin port accepts no connection. A client waits for the process that will own
+    /// the state, so that it is not given a command that is then lost.
     pub close_admin: watch::Sender<bool>,
     /// The listening sockets.
     pub sockets: Vec<Socket>,
 }
 
-/// How it ended.
+/// The outcome of a handover.
 #[derive(Debug)]
 pub enum Outcome {
-    /// The new process serves.
+    /// The new process serves requests.
     TookOver {
-        /// Its number.
+        /// The process ID of the new process.
         pid: u32,
     },
-    /// It does not, and this process goes on as before.
+    /// The new process does not serve, and this process continues as before.
     Failed {
-        /// Why.
+        /// The reason of the failure.
         why: String,
     },
 }
@@ -117,10 +118,10 @@ pub enum Outcome {
 pub struct Upgrade(Arc<Mutex<Child>>);
 
 impl Upgrade {
-    /// Starts the program. `report` is told how it ended, from a thread of its own.
+    /// Starts the program. `report` receives the outcome from a separate thread.
     ///
     /// # Errors
-    /// When the program or a thread cannot be started; nothing has changed then.
+    /// Fails when the program or a thread cannot be started; nothing has changed then.
     pub fn begin(
         program: &Program,
         mut holdings: Holdings,
@@ -148,7 +149,7 @@ impl Upgrade {
         Ok(Self(child))
     }
 
-    /// Ends the new process: this one is to stop, and nothing is to be left.
+    /// Ends the new process, because this one is to stop and no process must be left behind.
     pub fn abandon(&self) {
         let _ = self.0.lock().kill();
     }
@@ -160,7 +161,7 @@ struct Failure {
     is_handed_over: bool,
 }
 
-/// From the start of the new process until it serves.
+/// Negotiates with the new process from its start until it serves.
 fn negotiate(stream: &UnixStream, holdings: &mut Holdings) -> Result<(), Failure> {
     let before = |why: String| Failure {
         why,
@@ -212,7 +213,7 @@ fn offer(
     };
     protocol::say(stream, &Message::Offer(offer)).map_err(text)?;
     protocol::pass(stream, &holdings.sockets).map_err(text)?;
-    // A copy that stays open would let clients connect to a port that nobody serves any more.
+    // A copy that stays open would let clients connect to a port that no process serves.
     holdings.sockets.clear();
     let speaking = stream.try_clone().map_err(text)?;
     std::thread::Builder::new()
@@ -257,7 +258,7 @@ fn unexpected(word: &Message) -> String {
     }
 }
 
-/// Takes back what was handed over, after the end of the new process, and says why it failed.
+/// Takes back what was handed over, after the end of the new process, and returns why it failed.
 fn undo(failure: Failure, child: &Mutex<Child>, holdings: &Holdings) -> String {
     let ended = {
         let mut child = child.lock();
@@ -265,7 +266,7 @@ fn undo(failure: Failure, child: &Mutex<Child>, holdings: &Holdings) -> String {
         child.wait()
     };
     if failure.is_handed_over {
-        // Fails only when this process goes down itself.
+        // This fails only when this process itself is ending.
         let _ = holdings.control.take_back_blocking();
     }
     holdings.watch.resume();
@@ -276,7 +277,7 @@ fn undo(failure: Failure, child: &Mutex<Child>, holdings: &Holdings) -> String {
     }
 }
 
-/// Tells the new process of rollbacks.
+/// Reports rollbacks to the new process.
 fn tell(stream: &UnixStream, mut trips: mpsc::UnboundedReceiver<Tripped>) {
     while let Some(tripped) = trips.blocking_recv() {
         tracing::info!(
@@ -289,7 +290,7 @@ fn tell(stream: &UnixStream, mut trips: mpsc::UnboundedReceiver<Tripped>) {
     }
 }
 
-/// Follows the new process as long as both live.
+/// Follows the new process as long as both are alive.
 fn follow(stream: &UnixStream, control: &ControlHandle) {
     while let Ok(Message::Lead {
         acknowledged,
@@ -310,24 +311,25 @@ fn follow(stream: &UnixStream, control: &ControlHandle) {
     );
 }
 
-/// The end of a process that takes over.
+/// The successor's end of the connection between both processes.
 #[derive(Debug)]
 pub struct Successor(UnixStream);
 
-/// What a process takes over.
+/// What a successor process takes over.
 #[derive(Debug)]
 pub struct Inherited {
     /// The listening sockets.
     pub sockets: Given,
-    /// What is known of each rollout.
+    /// The state of each rollout that is handed over.
     pub handover: Handovers,
 }
 
 impl Successor {
-    /// The pair of sockets that the process before this one put in place of standard input.
+    /// Returns the end of the socket pair that the predecessor passed as standard input.
     ///
     /// # Errors
-    /// When it is none: somebody has typed an argument that is not for people.
+    /// Fails when standard input is no such socket, because a user has typed an argument that is
+    /// not for people.
     pub fn from_stdin() -> io::Result<Self> {
         let stream = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
         let refuse = |_| {
@@ -342,18 +344,19 @@ impl Successor {
         Ok(Self(stream))
     }
 
-    /// The same end once more.
+    /// Duplicates this end of the connection.
     ///
     /// # Errors
-    /// When the process has too many open files.
+    /// Fails when the process has too many open files.
     pub fn again(&self) -> io::Result<Self> {
         self.0.try_clone().map(Self)
     }
 
-    /// Asks for everything. From here on the state directory is free, and nobody else writes.
+    /// Requests everything from the predecessor. From here on the state directory is free, and no
+    /// other process writes to it.
     ///
     /// # Errors
-    /// When the other process is gone or says something else.
+    /// Fails when the other process is gone or sends an unexpected message.
     pub fn ask(&self) -> io::Result<Inherited> {
         protocol::say(
             &self.0,
@@ -390,7 +393,7 @@ impl Successor {
         })
     }
 
-    /// Tells the other process that it has to go on alone.
+    /// Reports to the other process that the takeover failed and that it has to continue alone.
     pub fn fail(&self, why: &str) {
         let _ = protocol::say(
             &self.0,
@@ -400,10 +403,10 @@ impl Successor {
         );
     }
 
-    /// Tells the other process to drain, and obeys one latch with it from now on.
+    /// Asks the other process to drain, and obeys one latch with it from now on.
     ///
     /// # Errors
-    /// When a thread cannot be started.
+    /// Fails when a thread cannot be started.
     pub fn ready(
         self,
         control: ControlHandle,
@@ -443,12 +446,13 @@ impl Successor {
     }
 }
 
-/// Tells the process before this one what is in force, at each change, until it is gone.
+/// Sends the predecessor what is in force, at each change, until it is gone.
 async fn lead(stream: &UnixStream, published: &Published, mut acknowledged: watch::Receiver<u64>) {
     let mut changes = published.changes();
     let mut said = protocol::say(stream, &Message::Ready);
     loop {
-        // The count first: what it counts is in what is loaded after it.
+        // The count is read first, so that everything it counts is in the state that is loaded
+        // after it.
         let count = *acknowledged.borrow_and_update();
         changes.borrow_and_update();
         said = said.and_then(|()| {
@@ -467,12 +471,12 @@ async fn lead(stream: &UnixStream, published: &Published, mut acknowledged: watc
     }
 }
 
-/// The process before this one, which may still be serving.
+/// The predecessor process, which may still be serving.
 #[derive(Clone, Debug)]
 pub struct Predecessor(Arc<AtomicBool>);
 
 impl Predecessor {
-    /// Whether it still lives.
+    /// Whether the predecessor is still alive.
     pub fn is_alive(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }

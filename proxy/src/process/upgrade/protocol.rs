@@ -1,19 +1,19 @@
-//! What two processes say to each other while one takes over from the other: words as JSON with
-//! their length before them, and listening sockets, over a pair of unix sockets.
+//! The protocol between two processes while one takes over from the other. Messages are JSON with a
+//! length prefix, and listening sockets are passed along, over a pair of Unix sockets.
 //!
-//! The pair has no name: the new process gets its end as standard input. So nobody else can take
-//! its place, and there is no file to protect or to leave behind.
+//! The pair has no name: the new process receives its end as standard input. No other process can
+//! therefore take its place, and there is no file to protect or to leave behind.
 //!
 //! ```text
 //! new      Hello               it has read its file
-//! old      Offer + sockets     it has saved everything and let go of the state directory
+//! old      Offer + sockets     it has saved everything and released the state directory
 //! new      Ready               it accepts requests
 //! new      Lead ...            whatever it has in force, at each change
 //! old      Tripped ...         each rollback it has decided on its remaining requests
 //! ```
 //!
-//! An old process of another version refuses at Hello, and goes on. This file knows the words; when
-//! they are said is in `upgrade`.
+//! An old process of another version refuses at Hello, and continues. This module defines the
+//! messages; `upgrade` defines when they are sent.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -37,14 +37,14 @@ use crate::shared::control_handle::{Handovers, Tripped};
 use crate::state::status_file;
 use crate::status::TripStatus;
 
-/// The version of these words. Another one is refused.
+/// The version of the protocol. Any other version is refused.
 pub const PROTOCOL: u32 = 1;
-/// No word is longer: evidence of a thousand rollouts is a few megabytes.
+/// The longest message in bytes. The evidence of a thousand rollouts is a few megabytes.
 const LONGEST: usize = 64 << 20;
-/// Sockets in one message; the kernel takes at most 253.
+/// The number of sockets in one message; the kernel accepts at most 253.
 const AT_ONCE: usize = 64;
 
-/// What is said.
+/// A message between the two processes.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "word", rename_all = "snake_case")]
 pub enum Message {
@@ -52,55 +52,55 @@ pub enum Message {
     Hello {
         /// [`PROTOCOL`].
         protocol: u32,
-        /// Its version, for the log.
+        /// The version of the new process, for the log.
         version: String,
     },
-    /// The new process cannot.
+    /// The new process cannot take over.
     Failed {
-        /// Why.
+        /// The reason of the failure.
         why: String,
     },
-    /// All that it needs. The sockets follow.
+    /// Everything that the new process needs. The sockets follow.
     Offer(Offer),
     /// The new process accepts requests.
     Ready,
     /// What the new process has in force.
     Lead {
-        /// How many words [`Message::Tripped`] are in it.
+        /// The number of [`Message::Tripped`] messages that are included.
         acknowledged: u64,
-        /// By rollout.
+        /// What is in force, by rollout.
         rollouts: Vec<Led>,
-        /// For requests that match none.
+        /// Maintenance of requests that match no rollout.
         maintenance: Kept,
     },
     /// The old process has rolled back.
     Tripped {
-        /// Which rollout.
+        /// The rollout that was rolled back.
         rollout: String,
         /// What happened.
         trip: Box<TripStatus>,
-        /// Who.
+        /// Who caused the rollback.
         actor: String,
-        /// Through which door.
+        /// The source of the rollback.
         source: String,
-        /// Why.
+        /// The reason of the rollback.
         reason: String,
     },
 }
 
-/// What the new process needs beside the state directory.
+/// What the new process needs in addition to the state directory.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Offer {
-    /// Where the monotonic clock stands: it goes on from there.
+    /// The time of the monotonic clock, which the new process continues.
     pub clock_us: u64,
-    /// What the sockets that follow are for, in their order.
+    /// The purposes and configured addresses of the sockets that follow, in order.
     pub sockets: Vec<(Purpose, SocketAddr)>,
-    /// What is known of each rollout.
+    /// The state of each rollout.
     #[serde(rename = "estate")]
     pub handover: Vec<Known>,
 }
 
-/// What is known of one rollout beside its saved standing.
+/// The state of one rollout, in addition to its saved standing.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Known {
     rollout: String,
@@ -127,7 +127,7 @@ pub struct Led {
     maintenance: Kept,
 }
 
-/// What is kept out, and until when on the clock of both.
+/// The maintenance mode, and its end on the clock that both processes share.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Kept {
     mode: String,
@@ -161,7 +161,7 @@ fn share(thousandths: u32) -> io::Result<Percent> {
         .ok_or_else(|| wrong(format!("{thousandths} thousandths are no share")))
 }
 
-/// Writes down what is known of each rollout.
+/// Serialises the state of each rollout.
 pub fn estate_of(handover: &Handovers) -> Vec<Known> {
     let part = |part: &PartHandover| (part.evidence.clone(), part.alone.clone());
     let known = |(id, handover): (&Arc<str>, &Handover)| Known {
@@ -199,10 +199,10 @@ pub fn estate_of(handover: &Handovers) -> Vec<Known> {
     handover.iter().map(known).collect()
 }
 
-/// Reads it back.
+/// Restores the state of each rollout.
 ///
 /// # Errors
-/// What of it is none.
+/// Names the part that is invalid.
 pub fn restore_handover(known: Vec<Known>) -> io::Result<Handovers> {
     let restore = |known: Known| {
         let part = |(evidence, alone): KnownPart| PartHandover { evidence, alone };
@@ -254,7 +254,7 @@ pub fn restore_handover(known: Vec<Known>) -> io::Result<Handovers> {
 }
 
 impl Message {
-    /// What is in force, as a word.
+    /// Builds the message about what is in force.
     pub fn of_lead(lead: &Lead, acknowledged: u64) -> Self {
         let led = |led: &LedRollout| Led {
             rollout: led.id.to_string(),
@@ -269,7 +269,7 @@ impl Message {
         }
     }
 
-    /// A rollback, as a word.
+    /// Builds the message about a rollback.
     pub fn of_trip(tripped: &Tripped) -> Self {
         let Tripped {
             rollout,
@@ -287,10 +287,10 @@ impl Message {
     }
 }
 
-/// Reads back what is in force.
+/// Restores what is in force from a message.
 ///
 /// # Errors
-/// What of it is none.
+/// Names the part that is invalid.
 pub fn restore_lead(rollouts: Vec<Led>, maintenance: &Kept) -> io::Result<Lead> {
     let restore = |led: Led| {
         Ok(LedRollout {
@@ -309,10 +309,10 @@ pub fn restore_lead(rollouts: Vec<Led>, maintenance: &Kept) -> io::Result<Lead> 
     })
 }
 
-/// Reads back a rollback.
+/// Restores a rollback from a message.
 ///
 /// # Errors
-/// What of it is none.
+/// Names the part that is invalid.
 pub fn restore_trip(
     rollout: String,
     trip: TripStatus,
@@ -332,10 +332,10 @@ pub fn restore_trip(
     })
 }
 
-/// Says a word.
+/// Sends a message.
 ///
 /// # Errors
-/// When the other end is gone.
+/// Fails when the other end is gone.
 pub fn say(mut stream: &UnixStream, word: &Message) -> io::Result<()> {
     let text = serde_json::to_vec(word)?;
     let length = u32::try_from(text.len())
@@ -344,11 +344,11 @@ pub fn say(mut stream: &UnixStream, word: &Message) -> io::Result<()> {
     stream.write_all(&text)
 }
 
-/// Waits for a word.
+/// Waits for a message.
 ///
 /// # Errors
 /// `UnexpectedEof` when the other end is gone, `WouldBlock` when the time limit of the stream is
-/// over, `InvalidData` when it is no word.
+/// over, `InvalidData` when the message is malformed.
 pub fn hear(mut stream: &UnixStream) -> io::Result<Message> {
     let mut length = [0; 4];
     stream.read_exact(&mut length)?;
@@ -361,10 +361,10 @@ pub fn hear(mut stream: &UnixStream) -> io::Result<Message> {
     Ok(serde_json::from_slice(&text)?)
 }
 
-/// Passes sockets on.
+/// Passes sockets to the other end.
 ///
 /// # Errors
-/// When the other end is gone.
+/// Fails when the other end is gone.
 pub fn pass(stream: &UnixStream, sockets: &[Socket]) -> io::Result<()> {
     for some in sockets.chunks(AT_ONCE) {
         let fds: Vec<BorrowedFd<'_>> = some.iter().map(|socket| socket.listener.as_fd()).collect();
@@ -381,10 +381,10 @@ pub fn pass(stream: &UnixStream, sockets: &[Socket]) -> io::Result<()> {
     Ok(())
 }
 
-/// Takes the sockets that an offer speaks of.
+/// Receives the sockets that an offer announces.
 ///
 /// # Errors
-/// When the other end is gone, or passes something else.
+/// Fails when the other end is gone, or passes something else.
 pub fn receive(stream: &UnixStream, wanted: &[(Purpose, SocketAddr)]) -> io::Result<Vec<Socket>> {
     let mut fds: Vec<OwnedFd> = Vec::new();
     while fds.len() < wanted.len() {
@@ -428,7 +428,7 @@ mod tests {
     use cutover_core::{Cause, Trip, Wall};
 
     #[test]
-    fn sockets_arrive_with_what_they_are_for_and_words_around_them_stay_whole() {
+    fn sockets_keep_their_purpose_and_messages_around_them_stay_whole() {
         let (here, there) = UnixStream::pair().expect("a pair");
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("an address");
@@ -479,7 +479,7 @@ mod tests {
     }
 
     #[test]
-    fn what_one_process_knows_another_reads_as_it_was() {
+    fn a_handover_survives_serialisation_unchanged() {
         let part = PartHandover {
             evidence: vec![1.0, 0.1 + 0.2, -3.75],
             alone: Some((0.001, vec![2.5])),
@@ -507,7 +507,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollback_and_a_lead_are_told_as_they_are() {
+    fn a_rollback_and_a_lead_survive_serialisation_unchanged() {
         let (here, there) = UnixStream::pair().expect("a pair");
         let percent = Percent::parse("12.5").expect("a percentage");
         let maintenance = Restriction {

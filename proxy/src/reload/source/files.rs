@@ -10,19 +10,19 @@ use std::io::Read;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 
-/// What one reading touched.
+/// The files that one reading touched.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Touched {
     pub(super) files: BTreeSet<String>,
-    /// Those of the files that have the syntax of the main file.
+    /// The files that have the syntax of the main file.
     pub(super) includes: BTreeSet<String>,
     pub(super) patterns: BTreeSet<String>,
 }
 
-/// Reads files beside the main one, and remembers which.
+/// A reader of the files beside the main one, which remembers the files it read.
 pub(super) struct Files {
     pub(super) base: PathBuf,
-    /// By path: the state directory and the content there that stands for the file.
+    /// The state directory and the digest of the content that replaces the file, by path.
     pub(super) held: BTreeMap<String, (PathBuf, [u8; 32])>,
     pub(super) touched: RefCell<Touched>,
     pub(super) texts: RefCell<BTreeMap<String, String>>,
@@ -32,7 +32,7 @@ impl Loader for Files {
     fn read(&self, path: &str) -> Result<String, String> {
         self.touched.borrow_mut().files.insert(path.to_owned());
         if let Some((state, digest)) = self.held.get(path) {
-            // Never what is there now: that may be half of it.
+            // The current content is never used, because it may be incomplete.
             return last_good::content(state, digest).ok_or_else(|| {
                 "it is being written, and what was read before cannot be read from the state \
                  directory"
@@ -51,7 +51,8 @@ impl Loader for Files {
         self.read(path)
     }
 
-    /// Patterns have `*` in their last part only: one directory, names by prefix and suffix.
+    /// Lists the files that match a pattern. Patterns have `*` in their last part only, so they
+    /// cover one directory, with names by prefix and suffix.
     fn glob(&self, pattern: &str) -> Result<Vec<String>, String> {
         self.touched
             .borrow_mut()
@@ -103,8 +104,8 @@ impl Loader for Files {
     }
 }
 
-/// Reads a regular file of bounded size as UTF-8. A pipe or device is refused before it is opened:
-/// it could block for ever.
+/// Reads a regular file of bounded size as UTF-8. A pipe or device is refused before it is opened,
+/// because it could block forever.
 pub(super) fn read_regular(path: &Path) -> Result<String, String> {
     let metadata = fs::metadata(path).map_err(|error| error.to_string())?;
     if metadata.is_dir() {
@@ -129,7 +130,8 @@ pub(super) fn read_regular(path: &Path) -> Result<String, String> {
     })
 }
 
-/// The mount points in a `mountinfo`: the fifth field of each line, with its octal escapes read.
+/// Returns the mount points in a `mountinfo`: the fifth field of each line, with its octal escapes
+/// decoded.
 pub(super) fn mount_points(mountinfo: &str) -> BTreeSet<PathBuf> {
     mountinfo
         .lines()
@@ -156,5 +158,5 @@ pub(super) fn unescaped(field: &str) -> Vec<u8> {
 }
 
 /// The largest file that is read, in bytes. `cutover_config` has the limit of each kind of file,
-/// and a message that is located; this one keeps a wrong file out of memory.
+/// with a message that names the place; this limit keeps a wrong file out of memory.
 pub(super) const MAX_FILE: u64 = 64 * 1024 * 1024;

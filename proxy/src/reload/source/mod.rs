@@ -1,12 +1,12 @@
-//! The files behind a configuration: reading them, telling whether they changed, and editing a
+//! The files of a configuration: reading them, detecting whether they changed, and editing a
 //! percentage in them.
 //!
 //! A [`ConfigSource`] knows the main file and everything its last reading touched (includes, lists,
-//! patterns), so that a poll can tell "nothing changed" by content alone. Whether something changed
-//! is never told by times of modification: they lie on network file systems and in containers.
+//! patterns), so that a poll can detect "nothing changed" by content alone. Times of modification
+//! are never used for that, because they are unreliable on network file systems and in containers.
 //!
-//! A list that is being written is held: the configuration is read with the content that was
-//! accepted last, which `last_good` keeps. So a change beside it need not wait for it.
+//! A list that is being written is held: the configuration is read with the last accepted content,
+//! which `last_good` keeps. A change beside the list therefore need not wait for it.
 
 mod error;
 mod files;
@@ -27,35 +27,36 @@ use crate::state::status_file;
 pub use error::SourceError;
 use files::{Files, Touched, mount_points, read_regular};
 
-/// How often a file that draws in something else at each reading is read. What is left then shows
-/// as a change at the next look.
+/// How many times a configuration is read if each reading draws in other files. A remaining
+/// difference shows as a change at the next check.
 const READINGS: usize = 3;
 
-/// The main file and what it drew in when it was last read.
+/// The main file and the files that its last reading drew in.
 #[derive(Debug)]
 pub struct ConfigSource {
     path: PathBuf,
     touched: Touched,
-    /// The fingerprint just before the last reading. Taken before and not after, so that a file
-    /// saved meanwhile still counts as changed.
+    /// The fingerprint just before the last reading. It is taken before and not after, so that a
+    /// file saved during the reading still counts as changed.
     read_at: [u8; 32],
-    /// What was seen just before the last reading, by path; the main file is under the empty path.
+    /// The fingerprints just before the last reading, by path; the main file is under the empty
+    /// path.
     sights: BTreeMap<String, Fingerprint>,
-    /// What the last reading read, by path, without what was held; the main file is not in it.
+    /// The texts of the last reading, by path, without held files; the main file is not included.
     texts: BTreeMap<String, String>,
-    /// What is in force, by path; the main file is under the empty path.
+    /// The fingerprints of what is in force, by path; the main file is under the empty path.
     accepted: BTreeMap<String, Fingerprint>,
-    /// The content that stands for a file.
+    /// The content that replaces each held file.
     held: Kept,
-    /// The state directory, once it is known: where the content of what is held is.
+    /// The state directory, once it is known. It stores the content of held files.
     state: Option<PathBuf>,
 }
 
-/// What a look saw, by path; the main file is under the empty path.
+/// The fingerprints that a check found, by path; the main file is under the empty path.
 pub type Fingerprints = BTreeMap<String, Fingerprint>;
 
 impl ConfigSource {
-    /// The configuration in this file. Nothing is read yet.
+    /// Creates a source for this file. Nothing is read yet.
     pub fn new(path: impl Into<PathBuf>) -> Self {
         Self {
             path: path.into(),
@@ -69,7 +70,7 @@ impl ConfigSource {
         }
     }
 
-    /// Another reader of the same file, which holds what this one holds.
+    /// Returns another reader of the same file, with the same held files.
     pub fn beside(&self) -> Self {
         Self {
             held: self.held.clone(),
@@ -78,43 +79,44 @@ impl ConfigSource {
         }
     }
 
-    /// Names the state directory: held content is read from there.
+    /// Sets the state directory, from which held content is read.
     pub fn keep_in(&mut self, state: &Path) {
         self.state = Some(state.to_owned());
     }
 
-    /// Reads these files as they were kept, until something else is held.
+    /// Reads the saved content of these files from now on, until other files are held.
     pub fn hold(&mut self, held: Kept) {
         self.held = held;
     }
 
-    /// What is held: the files that are not read as they are now.
+    /// Returns the held files, which are not read as they are now.
     pub fn held(&self) -> &Kept {
         &self.held
     }
 
-    /// What is in force, by path.
+    /// Returns the fingerprints of what is in force, by path.
     pub fn accepted(&self) -> &Fingerprints {
         &self.accepted
     }
 
-    /// Whether the main file as it was read is in force.
+    /// Whether the main file as it was last read is in force.
     pub fn is_accepted(&self) -> bool {
         self.accepted.contains_key("")
     }
 
-    /// The fingerprint of what is in force.
+    /// Returns the fingerprint of what is in force.
     pub fn accepted_fingerprint(&self) -> [u8; 32] {
         self.fingerprint_of(&self.accepted, &Kept::new())
     }
 
-    /// Whether a cut of this file may show: the main file and includes have a syntax.
+    /// Whether a cut of this file can be detected, because the main file and includes have a
+    /// syntax.
     pub fn has_syntax(&self, path: &str) -> bool {
         path.is_empty() || self.touched.includes.contains(path)
     }
 
-    /// The content that stands for these files while they are held. Left out is what was never in
-    /// force, and what is not kept.
+    /// Returns the content that replaces these files while they are held. Files that were never in
+    /// force, or whose content is not kept, are omitted.
     pub fn holdable<'a>(&self, paths: impl Iterator<Item = &'a String>) -> Kept {
         let is_kept = |digest: &[u8; 32]| {
             self.state
@@ -127,7 +129,7 @@ impl ConfigSource {
             .collect()
     }
 
-    /// Says that the last reading is in force, and returns what is to be kept of it.
+    /// Marks the last reading as in force, and returns what is to be kept of it.
     pub fn accept(&mut self, main: &str) -> LastGood {
         let text = self.self_contained(main);
         let mut files = std::mem::take(&mut self.texts);
@@ -138,7 +140,7 @@ impl ConfigSource {
             } else {
                 files.get(&path).map(String::as_str)
             };
-            // What was written between the look and the reading shows as a change at the next look.
+            // A change written between the check and the reading is found at the next check.
             if read.is_some_and(|read| Sha256::digest(read)[..] == sight.content) {
                 self.accepted.insert(path, sight);
             }
@@ -163,7 +165,7 @@ impl ConfigSource {
         }
     }
 
-    /// The main file.
+    /// Returns the path of the main file.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -171,10 +173,11 @@ impl ConfigSource {
     /// Reads and parses everything.
     ///
     /// # Errors
-    /// When the main file cannot be read, or anything in it or drawn in by it cannot be used.
+    /// Fails when the main file cannot be read, or when anything in it or drawn in by it cannot be
+    /// used.
     pub fn load(&mut self) -> Result<(Settings, String), SourceError> {
-        // What a file draws in is known only once it is read: then once more, so that the
-        // fingerprint is over all of it.
+        // The files that a file draws in are known only once it is read. It is then read once more,
+        // so that the fingerprint covers all of them.
         for _ in 0..READINGS {
             self.sights = self.look();
             self.read_at = self.fingerprint_of(&self.sights, &Kept::new());
@@ -187,14 +190,14 @@ impl ConfigSource {
         self.load_once()
     }
 
-    /// The fingerprint of what the last [`ConfigSource::load`] read, with what was held.
+    /// Returns the fingerprint of what the last [`ConfigSource::load`] read, including held files.
     pub fn fingerprint_read(&self) -> [u8; 32] {
         self.fingerprint_of(&self.sights, &self.held)
     }
 
-    /// Whether the last [`ConfigSource::load`] read what a look has seen. A list may change between
-    /// the two, and what was read then has not rested. A file that the look did not know counts
-    /// as seen.
+    /// Whether the last [`ConfigSource::load`] read what a check has seen. A list may change
+    /// between the two, and what was read then has not settled. A file that the check did not know
+    /// counts as seen.
     pub fn has_read(&self, seen: &Fingerprints, main: &str) -> bool {
         let is_main_seen = seen
             .get("")
@@ -206,7 +209,7 @@ impl ConfigSource {
             })
     }
 
-    /// What was seen just before the last [`ConfigSource::load`] that is not accepted.
+    /// Returns the fingerprints just before the last [`ConfigSource::load`] that are not accepted.
     pub fn sights(&self) -> &Fingerprints {
         &self.sights
     }
@@ -229,10 +232,10 @@ impl ConfigSource {
         Ok((parsed?, text))
     }
 
-    /// Parses a text as if it stood in the main file.
+    /// Parses a text as if it were the main file.
     ///
     /// # Errors
-    /// When anything in it or drawn in by it cannot be used.
+    /// Fails when anything in it or drawn in by it cannot be used.
     pub fn parse(&mut self, name: &str, text: &str) -> Result<Settings, SourceError> {
         let files = self.files();
         let parsed = cutover_config::parse(name, text, &files);
@@ -241,7 +244,8 @@ impl ConfigSource {
         parsed.map_err(SourceError::Problems)
     }
 
-    /// What everything that the last reading touched is now. What is held is looked at where it is.
+    /// Returns the current fingerprints of everything that the last reading touched. Held files are
+    /// also checked in their original place.
     pub fn look(&self) -> Fingerprints {
         let base = self.base();
         let sight = |path: &Path| {
@@ -259,14 +263,14 @@ impl ConfigSource {
         files.chain([(String::new(), sight(&self.path))]).collect()
     }
 
-    /// A hash over everything the last reading touched, as it is now. What cannot be read counts as
-    /// such.
+    /// Returns a hash of the current content of everything the last reading touched. An unreadable
+    /// file counts as such.
     pub fn fingerprint(&self) -> [u8; 32] {
         self.fingerprint_of(&self.look(), &Kept::new())
     }
 
-    /// The same for a look that has been taken, for what patterns find now, and with the content
-    /// that stands for what is held.
+    /// Returns the hash for a completed check, with what patterns find now and with the content
+    /// that replaces held files.
     pub fn fingerprint_of(&self, sights: &Fingerprints, held: &Kept) -> [u8; 32] {
         let mut hash = Sha256::new();
         let mut add = |what: &str, content: &[u8]| {
@@ -309,9 +313,9 @@ impl ConfigSource {
         }
     }
 
-    /// The files of the last reading, the main file among them, that are mount points of their own:
-    /// single files bound into a container. A mount holds on to the file it was made of, so a file
-    /// that is renamed into its place outside never shows here.
+    /// Returns the files of the last reading, including the main file, that are mount points of
+    /// their own. These are single files bound into a container. A mount keeps the file it was made
+    /// of, so a file that is renamed into its place outside is never visible here.
     pub fn mounted_alone(&self) -> Vec<PathBuf> {
         let mounts = mount_points(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default());
         let base = self.base();
@@ -326,8 +330,8 @@ impl ConfigSource {
             .collect()
     }
 
-    /// The directories in which a change may show: of every file touched and, where they are links,
-    /// of what they lead to.
+    /// Returns the directories in which a change may appear. These contain every file touched and,
+    /// for links, their targets.
     pub fn directories(&self) -> BTreeSet<PathBuf> {
         let base = self.base();
         let files = self
@@ -353,12 +357,12 @@ impl ConfigSource {
             .collect()
     }
 
-    /// Writes a new percentage into the file that holds the rollout, keeping everything else, and
-    /// returns the settings that are then in it. A file that is a link is changed where it leads.
+    /// Writes a new percentage to the file that contains the rollout, keeps everything else, and
+    /// returns the settings that it then contains. For a link, the target is changed.
     ///
     /// # Errors
-    /// When the file is not usable as it is or would not be with the new percentage, or cannot be
-    /// written. It is unchanged then.
+    /// Fails when the file is not usable as it is or with the new percentage, or cannot be written.
+    /// The file is unchanged then.
     pub fn set_percent(
         &mut self,
         rollout: &str,
@@ -416,7 +420,7 @@ impl ConfigSource {
             .map_err(|error| SetError::Rejected(error.to_string()))
     }
 
-    /// The main text with its includes drawn in, so that it stands alone.
+    /// Returns the main text with its includes inserted, so that it needs no other files.
     pub fn self_contained(&self, main: &str) -> String {
         let Ok(mut document) = main.parse::<toml_edit::DocumentMut>() else {
             return main.to_owned();
@@ -431,14 +435,14 @@ impl ConfigSource {
                 .cloned()
                 .or_else(|| files.read(file).ok())
         });
-        // An included file holds nothing but `[[rollout]]` blocks, so it may simply follow.
+        // An included file contains nothing but `[[rollout]]` blocks, so it may simply follow.
         std::iter::once(document.to_string())
             .chain(included)
             .collect::<Vec<_>>()
             .join("\n")
     }
 
-    /// The folder of the main file, where relative paths begin.
+    /// Returns the directory of the main file, to which relative paths refer.
     pub fn base(&self) -> PathBuf {
         self.path
             .parent()
@@ -463,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fingerprint_changes_with_anything_the_file_draws_in() {
+    fn a_fingerprint_changes_with_every_file_drawn_in() {
         let directory = tempfile::tempdir().expect("a directory");
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("rollouts")).expect("a directory");
@@ -497,7 +501,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_while_or_right_after_reading_still_shows() {
+    fn a_change_during_or_right_after_a_reading_is_detected() {
         let directory = tempfile::tempdir().expect("a directory");
         let at = |name: &str| directory.path().join(name);
         fs::write(
@@ -525,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_percentage_is_set_where_the_rollout_stands() {
+    fn a_percentage_is_set_in_the_file_that_contains_the_rollout() {
         let directory = tempfile::tempdir().expect("a directory");
         let at = |name: &str| directory.path().join(name);
         fs::create_dir(at("rollouts")).expect("a directory");
@@ -569,7 +573,7 @@ mod tests {
     }
 
     #[test]
-    fn mount_points_of_single_files_are_found_by_their_escaped_paths() {
+    fn mount_points_of_single_files_are_found_by_escaped_path() {
         let mountinfo = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n41 36 \
                          8:1 /srv/a /etc/cutover/cutover.toml ro - ext4 /dev/sda1 rw\n42 36 8:1 / \
                          /a\\040b\\134\\303\\244 rw - ext4 /dev/sda1 rw\nodd\n";
@@ -587,7 +591,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_readable_text_is_told_apart() {
+    fn each_kind_of_unreadable_file_has_its_own_message() {
         let directory = tempfile::tempdir().expect("a directory");
         let path = directory.path().join("cutover.toml");
         let problem = |path: &Path| {

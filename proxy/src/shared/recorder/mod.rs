@@ -22,6 +22,8 @@
 //!
 //! What maintenance did to requests is counted separately, because it says nothing about any
 //! backend.
+//!
+//! Written by: request threads. Read by: the control loop.
 
 mod in_flight;
 mod maintenance;

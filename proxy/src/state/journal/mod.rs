@@ -1,16 +1,17 @@
-//! `journal.jsonl`: who changed what, when, why, from where; one JSON object per line, only ever
-//! appended to.
+//! `journal.jsonl`: who changed what, when, why and from where. It has one JSON object per line and
+//! is only ever appended to.
 //!
-//! Each line carries the SHA-256 of the line before it, so that a line changed or taken out later
-//! shows. A torn last line (the machine went down in the middle of it) was never told to anybody
-//! and is cut off at the next start.
+//! Each line carries the SHA-256 of the line before it, so that a line changed or removed later is
+//! detected. A torn last line, left by a crash of the machine during the write, was never confirmed
+//! to any caller and is cut off at the next start.
 //!
-//! It grows for years, so it is read from its end and in bounded memory: a start looks for the last
-//! line only, and so does a page of the newest records. Only [`verify`] goes through all of it.
+//! The journal grows for years, so it is read from its end and in bounded memory. A start reads the
+//! last line only, and a page of the newest records reads only these. Only [`verify`] reads all of
+//! it.
 //!
-//! Somebody may move the file away while it is open, to rotate it. That is noticed before the next
-//! line: a new file continues the chain, and its first line carries the hash of the last line of
-//! the file before.
+//! The file may be moved away while it is open, to rotate it. That is noticed before the next line.
+//! A new file continues the chain, and its first line carries the hash of the last line of the
+//! previous file.
 
 mod read;
 mod record;
@@ -32,11 +33,11 @@ pub use verify::{Verified, verify, verify_in};
 /// The name of the file in the state directory.
 pub const NAME: &str = "journal.jsonl";
 
-/// The longest line that is read as a record, in bytes. A rollback with the minute before it has
+/// The longest line that is read as a record, in bytes. A rollback with its preceding minute has
 /// tens of thousands.
 const MAX_LINE: usize = 4 * 1024 * 1024;
 
-/// What stands for the line before the first.
+/// The hash that the first line carries in place of that of a previous line.
 const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 
 /// The journal, open for appending.
@@ -44,21 +45,21 @@ const GENESIS: &str = "000000000000000000000000000000000000000000000000000000000
 pub struct Journal {
     path: PathBuf,
     file: File,
-    /// Device and inode of the open file.
+    /// The device and inode of the open file.
     inode: (u64, u64),
-    /// How long the file is as far as this process knows.
+    /// The length of the file in bytes, as far as this process knows.
     len: u64,
     last: String,
 }
 
-/// What was found when a journal was opened.
+/// The findings when a journal was opened.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Opened {
-    /// How many bytes of a torn last line were cut off.
+    /// The number of bytes of a torn last line that were cut off.
     pub torn: u64,
-    /// Whether there was no line in it.
+    /// Whether the journal contained no line.
     pub is_new: bool,
-    /// The file whose chain a new journal continues: one that was moved away before.
+    /// The previous file, moved away before, whose chain a new journal continues.
     pub continues: Option<PathBuf>,
 }
 
@@ -66,7 +67,7 @@ impl Journal {
     /// Opens the journal of a state directory.
     ///
     /// # Errors
-    /// Any failure of the file system.
+    /// Fails on any error of the file system.
     pub fn open(directory: &Path) -> io::Result<(Self, Opened)> {
         let path = path(directory);
         let (file, metadata, last, torn) = open_at(&path)?;
@@ -97,12 +98,12 @@ impl Journal {
         ))
     }
 
-    /// Appends a record and makes it durable. Says what has happened to the file, if it is not the
-    /// one that was written last.
+    /// Appends a record and makes it durable. Returns what has happened to the file if it is not
+    /// the one that was written last.
     ///
     /// # Errors
-    /// Any failure of the file system. The record can be appended again; what was half written is
-    /// cut off first.
+    /// Fails on any error of the file system. The record can be appended again; a half-written line
+    /// is cut off first.
     pub fn append(&mut self, record: &Record) -> io::Result<Option<&'static str>> {
         let lost = self.follow()?;
         let record = Record {
@@ -125,11 +126,12 @@ impl Journal {
         Ok(lost)
     }
 
-    /// Opens a new file if the open one is not at its place any longer. The chain goes on.
+    /// Opens a new file if the open one is no longer in its place. The chain continues.
     fn follow(&mut self) -> io::Result<Option<&'static str>> {
         match fs::metadata(&self.path) {
             Ok(there) if inode(&there) == self.inode && there.len() < self.len => {
-                // In the middle of a line the rest of that line would make one with the next.
+                // If the file ends in the middle of a line, the rest of that line would merge with
+                // the next.
                 let (whole, _) = end_of(&mut self.file, there.len())?;
                 if whole < there.len() {
                     self.file.set_len(whole)?;
@@ -177,13 +179,13 @@ fn open_at(path: &Path) -> io::Result<(File, Metadata, Option<String>, u64)> {
     Ok((file, metadata, last, len - whole))
 }
 
-/// Where the journal of a state directory is.
+/// Returns the path of the journal of a state directory.
 pub fn path(directory: &Path) -> PathBuf {
     directory.join(NAME)
 }
 
-/// The journal that was moved away last, such as `journal.jsonl.1`, and the hash of its last line.
-/// Files that were compressed are not looked into.
+/// Returns the journal that was moved away last, such as `journal.jsonl.1`, and the hash of its
+/// last line. Compressed files are not read.
 pub fn moved_away(directory: &Path) -> Option<(PathBuf, String)> {
     let others = fs::read_dir(directory).ok()?.flatten().filter(|entry| {
         let name = entry.file_name();
@@ -217,7 +219,7 @@ mod tests {
     use cutover_core::control::maintenance::EVERYTHING;
     use std::io::Read;
 
-    /// All records in order, and what is wrong with the chain, if anything: by both ways of
+    /// Returns all records in order, and the problem of the chain, if there is one, by both ways of
     /// reading.
     fn read(directory: &Path) -> (Vec<Record>, Option<String>) {
         let verified = verify_in(directory).expect("read");
@@ -252,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn the_chain_goes_on_over_restarts_and_verifies() {
+    fn the_chain_continues_over_restarts_and_verifies() {
         let directory = tempfile::tempdir().expect("a directory");
         for round in 0..3 {
             let (mut journal, opened) = Journal::open(directory.path()).expect("opened");
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_changed_or_taken_out_shows() {
+    fn a_changed_or_removed_line_is_detected() {
         let directory = tempfile::tempdir().expect("a directory");
         let (mut journal, _) = Journal::open(directory.path()).expect("opened");
         for n in 0..4 {
@@ -296,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_last_line_is_cut_off_and_the_chain_goes_on() {
+    fn a_torn_last_line_is_cut_off_and_the_chain_continues() {
         let directory = tempfile::tempdir().expect("a directory");
         Journal::open(directory.path())
             .expect("opened")
@@ -313,7 +315,7 @@ mod tests {
         assert_eq!((records.len(), wrong), (2, None));
     }
 
-    /// A file that counts what is read of it.
+    /// A file that counts the bytes read from it.
     struct Counted<'a>(File, &'a std::cell::Cell<u64>);
 
     impl Read for Counted<'_> {
@@ -331,10 +333,10 @@ mod tests {
     }
 
     #[test]
-    fn the_newest_of_150_mib_are_read_without_reading_the_rest() {
+    fn the_newest_records_of_150_mib_are_read_without_the_rest() {
         let directory = tempfile::tempdir().expect("a directory");
         let (mut journal, _) = Journal::open(directory.path()).expect("opened");
-        // A hole stands for years of lines: its size counts, and its bytes are never looked at.
+        // A hole replaces years of lines: its size counts, and its bytes are never read.
         journal.file.set_len(150 * 1024 * 1024).expect("a hole");
         journal.file.seek(SeekFrom::End(0)).expect("at the end");
         journal.file.write_all(b"\n").expect("written");
@@ -419,7 +421,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_changed_among_the_newest_shows_in_their_page() {
+    fn a_changed_line_among_the_newest_is_detected_in_their_page() {
         let directory = tempfile::tempdir().expect("a directory");
         let (mut journal, _) = Journal::open(directory.path()).expect("opened");
         for n in 0..6 {

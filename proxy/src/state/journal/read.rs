@@ -10,7 +10,7 @@ use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::Path;
 
-/// How many bytes are read at a time.
+/// The number of bytes that are read at a time.
 pub(super) const BLOCK: u64 = 64 * 1024;
 
 /// The most records of one page.
@@ -19,27 +19,28 @@ pub const MAX_PAGE: usize = 1_000;
 /// The most bytes of the records of one page, as they are in the file.
 pub const MAX_PAGE_BYTES: usize = 8 * 1024 * 1024;
 
-/// The newest records of a journal, and how the part of the chain stands that was read for them.
+/// The newest records of a journal, and the result of verifying the part of the chain that was read
+/// for them.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Page {
-    /// The newest first.
+    /// The records, newest first.
     pub records: Vec<Record>,
-    /// What is wrong with the chain, if anything.
+    /// The problem of the chain; `None` if there is none.
     pub problem: Option<String>,
-    /// How many lines were read.
+    /// The number of lines read.
     pub lines: u64,
-    /// Whether that were all lines.
+    /// Whether all lines were read.
     pub is_whole: bool,
-    /// The hash of the last line of the file before, if this one does not begin the chain. Known
-    /// when the first line was read.
+    /// The hash of the last line of the previous file, if this one does not begin the chain. It is
+    /// known when the first line was read.
     pub continues: Option<String>,
 }
 
-/// Reads the newest records from the end of a file of this length: of one rollout, or all of them;
-/// at most so many, and with at most so many bytes.
+/// Reads the newest records from the end of a file of this length, of one rollout or of all. Both
+/// the number of records and their bytes are limited.
 ///
 /// # Errors
-/// Any failure of the file system.
+/// Fails on any error of the file system.
 pub fn page(
     file: impl Read + Seek,
     len: u64,
@@ -54,7 +55,7 @@ pub fn page(
         is_torn: true,
     };
     let (mut page, mut left) = (Page::default(), bytes);
-    // What the line after this one says its hash is.
+    // The hash that the line after this one expects for it.
     let mut expected: Option<String> = None;
     loop {
         let is_full = page.records.len() >= limit;
@@ -71,7 +72,7 @@ pub fn page(
             ));
         }
         if is_full {
-            // It was read only to hold it against the oldest of the page.
+            // This line was read only to compare it with the oldest record of the page.
             return Ok(Page {
                 continues: None,
                 ..page
@@ -95,7 +96,7 @@ pub fn page(
         }
         match left.checked_sub(line.len()) {
             Some(less) => left = less,
-            // At least one record is given out, however long it is.
+            // At least one record is returned, however long it is.
             None if !page.records.is_empty() => {
                 return Ok(Page {
                     continues: None,
@@ -120,7 +121,7 @@ pub fn page(
     Ok(page)
 }
 
-/// What the chain needs of a line.
+/// The parts of a line that the chain needs.
 #[derive(Deserialize)]
 pub(super) struct Brief {
     pub(super) rollout: String,
@@ -128,20 +129,20 @@ pub(super) struct Brief {
     pub(super) previous: String,
 }
 
-/// The lines of a file from its end.
+/// The lines of a file, from its end.
 pub(super) struct FromEnd<F> {
     pub(super) file: F,
-    /// Everything from here on has been read.
+    /// The offset in bytes from which everything has been read.
     pub(super) start: u64,
-    /// What has been read and not been given out.
+    /// The bytes that have been read and not yet returned.
     pub(super) pending: VecDeque<u8>,
-    /// Whether what is pending may be a torn last line, which is nobody's.
+    /// Whether the pending bytes may be a torn last line, which belongs to no record.
     pub(super) is_torn: bool,
 }
 
 impl<F: Read + Seek> FromEnd<F> {
-    /// The line before the one that was given out last, without its line break. Blank lines are
-    /// left out, and so is a last line without a line break: it is being written.
+    /// Returns the line before the one that was returned last, without its line break. Blank lines
+    /// are skipped. A last line without a line break is also skipped, because it is being written.
     pub(super) fn next(&mut self) -> io::Result<Option<Vec<u8>>> {
         let mut searched = 0;
         loop {
@@ -186,10 +187,11 @@ impl<F: Read + Seek> FromEnd<F> {
     }
 }
 
-/// The newest records of a state directory, as [`page`] reads them. No journal is an empty one.
+/// Reads the newest records of a state directory, as [`page`] does. A missing journal counts as
+/// empty.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// Fails when the file cannot be read.
 pub fn newest(
     directory: &Path,
     rollout: Option<&str>,
@@ -209,7 +211,8 @@ pub fn newest(
     }
 }
 
-/// Where the last whole line of a file ends, and its hash. Reads from the end, in blocks.
+/// Returns the end of the last whole line of a file, and its hash. It reads from the end, in
+/// blocks.
 pub(super) fn end_of(file: &mut (impl Read + Seek), len: u64) -> io::Result<(u64, Option<String>)> {
     let whole = last_byte(file, len, |byte| byte == b'\n')?.map_or(0, |at| at + 1);
     let Some(end) = last_byte(file, whole, |byte| !byte.is_ascii_whitespace())?.map(|at| at + 1)
@@ -228,7 +231,7 @@ pub(super) fn end_of(file: &mut (impl Read + Seek), len: u64) -> io::Result<(u64
     Ok((whole, Some(format!("{:x}", hash.finalize()))))
 }
 
-/// The last place before `end` that has such a byte.
+/// Returns the last position before `end` that has this byte.
 pub(super) fn last_byte(
     file: &mut (impl Read + Seek),
     end: u64,

@@ -6,49 +6,49 @@ use cutover_core::control::maintenance::EVERYTHING;
 use cutover_core::control::plane::{Announcement, Change};
 use serde::{Deserialize, Serialize};
 
-/// One line.
+/// A record of the journal.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
-    /// When, RFC 3339.
+    /// The time of the change, in RFC 3339.
     pub at: String,
-    /// Which rollout; `*` for a change that concerns all of them.
+    /// The rollout; `*` for a change that concerns all of them.
     pub rollout: String,
-    /// What: started, added, removed, percent, settings, rollback, rearm, `dry_run_breach`,
-    /// `shared_cause`, `shared_cause_ended`, held, maintenance.
+    /// The kind of change: started, added, removed, percent, settings, rollback, rearm,
+    /// `dry_run_breach`, `shared_cause`, `shared_cause_ended`, held, maintenance.
     pub change: String,
-    /// Who.
+    /// Who made the change.
     pub actor: String,
-    /// Through which door: file, cli, ui, api, guard, start, timer.
+    /// The source of the change: file, cli, ui, api, guard, start, timer.
     pub source: String,
-    /// Why.
+    /// The reason for the change.
     pub reason: String,
-    /// All of it in one sentence.
+    /// The whole change in one sentence.
     pub sentence: String,
-    /// The share of users on new from then on; of a change to one rollout.
+    /// The share of users on new after a change to one rollout.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub effective_percent: Option<f64>,
-    /// The share asked for before, for a changed percentage.
+    /// The share requested before, for a changed percentage.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub from_percent: Option<f64>,
-    /// The share asked for from then on, for a changed percentage.
+    /// The share requested after the change, for a changed percentage.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub to_percent: Option<f64>,
-    /// What forced a rollback.
+    /// The trip that forced a rollback.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub trip: Option<TripStatus>,
-    /// The mode from then on, for a changed maintenance.
+    /// The mode after the change, for changed maintenance.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub maintenance: Option<String>,
-    /// When it ends by itself, RFC 3339.
+    /// The time at which maintenance ends automatically, in RFC 3339.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub until: Option<String>,
-    /// SHA-256 of the line before, in hex.
+    /// The SHA-256 of the previous line, in hex.
     #[serde(default)]
     pub previous: String,
 }
 
 impl Record {
-    /// The record of an announcement; its place in the chain comes when it is appended.
+    /// Creates the record of an announcement. Its place in the chain is set when it is appended.
     pub fn new(announcement: &Announcement) -> Self {
         let mut record = Self {
             at: clock::rfc3339(announcement.at),
@@ -94,7 +94,7 @@ impl Record {
         record
     }
 
-    /// Whether it tells of this rollout; what concerns all tells of each.
+    /// Whether the record concerns this rollout. A record about all rollouts concerns each of them.
     pub fn tells_of(&self, rollout: &str) -> bool {
         self.rollout == rollout || self.rollout == EVERYTHING
     }

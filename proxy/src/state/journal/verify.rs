@@ -1,4 +1,4 @@
-//! Checks that the journal is whole.
+//! Verification that the journal is whole.
 
 use super::read::BLOCK;
 use super::record::Record;
@@ -7,21 +7,21 @@ use crate::state::regular_file;
 use std::io::{self, BufRead, Read};
 use std::path::Path;
 
-/// How the whole chain stands.
+/// The result of verifying the whole chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// The first thing that is wrong with it, if anything.
+    /// The first problem of the chain; `None` if there is none.
     pub problem: Option<String>,
-    /// How many lines it has.
+    /// The number of lines.
     pub lines: u64,
-    /// The hash of the last line of the file before, if this one does not begin the chain.
+    /// The hash of the last line of the previous file, if this one does not begin the chain.
     pub continues: Option<String>,
 }
 
-/// Goes through a whole journal line by line, in bounded memory.
+/// Verifies a whole journal line by line, in bounded memory.
 ///
 /// # Errors
-/// Any failure of the file system.
+/// Fails on any error of the file system.
 pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
     let mut verified = Verified::default();
     let (mut line, mut number, mut last) = (Vec::new(), 0, None);
@@ -42,7 +42,7 @@ pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
                  read"
             ))
         } else if line.pop_if(|byte| *byte == b'\n').is_none() {
-            // It is being written.
+            // The last line is being written.
             return Ok(verified);
         } else if line.trim_ascii().is_empty() {
             continue;
@@ -71,11 +71,11 @@ pub fn verify(mut file: impl BufRead) -> io::Result<Verified> {
     }
 }
 
-/// How the whole chain of a state directory stands, as [`verify`] says it. No journal is an empty
-/// one.
+/// Verifies the whole chain of a state directory, as [`verify`] does. A missing journal counts as
+/// empty.
 ///
 /// # Errors
-/// When the file cannot be read.
+/// Fails when the file cannot be read.
 pub fn verify_in(directory: &Path) -> io::Result<Verified> {
     match regular_file::open_to_read(&path(directory)) {
         Ok(file) => verify(io::BufReader::with_capacity(BLOCK as usize, file)),

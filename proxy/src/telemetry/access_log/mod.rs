@@ -1,9 +1,9 @@
-//! One line per request, written by a thread of its own. The request path only hands over plain
-//! facts; when the writer is behind, lines are dropped and counted, never waited for.
+//! The access log. A separate thread writes one line per request. The request path only hands over
+//! plain facts. When the writer is behind, lines are dropped and counted, never waited for.
 //!
-//! The writer collects for a few milliseconds and writes once: waking a thread for each line would
-//! cost more than the line. User keys appear as a keyed hash unless the file says otherwise.
-//! Control characters are escaped by the JSON and quoted by the text format.
+//! The writer collects lines for a few milliseconds and writes once, because waking a thread for
+//! each line would cost more than the line. User keys appear as a keyed hash unless the file says
+//! otherwise. Control characters are escaped by the JSON format and quoted by the text format.
 
 mod render;
 
@@ -26,18 +26,17 @@ use siphasher::sip::SipHasher24;
 
 use crate::telemetry::request_summary::{Ended, Engine, RequestId};
 
-/// How many lines may wait.
+/// The number of lines that may wait.
 const QUEUE: usize = 16_384;
 /// How long the writer collects before it writes.
 const COLLECT: Duration = Duration::from_millis(5);
 
-/// How many lines are written at once, at most: a writer that is always behind must write all the
-/// same.
+/// The most lines that are written at once. A writer that is always behind must still write.
 const AT_ONCE: usize = 4_096;
-/// How long a wish to open the file anew may wait for a line.
+/// How long a request to reopen the file may wait for a line.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The sending half: cheap to clone, never blocks.
+/// The sending half. It is cheap to clone and never blocks.
 #[derive(Clone, Debug)]
 pub struct AccessLog {
     sender: Option<SyncSender<Line>>,
@@ -45,12 +44,12 @@ pub struct AccessLog {
     users: SipHasher24,
 }
 
-/// Has the file of an access log opened anew.
+/// A handle that has the file of an access log reopened.
 #[derive(Clone, Debug)]
 pub struct Reopener(Arc<Shared>);
 
 impl Reopener {
-    /// Within a second.
+    /// Requests that the file is reopened, within a second.
     pub fn reopen(&self) {
         self.0.reopen.store(true, Ordering::Relaxed);
     }
@@ -62,10 +61,10 @@ struct Shared {
     reopen: AtomicBool,
 }
 
-/// Why a request was refused before anything was decided on it.
+/// The reason why a request was refused before it was decided.
 #[derive(Clone, Debug)]
 pub struct Refused {
-    /// A stable word for programs.
+    /// A stable code for programs.
     pub code: &'static str,
     /// A sentence for people.
     pub sentence: Cow<'static, str>,
@@ -74,49 +73,50 @@ pub struct Refused {
 /// The facts of one request.
 #[derive(Debug)]
 pub struct Line {
-    /// What its span says, too.
+    /// The facts that the span of the request also contains.
     pub ended: Ended,
-    /// What answered it in place of a backend; off for all that was decided.
+    /// The maintenance mode that answered the request instead of a backend; off for all requests
+    /// that were decided.
     pub maintenance: Maintenance,
-    /// How long it was parked before it was decided.
+    /// How long the request was held before it was decided.
     pub parked: Duration,
-    /// The server that was asked.
+    /// The server to which the request was sent.
     pub server: Option<SocketAddr>,
-    /// From its start to the response header.
+    /// The time from the start of the attempt to the response header.
     pub upstream: Option<Duration>,
-    /// Body bytes from the client.
+    /// The number of body bytes from the client.
     pub bytes_in: u64,
-    /// Body bytes to the client.
+    /// The number of body bytes to the client.
     pub bytes_out: u64,
-    /// How many attempts were made.
+    /// The number of attempts.
     pub attempts: u8,
-    /// What moved its bytes.
+    /// The engine that moved the bytes of the request.
     pub engine: Engine,
-    /// Its id.
+    /// The ID of the request.
     pub request_id: RequestId,
-    /// The trace it belongs to.
+    /// The trace to which the request belongs.
     pub trace: u128,
-    /// The span that asked for it, or ours.
+    /// The span that sent the request, or that of the proxy.
     pub span: Option<u64>,
-    /// Who asked, and how that is said.
+    /// The user who sent the request, in the form that the log uses.
     pub user: Option<User>,
-    /// The answer to a request that was refused. Such a request has a line even where only errors
+    /// The answer to a request that was refused. Such a request has a line even if only errors
     /// have one.
     pub refused: Option<Box<Refused>>,
 }
 
-/// A user as a line says it.
+/// A user in the form that a line contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum User {
-    /// SipHash-2-4 (Aumasson and Bernstein, 2012) of the key under the secret: the same for the
-    /// same user, and not to be foreseen without the secret.
+    /// SipHash-2-4 (Aumasson and Bernstein, 2012) of the key under the secret. It is the same for
+    /// the same user, and cannot be predicted without the secret.
     Hashed(u64),
-    /// The key.
+    /// The plain key.
     Plain(Box<[u8]>),
 }
 
 impl AccessLog {
-    /// A log that takes nothing.
+    /// Creates a log that accepts no lines.
     pub fn off() -> Self {
         Self {
             sender: None,
@@ -125,11 +125,11 @@ impl AccessLog {
         }
     }
 
-    /// A log written to `out` by a thread of its own, which ends, everything written, when the last
-    /// clone of the log is gone. With `secret` users are hashed.
+    /// Starts a log that a separate thread writes to `out`. The thread ends when the last clone of
+    /// the log is gone and everything is written. With `secret` users are hashed.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// Fails when the thread cannot be started.
     pub fn start(
         format: LogFormat,
         mut out: Out,
@@ -151,12 +151,12 @@ impl AccessLog {
         ))
     }
 
-    /// Whether any line would be taken.
+    /// Whether any line would be accepted.
     pub fn is_on(&self, which: Which) -> bool {
         which != Which::Off && self.sender.is_some()
     }
 
-    /// A user as the lines of this log say it; nothing where there are none, or none that say it.
+    /// Returns a user in the form of this log; `None` if the log is off or names no users.
     pub fn user(&self, log: &Log, key: &[u8]) -> Option<User> {
         match log.user {
             _ if !self.is_on(log.access) => None,
@@ -166,7 +166,8 @@ impl AccessLog {
         }
     }
 
-    /// Whether a request gets a line. What failed, was moved or parked is never left to chance.
+    /// Whether a request gets a line. Sampling never omits requests that failed, were moved or were
+    /// held.
     pub fn wants(
         &self,
         log: &Log,
@@ -188,7 +189,7 @@ impl AccessLog {
         }
     }
 
-    /// Takes a line, or drops it when the writer is behind.
+    /// Accepts a line, or drops it when the writer is behind.
     pub fn write(&self, line: Line) {
         if let Some(sender) = &self.sender
             && let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
@@ -198,12 +199,12 @@ impl AccessLog {
         }
     }
 
-    /// What can have its file opened anew, and does not keep it open.
+    /// Returns a handle that can have the file reopened, and does not keep the log alive.
     pub fn reopener(&self) -> Reopener {
         Reopener(Arc::clone(&self.shared))
     }
 
-    /// How many lines were dropped.
+    /// Returns the number of dropped lines.
     pub fn dropped(&self) -> u64 {
         self.shared.dropped.load(Ordering::Relaxed)
     }
@@ -228,7 +229,7 @@ fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, shar
         for line in std::iter::once(first).chain(receiver.try_iter().take(AT_ONCE)) {
             renderer.render(&line, &mut text);
         }
-        // Standard output may be a closed pipe, or a disk full. The proxy goes on.
+        // Standard output may be a closed pipe, or the disk may be full. The proxy continues.
         let written = out.write(&text);
         if let Err((error, lost)) = &written {
             shared.dropped.fetch_add(*lost, Ordering::Relaxed);
@@ -240,13 +241,13 @@ fn write_lines(receiver: &Receiver<Line>, format: LogFormat, out: &mut Out, shar
     }
 }
 
-/// Where lines go.
+/// The destination of the lines.
 #[derive(Debug)]
 pub struct Out {
     writer: Writer,
-    /// Opened anew at this path.
+    /// The path at which the file is reopened.
     path: Option<PathBuf>,
-    /// Whether what was written last ends within a line.
+    /// Whether the last write ended within a line.
     is_torn: bool,
 }
 
@@ -259,7 +260,7 @@ impl std::fmt::Debug for Writer {
 }
 
 impl Out {
-    /// To whatever takes bytes.
+    /// Creates a destination from any writer.
     pub fn to(writer: Box<dyn Write + Send>) -> Self {
         Self {
             writer: Writer(writer),
@@ -268,10 +269,10 @@ impl Out {
         }
     }
 
-    /// To the end of a file, which is made where there is none.
+    /// Creates a destination at the end of a file, which is created if it does not exist.
     ///
     /// # Errors
-    /// When it cannot be opened.
+    /// Fails when the file cannot be opened.
     pub fn file(path: PathBuf) -> io::Result<Self> {
         let file = open(&path)?;
         Ok(Self {
@@ -281,9 +282,9 @@ impl Out {
         })
     }
 
-    /// Whole lines in one write where the system takes them, so that two processes can share a file
-    /// while one takes over from the other; or how many are lost. What a full disk has torn ends
-    /// its line before the next one.
+    /// Writes whole lines in one write if the system accepts them, so that two processes can share
+    /// a file while one takes over from the other. Otherwise the error contains the number of lost
+    /// lines. If a full disk tore a line, it is ended before the next one.
     fn write(&mut self, text: &[u8]) -> Result<(), (io::Error, u64)> {
         let mut rest = text;
         let mut put = || -> io::Result<()> {
@@ -311,7 +312,7 @@ impl Out {
         })
     }
 
-    /// Opens the file anew, since somebody has moved it away.
+    /// Reopens the file, since it was moved away.
     fn reopen(&mut self) {
         let Some(path) = &self.path else { return };
         match open(path) {
@@ -409,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_json_object_whatever_the_client_sent() {
+    fn a_line_is_one_json_object_for_any_client_input() {
         let text = written(
             LogFormat::Json,
             vec![line("/a\nb\u{1b}[31m\"", Outcome::Success)],
@@ -436,7 +437,7 @@ mod tests {
     }
 
     #[test]
-    fn what_went_wrong_is_never_left_to_chance() {
+    fn sampling_never_omits_failed_moved_or_held_requests() {
         let (on, writer) =
             AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), [7; 16])
                 .expect("a thread starts");
@@ -494,7 +495,7 @@ mod tests {
     }
 
     #[test]
-    fn a_user_is_the_same_hash_under_the_same_secret_and_a_key_only_where_asked_for() {
+    fn a_user_has_one_hash_per_secret_and_a_key_only_if_configured() {
         let start = |secret| {
             AccessLog::start(LogFormat::Json, Out::to(Box::new(io::sink())), secret)
                 .expect("a thread starts")
@@ -542,7 +543,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_was_moved_away_is_opened_anew() {
+    fn a_file_that_was_moved_away_is_reopened() {
         let folder = tempfile::tempdir().expect("a folder");
         let (path, moved) = (
             folder.path().join("access.log"),
@@ -576,7 +577,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_a_full_disk_does_not_take_are_counted() {
+    fn lines_lost_to_a_full_disk_are_counted() {
         let Ok(full) = Out::file("/dev/full".into()) else {
             return;
         };
@@ -590,8 +591,8 @@ mod tests {
     }
 
     #[test]
-    fn what_a_full_disk_has_torn_does_not_spoil_the_next_line() {
-        /// Takes so many bytes, and then none until it is emptied.
+    fn a_line_torn_by_a_full_disk_does_not_spoil_the_next_line() {
+        /// A writer that accepts a limited number of bytes, and then none until it is emptied.
         struct Small(Memory, Arc<AtomicU64>);
         impl Write for Small {
             fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
@@ -622,7 +623,7 @@ mod tests {
 
     #[test]
     fn lines_that_do_not_fit_are_dropped_and_counted() {
-        /// A writer that waits until it is let go.
+        /// A writer that blocks until it is released.
         struct Stuck(Arc<(Mutex<bool>, Condvar)>);
         impl Write for Stuck {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

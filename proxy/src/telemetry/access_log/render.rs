@@ -1,5 +1,5 @@
-//! One request as a line of text. Runs in the writer's thread; nothing is built that is not
-//! written.
+//! Rendering of one request as a line of text. It runs in the writer's thread, and builds nothing
+//! that is not written.
 
 use std::io::Write;
 use std::net::IpAddr;
@@ -12,16 +12,16 @@ use crate::clock;
 use crate::telemetry::access_log::{Line, User};
 use crate::telemetry::traces::hex_digits;
 
-/// What lines have in common, kept from one to the next.
+/// The state that is kept between lines.
 pub(super) struct Renderer {
     format: LogFormat,
     second: i64,
-    /// The last moment as RFC 3339, and its second.
+    /// The last time as RFC 3339, and its second.
     stamp: String,
 }
 
-/// A JSON object that is being written. By hand, since this is most of what a line costs: names and
-/// words are ours and need no escaping, and what a client has sent is left to serde_json.
+/// A JSON object that is being written. It is written by hand, since this is most of the cost of a
+/// line. Names and fixed words need no escaping, and text from clients is left to serde_json.
 struct Object<'a>(&'a mut Vec<u8>);
 
 impl Object<'_> {
@@ -37,9 +37,9 @@ impl Object<'_> {
         self.0.extend_from_slice(b"\":");
     }
 
-    /// Anything.
+    /// Writes any text, escaped.
     fn text(&mut self, name: &str, text: &str) {
-        // Without a way out of the loop, so that it is done many bytes at once.
+        // The loop has no early exit, so that many bytes are processed at once.
         if !text.bytes().fold(false, |found, byte| {
             found | (byte < b' ') | (byte == b'"') | (byte == b'\\')
         }) {
@@ -50,7 +50,7 @@ impl Object<'_> {
         let _ = serde_json::to_writer(&mut *self.0, text);
     }
 
-    /// What needs no escaping.
+    /// Writes a word that needs no escaping.
     fn word(&mut self, name: &str, word: &str) {
         self.name(name);
         self.0.push(b'"');
@@ -58,12 +58,13 @@ impl Object<'_> {
         self.0.push(b'"');
     }
 
-    /// An address, with its port if there is one.
+    /// Writes an address, with its port if there is one.
     fn address(&mut self, name: &str, ip: IpAddr, port: Option<u16>) {
         self.name(name);
         self.0.push(b'"');
         match ip {
-            // By far the most, and the standard library takes its time for them.
+            // IPv4 addresses are the most common by far, and the standard library is slow at
+            // formatting them.
             IpAddr::V4(v4) => v4.octets().into_iter().enumerate().for_each(|(at, octet)| {
                 if at > 0 {
                     self.0.push(b'.');
@@ -80,7 +81,7 @@ impl Object<'_> {
         self.0.push(b'"');
     }
 
-    /// The last of 32 hexadecimal digits.
+    /// Writes the last `digits` of 32 hexadecimal digits.
     fn hex(&mut self, name: &str, number: u128, digits: usize) {
         self.name(name);
         self.0.push(b'"');
@@ -98,7 +99,7 @@ impl Object<'_> {
             .extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
     }
 
-    /// To a microsecond.
+    /// Writes a duration in milliseconds, with a precision of one microsecond.
     fn millis(&mut self, name: &str, duration: Duration) {
         let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
         self.number(name, micros / 1_000);
@@ -256,7 +257,7 @@ impl Renderer {
         text.push(b'\n');
     }
 
-    /// Writes the moment as RFC 3339. The calendar is asked once a second.
+    /// Writes the time as RFC 3339. The calendar is computed once a second.
     fn set_stamp(&mut self, at: Wall) {
         let (second, millis) = (
             at.as_millis().div_euclid(1_000),
@@ -266,7 +267,7 @@ impl Renderer {
             self.stamp = clock::rfc3339(Wall::from_millis(second * 1_000));
             self.second = second;
         }
-        // The point, three digits and the Z.
+        // The suffix consists of the point, three digits and the Z.
         self.stamp
             .truncate(self.stamp.rfind('.').unwrap_or(self.stamp.len()));
         self.stamp.push('.');

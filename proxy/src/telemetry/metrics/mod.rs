@@ -1,10 +1,10 @@
-//! Prometheus text from the numbers that the guard sees: built anew at each scrape, so nothing is
-//! counted twice and nothing can disagree.
+//! Prometheus text from the numbers that the guard sees. It is built again at each scrape, so
+//! nothing is counted twice and no two numbers can disagree.
 //!
 //! All label pairs of a rollout exist from its start, so rates begin at zero. The number of series
-//! depends on the file alone, never on users, paths or statuses. The library keeps no registry
-//! here: what we count is written from our totals, and `process_*` come from its collector and its
-//! encoder.
+//! depends on the file alone, never on users, paths or statuses. No registry of the library is
+//! used: Cutover's metrics are written from its totals, and `process_*` are written by the
+//! library's collector and encoder.
 
 pub mod names;
 
@@ -36,7 +36,8 @@ use crate::telemetry::metrics::names::Name;
 use crate::telemetry::traces::Traces;
 use crate::upstream::Connect;
 
-/// The buckets of the duration histogram in microseconds; the guard's own latency limits join them.
+/// The buckets of the duration histogram in microseconds. The guard's own latency limits are added
+/// to them.
 const BUCKETS_US: [u64; 20] = [
     1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 75_000, 100_000, 150_000, 200_000, 300_000,
     500_000, 750_000, 1_000_000, 1_500_000, 2_000_000, 3_000_000, 5_000_000, 10_000_000,
@@ -46,7 +47,7 @@ const BUCKETS_US: [u64; 20] = [
 /// Renders everything as Prometheus text.
 ///
 /// # Errors
-/// Only what the encoder reports; families are valid by construction.
+/// Fails only on errors of the encoder; families are valid by construction.
 pub fn render(
     report: &Report,
     connections: &Connections,
@@ -293,8 +294,8 @@ pub fn render(
     Ok(text)
 }
 
-/// The bounds of a rollout's duration histogram: ours and each latency limit of its guard, so that
-/// a query can repeat exactly what the guard judged.
+/// Returns the bounds of a rollout's duration histogram. They consist of the fixed bounds and each
+/// latency limit of its guard, so that a query can repeat exactly what the guard judged.
 fn bounds(guard: Option<&GuardSettings>) -> Vec<u64> {
     let limits = guard
         .into_iter()
@@ -326,7 +327,8 @@ enum Value<'a> {
     Summary(&'a Totals, Option<[f64; 3]>),
 }
 
-/// The lines of each family: rollouts come one after the other, and a family stands together.
+/// The lines of each family. Rollouts are added one after the other, but the lines of a family must
+/// be contiguous.
 struct Families(Vec<Vec<u8>>);
 
 impl Default for Families {
@@ -336,7 +338,7 @@ impl Default for Families {
 }
 
 impl Families {
-    /// The counters of one side.
+    /// Adds the counters of one side.
     fn side(&mut self, rollout: &str, side: Side, totals: &Totals) {
         for (class, count) in CODE_CLASSES.iter().zip(totals.code_classes) {
             self.add(
@@ -354,7 +356,7 @@ impl Families {
         }
     }
 
-    /// What is kept out, and what that did.
+    /// Adds the maintenance in force and its effects.
     fn maintenance(
         &mut self,
         rollout: &str,
@@ -396,7 +398,8 @@ impl Families {
         match value {
             Value::Counter(count) => family.count("", None, count),
             Value::Gauge(number) => family.number("", None, number),
-            // The quantiles are of the last minute; count and sum since the start, as everywhere.
+            // The quantiles cover the last minute; count and sum cover the time since the start, as
+            // in all other metrics.
             Value::Summary(totals, recent) => {
                 for (quantile, value) in ["0.5", "0.95", "0.99"]
                     .into_iter()
@@ -406,8 +409,8 @@ impl Families {
                 }
                 family.sum_and_count(totals);
             }
-            // A latency counts below a bound when its counter does not begin above it, which is how
-            // the guard reads a limit.
+            // A latency counts below a bound if its counter does not begin above it. The guard
+            // reads a limit in the same way.
             Value::Histogram(totals, bounds) => {
                 for (&bound, count) in bounds.iter().zip(cumulative(&totals.latencies, bounds)) {
                     family.count(
@@ -422,7 +425,8 @@ impl Families {
         }
     }
 
-    /// All of them as text: <https://prometheus.io/docs/instrumenting/exposition_formats/>.
+    /// Returns all families as text:
+    /// <https://prometheus.io/docs/instrumenting/exposition_formats/>.
     fn into_text(self) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.0.iter().map(|lines| lines.len() + 512).sum());
         for (name, lines) in names::ALL
@@ -440,9 +444,9 @@ impl Families {
     }
 }
 
-/// One metric of a family that is being written. By hand and not by the library's encoder, which
-/// wants a string for every name and every value: with a hundred rollouts that was most of a
-/// scrape.
+/// A metric of a family that is being written. It is written by hand and not with the library's
+/// encoder, which needs a string for every name and every value. With a hundred rollouts that was
+/// most of the time of a scrape.
 struct Family<'a> {
     text: &'a mut Vec<u8>,
     name: Name,
@@ -522,7 +526,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_bucket_counts_what_the_guard_counts() {
+    fn a_bucket_counts_the_same_as_the_guard() {
         let mut latencies = Latencies::default();
         for us in (0..200_000u64).map(|n| n * 37 % 3_000_000) {
             latencies.record(us);
@@ -538,7 +542,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_label_may_hold_is_escaped() {
+    fn special_characters_in_labels_are_escaped() {
         let mut families = Families::default();
         families.add(names::INFLIGHT, &["a\"b\\c\nd", "new"], Value::Gauge(0.25));
         families.add(names::RELOAD_SUCCESSFUL, &[], Value::Gauge(1.0));
@@ -557,7 +561,7 @@ mod tests {
     }
 
     #[test]
-    fn a_histogram_is_cumulative_and_ends_with_all_of_it() {
+    fn a_histogram_is_cumulative_and_ends_with_the_total() {
         let mut totals = Totals::default();
         [500, 2_000, 90_000_000]
             .into_iter()

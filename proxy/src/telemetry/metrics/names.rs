@@ -1,18 +1,18 @@
-//! Every metric's name, once. Dashboards, alerts, documents and tests read this list; it depends on
-//! nothing.
+//! The name of every metric, defined once. Dashboards, alerts, documents and tests read this list;
+//! it depends on nothing.
 //!
-//! Base units, ratios from 0 to 1. Never a user, a path or a raw status as a label.
+//! Metrics use base units, and ratios from 0 to 1. A user, a path or a raw status is never a label.
 
-/// One metric: its name without suffixes, its type, its labels and how to read it.
+/// A metric: its name without suffixes, its type, its labels and how to read it.
 #[derive(Clone, Copy, Debug)]
 pub struct Name {
-    /// As Prometheus has it.
+    /// The name in Prometheus.
     pub name: &'static str,
     /// `counter`, `gauge`, `histogram` or `summary`.
     pub kind: &'static str,
-    /// Its labels; a summary's `quantile` and a histogram's `le` come on top.
+    /// The labels. A summary also has `quantile`, and a histogram `le`.
     pub labels: &'static [&'static str],
-    /// How to read it.
+    /// The help text about how to read the metric.
     pub help: &'static str,
 }
 
@@ -30,7 +30,7 @@ const fn name(
     }
 }
 
-/// Answers given to clients.
+/// The answers given to clients.
 pub const REQUESTS: Name = name(
     "cutover_requests_total",
     "counter",
@@ -39,7 +39,7 @@ pub const REQUESTS: Name = name(
      code_class \"none\" got no answer from it. A request that new failed and legacy saved is on \
      new with \"none\" and on legacy with its answer. rollout \"\" matched no rollout.",
 );
-/// Failures that count as evidence.
+/// The failures that count as evidence.
 pub const FAILURES: Name = name(
     "cutover_failures_total",
     "counter",
@@ -47,7 +47,7 @@ pub const FAILURES: Name = name(
     "Requests that failed by the backend's fault. What clients caused, testers and refused \
      requests are not among them.",
 );
-/// Latencies.
+/// The latencies of requests.
 pub const DURATION: Name = name(
     "cutover_request_duration_seconds",
     "histogram",
@@ -55,7 +55,7 @@ pub const DURATION: Name = name(
     "Time from the request to the backend's response header. Timeouts count with the time waited; \
      other failures without an answer do not count.",
 );
-/// Recent quantiles.
+/// The recent quantiles of latencies.
 pub const LATENCY: Name = name(
     "cutover_latency_seconds",
     "summary",
@@ -63,21 +63,21 @@ pub const LATENCY: Name = name(
     "Quantiles of the last 60 s from the HDR histogram, to two digits; NaN without requests. \
      Count and sum are since the start.",
 );
-/// Requests in flight.
+/// The requests in flight.
 pub const INFLIGHT: Name = name(
     "cutover_inflight",
     "gauge",
     &["rollout", "backend"],
     "Requests that have started and not finished.",
 );
-/// Open WebSockets.
+/// The open WebSockets.
 pub const WEBSOCKETS: Name = name(
     "cutover_websockets",
     "gauge",
     &["rollout", "backend"],
     "WebSockets that are open. They are in cutover_inflight, too.",
 );
-/// Shares.
+/// The share of users on new: desired and effective.
 pub const SPLIT: Name = name(
     "cutover_split_ratio",
     "gauge",
@@ -85,21 +85,21 @@ pub const SPLIT: Name = name(
     "Share of users on new: \"desired\" by the file, \"effective\" in force. They differ while \
      rolled back.",
 );
-/// Phases.
+/// The phase of each rollout.
 pub const PHASE: Name = name(
     "cutover_phase",
     "gauge",
     &["rollout", "phase"],
     "1 for the phase a rollout is in, 0 for the others.",
 );
-/// Latches.
+/// The latch of each rollout.
 pub const TRIPPED: Name = name(
     "cutover_guard_tripped",
     "gauge",
     &["rollout"],
     "1 while a rollout is latched at 0 %, whatever latched it.",
 );
-/// Evidence.
+/// The evidence that new is worse.
 pub const EVIDENCE: Name = name(
     "cutover_guard_evidence_log10",
     "gauge",
@@ -109,7 +109,7 @@ pub const EVIDENCE: Name = name(
      cutover_guard_threshold_log10, which is what a rollback needs; after one it stands still \
      until rearm.",
 );
-/// Evidence on the scale that people see.
+/// The evidence on the scale that people see.
 pub const EVIDENCE_RATIO: Name = name(
     "cutover_guard_evidence_ratio",
     "gauge",
@@ -118,7 +118,7 @@ pub const EVIDENCE_RATIO: Name = name(
      that gather evidence. 0 while nothing is wrong and while rolled back. At 1 a rule rolls back \
      if enough users are hurt, and legacy is not as bad and can take them.",
 );
-/// No refuge.
+/// Whether new is worse and legacy does not answer.
 pub const NO_REFUGE: Name = name(
     "cutover_guard_no_refuge",
     "gauge",
@@ -126,7 +126,7 @@ pub const NO_REFUGE: Name = name(
     "1 while new is worse but legacy does not answer, so that no user is moved and raises are \
      frozen.",
 );
-/// Spilled.
+/// Whether users are on new although the rollout is rolled back.
 pub const SPILLED: Name = name(
     "cutover_guard_spilled",
     "gauge",
@@ -142,28 +142,28 @@ pub const THRESHOLD: Name = name(
     "Decimal logarithm of the evidence at which a rule rolls back; a healthy backend gets there \
      once in false_alarm_every.",
 );
-/// Shared causes.
+/// Whether both sides are bad at once.
 pub const SHARED_CAUSE: Name = name(
     "cutover_guard_shared_cause",
     "gauge",
     &["rollout"],
     "1 while both sides are bad at once, so that raises are frozen.",
 );
-/// Rollbacks.
+/// The number of rollbacks.
 pub const ROLLBACKS: Name = name(
     "cutover_rollbacks_total",
     "counter",
     &["rollout", "rule"],
     "Rollbacks since the start, by the rule that tripped or \"manual\".",
 );
-/// Decisions.
+/// The number of requests by the step that decided.
 pub const DECISIONS: Name = name(
     "cutover_decisions_total",
     "counter",
     &["rollout", "reason"],
     "Requests sent to a backend, by the step that decided.",
 );
-/// Maintenance.
+/// The maintenance mode in force.
 pub const MAINTENANCE: Name = name(
     "cutover_maintenance",
     "gauge",
@@ -171,7 +171,7 @@ pub const MAINTENANCE: Name = name(
     "1 for the mode of maintenance that is in force for a rollout, 0 for the others; the stricter \
      of its own and that of all. rollout \"\" are requests that match none.",
 );
-/// What maintenance did.
+/// The requests that maintenance refused or held.
 pub const MAINTENANCE_REQUESTS: Name = name(
     "cutover_maintenance_requests_total",
     "counter",
@@ -180,14 +180,14 @@ pub const MAINTENANCE_REQUESTS: Name = name(
      to a backend, expired with 503, or left by their client. They are in cutover_requests_total \
      only once they are released.",
 );
-/// Parked requests.
+/// The held requests.
 pub const HELD: Name = name(
     "cutover_held_requests",
     "gauge",
     &["rollout"],
     "Requests that are parked by maintenance now.",
 );
-/// Servers.
+/// The healthy servers of each backend.
 pub const SERVERS: Name = name(
     "cutover_backend_healthy_servers",
     "gauge",
@@ -195,7 +195,7 @@ pub const SERVERS: Name = name(
     "Servers of a backend that requests are sent to: those that have an address, pass their \
      checks and are not ejected.",
 );
-/// Servers.
+/// The servers of each backend by the file, healthy or not.
 pub const EXPECTED: Name = name(
     "cutover_backend_servers",
     "gauge",
@@ -203,7 +203,7 @@ pub const EXPECTED: Name = name(
     "Servers of a backend by the file, healthy or not: each address of each name, and one for a \
      name that has never had an address.",
 );
-/// Saved requests.
+/// The requests that failed on new and were sent to legacy.
 pub const FAILOVERS: Name = name(
     "cutover_failovers_total",
     "counter",
@@ -211,7 +211,7 @@ pub const FAILOVERS: Name = name(
     "Requests that failed on new: \"saved\" were answered by legacy, \"failed\" failed there, \
      too, \"denied\" came after a fifth of new's requests of the last ten seconds.",
 );
-/// Ended by us.
+/// The WebSockets and streams that the proxy ended after a rollback or at a stop.
 pub const DRAINED: Name = name(
     "cutover_drained_total",
     "counter",
@@ -219,14 +219,14 @@ pub const DRAINED: Name = name(
     "What was still on new drain_on_rollback after a rollback, or still open at the end of a \
      stop, and was ended: \"websocket\" with close code 1012, or \"stream\".",
 );
-/// Certificates.
+/// The expiry of each certificate.
 pub const CERTIFICATE_EXPIRY: Name = name(
     "cutover_certificate_expiry_timestamp_seconds",
     "gauge",
     &["certificate"],
     "When a certificate in use expires, in seconds since 1970.",
 );
-/// Certificates.
+/// Whether the current files of each certificate are in use.
 pub const CERTIFICATE_CURRENT: Name = name(
     "cutover_certificate_last_reload_successful",
     "gauge",
@@ -234,7 +234,7 @@ pub const CERTIFICATE_CURRENT: Name = name(
     "1 when the files of a certificate as they are now are in use, 0 when they cannot be used and \
      the ones before stay.",
 );
-/// Connections.
+/// The client connections by state.
 pub const CONNECTIONS: Name = name(
     "cutover_connections",
     "gauge",
@@ -243,14 +243,14 @@ pub const CONNECTIONS: Name = name(
      the proxy engine has closed and that are read for up to two seconds so that the last answer \
      arrives. At most about 1,024 linger in a process, besides max_connections.",
 );
-/// Refused connections.
+/// The number of refused connections.
 pub const CONNECTIONS_REFUSED: Name = name(
     "cutover_connections_refused_total",
     "counter",
     &[],
     "Client connections closed at once because max_connections were open.",
 );
-/// Refused requests.
+/// The number of refused requests.
 pub const REQUESTS_REFUSED: Name = name(
     "cutover_requests_refused_total",
     "counter",
@@ -262,7 +262,7 @@ pub const REQUESTS_REFUSED: Name = name(
      \"bad_connection\", \"key_nominated\", \"lookalike_header\", \"ambiguous_user\", \
      \"bad_stream\" (of HTTP/2). Each has a line in the access log with the reason.",
 );
-/// Engines.
+/// The requests that the fast lane left to the proxy engine, by reason.
 pub const LANE_DECLINED: Name = name(
     "cutover_lane_declined_total",
     "counter",
@@ -274,42 +274,42 @@ pub const LANE_DECLINED: Name = name(
      (of a GET, HEAD or OPTIONS), \"backend\" (one of the two with TLS or HTTP/2), \"held\" (by \
      maintenance). Requests of HTTP/2 are not among them. Zero throughout with engine = \"proxy\".",
 );
-/// The file.
+/// Whether the last reload of the file succeeded.
 pub const RELOAD_SUCCESSFUL: Name = name(
     "cutover_config_last_reload_successful",
     "gauge",
     &[],
     "1 when the file as it is now is in force, 0 when it has problems and the last good one stays.",
 );
-/// The file.
+/// The time at which the file in force was read.
 pub const RELOAD_TIMESTAMP: Name = name(
     "cutover_config_last_reload_success_timestamp_seconds",
     "gauge",
     &[],
     "When the file in force was read, in seconds since 1970.",
 );
-/// The file.
+/// The digest of the file in force.
 pub const CONFIG: Name = name(
     "cutover_config_info",
     "gauge",
     &["digest"],
     "SHA-256 over everything that was read for the file in force.",
 );
-/// Durability.
+/// Whether the latches are on disk.
 pub const DURABLE: Name = name(
     "cutover_latch_durable",
     "gauge",
     &[],
     "1 when the latches are on disk; 0 when a rollback would not survive a restart.",
 );
-/// The access log.
+/// The dropped lines of the access log and the event log.
 pub const LOG_DROPPED: Name = name(
     "cutover_log_dropped_total",
     "counter",
     &[],
     "Lines of the access log and the event log dropped because their reader was behind.",
 );
-/// Spans.
+/// The number of spans by their result.
 pub const SPANS: Name = name(
     "cutover_spans_total",
     "counter",
@@ -317,7 +317,7 @@ pub const SPANS: Name = name(
     "Spans of sampled requests: \"exported\" to the collector, \"dropped\" because the exporter \
      was behind, \"failed\" because the collector did not take them.",
 );
-/// Attempts under way.
+/// The attempts under way and the idle connections, by backend.
 pub const UPSTREAM: Name = name(
     "cutover_upstream_connections",
     "gauge",
@@ -326,7 +326,7 @@ pub const UPSTREAM: Name = name(
      connections of the fast lane that rest: \"idle\". How many rest in the pool of the proxy \
      engine only that knows.",
 );
-/// Connects.
+/// The attempts by how they got their connection.
 pub const CONNECTS: Name = name(
     "cutover_upstream_connects_total",
     "counter",
@@ -334,14 +334,14 @@ pub const CONNECTS: Name = name(
     "Attempts at a backend by how they got their connection: \"new\", \"reused\" from the pool, \
      or \"failed\" to get one. Requests of warm-ups are among them, those of checks are not.",
 );
-/// The cap.
+/// The limit of client connections.
 pub const CONNECTIONS_LIMIT: Name = name(
     "cutover_connections_limit",
     "gauge",
     &[],
     "listen.max_connections: above so many client connections further ones are closed at once.",
 );
-/// The build.
+/// The version of the program.
 pub const BUILD: Name = name(
     "cutover_build_info",
     "gauge",
@@ -349,7 +349,7 @@ pub const BUILD: Name = name(
     "The version of the program.",
 );
 
-/// All of them, in the order in which they are written. `process_*` follow.
+/// All metrics, in the order in which they are written. `process_*` follow.
 pub const ALL: [Name; 40] = [
     REQUESTS,
     FAILURES,
@@ -393,7 +393,7 @@ pub const ALL: [Name; 40] = [
     BUILD,
 ];
 
-/// The metrics document, made from this list so that it cannot fall behind.
+/// Returns the metrics document, which is generated from this list so that it is never out of date.
 pub fn document() -> String {
     let mut text = String::from(
         "# Metrics\n\nMade from `proxy/src/metrics/names.rs` (`UPDATE=1 cargo test -p cutover \

@@ -1,9 +1,9 @@
-//! Finished requests on their way to a collector of traces. The request path only hands over plain
-//! facts; a thread of its own makes spans of them and sends them in batches. When it is behind,
-//! they are dropped and counted, never waited for.
+//! Export of finished requests to a collector of traces. The request path only hands over plain
+//! facts; a separate thread makes spans of them and sends them in batches. When that thread is
+//! behind, requests are dropped and counted, never waited for.
 //!
-//! What sends is in `otlp`, part of programs built with the feature of that name: its libraries
-//! change every few months, and most deployments take their spans from elsewhere.
+//! The sender is in `otlp`, which is included only in programs built with the feature of that name.
+//! Its libraries change every few months, and most deployments take their spans from elsewhere.
 
 #[cfg(feature = "otlp")]
 mod otlp;
@@ -19,50 +19,50 @@ use cutover_core::Mono;
 use crate::telemetry::request_summary::Ended;
 pub use spans::{Attempt, Spans, hex_digits, new_span};
 
-/// Whether this program can export at all.
+/// Whether this program can export traces.
 pub const CAN_EXPORT: bool = cfg!(feature = "otlp");
-/// How many requests may wait.
+/// The number of requests that may wait.
 #[cfg(feature = "otlp")]
 const QUEUE: usize = 4_096;
 
-/// The sending half: cheap to clone, never blocks.
+/// The sending half. It is cheap to clone and never blocks.
 #[derive(Clone, Debug, Default)]
 pub struct Traces {
     sender: Option<SyncSender<Finished>>,
     counts: Arc<Counts>,
 }
 
-/// What became of spans.
+/// The number of spans by their result.
 #[derive(Debug, Default)]
 struct Counts {
     exported: AtomicU64,
     dropped: AtomicU64,
     failed: AtomicU64,
-    /// Whether the process ends.
+    /// Whether the process is ending.
     ending: AtomicBool,
 }
 
 /// A sampled request that has ended.
 #[derive(Debug)]
 pub struct Finished {
-    /// The trace it belongs to.
+    /// The trace to which the request belongs.
     pub trace: u128,
-    /// The span that asked for it.
+    /// The span that sent the request.
     pub parent: Option<u64>,
-    /// Ours.
+    /// The spans of the proxy.
     pub spans: Box<Spans>,
-    /// What its line says, too.
+    /// The facts that the line in the access log also contains.
     pub ended: Ended,
-    /// When it ended by the clock that attempts are measured with.
+    /// The end of the request on the clock that measures attempts.
     pub ended_mono: Mono,
 }
 
 impl Traces {
-    /// Starts to export as the file says, and the thread that does it. Without a collector in the
-    /// file, or in a program that cannot export, nothing is sampled.
+    /// Starts the export that the file defines, and its thread. Without a collector in the file, or
+    /// in a program that cannot export, nothing is sampled.
     ///
     /// # Errors
-    /// When the thread cannot be started, or the collector's address is none.
+    /// Fails when the thread cannot be started, or when the address of the collector is invalid.
     pub fn start(
         settings: Option<&Settings>,
     ) -> std::io::Result<(Self, Option<std::thread::JoinHandle<()>>)> {
@@ -92,7 +92,7 @@ impl Traces {
         }
     }
 
-    /// How many requests in a million are sampled; `None` where spans go nowhere.
+    /// Returns how many requests in a million are sampled; `None` if spans are not exported.
     pub fn samples(&self, settings: Option<&Settings>) -> Option<u32> {
         self.sender
             .as_ref()
@@ -100,7 +100,7 @@ impl Traces {
             .map(|settings| settings.sample.ppm())
     }
 
-    /// Takes a request, or drops it when the exporter is behind.
+    /// Accepts a request, or drops it when the exporter is behind.
     pub fn send(&self, finished: Finished) {
         let spans = 1 + finished.spans.attempts.len() as u64;
         if let Some(sender) = &self.sender
@@ -111,13 +111,13 @@ impl Traces {
         }
     }
 
-    /// The process ends: what is left has two seconds.
+    /// Ends the export. The remaining spans have two seconds.
     pub fn end(self) {
         self.counts.ending.store(true, Ordering::Relaxed);
     }
 
-    /// Spans by what became of them: taken by the collector, dropped because the exporter was
-    /// behind, refused or not reached.
+    /// Returns the number of spans by their result: accepted by the collector, dropped because the
+    /// exporter was behind, or failed because the collector refused them or was not reached.
     pub fn counts(&self) -> [(&'static str, u64); 3] {
         let Counts {
             exported,
@@ -134,6 +134,6 @@ impl Traces {
     }
 }
 
-/// What to say where `[traces]` asks for what this program cannot do.
+/// The message for a `[traces]` table in a program that cannot export.
 pub const CANNOT: &str =
     "this program was built without the feature otlp (cargo build --release --features otlp)";

@@ -1,8 +1,8 @@
-//! Spans to a collector, in OTLP over HTTP (protobuf), by OpenTelemetry's own exporter.
+//! Export of spans to a collector, in OTLP over HTTP (protobuf), with OpenTelemetry's own exporter.
 //!
-//! Its SDK is not on the request path: requests are sampled and measured by us, and what it gets
-//! are finished spans. Batches of up to 512 requests, or what has come within a second; a collector
-//! that does not answer within two seconds loses the batch, which is counted.
+//! Its SDK is not on the request path: Cutover samples and measures requests, and the exporter
+//! receives finished spans. A batch has up to 512 requests, or those received within a second. A
+//! collector that does not answer within two seconds loses the batch, which is counted.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,14 +25,15 @@ use super::Attempt;
 use crate::clock;
 use crate::telemetry::traces::{Counts, Finished};
 
-/// Requests in a batch.
+/// The most requests in a batch.
 const BATCH: usize = 512;
 /// How long a batch is collected.
 const COLLECT: Duration = Duration::from_secs(1);
-/// How long a collector may take for a batch; and, once the process ends, for all that is left.
+/// How long a collector may take for a batch. At the end of the process it is the time for all
+/// remaining batches.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Exports until nobody can send any more, everything that came until then included.
+/// Exports until all senders are gone, including everything sent before.
 pub(super) fn start(
     settings: &Settings,
     receiver: Receiver<Finished>,
@@ -104,7 +105,7 @@ pub(super) fn start(
         })
 }
 
-/// The next batch; `None` when there will be none.
+/// Returns the next batch; `None` when there will be none.
 fn next(receiver: &Receiver<Finished>) -> Option<Vec<Finished>> {
     let mut batch = vec![receiver.recv().ok()?];
     let began = clock::mono();
@@ -117,8 +118,8 @@ fn next(receiver: &Receiver<Finished>) -> Option<Vec<Finished>> {
     Some(batch)
 }
 
-/// The span of a request, and those of its attempts. Names of attributes are OpenTelemetry's where
-/// it has one.
+/// Builds the span of a request, and those of its attempts. Names of attributes are those of
+/// OpenTelemetry where it defines one.
 fn spans(finished: &Finished, scope: &InstrumentationScope) -> Vec<SpanData> {
     let trace = TraceId::from(finished.trace);
     let context = |span: u64| {
@@ -187,7 +188,8 @@ fn spans(finished: &Finished, scope: &InstrumentationScope) -> Vec<SpanData> {
         status: status_of(failed),
         instrumentation_scope: scope.clone(),
     };
-    // Attempts are measured by the monotonic clock: back from the end of the request.
+    // Attempts are measured by the monotonic clock, so their times are computed back from the end
+    // of the request.
     let wall = |at: cutover_core::Mono| {
         end.checked_sub(finished.ended_mono.since(at))
             .unwrap_or(end)

@@ -1,40 +1,40 @@
-//! The spans of one request, and the digits of their ids.
+//! The spans of one request, and the digits of their IDs.
 
 use std::net::SocketAddr;
 
 use cutover_core::{FailureKind, Mono, Side};
 use rand::Rng;
 
-/// The spans of one request: ours, and one for each attempt.
+/// The spans of one request: that of the proxy, and one for each attempt.
 #[derive(Clone, Debug, Default)]
 pub struct Spans {
-    /// The id of ours.
+    /// The ID of the proxy's span.
     pub id: u64,
-    /// In order.
+    /// The attempts in order.
     pub attempts: Vec<Attempt>,
 }
 
-/// One attempt at a server.
+/// An attempt at a server.
 #[derive(Clone, Debug)]
 pub struct Attempt {
-    /// The id of its span.
+    /// The ID of the span.
     pub id: u64,
-    /// The side that was asked.
+    /// The side to which the attempt was sent.
     pub side: Side,
-    /// The server that was asked.
+    /// The server to which the attempt was sent.
     pub server: SocketAddr,
-    /// When it was chosen.
+    /// The time at which the server was chosen.
     pub began: Mono,
-    /// When the attempt was over; `None` while it is not.
+    /// The end of the attempt; `None` while it is under way.
     pub ended: Option<Mono>,
-    /// What the server answered, if it did.
+    /// The status of the server's answer, if there was one.
     pub status: Option<u16>,
-    /// How it failed, if it did.
+    /// The kind of failure, if the attempt failed.
     pub failure: Option<FailureKind>,
 }
 
 impl Spans {
-    /// The next attempt begins.
+    /// Records the start of the next attempt.
     pub fn attempt(&mut self, side: Side, server: SocketAddr, now: Mono) {
         self.ended(None, now);
         self.attempts.push(Attempt {
@@ -48,14 +48,14 @@ impl Spans {
         });
     }
 
-    /// The server has answered.
+    /// Records the answer of the server.
     pub fn answered(&mut self, status: u16) {
         if let Some(attempt) = self.attempts.last_mut() {
             attempt.status = Some(status);
         }
     }
 
-    /// The present attempt is over, if one is under way.
+    /// Records the end of the current attempt, if one is under way.
     pub fn ended(&mut self, failure: Option<FailureKind>, now: Mono) {
         if let Some(attempt) = self
             .attempts
@@ -68,12 +68,12 @@ impl Spans {
     }
 }
 
-/// Returns a random span id, which is never zero.
+/// Returns a random span ID, which is never zero.
 pub fn new_span(random: &mut impl Rng) -> u64 {
     random.random::<u64>() | 1
 }
 
-/// Both digits of each byte.
+/// The two hexadecimal digits of each byte.
 const HEX_PAIRS: [[u8; 2]; 256] = {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut pairs = [[0; 2]; 256];
@@ -85,7 +85,7 @@ const HEX_PAIRS: [[u8; 2]; 256] = {
     pairs
 };
 
-/// A number in 32 hexadecimal digits.
+/// Returns a number in 32 hexadecimal digits.
 pub fn hex_digits(number: u128) -> [u8; 32] {
     let mut digits = [0; 32];
     for (pair, byte) in digits

@@ -20,7 +20,7 @@ pub enum Effect {
     /// Write the announcement to the journal and the log, and notify people.
     Announce(Box<Announcement>),
     /// Probe whether a backend can take users, by a health check or a connection. The result is
-    /// reported with [`Event::Answered`] within a quarter of a second.
+    /// reported with [`Event::Answered`](crate::Event::Answered) within a quarter of a second.
     Ask {
         /// The rollout that the probe is for.
         rollout: Arc<str>,
@@ -54,7 +54,8 @@ pub struct Standing {
 pub struct Announcement {
     /// The time of the change.
     pub at: Wall,
-    /// The rollout that changed, or [`windows::EVERYTHING`] for a change that does not belong to
+    /// The rollout that changed, or [`EVERYTHING`](crate::control::maintenance::EVERYTHING) for a
+    /// change that does not belong to
     /// one rollout.
     pub rollout: Arc<str>,
     /// What changed.

@@ -25,7 +25,8 @@ pub enum Event<'a> {
         /// The reason for the change, as far as known.
         reason: String,
     },
-    /// A backend was probed to find out whether it can take users ([`Effect::Ask`]), and this is
+    /// A backend was probed to find out whether it can take users
+    /// ([`Effect::Ask`](crate::Effect::Ask)), and this is
     /// the result.
     Answered {
         /// The rollout that the probe was for.

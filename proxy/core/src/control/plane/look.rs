@@ -3,7 +3,7 @@
 use super::actor::Actor;
 use super::effect::{Announcement, Change, Effect};
 use super::{ControlPlane, announce};
-use crate::control::rollout::{Judgement, Rollout, Trip};
+use crate::control::rollout::{Judgement, Rollout, Spilled, Trip};
 use crate::guard::Rule;
 use crate::guard::judge::Observed;
 use crate::side::PerSide;
@@ -156,39 +156,27 @@ impl ControlPlane {
                         rollout: Arc::clone(rollout.id()),
                         side,
                     }),
-                    Judgement::Spilled(is_spilled) => {
-                        let (change, what) = match is_spilled {
-                            true => (
+                    Judgement::Spill(spilled) => {
+                        let (change, what) = match spilled {
+                            Spilled::ToNew => (
                                 Change::Spilled,
                                 "legacy does not serve users since the rollback, and new answers: \
-                                 users are on new until legacy is back, and the rollback stays \
-                                 latched",
+                                 users are on new until legacy is back",
                             ),
-                            false => (
+                            Spilled::Back => (
                                 Change::SpillEnded,
-                                "legacy answers again: its users are back, and the rollback stays \
-                                 latched",
+                                "legacy answers again: its users are back",
+                            ),
+                            Spilled::Failed => (
+                                Change::SpillEnded,
+                                "new fails users as legacy does: they are back on legacy",
                             ),
                         };
+                        let sentence =
+                            format!("{}: {what}, and the rollback stays latched", rollout.id());
                         said.push(announce(
                             rollout,
                             change,
-                            &Actor::guard(),
-                            "legacy after the rollback",
-                            format!("{}: {what}", rollout.id()),
-                            now,
-                        ));
-                        thawed = true;
-                    }
-                    Judgement::SpillFailed => {
-                        let sentence = format!(
-                            "{}: new fails users as legacy does: they are back on legacy, and the \
-                             rollback stays latched",
-                            rollout.id()
-                        );
-                        said.push(announce(
-                            rollout,
-                            Change::SpillEnded,
                             &Actor::guard(),
                             "legacy after the rollback",
                             sentence,
@@ -210,7 +198,7 @@ impl ControlPlane {
                             now,
                         ));
                     }
-                    Judgement::Held(sentence) => {
+                    Judgement::TooFewUsers(sentence) => {
                         said.push(announce(
                             rollout,
                             Change::Held,

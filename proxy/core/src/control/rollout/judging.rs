@@ -16,6 +16,17 @@ use crate::time::{Mono, Now};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// How users move after a rollback onto a legacy that does not answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Spilled {
+    /// They go to new.
+    ToNew,
+    /// They are back on legacy, because it is well again.
+    Back,
+    /// They are back on legacy, because new fails them as well.
+    Failed,
+}
+
 /// The result of judging a rollout at a tick.
 pub(crate) enum Judgement {
     /// The rollout must be rolled back.
@@ -37,14 +48,12 @@ pub(crate) enum Judgement {
     NoRefugeEnded,
     /// A backend must be probed to find out whether it can take users.
     Ask(Side),
-    /// Whether users are now sent to new after a rollback because legacy does not answer.
-    Spilled(bool),
-    /// New fails the spilled users as well: they are back on legacy.
-    SpillFailed,
+    /// Users are moved after a rollback, because legacy does not answer or answers again.
+    Spill(Spilled),
     /// Legacy does not carry the load after a rollback.
     Overloaded(String),
     /// New is worse, but too few users are affected for a rollback.
-    Held(String),
+    TooFewUsers(String),
 }
 
 /// Returns the part of the settings that the data path needs. The percentage and the latch are left
@@ -194,7 +203,7 @@ impl Rollout {
     /// Decides what a finding leads to, given the settings and recent changes.
     pub(super) fn weigh(&mut self, finding: Finding, now: Now) -> Option<Judgement> {
         match finding {
-            Finding::Held(case) => Some(Judgement::Held(case.sentence)),
+            Finding::TooFewUsers(case) => Some(Judgement::TooFewUsers(case.sentence)),
             Finding::Worse(case) => self.act_on(case, now),
             Finding::StillShared => {
                 if let Some(shared) = &mut self.shared {

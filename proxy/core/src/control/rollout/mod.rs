@@ -15,7 +15,7 @@ mod report;
 mod settings;
 mod trip;
 
-pub(crate) use judging::Judgement;
+pub(crate) use judging::{Judgement, Spilled};
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;

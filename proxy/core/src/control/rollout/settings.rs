@@ -42,3 +42,30 @@ pub struct RolloutSettings {
     /// The settings that define when new counts as worse.
     pub guard: GuardSettings,
 }
+
+impl RolloutSettings {
+    /// Returns a rollout for tests and benchmarks: every request, no failover, the default guard,
+    /// and `legacy` and `new` as the names of its backends.
+    pub fn for_tests(id: &str, percent: Percent) -> Self {
+        Self {
+            id: id.into(),
+            matches: Match::default(),
+            salt: id.into(),
+            keys: Vec::new(),
+            anonymous: Anonymous::Legacy,
+            always_new: UserList::default(),
+            always_legacy: UserList::default(),
+            backends: PerSide {
+                legacy: "legacy".into(),
+                new: "new".into(),
+            },
+            percent,
+            generation: 1,
+            holdback: Percent::ZERO,
+            failover: Failover::Off,
+            fallback_on_404: Vec::new(),
+            drain_on_rollback: Duration::from_secs(60),
+            guard: GuardSettings::default(),
+        }
+    }
+}

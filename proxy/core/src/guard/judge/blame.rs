@@ -49,7 +49,7 @@ pub(super) fn legacy_view(rule: &RuleState, recent: PerSide<&Span>) -> View {
         },
         Test::Absolute { limit, .. } => {
             // All bad events are included, not only those that count: a backend that fails for one
-            // user is failing, whoever the user is.
+            // user is failing, regardless of who the user is.
             let rate = |bad: u64, of: u64| bad as f64 / of.max(bad).max(1) as f64;
             let (m, y) = (tally.all_m.max(tally.all_y) as f64, tally.all_y as f64);
             let log_ratio = |rate: f64| {
@@ -95,17 +95,19 @@ impl Judge {
             // are affected.
             let held_for =
                 |since: Option<Mono>| since.map_or(Duration::ZERO, |since| now.since(since));
-            rule.held_since = if answer == Answer::Held {
+            rule.held_since = if answer == Answer::TooFewUsers {
                 rule.held_since.or(Some(now))
             } else {
                 None
             };
             match answer {
                 Answer::Breach | Answer::SharedCause => {}
-                Answer::Held if !rule.held_said && held_for(rule.held_since) >= HELD_SAID_AFTER => {
+                Answer::TooFewUsers
+                    if !rule.held_said && held_for(rule.held_since) >= HELD_SAID_AFTER =>
+                {
                     rule.held_said = true;
                 }
-                Answer::Held => continue,
+                Answer::TooFewUsers => continue,
                 Answer::Pass | Answer::Inconclusive | Answer::NoRefuge => {
                     rule.held_said = false;
                     continue;
@@ -133,8 +135,8 @@ impl Judge {
                     self.shared_at = Some(now);
                     found = Some(Finding::Shared(case));
                 }
-                Answer::Held if found.is_none() => found = Some(Finding::Held(case)),
-                Answer::Pass | Answer::Inconclusive | Answer::Held | Answer::NoRefuge => {}
+                Answer::TooFewUsers if found.is_none() => found = Some(Finding::TooFewUsers(case)),
+                Answer::Pass | Answer::Inconclusive | Answer::TooFewUsers | Answer::NoRefuge => {}
             }
         }
         found
@@ -170,7 +172,7 @@ impl Judge {
                 let summary = self.hurt.summary(Class::Failure, self.streak_since, false);
                 let needed = Needed::of(&self.population, self.settings.min_users);
                 if let Some(remark) = wording::too_few(&summary, &needed) {
-                    return (Answer::Held, Some(remark));
+                    return (Answer::TooFewUsers, Some(remark));
                 }
                 let view = self.legacy_since_streak(observed);
                 return self.blame(at, view, now);
@@ -186,13 +188,13 @@ impl Judge {
             return (Answer::Pass, None);
         }
         if let Some(remark) = self.leans_on_few(rule) {
-            return (Answer::Held, Some(remark));
+            return (Answer::TooFewUsers, Some(remark));
         }
         if self
             .users_progress(rule)
             .is_some_and(|progress| progress < 1.0)
         {
-            return (Answer::Held, Some(wording::TOO_FEW_USERS.to_owned()));
+            return (Answer::TooFewUsers, Some(wording::TOO_FEW_USERS.to_owned()));
         }
         // If requests to legacy hang as well, more requests to new must hang.
         let legacy_has_any = rule

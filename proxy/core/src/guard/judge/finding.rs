@@ -15,7 +15,7 @@ pub enum Finding {
     /// Both sides are still bad.
     StillShared,
     /// The evidence is strong, but it is based on too few users.
-    Held(Case),
+    TooFewUsers(Case),
 }
 
 /// A rule and its evidence.

@@ -1,7 +1,8 @@
 //! The sequential judge of one rollout: whether new is worse, how many users show it, and whether
 //! it is new's fault.
 //!
-//! Each rule of the guard collects evidence in a [`Detector`] (errors and latency limits as rates,
+//! Each rule of the guard collects evidence in a [`Detector`](crate::guard::detector::Detector)
+//! (errors and latency limits as rates,
 //! comparisons with legacy over the same seconds). A rule trips when three conditions hold. Its
 //! evidence is such that a healthy backend would show it once in `false_alarm_every`, where the
 //! budget is shared over the rules. The evidence *also* holds without any single user or client

@@ -135,7 +135,7 @@ impl Judge {
             },
         };
         match (state.last, &state.remark) {
-            (Answer::Held, Some(remark)) => {
+            (Answer::TooFewUsers, Some(remark)) => {
                 sentence.push_str(&format!("; not rolled back: {remark}"));
             }
             (Answer::SharedCause, _) => {

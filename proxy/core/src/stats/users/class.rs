@@ -11,7 +11,8 @@ pub enum Class {
     ClientError,
     /// The client gave up.
     Abort,
-    /// The user receives only redirects: [`REDIRECTS_IN_A_ROW`] of them in a row.
+    /// The user receives only redirects:
+    /// [`REDIRECTS_IN_A_ROW`](crate::stats::users::REDIRECTS_IN_A_ROW) of them in a row.
     Redirects,
     /// The request was slower than the latency limit with this index, below [`LIMITS`].
     Slow(u8),

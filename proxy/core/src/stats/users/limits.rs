@@ -15,7 +15,8 @@ pub struct TrackerLimits {
     pub epoch: u64,
     /// The latency limits in microseconds; `u64::MAX` means no limit.
     pub slow: PerSide<[u64; LIMITS]>,
-    /// How often one user and one network count in [`USER_PERIOD`], by class.
+    /// How often one user and one network count in
+    /// [`USER_PERIOD`](crate::stats::users::USER_PERIOD), by class.
     pub shares: [(u16, u16); Class::COUNT],
     /// The start times of the running blocks, the shortest first.
     pub blocks: [Mono; BLOCKS],

@@ -519,7 +519,7 @@ mod tests {
             watch
                 .see(Side::New, &failure(), user(2), "/", at(29_900))
                 .has(Class::Failure),
-            "somebody else counts at once"
+            "another user counts at once"
         );
         assert!(
             watch
@@ -626,7 +626,11 @@ mod tests {
     #[test]
     fn a_population_is_counted_when_due_or_when_a_user_has_arrived() {
         let (watch, mut last) = (UserTracker::default(), LastPopulation::default());
-        assert_eq!(last.look(&watch, false, at(1_000)), None, "nobody has come");
+        assert_eq!(
+            last.look(&watch, false, at(1_000)),
+            None,
+            "no user has come"
+        );
         for number in 0..3 {
             watch.see(Side::New, &failure(), user(number * 4), "/", at(1_000));
         }
@@ -689,7 +693,7 @@ mod tests {
         watch.see(Side::New, &success(5), user(1), "/", at(91_000));
         assert!(
             watch.population(at(91_000)).users_60s > 0.9,
-            "whoever comes after the tables were found empty counts"
+            "a user after the tables were found empty counts"
         );
     }
 

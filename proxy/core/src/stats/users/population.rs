@@ -51,7 +51,8 @@ impl LastPopulation {
     }
 }
 
-/// Returns how often one of `population` members may count in [`USER_PERIOD`]: four times what an
+/// Returns how often one of `population` members may count in
+/// [`USER_PERIOD`](crate::stats::users::USER_PERIOD): four times what an
 /// average member would at the relevant rate, and at least `least`. A smaller share would mute a
 /// rollout of few busy users. A larger share would let one of many users decide.
 pub fn fair_share(rate: f64, requests: f64, population: f64, least: u16) -> u16 {
