@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The edge of the proxy with clients and servers that nobody here wrote: curl, nghttp2, openssl, grpcio, websockets, nginx, gunicorn.
+"""The edge of the proxy with clients and servers of other projects: curl, nghttp2, openssl, grpcio, websockets, nginx, gunicorn.
 
     loadtest/acceptance/edge.py [--cutover PATH] [--short] [--engine auto|proxy] [--only NAME ...] [--json]
 
@@ -689,7 +689,7 @@ def check_changes(edge, report):
     over, results, commands = threading.Event(), [], []
 
     def by_h2load(url, clients, per_second):
-        # Anew every two seconds, so that new connections are made, too.
+        # Again every two seconds, so that new connections are also made.
         command = ("-n", per_second * 2, "-c", clients, "-m", "10", f"--rps={max(1, per_second // clients)}", "-H", "x-user-id: h2load", url)
         while not over.is_set():
             said, good, bad, _ = edge.h2load(*command)

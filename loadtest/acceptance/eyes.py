@@ -248,7 +248,7 @@ def check_files(options, report):
     """The files for a container: as far as they can be looked at without one."""
     done = subprocess.run([options.cutover, "check", str(ROOT / "dashboards/cutover.toml")], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE)
     report("cutover check dashboards/cutover.toml", done.returncode == 0, done.stderr.strip() or "valid")
-    # With an address that nobody listens on: what is wrong with the words shows before anything is asked.
+    # With an address without a listener: mistakes in the words show before any request is made.
     nobody, faults, commands = os.environ | {"CUTOVER_ADMIN": f"http://127.0.0.1:{free_port()}"}, [], commands_of_runbook()
     for words in commands:
         said = subprocess.run([options.cutover, *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PATIENCE, env=nobody, cwd="/").stderr

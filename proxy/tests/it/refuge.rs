@@ -3,12 +3,12 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::cli::{cutover, said};
-use crate::harness::{Behaviour, Proxy, rollout, until};
+use crate::harness::{Behaviour, Client, Proxy, rollout, until};
 
 /// A port that has no listener until it is opened, and that no other test gets in the meantime.
 struct Later {
@@ -221,20 +221,59 @@ fn after_a_rollback_users_are_on_new_while_legacy_fails_its_checks() {
     });
 }
 
-#[test]
-fn after_a_rollback_a_dead_legacy_without_checks_is_replaced() {
-    let proxy = Proxy::start(&rollout("checkout", "50", "failover = \"off\""));
+/// Starts a proxy whose guard has just rolled back, while new is well again.
+fn rolled_back(guard: &str) -> Proxy {
+    let more = format!("failover = \"off\"\n{guard}");
+    let proxy = Proxy::start(&rollout("checkout", "50", &more));
     ask_until(&proxy, "healthy traffic", || proxy.new.requests() > 200);
     proxy.new.behave(Behaviour::Answer(500));
     ask_until(&proxy, "the drop", || {
         proxy.rollout()["phase"] == "rolled_back"
     });
     proxy.new.behave(Behaviour::Answer(200));
-    // Legacy still accepts connections, so it counts as alive. Every request fails, and that is
-    // reported.
+    proxy
+}
+
+#[test]
+fn a_legacy_that_fails_after_a_rollback_is_reported_and_replaced() {
+    let proxy = rolled_back("");
+    // Legacy still accepts connections, so a probe calls it alive. Its users know better.
     proxy.legacy.behave(Behaviour::Answer(500));
-    ask_until(&proxy, "the overload to be told", || {
+    ask_until(&proxy, "the overload to be reported", || {
         history(&proxy).contains(&"legacy_overloaded".to_owned())
     });
-    assert_eq!(proxy.rollout()["spilled"], false);
+    ask_until(&proxy, "users to be on new", || {
+        proxy.rollout()["spilled"] == true
+    });
+    assert_eq!(proxy.rollout()["phase"], "rolled_back", "the latch stays");
+    assert_eq!(proxy.side_of("anybody"), "new");
+}
+
+#[test]
+fn a_legacy_that_hangs_after_a_rollback_is_replaced_though_it_accepts() {
+    let proxy = rolled_back("[rollout.guard]\nhang = { older_than = \"1s\" }\n");
+    assert_eq!(proxy.side_of("anybody"), "legacy");
+    proxy.legacy.behave(Behaviour::Hang);
+    // Clients that wait for half a second, twenty at a time, and then give up.
+    let address = proxy.http;
+    let mut waiting = std::collections::VecDeque::new();
+    let mut user = 0;
+    until("users to be on new", || {
+        for _ in 0..2 {
+            user += 1;
+            let mut client = Client::connect(address);
+            let head = format!("GET / HTTP/1.1\r\nhost: h\r\nx-user-id: u{user}\r\n\r\n");
+            client.send(head.as_bytes());
+            waiting.push_back((Instant::now(), client));
+        }
+        while waiting
+            .front()
+            .is_some_and(|(since, _)| since.elapsed() > Duration::from_millis(500))
+        {
+            waiting.pop_front();
+        }
+        (proxy.rollout()["spilled"] == true).then_some(())
+    });
+    assert_eq!(proxy.rollout()["phase"], "rolled_back", "the latch stays");
+    assert_eq!(proxy.side_of("anybody"), "new");
 }
