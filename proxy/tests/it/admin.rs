@@ -1,5 +1,6 @@
 //! The admin port: who may do what, and answers that programs can rely on.
 
+use cutover::admin::routes::{Access, ROUTES};
 use serde_json::json;
 
 use crate::harness::{Proxy, rollout, until};
@@ -23,6 +24,45 @@ fn with_tokens() -> Proxy {
         .replace("VIEWER", &sha256("viewer-token"))
         .replace("OPERATOR", &sha256("operator-token"));
     Proxy::start_with(&tables, &rollout("checkout", "5", ""))
+}
+
+#[test]
+fn every_route_requires_the_role_in_the_table_of_routes() {
+    let proxy = with_tokens();
+    for route in &ROUTES {
+        let path = route
+            .path
+            .replace("{id}", "checkout")
+            .replace("{verb}", "advance");
+        let status = |token: Option<&str>| {
+            let bearer = token.map(|token| format!("Bearer {token}"));
+            let mut headers = vec![("content-type", "application/json")];
+            headers.extend(bearer.as_deref().map(|bearer| ("authorization", bearer)));
+            // A body without a reason changes nothing.
+            let body: &[u8] = if route.method == "GET" { b"" } else { b"{}" };
+            proxy
+                .admin_ask(route.method, &path, &headers, body)
+                .status()
+        };
+        let refused = |token| matches!(status(token), 401 | 403);
+        let (open, viewer) = (
+            route.access == Access::Open,
+            route.access != Access::Operator,
+        );
+        let name = format!("{} {}", route.method, route.path);
+        assert_eq!(refused(None), !open, "{name} without a token");
+        assert_eq!(refused(Some("viewer-token")), !viewer, "{name} by a viewer");
+        assert!(!refused(Some("operator-token")), "{name} by an operator");
+        assert_ne!(status(Some("operator-token")), 405, "{name}");
+    }
+    let index = proxy.admin_ask("GET", "/", &[], b"").text();
+    for route in ROUTES.iter().filter(|route| route.path != "/") {
+        assert!(
+            index.contains(route.path),
+            "GET / does not list {}",
+            route.path
+        );
+    }
 }
 
 #[test]
