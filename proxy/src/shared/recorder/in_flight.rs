@@ -69,7 +69,7 @@ impl InFlight {
             }
             self.recorder
                 .record_locally(local, self.slot, self.side, ending, origin);
-            local.shards[self.side].bump(Counter::Finished, 1);
+            local.shards[self.side].bump(const { Counter::Finished.index() }, 1);
         });
     }
 
@@ -111,7 +111,7 @@ impl Drop for InFlight {
         if !self.is_finished {
             self.is_answered();
             self.recorder.with(self.slot, |local| {
-                local.shards[self.side].bump(Counter::Finished, 1);
+                local.shards[self.side].bump(const { Counter::Finished.index() }, 1);
             });
         }
     }

@@ -159,9 +159,9 @@ impl Recorder {
     pub fn begin(self: &Arc<Self>, slot: usize, side: Side, reason: Option<Reason>) -> InFlight {
         self.with(slot, |local| {
             let shard = &local.shards[side];
-            shard.bump(Counter::Started, 1);
+            shard.bump(const { Counter::Started.index() }, 1);
             if let Some(reason) = reason {
-                shard.bump(Counter::Reason(reason), 1);
+                shard.bump(Counter::Reason(reason).index(), 1);
             }
         });
         InFlight {
@@ -196,7 +196,7 @@ impl Recorder {
     /// Counts what maintenance did to a request of this slot.
     pub fn halted(&self, slot: usize, halted: Halted) {
         self.with(slot, |local| {
-            local.shards.legacy.bump(Counter::Halted(halted), 1);
+            local.shards.legacy.bump(Counter::Halted(halted).index(), 1);
         });
     }
 
