@@ -521,8 +521,10 @@ http {{ access_log off; {temporary} server {{ listen 127.0.0.1:{port} http2 back
     lost = int((re.search(rb"Non-2xx or 3xx responses: (\d+)", seen) or [0, 0])[1])
     count = int((re.search(rb"(\d+) requests in", seen) or [0, 0])[1])
     failed = edge.rollout()["new"]["failed"] - failed
-    # nginx answers here before it has read the upload. The engine loses such an answer to an HTTP/1.1 client now and then where the upload was sent again.
-    report("uploads over HTTP/1.1 to the same", count > 1_000 and not broken and lost * 1_000 < count and failed == 0, command, f"{count} answered, {lost} of them with 502, {broken or 'no broken connection'}; {failed} failures of new")
+    # nginx answers here before it has read the upload. The engine sometimes loses such an answer to an HTTP/1.1 client if the upload was sent again.
+    # That is about 1 in 4,000. It happens in bursts, when nginx ends a connection, which a short run sees only a few times.
+    rare = 300 if edge.options.short else 1_000
+    report("uploads over HTTP/1.1 to the same", count > 1_000 and not broken and lost * rare < count and failed == 0, command, f"{count} answered, {lost} of them with 502, {broken or 'no broken connection'}; {failed} failures of new")
 
 
 def check_grpc(edge, report):

@@ -146,7 +146,7 @@ pub const ROUTES: [Route; 14] = [
         Access::Operator,
         || post(api::unknown_verb),
         r#"{"reason": "CHG-7"}"#,
-        "Is reserved for the commands of plans, and answers 404 or 501.",
+        "Reserved for the commands of plans: answers 501 for advance, pause and resume, else 404.",
     ),
     route(
         "PUT",

@@ -36,7 +36,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run the proxy in the foreground. SIGTERM drains and a second one ends it; SIGHUP reads the
+    /// Run the proxy in the foreground. SIGTERM drains and a second SIGTERM ends it at once; SIGHUP
+    /// reads the
     /// file again; SIGUSR1 reopens the access log; SIGUSR2 starts the program again and lets it
     /// take over
     Run(run::Run),

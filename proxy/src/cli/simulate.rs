@@ -414,13 +414,13 @@ impl Simulate {
             out(&format!("{at}  {sentence}"))?;
         }
         let times = match story.rollbacks {
-            0 => "never".to_owned(),
-            1 => "once".to_owned(),
-            2 => "twice".to_owned(),
-            more => format!("{more} times"),
+            0 => "never have rolled back".to_owned(),
+            1 => "have rolled back once".to_owned(),
+            2 => "have rolled back twice".to_owned(),
+            more => format!("have rolled back {more} times"),
         };
         out(&format!(
-            "this guard would have rolled back {times}: {} looks over {:.0} s of recorded \
+            "this guard would {times}: {} looks over {:.0} s of recorded \
              traffic, re-armed after each rollback",
             story.looks,
             story.covers.as_secs_f64()

@@ -27,6 +27,26 @@ fn with_tokens() -> Proxy {
 }
 
 #[test]
+fn a_dry_rearm_is_refused_like_the_real_one() {
+    let proxy = Proxy::start(&rollout("checkout", "5", ""));
+    let rearm = |body| proxy.post("/api/v1/rollouts/checkout/rearm", &body);
+    let dry = json!({"reason": "CHG-7", "percent": 3, "dry_run": true});
+    let (real, refused) = (rearm(json!({"reason": "CHG-7"})), rearm(dry.clone()));
+    assert_eq!(
+        (refused.status(), refused.text()),
+        (real.status(), real.text())
+    );
+    proxy.post(
+        "/api/v1/rollouts/checkout/rollback",
+        &json!({"reason": "CHG-8"}),
+    );
+    let told = rearm(dry).json();
+    let sentence = told["sentence"].as_str().unwrap();
+    assert!(sentence.contains("would be set to 3 %"), "{sentence}");
+    assert_eq!(proxy.rollout()["phase"], "rolled_back", "nothing was done");
+}
+
+#[test]
 fn every_route_requires_the_role_in_the_table_of_routes() {
     let proxy = with_tokens();
     for route in &ROUTES {

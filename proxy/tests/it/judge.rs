@@ -472,7 +472,7 @@ fn a_guard_can_be_simulated_forecast_and_replayed() {
         "--replay",
         recording.to_str().unwrap(),
     ]);
-    assert!(story.contains("rolled back never"), "{story}");
+    assert!(story.contains("never have rolled back"), "{story}");
     let (code, _, stderr) = cutover(&["simulate", &file, "--replay", &file]);
     assert_eq!(code, Some(2));
     assert!(

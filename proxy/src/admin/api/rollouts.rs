@@ -203,7 +203,14 @@ pub async fn rearm(
 ) -> Result<Response, ApiError> {
     let change = Change::of(&admin, caller, &headers, wish).await?;
     if change.dry_run {
-        return dry(&admin, &id, |id| format!("{id}: the latch would be lifted")).await;
+        expect_latched(&admin, &id).await?;
+        let share = change.percent.map_or_else(String::new, |percent| {
+            format!(", and the percentage would be set to {percent} %")
+        });
+        return dry(&admin, &id, |id| {
+            format!("{id}: the latch would be lifted{share}")
+        })
+        .await;
     }
     let mut if_revision = change.if_revision;
     if let Some(percent) = change.percent {
@@ -241,7 +248,9 @@ pub async fn unknown_verb(
             &format!("`{verb}` is not supported yet"),
             "use `set` and `rollback`",
         ),
-        _ => ApiError::not_found(&format!("`{verb}` is none of set, rollback, rearm")),
+        _ => ApiError::not_found(&format!(
+            "there is no command `{verb}`; there are: set, rollback, rearm"
+        )),
     }
 }
 
