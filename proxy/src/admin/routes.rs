@@ -198,7 +198,7 @@ fn index() -> String {
         text.push_str(line.trim_end());
         text.push('\n');
     }
-    text.push_str("\nEvery body that changes something also takes \"dry_run\" and \"actor\".\n");
+    text.push_str("\nBodies of rollouts and of maintenance also take \"dry_run\" and \"actor\".\n");
     text
 }
 
@@ -278,7 +278,7 @@ request with a foreign `Origin` is refused, so no page of another site can use t
 ## Requests that change something
 
 The body is JSON with `Content-Type: application/json`. It needs a `reason`: one line of at most 500 characters, which
-goes into the journal. With `"dry_run": true` the answer says what would happen, and nothing is done. `actor` names the
+goes into the journal. With `"dry_run": true` the answer says what would happen, and nothing is done (`reload` has no dry run). `actor` names the
 caller where there are no tokens.
 
 The `ETag` of a status is its revision. With `If-Match: "7"` a change or a reload is made only at revision 7, and is

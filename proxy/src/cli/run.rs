@@ -117,7 +117,11 @@ impl Run {
         };
         let Started { running, event_log } = started.inspect_err(|failed| {
             if let Some(successor) = &successor {
-                successor.fail(&failed.message);
+                let hint = failed
+                    .hint
+                    .as_ref()
+                    .map_or_else(String::new, |hint| format!("\nhint: {hint}"));
+                successor.fail(&format!("{}{hint}", failed.message));
             }
         })?;
         drop(successor);

@@ -203,7 +203,7 @@ impl Control {
             );
         }
         for warning in &self.common.settings.warnings {
-            tracing::warn!(file = %self.config.file, "{warning}");
+            tracing::warn!(file = %self.config.file, %warning, "the file has a warning");
         }
         tracing::info!(file = %self.config.file, digest, rollouts = self.common.settings.rollouts.len(), revision = self.plane.revision(), "the file is in force");
         let (file, waiting_for) = (

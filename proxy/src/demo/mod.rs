@@ -166,7 +166,10 @@ impl Stage {
         let running = tokio::task::spawn_blocking(move || start.start())
             .await
             .map_err(|error| error.to_string())?
-            .map_err(|error| error.to_string())?;
+            .map_err(|error| match error.hint() {
+                Some(hint) => format!("{error}\nhint: {hint}"),
+                None => error.to_string(),
+            })?;
         let users = Users::start(running.http[0], USERS, RPS);
         Ok(Self {
             legacy,

@@ -19,7 +19,7 @@ use std::time::Duration;
 #[derive(Debug, Deserialize)]
 #[serde(
     deny_unknown_fields,
-    expecting = "a JSON object such as {\"reason\": \"CHG-7\"}"
+    expecting = "a JSON object such as {\"rollout\": null, \"mode\": \"full\", \"reason\": \"CHG-7\"}"
 )]
 pub struct MaintenanceBody {
     /// The ID of the rollout; `null` means all traffic. A missing field is an error, because

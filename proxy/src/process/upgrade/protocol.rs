@@ -501,7 +501,7 @@ mod tests {
         let handover: Handovers = [(Arc::from("checkout"), handover)].into();
         let text = serde_json::to_string(&estate_of(&handover)).expect("text");
         assert_eq!(
-            restore_handover(serde_json::from_str(&text).expect("known")).expect("an handover"),
+            restore_handover(serde_json::from_str(&text).expect("known")).expect("a handover"),
             handover
         );
     }

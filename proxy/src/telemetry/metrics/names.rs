@@ -396,7 +396,7 @@ pub const ALL: [Name; 40] = [
 /// Returns the metrics document, which is generated from this list so that it is never out of date.
 pub fn document() -> String {
     let mut text = String::from(
-        "# Metrics\n\nMade from `proxy/src/metrics/names.rs` (`UPDATE=1 cargo test -p cutover \
+        "# Metrics\n\nMade from `proxy/src/telemetry/metrics/names.rs` (`UPDATE=1 cargo test -p cutover \
          --test it every_metric` writes it). `GET /metrics` on the admin port; base units, \
          ratios from 0 to 1.\nEvery label pair of a rollout exists from its start. No user, path \
          or raw status is ever a label, so the number of series depends on the file alone.\n\n| \

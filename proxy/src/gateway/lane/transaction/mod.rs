@@ -80,7 +80,7 @@ impl<'a> Transaction<'a> {
         let used = request.head + body as usize;
         if head_bytes.len() > used {
             *pipelined = Buffer::of(&head_bytes.filled()[used..]);
-            debug_assert!(pipelined.is_some(), "it head_bytes in a buffer");
+            debug_assert!(pipelined.is_some(), "the bytes fit in a buffer");
             head_bytes.truncate(used);
         }
         Self {
