@@ -1,6 +1,7 @@
 //! The playing of a scenario. Each run has its own stage, so that no run starts with the leftovers
 //! of another.
 
+use crate::capacity;
 use crate::driver::{Driver, Measurement, RunPlan, Target};
 use crate::probe::sample;
 use crate::report::timeline::Timeline;
@@ -10,10 +11,11 @@ use crate::scenario::file::Scenario;
 use crate::scenario::outcome::{self, Outcome, PartOutcome, RunOutcome};
 use crate::scenario::steps;
 use crate::scenario::world::{Surroundings, World};
+use crate::slow;
 use crate::stopping::stopped;
 use crate::units::UsageError;
 use crate::users::Oracle;
-use crate::{capacity, slow, websockets};
+use crate::websockets;
 use std::io;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;

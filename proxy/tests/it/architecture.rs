@@ -56,6 +56,8 @@ fn arrows(source: &Path) -> BTreeMap<String, BTreeMap<String, PathBuf>> {
         let inside = file.strip_prefix(source).unwrap();
         let room = room_of(&inside.iter().next().unwrap().to_string_lossy());
         for line in code(&text) {
+            let is_grouped = line.contains("crate::{");
+            assert!(!is_grouped, "{}: import each room alone", file.display());
             for path in line.split("crate::").skip(1) {
                 let named: String = path
                     .chars()
@@ -279,9 +281,12 @@ fn pingora_is_named_only_in_the_allowed_modules() {
         "assemble/data_path.rs",
         "gateway/adapter/",
         "gateway/http2/",
-        "gateway/listener/",
+        "gateway/listener/client_stream.rs",
+        "gateway/listener/mod.rs",
         "gateway/prewarm.rs",
-        "upstream/",
+        "upstream/health.rs",
+        "upstream/mod.rs",
+        "upstream/server.rs",
     ];
     let source = root().join("proxy/src");
     for (file, text) in sources(&source) {
@@ -296,7 +301,7 @@ fn pingora_is_named_only_in_the_allowed_modules() {
         );
     }
     let adapter = fs::read_to_string(root().join("proxy/src/gateway/adapter/mod.rs")).unwrap();
-    assert!(adapter.lines().count() <= 700, "the adapter stays thin");
+    assert!(adapter.lines().count() <= 600, "the adapter stays thin");
 }
 
 #[test]
@@ -533,7 +538,7 @@ fn every_metric_named_in_a_document_exists() {
                 known.contains(&stem)
                     || known.contains(&word)
                     || ["cutover_id", "cutover_core"].contains(&word)
-                    || word.ends_with('_'),
+                    || (word.ends_with('_') && known.iter().any(|name| name.starts_with(word))),
                 "{document}: there is no metric {word}"
             );
             named += 1;
